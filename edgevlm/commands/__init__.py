@@ -1,0 +1,1 @@
+"""One module per verb: the verb is the module, the function and the subcommand."""

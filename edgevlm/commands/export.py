@@ -1,0 +1,196 @@
+"""`edgevlm export`: a checkpoint to a bundle, checked by the gate."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgevlm.commands.console import note, progress_bar, size, table
+from edgevlm.commands.gate_table import gate_table
+from edgevlm.errors import EdgeVLMError, GateError
+
+TARGETS = ("onnx", "gguf", "coreml")
+KINDS = "[fp32|fp16|int8|int4]"
+
+# Flags of `optimum-cli export onnx` that have no meaning here: what to do instead.
+REPLACED = {
+    "--opset": "The opset is part of a graph's design: leave --opset out (onnx/*_portable.onnx have 23).",
+    "--atol": "The gate's bounds are fixed per quantization: leave --atol out and read its table.",
+    "--optimize": "Graphs are authored in fused form: leave --optimize out and choose a --preset instead.",
+    "--batch_size": "No shape is baked into a graph: leave --batch_size out.",
+    "--sequence_length": "No shape is baked into a graph: leave --sequence_length out.",
+    "--pad_token_id": "Token ids are read from the checkpoint: leave --pad_token_id out.",
+    "--library": "The model family is read from config.json: leave --library out.",
+    "--variant": "There is one layout, described in docs/bundle-format.md: leave --variant out.",
+}
+REPLACED_SWITCHES = {
+    "--trust-remote-code": "Code from a checkpoint is never run: leave --trust-remote-code out.",
+    "--monolith": "A device runs each stage at its own time, from a graph of its own: leave --monolith out.",
+    "--no-post-process": "Tied weights are shared from the start: leave --no-post-process out.",
+    "--no-dynamic-axes": "No shape is baked into a graph: leave --no-dynamic-axes out.",
+    "--slim": "Graphs are authored without waste: leave --slim out.",
+    "--legacy": "Decoders are always one merged graph: leave --legacy out.",
+}
+
+
+def _replaced(function: Callable[..., Any]) -> Callable[..., Any]:
+    def refuse(ctx: click.Context, param: click.Parameter, value: object) -> None:
+        if value:
+            raise EdgeVLMError({**REPLACED, **REPLACED_SWITCHES}[param.opts[0]])
+
+    for flag in REPLACED:
+        function = click.option(flag, hidden=True, expose_value=False, callback=refuse)(function)
+    for flag in REPLACED_SWITCHES:
+        function = click.option(flag, is_flag=True, hidden=True, expose_value=False, callback=refuse)(
+            function
+        )
+    return function
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.argument("out", required=False)
+@click.option("-m", "--model", "model_flag", metavar="MODEL", help="The same as the first argument.")
+@click.option("-o", "--out", "out_flag", metavar="DIR", help="The same as the second argument.")
+@click.option("--target", default="onnx", show_default=True, metavar="T[,T...]", help="onnx, gguf, coreml.")
+@click.option("--quantize", metavar=KINDS, help="How weights are stored.  [default: int4]")
+@click.option(
+    "--preset",
+    default="balanced",
+    show_default=True,
+    metavar="[size|balanced|latency]",
+    help="What a quantized bundle trades for: bytes, a good mix, or speed.",
+)
+@click.option("--vision", metavar=KINDS, help="Override the preset for the image encoder.")
+@click.option("--projector", metavar=KINDS, help="... for the projector.")
+@click.option("--decoder", metavar=KINDS, help="... for the decoder.")
+@click.option("--embed", metavar=KINDS, help="... for the embedding table (and a tied head).")
+@click.option("--coreml-profile", default="gpu", show_default=True, metavar="[gpu|ane]",
+              help="Flexible shapes for the GPU, or fixed ones for the Neural Engine.")
+@click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to merge on the way.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
+@click.option("--cache-dir", "--cache_dir", metavar="DIR", help="Where Hub downloads are kept.")
+@click.option("--force", is_flag=True, help="Replace a bundle at DIR, once the new one is complete.")
+@click.option("--no-gate", is_flag=True, help="Do not compare the bundle with the original.")
+@click.option("--dtype", metavar="[fp32|fp16]", help="optimum-cli's name for --quantize.")
+@click.option("--task", hidden=True)
+@click.option("--device", hidden=True)
+@click.option("--framework", hidden=True)
+@_replaced
+def export(
+    model: str | None, out: str | None, model_flag: str | None, out_flag: str | None, target: str,
+    quantize: str | None, preset: str, vision: str | None, projector: str | None, decoder: str | None,
+    embed: str | None, coreml_profile: str, adapter: str | None, revision: str | None, cache_dir: str | None,
+    force: bool, no_gate: bool, dtype: str | None, task: str | None, device: str | None, framework: str | None,
+) -> None:  # fmt: skip
+    """Turn MODEL into the bundle OUT and prove that the two agree.
+
+    MODEL is a checkpoint folder, a Hub id (owner/name), or 'default', the model shipped with edgevlm.
+    The gate compares every exported component with the original; if a bound is missed, its table is shown and
+    the exit code is 1. The folder of the finished bundle is the only line on standard output.
+    """
+    source, folder, names = _places([p for p in (model, out) if p], model_flag, out_flag)
+    _check_optimum(task, device, framework)
+    overrides = {"vision": vision, "projector": projector, "decoder": decoder, "embed": embed}
+    bundle = export_bundle(
+        source,
+        folder,
+        targets=_targets(names or target),
+        quantize=_kind(quantize, dtype),
+        preset=preset,
+        components={name: kind for name, kind in overrides.items() if kind},
+        coreml_profile=coreml_profile,
+        adapter=adapter,
+        revision=revision,
+        cache_dir=Path(cache_dir) if cache_dir else None,
+        force=force,
+        gate=not no_gate,
+    )
+    note(f'\nNext: edgevlm run {shlex.quote(str(bundle))} photo.jpg "What is in the picture?"')
+    click.echo(bundle)
+
+
+def export_bundle(model: str, out: str, **options: Any) -> Path:
+    """Export with a progress bar, show the gate's table and the sizes on standard error; the bundle's folder.
+
+    `options` are those of edgevlm.export.pipeline.ExportOptions. Raises GateError after the table is shown.
+    """
+    from edgevlm.bundle import open_bundle
+    from edgevlm.export.pipeline import ExportOptions, export_model
+
+    try:
+        with progress_bar() as progress:
+            result = export_model(ExportOptions(model=model, out=Path(out), **options), progress=progress)
+    except GateError as error:
+        note(gate_table(error.report.to_dict()))
+        raise
+    if result.report:
+        note(gate_table(result.report.to_dict()))
+    note()
+    note(_sizes({name: file.size for name, file in open_bundle(result.folder).manifest.files.items()}))
+    return result.folder
+
+
+def _sizes(files: dict[str, int]) -> str:
+    """The files that matter, largest first, the rest in one line, and the sum."""
+    total = sum(files.values())
+    rows = sorted(((count, name) for name, count in files.items() if count >= total / 100), reverse=True)
+    rest = total - sum(count for count, _ in rows)
+    rows += [(rest, f"{len(files) - len(rows)} smaller files"), (total, "total")]
+    return table([(name, size(count)) for count, name in rows])
+
+
+def _places(positional: list[str], model: str | None, out: str | None) -> tuple[str, str, str | None]:
+    """Model, output folder, and the target where optimum's word order (`onnx -m MODEL OUT`) names it."""
+    target = None
+    if model is not None and len(positional) == 2 and positional[0] in TARGETS:
+        target = positional.pop(0)
+    if model is None:
+        if not positional:
+            raise EdgeVLMError("No model was given: name a checkpoint folder, a Hub id or 'default'.")
+        model = positional.pop(0)
+    if len(positional) + (out is not None) > 1:
+        raise EdgeVLMError(
+            f"Two output folders were given ('{positional[0]}' and '{out or positional[1]}'): give one."
+        )
+    folder = out if out is not None else (positional or [""])[0]
+    if not folder:
+        raise EdgeVLMError(
+            f"No output folder was given: add one, as in `edgevlm export {shlex.quote(model)} -o bundle`."
+        )
+    return model, folder, target
+
+
+def _targets(names: str) -> tuple[str, ...]:
+    targets = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    for name in targets:
+        if name not in TARGETS:
+            near = difflib.get_close_matches(name, TARGETS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(TARGETS)}."
+            raise EdgeVLMError(f"Target '{name}' does not exist: {hint}")
+    if not targets:
+        raise EdgeVLMError(f"No target was given: choose from {', '.join(TARGETS)}.")
+    return targets
+
+
+def _kind(quantize: str | None, dtype: str | None) -> str:
+    if dtype == "bf16":
+        raise EdgeVLMError("bf16 runs on no edge runtime: use --dtype fp16, or --quantize int8 or int4.")
+    if quantize and dtype and quantize != dtype:
+        raise EdgeVLMError(f"--quantize {quantize} and --dtype {dtype} contradict each other: give one.")
+    return quantize or dtype or "int4"
+
+
+def _check_optimum(task: str | None, device: str | None, framework: str | None) -> None:
+    """Values that mean what happens anyway are taken; any other says what to do."""
+    if task not in (None, "auto", "image-text-to-text"):
+        raise EdgeVLMError(f"Task '{task}' does not exist here: leave --task out (image-text-to-text).")
+    if device not in (None, "cpu"):
+        raise EdgeVLMError(f"An export runs on the CPU alone, not on '{device}': leave --device out.")
+    if framework not in (None, "pt"):
+        raise EdgeVLMError("An export reads safetensors and uses no framework: leave --framework out.")

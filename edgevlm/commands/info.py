@@ -1,0 +1,79 @@
+"""`edgevlm info`: what a bundle holds, and what this machine can run it on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgevlm.commands.console import size, table
+from edgevlm.commands.gate_table import gate_table
+from edgevlm.commands.run import bundle_folder
+from edgevlm.errors import EdgeVLMError
+
+if TYPE_CHECKING:
+    from edgevlm.bundle import Bundle
+
+
+@click.command()
+@click.argument("bundle", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Write it as JSON: for a bundle, its manifest.")
+@click.option("--devices", is_flag=True, help="List the engines of this machine and what they can run on.")
+def info(bundle: str | None, as_json: bool, devices: bool) -> None:
+    """Show what BUNDLE holds: model, quantization, files, gate."""
+    if bundle is None and not devices:
+        raise EdgeVLMError("Nothing to show: name a bundle, or add --devices for this machine's engines.")
+    if bundle is not None and devices:
+        raise EdgeVLMError("--devices shows this machine, not a bundle: give one of them.")
+    if bundle is None:
+        from edgevlm.runtimes.devices import list_devices
+
+        engines = list_devices()
+        text = json.dumps(engines, indent=2) if as_json else _engines_text(engines)
+    else:
+        from edgevlm.bundle import MANIFEST, open_bundle
+
+        opened = open_bundle(bundle_folder(bundle))
+        text = opened.folder.joinpath(MANIFEST).read_text(encoding="utf-8") if as_json else describe(opened)
+    click.echo(text.rstrip())
+
+
+def describe(bundle: Bundle) -> str:
+    """The manifest for people."""
+    manifest = bundle.manifest
+    spec, model, recipe = manifest.spec, manifest.model, manifest.recipe
+    vision, decoder = spec.vision, spec.decoder
+    facts = [
+        ("model", f"{model.name} ({spec.family}) from {model.source}"),
+        ("revision", model.revision or "none"),
+        ("weights", f"sha256 {model.weights_sha256[:16]}"),
+        ("adapter", model.adapter or "none"),
+        ("quantization", f"{recipe.get('quantize')}, preset {recipe.get('preset')}: {_forms(recipe)}"),
+        ("targets", ", ".join(manifest.targets)),
+        ("image", f"tiles of {vision.image_size} px, {spec.image_tokens} image tokens each"),
+        ("decoder", f"{decoder.num_layers} layers of {decoder.hidden_size}, {decoder.vocab_size} tokens, "
+                    f"context {decoder.context_length}"),
+        ("written by", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
+        ("size", size(sum(file.size for file in manifest.files.values()))),
+    ]  # fmt: skip
+    files = table([(name, size(file.size)) for name, file in manifest.files.items()])
+    gate = gate_table(manifest.gate) if manifest.gate else "  not run: try `edgevlm verify`"
+    return f"{table(facts)}\n\nFiles\n{files}\n\nGate\n{gate}"
+
+
+def _forms(recipe: dict[str, Any]) -> str:
+    forms = {name: form for name, form in recipe.items() if isinstance(form, dict) and "kind" in form}
+    return ", ".join(
+        f"{name} {form['kind']}{' dynamic' if form.get('dynamic') else ''}" for name, form in forms.items()
+    )
+
+
+def _engines_text(engines: list[dict[str, Any]]) -> str:
+    rows = [("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores")]
+    for engine in engines:
+        devices = ", ".join(f"{device['name']} ({device['kind']})" for device in engine.get("devices", []))
+        rows.append((engine["engine"], engine.get("error") or f"{engine['version']}: {devices}"))
+    return table(rows)

@@ -1,0 +1,170 @@
+"""`edgevlm run`: ask a bundle about pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgevlm.commands.console import note, seconds, size, table
+from edgevlm.errors import EdgeVLMError
+
+if TYPE_CHECKING:
+    from edgevlm.generate import Answer, GenerateOptions, Timings
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
+
+
+@click.command()
+@click.argument("bundle")
+@click.argument("inputs", nargs=-1, metavar="[IMAGE...] QUESTION")
+@click.option("--runtime", metavar="NAME", help="onnxruntime, llama.cpp, coreml, eager, or two: encoder+decoder.")
+@click.option("--storage", default="fp16", metavar="[fp16|fp32]", help="What the CoreML evaluator rounds values to.")
+@click.option("--device", default="cpu", show_default=True, metavar="[cpu|gpu|npu]",
+              help="What to run on; for onnxruntime also a provider: cuda, tensorrt, coreml, webgpu, xnnpack, qnn.")
+@click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: all cores]")
+@click.option("--max-tokens", type=int, default=128, show_default=True, metavar="N", help="Longest answer.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, metavar="T", help="0 is greedy.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, metavar="P", help="Nucleus.")
+@click.option("--top-k", type=int, default=0, show_default=True, metavar="K", help="0 keeps every token.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, metavar="R", help="1: off.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="For sampling.")
+@click.option(
+    "--tiles", type=int, metavar="N", help="Most tiles per picture; 1 is fastest.  [default: the model's]"
+)
+@click.option("--timings", is_flag=True, help="Show the four stages on standard error.")
+@click.option("--json", "as_json", is_flag=True, help="Write answer and timings as one JSON object instead.")
+def run(
+    bundle: str,
+    inputs: tuple[str, ...],
+    runtime: str | None,
+    storage: str,
+    device: str,
+    threads: int | None,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    repetition_penalty: float,
+    seed: int,
+    tiles: int | None,
+    timings: bool,
+    as_json: bool,
+) -> None:
+    """Ask the model in BUNDLE a QUESTION about pictures.
+
+    One picture, several, or none. The answer streams to standard output.
+    """
+    pictures, question = _inputs(bundle, inputs)
+    folder = bundle_folder(bundle)
+
+    from edgevlm.sampling import GenerateOptions
+
+    options = GenerateOptions(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    answer = ask(folder, pictures, question, options, runtime, device, threads, tiles, not as_json, storage)
+    if as_json:
+        figures = {**dataclasses.asdict(answer.timings), "finish_reason": answer.finish_reason}
+        click.echo(json.dumps({"answer": answer.text.strip(), **figures}, ensure_ascii=False))
+        return
+    if answer.finish_reason == "length":
+        note(f"(stopped after {answer.timings.answer_tokens} tokens: raise --max-tokens for a longer answer)")
+    if timings:
+        note("\n" + timings_table(answer.timings))
+
+
+def ask(
+    folder: Path,
+    pictures: Sequence[str | Path],
+    question: str,
+    options: GenerateOptions,
+    runtime: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    tiles: int | None = None,
+    stream: bool = True,
+    storage: str = "fp16",
+) -> Answer:
+    """Open the bundle on an engine, put the question, write the answer to standard output as it comes."""
+    from edgevlm.bundle import open_bundle
+    from edgevlm.generate import Pipeline
+    from edgevlm.runtimes import open_runtime
+
+    bundle = open_bundle(folder)
+    engine = open_runtime(bundle, runtime, device=device, threads=threads, storage=storage)
+    try:
+        answer = Pipeline(bundle, engine).ask(list(pictures), question, options, max_tiles=tiles)
+        if stream:
+            begun = False
+            for piece in answer:
+                # Chat templates that end in "Assistant:" make the first token begin with a space.
+                text = piece if begun else piece.lstrip()
+                begun = begun or bool(text)
+                click.echo(text, nl=False)
+            click.echo()
+        return answer.answer
+    finally:
+        engine.close()
+
+
+def bundle_folder(bundle: str) -> Path:
+    """The folder of a bundle; a checkpoint or Hub id is answered with the command that exports it."""
+    folder = Path(bundle)
+    if folder.exists():
+        is_model = (folder / "config.json").exists() and not (folder / "manifest.json").exists()
+    else:
+        is_model = bundle == "default" or bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", bundle))
+    if not is_model:
+        return folder  # open_bundle says what it lacks
+    out = folder.resolve().name + "-int4"
+    raise EdgeVLMError(
+        f"'{bundle}' is a model, not a bundle: export it first with "
+        f"`edgevlm export {shlex.quote(bundle)} -o {shlex.quote(out)}`, then run {shlex.quote(out)}."
+    )
+
+
+def _inputs(bundle: str, inputs: tuple[str, ...]) -> tuple[list[str], str]:
+    """Pictures and the question, which is the last argument."""
+    if not inputs:
+        example = f'edgevlm run {shlex.quote(bundle)} photo.jpg "What is this?"'
+        raise EdgeVLMError(f"No question was given: add one in quotes, as in `{example}`.")
+    *pictures, question = inputs
+    if os.path.isfile(question) and question.lower().endswith(PICTURES):
+        raise EdgeVLMError(
+            f"No question follows the picture '{question}': add one in quotes as the last argument."
+        )
+    if not question.strip():
+        raise EdgeVLMError("The question is empty: write it in quotes as the last argument.")
+    for picture in pictures:
+        if not os.path.exists(picture):
+            raise EdgeVLMError(
+                f"There is no picture '{picture}': check the path, and put the question in quotes at the end."
+            )
+    return pictures, question
+
+
+def timings_table(timings: Timings) -> str:
+    """The four stages, what they had to do, and the peak memory."""
+    speed = f"{timings.answer_tokens} tokens, {timings.tokens_per_second:.1f} per second"
+    rows = [
+        ("preprocess", seconds(timings.preprocess), ""),
+        ("encode", seconds(timings.encode), f"{timings.image_tokens} image tokens"),
+        ("prefill", seconds(timings.prefill), f"{timings.prompt_tokens} prompt tokens"),
+        ("decode", seconds(timings.decode), speed),
+    ]
+    if timings.peak_memory:
+        rows.append(("peak memory", size(timings.peak_memory), ""))
+    return table(rows)

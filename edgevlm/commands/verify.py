@@ -1,0 +1,141 @@
+"""`edgevlm verify`: hash every file of a bundle, and run the gate again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgevlm.commands.console import note, progress_bar, size, table
+from edgevlm.commands.gate_table import gate_table
+from edgevlm.commands.run import bundle_folder
+from edgevlm.errors import EdgeVLMError, GateError
+
+if TYPE_CHECKING:
+    from edgevlm.bundle import Bundle
+    from edgevlm.export.pipeline import Expected
+
+
+@click.command()
+@click.argument("bundle")
+@click.option("-m", "--model", metavar="MODEL", help="The original: folder, Hub id or 'default'.")
+@click.option("--adapter", metavar="FOLDER", help="The adapter that was merged into it.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
+@click.option("--cache-dir", "--cache_dir", metavar="DIR", help="Where Hub downloads are kept.")
+@click.option("--lint", metavar="ane", help="Check the CoreML packages against the Neural Engine's rules instead.")
+@click.option("--overflow", is_flag=True, help="List CoreML operations that leave fp16's range instead.")
+@click.option("--across", is_flag=True, help="Compare the engines of BUNDLE with each other instead.")
+def verify(
+    bundle: str, model: str | None, adapter: str | None, revision: str | None, cache_dir: str | None, lint: str | None,
+    overflow: bool, across: bool,
+) -> None:
+    """Check a bundle's files, and run its gate again.
+
+    Every file of BUNDLE is compared with its hash, and every target with the reference. With --model the
+    weights are compared with the original's too; without it, this needs no more than the base install and
+    shows that this machine computes what the bundle says. Exits with 1 when a bound is missed.
+
+    With --across all engines that this machine has and the eager reference answer the same prompts, side by side,
+    and the first component that diverges is named. --lint ane predicts from static rules, each with its source, what
+    the Neural Engine will do with the CoreML packages; only a device can tell what it does.
+    """
+    from edgevlm.bundle import open_bundle
+    from edgevlm.gate import run_gate
+
+    opened = open_bundle(bundle_folder(bundle), check="hash")
+    note(f"{len(opened.manifest.files)} files match their sha256.")
+    if lint is not None or overflow or across:
+        if lint is not None:
+            _lint(opened, lint)
+        if overflow:
+            _overflow(opened)
+        if across:
+            _across(opened)
+        return
+    expected = None
+    if model is not None:
+        expected = _expected(opened, model, adapter, revision, Path(cache_dir) if cache_dir else None)
+    with progress_bar() as progress:
+        original = expected.weights if expected else None
+        report = run_gate(opened, original=original, expected=expected, progress=progress)
+    note(gate_table(report.to_dict()))
+    if not report.passed:
+        raise GateError(f"'{bundle}' does not hold on this machine: {report.first_failure()}.")
+    if expected is None:
+        note("Without --model the cost of quantization was not measured again.")
+
+
+def _lint(bundle: Bundle, rules: str) -> None:
+    from edgevlm.lint import lint_bundle
+
+    if rules != "ane":
+        raise EdgeVLMError(f"There are no rules '{rules}' to lint by: use --lint ane.")
+    reports = lint_bundle(bundle)
+    for report in reports:
+        rows = [
+            (f.name, f"{f.predicted_ane:.0%} of {len(f.operations)} operations", size(round(f.bytes_per_token)))
+            for f in report.functions
+        ]
+        note(f"\n{report.package}\n" + table(rows, ("function", "predicted on the Neural Engine", "read per token")))
+        for finding in report.findings:
+            note(f"  {finding}")
+    if not all(report.passed for report in reports):
+        raise GateError(f"'{bundle.folder}' breaks rules of the Neural Engine: export with --coreml-profile ane.")
+
+
+def _overflow(bundle: Bundle) -> None:
+    from dataclasses import replace
+
+    from edgevlm.gate import PICTURES, QUESTION, picture_folder
+    from edgevlm.preprocess import open_image, preprocess
+    from edgevlm.prompt import Prompter
+    from edgevlm.runtimes.mil_overflow import overflow_report
+
+    single = replace(bundle.image_spec, split=False)
+    tiles = [preprocess(open_image(picture_folder() / name), single).pixels for name in PICTURES]
+    ids = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json")).encode(QUESTION)
+    report = overflow_report(bundle, tiles, ids)
+    for row in report.problems:
+        note(f"  {row}")
+    note(f"{len(report.problems)} of {len(report.rows)} operations leave fp16's range on {len(tiles)} pictures.")
+    if report.problems:
+        raise GateError(f"'{bundle.folder}' does not fit fp16: {report.problems[0]}.")
+
+
+def _across(bundle: Bundle) -> None:
+    from edgevlm.across import HEAD, verify_across
+
+    with progress_bar() as progress:
+        report = verify_across(bundle, progress=progress)
+    note(table(report.table(), HEAD))
+    if report.tensors:
+        note(f"{report.tensors - len(report.different)} of {report.tensors} tensors are equal bit for bit.")
+    for line in (*report.skipped, *report.warnings):
+        note(line)
+    if not report.agreed:
+        row = next((r for r in report.rows if r.divergence != "none"), None)
+        where = f"{row.first} and {row.second} first at the {row.divergence}" if row else report.different[0]
+        raise GateError(f"The engines of '{bundle.folder}' differ: {where}.")
+
+
+def _expected(
+    bundle: Bundle, model: str, adapter: str | None, revision: str | None, cache_dir: Path | None
+) -> Expected:
+    """What the quantizer makes of the original; refused where the bundle was made from other weights."""
+    from edgevlm.export.checkpoint import open_checkpoint
+    from edgevlm.export.families import read_model
+    from edgevlm.export.pipeline import Expected
+    from edgevlm.export.recipe import Recipe
+    from edgevlm.spec import from_dict
+
+    checkpoint = open_checkpoint(model, revision=revision, cache_dir=cache_dir, adapter=adapter)
+    made_from = bundle.manifest.model
+    if checkpoint.content_hash() != made_from.weights_sha256:
+        merged = f" with the adapter {made_from.adapter}" if made_from.adapter else ""
+        raise EdgeVLMError(
+            f"'{model}' has other weights than the bundle was made from: "
+            f"give {made_from.source}{merged}, or export the bundle again."
+        )
+    recipe = from_dict(Recipe, bundle.manifest.recipe, "manifest.json: recipe")
+    return Expected(read_model(checkpoint)[1], recipe)

@@ -1,0 +1,38 @@
+"""Llama-type decoder (Touvron et al. 2023, arXiv 2302.13971) with grouped-query attention."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgevlm.models.ops import F32, Ops, X
+from edgevlm.spec import DecoderSpec
+
+
+def embed_tokens(ops: Ops, ids: X) -> X:
+    return ops.embed(ids, "decoder.embed")
+
+
+def decoder(ops: Ops, x: X, spec: DecoderSpec) -> X:
+    """Embeddings (S, D) to logits of the last position; keys and values stay in the backend's cache."""
+    eps = spec.rms_norm_eps
+    h = ops.rms_norm(x, "decoder.layers.0.norm1", eps)
+    for i in range(spec.num_layers):
+        w = f"decoder.layers.{i}"
+        qkv = ops.linear(h, f"{w}.q", f"{w}.k", f"{w}.v")
+        x, h = ops.add_rms_norm(x, ops.linear(ops.cached_attention(qkv, i), f"{w}.o"), f"{w}.norm2", eps)
+        h = ops.linear(ops.swiglu(ops.linear(h, f"{w}.gate", f"{w}.up")), f"{w}.down")
+        following = f"decoder.layers.{i + 1}.norm1" if i + 1 < spec.num_layers else "decoder.norm"
+        x, h = ops.add_rms_norm(x, h, following, eps)
+    return ops.linear(ops.last_position(h), head_name(spec))
+
+
+def head_name(spec: DecoderSpec) -> str:
+    return "decoder.embed" if spec.tie_embeddings else "decoder.head"
+
+
+def rope_tables(spec: DecoderSpec, length: int) -> tuple[F32, F32]:
+    """cos and sin (length, head size / 2), in the float32 arithmetic of transformers' LlamaRotaryEmbedding."""
+    exponents = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
+    inv_freq = (1.0 / np.power(np.float32(spec.rope_theta), exponents)).astype(np.float32)
+    angles = np.arange(length, dtype=np.float32)[:, None] * inv_freq[None, :]
+    return np.cos(angles), np.sin(angles)

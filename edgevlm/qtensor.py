@@ -1,0 +1,40 @@
+"""The quantized tensor that every container holds: signed codes times fp16 scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK = 32  # input values that share one int4 scale, as in GGUF's Q4_0
+PREFILL = "prefill/"  # in weights.json, before the name of a weight in the form that the prompt's own graph holds
+KINDS = ("fp32", "fp16", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """A weight (N, K) in one of `KINDS`.
+
+    fp32, fp16: `codes` are the values. int8: codes -127..127, `scale` (N, 1). int4: codes -8..7,
+    `scale` (N, K / 32). A value is `scale * code`; scales are float16.
+    """
+
+    kind: str
+    codes: npt.NDArray[Any]
+    scale: npt.NDArray[np.float16] | None = None
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """(N, K) float32, each value exactly `float32(scale) * code`."""
+        if self.scale is None:
+            return np.ascontiguousarray(self.codes, dtype=np.float32)
+        rows, columns = self.codes.shape
+        blocks = self.codes.reshape(rows, self.scale.shape[1], -1).astype(np.float32)
+        return (blocks * self.scale.astype(np.float32)[:, :, None]).reshape(rows, columns)
+
+    def scale_per_block(self) -> npt.NDArray[np.float16]:
+        """(N, K / 32): the int8 row scale repeated, as containers without per-channel scales hold it."""
+        assert self.scale is not None
+        blocks = self.codes.shape[1] // BLOCK
+        return np.repeat(self.scale, blocks, axis=1) if self.scale.shape[1] == 1 else self.scale

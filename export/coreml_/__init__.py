@@ -1,0 +1,5 @@
+"""The CoreML target. coremltools is imported when an export begins."""
+
+from edgevlm.export.coreml_.write import CoreMLOptions, check_recipe, write_coreml
+
+__all__ = ["CoreMLOptions", "check_recipe", "write_coreml"]

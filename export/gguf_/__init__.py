@@ -1,0 +1,15 @@
+"""GGUF emitter: the decoder and the mmproj file, written from the one quantizer's codes."""
+
+from edgevlm.errors import EdgeVLMError
+
+try:
+    import gguf as _gguf  # noqa: F401
+except ImportError:
+    raise EdgeVLMError(
+        "Writing GGUF needs the package gguf, which is not installed: run `pip install 'edgevlm[gguf]'`."
+    ) from None
+
+from edgevlm.export.gguf_.validate import validate_gguf
+from edgevlm.export.gguf_.writer import write_gguf
+
+__all__ = ["validate_gguf", "write_gguf"]

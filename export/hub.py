@@ -1,0 +1,88 @@
+"""Fetch a model folder from the Hugging Face Hub, or take it from the cache."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from edgevlm.errors import EdgeVLMError
+
+# Weights in safetensors, configuration, tokenizer and chat template; never pickle, never code.
+PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+_SHARDS = re.compile(r"-of-(\d+)\.safetensors$")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether `model` has the form "owner/name"."""
+    return bool(_ID.fullmatch(model)) and ".." not in model and len(model) <= 200
+
+
+def fetch(model: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Path:
+    """The local snapshot folder of the Hub model `model` ("owner/name"), downloaded where the cache lacks it.
+
+    Without a network the cached snapshot is used. Raises EdgeVLMError when there is none, when the model or
+    the
+    revision does not exist, or when access needs a token.
+    """
+    try:
+        from huggingface_hub import errors as hub_errors
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise EdgeVLMError(
+            f"'{model}' is not a local folder, and the Hub needs the package huggingface_hub: run pip "
+            "install 'edgevlm[export]', or give a local folder."
+        ) from None
+
+    def snapshot(local_only: bool) -> Path:
+        return Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                cache_dir=cache_dir,
+                allow_patterns=PATTERNS,
+                local_files_only=local_only,
+            )
+        )
+
+    which = f"'{model}'" if revision is None else f"'{model}' at revision '{revision}'"
+    if re.fullmatch(r"[0-9a-f]{40}", revision or ""):  # a commit never changes: no need to ask the Hub
+        try:
+            if _is_whole(folder := snapshot(local_only=True)):
+                return folder
+        except (hub_errors.LocalEntryNotFoundError, OSError, ValueError):
+            pass
+    try:
+        return snapshot(local_only=False)
+    except hub_errors.GatedRepoError:
+        raise EdgeVLMError(
+            f"{which} is gated: accept its terms on its Hub page, then run 'hf auth login' and try again."
+        ) from None
+    except hub_errors.RevisionNotFoundError:
+        raise EdgeVLMError(
+            f"{which} does not exist on the Hub: check the revision on the model's Hub page."
+        ) from None
+    except hub_errors.RepositoryNotFoundError:
+        raise EdgeVLMError(
+            f"{which} is not on the Hub, or is private: check the name, or run 'hf auth login' for a private "
+            "model."
+        ) from None
+    except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        problem = error
+    try:
+        return snapshot(local_only=True)
+    except (hub_errors.LocalEntryNotFoundError, OSError, ValueError):
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
+        raise EdgeVLMError(
+            f"{which} is neither a local folder nor in the cache, and the Hub could not be reached "
+            f"({reason}): check the network, or give a local folder."
+        ) from None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a cached snapshot has what a model needs; downloads of single files leave partial ones."""
+    weights = list(folder.glob("*.safetensors"))
+    shards = max((int(match[1]) for path in weights if (match := _SHARDS.search(path.name))), default=1)
+    return len(weights) >= shards and all(
+        (folder / name).exists() for name in ("config.json", "tokenizer.json")
+    )

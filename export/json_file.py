@@ -1,0 +1,67 @@
+"""The JSON files of a checkpoint, with errors that name the file and the key."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from edgevlm.errors import EdgeVLMError
+
+
+class JsonFile:
+    """A JSON object, or an object inside it (`where`); `data` is empty where an optional file is absent."""
+
+    def __init__(self, path: Path, data: dict[str, Any], where: str = "") -> None:
+        self.path, self.data, self.where = path, data, where
+
+    def wrong(self, key: str, expected: str) -> EdgeVLMError:
+        found = repr(self.data[key]) if key in self.data else "nothing"
+        return EdgeVLMError(
+            f"'{self.path}' has {self.where}{key} = {found[:80]}, expected {expected}: "
+            "use a SmolVLM or Idefics3 checkpoint with its original processor files."
+        )
+
+    def flag(self, key: str) -> bool:
+        value = self.data.get(key, True)  # all of the processors' flags default to True
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
+        return value
+
+    def edge(self, key: str) -> int:
+        value = self.data.get(key)
+        edge = value.get("longest_edge") if isinstance(value, dict) else None
+        if isinstance(edge, bool) or not isinstance(edge, int) or edge < 1:
+            raise self.wrong(key, '{"longest_edge": a number of pixels}')
+        return edge
+
+    def number(self, key: str) -> float:
+        value = self.data.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self.wrong(key, "a number")
+        return float(value)
+
+    def triple(self, key: str) -> tuple[float, float, float]:
+        value = self.data.get(key)
+        values = value if isinstance(value, list) else [value] * 3
+        numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        if len(values) != 3 or len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+            raise self.wrong(key, "three numbers")
+        return numbers[0], numbers[1], numbers[2]
+
+
+def read_json_file(path: Path, *, required: bool = True) -> JsonFile:
+    if not path.exists() and not required:
+        return JsonFile(path, {})
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as e:
+        raise EdgeVLMError(f"'{path}' is missing: use a checkpoint with its processor files.") from e
+    except (OSError, ValueError, RecursionError) as e:
+        raise EdgeVLMError(f"'{path}' cannot be read as JSON ({e}): take the file anew.") from e
+    if not isinstance(data, dict):
+        raise EdgeVLMError(
+            f"'{path}' holds a JSON {type(data).__name__}, expected an object: take the file anew."
+        )
+    return JsonFile(path, data)

@@ -1,0 +1,106 @@
+"""The same graphs in standard operators (opset 23) over the same bytes, for engines without com.microsoft kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto
+
+from edgevlm.export.onnx_.ops import OnnxOps
+from edgevlm.export.onnx_.placement import Linear
+from edgevlm.qtensor import BLOCK
+
+
+class PortableOps(OnnxOps):
+    """Weights are dequantized in the graph; attention keeps no shared buffer: present = past + new."""
+
+    def _dynamic_linear(self, x: str, linear: Linear, bias: str | None) -> str:
+        codes, scale = self._column_codes(linear)
+        matrix = self.graph.node("DequantizeLinear", codes, scale, axis=1)
+        return self._matmul(x, matrix, bias)
+
+    def _block_linear(self, x: str, linear: Linear, bias: str | None) -> str:
+        g = self.graph
+        assert linear.scale is not None
+        dtype = TensorProto.UINT4 if linear.kind == "int4" else TensorProto.UINT8
+        shape = [linear.rows, linear.columns]
+        codes = g.external(f"{linear.key}.codes", dtype, shape, linear.codes)
+        blocks = [linear.rows, linear.columns // BLOCK]
+        scale = g.external(f"{linear.key}.scale", TensorProto.FLOAT, blocks, linear.scale)
+        zero = self.placement.zero_points(g, linear)
+        matrix = g.node("DequantizeLinear", codes, scale, zero, axis=1, block_size=BLOCK)
+        return self._matmul(x, g.node("Transpose", matrix, perm=[1, 0]), bias)
+
+    def _matmul(self, x: str, matrix: str, bias: str | None) -> str:
+        y = self.graph.node("MatMul", x, matrix)
+        return self.graph.node("Add", y, bias) if bias else y
+
+    def _embed_blocks(self, ids: str, linear: Linear) -> str:
+        """Gather the rows' bytes, then undo the packing: standard Gather has no 4-bit type."""
+        g, blocks = self.graph, linear.columns // BLOCK
+        codes, scale = self._row_bytes(linear)
+        rows = g.node("Gather", codes, ids)
+        if linear.kind == "int4":
+            low = g.node("BitwiseAnd", rows, g.constant(15, np.uint8))
+            high = g.node("BitShift", rows, g.constant(4, np.uint8), direction="RIGHT")
+            pair = [g.node("Unsqueeze", half, g.constant([-1])) for half in (low, high)]
+            rows = g.node("Concat", *pair, axis=-1)
+        shape = g.node("Concat", g.node("Shape", ids), g.constant([blocks, BLOCK]), axis=0)
+        values = g.node("Cast", g.node("Reshape", rows, shape), to=TensorProto.FLOAT)
+        zero = g.constant(8 if linear.kind == "int4" else 128, np.float32)
+        scales = g.node("Unsqueeze", g.node("Gather", scale, ids), g.constant([-1]))
+        scaled = g.node("Mul", g.node("Sub", values, zero), scales)
+        flat = g.node("Concat", g.node("Shape", ids), g.constant([linear.columns]), axis=0)
+        return g.node("Reshape", scaled, flat)
+
+    def add_rms_norm(self, x: str, delta: str, name: str, eps: float) -> tuple[str, str]:
+        total = self.add(x, delta)
+        return total, self.rms_norm(total, name, eps)
+
+    def _silu(self, x: str) -> str:
+        return self.graph.node("Mul", x, self.graph.node("Sigmoid", x))
+
+    def begin_decoder(self, embeds: str, mask: str) -> None:
+        """Position ids and visibility (batch, 1, new, past + new), for padding on either side."""
+        super().begin_decoder(embeds, mask)
+        g = self.graph
+        counted = g.node("Sub", g.node("CumSum", mask, g.constant(1)), g.constant(1))
+        counted = g.node("Max", counted, g.constant(0))
+        newest = [self._past, self._total, g.constant([1])]
+        self._positions = g.node("Slice", counted, *newest)
+        self._new_mask = g.node("Slice", mask, *newest)
+        zero, one, total = g.constant(0), g.constant(1), g.node("Squeeze", self._total, g.constant([0]))
+        key = g.node("Range", zero, total, one)
+        past = g.node("Squeeze", self._past, g.constant([0]))
+        query = g.node("Unsqueeze", g.node("Range", past, total, one), g.constant([1]))
+        real = g.node("Cast", g.node("Unsqueeze", mask, g.constant([1, 2])), to=TensorProto.BOOL)
+        seen = g.node("And", real, g.node("LessOrEqual", key, query))
+        # A padded query sees itself, or its softmax over nothing would be NaN and poison the values it leaves behind.
+        self._visible = g.node("Or", seen, g.node("Equal", key, query))
+
+    def cached_attention(self, qkv: str, layer: int) -> str:
+        g, spec = self.graph, self._spec
+        sizes = [n * spec.head_dim for n in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)]
+        q, k, v = g.nodes("Split", qkv, g.constant(sizes), outputs=3, axis=-1)
+        tables = (self._rope(0), self._rope(1), self._positions)
+        q = g.node("RotaryEmbedding", q, *tables, num_heads=spec.num_heads)
+        k = g.node("RotaryEmbedding", k, *tables, num_heads=spec.num_kv_heads)
+        past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
+        present = [f"present.{layer}.{part}" for part in ("key", "value")]
+        out, *_ = g.nodes(
+            "Attention",
+            q,
+            k,
+            v,
+            self._visible,
+            *past,
+            outputs=[f"attention.{layer}", *present],
+            q_num_heads=spec.num_heads,
+            kv_num_heads=spec.num_kv_heads,
+        )
+        return out
+
+    def last_position(self, x: str) -> str:
+        g = self.graph
+        steps = g.node("Range", g.constant(0), g.node("Squeeze", self._new, g.constant([0])), g.constant(1))
+        index = g.node("ReduceMax", g.node("Mul", steps, self._new_mask), g.constant([1]), keepdims=1)
+        return g.node("Unsqueeze", g.node("GatherND", x, index, batch_dims=1), g.constant([1]))

@@ -1,0 +1,210 @@
+"""One command's work: checkpoint -> spec + weights -> graphs -> bundle -> gate."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edgevlm import __version__
+from edgevlm.bundle import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
+from edgevlm.errors import EdgeVLMError, GateError
+from edgevlm.export.bundle_writer import check_free, list_files, partial_folder, publish, write_json, write_manifest
+from edgevlm.export.checkpoint import Checkpoint, open_checkpoint
+from edgevlm.export.families import Weights, read_model
+from edgevlm.export.processor import read_image_spec, read_prompt_spec
+from edgevlm.export.quantize import quantize
+from edgevlm.export.recipe import Recipe, fit, is_linear, make_recipe
+from edgevlm.gate import run_gate
+from edgevlm.gate_report import GateReport
+from edgevlm.models.ops import F32
+from edgevlm.qtensor import PREFILL, QTensor
+from edgevlm.spec import ModelSpec, to_dict
+
+Progress = Callable[[str, int, int], None]
+TARGETS = ("onnx", "gguf", "coreml")
+COREML_PROFILES = ("gpu", "ane")
+# Small files that upstream tools (transformers.js, tokenizers, llama.cpp's converters) look for beside the graphs.
+UPSTREAM = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+_TOOLS = ("numpy", "pillow", "tokenizers", "onnx", "onnxruntime", "gguf", "coremltools")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    model: str  # folder, Hub id or "default"
+    out: Path
+    targets: tuple[str, ...] = ("onnx",)
+    quantize: str = "int4"
+    preset: str = "balanced"
+    components: dict[str, str] = field(default_factory=dict)  # overrides, such as {"vision": "fp16"}
+    coreml_profile: str = "gpu"
+    adapter: str | None = None
+    revision: str | None = None
+    cache_dir: Path | None = None
+    force: bool = False
+    gate: bool = True
+
+    def __post_init__(self) -> None:
+        for target in self.targets:
+            if target not in TARGETS:
+                raise EdgeVLMError(f"Target '{target}' does not exist: choose from {', '.join(TARGETS)}.")
+        if not self.targets:
+            raise EdgeVLMError(f"No target was given: choose from {', '.join(TARGETS)}.")
+        if self.coreml_profile not in COREML_PROFILES:
+            raise EdgeVLMError(
+                f"CoreML profile '{self.coreml_profile}' does not exist: choose one of {', '.join(COREML_PROFILES)}."
+            )
+        make_recipe(self.quantize, self.preset, self.components)
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    folder: Path
+    report: GateReport | None
+
+
+def export_model(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
+    """Write the bundle `options.out`.
+
+    Raises EdgeVLMError for what a user can mend, and GateError when the gate fails: then the bundle lies in
+    `<out>.failed`, and nothing under `out` has changed.
+    """
+    tell = progress or (lambda what, done, total: None)
+    check_free(options.out, options.force)
+    checkpoint = open_checkpoint(
+        options.model, revision=options.revision, cache_dir=options.cache_dir, adapter=options.adapter
+    )
+    spec, weights = read_model(checkpoint)
+    recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
+    with partial_folder(options.out) as partial:
+        bundle = _write(partial, checkpoint, spec, weights, recipe, options, tell)
+        report = None
+        if options.gate:
+            expected = Expected(weights, recipe)
+            report = run_gate(bundle, original=weights, expected=expected, progress=tell, thorough=False)
+            manifest = replace(bundle.manifest, gate=report.to_dict())
+            write_manifest(partial, manifest)
+        if report is None or report.passed:
+            publish(partial, options.out)
+            return ExportResult(options.out, report)
+        failed = options.out.with_name(f"{options.out.name}.failed")
+        check_free(failed, force=True)
+        publish(partial, failed)
+    error = GateError(
+        f"The gate failed: {report.first_failure()}; the bundle lies in '{failed}' for inspection, "
+        f"and '{options.out}' was not touched."
+    )
+    error.report = report
+    raise error
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the quantizer makes of the original, recomputed: the files must hold exactly this."""
+
+    weights: Weights
+    recipe: Recipe
+
+    def names(self) -> list[str]:
+        names = self.weights.names()
+        if self.recipe.prefill is not None:
+            names += [PREFILL + name for name in names if name.startswith("decoder.layers.")]
+        return names
+
+    def quantized(self, name: str) -> QTensor:
+        plain, recipe = name.removeprefix(PREFILL), self.recipe
+        if plain != name and recipe.prefill is not None:
+            recipe = replace(recipe, decoder=recipe.prefill)
+        return quantize(self.weights.read(plain), recipe.form(plain).kind, plain)
+
+    def read(self, name: str) -> F32:
+        return self.quantized(name).dequantize().reshape(self.weights.shape(name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.weights
+
+
+def _write(
+    folder: Path,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    weights: Weights,
+    recipe: Recipe,
+    options: ExportOptions,
+    tell: Progress,
+) -> Bundle:
+    image_spec = read_image_spec(checkpoint.folder, spec.vision)
+    prompt_spec = read_prompt_spec(checkpoint.folder, spec)
+    for name in UPSTREAM:
+        if (checkpoint.folder / name).is_file():
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+    write_json(folder / "preprocess.json", to_dict(image_spec))
+    write_json(folder / "prompt.json", to_dict(prompt_spec))
+
+    total = sum(is_linear(name) for name in weights.names())
+    targets: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
+    for target in options.targets:
+        done = 0
+
+        def quantized(name: str, target: str = target) -> QTensor:
+            nonlocal done
+            done += 1
+            tell(f"{target}: quantize and write", min(done, total), total)
+            return quantize(weights.read(name), recipe.form(name).kind, name)
+
+        place = folder / target
+        place.mkdir()
+        if target == "onnx":
+            from edgevlm.export.onnx_.emit import write_onnx
+            from edgevlm.export.onnx_.genai import genai_config
+
+            targets[target], tensors = write_onnx(place, spec, weights, recipe, quantized)
+            write_json(folder / "genai_config.json", genai_config(spec, prompt_spec, targets[target]["graphs"]))
+        elif target == "gguf":
+            from edgevlm.export.gguf_ import write_gguf
+
+            targets[target] = write_gguf(
+                place, spec, weights, recipe, image_spec, prompt_spec, folder / "tokenizer.json", quantized
+            )
+        else:
+            from edgevlm.export.coreml_ import write_coreml
+
+            targets[target] = write_coreml(place, spec, weights, recipe, quantized, options.coreml_profile)
+        tell(f"{target}: quantize and write", total, total)
+    if tensors:
+        write_json(folder / "weights.json", {"tensors": tensors})
+
+    info = ModelInfo(
+        spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), options.adapter
+    )
+    manifest = Manifest(
+        SCHEMA, info, spec, to_dict(recipe), targets, list_files(folder), tool_versions(), gate=None
+    )
+    write_manifest(folder, manifest)
+    return open_bundle(folder)
+
+
+def tool_versions() -> dict[str, str]:
+    versions = {"edgevlm": __version__, "python": platform.python_version()}
+    for name in _TOOLS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

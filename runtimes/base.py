@@ -1,0 +1,43 @@
+"""What every engine offers. The loop in edgevlm.generate is written against this and nothing else."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+
+class Runtime(Protocol):
+    """One loaded bundle on one engine, holding one conversation's KV cache.
+
+    T tiles, n image tokens per tile, D decoder hidden size, V vocabulary size, S positions. All arrays float32.
+    """
+
+    name: str  # "onnxruntime", "eager", "llama.cpp", "coreml"
+    device: str  # what it really runs on, in words: "CPU (2 threads)"
+
+    def encode(self, pixels: F32) -> F32:
+        """Normalized tiles (T, 3, H, W) to image features (T, n, D)."""
+
+    def embed(self, ids: I64) -> F32:
+        """Token ids (S,) to embeddings (S, D)."""
+
+    def prefill(self, embeds: F32) -> F32:
+        """Append S positions (S, D) to the cache; logits (V,) after the last one."""
+
+    def step(self, token: int) -> F32:
+        """Append one token to the cache; logits (V,) after it."""
+
+    @property
+    def position(self) -> int:
+        """Positions in the cache."""
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from `length` on; 0 starts a new conversation."""
+
+    def close(self) -> None:
+        """Free the engine. Calling it twice is harmless."""

@@ -1,0 +1,89 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from edgevlm.bundle import Bundle
+
+
+@pytest.fixture(scope="session")
+def builder() -> ModuleType:
+    """tests/build_smolvlm.py as a module."""
+    name = "build_smolvlm"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(builder: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random SmolVLM (64 px, 16 image tokens, vocabulary 512, tied, float32). Do not change it."""
+    folder: Path = builder.build_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint_256m(builder: ModuleType, pytestconfig: pytest.Config) -> Path:
+    """The 256M shape with a real decoder, 456 MB in pytest's cache from run to run. Keep it as it is."""
+    assert pytestconfig.cache is not None
+    source = hashlib.sha256(Path(__file__).with_name("build_smolvlm.py").read_bytes()).hexdigest()
+    folder: Path = builder.build_256m(pytestconfig.cache.mkdir("checkpoints") / f"smolvlm-256m-{source[:8]}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny SmolVLM as an fp32 ONNX bundle. Do not change it."""
+    from edgevlm.export.pipeline import ExportOptions, export_model
+
+    out = tmp_path_factory.mktemp("bundle") / "tiny-fp32"
+    return export_model(ExportOptions(str(tiny_checkpoint), out, quantize="fp32", gate=False)).folder
+
+
+@pytest.fixture(scope="session")
+def gguf_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny SmolVLM with "\\n\\n" as one token, as SmolVLM has it and llama.cpp needs it. Do not change it."""
+    folder: Path = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("checkpoint") / "tiny-gguf")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    model = tokenizer["model"]
+    if "ĊĊ" not in model["vocab"]:
+        last = "".join(model["merges"][-1])  # nothing is merged from it
+        model["merges"][-1] = ["Ċ", "Ċ"]
+        model["vocab"]["ĊĊ"] = model["vocab"].pop(last)
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gguf_bundle(gguf_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
+    """gguf_bundle(quantize, model="tiny" or "default"): ONNX and GGUF, made once. Do not change it."""
+    made: dict[tuple[str, str], Bundle] = {}
+
+    def make(quantize: str, model: str = "tiny") -> Bundle:
+        from edgevlm.bundle import open_bundle
+        from edgevlm.export.pipeline import ExportOptions, export_model
+
+        if (quantize, model) not in made:
+            source = str(gguf_checkpoint) if model == "tiny" else model
+            out = tmp_path_factory.mktemp("gguf") / f"{model}-{quantize}"
+            options = ExportOptions(source, out, targets=("onnx", "gguf"), quantize=quantize, gate=False)
+            made[quantize, model] = open_bundle(export_model(options).folder)
+        return made[quantize, model]
+
+    return make

@@ -1,0 +1,68 @@
+"""Documents that say what the program does: links lead somewhere, commands parse, the reference is its own."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import click
+import pytest
+
+from edgevlm.cli import edgevlm
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "bench").glob("*.md"))]
+
+
+def test_the_command_reference_is_the_programs_own() -> None:
+    command = [sys.executable, "docs/make_cli_docs.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_documents_parse(page: Path) -> None:
+    """Every `edgevlm VERB ...` in an indented block is accepted by the program's own parser."""
+    for line in re.findall(r"^    (?:\$ )?(edgevlm .*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        _, verb, *words = shlex.split(line, comments=True)
+        command = edgevlm.commands.get(verb)
+        assert command is not None, f"{page.name}: {line}"
+        context = click.Context(command, info_name=verb)
+        command.make_parser(context).parse_args(args=[word for word in words if word != "..."])
+
+
+def test_make_targets_named_in_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = re.findall(r"^    make (\S+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert named == ["demo", "test"]
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_picture_is_drawn_inside_its_frame() -> None:
+    """Well-formed, self-contained, and every text starts inside the frame."""
+    root = ElementTree.parse(ROOT / "docs" / "pipeline.svg").getroot()
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    texts = list(root.iter("{http://www.w3.org/2000/svg}text"))
+    assert len(texts) > 20
+    for text in texts:
+        assert 0 < float(text.attrib["x"]) < width and 0 < float(text.attrib["y"]) < height
+    assert "href" not in (ROOT / "docs" / "pipeline.svg").read_text()
+
+
+def test_documents_name_no_machine_path() -> None:
+    for page in PAGES:
+        assert not re.search(r"(?<![\w.])/(?:work|root|home)/", page.read_text(encoding="utf-8")), page.name
