@@ -13,12 +13,13 @@ from typing import Any
 from edgevlm import __version__
 from edgevlm.bundle import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
 from edgevlm.errors import EdgeVLMError, GateError
-from edgevlm.export.bundle_writer import check_free, list_files, partial_folder, publish, write_json, write_manifest
+from edgevlm.export.bundle_writer import check_free, list_files, write_json, write_manifest
 from edgevlm.export.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.export.families import Weights, read_model
 from edgevlm.export.processor import read_image_spec, read_prompt_spec
 from edgevlm.export.quantize import quantize
 from edgevlm.export.recipe import Recipe, fit, is_linear, make_recipe
+from edgevlm.folders import partial_folder, publish
 from edgevlm.gate import run_gate
 from edgevlm.gate_report import GateReport
 from edgevlm.models.ops import F32

@@ -11,7 +11,8 @@ import pytest
 
 from edgevlm.bundle import open_bundle
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.bundle_writer import check_free, partial_folder, publish
+from edgevlm.export.bundle_writer import check_free
+from edgevlm.folders import partial_folder, publish
 from edgevlm.shipped import ShippedWeights
 
 
