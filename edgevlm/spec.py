@@ -45,6 +45,16 @@ class ProjectorSpec:
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's: long wavelengths are stretched by `factor`, short ones kept, those between blended."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int  # positions that the model was first trained on
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
     """A Llama-type decoder: RMSNorm, RoPE (split halves), grouped-query attention, SwiGLU."""
 
@@ -59,6 +69,7 @@ class DecoderSpec:
     rope_theta: float
     context_length: int  # positions, prompt and answer together
     tie_embeddings: bool
+    rope_scaling: RopeScaling | None = None
 
 
 @dataclass(frozen=True)

@@ -167,12 +167,14 @@ _ALONE = {
     "vision.post_norm": "v.post_ln",
     "projector.linear": "mm.model.fc",
 }
+ROPE_FACTORS = "decoder.rope_factors"  # computed from the spec, no weight of the model
+_TABLES = {"vision.position_embedding": "v.position_embd.weight", ROPE_FACTORS: "rope_freqs.weight"}
 
 
 def gguf_name(weight: str) -> str:
     """The tensor that holds a canonical weight, in llama.cpp's `llama` and `idefics3` naming."""
-    if weight == "vision.position_embedding":
-        return "v.position_embd.weight"
+    if weight in _TABLES:
+        return _TABLES[weight]
     stem, _, what = weight.rpartition(".")
     if stem in _ALONE:
         return f"{_ALONE[stem]}.{what}"

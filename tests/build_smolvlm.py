@@ -59,6 +59,7 @@ def build_tiny(
     head_dim: int | None = None,
     vocab_size: int = 512,
     attention_bias: bool = False,
+    rope_scaling: dict[str, Any] | None = None,
     published: bool = True,
 ) -> Path:
     """A tiny random SmolVLM ("smolvlm") or Idefics3 ("idefics3"): 4 query heads over 2 key-value heads.
@@ -87,6 +88,7 @@ def build_tiny(
             "num_key_value_heads": 2,
             "head_dim": head_dim or hidden_size // 4,
             "rope_theta": 10000.0,
+            "rope_scaling": rope_scaling,
             "rms_norm_eps": 1e-5,
             "max_position_embeddings": 2048,
             "attention_bias": attention_bias,

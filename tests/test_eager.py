@@ -1,5 +1,6 @@
 """The eager backend against transformers, the publisher of the architecture."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +17,7 @@ from edgevlm.export.families import read_model
 from edgevlm.models.eager import EagerOps, KVCache
 from edgevlm.models.llama import decoder, embed_tokens, rope_tables
 from edgevlm.reference import Reference, cosine
+from edgevlm.spec import RopeScaling
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +54,27 @@ def test_logits_equal_transformers_however_the_prompt_is_cut(pair, ids: list[int
     assert np.abs(np.concatenate(ours) - theirs).max() < 2e-4
 
 
-@pytest.mark.parametrize(("theta", "head_dim"), [(10000.0, 16), (100000.0, 64), (273768.0, 64)])
-def test_rope_tables_equal_transformers(pair, theta: float, head_dim: int) -> None:
-    from dataclasses import replace
-
-    spec = replace(pair[0].decoder, rope_theta=theta, head_dim=head_dim)
+@pytest.mark.parametrize(
+    ("theta", "head_dim", "scaling"),
+    [
+        (10000.0, 16, None),
+        (100000.0, 64, None),
+        (273768.0, 64, None),
+        (500000.0, 128, RopeScaling(8.0, 1.0, 4.0, 8192)),
+        (10000.0, 64, RopeScaling(32.0, 0.5, 7.0, 64)),
+    ],
+)
+def test_rope_tables_equal_transformers(pair, theta: float, head_dim: int, scaling: RopeScaling | None) -> None:
+    spec = replace(pair[0].decoder, rope_theta=theta, head_dim=head_dim, rope_scaling=scaling)
+    rope = {"rope_type": "default", "rope_theta": theta}
+    if scaling is not None:
+        rope |= {"rope_type": "llama3", **vars(scaling)}
+        rope["original_max_position_embeddings"] = rope.pop("original_context")
     config = LlamaConfig(
         hidden_size=head_dim * 4,
         num_attention_heads=4,
         head_dim=head_dim,
-        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        rope_parameters=rope,
     )
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(8192)[None])
     ours = rope_tables(spec, 8192)

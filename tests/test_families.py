@@ -30,7 +30,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.export.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.export.families import read_model
 from edgevlm.export.families.smolvlm import MappedWeights, patch_positions
-from edgevlm.spec import ModelSpec
+from edgevlm.spec import ModelSpec, RopeScaling
 
 CONFIGS = {"smolvlm": SmolVLMConfig, "idefics3": Idefics3Config}
 MODELS = {"smolvlm": SmolVLMForConditionalGeneration, "idefics3": Idefics3ForConditionalGeneration}
@@ -79,6 +79,29 @@ SMOLVLM2_2B = {
                       "intermediate_size": 4304, "num_hidden_layers": 27},
 }  # fmt: skip
 
+IDEFICS3_8B = {
+    "model_type": "idefics3",
+    "image_token_id": 128257,
+    "scale_factor": 2,
+    "tie_word_embeddings": False,
+    "text_config": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 131072,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+        "rope_theta": 500000.0,
+        "vocab_size": 128260,
+    },
+    "vision_config": {"model_type": "idefics3", "hidden_size": 1152, "image_size": 364, "intermediate_size": 4304,
+                      "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14},
+}  # fmt: skip
+
 
 def refused(call: Callable[[], Any]) -> str:
     with pytest.raises(EdgeVLMError) as caught:
@@ -122,6 +145,10 @@ def read_shapes(config: dict[str, Any]) -> tuple[ModelSpec, Any]:
 
 def assert_same(spec: ModelSpec, config: Any) -> None:
     text, vision = config.text_config, config.vision_config
+    rope, scaling = text.rope_parameters, None
+    if rope["rope_type"] != "default":
+        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        scaling = RopeScaling(*(rope[name] for name in names))
     assert vars(spec.decoder) == {
         "vocab_size": text.vocab_size,
         "hidden_size": text.hidden_size,
@@ -134,6 +161,7 @@ def assert_same(spec: ModelSpec, config: Any) -> None:
         "rope_theta": text.rope_parameters["rope_theta"],
         "context_length": text.max_position_embeddings,
         "tie_embeddings": config.tie_word_embeddings,
+        "rope_scaling": scaling,
     }
     assert vars(spec.vision) == {
         "image_size": vision.image_size,
@@ -186,11 +214,11 @@ def test_every_tensor_is_the_one_transformers_loads(
     assert ("decoder.head.weight" in weights) is not spec.decoder.tie_embeddings
 
 
-@pytest.mark.parametrize("config", [SMOLVLM_256M, SMOLVLM2_2B], ids=["256M", "2.2B"])
+@pytest.mark.parametrize("config", [SMOLVLM_256M, SMOLVLM2_2B, IDEFICS3_8B], ids=["256M", "2.2B", "8B"])
 def test_published_sizes(config: dict[str, Any]) -> None:
     spec, reference = read_shapes(config)
     assert_same(spec, reference)
-    assert spec.image_tokens == {4: 64, 3: 81}[spec.projector.scale_factor]
+    assert spec.image_tokens == {4: 64, 3: 81, 2: 169}[spec.projector.scale_factor]
 
 
 FULL: dict[str, Any] = {
@@ -325,7 +353,9 @@ REFUSED = [
     ("text_config", [], "text_config is '[]' where edgevlm supports an object"),
     ("text_config/model_type", "qwen2", "model_type is 'qwen2' where edgevlm supports 'llama'"),
     ("text_config/hidden_act", "relu", "hidden_act is 'relu' where edgevlm supports 'silu'"),
-    ("text_config/rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "RoPE scaling 'llama3'"),
+    ("text_config/rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "low_freq_factor is 'None'"),
+    ("text_config/rope_scaling", {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4,
+                                  "original_max_position_embeddings": 64}, "is not below high_freq_factor"),
     ("text_config/rope_scaling", {"type": "linear", "factor": 2.0}, "RoPE scaling 'linear'"),
     ("text_config/rope_parameters", {"rope_type": "yarn"}, "RoPE scaling 'yarn'"),
     ("text_config/partial_rotary_factor", 0.5, "partial_rotary_factor is not 1"),

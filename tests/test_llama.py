@@ -90,12 +90,24 @@ def test_quantized_files_agree_with_onnx(gguf_bundle, kind, model):
     assert report.agreed or model == "tiny", [row for row in report.rows if row.divergence != "none"]
 
 
-def test_biases_an_untied_head_and_wide_heads_reach_llama_cpp(builder, gguf_checkpoint, tmp_path):
-    """q and k biases are permuted as their rows are; heads times head size is not the hidden size here."""
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def test_biases_an_untied_head_wide_heads_and_rope_scaling_reach_llama_cpp(builder, gguf_checkpoint, tmp_path):
+    """q and k biases are permuted as their rows are; heads times head size is not the hidden size here.
+
+    RoPE is scaled as Llama 3.1's, strongly: without the factors no token after the first would agree.
+    """
     from edgevlm.bundle import open_bundle
     from edgevlm.export.pipeline import ExportOptions, export_model
 
-    options = {"attention_bias": True, "tie": False, "head_dim": 32, "family": "idefics3"}
+    options = {"attention_bias": True, "tie": False, "head_dim": 32, "family": "idefics3", "rope_scaling": LLAMA3}
     source = builder.build_tiny(tmp_path / "source", seed=1, **options)
     shutil.copyfile(gguf_checkpoint / "tokenizer.json", source / "tokenizer.json")
     made = ExportOptions(str(source), tmp_path / "b", targets=("onnx", "gguf"), quantize="fp32", gate=False)

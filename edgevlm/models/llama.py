@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from edgevlm.models.ops import F32, Ops, X
@@ -32,7 +34,27 @@ def head_name(spec: DecoderSpec) -> str:
 
 def rope_tables(spec: DecoderSpec, length: int) -> tuple[F32, F32]:
     """cos and sin (length, head size / 2), in the float32 arithmetic of transformers' LlamaRotaryEmbedding."""
-    exponents = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
-    inv_freq = (1.0 / np.power(np.float32(spec.rope_theta), exponents)).astype(np.float32)
-    angles = np.arange(length, dtype=np.float32)[:, None] * inv_freq[None, :]
+    frequencies = _frequencies(spec)
+    if spec.rope_scaling is not None:
+        frequencies = frequencies / rope_factors(spec)
+    angles = np.arange(length, dtype=np.float32)[:, None] * frequencies[None, :]
     return np.cos(angles), np.sin(angles)
+
+
+def rope_factors(spec: DecoderSpec) -> F32:
+    """What scaling divides each frequency by, (head size / 2).
+
+    Of transformers' _compute_llama3_parameters; llama.cpp reads these as the tensor rope_freqs.
+    """
+    frequencies, scaling = _frequencies(spec), spec.rope_scaling
+    if scaling is None:
+        return np.ones_like(frequencies)
+    turns = scaling.original_context * frequencies / np.float32(2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 / ((1 - kept) / scaling.factor + kept)).astype(np.float32)
+
+
+def _frequencies(spec: DecoderSpec) -> F32:
+    exponents = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
+    return (1.0 / np.power(np.float32(spec.rope_theta), exponents)).astype(np.float32)

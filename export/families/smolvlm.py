@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.checkpoint import Checkpoint
-from edgevlm.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
+from edgevlm.export.families.config import Section
+from edgevlm.spec import DecoderSpec, ModelSpec, ProjectorSpec, RopeScaling, VisionSpec
 
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 _HARMLESS = (
@@ -27,7 +28,7 @@ _HEAD, _EMBED = "lm_head.weight", "text_model.embed_tokens.weight"
 
 def read(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
     """The spec and the weights of a SmolVLM, SmolVLM2 or Idefics3 checkpoint."""
-    config = _Section(checkpoint.config, "config.json")
+    config = Section(checkpoint.config, "config.json")
     text = config.section("text_config")
     names = set(checkpoint.names())
     prefix = "" if any(name.startswith("text_model.") for name in names) else "model."
@@ -86,7 +87,7 @@ class MappedWeights:
         return tensor if source.rows is None else tensor[source.rows]
 
 
-def _vision(config: _Section) -> VisionSpec:
+def _vision(config: Section) -> VisionSpec:
     return VisionSpec(
         image_size=config.side("image_size", 224),
         patch_size=config.side("patch_size", 32),
@@ -100,10 +101,11 @@ def _vision(config: _Section) -> VisionSpec:
     )
 
 
-def _decoder(config: _Section, *, tied: bool) -> DecoderSpec:
+def _decoder(config: Section, *, tied: bool) -> DecoderSpec:
     config.choice("model_type", "llama", {"llama": "llama"})
     config.choice("hidden_act", "silu", {"silu": "silu"})
     hidden, heads = config.count("hidden_size", 4096), config.count("num_attention_heads", 32)
+    theta, scaling = _rope(config)
     return DecoderSpec(
         vocab_size=config.count("vocab_size", 32000),
         hidden_size=hidden,
@@ -113,22 +115,23 @@ def _decoder(config: _Section, *, tied: bool) -> DecoderSpec:
         num_kv_heads=config.count("num_key_value_heads", heads),
         head_dim=config.count("head_dim", max(1, hidden // heads)),
         rms_norm_eps=config.number("rms_norm_eps", 1e-6 if config.given else 1e-5),
-        rope_theta=_rope_theta(config),
+        rope_theta=theta,
         context_length=config.count("max_position_embeddings", 2048),
         tie_embeddings=tied,
+        rope_scaling=scaling,
     )
 
 
-def _rope_theta(config: _Section) -> float:
-    """transformers 4 writes rope_theta beside rope_scaling; transformers 5 puts both into rope_parameters."""
+def _rope(config: Section) -> tuple[float, RopeScaling | None]:
+    """Base and scaling: transformers 4 has rope_theta beside rope_scaling, transformers 5 both in rope_parameters."""
     rope = (
         config.section("rope_scaling") if config.value("rope_scaling") else config.section("rope_parameters")
     )
     kind = rope.value("rope_type") or rope.value("type") or "default"
-    if kind != "default":
+    if kind not in ("default", "llama3"):
         raise EdgeVLMError(
-            f"config.json asks for the RoPE scaling {kind!r} ({rope.where}): edgevlm supports unscaled RoPE "
-            "only; use a SmolVLM or SmolVLM2 checkpoint."
+            f"config.json asks for the RoPE scaling {kind!r} ({rope.where}): edgevlm supports 'default' and "
+            "'llama3'; use a checkpoint with one of these."
         )
     for section in (rope, config):
         if section.number("partial_rotary_factor", 1.0) != 1.0:
@@ -136,10 +139,19 @@ def _rope_theta(config: _Section) -> float:
                 f"{section.where}: partial_rotary_factor is not 1: edgevlm supports RoPE over whole heads "
                 "only; use a SmolVLM or SmolVLM2 checkpoint."
             )
-    return rope.number("rope_theta", config.number("rope_theta", 10000.0))
+    theta = rope.number("rope_theta", config.number("rope_theta", 10000.0))
+    if kind == "default":
+        return theta, None
+    numbers = [rope.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor")]
+    scaling = RopeScaling(*numbers, original_context=rope.count("original_max_position_embeddings"))
+    if scaling.low_freq_factor >= scaling.high_freq_factor:
+        raise EdgeVLMError(
+            f"{rope.where}: low_freq_factor is not below high_freq_factor: download config.json again."
+        )
+    return theta, scaling
 
 
-def _is_tied(checkpoint: Checkpoint, config: _Section, text: _Section, names: set[str], prefix: str) -> bool:
+def _is_tied(checkpoint: Checkpoint, config: Section, text: Section, names: set[str], prefix: str) -> bool:
     """As transformers: the top-level field decides, except that a stored head which differs stays a head.
 
     A file without a head can only mean a tied one, where either config says so.
@@ -294,60 +306,3 @@ def _torch_arange(start: float, end: float, step: float) -> npt.NDArray[np.float
     bases = exact[index // 8 * 8].astype(np.float32).astype(np.float64)
     in_vectors = index < count // 16 * 16
     return np.where(in_vectors, bases + step * (index % 8), exact).astype(np.float32)
-
-
-class _Section:
-    """One object of config.json; every getter checks the type, and null counts as absent, as in
-    transformers."""
-
-    def __init__(self, values: dict[str, Any], where: str, *, given: bool = True) -> None:
-        self._values = values
-        self.where = where
-        self.given = given
-
-    def section(self, key: str) -> _Section:
-        value = self.value(key)
-        if value is not None and not isinstance(value, dict):
-            raise self._wrong(key, "an object", value)
-        return _Section(value or {}, f"{self.where}: {key}", given=value is not None)
-
-    def value(self, key: str) -> Any:
-        return self._values.get(key)
-
-    def count(self, key: str, default: int, *, least: int = 1) -> int:
-        value = default if self.value(key) is None else self.value(key)
-        if type(value) is not int or not least <= value < 1 << 31:
-            raise self._wrong(key, f"an integer of at least {least}", value)
-        return value
-
-    def side(self, key: str, default: int) -> int:
-        value = self.value(key)
-        if isinstance(value, list):
-            if len(value) != 2 or value[0] != value[1]:
-                raise self._wrong(key, "one number or two equal ones", value)
-            return _Section({key: value[0]}, self.where).count(key, default)
-        return self.count(key, default)
-
-    def number(self, key: str, default: float) -> float:
-        value = default if self.value(key) is None else self.value(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self._wrong(key, "a positive number", value)
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        value = self.value(key)
-        if value is not None and not isinstance(value, bool):
-            raise self._wrong(key, "true or false", value)
-        return bool(value)
-
-    def choice(self, key: str, default: Any, choices: dict[Any, str]) -> str:
-        value = default if self.value(key) is None else self.value(key)
-        if not isinstance(value, str | int) or value not in choices:
-            raise self._wrong(key, " or ".join(repr(choice) for choice in choices), value)
-        return choices[value]
-
-    def _wrong(self, key: str, expected: str, found: Any) -> EdgeVLMError:
-        return EdgeVLMError(
-            f"{self.where}: {key} is {str(found)[:100]!r} where edgevlm supports {expected}: use a supported "
-            "checkpoint, or download config.json again."
-        )

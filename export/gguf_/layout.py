@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType
 from edgevlm.export.gguf_.blocks import ggml_type
 from edgevlm.export.recipe import Recipe, is_linear
 from edgevlm.models.llama import head_name
-from edgevlm.runtimes.gguf_file import gguf_name
+from edgevlm.runtimes.gguf_file import ROPE_FACTORS, gguf_name
 from edgevlm.spec import ModelSpec
 
 
@@ -51,6 +51,8 @@ def decoder_entries(spec: ModelSpec, weights: Container[str], recipe: Recipe) ->
     """The text model's tensors. A tied head has none: llama.cpp then takes token_embd. `weights` tells of biases."""
     s, plan = spec.decoder, _Plan(weights, recipe)
     plan.affine("decoder.embed", s.vocab_size, s.hidden_size)
+    if s.rope_scaling is not None:
+        plan.add(ROPE_FACTORS, s.head_dim // 2)
     for i in range(s.num_layers):
         w = f"decoder.layers.{i}"
         plan.affine(f"{w}.norm1", s.hidden_size)

@@ -18,9 +18,10 @@ from edgevlm.export.gguf_.tokenizer import read_vocabulary
 from edgevlm.export.gguf_.validate import check_model, validate_gguf
 from edgevlm.export.recipe import Recipe, is_linear
 from edgevlm.image_spec import ImageSpec, PromptSpec
+from edgevlm.models.llama import rope_factors
 from edgevlm.models.ops import Weights
 from edgevlm.qtensor import QTensor
-from edgevlm.runtimes.gguf_file import rope_order
+from edgevlm.runtimes.gguf_file import ROPE_FACTORS, rope_order
 from edgevlm.spec import ModelSpec
 
 MODEL, MMPROJ = "model.gguf", "mmproj.gguf"
@@ -94,7 +95,9 @@ def _tensor(
     entry: Entry, spec: ModelSpec, weights: Weights, quantized: Callable[[str], QTensor]
 ) -> np.ndarray[Any, Any]:
     """The bytes of one tensor. Blocks run along a row, so moving rows changes no bit of any value."""
-    if is_linear(entry.weight):
+    if entry.weight == ROPE_FACTORS:
+        tensor = QTensor("fp32", rope_factors(spec.decoder))
+    elif is_linear(entry.weight):
         tensor = quantized(entry.weight)
     else:
         tensor = QTensor("fp32", np.ascontiguousarray(weights.read(entry.weight), np.float32))
