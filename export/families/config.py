@@ -9,8 +9,7 @@ from edgevlm.errors import EdgeVLMError
 
 
 class Section:
-    """One object of config.json; every getter checks the type; null counts as absent, as in transformers. Without a default a
-    field must be there."""
+    """Every getter checks the type; null counts as absent, as in transformers. Without a default a field is required."""
 
     def __init__(self, values: dict[str, Any], where: str, *, given: bool = True) -> None:
         self._values = values
