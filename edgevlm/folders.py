@@ -19,6 +19,8 @@ def check_replaceable(out: Path, force: bool, marker: str, what: str) -> None:
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise EdgeVLMError(f"'{out}' exists and is no folder: choose another output folder.")
+    if out.is_dir() and out.samefile(Path.cwd()):
+        raise EdgeVLMError(f"'{out}' is the current folder, which cannot be replaced: name a folder inside it.")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not force:

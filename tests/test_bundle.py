@@ -119,6 +119,13 @@ def test_hostile_table_is_one_sentence(bundle: Path) -> None:
         shipped.read("decoder.head.weight")
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_the_current_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EdgeVLMError, match="'\\.' is the current folder"):
+        check_free(Path("."), force=force)
+
+
 def test_existing_output_needs_force_and_force_replaces_bundles_only(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(EdgeVLMError, match="already exists: choose another output folder, or replace it with --force"):
         check_free(bundle, force=False)
