@@ -20,7 +20,7 @@ from edgevlm.export.processor import read_image_spec, read_prompt_spec
 from edgevlm.export.quantize import quantize
 from edgevlm.export.recipe import Recipe, fit, is_linear, make_recipe
 from edgevlm.folders import partial_folder, publish
-from edgevlm.gate import run_gate
+from edgevlm.gate import GateOptions, run_gate
 from edgevlm.gate_report import GateReport
 from edgevlm.models.ops import F32
 from edgevlm.qtensor import PREFILL, QTensor
@@ -59,6 +59,8 @@ class ExportOptions:
     cache_dir: Path | None = None
     force: bool = False
     gate: bool = True
+    strict: bool = False  # the gate fails on what it could not judge
+    bounds: dict[str, float] = field(default_factory=dict)  # in place of the gate's, see GateOptions
 
     def __post_init__(self) -> None:
         for target in self.targets:
@@ -97,7 +99,8 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
         report = None
         if options.gate:
             expected = Expected(weights, recipe)
-            report = run_gate(bundle, original=weights, expected=expected, progress=tell, thorough=False)
+            judged = GateOptions(thorough=options.strict, strict=options.strict, bounds=options.bounds)
+            report = run_gate(bundle, original=weights, expected=expected, progress=tell, options=judged)
             manifest = replace(bundle.manifest, gate=report.to_dict())
             write_manifest(partial, manifest)
         if report is None or report.passed:
