@@ -360,6 +360,28 @@ def find(block: Any, name: str) -> Any:
     return next(op for op in block.operations if name_of(op) == name)
 
 
+def overwrite(bundle: Bundle, package: str, op: str) -> None:
+    """The first codes of one matrix become others."""
+    opened = open_package(bundle.folder / "coreml" / package)
+    assert opened.weight_file is not None
+    _, start, count = blob_span(opened.weight_file, opened.find(next(iter(opened.functions)), op).inputs["data"][0])
+    content = bytearray(opened.weight_file.read_bytes())
+    content[start : start + 32] = b"\x77" * min(32, count)
+    opened.weight_file.write_bytes(content)
+
+
+def unwrite(block: Any) -> None:
+    """The last layer's values are not kept."""
+    writes = [i for i, op in enumerate(block.operations) if op.type == "write_state"]
+    del block.operations[writes[-1]]
+
+
+def unmask(block: Any) -> None:
+    """The second layer attends to the future."""
+    attention = [op for op in block.operations if op.type == "scaled_dot_product_attention"]
+    attention[1].inputs.pop("attn_mask")
+
+
 def diverges(model: Exported, bundle: Bundle) -> str:
     reference = Reference(model.spec, model.weights)
     found = find_divergence(bundle, model.weights, picture(model), prompt(model, reference))
@@ -385,15 +407,9 @@ def test_no_divergence_without_a_fault(exported: Callable[[str], Exported], form
 def test_a_wrong_weight(
     exported: Callable[[str], Exported], tmp_path: Path, form: str, package: str, op: str, named: str
 ) -> None:
-    """One row of one matrix is overwritten."""
     model = exported(form)
     bundle = model.copy(tmp_path / "b")
-    opened = open_package(bundle.folder / "coreml" / package)
-    assert opened.weight_file is not None
-    _, start, count = blob_span(opened.weight_file, opened.find(next(iter(opened.functions)), op).inputs["data"][0])
-    content = bytearray(opened.weight_file.read_bytes())
-    content[start : start + 32] = b"\x77" * min(32, count)
-    opened.weight_file.write_bytes(content)
+    overwrite(bundle, package, op)
     assert diverges(model, bundle) == named
 
 
@@ -407,13 +423,9 @@ def test_a_missing_bias(exported: Callable[[str], Exported], tmp_path: Path, for
 
 @pytest.mark.parametrize("form", PROFILES)
 def test_a_state_that_is_not_written(exported: Callable[[str], Exported], tmp_path: Path, form: str) -> None:
-    def drop(block: Any) -> None:
-        writes = [i for i, op in enumerate(block.operations) if op.type == "write_state"]
-        del block.operations[writes[-1]]  # values of the last layer (of the keys before it, for `gpu`)
-
     model = exported(form)
     bundle = model.copy(tmp_path / "b")
-    plant(bundle, "Decoder.mlpackage", drop)
+    plant(bundle, "Decoder.mlpackage", unwrite)
     last = model.spec.decoder.num_layers - 1
     assert diverges(model, bundle) == f"decoder.layers.{last}.attention"
 
@@ -488,11 +500,6 @@ def test_a_mask_that_shows_the_future(
 def test_a_mask_that_the_graph_ignores(exported: Callable[[str], Exported], tmp_path: Path) -> None:
     model = exported("gpu-int4")
     bundle = model.copy(tmp_path / "b")
-
-    def unmask(block: Any) -> None:
-        attention = [op for op in block.operations if op.type == "scaled_dot_product_attention"]
-        attention[1].inputs.pop("attn_mask")
-
     plant(bundle, "Decoder.mlpackage", unmask)
     assert diverges(model, bundle) == "decoder.layers.1.attention"
 
@@ -558,25 +565,63 @@ def test_incomplete_manifest(exported: Callable[[str], Exported]) -> None:
 # Through the pipeline and its gate
 
 
-@pytest.fixture
-def coreml_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gate on this runtime, whatever `open_runtime` knows."""
-    monkeypatch.setattr("edgevlm.gate.open_runtime", lambda bundle, name, **_: CoreMLRuntime(bundle))
-
-
-def test_the_gate_passes_and_names_a_fault(
-    coreml_gate: None, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    options = ExportOptions(str(tiny_checkpoint), tmp_path / "out", ("coreml",), "int8", "size")
-    result = export_model(options)
+@pytest.fixture(scope="module")
+def gated(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Expected]:
+    """A bundle that passed its gate, and what the quantizer made of its weights."""
+    folder = tmp_path_factory.mktemp("gated") / "out"
+    result = export_model(ExportOptions(str(tiny_checkpoint), folder, ("coreml",), "int8", "size"))
     assert result.report is not None and result.report.passed
-    bundle = open_bundle(tmp_path / "out", check="hash")
-    plant(bundle, "VisionEncoder.mlpackage", lambda block: find(block, "vision_layers_1_fc2").inputs.pop("bias"))
     _, weights = read_model(open_checkpoint(str(tiny_checkpoint)))
-    recipe = fit(make_recipe("int8", "size"), weights)
-    report = run_gate(bundle, expected=Expected(weights, recipe))
+    return folder, Expected(weights, fit(make_recipe("int8", "size"), weights))
+
+
+def spoil_weight(bundle: Bundle, _: pytest.MonkeyPatch) -> None:
+    """A few codes of one matrix."""
+    overwrite(bundle, "Decoder.mlpackage", "decoder_layers_1_gate_up_weight")
+
+
+def spoil_mask(bundle: Bundle, _: pytest.MonkeyPatch) -> None:
+    plant(bundle, "Decoder.mlpackage", unmask)
+
+
+def spoil_state(bundle: Bundle, _: pytest.MonkeyPatch) -> None:
+    plant(bundle, "Decoder.mlpackage", unwrite)
+
+
+def spoil_rope(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are one position late."""
+    right = coreml.rope_rows
+    late = lambda spec, length: tuple(np.roll(rows, 1, 0) for rows in right(spec, length))  # noqa: E731
+    monkeypatch.setattr(coreml, "rope_rows", late)
+
+
+def spoil_bias(bundle: Bundle, _: pytest.MonkeyPatch) -> None:
+    plant(bundle, "VisionEncoder.mlpackage", lambda block: find(block, "vision_layers_1_fc2").inputs.pop("bias"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "check", "named"),
+    [
+        (spoil_weight, "weights that differ", "decoder.layers.1.gate_up"),
+        (spoil_mask, "prefill logits", "decoder.layers.1.attention"),
+        (spoil_state, "prefill logits", "decoder.layers.2.attention"),
+        (spoil_rope, "prefill logits", "decoder.layers.0.attention"),
+        (spoil_bias, "features of 1 tile", "vision.layers.1.fc2"),
+    ],
+)
+def test_the_gate_fails_and_names_the_component(
+    gated: tuple[Path, Expected], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Any, check: str, named: str
+) -> None:
+    folder, expected = gated
+    bundle = open_bundle(shutil.copytree(folder, tmp_path / "copy"))
+    spoil(bundle, monkeypatch)
+    report = run_gate(bundle, expected=expected)
     assert not report.passed
-    assert report.first_failure().startswith("coreml, features of 1 tile, cosine")
+    print("\n".join(map(str, report.rows)))
+    print(report.first_failure())
+    assert report.first_failure().startswith(f"coreml, {check}")
+    located = [row.note for row in report.rows if row.check == "first operation that differs"]
+    assert len(located) == 1 and located[0].startswith(f"{named}: differs from the reference")
 
 
 # Real models
