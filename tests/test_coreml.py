@@ -617,8 +617,6 @@ def test_the_gate_fails_and_names_the_component(
     spoil(bundle, monkeypatch)
     report = run_gate(bundle, expected=expected)
     assert not report.passed
-    print("\n".join(map(str, report.rows)))
-    print(report.first_failure())
     assert report.first_failure().startswith(f"coreml, {check}")
     located = [row.note for row in report.rows if row.check == "first operation that differs"]
     assert len(located) == 1 and located[0].startswith(f"{named}: differs from the reference")
