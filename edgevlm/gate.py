@@ -21,11 +21,13 @@ import numpy as np
 
 from edgevlm.bundle import Bundle
 from edgevlm.errors import EdgeVLMError
+from edgevlm.gate_inputs import Source, check_golden, check_inputs, golden
+from edgevlm.gate_layers import first_layer, layer_losses
 from edgevlm.gate_report import Bound, GateReport, Loss, Row
 from edgevlm.gate_runtime import TILE_COUNTS, TOKENS, Case, check_loss, check_runtime, is_large
 from edgevlm.gate_weights import Expected, check_gguf, check_stored, check_weights, gguf_weights
 from edgevlm.models.ops import Weights
-from edgevlm.preprocess import Tiles, open_image, preprocess
+from edgevlm.preprocess import Tiles, decode_image, open_image, preprocess
 from edgevlm.prompt import Prompter
 from edgevlm.reference import Reference
 from edgevlm.runtimes import DEFAULTS, open_runtime
@@ -106,18 +108,20 @@ def run_gate(
     *,
     original: Weights | None = None,
     expected: Expected | None = None,
+    source: Source | None = None,
     progress: Progress | None = None,
     options: GateOptions | None = None,
 ) -> GateReport:
     """Compare every target of `bundle` with the reference.
 
     original: the checkpoint's weights, to measure what quantization costs. expected: what the quantizer makes of
-    them, to hold the files to. Without either (a bundle alone) these two parts are left out.
+    them, to hold the files to. source: the checkpoint's own processor files, to hold pictures and prompts to.
+    Without them (a bundle alone) these parts are left out, and the inputs are held to what the export recorded.
     """
     options = options or GateOptions()
     rows: list[Row] = []
     targets = list(bundle.manifest.targets)
-    stages = ["weights"] + targets + ["onnx portable"] * ("onnx" in targets) + ["loss"]
+    stages = ["weights", "inputs"] + targets + ["onnx portable"] * ("onnx" in targets) + ["loss"]
 
     def tell(stage: str) -> None:
         if progress:
@@ -130,12 +134,15 @@ def run_gate(
     reference = Reference(spec, shipped)
     fast = bundle.manifest.recipe.get("prefill") is not None and "onnx" in targets
     prompt = Reference(spec, shipped, ShippedWeights(bundle, prompt=True)) if fast else reference
+    tell("inputs")
+    rows += check_inputs(bundle, source, decode_image(picture_folder() / PICTURES[0]), QUESTION)
     cases = _cases(bundle)
+    rows += check_golden(cases, reference, (bundle.manifest.gate or {}).get("golden"))
     answers: list[int] = []
+    layers: dict[str, dict[str, float]] = {}
 
     def bounds(target: str) -> tuple[Bound, Bound]:
-        forms = (_numerics(bundle, "vision", "projector"), _numerics(bundle, "decoder", "embed"))
-        vision, text = (options.apply(target, bound_of(target, form)) for form in forms)
+        vision, text = (options.apply(target, bound_of(target, form)) for form in _by_part(bundle).values())
         return vision, text
 
     for target in targets:
@@ -153,8 +160,12 @@ def run_gate(
                 check_runtime(bundle, target, runtime, judge, cases, answers, *bounds(target), together=together)
             )
             rows.extend(found)
-            if target == "coreml" and not all(row.passed for row in found):
-                rows.append(_first_operation(bundle, reference, cases[0]))
+            if target in ("onnx", "coreml") and not all(row.passed for row in found):
+                if target == "coreml":
+                    rows.append(_first_operation(bundle, reference, cases[0]))
+                else:
+                    row, layers[target] = first_layer(bundle, judge, cases[0], _by_part(bundle))
+                    rows.append(row)
         finally:
             runtime.close()
     brief = is_large(spec.vision) and not options.thorough
@@ -173,10 +184,12 @@ def run_gate(
     if original is not None:
         tell("loss")
         losses = (options.apply("loss", loss) for loss in _losses(bundle))
-        rows.extend(check_loss(bundle, reference, Reference(spec, original), cases[0], answers, *losses))
+        whole = Reference(spec, original)
+        rows.extend(check_loss(bundle, reference, whole, cases[0], answers, *losses))
+        layers["quantization"] = layer_losses(bundle, reference, whole, cases[0])
     if progress:
         progress("gate", len(stages), len(stages))
-    return GateReport(tuple(rows))
+    return GateReport(tuple(rows), layers, golden(cases, reference))
 
 
 def _weights(bundle: Bundle, expected: Expected | None) -> tuple[Weights, list[Row]]:
@@ -249,6 +262,10 @@ def _numerics(bundle: Bundle, *components: str) -> str:
     if any(form["dynamic"] for form in forms):
         return "dynamic"
     return "int8" if any(form["kind"] in ("int8", "int4") for form in forms) else "float"
+
+
+def _by_part(bundle: Bundle) -> dict[str, str]:
+    return {"vision": _numerics(bundle, "vision", "projector"), "decoder": _numerics(bundle, "decoder", "embed")}
 
 
 def _losses(bundle: Bundle) -> tuple[Loss, Loss]:

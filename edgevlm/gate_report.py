@@ -54,10 +54,14 @@ class Row:
 
 @dataclass(frozen=True)
 class GateReport:
-    """rows: in the order of judging. layers: per comparison, each named value's difference (see `divergence`)."""
+    """rows: in the order of judging. layers: per comparison, each named value's difference (see `divergence`).
+
+    golden: inputs and features as computed here, which `edgevlm verify` holds later runs to.
+    """
 
     rows: tuple[Row, ...]
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    golden: dict[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -69,13 +73,15 @@ class GateReport:
     def first_failure(self) -> str:
         row = self.failures()[0]
         bound = "" if row.bound is None else f": {row.measured:.6g} against {row.bound:.6g}"
-        return f"{row.target}, {row.check}{bound} {row.note}".rstrip()
+        found = next((r.where for r in self.rows if r.target == row.target and r.check.startswith("first ")), "")
+        place = f"; first at {found}" if found else ""
+        return f"{row.target}, {row.check}{bound} {row.note}".rstrip() + place
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; a measurement that is no number is None."""
         rows = [asdict(row) | {"measured": _finite(row.measured)} for row in self.rows]
         layers = {name: {key: _finite(v) for key, v in values.items()} for name, values in self.layers.items()}
-        return {"passed": self.passed, "rows": rows, "layers": layers}
+        return {"passed": self.passed, "rows": rows, "layers": layers, "golden": self.golden}
 
 
 def _finite(value: float) -> float | None:

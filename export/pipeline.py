@@ -19,6 +19,7 @@ from edgevlm.export.families import Weights, read_model
 from edgevlm.export.processor import read_image_spec, read_prompt_spec
 from edgevlm.export.quantize import quantize
 from edgevlm.export.recipe import Recipe, fit, is_linear, make_recipe
+from edgevlm.export.source import read_source
 from edgevlm.folders import partial_folder, publish
 from edgevlm.gate import GateOptions, run_gate
 from edgevlm.gate_report import GateReport
@@ -100,7 +101,10 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
         if options.gate:
             expected = Expected(weights, recipe)
             judged = GateOptions(thorough=options.strict, strict=options.strict, bounds=options.bounds)
-            report = run_gate(bundle, original=weights, expected=expected, progress=tell, options=judged)
+            source = read_source(checkpoint.folder, spec)
+            report = run_gate(
+                bundle, original=weights, expected=expected, source=source, progress=tell, options=judged
+            )
             manifest = replace(bundle.manifest, gate=report.to_dict())
             write_manifest(partial, manifest)
         if report is None or report.passed:
