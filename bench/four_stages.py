@@ -23,29 +23,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))  # a checkout that is not installed
 PICTURE = ROOT / "edgevlm" / "assets" / "pictures" / "coffee.jpg"
 STAGES = ("preprocess", "encode", "prefill", "decode")  # seconds; decode is per token
 
 
 def run_edgevlm(task: dict[str, Any]) -> dict[str, Any]:
-    from edgevlm.bundle import open_bundle
-    from edgevlm.generate import Pipeline
-    from edgevlm.runtimes import open_runtime
-    from edgevlm.sampling import GenerateOptions
+    from edgevlm.bench_worker import Worker
 
-    bundle = open_bundle(task["bundle"])
-    runtime = open_runtime(bundle, threads=task["threads"])
-    pipeline = Pipeline(bundle, runtime)
-
-    def once() -> dict[str, Any]:
-        options = GenerateOptions(max_tokens=task["max_tokens"])
-        answer = pipeline.answer([task["picture"]], task["question"], options, max_tiles=task["tiles"])
-        t = answer.timings
-        steps = max(1, t.answer_tokens - 1)
-        stages = dict(zip(STAGES, (t.preprocess, t.encode, t.prefill, t.decode / steps), strict=True))
-        return {**stages, "image_tokens": t.image_tokens, "prompt_tokens": t.prompt_tokens, "ids": answer.ids}
-
-    return measure(once, task["repeat"])
+    worker = Worker({**task, "runtime": None, "device": "cpu", "tokens": task["max_tokens"]})
+    try:
+        return measure(worker.ask, task["repeat"])
+    finally:
+        worker.close()
 
 
 def run_transformers(task: dict[str, Any]) -> dict[str, Any]:
@@ -54,14 +44,14 @@ def run_transformers(task: dict[str, Any]) -> dict[str, Any]:
     from build_smolvlm import load_model, load_processor
     from PIL import Image
 
+    from edgevlm.generate import peak_memory
+
     torch.set_num_threads(task["threads"])
     folder = Path(task["model"])
     model = load_model(folder, dtype=getattr(torch, task["dtype"]), attn_implementation="sdpa")
     processor = load_processor(folder)
     content = [{"type": "image"}, {"type": "text", "text": task["question"]}]
     split = {} if task["tiles"] is None else {"do_image_splitting": False}
-    stop = model.generation_config.eos_token_id
-    stops = set(stop if isinstance(stop, list) else [stop])
 
     def once() -> dict[str, Any]:
         times, start = [], time.perf_counter()
@@ -83,7 +73,7 @@ def run_transformers(task: dict[str, Any]) -> dict[str, Any]:
         out = model(inputs["input_ids"], mm_encoder_outputs=encoded, use_cache=True, logits_to_keep=1)
         ids = [int(out.logits[0, -1].argmax())]
         lap()
-        while ids[-1] not in stops and len(ids) < task["max_tokens"]:
+        while len(ids) < task["max_tokens"]:  # through stop tokens, as `edgevlm bench` does
             token = torch.tensor([[ids[-1]]])
             out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
             ids.append(int(out.logits[0, -1].argmax()))
@@ -92,24 +82,21 @@ def run_transformers(task: dict[str, Any]) -> dict[str, Any]:
         image_tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
         stages = dict(zip(STAGES, times, strict=True))
         tokens = {"image_tokens": image_tokens, "prompt_tokens": inputs["input_ids"].shape[1]}
-        return {**stages, **tokens, "ids": ids}
+        return {**stages, **tokens, "ids": ids, "peak_memory": peak_memory()}
 
     with torch.inference_mode():
         return measure(once, task["repeat"])
 
 
 def measure(once: Callable[[], dict[str, Any]], repeat: int) -> dict[str, Any]:
-    """Medians of `repeat` runs after one warm-up, and this process's peak memory."""
-    from edgevlm.generate import peak_memory
-
+    """Medians of `repeat` runs after one warm-up."""
     once()
     runs = [once() for _ in range(repeat)]
-    result = {stage: statistics.median(run[stage] for run in runs) for stage in STAGES}
-    return {**runs[-1], **result, "peak_memory": peak_memory()}
+    return {**runs[-1], **{stage: statistics.median(run[stage] for run in runs) for stage in STAGES}}
 
 
 def child(task: dict[str, Any]) -> dict[str, Any]:
-    """One engine in a fresh process, so that its memory is its own."""
+    """transformers in a fresh process, so that its memory is its own."""
     threads = str(task["threads"])
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -171,7 +158,7 @@ def main() -> None:
             command = ["-m", "edgevlm", "export", args.model, "-o", bundles[0], "--no-gate"]
             subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         for bundle in bundles:
-            results[f"edgevlm {Path(bundle).name}"] = child({**task, "bundle": bundle})
+            results[f"edgevlm {Path(bundle).name}"] = run_edgevlm({**task, "bundle": bundle})
         for dtype in args.dtype or ["float32"]:
             results[f"transformers {dtype}"] = child({**task, "dtype": dtype})
     setting = (
@@ -186,6 +173,6 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         job = json.loads(sys.argv[2])
-        print(json.dumps(run_edgevlm(job) if "bundle" in job else run_transformers(job)))
+        print(json.dumps(run_transformers(job)))
     else:
         main()

@@ -17,6 +17,7 @@ from typing import NoReturn
 import click
 
 from edgevlm import __version__
+from edgevlm.commands.bench import bench
 from edgevlm.commands.demo import demo
 from edgevlm.commands.export import export
 from edgevlm.commands.info import info
@@ -70,7 +71,7 @@ def edgevlm() -> None:
     """
 
 
-for _verb in (export, run, verify, info, demo):
+for _verb in (export, run, verify, bench, info, demo):
     edgevlm.add_command(_verb)
 
 

@@ -181,7 +181,7 @@ class Pipeline:
 
         text, ids = StreamDecoder(self.prompter), [token]
         pieces: list[str] = []
-        stops = self.bundle.prompt_spec.stop_ids
+        stops = () if options.ignore_stop else self.bundle.prompt_spec.stop_ids
         while True:
             stopped = token in stops
             piece = "" if stopped else text.push(token)
@@ -209,13 +209,21 @@ class Pipeline:
 
 
 def peak_memory() -> int | None:
-    """Bytes of this process's largest resident set so far; None where the system does not tell (Windows)."""
+    """Bytes of this process's largest resident set so far; None where the system does not tell (Windows).
+
+    Not Linux's ru_maxrss: a process starts with its parent's there.
+    """
     try:
-        import resource
-    except ImportError:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            peak = next((line for line in status if line.startswith("VmHWM:")), None)
+        return int(peak.split()[1]) * 1024 if peak else None
+    except OSError:
+        pass
+    if sys.platform != "darwin":
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _lap(start: float) -> tuple[float, float]:

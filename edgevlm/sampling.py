@@ -28,6 +28,7 @@ class GenerateOptions:
     top_k: int = 0  # keep this many of the most likely tokens; 0 keeps all
     repetition_penalty: float = 1.0  # above 1 makes tokens of the prompt and of the answer less likely
     seed: int = 0
+    ignore_stop: bool = False  # go on to max_tokens: for measuring speed over a fixed number of tokens
 
     def __post_init__(self) -> None:
         for name, least in (("max_tokens", 1), ("top_k", 0), ("seed", 0)):

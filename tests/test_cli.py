@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from edgevlm import __version__, gate
-from edgevlm.cli import main
+from edgevlm.cli import edgevlm, main
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "edgevlm" / "assets" / "pictures"
@@ -226,7 +226,7 @@ MISTAKES = {
     "unknown verb": ("exprot default", "There is no verb 'exprot': did you mean 'export'?"),
     "no such verb": (
         "frobnicate",
-        "There is no verb 'frobnicate': choose one of export, run, verify, info, demo.",
+        f"There is no verb 'frobnicate': choose one of {', '.join(edgevlm.commands)}.",
     ),
     "no bundle": ("run", "Missing argument 'BUNDLE' (see 'edgevlm run --help')."),
     "no model": ("export", "No model was given: name a checkpoint folder, a Hub id or 'default'."),
