@@ -22,6 +22,7 @@ from edgevlm.commands.demo import demo
 from edgevlm.commands.export import export
 from edgevlm.commands.info import info
 from edgevlm.commands.run import run
+from edgevlm.commands.scenes import scenes
 from edgevlm.commands.verify import verify
 from edgevlm.errors import EdgeVLMError, GateError
 
@@ -71,7 +72,7 @@ def edgevlm() -> None:
     """
 
 
-for _verb in (export, run, verify, bench, info, demo):
+for _verb in (export, run, verify, bench, info, demo, scenes):
     edgevlm.add_command(_verb)
 
 

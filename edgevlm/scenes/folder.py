@@ -1,0 +1,162 @@
+"""The Scenes folder: dataset.json, images/000000.png and questions.jsonl. Written here, read here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.folders import check_replaceable, partial_folder, publish
+from edgevlm.scenes.catalogue import SPLITS, Split
+from edgevlm.scenes.question import LOC_BINS, Question, parse_question
+
+FORMAT, VERSION = "edgevlm-scenes", 1
+DATASET, QUESTIONS = "dataset.json", "questions.jsonl"
+_LONGEST_LINE = 1 << 20  # characters; a line of Scenes has a few hundred
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """A Scenes folder, read."""
+
+    folder: Path
+    split: Split
+    seed: int
+    count: int  # pictures
+    loc_bins: int
+    questions: tuple[Question, ...]
+    problems: tuple[str, ...] = ()  # 'questions.jsonl, line 7: ...' of each line that was skipped
+
+    def picture(self, question: Question) -> Path:
+        return self.folder / question.image
+
+
+def write_scenes(
+    out: Path,
+    split: Split,
+    seed: int,
+    count: int,
+    *,
+    force: bool = False,
+    size: tuple[int, int] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> int:
+    """Write the first `count` scenes of (split, seed) and their questions to `out`; returns the number of questions.
+
+    The folder appears under its name when it is whole. `force` replaces an earlier Scenes folder.
+    """
+    from edgevlm.scenes.ask import ask
+    from edgevlm.scenes.generator import scenes
+
+    check_replaceable(out, force, DATASET, "Scenes folder")
+    asked = 0
+    with partial_folder(out) as partial:
+        (partial / "images").mkdir()
+        with (partial / QUESTIONS).open("w", encoding="utf-8", newline="\n") as lines:
+            for number, scene in enumerate(scenes(split, seed, count, size), 1):
+                questions = ask(scene)
+                scene.picture.save(partial / questions[0].image, compress_level=4)
+                for question in questions:
+                    lines.write(json.dumps(question.to_dict(), ensure_ascii=False) + "\n")
+                asked += len(questions)
+                if progress:
+                    progress("Drawing scenes", number, count)
+        head = {"format": FORMAT, "version": VERSION, "split": split, "seed": seed, "count": count}
+        text = json.dumps(head | {"loc_bins": LOC_BINS}, indent=1) + "\n"
+        (partial / DATASET).write_text(text, encoding="utf-8")
+        publish(partial, out)
+    return asked
+
+
+def read_questions(folder: Path, *, skip_bad: bool = False) -> QuestionSet:
+    """Read and check a Scenes folder. A bad line is an error that names file and line, unless `skip_bad`."""
+    head = _read_head(folder)
+    path = folder / QUESTIONS
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise EdgeVLMError(
+            f"'{path}' cannot be read ({error.strerror}): a Scenes folder has {DATASET}, images and {QUESTIONS}."
+        ) from None
+    questions: list[Question] = []
+    problems: list[str] = []
+    first_line: dict[str, int] = {}
+    images: dict[str, str | None] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            question = parse_question(_json(line, last=number == len(lines)))
+            if question.image not in images:
+                images[question.image] = _image_problem(folder, question.image)
+            if problem := images[question.image]:
+                raise ValueError(problem)
+            if first_line.setdefault(question.id, number) != number:
+                raise ValueError(f"the id '{question.id}' is line {first_line[question.id]}'s already")
+        except ValueError as error:
+            if not skip_bad:
+                raise EdgeVLMError(
+                    f"'{path}', line {number}: {error}. Mend the line, or leave bad lines out with --skip-bad."
+                ) from None
+            problems.append(f"{QUESTIONS}, line {number}: {error}")
+        else:
+            questions.append(question)
+    if not questions:
+        raise EdgeVLMError(f"'{path}' holds no question that can be used: write the folder again.")
+    return QuestionSet(folder, questions=tuple(questions), problems=tuple(problems), **head)
+
+
+def _read_head(folder: Path) -> dict[str, Any]:
+    path = folder / DATASET
+    try:
+        head = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EdgeVLMError(
+            f"'{folder}' is not a Scenes folder (no {DATASET}): write one with edgevlm scenes {folder}."
+        ) from None
+    except OSError as error:
+        raise EdgeVLMError(f"'{path}' cannot be read ({error.strerror}): check the folder.") from None
+    except (ValueError, RecursionError):
+        raise EdgeVLMError(f"'{path}' is not JSON: write the folder again.") from None
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise EdgeVLMError(f"'{path}' does not say \"format\": \"{FORMAT}\": it is not a Scenes folder's.")
+    if head.get("version") != VERSION:
+        raise EdgeVLMError(
+            f"'{path}' has version {head.get('version')!r}, and this edgevlm reads {VERSION}: update edgevlm."
+        )
+    numbers = {key: head.get(key) for key in ("seed", "count", "loc_bins")}
+    if head.get("split") not in SPLITS or any(type(v) is not int or v < 0 for v in numbers.values()):
+        raise EdgeVLMError(
+            f"'{path}' must name a split ({', '.join(SPLITS)}), a seed, a count and loc_bins: write the folder again."
+        )
+    return {"split": head["split"], **numbers}
+
+
+def _json(line: bytes, last: bool) -> Any:
+    if len(line) > _LONGEST_LINE:
+        raise ValueError(f"the line has more than {_LONGEST_LINE} bytes")
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError("the line is not UTF-8 text") from None
+    except RecursionError:
+        raise ValueError("the JSON is nested too deep") from None
+    except json.JSONDecodeError as error:
+        what = "the line is cut off (the file ends in it)" if last else "the line is not JSON"
+        raise ValueError(f"{what}: {error.msg} at column {error.colno}") from None
+
+
+def _image_problem(folder: Path, image: str) -> str | None:
+    """Why an image cannot be used; only paths below the folder are followed."""
+    parts = PurePosixPath(image).parts
+    if image.startswith("/") or ".." in parts or "\\" in image or ":" in image or "\0" in image:
+        return f"the image '{image}' is not a path below the folder"
+    path = folder / image
+    if not path.is_file():
+        return f"the image '{image}' is missing"
+    if path.stat().st_size == 0:
+        return f"the image '{image}' is empty"
+    return None
