@@ -26,6 +26,7 @@ def open_runtime(
     threads: int | None = None,
     portable: bool = False,
     storage: str = "fp16",
+    parts: str = "all",
 ) -> Runtime:
     """The bundle loaded on one engine.
 
@@ -36,6 +37,7 @@ def open_runtime(
     threads: worker threads on the CPU; None leaves the choice to the engine.
     portable: use the graphs of standard operators only (onnxruntime).
     storage: "fp16", or "fp32" to keep the evaluator's values unrounded (coreml, off macOS).
+    parts: "vision" or "text" for one half of a pair, which spares onnxruntime the other half's memory.
 
     Raises EdgeVLMError for an unknown name or device, for artifacts that the bundle lacks or holds damaged,
     and for an engine that is not installed.
@@ -71,16 +73,17 @@ def open_runtime(
         return CoreMLRuntime(bundle, device, threads, storage=storage)
     from edgevlm.runtimes.ort import OrtRuntime
 
-    return OrtRuntime(bundle, device, threads, portable)
+    return OrtRuntime(bundle, device, threads, portable, parts)
 
 
 def _open_pair(bundle: Bundle, names: str, device: str, threads: int | None, portable: bool) -> Runtime:
     from edgevlm.runtimes.hybrid import HybridRuntime
 
     first, second = names.split("+")
-    encoder = open_runtime(bundle, first, device, threads, portable)
+    encoder = open_runtime(bundle, first, device, threads, portable, parts="vision")
     try:
-        return HybridRuntime(encoder, open_runtime(bundle, second, device, threads, portable))
+        decoder = open_runtime(bundle, second, device, threads, portable, parts="text")
+        return HybridRuntime(encoder, decoder)
     except BaseException:
         encoder.close()
         raise

@@ -10,7 +10,7 @@ from edgevlm.runtimes.base import F32, I64, Runtime
 
 
 class HybridRuntime:
-    """`Runtime` that encodes on `encoder` and does everything else on `decoder`. Owns both."""
+    """`Runtime` that encodes on `encoder` and does everything else on `decoder`. Owns both; each may hold its half."""
 
     def __init__(self, encoder: Runtime, decoder: Runtime) -> None:
         self._encoder, self._decoder = encoder, decoder

@@ -49,6 +49,9 @@ class LlamaRuntime:
         self._engine = load_engine()
         gpu = llama_device(device)
         self._gpu = bool(gpu)
+        # Whoever ships float weights wants their numbers; quantized ones are rounded more by every product.
+        decoder = bundle.manifest.recipe.get("decoder") or {}
+        self._exact = not self._gpu and decoder.get("kind") in ("fp32", "fp16")
         self._threads = threads or _cores()
         probe_in_child(model, self._mmproj_path)
         self._engine.silence()
@@ -170,7 +173,8 @@ class LlamaRuntime:
             return
         llama, old = self._engine.llama, self._context
         capacity = min(max(FIRST_POSITIONS, 2 * self._capacity, -(-total // 256) * 256), limit)
-        new = self._engine.new_context(self._model, capacity, min(BATCH, capacity), self._threads)
+        batch = min(BATCH, capacity)
+        new = self._engine.new_context(self._model, capacity, batch, self._threads, self._exact)
         if self._position:
             size = llama.llama_state_seq_get_size(old, 0)
             state = (ctypes.c_uint8 * size)()

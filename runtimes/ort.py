@@ -69,12 +69,20 @@ def import_onnxruntime() -> Any:
 
 
 class OrtRuntime:
-    """`Runtime` on ONNX Runtime: three or four sessions, batch 1."""
+    """`Runtime` on ONNX Runtime: three or four sessions, batch 1.
+
+    parts: "vision" loads the encoder alone, "text" everything else, for one half of a pair of engines.
+    """
 
     name = "onnxruntime"
 
     def __init__(
-        self, bundle: Bundle, device: str = "cpu", threads: int | None = None, portable: bool = False
+        self,
+        bundle: Bundle,
+        device: str = "cpu",
+        threads: int | None = None,
+        portable: bool = False,
+        parts: str = "all",
     ) -> None:
         target = bundle.manifest.targets.get("onnx")
         if target is None:
@@ -100,15 +108,19 @@ class OrtRuntime:
                 raise EdgeVLMError(f"The bundle '{bundle.folder}' has no graph '{graph}': export it again.")
             return _open_session(ort, files[graph], providers, session_threads)
 
-        self._vision = load("vision_encoder", threads)
-        # Looking up rows needs no pool; an idle one would spin beside the decoder's after every token.
-        self._embed = load("embed_tokens", 1)
-        decoders = [load("decoder", threads)]
-        if "decoder_prefill" in files:
-            decoders.append(load("decoder_prefill", threads))
-        self._decoders = decoders
-        cache = SharedCache if shared else PassedCache
-        self._cache: _Cache | None = cache(ort, self._spec.decoder, decoders)
+        self._vision = self._embed = None
+        self._decoders: list[Any] = []
+        self._cache: _Cache | None = None
+        if parts != "text":
+            self._vision = load("vision_encoder", threads)
+        if parts != "vision":
+            # Looking up rows needs no pool; an idle one would spin beside the decoder's after every token.
+            self._embed = load("embed_tokens", 1)
+            self._decoders.append(load("decoder", threads))
+            if "decoder_prefill" in files:
+                self._decoders.append(load("decoder_prefill", threads))
+            cache = SharedCache if shared else PassedCache
+            self._cache = cache(ort, self._spec.decoder, self._decoders)
         count = "one thread per core" if threads is None else f"{threads} thread{'s' if threads > 1 else ''}"
         self.device = f"CPU ({count})" if device == "cpu" else f"{providers[0][0]}, CPU for what it lacks"
 

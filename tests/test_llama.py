@@ -6,14 +6,18 @@ import base64
 import ctypes
 import dataclasses
 import importlib.util
+import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from edgevlm import across
 from edgevlm.across import stock_plan, verify_across
 from edgevlm.errors import EdgeVLMError
 from edgevlm.gate import PICTURES, picture_folder
@@ -31,6 +35,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 PICTURE = picture_folder() / "coffee.jpg"
+ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1, "verbose": False}
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +75,25 @@ def test_float_files_give_the_eager_references_tokens(gguf_bundle, kind, model):
     rows = [row for row in report.rows if row.second == "llama.cpp" and row.first == "eager"]
     assert len(rows) == len(PICTURES) + 1 and {row.tokens for row in rows} == {32}
     for row in rows:
-        # llama.cpp's GELU is an fp16 table: a choice between two nearly equal tokens may fall the other way
-        assert round(row.agreement * row.tokens) + row.near_ties == row.tokens and row.divergence == "none", row
-        assert row.prefix == 32 or "tiles" in row.case, row
-        assert row.features > 0.99999 and row.logits > 0.99999
+        assert row.features > 0.99999 and row.logits > 0.99999 and row.divergence == "none", row
+        # Another token is excused only where the two best are nearer to each other than the engine is to the reference.
+        assert row.prefix == 32 or (row.near_ties == 1 and row.logits_error < 2e-2), row
+
+
+@pytest.mark.parametrize("model", ["tiny", "default"])
+def test_a_float32_decoder_is_the_reference(gguf_bundle, model):
+    """On the reference's own image features nothing is left but the order of sums: no fp16 cache, no fp16 attention.
+
+    llama.cpp's own choice for cache and attention is off by up to 0.02 here.
+    """
+    bundle = gguf_bundle("fp32", model)
+    eager, pair = (open_runtime(bundle, name, threads=1) for name in ("eager", "eager+llama.cpp"))
+    for case in across._cases(bundle, [PICTURE], 5):
+        told = across._run(bundle, eager, case, None, 32)
+        ours = across._run(bundle, pair, case, told.choices(), 32)
+        assert np.abs(ours.logits - told.logits).max() < 1e-4
+        assert ours.choices() == told.choices()
+    pair.close()
 
 
 @pytest.mark.parametrize("model", ["tiny", "default"])
@@ -185,6 +205,18 @@ def test_the_pair_of_engines_answers_like_one(gguf_bundle):
     assert len(set(answers.values())) == 1
 
 
+def test_a_pair_loads_each_half_once(gguf_bundle, monkeypatch):
+    from edgevlm.runtimes import ort
+
+    loaded = []
+    real = ort._open_session
+    monkeypatch.setattr(ort, "_open_session", lambda *args: loaded.append(args[1].name) or real(*args))
+    for name in ("onnxruntime+llama.cpp", "llama.cpp+onnxruntime", "onnxruntime"):
+        open_runtime(gguf_bundle("fp32"), name, threads=1).close()
+    vision, text = ["vision_encoder.onnx"], ["embed_tokens.onnx", "decoder_model_merged.onnx"]
+    assert loaded == [*vision, *text, *vision, *text]
+
+
 def test_a_bundle_with_gguf_alone_opens_on_llama_cpp(gguf_checkpoint, tmp_path):
     from edgevlm.bundle import open_bundle
     from edgevlm.export.pipeline import ExportOptions, export_model
@@ -241,17 +273,42 @@ def stock(gguf_bundle):
 
     folder = gguf_bundle("int4", "default").folder / "gguf"
     handler = MTMDChatHandler(clip_model_path=str(folder / "mmproj.gguf"), verbose=False)
-    return Llama(str(folder / "model.gguf"), chat_handler=handler, n_ctx=1024, n_threads=1, verbose=False)
+    return Llama(str(folder / "model.gguf"), chat_handler=handler, n_ctx=1024, **ONE_THREAD)
 
 
-def test_stock_llama_cpp_opens_the_pair_and_answers(stock):
-    data = base64.b64encode((picture_folder() / "scene-shapes.png").read_bytes()).decode()
-    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
-    question = {"type": "text", "text": "Is there a red circle?"}
-    messages = [{"role": "user", "content": [image, question]}]
-    reply = stock.create_chat_completion(messages=messages, max_tokens=8, temperature=0)
-    assert reply["usage"]["prompt_tokens"] > 2 * 36  # a tile and the overview, 36 image tokens each
-    assert reply["usage"]["completion_tokens"] > 0 and reply["choices"][0]["finish_reason"] in ("stop", "length")
+# Of shapes and colours alone, which the model is sure of; it counts worse. The same questions about two pictures: who
+# does not look cannot be right about both.
+QUESTIONS = {
+    "scene-shapes.png": {
+        "What colour is the circle?": "red",
+        "What colour is the star?": "yellow",
+        "What colour is the triangle?": "green",
+        "What shape is the red object?": "circle",
+        "Is there a yellow star?": "yes",
+    },
+    "scene-tall.png": {
+        "What colour is the circle?": "white",
+        "What colour is the cross?": "green",
+        "What shape is the white object?": "circle",
+        "Is there a yellow star?": "no",
+    },
+}
+
+
+def test_stock_llama_cpp_opens_the_pair_and_answers_right(stock):
+    wrong = []
+    for picture, questions in QUESTIONS.items():
+        data = base64.b64encode((picture_folder() / picture).read_bytes()).decode()
+        image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+        for question, right in questions.items():
+            messages = [{"role": "user", "content": [image, {"type": "text", "text": question}]}]
+            reply = stock.create_chat_completion(messages=messages, max_tokens=8, temperature=0)
+            assert reply["usage"]["prompt_tokens"] > 2 * 36  # a tile and the overview, 36 image tokens each
+            assert reply["choices"][0]["finish_reason"] == "stop"
+            answer = reply["choices"][0]["message"]["content"].strip()
+            if answer != right:
+                wrong.append((picture, question, answer))
+    assert len(wrong) <= 1, wrong
 
 
 def test_stock_llama_cpp_tokenizes_as_the_bundle_does(stock, gguf_bundle):
@@ -288,7 +345,7 @@ def test_what_stock_llama_cpp_does_with_a_raw_picture_is_predicted(stock, gguf_b
     bundle = gguf_bundle("int4")
     folder, edge = bundle.folder / "gguf", bundle.image_spec.longest_edge
     handler = MTMDChatHandler(clip_model_path=str(folder / "mmproj.gguf"), verbose=False)
-    tiled = Llama(str(folder / "model.gguf"), chat_handler=handler, n_ctx=256, n_threads=1, verbose=False)
+    tiled = Llama(str(folder / "model.gguf"), chat_handler=handler, n_ctx=256, **ONE_THREAD)
     grids = set()
     for size in [(96, 96), (640, 480), (97, 61), (61, 97), (480, 30), (1, 700), (20, 12), (500, 333)]:
         assert stock_chunks(stock, *size) == stock_plan(*size, 96, 96).num_tiles
@@ -367,6 +424,47 @@ def test_a_device_that_is_not_there_says_what_to_install(gguf_bundle, monkeypatc
             open_runtime(gguf_bundle("int4"), "llama.cpp", device="gpu")
     with pytest.raises(EdgeVLMError, match="has no NPU support here"):
         open_runtime(gguf_bundle("int4"), "llama.cpp", device="npu")
+
+
+VULKAN = """
+import json, sys
+import numpy as np
+from edgevlm import across
+from edgevlm.bundle import open_bundle
+from edgevlm.runtimes import open_runtime
+from edgevlm.runtimes.devices import llama_devices
+found = [device["description"] for device in llama_devices() if device["name"].startswith("Vulkan")]
+if not found:
+    print("{}")
+    sys.exit()
+bundle = open_bundle(sys.argv[1])
+eager, gpu = open_runtime(bundle, "eager"), open_runtime(bundle, "llama.cpp", device="gpu")
+rows = []
+for case in across._cases(bundle, [across.picture_folder() / "coffee.jpg"], 5):
+    told = across._run(bundle, eager, case, None, 32)
+    ours = across._run(bundle, gpu, case, told.choices(), 32)
+    same = sum(a == b for a, b in zip(ours.choices(), told.choices()))
+    rows.append([across.cosine(ours.features, told.features), across.cosine(ours.logits, told.logits), same])
+print(json.dumps({"found": found, "device": gpu.device, "rows": rows}))
+"""
+
+
+def test_vulkan_gives_the_references_numbers(gguf_bundle):
+    """Any Vulkan device will do, also one in software (Debian's mesa-vulkan-drivers), which llama.cpp takes by name."""
+    import llama_cpp
+
+    if not list(Path(llama_cpp.__file__).parent.glob("lib/*ggml-vulkan*")):
+        pytest.skip("this llama.cpp is built without Vulkan (docs/gguf.md says how to build it)")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "GGML_VK_VISIBLE_DEVICES": "0"}
+    command = [sys.executable, "-c", VULKAN, str(gguf_bundle("fp16").folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    if not seen:
+        pytest.skip("no Vulkan device here: install a driver, or mesa-vulkan-drivers for one in software")
+    assert seen["device"] == seen["found"][0]
+    for features, logits, same in seen["rows"]:
+        assert features > 0.9999 and logits > 0.9999 and same >= 31, seen
 
 
 def test_devices_are_listed():
