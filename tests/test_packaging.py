@@ -29,7 +29,7 @@ MAY_IMPORT_EXPORT_LAZILY = {
 TRAINING = "edgevlm/train/"
 BASE_PACKAGES = {"numpy", "PIL", "tokenizers", "click", "edgevlm"}
 # Engines, and what only long work shows: imported when they are asked for.
-LAZY_PACKAGES = {"onnxruntime", "llama_cpp", "coremltools", "rich"}
+LAZY_PACKAGES = {"onnxruntime", "llama_cpp", "coremltools", "rich", "huggingface_hub", "pyarrow", "onnx"}
 
 
 def sources() -> list[Path]:

@@ -1,0 +1,1 @@
+"""Benchmarks: read their files, ask a bundle, score as published."""

@@ -1,0 +1,187 @@
+"""Reading what others wrote: JSON, JSON Lines and Parquet, from a folder or the Hub. Mistakes name file and place."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.evaluation.item import Picture
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_LARGEST_JSON = 2 << 30  # bytes; VQA v2's annotations of all splits are under 400 MB
+
+
+def data_folder(data: str, files: tuple[str, ...], revision: str | None, cache_dir: Path | None) -> Path:
+    """The folder `data`, or the Hub data set of that name, downloaded as far as `files` (patterns) goes."""
+    folder = Path(data)
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        return folder
+    if not _HUB_ID.fullmatch(data) or ".." in data:
+        raise EdgeVLMError(f"There is no folder '{data}': give --data a folder, or a data set of the Hub (owner/name).")
+    try:
+        from huggingface_hub import errors, snapshot_download
+    except ImportError:
+        raise EdgeVLMError(
+            f"'{data}' is not a folder, and the Hub needs the package huggingface_hub: "
+            "pip install 'edgevlm[eval]', or give a local folder."
+        ) from None
+    try:
+        return Path(
+            snapshot_download(
+                data, repo_type="dataset", revision=revision, cache_dir=cache_dir, allow_patterns=list(files)
+            )
+        )
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise EdgeVLMError(
+            f"The data set '{data}' is no local folder and could not be had from the Hub ({reason}): check the name "
+            "and the network, or give a folder."
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise EdgeVLMError(f"'{path}' is larger than {_LARGEST_JSON} bytes: it is none of the suite's files.")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EdgeVLMError(f"'{path}' cannot be read ({error.strerror}): check the folder.") from None
+    except json.JSONDecodeError as error:
+        raise EdgeVLMError(
+            f"'{path}', line {error.lineno}: not JSON ({error.msg}): take the file anew."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise EdgeVLMError(f"'{path}' is not JSON ({str(error)[:99]}): take the file anew.") from None
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place, object) of each line; the place names file and line in messages."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise EdgeVLMError(f"'{path}' cannot be read ({error.strerror}): check the folder.") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"'{path}', line {number}"
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise EdgeVLMError(f"{place}: not JSON ({str(error)[:99]}): mend the line.") from None
+        if not isinstance(row, dict):
+            raise EdgeVLMError(f"{place}: a JSON object is expected: mend the line.")
+        yield place, row
+
+
+def field(row: Any, place: str, kind: type | tuple[type, ...], *names: str) -> Any:
+    """The first of `names` that the row has, of that kind."""
+    if not isinstance(row, Mapping):
+        raise EdgeVLMError(f"{place}: an object is expected: take the file anew.")
+    name = next((name for name in names if row.get(name) is not None), None)
+    if name is None:
+        raise EdgeVLMError(f"{place}: the field '{names[0]}' is missing: take the file anew.")
+    if not isinstance(row[name], kind) or isinstance(row[name], bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        expected = " or ".join(k.__name__ for k in kinds)
+        raise EdgeVLMError(f"{place}: '{name}' is {row[name]!r:.60}, expected {expected}: take the file anew.")
+    return row[name]
+
+
+def texts(row: Any, place: str, *names: str) -> tuple[str, ...]:
+    """A field that holds a text, a list of texts, or VQA's list of {"answer": text}."""
+    found = field(row, place, (str, list, int, float), *names)
+    values = found if isinstance(found, list) else [found]
+    values = [value.get("answer") if isinstance(value, dict) else value for value in values]
+    if not values or not all(isinstance(value, str | int | float) for value in values):
+        raise EdgeVLMError(f"{place}: '{names[0]}' should hold texts: take the file anew.")
+    return tuple(str(value) for value in values)
+
+
+def only_file(folder: Path, patterns: Iterable[str]) -> Path | None:
+    """The first file below `folder` (or the file itself) that fits a pattern, patterns in order of preference."""
+    for pattern in patterns:
+        if folder.is_file():
+            if folder.match(pattern):
+                return folder
+        elif found := sorted(folder.rglob(pattern)):
+            return found[0]
+    return None
+
+
+class Pictures:
+    """Finds a suite's pictures by the names in its files, in the folders where they usually lie."""
+
+    def __init__(self, root: Path, *folders: str) -> None:
+        self._root = root
+        self._folders = ["", *folders]
+
+    def __call__(self, name: str, place: str) -> Picture:
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name or "\0" in name:
+            raise EdgeVLMError(f"{place}: the picture '{name}' is no path below the folder: do not use this file.")
+        for number, folder in enumerate(self._folders):
+            path = self._root / folder / name
+            if path.is_file():
+                self._folders.insert(0, self._folders.pop(number))  # the next one lies there too
+                return Picture(name, partial(Path, path))
+        looked = ", ".join(repr(str(self._root / folder)) for folder in self._folders)
+        raise EdgeVLMError(f"{place}: the picture '{name}' is missing (looked in {looked}): complete the folder.")
+
+
+def parquet_rows(folder: Path, pattern: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Picture]]]:
+    """(place, row without pictures, pictures by column) of the Parquet files below `folder` that fit the pattern.
+
+    Pictures are the Hub's structs of bytes and path; they are read when they are asked for.
+    """
+    for path in sorted(folder.rglob(pattern)):
+        file = _parquet(path)
+        struct = [name for name in file.schema_arrow.names if _is_picture(file.schema_arrow.field(name).type)]
+        plain = [name for name in file.schema_arrow.names if name not in struct]
+        number = 0
+        for group in range(file.num_row_groups):
+            for index, row in enumerate(file.read_row_group(group, columns=plain).to_pylist()):
+                number += 1
+                pictures = {name: _parquet_picture(path, group, index, name) for name in struct}
+                yield f"'{path}', row {number}", row, pictures
+
+
+def _parquet(path: Path) -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise EdgeVLMError(
+            f"'{path}' is a Parquet file, which needs the package pyarrow: pip install 'edgevlm[eval]'."
+        ) from None
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise EdgeVLMError(f"'{path}' is no whole Parquet file ({reason}): download it again.") from None
+
+
+def _is_picture(kind: Any) -> bool:
+    return hasattr(kind, "num_fields") and {"bytes", "path"} <= {kind.field(i).name for i in range(kind.num_fields)}
+
+
+def _parquet_picture(path: Path, group: int, index: int, column: str) -> Picture:
+    def load() -> bytes:
+        value = _column(path, group, column)[index].as_py()
+        data = value["bytes"] if value else None
+        if not isinstance(data, bytes):
+            place = f"'{path}', row group {group + 1}"
+            raise EdgeVLMError(f"{place}: a picture of '{column}' is missing: download it again.")
+        return data
+
+    return Picture(f"{path.name}:{group}:{index}:{column}", load)
+
+
+@lru_cache(maxsize=2)
+def _column(path: Path, group: int, column: str) -> Any:
+    return _parquet(path).read_row_group(group, columns=[column]).column(column)

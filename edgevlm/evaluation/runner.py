@@ -1,0 +1,290 @@
+"""Put a suite's questions to a bundle on a runtime, each picture encoded once, each answer on disk before the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image
+from tokenizers import Tokenizer
+
+from edgevlm.bundle import MANIFEST, Bundle, sha256
+from edgevlm.errors import EdgeVLMError
+from edgevlm.evaluation.item import Item, Picture, Result, Suite
+from edgevlm.evaluation.statistics import summary
+from edgevlm.evaluation.suites import fingerprint
+from edgevlm.generate import GenerateOptions, Pipeline
+from edgevlm.preprocess import F32, decode_image
+from edgevlm.prompt import Prompter, load_tokenizer
+from edgevlm.reference import tile_key
+from edgevlm.runtimes.base import I64, Runtime
+
+Progress = Callable[[str, int, int], None]
+FORMAT = 1
+_KEPT_TILES = 64  # features of this many tiles wait for a later question about the same picture
+_LOC = re.compile(r"<loc_\d+>")
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    prompt: str | None = None  # in place of the suite's, with {question}
+    max_tokens: int | None = None  # in place of the suite's
+    max_tiles: int | None = None  # per picture
+    limit: int | None = None  # questions, spread evenly over the suite
+    skip_bad: bool = False  # leave out what cannot be asked instead of stopping
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None and "{question}" not in self.prompt:
+            raise EdgeVLMError("The prompt has no {question} in it: write where the question goes.")
+        for name in ("max_tokens", "max_tiles", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise EdgeVLMError(f"{name.replace('_', '-')} is {value}: it should be 1 or more.")
+
+
+@dataclass(frozen=True)
+class Report:
+    suite: str
+    runtime: str
+    results: tuple[Result, ...]
+    metrics: dict[str, float]
+    problems: tuple[str, ...]  # what was left out, and why
+    seconds: float  # of asking, without what an earlier run had answered
+
+    @property
+    def score(self) -> float:
+        return float(summary([r.scored.score for r in self.results])["score"])
+
+    def skills(self) -> dict[str, dict[str, float | int]]:
+        """Mean score with its 95 % interval, by skill, in the order of the suite."""
+        by_skill = defaultdict(list)
+        for result in self.results:
+            by_skill[result.item.skill].append(result.scored.score)
+        return {skill: summary(scores) for skill, scores in by_skill.items()}
+
+    def to_dict(self, bundle: str) -> dict[str, Any]:
+        """The JSON of `edgevlm eval --json`."""
+        whole = summary([r.scored.score for r in self.results])
+        return {
+            "bundle": bundle,
+            "suite": self.suite,
+            "runtime": self.runtime,
+            "questions": len(self.results),
+            "score": whole["score"],
+            "low": whole["low"],
+            "high": whole["high"],
+            "skills": self.skills(),
+            "metrics": self.metrics,
+            "left_out": list(self.problems),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+class EncodeOnce:
+    """A runtime that remembers the features of the last tiles, so that a picture is encoded once for its questions."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._kept: OrderedDict[bytes, F32] = OrderedDict()
+        self.name, self.device = runtime.name, runtime.device
+        self.encoded = 0  # tiles that the engine really saw
+
+    def encode(self, pixels: F32) -> F32:
+        key = tile_key(pixels)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        features = self._runtime.encode(pixels)
+        self.encoded += len(pixels)
+        self._kept[key] = features
+        while len(self._kept) > 1 and sum(map(len, self._kept.values())) > _KEPT_TILES:
+            self._kept.popitem(last=False)
+        return features
+
+    def embed(self, ids: I64) -> F32:
+        return self._runtime.embed(ids)
+
+    def prefill(self, embeds: F32) -> F32:
+        return self._runtime.prefill(embeds)
+
+    def step(self, token: int) -> F32:
+        return self._runtime.step(token)
+
+    @property
+    def position(self) -> int:
+        return self._runtime.position
+
+    def truncate(self, length: int) -> None:
+        self._runtime.truncate(length)
+
+    def close(self) -> None:
+        self._runtime.close()
+
+
+def evaluate(
+    bundle: Bundle,
+    runtime: Runtime,
+    suite: Suite,
+    items: list[Item],
+    options: EvalOptions | None = None,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Ask every item and score the answers.
+
+    out: a file of one JSON line per answer, written as answers come. resume: go on with what `out` holds already;
+    stored answers are scored again, so that only the engine's work is saved. EdgeVLMError where `out` is another run's.
+    """
+    options = options or EvalOptions()
+    items = _by_picture(_spread(items, options.limit))
+    head = {
+        "edgevlm_eval": FORMAT, "suite": suite.name, "runtime": runtime.name, "items": fingerprint(items),
+        "bundle": sha256(bundle.folder / MANIFEST), "questions": len(items), "prompt": options.prompt,
+        "max_tokens": options.max_tokens, "max_tiles": options.max_tiles,
+    }  # fmt: skip
+    known = _resume(out, head) if out is not None and resume else {}
+    start = time.monotonic()
+    results: list[Result] = []
+    problems: list[str] = []
+    ask = _Asker(bundle, runtime, suite, options)
+    with _Lines(out, head, fresh=not known) as lines:
+        for done, item in enumerate(items):
+            if progress:
+                progress(f"eval: {suite.name}", done, len(items))
+            answer = known.get(item.id)
+            if answer is None:
+                try:
+                    item, answer = ask(item)
+                except EdgeVLMError as error:
+                    problem = f"question '{item.id}' about {', '.join(p.key for p in item.pictures) or 'no picture'}"
+                    if not options.skip_bad:
+                        raise EdgeVLMError(f"{problem}: {error} Or leave it out with --skip-bad.") from None
+                    problems.append(f"{problem}: {error}")
+                    continue
+                lines.write(item, answer, suite)
+            elif "bins" in item.data:
+                item = ask.measured(item)
+            results.append(Result(item, answer, suite.score(item, answer)))
+    if progress:
+        progress(f"eval: {suite.name}", len(items), len(items))
+    if not results:
+        raise EdgeVLMError(f"No question could be asked: {problems[0]}")
+    metrics = suite.metrics(results)
+    return Report(suite.name, runtime.name, tuple(results), metrics, tuple(problems), time.monotonic() - start)
+
+
+class _Asker:
+    """One question at a time; a decoded picture waits for the next one about it."""
+
+    def __init__(self, bundle: Bundle, runtime: Runtime, suite: Suite, options: EvalOptions) -> None:
+        self._pipeline = Pipeline(bundle, EncodeOnce(runtime))
+        self._tokenizer: Tokenizer = load_tokenizer(bundle.path("tokenizer.json"))
+        self._suite, self._options = suite, options
+        self._generate = GenerateOptions(max_tokens=options.max_tokens or suite.max_tokens)
+        self._decoded: dict[str, Image.Image] = {}
+
+    def __call__(self, item: Item) -> tuple[Item, str]:
+        conversation, pictures = self._suite.conversation(item, self._options.prompt)
+        images = [self._open(picture) for picture in pictures]
+        answer = self._pipeline.answer(images, conversation, self._generate, max_tiles=self._options.max_tiles)
+        return self.measured(item), answer_text(self._pipeline.prompter, self._tokenizer, answer.ids)
+
+    def measured(self, item: Item) -> Item:
+        """The item with its picture's size, where its scorer may need that."""
+        if item.skill != "grounding" or not item.pictures:
+            return item
+        return replace(item, data={**item.data, "size": self._open(item.pictures[0]).size})
+
+    def _open(self, picture: Picture) -> Image.Image:
+        if picture.key not in self._decoded:
+            if len(self._decoded) >= 8:
+                self._decoded.clear()
+            spec = self._pipeline.bundle.image_spec
+            self._decoded[picture.key] = decode_image(picture.load(), spec.background)
+        return self._decoded[picture.key]
+
+
+def answer_text(prompter: Prompter, tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
+    """The text of an answer as a scorer reads it: with <loc_N> tokens, which are special and silent elsewhere."""
+    pieces = []
+    for token in ids:
+        name = tokenizer.id_to_token(token) or ""
+        pieces.append(name.encode() if _LOC.fullmatch(name) else prompter.token_bytes(token))
+    return b"".join(pieces).decode("utf-8", errors="replace").strip()
+
+
+def _spread(items: list[Item], limit: int | None) -> list[Item]:
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def _by_picture(items: list[Item]) -> list[Item]:
+    """In the suite's order, but all questions about a picture together."""
+    groups: dict[tuple[str, ...], list[Item]] = {}
+    for item in items:
+        groups.setdefault(tuple(picture.key for picture in item.pictures), []).append(item)
+    return [item for group in groups.values() for item in group]
+
+
+def _resume(out: Path, head: dict[str, Any]) -> dict[str, str]:
+    """Answers by id from an earlier run; its last line, if a kill cut it, is taken off the file."""
+    if not out.is_file() or not out.stat().st_size:
+        return {}
+    data = out.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    try:
+        first, *lines = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+        known = {line["id"]: str(line["answer"]) for line in lines}
+    except (ValueError, KeyError, TypeError):
+        raise EdgeVLMError(f"'{out}' is not what an eval writes: give --out another name.") from None
+    different = sorted(key for key in head if not isinstance(first, dict) or first.get(key) != head[key])
+    if different:
+        raise EdgeVLMError(
+            f"'{out}' belongs to another run ({', '.join(different)} differ): give --out another name, or begin again "
+            "with --force instead of --resume."
+        )
+    if len(whole) < len(data):
+        os.truncate(out, len(whole))
+    return known
+
+
+class _Lines:
+    """The per-item file; nothing where none is wanted."""
+
+    def __init__(self, out: Path | None, head: dict[str, Any], fresh: bool) -> None:
+        self._stream: IO[str] | None = None
+        if out is not None:
+            self._stream = out.open("w" if fresh else "a", encoding="utf-8")
+            if fresh:
+                self._put(head)
+
+    def write(self, item: Item, answer: str, suite: Suite) -> None:
+        if self._stream is not None:
+            scored = suite.score(item, answer)
+            row = {"id": item.id, "skill": item.skill, "question": item.question, "answer": answer,
+                   "expected": list(item.answers), "score": scored.score, **scored.notes,
+                   "pictures": [picture.key for picture in item.pictures]}  # fmt: skip
+            self._put(row)
+
+    def _put(self, row: dict[str, Any]) -> None:
+        assert self._stream is not None
+        self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._stream.flush()
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
