@@ -61,6 +61,7 @@ class Suite:
     max_tokens: int
     score: Callable[[Item, str], Scored]
     metrics: Callable[[list[Result]], dict[str, float]] = lambda results: {}
+    skills: tuple[str, ...] = ()  # the order of a report; others follow as they come
 
     def conversation(self, item: Item, prompt: str | None = None) -> tuple[Conversation, list[Picture]]:
         """What the model is asked, and the pictures in its order; `prompt` stands in for the suite's own.

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +57,7 @@ class Report:
     metrics: dict[str, float]
     problems: tuple[str, ...]  # what was left out, and why
     seconds: float  # of asking, without what an earlier run had answered
+    order: tuple[str, ...] = ()  # of skills
 
     @property
     def score(self) -> float:
@@ -64,10 +65,10 @@ class Report:
 
     def skills(self) -> dict[str, dict[str, float | int]]:
         """Mean score with its 95 % interval, by skill, in the order of the suite."""
-        by_skill = defaultdict(list)
+        by_skill: dict[str, list[float]] = {skill: [] for skill in self.order}
         for result in self.results:
-            by_skill[result.item.skill].append(result.scored.score)
-        return {skill: summary(scores) for skill, scores in by_skill.items()}
+            by_skill.setdefault(result.item.skill, []).append(result.scored.score)
+        return {skill: summary(scores) for skill, scores in by_skill.items() if scores}
 
     def to_dict(self, bundle: str) -> dict[str, Any]:
         """The JSON of `edgevlm eval --json`."""
@@ -178,8 +179,9 @@ def evaluate(
         progress(f"eval: {suite.name}", len(items), len(items))
     if not results:
         raise EdgeVLMError(f"No question could be asked: {problems[0]}")
+    took = time.monotonic() - start
     metrics = suite.metrics(results)
-    return Report(suite.name, runtime.name, tuple(results), metrics, tuple(problems), time.monotonic() - start)
+    return Report(suite.name, runtime.name, tuple(results), metrics, tuple(problems), took, suite.skills)
 
 
 class _Asker:

@@ -18,6 +18,8 @@ from edgevlm.scenes.catalogue import COLOUR_NAMES, NOUNS, SIGN
 from edgevlm.scenes.folder import read_questions
 from edgevlm.scenes.question import Fact, Question
 
+SKILLS = ("existence", "colour", "count_to_5", "count_to_10", "spatial", "size", "naming", "text", "grounding",
+          "caption")  # fmt: skip
 IOU = 0.5
 _LOC = re.compile(r"<loc_(\d+)>")
 _FLOAT = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")

@@ -18,7 +18,7 @@ from edgevlm.evaluation.files import Pictures, field, only_file, parquet_rows, r
 from edgevlm.evaluation.item import Item, Picture, Result, Scored, Suite
 from edgevlm.evaluation.mmmu import DISCIPLINES, SUBJECTS, open_correct, parse_choice
 from edgevlm.evaluation.pope import MODES, pope_metrics, said_yes
-from edgevlm.evaluation.scenes import read_scenes, scenes_metrics, score_scenes
+from edgevlm.evaluation.scenes import SKILLS, read_scenes, scenes_metrics, score_scenes
 from edgevlm.evaluation.text import anls, contains_answer, exact, relaxed_accuracy
 from edgevlm.evaluation.vqa import textvqa_accuracy, vqa_accuracy
 
@@ -284,7 +284,7 @@ SUITES = {
     suite.name: suite
     for suite in (
         Suite("scenes", "a Scenes folder (edgevlm scenes DIR --split test)", None, (),
-              lambda folder: read_scenes(folder)[0], {"": "{question}"}, 64, score_scenes, scenes_metrics),
+              lambda folder: read_scenes(folder)[0], {"": "{question}"}, 64, score_scenes, scenes_metrics, SKILLS),
         Suite("pope", "coco_pope_{random,popular,adversarial}.json and the pictures of COCO val2014", "lmms-lab/POPE",
               ("data/test-*.parquet",), _read_pope, {"": _SHORT}, 16, _score_pope, _pope_report),
         Suite("vqa", "v2_OpenEnded_mscoco_val2014_questions.json, v2_mscoco_val2014_annotations.json and val2014/",
