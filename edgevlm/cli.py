@@ -19,6 +19,7 @@ import click
 from edgevlm import __version__
 from edgevlm.commands.bench import bench
 from edgevlm.commands.demo import demo
+from edgevlm.commands.eval import eval
 from edgevlm.commands.export import export
 from edgevlm.commands.info import info
 from edgevlm.commands.run import run
@@ -72,7 +73,7 @@ def edgevlm() -> None:
     """
 
 
-for _verb in (export, run, verify, bench, info, demo, scenes):
+for _verb in (export, run, verify, eval, bench, info, demo, scenes):
     edgevlm.add_command(_verb)
 
 
