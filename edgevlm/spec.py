@@ -26,6 +26,7 @@ class VisionSpec:
     layer_norm_eps: float
     activation: str  # "gelu_tanh" | "gelu"
     num_channels: int = 3
+    post_norm: bool = True  # False: patch states are taken before the final norm, as LLaVA does
 
     @property
     def patches_per_side(self) -> int:
@@ -38,10 +39,16 @@ class VisionSpec:
 
 @dataclass(frozen=True)
 class ProjectorSpec:
-    """Pixel shuffle by `scale_factor`, then one linear map without bias (Idefics3)."""
+    """"pixel_shuffle": by `scale_factor`, then one linear map without bias (Idefics3).
 
-    kind: str  # "pixel_shuffle"
-    scale_factor: int
+    "mlp": two linear maps with an activation between them (LLaVA 1.5, arXiv 2310.03744). "qformer" and "resampler":
+    `queries` learned queries per tile; these can be trained and are not exported.
+    """
+
+    kind: str  # "pixel_shuffle" | "mlp" | "qformer" | "resampler"
+    scale_factor: int = 1
+    activation: str = "gelu"  # mlp: "gelu" | "gelu_tanh"
+    queries: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class ModelSpec:
     @property
     def image_tokens(self) -> int:
         """Decoder positions that one tile takes."""
-        return self.vision.num_patches // self.projector.scale_factor**2
+        return self.projector.queries or self.vision.num_patches // self.projector.scale_factor**2
 
 
 def to_dict(spec: Any) -> dict[str, Any]:

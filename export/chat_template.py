@@ -14,7 +14,7 @@ from edgevlm.prompt import Control, Plain, render
 IMAGE, END = "<image>", "<end_of_utterance>"
 
 # The template that every SmolVLM and Idefics3 ships, after its prefix.
-_FAMILY_TEMPLATE = (
+FAMILY_TEMPLATE = (
     "{% for message in messages %}{{message['role'] | capitalize}}"
     "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
     "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
@@ -33,7 +33,7 @@ def read_chat_format(
     path, template = _chat_template(folder, processor, tokenizer_config)
     plain = template.replace("['role'].capitalize()", "['role'] | capitalize")
     plain = plain.replace("{% elif line['type'] == 'video' %}{{ '<video>' }}", "")
-    prefix = plain.removesuffix(_FAMILY_TEMPLATE)
+    prefix = plain.removesuffix(FAMILY_TEMPLATE)
     if prefix != plain and "{" not in prefix:
         close = f"{END}\n"
         roles = {r: RoleText(f"{r.capitalize()}: ", f"{r.capitalize()}:", close) for r in _ROLES}

@@ -36,6 +36,13 @@ class JsonFile:
             raise self.wrong(key, '{"longest_edge": a number of pixels}')
         return edge
 
+    def square(self, key: str) -> int:
+        value = self.data.get(key)
+        sides = [value.get("height"), value.get("width")] if isinstance(value, dict) else []
+        if len(sides) != 2 or sides[0] != sides[1] or type(sides[0]) is not int or sides[0] < 1:
+            raise self.wrong(key, '{"height": and "width": the same number of pixels}')
+        return sides[0]
+
     def number(self, key: str) -> float:
         value = self.data.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""Processor files of a SmolVLM or Idefics3 checkpoint -> ImageSpec and PromptSpec.
+"""Processor files of a SmolVLM, Idefics3 or LLaVA checkpoint -> ImageSpec and PromptSpec.
 
 Reads both layouts: preprocessor_config.json beside processor_config.json, and, since transformers 5,
 everything nested in processor_config.json.
@@ -18,7 +18,9 @@ from edgevlm.prompt import load_tokenizer
 from edgevlm.spec import ModelSpec, VisionSpec
 
 IMAGE_PROCESSORS = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
+WHOLE_PICTURE = "SiglipImageProcessor"  # one tile, stretched to a square: what LLaVA has with a SigLIP tower
 PROCESSORS = ("Idefics3Processor", "SmolVLMProcessor")
+LLAVA = "LlavaProcessor"
 RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
 # Constants of the processors' code, in no file of the checkpoint.
 MAX_EDGE = 4096
@@ -32,13 +34,16 @@ def read_image_spec(folder: Path, vision: VisionSpec) -> ImageSpec:
     """The image rules of the checkpoint in `folder`; EdgeVLMError names the file and key that are wrong."""
     file = _image_processor(folder)
     name = file.data.get("image_processor_type")
-    if not isinstance(name, str) or name.removesuffix("Fast").removesuffix("Pil") not in IMAGE_PROCESSORS:
-        raise file.wrong("image_processor_type", " or ".join(IMAGE_PROCESSORS))
-    side = file.edge("max_image_size")
-    if side != vision.image_size:
-        raise file.wrong(
-            "max_image_size", f"the {vision.image_size} pixels of the vision encoder in config.json"
-        )
+    plain = name.removesuffix("Fast").removesuffix("Pil") if isinstance(name, str) else ""
+    if plain not in (*IMAGE_PROCESSORS, WHOLE_PICTURE):
+        raise file.wrong("image_processor_type", " or ".join((*IMAGE_PROCESSORS, WHOLE_PICTURE)))
+    whole = plain == WHOLE_PICTURE
+    side = vision.image_size
+    if (file.square("size") if whole else file.edge("max_image_size")) != side:
+        key = "size" if whole else "max_image_size"
+        raise file.wrong(key, f"the {side} pixels of the vision encoder in config.json")
+    if whole and not file.flag("do_resize"):
+        raise file.wrong("do_resize", "true")
     resample = file.data.get("resample")
     if type(resample) is not int or resample not in RESAMPLE:
         raise file.wrong("resample", "1 (lanczos), 2 (bilinear) or 3 (bicubic)")
@@ -52,10 +57,10 @@ def read_image_spec(folder: Path, vision: VisionSpec) -> ImageSpec:
         version=IMAGE_SPEC_VERSION,
         strategy="tiles_then_global",
         tile_size=side,
-        longest_edge=file.edge("size") if file.flag("do_resize") else None,
+        longest_edge=file.edge("size") if file.flag("do_resize") and not whole else None,
         max_edge=MAX_EDGE,
         short_edge_multiple=SHORT_EDGE_MULTIPLE,
-        split=file.flag("do_image_splitting"),
+        split=not whole and file.flag("do_image_splitting"),
         resample=RESAMPLE[resample],
         background=BACKGROUND,
         rescale_factor=factor,
@@ -68,9 +73,11 @@ def read_prompt_spec(folder: Path, model: ModelSpec) -> PromptSpec:
     """The chat format, image tokens and stop tokens of the checkpoint in `folder`."""
     processor = read_json_file(folder / "processor_config.json", required=False)
     name = processor.data.get("processor_class", PROCESSORS[0])
-    if name not in PROCESSORS:
-        raise processor.wrong("processor_class", " or ".join(PROCESSORS))
-    if processor.data.get("image_seq_len", model.image_tokens) != model.image_tokens:
+    llava = model.family == "llava"
+    known = (LLAVA,) if llava else PROCESSORS
+    if name not in known and not (llava and "processor_class" not in processor.data):
+        raise processor.wrong("processor_class", " or ".join(known))
+    if not llava and processor.data.get("image_seq_len", model.image_tokens) != model.image_tokens:
         raise processor.wrong(
             "image_seq_len", f"the {model.image_tokens} image tokens per tile of config.json"
         )
@@ -78,7 +85,7 @@ def read_prompt_spec(folder: Path, model: ModelSpec) -> PromptSpec:
     names = read_json_file(folder / "special_tokens_map.json", required=False).data | tokenizer_config.data
     tokenizer_json = folder / "tokenizer.json"
     tokenizer = load_tokenizer(tokenizer_json)
-    ids = _special_tokens(tokenizer_json, tokenizer, model)
+    ids = _special_tokens(tokenizer_json, tokenizer, model, (IMAGE,) if llava else (IMAGE, FAKE, END))
     prefix, roles, generation = read_chat_format(folder, processor, tokenizer_config, names)
     bos = token_text(names, "bos_token")
     # transformers puts the tokenizer's special tokens around a prompt that does not start with the bos token.
@@ -87,6 +94,9 @@ def read_prompt_spec(folder: Path, model: ModelSpec) -> PromptSpec:
             f"'{tokenizer_json}' adds special tokens to every text, expected a chat template that starts "
             "with the bos_token instead: use the tokenizer and chat template of the original model."
         )
+    stops = _eos_ids(folder, model) | ({ids[END]} if END in ids else set())
+    if not stops:
+        raise EdgeVLMError(f"'{folder}' names no eos_token_id, expected one in generation_config.json: add it there.")
     return PromptSpec(
         version=PROMPT_SPEC_VERSION,
         prefix=prefix,
@@ -95,12 +105,12 @@ def read_prompt_spec(folder: Path, model: ModelSpec) -> PromptSpec:
         image_token=IMAGE,
         image_token_id=ids[IMAGE],
         image_tokens=model.image_tokens,
-        tile_open=f"{FAKE}<row_{{row}}_col_{{col}}>",
-        row_close="\n",
-        global_open=f"\n{FAKE}{GLOBAL}",
-        single_open=f"{FAKE}{GLOBAL}",
-        image_close=FAKE,
-        stop_ids=tuple(sorted(_eos_ids(folder, model) | {ids[END]})),
+        tile_open="" if llava else f"{FAKE}<row_{{row}}_col_{{col}}>",
+        row_close="" if llava else "\n",
+        global_open="" if llava else f"\n{FAKE}{GLOBAL}",
+        single_open="" if llava else f"{FAKE}{GLOBAL}",
+        image_close="" if llava else FAKE,
+        stop_ids=tuple(sorted(stops)),
         bos_id=ids.get(bos),
         pad_id=ids.get(token_text(names, "pad_token")),
     )
@@ -116,7 +126,9 @@ def _image_processor(folder: Path) -> JsonFile:
     return JsonFile(nested.path, inner, "image_processor.")
 
 
-def _special_tokens(path: Path, tokenizer: Tokenizer, model: ModelSpec) -> dict[str, int]:
+def _special_tokens(
+    path: Path, tokenizer: Tokenizer, model: ModelSpec, needed: tuple[str, ...]
+) -> dict[str, int]:
     tokens = tokenizer.get_added_tokens_decoder()
     ids: dict[str, int] = {}
     for id_, token in tokens.items():
@@ -128,7 +140,7 @@ def _special_tokens(path: Path, tokenizer: Tokenizer, model: ModelSpec) -> dict[
                 "expected none of them: use the tokenizer of the original model."
             )
         ids[token.content] = int(id_)
-    for text in (IMAGE, FAKE, END):
+    for text in needed:
         if text not in ids:
             raise EdgeVLMError(
                 f"'{path}' lacks the special token '{text}' among added_tokens: "

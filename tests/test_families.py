@@ -173,6 +173,7 @@ def assert_same(spec: ModelSpec, config: Any) -> None:
         "layer_norm_eps": vision.layer_norm_eps,
         "activation": {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}[vision.hidden_act],
         "num_channels": vision.num_channels,
+        "post_norm": True,
     }
     assert spec.projector.scale_factor == config.scale_factor
     assert spec.image_token_id == config.image_token_id
@@ -347,7 +348,7 @@ def change(folder: Path, **tensors: torch.Tensor | None) -> None:
 
 
 REFUSED = [
-    ("model_type", "llava", "'llava', which edgevlm does not support: supported are idefics3, smolvlm"),
+    ("model_type", "paligemma", "'paligemma', which edgevlm does not support: supported are edgevlm_query, idefics3, llava"),
     ("model_type", None, "None, which edgevlm does not support"),
     ("model_type", ["smolvlm"], "which edgevlm does not support"),
     ("text_config", [], "text_config is '[]' where edgevlm supports an object"),

@@ -12,7 +12,7 @@ def vision_tower(ops: Ops, pixels: X, spec: VisionSpec) -> X:
     x = ops.add_table(x, "vision.position_embedding")
     for i in range(spec.num_layers):
         x = _block(ops, x, f"vision.layers.{i}", spec)
-    return ops.layer_norm(x, "vision.post_norm", spec.layer_norm_eps)
+    return ops.layer_norm(x, "vision.post_norm", spec.layer_norm_eps) if spec.post_norm else x
 
 
 def _block(ops: Ops, x: X, w: str, spec: VisionSpec) -> X:
