@@ -7,6 +7,7 @@ forwards and backwards, and each is compared with its neighbour in time: a machi
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from edgevlm.errors import EdgeVLMError
 Progress = Callable[[str, int, int], None]
 FORMAT, VERSION = "edgevlm-bench", 1
 RATIOS = ("encode", "prefill", "decode")
+_FIGURES = ("median", "min", "max")
 PICTURE = Path(__file__).parent / "assets" / "pictures" / "coffee.jpg"
 QUESTION = "Describe the picture in three sentences."
 
@@ -140,11 +142,12 @@ def read_bench(data: Any, where: str) -> dict[str, Any]:
         )
     for subject in data["subjects"]:
         try:
-            medians = [subject[kind][stage]["median"] for kind in ("cold", "warm") for stage in STAGES]
-            good = isinstance(subject["name"], str) and all(isinstance(value, int | float) for value in medians)
+            figures = [subject[kind][stage][name] for kind in ("cold", "warm") for stage in STAGES for name in _FIGURES]
+            good = all(isinstance(subject[name], str) for name in ("name", "bundle", "runtime"))
+            good = good and all(isinstance(value, int | float) and 0 <= value < math.inf for value in figures)
         except (KeyError, TypeError):
             good = False
-        if not good:
+        if not good or not all(isinstance(data.get(name), dict) for name in ("device", "settings")):
             raise EdgeVLMError(f"'{where}' lacks figures of a benchmark: measure again.")
     return data
 

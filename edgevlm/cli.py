@@ -22,6 +22,7 @@ from edgevlm.commands.demo import demo
 from edgevlm.commands.eval import eval
 from edgevlm.commands.export import export
 from edgevlm.commands.info import info
+from edgevlm.commands.report import report
 from edgevlm.commands.run import run
 from edgevlm.commands.scenes import scenes
 from edgevlm.commands.verify import verify
@@ -73,7 +74,7 @@ def edgevlm() -> None:
     """
 
 
-for _verb in (export, run, verify, eval, bench, info, demo, scenes):
+for _verb in (export, run, verify, eval, bench, report, info, demo, scenes):
     edgevlm.add_command(_verb)
 
 

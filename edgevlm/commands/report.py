@@ -1,0 +1,51 @@
+"""`edgevlm report`: one page on a set of bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgevlm.commands.console import note, progress_bar, size
+from edgevlm.commands.run import bundle_folder
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
+@click.option("-o", "--out", required=True, metavar="FILE.html", help="The page.")
+@click.option("--eval", "evals", multiple=True, metavar="JSON", help="A result of `edgevlm eval`; may be repeated.")
+@click.option("--bench", "benches", multiple=True, metavar="JSON", help="... of `edgevlm bench`, of any device.")
+@click.option("--questions", type=int, default=300, show_default=True, metavar="N",
+              help="Scenes questions for a bundle without --eval; 0: none.")
+@click.option("--repeat", type=int, default=3, show_default=True, metavar="N",
+              help="Warm questions for a bundle without --bench; 0: none.")
+@click.option("--picture", "pictures", multiple=True, metavar="FILE", help="For the gallery, in place of shipped ones.")
+@click.option("--question", metavar="TEXT", help="What the gallery asks.")
+@click.option("--tiles", type=int, metavar="N", help="Most tiles per picture.  [default: the model's]")
+@click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: the engine's own choice]")
+@click.option("--force", is_flag=True, help="Replace FILE.html.")
+def report(
+    bundles: tuple[str, ...], out: str, evals: tuple[str, ...], benches: tuple[str, ...], questions: int, repeat: int,
+    pictures: tuple[str, ...], question: str | None, tiles: int | None, threads: int | None, force: bool,
+) -> None:  # fmt: skip
+    """Draw one page on BUNDLE... and what they cost.
+
+    Size against score against speed, loss by skill, divergence by layer, time by stage, the gates' tables, and each
+    target's answers side by side. The page needs nothing but itself. What no JSON file holds is measured here, briefly.
+    """
+    from edgevlm.files import check_new, write_text
+    from edgevlm.report import ReportOptions, gather, page
+
+    path = Path(out)
+    check_new(path, force)
+    options = ReportOptions(
+        evals=tuple(map(Path, evals)), benches=tuple(map(Path, benches)), questions=questions, repeat=repeat,
+        pictures=tuple(map(Path, pictures)), question=question, tiles=tiles, threads=threads,
+    )  # fmt: skip
+    with progress_bar() as progress:
+        found = gather([bundle_folder(bundle) for bundle in bundles], options, progress)
+    for line in found.notes:
+        note(line)
+    write_text(path, page(found))
+    note(f"{size(path.stat().st_size)}, opens in any browser:")
+    click.echo(path)

@@ -1,0 +1,185 @@
+"""What a report shows, as data: bundles with their gates, benchmarks, evaluations and answers, and what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgevlm.bench import read_bench, runtime_bytes
+from edgevlm.bundle import Bundle, open_bundle
+from edgevlm.errors import EdgeVLMError
+from edgevlm.report.gallery import Asked, Question, ask_all
+from edgevlm.report.measure import is_evaluator, scenes_score, short_bench
+
+Progress = Callable[[str, int, int], None]
+_KINDS = ("fp32", "fp16", "int8", "int4")  # most bits first
+_MOST = 64 << 20  # bytes of a JSON file
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What to read and what to measure if it was not given. Raises EdgeVLMError for a value out of its range."""
+
+    evals: tuple[Path, ...] = ()
+    benches: tuple[Path, ...] = ()
+    questions: int = 300  # of Scenes, for a bundle without an evaluation; 0 measures none
+    repeat: int = 3  # warm questions of a bundle without a benchmark; 0 measures none
+    pictures: tuple[Path, ...] = ()  # for the gallery; empty takes shipped ones
+    question: str | None = None
+    tiles: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("questions", "repeat"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= 100_000:
+                raise EdgeVLMError(f"{name} is {value!r}: give a whole number from 0, which measures nothing.")
+        for path in (*self.evals, *self.benches, *self.pictures):
+            if not path.is_file():
+                raise EdgeVLMError(f"There is no file '{path}': check the path.")
+        if self.question is not None and not self.question.strip():
+            raise EdgeVLMError("The question is empty: give one, or leave it out.")
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A bundle of the report."""
+
+    name: str  # unique in it
+    bundle: Bundle
+    runtimes: tuple[str, ...]  # engines of this machine for its targets
+
+    @property
+    def kind(self) -> str:
+        return str(self.bundle.manifest.recipe.get("quantize"))
+
+    @property
+    def gate(self) -> dict[str, Any] | None:
+        return self.bundle.manifest.gate
+
+    def layers(self) -> dict[str, float | None]:
+        """Divergence from the original by place, as the gate recorded it; empty where it did not."""
+        layers = (self.gate or {}).get("layers")
+        found = layers.get("quantization") if isinstance(layers, dict) else None
+        return {k: v for k, v in found.items() if v is None or _number(v)} if isinstance(found, dict) else {}
+
+    def size(self, runtime: str) -> int:
+        return runtime_bytes(self.bundle, runtime)["runtime"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    members: tuple[Member, ...]
+    benches: tuple[dict[str, Any], ...]
+    evals: tuple[dict[str, Any], ...]
+    gallery: tuple[Asked, ...]
+    notes: tuple[str, ...] = field(default=())  # what is missing, and why
+
+    def member_of(self, place: str) -> Member | None:
+        """The bundle that a JSON file names by its path, or by its folder's name."""
+        folder = Path(place)
+        for member in self.members:
+            if os.path.abspath(member.bundle.folder) == os.path.abspath(folder):
+                return member
+        return next((m for m in self.members if m.bundle.folder.absolute().name == folder.name), None)
+
+    def baseline(self) -> Member:
+        """The bundle with most bits, which losses are counted from; the first of several."""
+        known = {kind: place for place, kind in enumerate(_KINDS)}
+        return min(self.members, key=lambda m: known.get(m.kind, len(_KINDS)))
+
+
+def gather(folders: Sequence[Path], options: ReportOptions, progress: Progress | None = None) -> Findings:
+    """Open the bundles, read the files, and measure what neither holds. Raises EdgeVLMError before any work."""
+    notes: list[str] = []
+    members = _members(folders, notes)
+    evals = [read_eval(_load(path), str(path)) for path in options.evals]
+    benches = [read_bench(_load(path), str(path)) for path in options.benches]
+    found = Findings(members, tuple(benches), tuple(evals), ())
+
+    def tell(done: int) -> None:
+        if progress:
+            progress("report", done, 3 * len(members))
+
+    timed = {found.member_of(str(subject["bundle"])) for report in benches for subject in report["subjects"]}
+    scored = {found.member_of(str(report["bundle"])) for report in evals}
+    for i, member in enumerate(members):
+        tell(i)
+        engines = [runtime for runtime in member.runtimes if not is_evaluator(runtime)]
+        if member not in timed and options.repeat and engines:
+            benches.append(short_bench(member.bundle, engines, options.repeat, options.tiles, options.threads))
+    for i, member in enumerate(members):
+        tell(len(members) + i)
+        if member not in scored and options.questions and member.runtimes:
+            engine = member.runtimes[0]
+            evals.append(scenes_score(member.bundle, engine, options.questions, options.tiles, options.threads))
+    tell(2 * len(members))
+    asked = ask_all(
+        [(member.name, member.bundle, runtime) for member in members for runtime in member.runtimes],
+        [Question(path, options.question) for path in options.pictures] or None,
+        question=options.question,
+        baseline=found.baseline().name,
+        tiles=options.tiles,
+        threads=options.threads,
+        notes=notes,
+    )
+    tell(3 * len(members))
+    return Findings(members, tuple(benches), tuple(evals), tuple(asked), tuple(notes))
+
+
+def read_eval(data: Any, where: str) -> dict[str, Any]:
+    """An evaluation read back from JSON; EdgeVLMError where it is none."""
+    fields = {"bundle": str, "suite": str, "runtime": str, "skills": dict}
+    good = isinstance(data, dict) and all(isinstance(data.get(name), kind) for name, kind in fields.items())
+    if good:
+        skills = [skill.get(name) if isinstance(skill, dict) else None
+                  for skill in data["skills"].values() for name in ("score", "low", "high")]  # fmt: skip
+        good = all(_number(value) for value in [data.get("score"), *skills])
+    if not good:
+        raise EdgeVLMError(f"'{where}' is not an evaluation: make one with `edgevlm eval BUNDLE --json FILE`.")
+    result: dict[str, Any] = data
+    return result
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _load(path: Path) -> Any:
+    if path.stat().st_size > _MOST:
+        raise EdgeVLMError(f"'{path}' has over {_MOST >> 20} MiB, so it is no result of edgevlm's: check the path.")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise EdgeVLMError(f"'{path}' is no valid JSON ({str(error)[:99]}): check the path.") from None
+
+
+def _members(folders: Sequence[Path], notes: list[str]) -> tuple[Member, ...]:
+    from edgevlm.gate import OPTIONAL, is_large
+    from edgevlm.runtimes import DEFAULTS
+
+    members: list[Member] = []
+    for folder in folders:
+        bundle = open_bundle(folder)
+        base = name = folder.absolute().name
+        number = 2
+        while any(name == member.name for member in members):
+            name, number = f"{base} ({number})", number + 1
+        runtimes = []
+        for target in bundle.manifest.targets:
+            engine = DEFAULTS[target]
+            module, extra = OPTIONAL.get(target, (None, None))
+            if module is not None and importlib.util.find_spec(module) is None:
+                notes.append(f"{name}: {engine} was left out, because {module} is not installed (edgevlm[{extra}]).")
+            elif is_evaluator(engine) and is_large(bundle.manifest.spec.vision):
+                notes.append(f"{name}: {engine} was left out, because the evaluator is too slow for this model.")
+            else:
+                runtimes.append(engine)
+        members.append(Member(name, bundle, tuple(runtimes)))
+    return tuple(members)

@@ -1,0 +1,49 @@
+"""What a report measures where it was given no file: a short benchmark, a score on generated scenes."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgevlm.bench import BenchOptions, Subject, bench
+from edgevlm.bundle import Bundle
+from edgevlm.runtimes import open_runtime
+
+_PER_SCENE = 8  # questions, at least
+
+
+def is_evaluator(runtime: str, engine: str = "") -> bool:
+    """Whether times of this engine are those of a checker, not of a device."""
+    return "evaluator" in engine or (runtime == "coreml" and not engine and platform.system() != "Darwin")
+
+
+def short_bench(
+    bundle: Bundle, engines: Sequence[str], repeat: int, tiles: int | None = None, threads: int | None = None
+) -> dict[str, Any]:
+    """One bundle on its engines in turns, one cold process each."""
+    how = BenchOptions(repeat=repeat, cold=1, tiles=tiles, threads=threads)
+    return bench([Subject(bundle.folder, engine) for engine in engines], how)
+
+
+def scenes_score(
+    bundle: Bundle, runtime: str, questions: int, tiles: int | None = None, threads: int | None = None
+) -> dict[str, Any]:
+    """The JSON of `edgevlm eval` on that many questions of the test split; the same ones every time."""
+    from edgevlm.evaluation.runner import EvalOptions, evaluate
+    from edgevlm.evaluation.suites import SUITES, read_items
+    from edgevlm.scenes import write_scenes
+
+    suite = SUITES["scenes"]
+    with tempfile.TemporaryDirectory(prefix="edgevlm-") as folder:
+        place = Path(folder) / "scenes"
+        write_scenes(place, "test", 0, -(-questions // _PER_SCENE))
+        engine = open_runtime(bundle, runtime, threads=threads)
+        try:
+            options = EvalOptions(max_tiles=tiles, limit=questions)
+            report = evaluate(bundle, engine, suite, read_items(suite, place), options)
+        finally:
+            engine.close()
+    return report.to_dict(str(bundle.folder))
