@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgevlm.bundle import Bundle
 from edgevlm.gate_report import Row, divergence
 from edgevlm.gate_runtime import Case
-from edgevlm.models.eager import KVCache
+from edgevlm.models.eager import EagerOps, KVCache
 from edgevlm.models.llama import decoder
 from edgevlm.models.ops import F32
 from edgevlm.models.projector import projector
@@ -27,13 +29,31 @@ class LayerOps(TracingOps):
         return super()._keep(name, x) if last.startswith(("norm", "post_norm", "attention")) else x
 
 
-def trace_reference(reference: Reference, tile: F32, embeds: F32) -> dict[str, F32]:
+class ResidualOps(EagerOps):
+    """The eager backend, keeping what enters each norm: sums that no scale folded between two layers changes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.values: dict[str, F32] = {}
+
+    def layer_norm(self, x: F32, name: str, eps: float) -> F32:
+        self.values[name] = x
+        return super().layer_norm(x, name, eps)
+
+    def rms_norm(self, x: F32, name: str, eps: float) -> F32:
+        self.values[name] = x
+        return super().rms_norm(x, name, eps)
+
+
+def trace_reference(
+    reference: Reference, tile: F32, embeds: F32, backend: type[LayerOps] | type[ResidualOps] = LayerOps
+) -> dict[str, F32]:
     """Named results of one tile (1, 3, S, S) and of one prompt (S, D) that stands alone."""
     spec = reference.spec
-    ops = LayerOps(reference.weights)
+    ops = backend(reference.weights)
     projector(ops, vision_tower(ops, tile, spec.vision), spec.projector)
     found = ops.values
-    ops = LayerOps(reference.prompt_weights, KVCache(spec.decoder))
+    ops = backend(reference.prompt_weights, KVCache(spec.decoder))
     decoder(ops, embeds, spec.decoder)
     return found | ops.values
 
@@ -61,9 +81,11 @@ def first_layer(
 
 
 def layer_losses(bundle: Bundle, reference: Reference, original: Reference, case: Case) -> dict[str, float]:
-    """Divergence of the quantized model from the original layer by layer, each on its own inputs."""
+    """Divergence of the quantized model from the original where each norm reads, each on its own inputs."""
     tile = case.tiles[:1]
-    theirs, ours = (trace_reference(model, tile, _prompt(bundle, model, case)) for model in (original, reference))
+    theirs, ours = (
+        trace_reference(model, tile, _prompt(bundle, model, case), ResidualOps) for model in (original, reference)
+    )
     return {name: divergence(theirs[name], ours[name]) for name in theirs}
 
 

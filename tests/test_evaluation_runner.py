@@ -220,7 +220,7 @@ def test_location_tokens_are_read_though_they_are_special(tiny_bundle: Path) -> 
 
 
 def test_options_say_what_is_wrong() -> None:
-    with pytest.raises(EdgeVLMError, match="has no {question} in it"):
+    with pytest.raises(EdgeVLMError, match=r"has no .question. in it"):
         EvalOptions(prompt="What?")
     with pytest.raises(EdgeVLMError, match="max-tokens is 0"):
         EvalOptions(max_tokens=0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from edgevlm.commands.console import table
+from edgevlm.errors import EdgeVLMError
 
 
 def gate_table(report: dict[str, Any]) -> str:
@@ -18,3 +20,15 @@ def gate_table(report: dict[str, Any]) -> str:
     missed = sum(not row["passed"] for row in report["rows"])
     verdict = "Gate passed." if report["passed"] else f"Gate failed: {missed} of {len(rows)} bounds missed."
     return table(rows, ("target", "check", "measured", "bound", "", "")) + f"\n{verdict}"
+
+
+def read_bounds(words: Sequence[str]) -> dict[str, float]:
+    """`--bound NAME=X` options; the names are checked by edgevlm.gate.GateOptions."""
+    bounds = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            bounds[name.strip().replace("-", "_")] = float(value)
+        except ValueError:
+            raise EdgeVLMError(f"The bound '{word}' has no number: write it as in --bound kl=0.1.") from None
+    return bounds
