@@ -18,13 +18,16 @@ import click
 
 from edgevlm import __version__
 from edgevlm.commands.bench import bench
+from edgevlm.commands.compose import compose
 from edgevlm.commands.demo import demo
+from edgevlm.commands.distill import distill
 from edgevlm.commands.eval import eval
 from edgevlm.commands.export import export
 from edgevlm.commands.info import info
 from edgevlm.commands.report import report
 from edgevlm.commands.run import run
 from edgevlm.commands.scenes import scenes
+from edgevlm.commands.train import train
 from edgevlm.commands.verify import verify
 from edgevlm.errors import EdgeVLMError, GateError
 
@@ -74,7 +77,7 @@ def edgevlm() -> None:
     """
 
 
-for _verb in (export, run, verify, eval, bench, report, info, demo, scenes):
+for _verb in (export, run, verify, eval, bench, report, info, demo, scenes, train, distill, compose):
     edgevlm.add_command(_verb)
 
 

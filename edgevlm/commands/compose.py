@@ -1,0 +1,41 @@
+"""`edgevlm compose`: a new vision-language model from an encoder and a language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from edgevlm.commands.train import need_training
+
+KINDS = "[mlp|pixel-shuffle|linear|qformer|resampler]"
+
+
+@click.command()
+@click.option("--encoder", required=True, metavar="MODEL", help="A SigLIP model, or a VLM that has one.")
+@click.option("--decoder", required=True, metavar="MODEL", help="A Llama-type language model, or a VLM that has one.")
+@click.option("--projector", required=True, metavar=KINDS, help="How image features become embeddings.")
+@click.option("-o", "--out", required=True, metavar="DIR", help="The folder of the new checkpoint.")
+@click.option("--scale-factor", type=int, metavar="N",
+              help="pixel-shuffle: N x N patches to one token.  [default: nearest to 64 tokens]")
+@click.option("--queries", type=int, default=64, show_default=True, help="qformer, resampler: tokens per tile.")
+@click.option("--layers", type=int, default=3, show_default=True, help="qformer, resampler: depth.")
+@click.option("--tiles", type=int, default=4, show_default=True,
+              help="Longest edge of a picture in tiles; 0: the whole picture only.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the projector's fresh weights.")
+@click.option("--force", is_flag=True, help="Replace a checkpoint at DIR, once the new one is complete.")
+def compose(**values: Any) -> None:
+    """Join a pretrained encoder and a pretrained language model by a fresh projector.
+
+    The result is a checkpoint for `edgevlm train --stage align`. mlp has LLaVA's layout, pixel-shuffle and linear
+    have SmolVLM's; these three can be exported. qformer and resampler can be trained only.
+    """  # fmt: skip
+    need_training()
+    from pathlib import Path
+
+    from edgevlm.commands.console import note
+    from edgevlm.train.compose import ComposeOptions
+    from edgevlm.train.compose import compose as run
+
+    values["out"] = Path(values["out"])
+    click.echo(run(ComposeOptions(**values), note))

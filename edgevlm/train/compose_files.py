@@ -1,0 +1,94 @@
+"""The tokenizer and processor files of a composed model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.export.chat_template import END, FAMILY_TEMPLATE, IMAGE
+from edgevlm.export.json_file import read_json_file
+from edgevlm.export.processor import FAKE, GLOBAL
+from edgevlm.prompt import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    size: int
+    image: int
+    end: int
+    pad: int
+    bos: int | None
+
+
+def extend_tokenizer(source: Path, out: Path, tiles: int) -> Vocabulary:
+    """Write the language model's tokenizer with the image tokens added and SmolVLM's chat template.
+
+    tiles: the largest grid that has tokens; 0: none but the image token. A token that is there already stays.
+    """
+    load_tokenizer(source / "tokenizer.json")  # says what is wrong with it
+    settings = json.loads((source / "tokenizer.json").read_text("utf-8"))
+    settings["post_processor"] = None  # the chat template says where the first token goes
+    tokenizer = Tokenizer.from_str(json.dumps(settings))
+    names = [END, IMAGE]
+    if tiles:
+        grid = [f"<row_{row}_col_{col}>" for row in range(1, tiles + 1) for col in range(1, tiles + 1)]
+        names += [FAKE, GLOBAL, *grid]
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    config = read_json_file(source / "tokenizer_config.json", required=False).data
+    bos, pad = (_text(config.get(key)) for key in ("bos_token", "pad_token"))
+    if bos is not None and tokenizer.token_to_id(bos) is None:
+        raise EdgeVLMError(f"'{source}' names the bos_token '{bos}', which its tokenizer.json lacks: download it.")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=bos,
+        eos_token=END,
+        pad_token=pad or END,
+        unk_token=_text(config.get("unk_token")),
+        additional_special_tokens=names[:1] + names[1:4],
+        clean_up_tokenization_spaces=False,
+        chat_template=(bos or "") + FAMILY_TEMPLATE,
+    )
+    fast.save_pretrained(out)
+    ids = {name: int(tokenizer.token_to_id(name)) for name in (IMAGE, END)}
+    return Vocabulary(
+        size=tokenizer.get_vocab_size(with_added_tokens=True),
+        image=ids[IMAGE],
+        end=ids[END],
+        pad=int(tokenizer.token_to_id(pad or END)),
+        bos=None if bos is None else int(tokenizer.token_to_id(bos)),
+    )
+
+
+def write_processor(out: Path, projector: str, side: int, tokens: int, tiles: int) -> None:
+    """The image processor's and the processor's settings: LLaVA's for mlp, else SmolVLM's."""
+    images: dict[str, Any] = {
+        "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True,
+        "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "rescale_factor": 1 / 255,
+    }  # fmt: skip
+    processor: dict[str, Any]
+    if projector == "mlp":
+        images |= {"image_processor_type": "SiglipImageProcessor", "resample": 3}
+        images |= {"size": {"height": side, "width": side}, "processor_class": "LlavaProcessor"}
+        processor = {
+            "processor_class": "LlavaProcessor", "image_token": IMAGE, "num_additional_image_tokens": 0,
+            "patch_size": side // int(tokens**0.5), "vision_feature_select_strategy": "full",
+        }  # fmt: skip
+    else:
+        images |= {"image_processor_type": "SmolVLMImageProcessor", "resample": 1, "do_pad": True}
+        images |= {"do_image_splitting": tiles > 0, "size": {"longest_edge": max(tiles, 1) * side}}
+        images |= {"max_image_size": {"longest_edge": side}, "processor_class": "SmolVLMProcessor"}
+        processor = {"processor_class": "SmolVLMProcessor", "image_seq_len": tokens}
+    for name, values in (("preprocessor_config.json", images), ("processor_config.json", processor)):
+        (out / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _text(token: Any) -> str | None:
+    """tokenizer_config.json stores a token as text or as an object."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None

@@ -1,0 +1,203 @@
+"""One training run on transformers' Trainer, and so on accelerate: one process, or many under `accelerate launch`.
+
+`OUT.part` holds a run that is not finished: its plan, its checkpoints, its log. The same command goes on from
+there, with the results of a run that was never stopped. The finished folder takes the name OUT in one step.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.folders import check_replaceable, publish
+from edgevlm.train.collate import Collator, Items
+from edgevlm.train.conversations import BadRecord
+from edgevlm.train.models import part_of
+from edgevlm.train.options import TrainOptions
+from edgevlm.train.report import write_report
+
+COMPLETE = "complete"  # marks a checkpoint that was written to its end
+TEACHER = "teacher"  # outputs of a teacher that were not asked to be kept
+Tell = Callable[[str, int, int], None]
+
+
+class Engine(Trainer):  # type: ignore[misc]
+    """Mean cross-entropy of the answers' tokens, over all batches and processes of a step."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, items: Items, collator: Collator, options: TrainOptions, **rest: Any) -> None:
+        super().__init__(train_dataset=items, data_collator=collator, **rest)
+        self.options = options
+        self.skipped: list[str] = []
+        self._loss_shifts_labels = False
+        self.model_accepts_loss_kwargs = True  # so that the Trainer counts a step's labels
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        bad = inputs.pop("bad", [])
+        if "labels" not in inputs:
+            raise BadRecord(f"{bad[0]}; mend the record, or leave such records out with --skip-bad.")
+        self.skipped += bad
+        labels, numbers = inputs.pop("labels"), inputs.pop("numbers")
+        count = len(labels) if num_items_in_batch is None else num_items_in_batch
+        # Gradients are averaged over processes, and `count` is of all of them.
+        share = self.accelerator.num_processes if num_items_in_batch is not None else 1
+        return self.loss(model, inputs, labels, numbers) * (share / count)
+
+    def loss(self, model: Any, inputs: dict[str, Any], labels: Tensor, numbers: Tensor) -> Tensor:
+        """The sum over the batch's labels."""
+        return F.cross_entropy(model(**inputs).logits.float(), labels, reduction="sum")
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.options.encoder_rate != 1.0:
+            vision = {id(p) for name, p in self.model.named_parameters() if part_of(name) == "vision"}
+            groups = []
+            for group in optimizer.param_groups:
+                for mine, share in ((True, self.options.encoder_rate), (False, 1.0)):
+                    chosen = [p for p in group["params"] if (id(p) in vision) == mine]
+                    groups += [{**group, "params": chosen, "lr": group["lr"] * share}] if chosen else []
+            optimizer.param_groups[:] = groups
+        return optimizer
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """Steps to the bar, losses to the console, and the mark on a checkpoint that all processes have written."""
+
+    def __init__(self, tell: Tell, note: Callable[[str], None]) -> None:
+        self._tell, self._note, self._share = tell, note, -1
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._tell("training", state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        share = 20 * state.global_step // state.max_steps  # a line for every twentieth of the run
+        if state.is_world_process_zero and logs and "loss" in logs and share != self._share:
+            self._share = share
+            self._note(f"step {state.global_step} of {state.max_steps}: loss {float(logs['loss']):.4f}")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+class Run:
+    """The folders of one run, and its turns: begin, train, finish."""
+
+    def __init__(self, options: TrainOptions, tell: Tell, note: Callable[[str], None]) -> None:
+        self.options, self.tell = options, tell
+        self.process = PartialState(cpu=options.cpu or not torch.cuda.is_available())
+        self.main = self.process.is_main_process
+        self.note = note if self.main else lambda text: None
+        check_replaceable(options.out, options.force, "training/plan.json", "trained model")
+        self.part = options.out.with_name(f"{options.out.name}.part")
+        self.checkpoints = self.part / "checkpoints"
+        transformers.set_seed(options.seed)
+
+    def begin(self, items: Items) -> Path | None:
+        """Make or check `OUT.part`; the checkpoint to go on from, if any."""
+        plan = self.options.plan() | {"records": len(items), "processes": self.process.num_processes}
+        file = self.part / "training" / "plan.json"
+        if self.main:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not file.exists():
+                file.write_text(json.dumps(plan, indent=1) + "\n")
+        self.process.wait_for_everyone()
+        begun = json.loads(file.read_text())
+        if differing := [name for name in plan if begun.get(name) != plan[name]]:
+            name = differing[0]
+            raise EdgeVLMError(
+                f"'{self.part}' holds a run begun with {name} = {begun.get(name)}, now {plan[name]}: give the same "
+                "options to go on with it, or remove that folder to begin anew."
+            )
+        found = sorted(self.checkpoints.glob(f"checkpoint-*/{COMPLETE}"), key=lambda path: _step(path.parent))
+        if found:
+            self.note(f"Going on from step {_step(found[-1].parent)}.")
+        return found[-1].parent if found else None
+
+    def arguments(self, kind: type[TrainingArguments] = TrainingArguments, **more: Any) -> Any:
+        o = self.options
+        length = {"max_steps": o.steps} if o.steps else {"num_train_epochs": o.epochs}
+        return kind(
+            output_dir=str(self.checkpoints),
+            per_device_train_batch_size=o.batch,
+            gradient_accumulation_steps=o.accumulate,
+            learning_rate=o.rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=o.warmup,
+            weight_decay=o.weight_decay,
+            bf16=o.bf16,
+            activation_checkpointing=o.gradient_checkpointing,
+            save_steps=o.save_every,
+            save_total_limit=2,
+            logging_steps=1 if o.steps and o.steps < 100 else 10,
+            logging_first_step=True,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_num_workers=o.workers,
+            dataloader_pin_memory=torch.cuda.is_available() and not o.cpu,
+            remove_unused_columns=False,
+            use_cpu=o.cpu or not torch.cuda.is_available(),
+            seed=o.seed,
+            **length,
+            **more,
+        )
+
+    def train(self, trainer: Trainer, begun: Path | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations import TensorBoardCallback
+        from transformers.trainer_callback import PrinterCallback
+
+        trainer.remove_callback(PrinterCallback)  # it prints to standard output
+        trainer.add_callback(Progress(self.tell, self.note))
+        if self.main:
+            board = self.part / "training" / "tensorboard"
+            writer = SummaryWriter(str(board), purge_step=_step(begun) if begun else None)  # type: ignore[no-untyped-call]
+            trainer.add_callback(TensorBoardCallback(writer))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of peft and trl about transformers 6
+            trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+
+    def finish(self, trainer: Trainer, write: Callable[[Any, Path], None], skipped: list[str]) -> None:
+        """Write the model, the log and the plot, and give the folder its name."""
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if trainer.is_fsdp_enabled:
+            model = _gathered(trainer, model)
+        if self.main:
+            write(model, self.part)
+            write_report(self.part / "training", trainer.state.log_history)
+            if skipped:
+                listed = "".join(f"\n  {sentence}" for sentence in dict.fromkeys(skipped[:10]))
+                self.note(f"Skipped {len(skipped)} pictures that could not be decoded:{listed}")
+            for aside in (self.checkpoints, self.part / TEACHER):
+                shutil.rmtree(aside, ignore_errors=True)
+            publish(self.part, self.options.out)
+        self.process.wait_for_everyone()
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _gathered(trainer: Trainer, model: Any) -> Any:
+    """The model with whole weights, where FSDP had spread them over the processes."""
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.accelerator.is_main_process:
+        model.load_state_dict(state, assign=True)
+    return model

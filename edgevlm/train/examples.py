@@ -1,0 +1,136 @@
+"""A conversation as a model reads it: token ids, where the answers are, and the pictures' tiles.
+
+Pictures and prompts go through the specifications of the export (edgevlm.preprocess, edgevlm.prompt), so that what
+is trained is what ships.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.image_spec import ImageSpec
+from edgevlm.preprocess import decode_image, resize_and_split
+from edgevlm.prompt import Grid, Prompter
+from edgevlm.train.conversations import BadRecord, Conversation, Message
+
+IGNORE = -100
+SHARED = 0  # segment that every position after it sees
+U8 = npt.NDArray[np.uint8]
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Example:
+    """L positions of text and T tiles.
+
+    Dialogues about one picture share the prompt up to where they part (segment 0). After that each has its own
+    segment, sees the shared part and itself only, and counts positions from where the shared part ended: it is
+    computed as if it stood alone.
+    """
+
+    ids: I64  # (L,)
+    targets: I64  # (L,) the next token where it belongs to an answer, else IGNORE
+    segments: I64  # (L,)
+    positions: I64  # (L,)
+    tiles: U8  # (T, S, S, 3)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Conversations to Examples by one model's specifications."""
+
+    image: ImageSpec
+    prompter: Prompter
+    max_length: int  # positions that one dialogue may take
+    max_tiles: int | None = None
+
+    def encode(self, conversation: Conversation) -> Example:
+        """Raises BadRecord for a damaged picture and for a dialogue whose first answer does not fit."""
+        tiles, grids = self._pictures(conversation)
+        lines = [self._dialogue(dialogue, grids, conversation.place) for dialogue in conversation.dialogues]
+        return self._whole(pack(lines, tiles), conversation.place)
+
+    def pair(self, conversation: Conversation) -> tuple[Example, Example]:
+        """The chosen and the rejected answer, each on its own, about the same tiles."""
+        tiles, grids = self._pictures(conversation)
+        chosen, rejected = (self._dialogue(d, grids, conversation.place) for d in conversation.dialogues)
+        one, other = (self._whole(pack([line], tiles), conversation.place) for line in (chosen, rejected))
+        return one, other
+
+    def _whole(self, example: Example, place: str) -> Example:
+        """`example`, if each of its tiles has its place in the text."""
+        wanted = len(example.tiles) * self.prompter.spec.image_tokens
+        if int((example.ids == self.prompter.image_token_id).sum()) != wanted:
+            raise BadRecord(f"{place}: a picture is cut off or not shared: put pictures before the first question")
+        return example
+
+    def _pictures(self, conversation: Conversation) -> tuple[U8, list[Grid]]:
+        stacks, grids = [], []
+        for path in conversation.images:
+            tiles, grid = self._picture(path, conversation.place)
+            stacks.append(tiles)
+            grids.append(grid)
+        side = self.image.tile_size
+        return np.concatenate(stacks) if stacks else np.zeros((0, side, side, 3), np.uint8), grids
+
+    def _picture(self, path: Path, place: str) -> tuple[U8, Grid]:
+        try:
+            picture = decode_image(path, self.image.background)
+        except EdgeVLMError as error:
+            raise BadRecord(f"{place}: {error}") from None
+        return resize_and_split(picture, self.image, max_tiles=self.max_tiles)
+
+    def _dialogue(self, dialogue: tuple[Message, ...], grids: list[Grid], place: str) -> tuple[I64, I64]:
+        """ids and targets, cut after the last answer that fits."""
+        ids = np.zeros(0, np.int64)
+        answers: list[tuple[int, int]] = []
+        for turn, message in enumerate(dialogue):
+            if message["role"] != "assistant":
+                continue
+            before, seen = dialogue[:turn], grids[: _images(dialogue[:turn])]
+            prompt = self.prompter.encode(before, seen)
+            whole = self.prompter.encode([*before, message], seen, add_generation_prompt=False)
+            if not np.array_equal(whole[: len(prompt)], prompt):
+                raise BadRecord(f"{place}: answer {len(answers) + 1} does not start at a token of its own")
+            stops = np.flatnonzero(np.isin(whole[len(prompt) :], self.prompter.spec.stop_ids))
+            if not len(stops):
+                raise EdgeVLMError("The chat template ends an answer without a stop token: use the model's own.")
+            end = len(prompt) + int(stops[0]) + 1
+            if end > self.max_length:
+                if not answers:
+                    raise BadRecord(f"{place}: the first answer ends at {end} tokens, more than {self.max_length}")
+                break
+            answers.append((len(prompt), end))
+            ids = whole[:end]
+        targets = np.full(len(ids), IGNORE)
+        for start, end in answers:
+            targets[start - 1 : end - 1] = ids[start:end]
+        return ids, targets
+
+
+def pack(lines: list[tuple[I64, I64]], tiles: U8) -> Example:
+    """Dialogues (ids, targets) behind the part that all of them share."""
+    if len(lines) == 1:
+        ids, targets = lines[0]
+        return Example(ids, targets, np.ones(len(ids), np.int64), np.arange(len(ids)), tiles)
+    shortest = min(len(ids) for ids, _ in lines)
+    limit = min(int(np.flatnonzero(targets != IGNORE)[0]) for _, targets in lines)
+    parts = np.array([ids[: min(shortest, limit)] for ids, _ in lines])
+    differ = np.flatnonzero((parts != parts[0]).any(0))
+    shared = int(differ[0]) if len(differ) else parts.shape[1]
+    first = lines[0][0][:shared]
+    ids = np.concatenate([first, *(ids[shared:] for ids, _ in lines)])
+    targets = np.concatenate([np.full(shared, IGNORE), *(targets[shared:] for _, targets in lines)])
+    numbers = [np.full(len(ids) - shared, number) for number, (ids, _) in enumerate(lines, 1)]
+    places = [np.arange(shared, len(ids)) for ids, _ in lines]
+    segments = np.concatenate([np.full(shared, SHARED), *numbers])
+    return Example(ids, targets, segments, np.concatenate([np.arange(shared), *places]), tiles)
+
+
+def _images(messages: tuple[Message, ...]) -> int:
+    return sum(item["type"] == "image" for message in messages for item in message["content"])

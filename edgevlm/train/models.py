@@ -1,0 +1,164 @@
+"""A checkpoint as something to train: the transformers model, its specifications, its parts, and how it is saved."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.export.checkpoint import Checkpoint, open_checkpoint
+from edgevlm.export.families import read_checkpoint
+from edgevlm.export.pipeline import UPSTREAM
+from edgevlm.export.processor import read_image_spec, read_prompt_spec
+from edgevlm.image_spec import ImageSpec, PromptSpec
+from edgevlm.prompt import Prompter
+from edgevlm.spec import ModelSpec
+from edgevlm.train.collate import Collator
+from edgevlm.train.examples import Encoder
+from edgevlm.train.options import PARTS, TrainOptions
+
+PLACES = {
+    "vision": re.compile(r"(^|\.)(vision_model|vision_tower)\."),
+    "projector": re.compile(r"(^|\.)(connector|multi_modal_projector)\."),
+}
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that can be trained, by its folder."""
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    image: ImageSpec
+    prompt: PromptSpec
+
+    @property
+    def folder(self) -> Path:
+        return self.checkpoint.folder
+
+    def encoder(self, max_length: int | None = None, max_tiles: int | None = None) -> Encoder:
+        longest = min(max_length or self.spec.decoder.context_length, self.spec.decoder.context_length)
+        return Encoder(self.image, Prompter(self.prompt, self.folder / "tokenizer.json"), longest, max_tiles)
+
+    def collator(self) -> Collator:
+        pad_id = self.prompt.pad_id if self.prompt.pad_id is not None else self.prompt.stop_ids[0]
+        return Collator(self.image, pad_id, flat_pixels=self.spec.family == "llava")
+
+    def load(self, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+        """The transformers model. Its attention takes a mask of who sees whom, which not every kernel does."""
+        import transformers
+
+        import edgevlm.train.connectors  # noqa: F401 (registers the layouts that are edgevlm's own)
+
+        transformers.utils.logging.disable_progress_bar()
+        model = transformers.AutoModelForImageTextToText.from_pretrained(
+            self.folder, dtype=dtype, attn_implementation="sdpa", **options
+        )
+        model.config.use_cache = False
+        return model
+
+
+def open_source(model: str) -> Source:
+    """`model` is a folder, a Hub id or "default". Raises EdgeVLMError for what cannot be trained."""
+    checkpoint = open_checkpoint(model)
+    spec, _ = read_checkpoint(checkpoint)
+    return Source(
+        checkpoint, spec, read_image_spec(checkpoint.folder, spec.vision), read_prompt_spec(checkpoint.folder, spec)
+    )
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter or module belongs to by its name in transformers: vision, projector or decoder."""
+    return next((part for part in PARTS if part in PLACES and PLACES[part].search(name)), "decoder")
+
+
+def choose_trained(model: nn.Module, parts: tuple[str, ...]) -> None:
+    """Freeze every part but `parts`."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part_of(name) in parts)
+
+
+def lora_config(model: Any, parts: tuple[str, ...], rank: int) -> Any:
+    """An adapter on every linear layer of `parts` but the head, of the kind that `edgevlm export --adapter` merges."""
+    from peft import LoraConfig
+
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and part_of(name + ".") in parts and not name.endswith("lm_head")
+    ]
+    return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=names, bias="none")
+
+
+def load_for_training(source: Source, options: TrainOptions) -> Any:
+    """The model of `source` in float32 with the right parts free, or in less where only an adapter is trained."""
+    if options.lora is None:
+        model = source.load()
+        choose_trained(model, options.parts)
+        return model
+    extra: dict[str, Any] = {"quantization_config": _four_bit(options.bf16)} if options.four_bit else {}
+    model = source.load(torch.bfloat16 if options.bf16 else torch.float32, **extra)
+    if options.four_bit:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=options.gradient_checkpointing)
+    if options.stage == "preference":  # TRL adds the adapter itself, and takes it away for the reference
+        return model
+    from peft import get_peft_model
+
+    return get_peft_model(model, lora_config(model, options.parts, options.lora))
+
+
+def save(model: Any, source: Source, folder: Path, *, base: str, dtype: torch.dtype | None = None) -> None:
+    """Write the weights and the source's own small files, as the Hub has them; of an adapter, the adapter alone.
+
+    base: what an adapter names as its model. dtype: how weights are stored; None: as the source stores most of them.
+    """
+    if hasattr(model, "peft_config"):
+        model.peft_config["default"].base_model_name_or_path = base
+        model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's form to fill in
+        return
+    stored = dtype or stored_dtype(source.checkpoint)
+    state = {name: tensor.detach().to(stored) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state)
+    for name in UPSTREAM:
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, folder / name)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(stored).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The type of most of a checkpoint's values."""
+    sizes: dict[str, int] = {}
+    for name in checkpoint.names():
+        count = 1
+        for side in checkpoint.shape(name):
+            count *= side
+        sizes[checkpoint.dtype(name)] = sizes.get(checkpoint.dtype(name), 0) + count
+    most = max(sizes, key=lambda dtype: sizes[dtype])
+    return getattr(torch, most) if most in _DTYPES.values() else torch.float32
+
+
+def _four_bit(bf16: bool) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise EdgeVLMError(
+            "--4bit needs the package bitsandbytes: pip install bitsandbytes, or leave --4bit out."
+        ) from None
+    from transformers import BitsAndBytesConfig
+
+    compute = torch.bfloat16 if bf16 else torch.float32
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)

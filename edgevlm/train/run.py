@@ -1,0 +1,54 @@
+"""`edgevlm train`: the align, instruct and preference stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgevlm.train.collate import Items
+from edgevlm.train.engine import Engine, Run, Tell
+from edgevlm.train.models import Source, load_for_training, open_source, save
+from edgevlm.train.options import TrainOptions
+from edgevlm.train.records import Records
+
+
+def train(options: TrainOptions, tell: Tell, note: Callable[[str], None]) -> Path | None:
+    """Train and write `options.out`: a model folder, or with `lora` an adapter's; its path, in the main process.
+
+    Raises EdgeVLMError.
+    """
+    run = Run(options, tell, note)
+    source = open_source(options.model)
+    items = read_items(options, source, run)
+    begun = run.begin(items)
+    model = load_for_training(source, options)
+    if options.stage == "preference":
+        from edgevlm.train.preference import preference_trainer
+
+        trainer = preference_trainer(run, source, model, items)
+    else:
+        trainer = Engine(
+            items=items, collator=source.collator(), options=options, model=model, args=run.arguments()
+        )
+    describe(run, model, items)
+    run.train(trainer, begun)
+    run.finish(trainer, lambda model, folder: save(model, source, folder, base=options.model), trainer.skipped)
+    return options.out if run.main else None
+
+
+def read_items(options: TrainOptions, source: Source, run: Run) -> Items:
+    """The data of a run, checked; what is wrong with them is told."""
+    pairs = options.stage == "preference"
+    tell: Any = run.tell if run.main else (lambda what, done, total: None)
+    records = Records(options.data, images=options.images, skip_bad=options.skip_bad, pairs=pairs, tell=tell)
+    if records.bad:
+        listed = "".join(f"\n  {sentence}" for sentence in records.shown)
+        run.note(f"Skipped {records.bad} bad records:{listed}")
+    return Items(records, source.encoder(options.max_length, options.max_tiles), options.skip_bad, pairs)
+
+
+def describe(run: Run, model: Any, items: Items) -> None:
+    free = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in model.parameters())
+    run.note(f"{len(items)} examples; {free / 1e6:.2f} of {whole / 1e6:.2f} million weights are trained.")
