@@ -17,7 +17,8 @@ from PIL import Image
 
 from edgevlm.bundle import Bundle
 from edgevlm.errors import EdgeVLMError
-from edgevlm.gate import BOUNDS, ENGINES, PICTURES, QUESTION, Bound, picture_folder
+from edgevlm.gate import BOUNDS, ENGINES, PICTURES, QUESTION, picture_folder
+from edgevlm.gate_report import Bound
 from edgevlm.image_spec import ImageSpec
 from edgevlm.models.ops import F32, Weights
 from edgevlm.preprocess import open_image, plan, preprocess

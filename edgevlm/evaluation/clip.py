@@ -45,4 +45,5 @@ def retrieval(images: Array, texts: Array, image_of: Sequence[int], ks: Sequence
 
 
 def _unit(x: Array) -> Array:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+    unit: Array = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return unit
