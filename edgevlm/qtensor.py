@@ -1,4 +1,4 @@
-"""The quantized tensor that every container holds: signed codes times fp16 scales."""
+"""The quantized tensor that containers hold: signed codes times fp16 scales, or indices into fp16 palettes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 BLOCK = 32  # input values that share one int4 scale, as in GGUF's Q4_0
 PREFILL = "prefill/"  # in weights.json, before the name of a weight in the form that the prompt's own graph holds
-KINDS = ("fp32", "fp16", "int8", "int4")
+PALETTES = {"palette6": 6, "palette4": 4}  # bits of a code; only CoreML holds these
+KINDS = ("fp32", "fp16", "int8", "int4", *PALETTES)
 
 
 @dataclass(frozen=True)
@@ -18,15 +19,21 @@ class QTensor:
     """A weight (N, K) in one of `KINDS`.
 
     fp32, fp16: `codes` are the values. int8: codes -127..127, `scale` (N, 1). int4: codes -8..7,
-    `scale` (N, K / 32). A value is `scale * code`; scales are float16.
+    `scale` (N, K / 32). A value is `scale * code`; scales are float16. palette6, palette4: codes from 0 index
+    `palette` (G, 64 or 16) float16, whose rows serve N / G rows of the weight each.
     """
 
     kind: str
     codes: npt.NDArray[Any]
     scale: npt.NDArray[np.float16] | None = None
+    palette: npt.NDArray[np.float16] | None = None
 
     def dequantize(self) -> npt.NDArray[np.float32]:
-        """(N, K) float32, each value exactly `float32(scale) * code`."""
+        """(N, K) float32, each value exactly `float32(scale) * code`, or its palette's entry."""
+        if self.palette is not None:
+            groups = self.codes.reshape(len(self.palette), -1)
+            values = np.take_along_axis(self.palette.astype(np.float32), groups.astype(np.intp), axis=1)
+            return values.reshape(self.codes.shape)
         if self.scale is None:
             return np.ascontiguousarray(self.codes, dtype=np.float32)
         rows, columns = self.codes.shape

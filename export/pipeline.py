@@ -24,7 +24,7 @@ from edgevlm.folders import partial_folder, publish
 from edgevlm.gate import GateOptions, run_gate
 from edgevlm.gate_report import GateReport
 from edgevlm.models.ops import F32
-from edgevlm.qtensor import PREFILL, QTensor
+from edgevlm.qtensor import PALETTES, PREFILL, QTensor
 from edgevlm.spec import ModelSpec, to_dict
 
 Progress = Callable[[str, int, int], None]
@@ -74,6 +74,12 @@ class ExportOptions:
                 f"CoreML profile '{self.coreml_profile}' does not exist: choose one of {', '.join(COREML_PROFILES)}."
             )
         make_recipe(self.quantize, self.preset, self.components)
+        palettes = [kind for kind in (self.quantize, *self.components.values()) if kind in PALETTES]
+        if palettes and self.targets != ("coreml",):
+            raise EdgeVLMError(
+                f"{palettes[0]} is a form that CoreML alone can hold: export it with --target coreml into a bundle of "
+                "its own."
+            )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.qtensor import BLOCK, KINDS, QTensor
+from edgevlm.export.palettize import palettize
+from edgevlm.qtensor import BLOCK, KINDS, PALETTES, QTensor
 
 F32 = npt.NDArray[np.float32]
 FP16_MAX = 65504.0
@@ -20,13 +21,15 @@ def quantize(weight: F32, kind: str, name: str) -> QTensor:
         raise EdgeVLMError(f"The weight '{name}' holds NaN or infinity: the checkpoint is damaged; download it again.")
     if kind == "fp32":
         return QTensor(kind, weight)
-    limit = {"fp16": FP16_MAX, "int8": FP16_MAX * 127, "int4": FP16_MAX * 8}[kind]
+    limit = {"int8": FP16_MAX * 127, "int4": FP16_MAX * 8}.get(kind, FP16_MAX)
     if weight.size and (peak := float(np.abs(weight).max())) > limit:
         raise EdgeVLMError(
             f"The weight '{name}' reaches {peak:.3g}, more than {kind} can hold ({limit:.3g}): keep it in fp32."
         )
     if kind == "fp16":
         return QTensor(kind, weight.astype(np.float16))
+    if kind in PALETTES:
+        return palettize(weight, kind)
     return _int8(weight) if kind == "int8" else _int4(weight, name)
 
 

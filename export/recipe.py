@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.qtensor import BLOCK, KINDS
+from edgevlm.qtensor import BLOCK, KINDS, PALETTES
 
 COMPONENTS = ("vision", "projector", "decoder", "embed")
 PRESETS = ("size", "balanced", "latency")
@@ -16,7 +16,7 @@ PRESETS = ("size", "balanced", "latency")
 class Form:
     """How a linear weight is stored and multiplied."""
 
-    kind: str  # fp32 | fp16 | int8 | int4
+    kind: str  # fp32 | fp16 | int8 | int4 | palette6 | palette4
     dynamic: bool = False  # int8 only: activations are quantized per call too, the fastest form for many rows
 
 
@@ -87,6 +87,8 @@ def make_recipe(quantize: str, preset: str = "balanced", overrides: dict[str, st
             raise EdgeVLMError(f"Component '{component}' does not exist: choose one of {', '.join(COMPONENTS)}.")
         if kind not in KINDS:
             raise EdgeVLMError(f"Quantization '{kind}' is not available: choose one of {', '.join(KINDS)}.")
+        if component == "embed" and kind in PALETTES:
+            raise EdgeVLMError("The embedding table has no palettes: rows are looked up in it; use --embed int8.")
         dynamic = kind == "int8" and getattr(_preset("int8", preset), component).dynamic
         changed: dict[str, Any] = {component: Form(kind, dynamic)}
         recipe = replace(recipe, **changed)
@@ -95,6 +97,10 @@ def make_recipe(quantize: str, preset: str = "balanced", overrides: dict[str, st
 
 def _preset(quantize: str, preset: str) -> Recipe:
     plain, int8, dynamic = Form(quantize), Form("int8"), Form("int8", dynamic=True)
+    if quantize in PALETTES:
+        # The embedding table is looked up row by row, and its 8 bits are what Apple keeps beside palettes too
+        # (coreai-models' presets for iOS).
+        return Recipe(quantize, preset, plain, plain if preset == "size" else int8, plain, int8)
     if quantize in ("fp32", "fp16"):
         return Recipe(quantize, preset, plain, plain, plain, plain)
     if preset == "size":

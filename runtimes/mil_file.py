@@ -35,7 +35,7 @@ _NUMPY = {"bool": "?", "fp16": "<f2", "fp32": "<f4", "fp64": "<f8", "int8": "i1"
           "uint64": "<u8"}  # fmt: skip
 _BLOB_TYPES = {1: "fp16", 2: "fp32", 3: "uint8", 4: "int8", 6: "int16", 7: "uint16", 8: "int4", 9: "uint1",
                10: "uint2", 11: "uint4", 12: "uint3", 13: "uint6", 14: "int32", 15: "uint32"}  # fmt: skip
-_SUB_BYTE = {"int4": 4, "uint4": 4, "uint2": 2, "uint1": 1}
+_SUB_BYTE = {"int4": 4, "uint6": 6, "uint4": 4, "uint3": 3, "uint2": 2, "uint1": 1}
 _BLOB_SENTINEL = 0xDEADBEEF
 
 
@@ -447,6 +447,9 @@ def _read_blob(weight_file: Path, blob: Blob) -> Array:
 def unpack(raw: npt.NDArray[np.uint8], dtype: str, count: int) -> Array:
     """Sub-byte codes, lowest bits first, to int8 ("int4": two's complement) or uint8."""
     bits = _SUB_BYTE[dtype]
+    if 8 % bits:  # codes that lie across bytes
+        flags = np.unpackbits(raw, bitorder="little")[: count * bits].reshape(count, bits)
+        return np.packbits(flags, axis=1, bitorder="little")[:, 0]
     codes = np.empty((raw.size, 8 // bits), np.uint8)
     for i in range(8 // bits):
         codes[:, i] = (raw >> (i * bits)) & ((1 << bits) - 1)

@@ -123,17 +123,18 @@ def first_divergence(
 
 
 def find_divergence(
-    bundle: Bundle, weights: Weights, pixels: F32, embeds: F32, bound: float = BOUND
+    bundle: Bundle, weights: Weights, pixels: F32, embeds: F32, bound: float = BOUND, context: int | None = None
 ) -> Divergence | None:
     """Compare a bundle's CoreML packages with `weights` in the eager reference, operation by operation.
 
     pixels: one tile (1, 3, S, S); embeds: at least two positions (S, D), given in two calls so that what the
-    first leaves in the state counts. Returns the first operation that differs, or None.
+    first leaves in the state counts. context: whose functions to call; None is the longest. Returns the first
+    operation that differs, or None.
     """
     from edgevlm.runtimes.coreml import CoreMLRuntime, EvaluatorEngine
 
     spec = bundle.manifest.spec
-    runtime = CoreMLRuntime(bundle, storage="fp32", evaluate=True)
+    runtime = CoreMLRuntime(bundle, storage="fp32", context=context, evaluate=True)
     engine = runtime.engine
     assert isinstance(engine, EvaluatorEngine)
 

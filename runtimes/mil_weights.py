@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.qtensor import QTensor
+from edgevlm.qtensor import PALETTES, QTensor
 from edgevlm.runtimes.mil_file import Blob, MilOp, MilPackage, open_package
 
 if TYPE_CHECKING:
@@ -40,20 +40,32 @@ class CoreMLWeights:
             raise EdgeVLMError(
                 f"The CoreML packages do not hold '{name}' ({error}): export the bundle again."
             ) from None
-        codes = np.concatenate([codes for codes, _ in parts])
-        scales = [scale for _, scale in parts if scale is not None]
-        return QTensor(place["parts"][0]["kind"], codes, np.concatenate(scales) if scales else None)
+        kind = place["parts"][0]["kind"]
+        codes, more = (np.concatenate([part[i] for part in parts if part[i] is not None] or [[]]) for i in (0, 1))
+        if kind in PALETTES:
+            return QTensor(kind, codes, palette=more)
+        return QTensor(kind, codes, more if len(more) else None)
 
     def _part(
         self, file: str, part: dict[str, Any]
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float16] | None]:
+        """Codes, and the scales or palettes of the part's rows."""
         op, rows = self._ops[file][part["op"]], slice(*part["rows"])
         if op.type == "const":
             return self._matrix(file, op.attributes["val"])[rows], None
+        if op.type == "constexpr_lut_to_dense":
+            codes, palettes = (self._read(file, op.inputs[name][0]) for name in ("indices", "lut"))
+            group = len(codes) // len(palettes)
+            palettes = palettes.reshape(len(palettes), -1)[rows.start // group : rows.stop // group]
+            return codes.reshape(codes.shape[:2])[rows], palettes.astype(np.float16)
         data, scale = (self._matrix(file, op.inputs[name][0]) for name in ("data", "scale"))
         return data[rows], scale[rows].astype(np.float16)
 
     def _matrix(self, file: str, value: Any) -> npt.NDArray[Any]:
         """(N, K), from a matrix or the kernel (N, K, 1, 1) of a 1x1 convolution."""
-        array: npt.NDArray[Any] = self._packages[file].read_blob(value) if isinstance(value, Blob) else value
+        array = self._read(file, value)
         return array.reshape(array.shape[:2])
+
+    def _read(self, file: str, value: Any) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = self._packages[file].read_blob(value) if isinstance(value, Blob) else value
+        return array

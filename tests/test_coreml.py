@@ -74,6 +74,8 @@ FORMS = {
     "gpu-int4": ("int4", CoreMLOptions("gpu", (256,))),
     "ane-int8": ("int8", CoreMLOptions("ane", (96, 192))),
     "ane-fp16": ("fp16", CoreMLOptions("ane", (128,), prompt_rows=16)),
+    "ane-palette6": ("palette6", CoreMLOptions("ane", (128,))),
+    "gpu-palette4": ("palette4", CoreMLOptions("gpu", (256,))),
 }
 
 
@@ -242,6 +244,7 @@ def test_every_matrix_is_the_quantizers(exported: Callable[[str], Exported], for
         ours, theirs = stored.quantized(name), model.weights.quantized(name)
         assert ours.kind == theirs.kind
         np.testing.assert_array_equal(ours.codes, theirs.codes)
+        np.testing.assert_array_equal(ours.dequantize(), theirs.dequantize())
         if theirs.scale is not None:
             np.testing.assert_array_equal(ours.scale, theirs.scale)
 
@@ -295,6 +298,9 @@ def all_tensors_agree(checkpoint: str, out: Path, quantize: str) -> int:
 def test_recipes_that_a_device_gets_wrong_are_refused() -> None:
     with pytest.raises(EdgeVLMError, match=r"'ane' cannot hold the decoder in int4.*coreai-models issues 279"):
         check_recipe(make_recipe("int4"), "ane")
+    with pytest.raises(EdgeVLMError, match=r"cannot hold the decoder in palette4.*coremltools issue 2716"):
+        check_recipe(make_recipe("palette4"), "ane")
+    check_recipe(make_recipe("palette4", "balanced", {"decoder": "palette6"}), "ane")
     check_recipe(make_recipe("int4"), "gpu")
     check_recipe(make_recipe("int8"), "ane")
 
@@ -343,13 +349,14 @@ def test_a_large_vocabulary_gets_a_split_head(tiny_checkpoint: Path, tmp_path: P
 # Planted faults: each must be found, and the component named
 
 
-def plant(bundle: Bundle, package: str, change: Callable[[Any], None]) -> None:
-    """Edit a package's program through coremltools' protobuf classes."""
+def plant(bundle: Bundle, package: str, change: Callable[[Any], None], only: tuple[str, ...] = ()) -> None:
+    """Edit a package's program, or some of its functions, through coremltools' protobuf classes."""
     path = bundle.folder / "coreml" / package / "Data" / "com.apple.CoreML" / "model.mlmodel"
     spec = ct.proto.Model_pb2.Model.FromString(path.read_bytes())
-    for function in spec.mlProgram.functions.values():
+    for name, function in spec.mlProgram.functions.items():
         for block in function.block_specializations.values():
-            change(block)
+            if not only or name in only:
+                change(block)
     path.write_bytes(spec.SerializeToString())
 
 
@@ -620,6 +627,29 @@ def test_the_gate_fails_and_names_the_component(
     assert report.first_failure().startswith(f"coreml, {check}")
     located = [row.note for row in report.rows if row.check == "first operation that differs"]
     assert len(located) == 1 and located[0].startswith(f"{named}: differs from the reference")
+
+
+def test_the_gate_calls_every_context(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Palettes for the Neural Engine, and a fault in the functions of one context that is not the longest."""
+    result = export_model(ExportOptions(
+        str(tiny_checkpoint), tmp_path / "out", ("coreml",), "palette6", coreml_profile="ane"
+    ))  # fmt: skip
+    assert result.report is not None and result.report.passed
+    checks = [row.check for row in result.report.rows]
+    assert {"logits with context 512, cosine", "logits with context 1024, cosine"} <= set(checks)
+    bundle = open_bundle(tmp_path / "out")
+    functions = bundle.manifest.targets["coreml"]["decoder"]["functions"]
+    assert sorted({function["context"] for function in functions.values()}) == [512, 1024, 2048]
+    package = open_package(bundle.folder / "coreml" / "Decoder.mlpackage")
+    assert {"constexpr_lut_to_dense"} <= {op.type for op in package.functions["decode_ctx512"].ops}
+
+    plant(bundle, "Decoder.mlpackage", unwrite, only=("decode_ctx512", "prefill_32_ctx512"))
+    _, weights = read_model(open_checkpoint(str(tiny_checkpoint)))
+    report = run_gate(bundle, expected=Expected(weights, fit(make_recipe("palette6"), weights)))
+    assert [row.check for row in report.rows if not row.passed] == ["logits with context 512, cosine"]
+    assert [row.where for row in report.rows if row.check == "first operation that differs"] == [
+        "decoder.layers.2.attention"
+    ]
 
 
 # Real models

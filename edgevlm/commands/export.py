@@ -15,7 +15,7 @@ from edgevlm.commands.gate_table import gate_table
 from edgevlm.errors import EdgeVLMError, GateError
 
 TARGETS = ("onnx", "gguf", "coreml")
-KINDS = "[fp32|fp16|int8|int4]"
+KINDS = "[fp32|fp16|int8|int4|palette6|palette4]"
 
 # Flags of `optimum-cli export onnx` that have no meaning here: what to do instead.
 REPLACED = {

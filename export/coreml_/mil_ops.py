@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreml_.package import Mil
 from edgevlm.models.ops import Weights, X
-from edgevlm.qtensor import QTensor
+from edgevlm.qtensor import PALETTES, QTensor
 from edgevlm.runtimes.mil_trace import value_name
 from edgevlm.spec import DecoderSpec
 
@@ -39,7 +39,7 @@ class Store:
     places: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def matrix(self, names: tuple[str, ...], op: str, rows: slice | None = None) -> dict[str, Any]:
-        """The matrices of `names` on top of each other, or the `rows` of one: {"kind", "data"[, "scale"]}."""
+        """The matrices of `names` on top of each other, or the `rows` of one: "kind", "data", "scale" or "palette"."""
         if op not in self.arrays:
             tensors = [self.quantized(f"{name}.weight") for name in names]
             if len({tensor.kind in ("fp32", "fp16") or tensor.kind for tensor in tensors}) > 1:
@@ -71,12 +71,22 @@ def half(values: npt.NDArray[Any], name: str) -> F16:
 
 
 def _pack(tensors: list[QTensor], names: tuple[str, ...], rows: slice) -> dict[str, Any]:
+    if tensors[0].palette is not None:
+        assert rows == slice(None), "heads, which may be cut, hold no palettes"
+        return {"kind": tensors[0].kind, "data": np.concatenate([t.codes for t in tensors]), "palette": _stack(tensors)}
     if tensors[0].scale is None:
         halves = [half(tensor.codes, name)[rows] for tensor, name in zip(tensors, names, strict=True)]
         return {"kind": "fp16", "data": np.concatenate(halves)}
     scales = [tensor.scale[rows] for tensor in tensors if tensor.scale is not None]
     codes = np.concatenate([tensor.codes[rows].astype(np.int8, copy=False) for tensor in tensors])
     return {"kind": tensors[0].kind, "data": codes, "scale": np.concatenate(scales)}
+
+
+def _stack(tensors: list[QTensor]) -> F16:
+    """The palettes of matrices on top of each other, repeated where one's serve more rows than another's."""
+    palettes = [(tensor.palette, len(tensor.codes)) for tensor in tensors if tensor.palette is not None]
+    group = math.gcd(*(rows // len(palette) for palette, rows in palettes))
+    return np.concatenate([np.repeat(palette, rows // len(palette) // group, axis=0) for palette, rows in palettes])
 
 
 class MilOps:
@@ -95,12 +105,20 @@ class MilOps:
         data = self._shape_weight(packed["data"])
         if packed["kind"] == "fp16":
             return self._const(data, op)
+        if packed["kind"] in PALETTES:
+            bits = PALETTES[packed["kind"]]
+            codes = data.astype(getattr(self.mil.types, f"np_uint{bits}_dtype"))
+            palette = packed["palette"].reshape(-1, *(1,) * (data.ndim - 1), 1 << bits, 1)
+            return self._share(self.mb.constexpr_lut_to_dense(indices=codes, lut=palette, name=op), "indices", "lut")
         if packed["kind"] == "int4":
             data = data.astype(self.mil.types.np_int4_dtype)
         scale = self._shape_weight(packed["scale"])
-        weight = self.mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name=op)
-        weight.op.data.op.weight_id = f"{op}.data"  # functions of one package share what carries the same id
-        weight.op.scale.op.weight_id = f"{op}.scale"
+        return self._share(self.mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name=op), "data", "scale")
+
+    def _share(self, weight: X, *inputs: str) -> X:
+        """Functions of one package share what carries the same id."""
+        for name in inputs:
+            getattr(weight.op, name).op.weight_id = f"{weight.name}.{name}"
         return weight
 
     def _shape_weight(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -75,8 +75,13 @@ def check_recipe(recipe: Recipe, profile: str) -> None:
                 raise EdgeVLMError(
                     f"The CoreML profile 'ane' cannot hold the {component} in int4: per-block weights are "
                     "wrong or crash on the Neural Engine (apple/coreai-models issues 279 and 55; coremltools' "
-                    "guide to optimization asks for per-channel scales there); use --quantize int8, or the "
-                    "profile 'gpu'."
+                    "guide to optimization asks for per-channel scales there); use --quantize palette6 or int8, or "
+                    "the profile 'gpu'."
+                )
+            if form.kind == "palette4" and component == "decoder":
+                raise EdgeVLMError(
+                    "The CoreML profile 'ane' cannot hold the decoder in palette4: 4-bit palettes beside a state "
+                    "crash or are wrong on the Neural Engine (coremltools issue 2716); use --decoder palette6 or int8."
                 )
 
 
