@@ -278,6 +278,13 @@ def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "data/test-00000-of-00001.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(EdgeVLMError, match=r"test-00000-of-00001\.parquet' is no whole Parquet file"):
         read_items(SUITES["ocrbench"], tmp_path)
+    file, columns, _ = HUB["ocrbench"]
+    parquet(tmp_path / file, {**columns, "image": image_column(10, 20)})
+    data = bytearray((tmp_path / file).read_bytes())
+    data[4:60] = bytes(56)  # the first column's page
+    (tmp_path / file).write_bytes(data)
+    with pytest.raises(EdgeVLMError, match=r"test-00000-of-00001\.parquet' is no whole Parquet file"):
+        read_items(SUITES["ocrbench"], tmp_path)
 
 
 def test_the_hub_is_asked_for_the_suites_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

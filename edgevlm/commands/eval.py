@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgevlm.evaluation.runner import Report
 
 SUITES = ("scenes", "pope", "vqa", "textvqa", "docvqa", "ocrbench", "mmmu", "chartqa", "jsonl")
-SCENES = 125  # pictures of the test split that are drawn where no folder is given
+SCENES = 200  # pictures of the test split that are drawn where no folder is given
 
 
 @click.command()

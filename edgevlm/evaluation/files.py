@@ -146,7 +146,7 @@ def parquet_rows(folder: Path, pattern: str) -> Iterator[tuple[str, dict[str, An
         plain = [name for name in file.schema_arrow.names if name not in struct]
         number = 0
         for group in range(file.num_row_groups):
-            for index, row in enumerate(file.read_row_group(group, columns=plain).to_pylist()):
+            for index, row in enumerate(_group(path, file, group, plain).to_pylist()):
                 number += 1
                 pictures = {name: _parquet_picture(path, group, index, name) for name in struct}
                 yield f"'{path}', row {number}", row, pictures
@@ -162,8 +162,19 @@ def _parquet(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise EdgeVLMError(f"'{path}' is no whole Parquet file ({reason}): download it again.") from None
+        raise _damaged(path, error) from None
+
+
+def _group(path: Path, file: Any, group: int, columns: list[str]) -> Any:
+    try:
+        return file.read_row_group(group, columns=columns)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> EdgeVLMError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    return EdgeVLMError(f"'{path}' is no whole Parquet file ({reason}): download it again.")
 
 
 def _is_picture(kind: Any) -> bool:
@@ -184,4 +195,4 @@ def _parquet_picture(path: Path, group: int, index: int, column: str) -> Picture
 
 @lru_cache(maxsize=2)
 def _column(path: Path, group: int, column: str) -> Any:
-    return _parquet(path).read_row_group(group, columns=[column]).column(column)
+    return _group(path, _parquet(path), group, [column]).column(column)

@@ -194,15 +194,17 @@ def _read_mmmu(folder: Path) -> list[Item]:
     for place, row, found in parquet_rows(folder, "validation-*.parquet"):
         name = field(row, place, str, "id")
         subject = "_".join(name.split("_")[1:-1])
-        named = {f"<image {i}>": i for i in range(1, 8) if f"<image {i}>" in f"{row['question']}{row['options']}"}
+        question = field(row, place, str, "question")
+        options = _options(field(row, place, (str, list), "options"), place)
+        told = question + "".join(options.values())
+        named = {f"<image {i}>": i for i in range(1, 8) if f"<image {i}>" in told}
         used = sorted(set(named.values())) or [1]
         pictures = tuple(_picture(found, f"image_{i}", place) for i in used)
-        options = _options(row["options"], place)
-        question = field(row, place, str, "question")
         kind = "open" if row.get("question_type") == "open" else "choice"
         if kind == "choice":
             question += "\n" + "".join(f"({letter}) {text}\n" for letter, text in options.items())
-        answers = _open_answers(field(row, place, str, "answer")) if kind == "open" else (str(row["answer"]),)
+        truth = field(row, place, str, "answer")
+        answers = _open_answers(truth) if kind == "open" else (truth,)
         data = {"kind": kind, "options": options, "named": {mark: used.index(i) for mark, i in named.items()}}
         items.append(Item(name, pictures, question, answers, subject, data))
     return items
