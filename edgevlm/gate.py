@@ -15,7 +15,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -32,7 +32,12 @@ from edgevlm.preprocess import Tiles, decode_image, open_image, preprocess
 from edgevlm.prompt import Prompter
 from edgevlm.reference import Reference
 from edgevlm.runtimes import DEFAULTS, open_runtime
+from edgevlm.runtimes.base import Runtime
 from edgevlm.shipped import ShippedWeights
+
+if TYPE_CHECKING:
+    from edgevlm.evaluation.runner import Report
+    from edgevlm.gate_answers import Questions
 
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T", Bound, Loss)
@@ -112,6 +117,7 @@ def run_gate(
     original: Weights | None = None,
     expected: Expected | None = None,
     source: Source | None = None,
+    questions: Questions | None = None,
     progress: Progress | None = None,
     options: GateOptions | None = None,
 ) -> GateReport:
@@ -120,11 +126,14 @@ def run_gate(
     original: the checkpoint's weights, to measure what quantization costs. expected: what the quantizer makes of
     them, to hold the files to. source: the checkpoint's own processor files, to hold pictures and prompts to.
     Without them (a bundle alone) these parts are left out, and the inputs are held to what the export recorded.
+    questions: what each target is to answer, for the third level; the score is held to the original's, or without
+    that to the reference's. It is the slowest part: the reference answers every question in numpy.
     """
     options = options or GateOptions()
     rows: list[Row] = []
     targets = list(bundle.manifest.targets)
     stages = ["weights", "inputs"] + targets + ["onnx portable"] * ("onnx" in targets) + ["loss"]
+    stages += ["answers"] * (questions is not None)
 
     def tell(stage: str) -> None:
         if progress:
@@ -143,6 +152,7 @@ def run_gate(
     rows += check_golden(cases, reference, (bundle.manifest.gate or {}).get("golden"))
     answers: list[int] = []
     layers: dict[str, dict[str, float]] = {}
+    asked: list[Report] = []
 
     def bounds(target: str) -> tuple[Bound, Bound]:
         vision, text = (options.apply(target, bound_of(target, form)) for form in _by_part(bundle).values())
@@ -162,6 +172,9 @@ def run_gate(
             found = list(
                 check_runtime(bundle, target, runtime, judge, cases, answers, *bounds(target), together=together)
             )
+            if questions is not None:
+                tell("answers")
+                found.append(_check_answers(bundle, target, runtime, questions, shipped, original, options, asked))
             rows.extend(found)
             passed = all(row.passed for row in found)
             if target == "coreml" and passed:
@@ -192,6 +205,9 @@ def run_gate(
         whole = Reference(spec, original)
         rows.extend(check_loss(bundle, reference, whole, cases[0], answers, *losses))
         layers["quantization"] = layer_losses(bundle, reference, whole, cases[0])
+        if questions is None and any(row.bound is None for row in rows if row.target == "quantization"):
+            note = "four bits are judged by answers: give questions (--answers)"
+            rows.append(Row("quantization", UNJUDGED, 0, None, not options.strict, note, "answers"))
     if progress:
         progress("gate", len(stages), len(stages))
     return GateReport(tuple(rows), layers, golden(cases, reference))
@@ -218,6 +234,32 @@ def _weights(bundle: Bundle, expected: Expected | None) -> tuple[Weights, list[R
 
         rows.append(check_stored("coreml", CoreMLWeights(bundle), expected))
     return shipped, rows
+
+
+def _check_answers(
+    bundle: Bundle,
+    target: str,
+    runtime: Runtime,
+    questions: Questions,
+    shipped: Weights,
+    original: Weights | None,
+    options: GateOptions,
+    asked: list[Report],
+) -> Row:
+    """The target's score against the baseline's, which is computed once and kept in `asked`."""
+    from edgevlm.gate_answers import check_answers
+    from edgevlm.runtimes.eager import EagerRuntime
+
+    if not asked:
+        baseline = EagerRuntime(bundle.manifest.spec, shipped if original is None else original)
+        asked.append(questions.ask(bundle, baseline))
+        baseline.close()
+    numerics = _numerics(bundle, "vision", "projector", "decoder", "embed")
+    bound: float | None = options.apply(target, bound_of(target, numerics)).answers
+    if original is not None and bound is not None:
+        loss = options.apply("loss", _losses(bundle)[1]).answers
+        bound = None if loss is None else bound + loss
+    return check_answers(target, asked[0], questions.ask(bundle, runtime), bound)
 
 
 def picture_folder() -> Path:
