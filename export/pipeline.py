@@ -22,6 +22,7 @@ from edgevlm.export.recipe import Recipe, fit, is_linear, make_recipe
 from edgevlm.export.source import read_source
 from edgevlm.folders import partial_folder, publish
 from edgevlm.gate import GateOptions, run_gate
+from edgevlm.gate_answers import QUESTIONS, maybe_questions
 from edgevlm.gate_report import GateReport
 from edgevlm.models.ops import F32
 from edgevlm.qtensor import PALETTES, PREFILL, QTensor
@@ -62,6 +63,8 @@ class ExportOptions:
     gate: bool = True
     strict: bool = False  # the gate fails on what it could not judge
     bounds: dict[str, float] = field(default_factory=dict)  # in place of the gate's, see GateOptions
+    answers: str | None = None  # questions for the gate: "scenes", a Scenes folder, or one with a questions.jsonl
+    questions: int = QUESTIONS  # how many of them
 
     def __post_init__(self) -> None:
         for target in self.targets:
@@ -74,6 +77,7 @@ class ExportOptions:
                 f"CoreML profile '{self.coreml_profile}' does not exist: choose one of {', '.join(COREML_PROFILES)}."
             )
         make_recipe(self.quantize, self.preset, self.components)
+        GateOptions(bounds=self.bounds)
         palettes = [kind for kind in (self.quantize, *self.components.values()) if kind in PALETTES]
         if palettes and self.targets != ("coreml",):
             raise EdgeVLMError(
@@ -108,9 +112,11 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
             expected = Expected(weights, recipe)
             judged = GateOptions(thorough=options.strict, strict=options.strict, bounds=options.bounds)
             source = read_source(checkpoint.folder, spec)
-            report = run_gate(
-                bundle, original=weights, expected=expected, source=source, progress=tell, options=judged
-            )
+            with maybe_questions(options.answers, options.questions) as asked:
+                report = run_gate(
+                    bundle, original=weights, expected=expected, source=source, questions=asked, progress=tell,
+                    options=judged,
+                )  # fmt: skip
             manifest = replace(bundle.manifest, gate=report.to_dict())
             write_manifest(partial, manifest)
         if report is None or report.passed:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edgevlm.commands.console import note, progress_bar, size, table
-from edgevlm.commands.gate_table import gate_table
+from edgevlm.commands.gate_table import gate_table, read_bounds
 from edgevlm.errors import EdgeVLMError, GateError
 
 TARGETS = ("onnx", "gguf", "coreml")
@@ -77,6 +77,11 @@ def _replaced(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--cache-dir", "--cache_dir", metavar="DIR", help="Where Hub downloads are kept.")
 @click.option("--force", is_flag=True, help="Replace a bundle at DIR, once the new one is complete.")
 @click.option("--no-gate", is_flag=True, help="Do not compare the bundle with the original.")
+@click.option("--answers", metavar="SET", help="Let the gate ask questions too: scenes, or a folder of them.")
+@click.option("--questions", type=int, default=100, show_default=True, metavar="N", help="How many of them.")
+@click.option("--bound", multiple=True, metavar="NAME=X",
+              help="Let the gate judge by X, as in onnx.kl=0.1 or loss.kl=0.2.")
+@click.option("--strict", is_flag=True, help="Let the gate judge everything, and fail on what it cannot.")
 @click.option("--dtype", metavar="[fp32|fp16]", help="optimum-cli's name for --quantize.")
 @click.option("--task", hidden=True)
 @click.option("--device", hidden=True)
@@ -86,7 +91,8 @@ def export(
     model: str | None, out: str | None, model_flag: str | None, out_flag: str | None, target: str,
     quantize: str | None, preset: str, vision: str | None, projector: str | None, decoder: str | None,
     embed: str | None, coreml_profile: str, adapter: str | None, revision: str | None, cache_dir: str | None,
-    force: bool, no_gate: bool, dtype: str | None, task: str | None, device: str | None, framework: str | None,
+    force: bool, no_gate: bool, answers: str | None, questions: int, bound: tuple[str, ...], strict: bool,
+    dtype: str | None, task: str | None, device: str | None, framework: str | None,
 ) -> None:  # fmt: skip
     """Turn MODEL into the bundle OUT and prove that the two agree.
 
@@ -110,6 +116,10 @@ def export(
         cache_dir=Path(cache_dir) if cache_dir else None,
         force=force,
         gate=not no_gate,
+        answers=answers,
+        questions=questions,
+        bounds=read_bounds(bound),
+        strict=strict,
     )
     note(f'\nNext: edgevlm run {shlex.quote(str(bundle))} photo.jpg "What is in the picture?"')
     click.echo(bundle)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from edgevlm.commands.console import note, progress_bar, size, table
-from edgevlm.commands.gate_table import gate_table
+from edgevlm.commands.gate_table import gate_table, read_bounds
 from edgevlm.commands.run import bundle_folder
 from edgevlm.errors import EdgeVLMError, GateError
 
 if TYPE_CHECKING:
     from edgevlm.bundle import Bundle
     from edgevlm.export.pipeline import Expected
+    from edgevlm.gate_inputs import Source
 
 
 @click.command()
@@ -23,26 +25,39 @@ if TYPE_CHECKING:
 @click.option("--adapter", metavar="FOLDER", help="The adapter that was merged into it.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
 @click.option("--cache-dir", "--cache_dir", metavar="DIR", help="Where Hub downloads are kept.")
+@click.option("--answers", metavar="SET", help="Ask questions too: scenes, or a folder of them.")
+@click.option("--questions", type=int, default=100, show_default=True, metavar="N", help="How many of them.")
+@click.option("--bound", multiple=True, metavar="NAME=X", help="Judge by X, as in kl=0.1, onnx.kl=0.1 or loss.kl=0.2.")
+@click.option("--strict", is_flag=True, help="Fail on what could not be judged.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the results as JSON.")
+@click.option("--force", is_flag=True, help="Replace the file of --json.")
 @click.option("--lint", metavar="ane", help="Check the CoreML packages against the Neural Engine's rules instead.")
 @click.option("--overflow", is_flag=True, help="List CoreML operations that leave fp16's range instead.")
 @click.option("--across", is_flag=True, help="Compare the engines of BUNDLE with each other instead.")
 def verify(
-    bundle: str, model: str | None, adapter: str | None, revision: str | None, cache_dir: str | None, lint: str | None,
-    overflow: bool, across: bool,
+    bundle: str, model: str | None, adapter: str | None, revision: str | None, cache_dir: str | None,
+    answers: str | None, questions: int, bound: tuple[str, ...], strict: bool, json_file: str | None, force: bool,
+    lint: str | None, overflow: bool, across: bool,
 ) -> None:
     """Check a bundle's files, and run its gate again.
 
     Every file of BUNDLE is compared with its hash, and every target with the reference. With --model the
-    weights are compared with the original's too; without it, this needs no more than the base install and
-    shows that this machine computes what the bundle says. Exits with 1 when a bound is missed.
+    weights, preprocessing and prompts are compared with the original's too; without it, this needs no more than the
+    base install and shows that this machine computes what the bundle says. With --answers every target also answers
+    questions, which the numpy reference takes long for. Exits with 1 when a bound is missed.
 
     With --across all engines that this machine has and the eager reference answer the same prompts, side by side,
     and the first component that diverges is named. --lint ane predicts from static rules, each with its source, what
     the Neural Engine will do with the CoreML packages; only a device can tell what it does.
     """
     from edgevlm.bundle import open_bundle
-    from edgevlm.gate import run_gate
+    from edgevlm.files import check_new, write_text
+    from edgevlm.gate import GateOptions, run_gate
+    from edgevlm.gate_answers import maybe_questions
 
+    options = GateOptions(strict=strict, bounds=read_bounds(bound))
+    if json_file is not None:
+        check_new(Path(json_file), force)
     opened = open_bundle(bundle_folder(bundle), check="hash")
     note(f"{len(opened.manifest.files)} files match their sha256.")
     if lint is not None or overflow or across:
@@ -53,13 +68,18 @@ def verify(
         if across:
             _across(opened)
         return
-    expected = None
+    expected, source = None, None
     if model is not None:
-        expected = _expected(opened, model, adapter, revision, Path(cache_dir) if cache_dir else None)
-    with progress_bar() as progress:
+        expected, source = _expected(opened, model, adapter, revision, Path(cache_dir) if cache_dir else None)
+    with progress_bar() as progress, maybe_questions(answers, questions) as asked:
         original = expected.weights if expected else None
-        report = run_gate(opened, original=original, expected=expected, progress=progress)
+        report = run_gate(
+            opened, original=original, expected=expected, source=source, questions=asked, progress=progress,
+            options=options,
+        )  # fmt: skip
     note(gate_table(report.to_dict()))
+    if json_file is not None:
+        write_text(Path(json_file), json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
     if not report.passed:
         raise GateError(f"'{bundle}' does not hold on this machine: {report.first_failure()}.")
     if expected is None:
@@ -121,12 +141,13 @@ def _across(bundle: Bundle) -> None:
 
 def _expected(
     bundle: Bundle, model: str, adapter: str | None, revision: str | None, cache_dir: Path | None
-) -> Expected:
-    """What the quantizer makes of the original; refused where the bundle was made from other weights."""
+) -> tuple[Expected, Source]:
+    """What the quantizer makes of the original, and its rules; refused where the bundle was made from other weights."""
     from edgevlm.export.checkpoint import open_checkpoint
     from edgevlm.export.families import read_model
     from edgevlm.export.pipeline import Expected
     from edgevlm.export.recipe import Recipe
+    from edgevlm.export.source import read_source
     from edgevlm.spec import from_dict
 
     checkpoint = open_checkpoint(model, revision=revision, cache_dir=cache_dir, adapter=adapter)
@@ -138,4 +159,5 @@ def _expected(
             f"give {made_from.source}{merged}, or export the bundle again."
         )
     recipe = from_dict(Recipe, bundle.manifest.recipe, "manifest.json: recipe")
-    return Expected(read_model(checkpoint)[1], recipe)
+    expected = Expected(read_model(checkpoint)[1], recipe)
+    return expected, read_source(checkpoint.folder, bundle.manifest.spec)
