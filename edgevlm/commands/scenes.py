@@ -14,7 +14,7 @@ from edgevlm.commands.console import note, progress_bar
 @click.option("--split", default="test", show_default=True, metavar="[train|val|test]",
               help="Splits share no layout, no text, and not every pair of colour and object.")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Another seed, other scenes.")
-@click.option("--count", default=300, show_default=True, metavar="N", help="Pictures; each has about 9 questions.")
+@click.option("--count", default=300, show_default=True, metavar="N", help="Pictures; each has 7 or 8 questions.")
 @click.option("--force", is_flag=True, help="Replace a Scenes folder at DIR, once the new one is complete.")
 def scenes(folder: str, split: str, seed: int, count: int, force: bool) -> None:
     """Write generated scenes and questions to DIR.

@@ -22,8 +22,8 @@ from edgevlm.scenes.catalogue import (
 )
 from edgevlm.scenes.generator import QUESTIONS, scene_stream
 from edgevlm.scenes.question import MODES, Fact, Question, loc_answer
-from edgevlm.scenes.relations import size_questions, spatial_questions
-from edgevlm.scenes.scene import Scene
+from edgevlm.scenes.relations import relation, size_questions, spatial_questions
+from edgevlm.scenes.scene import Scene, SceneObject
 from edgevlm.scenes.stream import Stream
 
 Drafts = Iterable[Question]
@@ -90,10 +90,10 @@ def _missing_noun(scene: Scene, stream: Stream, mode: str) -> Noun:
     return stream.choice(absent)
 
 
-def _missing_pair(scene: Scene, stream: Stream) -> tuple[Noun, str] | None:
+def _missing_pair(scene: Scene, stream: Stream) -> tuple[Noun, str | None] | None:
     """A noun that is there in a colour that it does not have here."""
     shown = {(item.name, item.colour) for item in scene.objects}
-    pairs = [
+    pairs: list[tuple[Noun, str | None]] = [
         (noun, colour)
         for noun in COLOURED
         if any(noun.name == name for name, _ in shown)
@@ -109,15 +109,23 @@ def _noun(name: str) -> Noun:
 
 
 def _colour(scene: Scene, stream: Stream) -> Drafts:
-    """Of a noun whose objects all have one colour here."""
-    colours: dict[str, list[str]] = {}
+    """Of a noun whose objects all have one colour here, or of one of two that lie side by side or above each other."""
+    items: dict[str, list[SceneObject]] = {}
     for item in scene.objects:
         if item.colour:
-            colours.setdefault(item.name, []).append(item.colour)
-    for name in stream.shuffled([name for name, seen in colours.items() if len(set(seen)) == 1])[:1]:
-        noun, many = _noun(name), len(colours[name]) > 1
-        text = say.put(stream, say.COLOURS if many else say.COLOUR, x=say.phrase(noun, None, many))
-        yield _draft("colour", text, colours[name][0])
+            items.setdefault(item.name, []).append(item)
+    drafts = []
+    for same in items.values():
+        noun, many = same[0].noun, len(same) > 1
+        if len({item.colour for item in same}) == 1:
+            text = say.put(stream, say.COLOURS if many else say.COLOUR, x=say.phrase(noun, None, many))
+            drafts.append((text, same[0].colour))
+        elif len(same) == 2 and (where := relation(same[0], same[1])):
+            what = f"{noun.name} {say.ON_SIDE[where]}"
+            drafts.append((say.put(stream, say.COLOUR, x=what), same[0].colour))
+    if drafts:
+        text, colour = stream.choice(drafts)
+        yield _draft("colour", text, str(colour))
 
 
 def _count(scene: Scene, stream: Stream) -> Drafts:
@@ -132,7 +140,7 @@ def _count(scene: Scene, stream: Stream) -> Drafts:
     if not amounts or stream.chance(0.1):
         noun = stream.choice(absent_nouns(scene))
         amounts = {noun.plural: 0}
-    what = stream.weighted(list(amounts), [1 if n < 2 else 3 if n < 5 else 6 for n in amounts.values()])
+    what = stream.weighted(list(amounts), [1 if n < 2 else 4 if n < 5 else 12 for n in amounts.values()])
     yield _draft("count", say.put(stream, say.COUNT, x=what), str(amounts[what]))
 
 
@@ -191,7 +199,7 @@ def _text(scene: Scene, stream: Stream) -> Drafts:
     sign = stream.choice(signs)
     forms = say.NUMBER if sign.text.isdigit() else say.WORD
     if len(signs) == 1:
-        forms = (*forms, *say.SIGN)
+        forms += say.SIGN
     yield _draft("text", say.put(stream, forms), sign.text)
 
 
@@ -209,13 +217,13 @@ def facts(scene: Scene) -> tuple[Fact, ...]:
 
 
 def caption(scene: Scene) -> str:
-    """'three red cars, a dog and a sign that says OPEN'."""
+    """'three red cars, a dog and a sign that says OPEN'; 'two signs that say OPEN and 24'."""
     parts = []
     for fact in facts(scene):
         what = say.phrase(_noun(fact.name), fact.colour, fact.count > 1)
         if fact.name == SIGN.name:
-            texts = [item.text for item in scene.objects if item.text]
-            parts += [f"a sign that says {text}" for text in texts]
+            texts = say.joined([item.text for item in scene.objects if item.text])
+            parts.append(f"a sign that says {texts}" if fact.count == 1 else f"two signs that say {texts}")
         elif fact.count == 1:
             parts.append(f"{say.article(what)} {what}")
         else:

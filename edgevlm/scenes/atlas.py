@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from edgevlm.scenes.catalogue import ASSETS, NOUNS
+from edgevlm.scenes.catalogue import ASSETS, Noun
 
 RGB = tuple[int, int, int]
 
@@ -63,18 +63,13 @@ def mean_colour(noun: str) -> RGB:
     return int(red), int(green), int(blue)
 
 
-@cache
-def _cut(noun: str, mirrored: bool) -> tuple[Image.Image, Image.Image | None]:
-    coloured = next(n.coloured for n in NOUNS if n.name == noun)
-    parts = [_sprite(noun), _mask(noun)] if coloured else [_sprite(noun)]
-    if mirrored:
-        parts = [part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in parts]
-    return parts[0], parts[1] if coloured else None
-
-
-def cut_sprite(noun: str, turn: float, mirrored: bool) -> Cut:
+@lru_cache(maxsize=1024)  # all that plan.py asks for: 30 MB
+def cut_sprite(noun: Noun, turn: int, mirrored: bool) -> Cut:
     """The noun at the atlas's own size, turned by `turn` degrees counter-clockwise, trimmed to what is visible."""
-    sprite, mask = _cut(noun, mirrored)
+    sprite, mask = _sprite(noun.name), _mask(noun.name) if noun.coloured else None
+    if mirrored:
+        sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mask else None
     if turn:
         sprite = sprite.rotate(turn, Image.Resampling.BICUBIC, expand=True)
         mask = mask.rotate(turn, Image.Resampling.BILINEAR, expand=True) if mask else None

@@ -162,6 +162,6 @@ def text_split(text: str) -> Split:
 
 @lru_cache(maxsize=4)
 def words(split: Split) -> tuple[str, ...]:
-    """The English words (lower case, 2 to 8 letters) of a split's signs."""
+    """The English words (lower case) of a split's signs: 2 to 8 letters in train, 2 to 6 elsewhere."""
     listed = (ASSETS / "words.txt").read_text(encoding="ascii").split()
-    return tuple(word for word in listed if text_split(word) == split)
+    return tuple(word for word in listed if text_split(word) == split and (split == "train" or len(word) <= 6))

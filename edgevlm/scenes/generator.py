@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from edgevlm.errors import EdgeVLMError
 from edgevlm.scenes.atlas import Cut, cut_sprite, cut_text, mean_colour, paint_sprite
 from edgevlm.scenes.backgrounds import background
 from edgevlm.scenes.catalogue import SIGN, SPLITS, Split
@@ -17,6 +18,7 @@ from edgevlm.scenes.scene import Box, Scene, SceneObject
 from edgevlm.scenes.stream import Stream
 
 LONGEST = 256  # pixels of a picture's longest edge, unless a size is asked for
+SMALLEST_SIDE = 48
 _RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9))
 # The last number of a stream's key, so that a new question never changes a picture.
 PICTURE, QUESTIONS = 0, 1
@@ -33,7 +35,13 @@ def scenes(split: Split, seed: int, count: int, size: tuple[int, int] | None = N
 
 
 def make_scene(split: Split, seed: int, index: int, size: tuple[int, int] | None = None) -> Scene:
-    """Scene number `index` of a split and seed. `size` is (width, height) in pixels; without it the stream chooses."""
+    """Scene number `index` of a split and seed. `size` is (width, height) in pixels; without it the stream chooses
+    a shape whose longest edge is LONGEST."""
+    if size is not None and not (min(size) >= SMALLEST_SIDE and max(size) <= 4096 and max(size) <= 4 * min(size)):
+        raise EdgeVLMError(
+            f"A scene of {size[0]} x {size[1]} pixels cannot be drawn: choose sides of {SMALLEST_SIDE} to 4096 pixels, "
+            "the longer at most four times the shorter."
+        )
     stream = scene_stream(split, seed, index, PICTURE)
     ratio = stream.weighted(_RATIOS, (6, 3, 2, 2, 1, 1))
     if size is None:
@@ -76,7 +84,7 @@ def _cut(item: Item) -> _Part:
     if item.noun is SIGN:
         ink, letters, line = cut_text(item.text, item.font)
         return _Part(item, Cut(ink, None), letters, line)
-    return _Part(item, cut_sprite(item.noun.name, item.turn, item.mirrored))
+    return _Part(item, cut_sprite(item.noun, item.turn, item.mirrored))
 
 
 def _main_colour(item: Item) -> tuple[int, int, int]:

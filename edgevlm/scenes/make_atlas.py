@@ -190,7 +190,7 @@ def main() -> None:
     options = parser.parse_args()
 
     def find(name: str) -> Path:
-        return next(options.fonts.rglob(name))
+        return next(Path(options.fonts).rglob(name))
 
     emoji = ImageFont.truetype(find("NotoColorEmoji.ttf"), 109)
     atlas, masks, places = sprites(emoji)

@@ -34,6 +34,7 @@ COLOUR = (
     "Name the colour of the {x}.",
 )
 COLOURS = ("What colour are the {x}?", "What color are the {x}?", "Which colour do the {x} have?")
+ON_SIDE = {"left": "on the left", "right": "on the right", "above": "at the top", "below": "at the bottom"}
 LEFT_RIGHT = (
     "Is the {x} on the left or on the right of the picture?",
     "On which side of the picture is the {x}, left or right?",
@@ -73,7 +74,7 @@ BIGGEST = {
     False: ("What is the smallest object?", "Which object is the smallest in the picture?"),
 }
 WHAT = ("What is this?", "What is in the picture?", "What does the image show?", "Name the object in the picture.")
-WHAT_MANY = ("What are these?", "What are these objects?", "Of what kind are all the objects?")
+WHAT_MANY = ("What are these?", "What are these objects?", "What kind of objects are these?")
 WHAT_BESIDE = ("What is in the picture besides the sign?", "Apart from the sign, what does the image show?")
 WHAT_WHERE = (
     "What is {where} of the picture?",
@@ -81,12 +82,26 @@ WHAT_WHERE = (
     "Name the object {where} of the picture.",
 )
 WHAT_COLOURED = ("Which object is {x}?", "What is {x} in the picture?", "Name the {x} object.")
-SIGN = ("What does the sign say?", "Read the sign.", "What is written on the sign?", "Read the text in the image.")
-WORD = ("What word is written in the picture?", "Read the word in the image.", "Which word can you read?")
-NUMBER = ("What number is written in the picture?", "Read the number in the image.", "Which number can you read?")
+SIGN: tuple[str, ...] = (
+    "What does the sign say?",
+    "Read the sign.",
+    "What is written on the sign?",
+    "Read the text in the image.",
+)
+WORD: tuple[str, ...] = (
+    "What word is written in the picture?",
+    "Read the word in the image.",
+    "Which word can you read?",
+)
+NUMBER: tuple[str, ...] = (
+    "What number is written in the picture?",
+    "Read the number in the image.",
+    "Which number can you read?",
+)
 GROUND = (
     "Where is the {x}? Answer with a box.",
     "Give the box of the {x}.",
+    "Where in the image is the {x}? Give its box.",
     "Locate the {x}.",
     "Detect the {x}.",
     "Draw a box around the {x}.",

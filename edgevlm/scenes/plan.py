@@ -22,6 +22,8 @@ from edgevlm.scenes.stream import Stream
 
 MAX_COUNT = 10
 SMALLEST = 0.11  # longest side of an object, in square roots of the picture's area
+# Few, so that every turned sprite is made once; so small that a square is no diamond.
+_TURNS = (-12, -8, -4, 4, 8, 12)
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # (board, ink) of signs.
 _BOARDS: tuple[tuple[RGB, RGB], ...] = (
@@ -48,7 +50,7 @@ class Item:
     colour: str | None
     fill: RGB | None  # the colour's own shade here; a sign's board
     size: float  # longest side (a sign: height of its line), in square roots of the picture's area
-    turn: float = 0.0  # degrees, counter-clockwise
+    turn: int = 0  # degrees, counter-clockwise
     mirrored: bool = False
     text: str = ""
     font: str = ""
@@ -61,7 +63,7 @@ Kind = tuple[Noun, str | None]
 
 def plan(stream: Stream, split: Split) -> list[Item]:
     """What the next scene of `split` shows: one thing, a few, many of a kind, or signs."""
-    style = stream.weighted(("single", "few", "many", "signs"), (10, 34, 30, 26))
+    style = stream.weighted(("single", "few", "many", "signs"), (8, 30, 34, 28))
     nouns = _nouns(stream)
     if style == "single":
         kinds = [_kind(stream, split, nouns)]
@@ -77,7 +79,7 @@ def plan(stream: Stream, split: Split) -> list[Item]:
     smallest = max(SMALLEST, 0.45 * largest)
     common = stream.uniform(smallest, largest) if stream.chance(0.25 if style != "many" else 0.6) else None
     shades = {kind: _shade(stream, kind[1]) for kind in kinds}
-    items = [_item(stream, kind, shades[kind], common or stream.uniform(smallest, largest)) for kind in kinds]
+    items = [_item(stream, kind, shades[kind], common or _size(stream, smallest, largest)) for kind in kinds]
     return items + [_sign(stream, text) for text in texts]
 
 
@@ -113,8 +115,8 @@ def _few(stream: Stream, split: Split, nouns: tuple[Noun, ...], count: int) -> l
 
 
 def _many(stream: Stream, split: Split, nouns: tuple[Noun, ...]) -> list[Kind]:
-    """1 to 10 of a kind, each number as likely, and up to 3 other things."""
-    count = stream.between(1, MAX_COUNT)
+    """2 to 10 of a kind, each number as likely, and up to 3 other things."""
+    count = stream.between(2, MAX_COUNT)
     noun, colour = _kind(stream, split, nouns)
     mixed = stream.chance(0.25)
     kinds: list[Kind] = [(noun, _colour(stream, split, noun) if mixed else colour) for _ in range(count)]
@@ -129,10 +131,17 @@ def _shade(stream: Stream, colour: str | None) -> RGB | None:
     return red, green, blue
 
 
+def _size(stream: Stream, smallest: float, largest: float) -> float:
+    """Small and large more often than between, so that there is a difference to ask for."""
+    third = (largest - smallest) / 3
+    start = smallest + third * stream.weighted((0, 1, 2), (2, 1, 2))
+    return stream.uniform(start, start + third)
+
+
 def _item(stream: Stream, kind: Kind, fill: RGB | None, size: float) -> Item:
     size = max(SMALLEST, size * stream.uniform(0.92, 1.08))
-    turn = stream.uniform(-14, 14) if stream.chance(0.5) else 0.0
-    return Item(kind[0], kind[1], fill, size, round(turn, 1), stream.chance(0.5))
+    turn = stream.choice(_TURNS) if stream.chance(0.5) else 0
+    return Item(kind[0], kind[1], fill, size, turn, stream.chance(0.5))
 
 
 def _texts(stream: Stream, split: Split) -> list[str]:

@@ -50,7 +50,7 @@ def parse_question(row: Any) -> Question:
     """
     if not isinstance(row, dict):
         raise ValueError(f"a JSON object is expected, not {_kind(row)}")
-    texts = {key: _text(row, key) for key in ("id", "image", "skill", "question", "answer")}
+    texts: dict[str, Any] = {key: _text(row, key) for key in ("id", "image", "skill", "question", "answer")}
     if texts["skill"] not in SKILLS:
         raise ValueError(f"skill '{texts['skill']}' is none of {', '.join(SKILLS)}")
     extra = _EXTRAS.get(texts["skill"])

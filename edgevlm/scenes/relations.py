@@ -1,7 +1,8 @@
 """Where things are and how large, asked only where no person could see it otherwise.
 
 Margins: left and right need a horizontal distance of centres of at least twice the vertical one (and the reverse);
-halves of the picture need the whole object on its side; bigger needs 1.4 times the longest side and 1.7 times the area.
+halves of the picture need the whole object on its side and its centre 14 % away from the middle; bigger needs 1.4 times
+the longest side and 1.7 times the area.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from edgevlm.scenes.stream import Stream
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 DOMINANT = 2.0
 SIDE_RATIO, AREA_RATIO = 1.4, 1.7
+MARGIN = 0.03
+HALF = 0.14
 _Draft = tuple[str, str]
 
 
@@ -70,13 +73,14 @@ def spatial_questions(scene: Scene, stream: Stream) -> list[_Draft]:
 
 
 def _sides(scene: Scene, item: SceneObject) -> list[tuple[str, str]]:
-    """(side, noun) where one object alone lies wholly on that side and nothing else reaches over there."""
+    """(side, noun) where one object alone lies wholly on that side and nothing else comes near it."""
     others = [other for other in scene.objects if other is not item]
+    margin = min(scene.picture.size) * MARGIN
     found = []
     for side, edge, sign in (("left", 0, -1), ("above", 1, -1), ("right", 2, 1), ("below", 3, 1)):
         near = edge - 2 if edge >= 2 else edge + 2
         beyond = [other for other in others if sign * (other.box[near] - item.box[edge]) >= 0]
-        reaching = [other for other in others if sign * (other.box[edge] - item.box[edge]) > 0]
+        reaching = [other for other in others if sign * (other.box[edge] - item.box[edge]) > -margin]
         if len(beyond) == 1 and reaching == beyond and beyond[0].name != item.name:
             found.append((side, beyond[0].name))
     return found
@@ -84,11 +88,12 @@ def _sides(scene: Scene, item: SceneObject) -> list[tuple[str, str]]:
 
 def _halves(scene: Scene, item: SceneObject, x: str, stream: Stream) -> list[_Draft]:
     left, top, right, bottom = scene.fraction(item.box)
+    x_middle, y_middle = (left + right) / 2, (top + bottom) / 2
     drafts = []
-    if right <= 0.5 or left >= 0.5:
-        drafts.append((say.put(stream, say.LEFT_RIGHT, x=x), "left" if right <= 0.5 else "right"))
-    if bottom <= 0.5 or top >= 0.5:
-        drafts.append((say.put(stream, say.TOP_BOTTOM, x=x), "top" if bottom <= 0.5 else "bottom"))
+    if (right <= 0.5 or left >= 0.5) and abs(x_middle - 0.5) > HALF:
+        drafts.append((say.put(stream, say.LEFT_RIGHT, x=x), "left" if x_middle < 0.5 else "right"))
+    if (bottom <= 0.5 or top >= 0.5) and abs(y_middle - 0.5) > HALF:
+        drafts.append((say.put(stream, say.TOP_BOTTOM, x=x), "top" if y_middle < 0.5 else "bottom"))
     return drafts
 
 
