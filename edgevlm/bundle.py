@@ -47,6 +47,7 @@ class Manifest:
     files: dict[str, FileInfo]  # by path relative to the bundle, "/" between parts
     tools: dict[str, str]  # versions of what wrote the bundle
     gate: dict[str, Any] | None  # results of the export's gate
+    calibration: dict[str, Any] | None = None  # how codes and scales were chosen, see docs/calibration.md
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edgevlm import __version__
 from edgevlm.bundle import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.bundle_writer import check_free, list_files, write_json, write_manifest
+from edgevlm.export.calibrate_plan import Calibration, CalibrationOptions, run
+from edgevlm.export.calibrate_record import recorded
 from edgevlm.export.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.export.families import Weights, read_model
 from edgevlm.export.processor import read_image_spec, read_prompt_spec
@@ -25,6 +27,7 @@ from edgevlm.gate import GateOptions, run_gate
 from edgevlm.gate_answers import QUESTIONS, maybe_questions
 from edgevlm.gate_report import GateReport
 from edgevlm.models.ops import F32
+from edgevlm.prompt import Prompter
 from edgevlm.qtensor import PALETTES, PREFILL, QTensor
 from edgevlm.spec import ModelSpec, to_dict
 
@@ -65,6 +68,7 @@ class ExportOptions:
     bounds: dict[str, float] = field(default_factory=dict)  # in place of the gate's, see GateOptions
     answers: str | None = None  # questions for the gate: "scenes", a Scenes folder, or one with a questions.jsonl
     questions: int = QUESTIONS  # how many of them
+    calibration: CalibrationOptions | None = None  # None: every weight is rounded to nearest
 
     def __post_init__(self) -> None:
         for target in self.targets:
@@ -90,6 +94,7 @@ class ExportOptions:
 class ExportResult:
     folder: Path
     report: GateReport | None
+    calibration: dict[str, Any] | None = None  # the manifest's entry
 
 
 def export_model(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
@@ -105,11 +110,16 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
     )
     spec, weights = read_model(checkpoint)
     recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
-    with partial_folder(options.out) as partial:
-        bundle = _write(partial, checkpoint, spec, weights, recipe, options, tell)
+    # Made first, so that what a calibration keeps there is gone only after the gate has read it.
+    with partial_folder(options.out) as scratch, partial_folder(options.out) as partial:
+        expected, calibration = Expected(weights, recipe), None
+        if options.calibration is not None:
+            made = _calibrate(checkpoint, spec, weights, recipe, options, options.calibration, scratch, tell)
+            expected, calibration = Expected(made.found.original, made.recipe, made.found), made.report
+            calibration["tensors"] = recorded(expected, made.found)
+        bundle = _write(partial, checkpoint, spec, expected, options, tell, calibration)
         report = None
         if options.gate:
-            expected = Expected(weights, recipe)
             judged = GateOptions(thorough=options.strict, strict=options.strict, bounds=options.bounds)
             source = read_source(checkpoint.folder, spec)
             with maybe_questions(options.answers, options.questions) as asked:
@@ -121,7 +131,7 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
             write_manifest(partial, manifest)
         if report is None or report.passed:
             publish(partial, options.out)
-            return ExportResult(options.out, report)
+            return ExportResult(options.out, report, calibration)
         failed = options.out.with_name(f"{options.out.name}.failed")
         check_free(failed, force=True)
         publish(partial, failed)
@@ -135,10 +145,14 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
 
 @dataclass(frozen=True)
 class Expected:
-    """What the quantizer makes of the original, recomputed: the files must hold exactly this."""
+    """What the quantizer makes of the original, recomputed or calibrated: the files must hold exactly this.
+
+    weights: the original's, as the calibration folded them where there is one.
+    """
 
     weights: Weights
     recipe: Recipe
+    found: Results | None = None
 
     def names(self) -> list[str]:
         names = self.weights.names()
@@ -147,6 +161,8 @@ class Expected:
         return names
 
     def quantized(self, name: str) -> QTensor:
+        if self.found is not None and name in self.found:
+            return self.found.quantized(name)
         plain, recipe = name.removeprefix(PREFILL), self.recipe
         if plain != name and recipe.prefill is not None:
             recipe = replace(recipe, decoder=recipe.prefill)
@@ -159,15 +175,35 @@ class Expected:
         return name in self.weights
 
 
+class Results(Protocol):
+    """What a calibration found, by weight."""
+
+    def __contains__(self, name: object) -> bool: ...
+    def quantized(self, name: str) -> QTensor: ...
+
+
+def _calibrate(
+    checkpoint: Checkpoint, spec: ModelSpec, weights: Weights, recipe: Recipe, options: ExportOptions,
+    calibration: CalibrationOptions, scratch: Path, tell: Progress,
+) -> Calibration:  # fmt: skip
+    prompter = Prompter(read_prompt_spec(checkpoint.folder, spec), checkpoint.folder / "tokenizer.json")
+    image_spec = read_image_spec(checkpoint.folder, spec.vision)
+    shared = sum(path.stat().st_size for name in UPSTREAM if (path := checkpoint.folder / name).is_file())
+    return run(
+        spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, tell
+    )
+
+
 def _write(
     folder: Path,
     checkpoint: Checkpoint,
     spec: ModelSpec,
-    weights: Weights,
-    recipe: Recipe,
+    expected: Expected,
     options: ExportOptions,
     tell: Progress,
+    calibration: dict[str, Any] | None,
 ) -> Bundle:
+    weights, recipe = expected.weights, expected.recipe
     image_spec = read_image_spec(checkpoint.folder, spec.vision)
     prompt_spec = read_prompt_spec(checkpoint.folder, spec)
     for name in UPSTREAM:
@@ -186,7 +222,7 @@ def _write(
             nonlocal done
             done += 1
             tell(f"{target}: quantize and write", min(done, total), total)
-            return quantize(weights.read(name), recipe.form(name).kind, name)
+            return expected.quantized(name)
 
         place = folder / target
         place.mkdir()
@@ -214,8 +250,9 @@ def _write(
         spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), options.adapter
     )
     manifest = Manifest(
-        SCHEMA, info, spec, to_dict(recipe), targets, list_files(folder), tool_versions(), gate=None
-    )
+        SCHEMA, info, spec, to_dict(recipe), targets, list_files(folder), tool_versions(), gate=None,
+        calibration=calibration,
+    )  # fmt: skip
     write_manifest(folder, manifest)
     return open_bundle(folder)
 

@@ -32,6 +32,8 @@ class Recipe:
     embed: Form
     prefill: Form | None = None  # a second decoder graph for prompts, where that is faster
     fp16: tuple[str, ...] = ()  # weights whose width no block of 32 divides
+    int8: tuple[str, ...] = ()  # layers such as "decoder.layers.3" that keep 8 bits in a decoder of fewer
+    method: str = "rtn"  # how codes and scales were chosen: round to nearest, or one of calibrate.METHODS
 
     def form(self, weight: str) -> Form:
         """The form of a weight by its canonical name; what is no matrix of a linear map stays fp32."""
@@ -39,9 +41,15 @@ class Recipe:
             return Form("fp32")
         if weight in self.fp16:
             return Form("fp16")
-        if weight in ("decoder.embed.weight", "decoder.head.weight"):
-            return self.embed
-        return {"vision": self.vision, "projector": self.projector, "decoder": self.decoder}[weight.split(".")[0]]
+        if any(weight.startswith(f"{layer}.") for layer in self.int8):
+            return Form("int8")
+        form: Form = getattr(self, component_of(weight))
+        return form
+
+
+def component_of(weight: str) -> str:
+    """The one of `COMPONENTS` that a weight belongs to; a head goes with the embedding."""
+    return "embed" if weight in ("decoder.embed.weight", "decoder.head.weight") else weight.split(".")[0]
 
 
 def is_linear(weight: str) -> bool:
@@ -59,8 +67,8 @@ def fit(recipe: Recipe, weights: Shapes) -> Recipe:
     A narrow encoder is fast in any form, and one activation range per call is too coarse for it (0.997 of cosine on the
     default model where 0.9999 remains at 768 wide): it takes int8 with a range per block.
     """
-    norm = "vision.post_norm.weight"
-    if recipe.vision.dynamic and norm in weights.names() and weights.shape(norm)[0] < NARROW:
+    first = "vision.patch_embedding.bias"
+    if recipe.vision.dynamic and first in weights.names() and weights.shape(first)[0] < NARROW:
         recipe = replace(recipe, vision=Form("int8"))
 
     def misfit(name: str) -> bool:

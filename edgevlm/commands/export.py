@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgevlm.commands.calibration_table import calibration_table
 from edgevlm.commands.console import note, progress_bar, size, table
 from edgevlm.commands.gate_table import gate_table, read_bounds
 from edgevlm.errors import EdgeVLMError, GateError
+
+if TYPE_CHECKING:
+    from edgevlm.export.calibrate_plan import CalibrationOptions
 
 TARGETS = ("onnx", "gguf", "coreml")
 KINDS = "[fp32|fp16|int8|int4|palette6|palette4]"
@@ -70,6 +75,11 @@ def _replaced(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--projector", metavar=KINDS, help="... for the projector.")
 @click.option("--decoder", metavar=KINDS, help="... for the decoder.")
 @click.option("--embed", metavar=KINDS, help="... for the embedding table (and a tied head).")
+@click.option("--calibrate", metavar="WHERE",
+              help="Choose codes and scales by what flows: a folder of pictures, a JSONL file, or 'default'.")
+@click.option("--method", metavar="[rtn|search|awq|gptq|awq+gptq]", help="How, with --calibrate.  [default: gptq]")
+@click.option("--budget", metavar="SIZE", help="Choose bits per component: least loss within SIZE, as in 150MB.")
+@click.option("--max-loss", metavar="SHARE", help="... or fewest bytes within a rise of perplexity, as in 1%.")
 @click.option("--coreml-profile", default="gpu", show_default=True, metavar="[gpu|ane]",
               help="Flexible shapes for the GPU, or fixed ones for the Neural Engine.")
 @click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to merge on the way.")
@@ -90,7 +100,8 @@ def _replaced(function: Callable[..., Any]) -> Callable[..., Any]:
 def export(
     model: str | None, out: str | None, model_flag: str | None, out_flag: str | None, target: str,
     quantize: str | None, preset: str, vision: str | None, projector: str | None, decoder: str | None,
-    embed: str | None, coreml_profile: str, adapter: str | None, revision: str | None, cache_dir: str | None,
+    embed: str | None, calibrate: str | None, method: str | None, budget: str | None, max_loss: str | None,
+    coreml_profile: str, adapter: str | None, revision: str | None, cache_dir: str | None,
     force: bool, no_gate: bool, answers: str | None, questions: int, bound: tuple[str, ...], strict: bool,
     dtype: str | None, task: str | None, device: str | None, framework: str | None,
 ) -> None:  # fmt: skip
@@ -99,6 +110,10 @@ def export(
     MODEL is a checkpoint folder, a Hub id (owner/name), or 'default', the model shipped with edgevlm.
     The gate compares every exported component with the original; if a bound is missed, its table is shown and
     the exit code is 1. The folder of the finished bundle is the only line on standard output.
+
+    With --calibrate the codes and scales of int4 and int8 weights are fitted to what flows through the model over
+    pictures and questions; --budget and --max-loss also choose the bits of every component, and calibrate on 'default'
+    where nothing else is said. The loss is measured on pictures that were not calibrated on.
     """
     source, folder, names = _places([p for p in (model, out) if p], model_flag, out_flag)
     _check_optimum(task, device, framework)
@@ -110,6 +125,7 @@ def export(
         quantize=_kind(quantize, dtype),
         preset=preset,
         components={name: kind for name, kind in overrides.items() if kind},
+        calibration=_calibration(calibrate, method, budget, max_loss, [n for n, kind in overrides.items() if kind]),
         coreml_profile=coreml_profile,
         adapter=adapter,
         revision=revision,
@@ -139,6 +155,8 @@ def export_bundle(model: str, out: str, **options: Any) -> Path:
     except GateError as error:
         note(gate_table(error.report.to_dict()))
         raise
+    if result.calibration:
+        note(calibration_table(result.calibration) + "\n")
     if result.report:
         note(gate_table(result.report.to_dict()))
     note()
@@ -186,6 +204,42 @@ def _targets(names: str) -> tuple[str, ...]:
     if not targets:
         raise EdgeVLMError(f"No target was given: choose from {', '.join(TARGETS)}.")
     return targets
+
+
+def _calibration(
+    where: str | None, method: str | None, budget: str | None, max_loss: str | None, overrides: list[str]
+) -> CalibrationOptions | None:
+    if not (where or budget or max_loss):
+        if method is not None:
+            raise EdgeVLMError(f"--method {method} needs pictures: add --calibrate default, or a folder of your own.")
+        return None
+    from edgevlm.export.calibrate_plan import DEFAULT_METHOD, CalibrationOptions
+
+    if (budget or max_loss) and overrides:
+        limit = "--budget" if budget else "--max-loss"
+        raise EdgeVLMError(f"{limit} chooses the bits of every component: leave --{overrides[0]} out.")
+    return CalibrationOptions(
+        where or "default",
+        method or DEFAULT_METHOD,
+        None if budget is None else _bytes(budget),
+        None if max_loss is None else _share(max_loss),
+    )
+
+
+def _bytes(text: str) -> int:
+    """A size such as "150MB", in decimal units as everywhere here."""
+    found = re.fullmatch(r"\s*([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*([kMG]?)B?\s*", text, re.IGNORECASE)
+    if found is None:
+        raise EdgeVLMError(f"The budget '{text}' is no size: write it as in --budget 150MB.")
+    return int(float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[found[2].lower()])
+
+
+def _share(text: str) -> float:
+    """A share such as "1%" or "0.01"."""
+    found = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(%?)\s*", text)
+    if found is None:
+        raise EdgeVLMError(f"The largest loss '{text}' is no share: write it as in --max-loss 1%.")
+    return float(found[1]) / (100 if found[2] else 1)
 
 
 def _kind(quantize: str | None, dtype: str | None) -> str:

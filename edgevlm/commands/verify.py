@@ -143,6 +143,7 @@ def _expected(
     bundle: Bundle, model: str, adapter: str | None, revision: str | None, cache_dir: Path | None
 ) -> tuple[Expected, Source]:
     """What the quantizer makes of the original, and its rules; refused where the bundle was made from other weights."""
+    from edgevlm.export.calibrate_record import open_recorded
     from edgevlm.export.checkpoint import open_checkpoint
     from edgevlm.export.families import read_model
     from edgevlm.export.pipeline import Expected
@@ -159,5 +160,5 @@ def _expected(
             f"give {made_from.source}{merged}, or export the bundle again."
         )
     recipe = from_dict(Recipe, bundle.manifest.recipe, "manifest.json: recipe")
-    expected = Expected(read_model(checkpoint)[1], recipe)
+    expected = Expected(read_model(checkpoint)[1], recipe, open_recorded(bundle))
     return expected, read_source(checkpoint.folder, bundle.manifest.spec)
