@@ -19,6 +19,7 @@ from edgevlm.bundle import Bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.gate import BOUNDS, ENGINES, PICTURES, QUESTION, picture_folder
 from edgevlm.gate_report import Bound
+from edgevlm.gate_weights import difference
 from edgevlm.image_spec import ImageSpec
 from edgevlm.models.ops import F32, Weights
 from edgevlm.preprocess import open_image, plan, preprocess
@@ -56,8 +57,8 @@ class AcrossRow:
 @dataclass(frozen=True)
 class AcrossReport:
     rows: tuple[AcrossRow, ...]
-    tensors: int  # compared between the ONNX and the GGUF files; 0 where the bundle has not both
-    different: tuple[str, ...]  # of these, the ones that are not equal bit for bit
+    tensors: int  # compared between the ONNX files and the other targets'; 0 where the bundle has no two of them
+    different: tuple[str, ...]  # of these, the ones that are not equal bit for bit, as "gguf: decoder.norm.weight"
     warnings: tuple[str, ...]  # what stock llama.cpp would do differently
     skipped: tuple[str, ...]  # why an engine is missing from the table
 
@@ -138,9 +139,10 @@ def verify_across(
     if progress:
         progress("across", steps, steps)
     engines = list(runs)
+    spoiled = {ENGINES[name.partition(":")[0]] for name in different}
     bounds = {ENGINES[target]: _bound(bundle, target) for target in targets}
     rows = [
-        _compare(first, second, case.name, runs[first][i], runs[second][i], bounds, bool(different))
+        _compare(first, second, case.name, runs[first][i], runs[second][i], bounds, {first, second} & spoiled)
         for j, second in enumerate(engines)
         for first in engines[:j]
         for i, case in enumerate(cases)
@@ -197,12 +199,26 @@ def _gguf_files(bundle: Bundle) -> tuple[Path, Path]:
 
 
 def _compare_weights(bundle: Bundle) -> tuple[int, list[str]]:
-    """Every tensor of the ONNX files against the GGUF files, dequantized, bit for bit."""
-    if not {"onnx", "gguf"} <= set(bundle.manifest.targets):
+    """Against the ONNX files, bit for bit: every tensor of the GGUF files, dequantized, and every quantized matrix of
+    the CoreML packages, whose floats are all fp16."""
+    count, different = 0, []
+    if "onnx" not in bundle.manifest.targets:
         return 0, []
-    ours, theirs = ShippedWeights(bundle), _gguf_weights(bundle)
-    names = ours.names()
-    return len(names), [n for n in names if n not in theirs or not _same_bits(ours.read(n), theirs.read(n))]
+    ours = ShippedWeights(bundle)
+    if "gguf" in bundle.manifest.targets:
+        theirs, names = _gguf_weights(bundle), ours.names()
+        count += len(names)
+        wrong = (n for n in names if n not in theirs or not _same_bits(ours.read(n), theirs.read(n)))
+        different += [f"gguf: {name}" for name in wrong]
+    if "coreml" in bundle.manifest.targets:
+        from edgevlm.runtimes.mil_weights import CoreMLWeights
+
+        stored = CoreMLWeights(bundle)
+        names = [name for name in stored.names() if ours.quantized(name).scale is not None]
+        count += len(names)
+        wrong = (n for n in names if difference(stored.quantized(n), ours.quantized(n)))
+        different += [f"coreml: {name}" for name in wrong]
+    return count, different
 
 
 def _same_bits(ours: F32, theirs: F32) -> bool:
@@ -230,7 +246,7 @@ def _bound(bundle: Bundle, target: str) -> Bound:
 
 
 def _compare(
-    first: str, second: str, case: str, one: _Run, two: _Run, bounds: dict[str, Bound], weights_differ: bool
+    first: str, second: str, case: str, one: _Run, two: _Run, bounds: dict[str, Bound], spoiled: set[str]
 ) -> AcrossRow:
     pair = [bounds[name] for name in (first, second) if name in bounds]
     features, logits = cosine(one.features, two.features), cosine(one.logits[0], two.logits[0])
@@ -243,7 +259,7 @@ def _compare(
     )
     # Two engines may each be off by their own bound.
     tied = int((gaps[other] < sum(bound.near_tie for bound in pair)).sum())
-    if weights_differ:
+    if spoiled:
         divergence = "weights"
     elif np.abs(one.embeds - two.embeds).max() > 1e-3:
         divergence = "embeddings"

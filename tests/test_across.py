@@ -13,10 +13,12 @@ from edgevlm import across
 from edgevlm.across import HEAD, stock_plan, stock_warnings, verify_across
 from edgevlm.bundle import open_bundle
 from edgevlm.errors import EdgeVLMError
+from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.gate import picture_folder
 from edgevlm.generate import GenerateOptions, Pipeline
 from edgevlm.preprocess import plan
 from edgevlm.runtimes import open_runtime
+from edgevlm.runtimes.mil_file import blob_span, open_package
 
 COFFEE = picture_folder() / "coffee.jpg"
 
@@ -77,6 +79,32 @@ def test_the_reference_answer_is_the_eager_engines_own(bundle, monkeypatch):
     answer = Pipeline(bundle, open_runtime(bundle, "eager")).answer([COFFEE], across.QUESTION, ask, max_tiles=1)
     told = seen[0].choices()[: len(answer.ids)]
     assert tuple(told) == answer.ids
+
+
+def test_four_engines_in_one_table_and_a_changed_code_is_named(gguf_checkpoint, tmp_path):
+    """All three targets of one export; then one byte of one matrix in the CoreML package."""
+    pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: it compiles for minutes")
+    options = ExportOptions(str(gguf_checkpoint), tmp_path / "b", ("onnx", "gguf", "coreml"), "int8", gate=False)
+    bundle = open_bundle(export_model(options).folder)
+    report = verify_across(bundle, [COFFEE], tokens=4, tiles=1, threads=1)
+    engines = ("eager", "onnxruntime", "llama.cpp", "coreml")
+    assert [(row.first, row.second) for row in report.rows] == [
+        (first, second) for i, second in enumerate(engines) for first in engines[:i]
+    ]
+    assert report.different == () and report.skipped == () and report.tensors == 67 + 35
+
+    package = open_package(bundle.folder / "coreml" / "Decoder.mlpackage")
+    op = package.find("main", "decoder_layers_1_down_weight")
+    _, start, _ = blob_span(package.weight_file, op.inputs["data"][0])
+    with package.weight_file.open("r+b") as stream:
+        stream.seek(start)
+        code = stream.read(1)[0]
+        stream.seek(start)
+        stream.write(bytes([code ^ 1]))
+    report = verify_across(bundle, [COFFEE], tokens=1, tiles=1, threads=1)
+    assert report.different == ("coreml: decoder.layers.1.down.weight",) and not report.agreed
+    assert {row.second for row in report.rows if row.divergence == "weights"} == {"coreml"}
 
 
 @pytest.mark.parametrize("component", ["embeddings", "encoder", "decoder", "tokens"])
