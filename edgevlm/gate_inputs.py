@@ -20,6 +20,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from edgevlm.bundle import Bundle
+from edgevlm.errors import EdgeVLMError
 from edgevlm.gate_report import Row, at_least
 from edgevlm.gate_runtime import Case
 from edgevlm.image_spec import ImageSpec, PromptSpec
@@ -209,11 +210,20 @@ def golden(cases: list[Case], reference: Reference) -> dict[str, Any]:
 
 def check_golden(cases: list[Case], reference: Reference, recorded: Any) -> Iterator[Row]:
     """This machine's inputs and reference against `golden` of the export."""
-    if not isinstance(recorded, dict) or not {"tiles", "ids", "features"} <= set(recorded):
+    if recorded is None:
         return
+    try:
+        yield from _check_golden(cases, reference, recorded)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise EdgeVLMError(
+            "manifest.json: what the export recorded for its gate ('golden') is malformed: export the bundle again."
+        ) from None
+
+
+def _check_golden(cases: list[Case], reference: Reference, recorded: Any) -> Iterator[Row]:
     for what, level in (("tiles", "numbers"), ("ids", "tokens")):
         known = recorded[what]
-        wrong = [c.name for c in cases if c.name in known and known[c.name] != _digest(getattr(c, what))]
+        wrong = [c.name for c in cases if known.get(c.name) not in (None, _digest(getattr(c, what)))]
         note = f"first: {wrong[0]}" if wrong else f"{len(cases)} prompts"
         check = f"{what} other than at the export"
         yield Row(_TARGET, check, len(wrong), 0, not wrong, note, level, wrong[0] if wrong else "")

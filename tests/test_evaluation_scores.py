@@ -284,3 +284,15 @@ def test_zero_shot_by_hand() -> None:
     # Two pictures, three captions; caption 2 (at 85 degrees) belongs to picture 0.
     both = clip.retrieval(at(0, 90), at(5, 60, 85), [0, 1, 0], ks=(1, 2))
     assert both == pytest.approx({"text_r1": 0.5, "text_r2": 1.0, "image_r1": 2 / 3, "image_r2": 1.0})
+
+
+@given(st.text(max_size=60) | st.from_regex(r"(<loc_[0-9]+>|-?[0-9.]+|[a-z]+|[ ,.]){0,12}", fullmatch=True))
+def test_no_answer_breaks_a_scorer(said: str) -> None:
+    """Whatever a model says, every suite gives it 0..1."""
+    data = {"bins": 64, "box": (0.1, 0.1, 0.5, 0.5), "size": (64, 48), "facts": (Fact(1, "red", "car"),),
+            "mode": "random", "dataset": "HME100k", "options": OPTIONS, "kind": "choice", "metric": "anls"}  # fmt: skip
+    for name, suite in SUITES.items():
+        skills = scenes.SKILLS if name == "scenes" else ("x",)
+        for skill in skills:
+            assert 0 <= suite.score(Item("1", (), "", ("yes",), skill, data), said).score <= 1
+    assert 0 <= SUITES["mmmu"].score(Item("1", (), "", ("3",), "Art", {"kind": "open"}), said).score <= 1

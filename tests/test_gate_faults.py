@@ -212,6 +212,10 @@ def test_a_bundle_alone_is_held_to_what_its_export_recorded(
     assert {row.where for row in report.failures()} == {"tile 1 (row 1, column 1)", "one tile"}
     assert by_check(report, "tiles other than at the export").measured == 3
 
+    manifest = replace(bundle.manifest, gate={"golden": {"tiles": 3, "ids": {}, "features": []}})
+    with pytest.raises(EdgeVLMError, match="is malformed: export"):
+        run_gate(replace(bundle, manifest=manifest))
+
 
 def test_the_layer_where_a_graph_departs_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """A fault in the graph of block 1 of the encoder, between its attention and its second norm."""

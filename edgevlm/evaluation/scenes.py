@@ -21,7 +21,7 @@ from edgevlm.scenes.question import Fact, Question
 SKILLS = ("existence", "colour", "count_to_5", "count_to_10", "spatial", "size", "naming", "text", "grounding",
           "caption")  # fmt: skip
 IOU = 0.5
-_LOC = re.compile(r"<loc_(\d+)>")
+_LOC = re.compile(r"<loc_(\d{1,6})>")
 _FLOAT = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
 _WORDS = "one two three four five six seven eight nine ten"
 _COUNTS = {"a": 1, "an": 1, "single": 1} | {word: value for value, word in enumerate(_WORDS.split(), 1)}
@@ -100,7 +100,7 @@ def stated_facts(caption: str) -> list[Fact]:
     caption = _SAYS.sub(" ", caption.lower())
     found: list[Fact] = []
     count, colour = None, None
-    for word in re.findall(r"[a-z]+|\d+|[,.;]", caption):
+    for word in re.findall(r"[a-z]+|[0-9]{1,6}|[,.;]", caption):
         if word in _NAMES:
             found.append(Fact(count or (2 if word in _PLURALS else 1), colour, _NAMES[word]))
         if word in _NAMES or word in _BREAKS:
