@@ -75,4 +75,4 @@ def _move(means: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], errors:
 def _start(ordered: F32, entries: int) -> npt.NDArray[np.float64]:
     """A density of entries as the cube root of the values' own: between two neighbours, their distance to the 2/3."""
     share = np.concatenate([[0.0], np.cumsum(np.cbrt(np.diff(ordered)) ** 2 + 1e-30, dtype=np.float64)])
-    return np.interp((np.arange(entries) + 0.5) / entries * share[-1], share, ordered)
+    return np.asarray(np.interp((np.arange(entries) + 0.5) / entries * share[-1], share, ordered))

@@ -40,11 +40,10 @@ class CoreMLWeights:
             raise EdgeVLMError(
                 f"The CoreML packages do not hold '{name}' ({error}): export the bundle again."
             ) from None
-        kind = place["parts"][0]["kind"]
-        codes, more = (np.concatenate([part[i] for part in parts if part[i] is not None] or [[]]) for i in (0, 1))
-        if kind in PALETTES:
-            return QTensor(kind, codes, palette=more)
-        return QTensor(kind, codes, more if len(more) else None)
+        kind, codes = place["parts"][0]["kind"], np.concatenate([codes for codes, _ in parts])
+        given = [values for _, values in parts if values is not None]
+        values = np.concatenate(given) if given else None
+        return QTensor(kind, codes, palette=values) if kind in PALETTES else QTensor(kind, codes, values)
 
     def _part(
         self, file: str, part: dict[str, Any]
