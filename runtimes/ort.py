@@ -108,7 +108,8 @@ class OrtRuntime:
                 raise EdgeVLMError(f"The bundle '{bundle.folder}' has no graph '{graph}': export it again.")
             return _open_session(ort, files[graph], providers, session_threads)
 
-        self._vision = self._embed = None
+        self._vision: Any = None
+        self._embed: Any = None
         self._decoders: list[Any] = []
         self._cache: _Cache | None = None
         if parts != "text":
