@@ -39,7 +39,7 @@ class TrainOptions:
     coarse_steps: int = 1600
     sharp_steps: int = 1200
     decoder_steps: int = 900
-    joint_steps: int = 2200
+    joint_steps: int = 4200
     batch: int = 16  # pictures
     learning_rate: float = 1e-3
     encoder_share: float = 0.1  # of the learning rate, in stage 4
