@@ -132,13 +132,13 @@ def test_the_teacher_runs_once(options: DistillOptions, monkeypatch: pytest.Monk
     assert blocks == [0, 1, 2, 1, 0, 1, 2]  # another temperature is another question
 
 
-def test_every_part_of_the_loss_falls(options: DistillOptions) -> None:
-    parts = {"visual_kl": 1.0, "relation": 1.0, "features": 1.0}
-    out = quiet(replace(options, **parts, steps=30, batch=8, learning_rate=5e-3, save_every=100))  # type: ignore[arg-type]
+@pytest.mark.parametrize("part", ["cross_entropy", "answer_kl", "visual_kl", "relation", "features"])
+def test_each_part_of_the_loss_falls_when_it_is_trained(options: DistillOptions, part: str) -> None:
+    alone = {"cross_entropy": 0.0, "answer_kl": 0.0} | {part: 1.0}
+    out = quiet(replace(options, **alone, steps=12, batch=8, learning_rate=5e-3, save_every=100))  # type: ignore[arg-type]
     log = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
-    for name in ("cross_entropy", "answer_kl", *parts):
-        assert log[-1][f"loss_{name}"] < 0.9 * log[0][f"loss_{name}"], name
-    assert read_model(open_checkpoint(str(out)))[0].decoder.hidden_size == 64  # the map to 96 is gone
+    assert log[-1][f"loss_{part}"] < 0.9 * log[0][f"loss_{part}"]
+    assert read_model(open_checkpoint(str(out)))[0].decoder.hidden_size == 64  # the map to the teacher's 96 is gone
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(options: DistillOptions) -> None:
@@ -176,7 +176,7 @@ def test_what_is_trained_quantized_is_what_ships(options: DistillOptions, tmp_pa
     spec, weights = read_model(source.checkpoint)
     recipe = fit(make_recipe("int4", preset), weights)
     model = source.load().eval()
-    kinds = train_through(model, spec, weights, recipe)  # type: ignore[arg-type]
+    kinds = train_through(model, spec, weights, recipe)
     assert set(kinds.values()) == ({"int4", "int8"} if preset == "balanced" else {"int4"})
     from edgevlm.bundle import open_bundle
     from edgevlm.shipped import ShippedWeights
@@ -193,12 +193,12 @@ def test_quantized_training_changes_what_the_model_computes(tiny_checkpoint: Pat
     spec, weights = read_model(source.checkpoint)
     ids = torch.arange(5, 25)[None]
     plain, rounded = source.load().eval(), source.load().eval()
-    train_through(rounded, spec, weights, fit(make_recipe("int4", "size"), weights))  # type: ignore[arg-type]
+    train_through(rounded, spec, weights, fit(make_recipe("int4", "size"), weights))
     reference = source.load().eval()
     with torch.no_grad():
         for name in weights.names():
             if name.startswith("decoder") and name.endswith("weight") and "norm" not in name:
-                stored = weights.stored_name(name)  # type: ignore[attr-defined]
+                stored = weights.stored_name(name)
                 parameter = reference.get_parameter(stored)
                 parameter.copy_(round_weight(parameter, "int4"))
         logits = [model(input_ids=ids).logits for model in (plain, rounded, reference)]
@@ -215,7 +215,7 @@ def test_models_that_cannot_be_compared_are_refused(
     fewer = builder.build_tiny(tmp_path / "fewer", scale_factor=4)
     with pytest.raises(EdgeVLMError, match=r"different numbers of image tokens .* leave out --relation"):
         quiet(replace(options, teacher=str(fewer), relation=1.0))
-    quiet(replace(options, teacher=str(fewer)))  # answers can be compared
+    quiet(replace(options, teacher=str(fewer), out=tmp_path / "answers"))  # these can be compared
 
 
 @pytest.mark.parametrize(

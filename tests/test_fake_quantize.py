@@ -38,8 +38,6 @@ def test_large_matrices_agree_too(kind: str, scale: float) -> None:
     weight = (np.random.default_rng(3).standard_normal((256, 576)) * scale).astype(np.float32)
     theirs = quantize(weight, kind, "w").dequantize()
     assert np.array_equal(round_weight(torch.from_numpy(weight), kind).numpy(), theirs)
-    again = round_weight(torch.from_numpy(theirs), kind).numpy()
-    assert np.abs(again - theirs).max() <= np.abs(theirs).max() * 1e-3  # rounding twice changes next to nothing
 
 
 def test_the_gradient_passes_straight_through() -> None:

@@ -91,7 +91,8 @@ def compose(options: ComposeOptions, note: Callable[[str], None]) -> Path:
 def _half(model: str, what: str, section: str, mark: str, kinds: tuple[str, ...]) -> _Half:
     checkpoint = open_checkpoint(model)
     config = checkpoint.config
-    inner = config.get(section) if isinstance(config.get(section), dict) else config
+    part = config.get(section)
+    inner: dict[str, Any] = part if isinstance(part, dict) else config
     kind = str((config if what == "encoder" else inner).get("model_type"))
     found = [name for name in checkpoint.names() if name.endswith(mark)]
     if kind not in kinds or len(found) != 1:
@@ -109,8 +110,10 @@ def _vision_config(config: dict[str, Any]) -> Any:
     classes = {"smolvlm_vision": "SmolVLMVisionConfig", "idefics3": "Idefics3VisionConfig"}
     classes["idefics3_vision"] = "Idefics3VisionConfig"
     filled = getattr(transformers, classes.get(kind, "SiglipVisionConfig"))(**known)
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels")
-    names += ("image_size", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout")
+    names = [
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
+        "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout",
+    ]  # fmt: skip
     values = {name: getattr(filled, name) for name in names}
     return transformers.SiglipVisionConfig(**values, vision_use_head=False)
 

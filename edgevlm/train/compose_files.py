@@ -42,8 +42,6 @@ def extend_tokenizer(source: Path, out: Path, tiles: int) -> Vocabulary:
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     config = read_json_file(source / "tokenizer_config.json", required=False).data
     bos, pad = (_text(config.get(key)) for key in ("bos_token", "pad_token"))
-    if bos is not None and tokenizer.token_to_id(bos) is None:
-        raise EdgeVLMError(f"'{source}' names the bos_token '{bos}', which its tokenizer.json lacks: download it.")
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=bos,
@@ -55,13 +53,19 @@ def extend_tokenizer(source: Path, out: Path, tiles: int) -> Vocabulary:
         chat_template=(bos or "") + FAMILY_TEMPLATE,
     )
     fast.save_pretrained(out)
-    ids = {name: int(tokenizer.token_to_id(name)) for name in (IMAGE, END)}
+
+    def id_of(token: str) -> int:
+        found = tokenizer.token_to_id(token)
+        if found is None:
+            raise EdgeVLMError(f"'{source}' names the token '{token}', which its tokenizer.json lacks: download it.")
+        return int(found)
+
     return Vocabulary(
         size=tokenizer.get_vocab_size(with_added_tokens=True),
-        image=ids[IMAGE],
-        end=ids[END],
-        pad=int(tokenizer.token_to_id(pad or END)),
-        bos=None if bos is None else int(tokenizer.token_to_id(bos)),
+        image=id_of(IMAGE),
+        end=id_of(END),
+        pad=id_of(pad or END),
+        bos=None if bos is None else id_of(bos),
     )
 
 

@@ -31,6 +31,11 @@ class QueryConfig(SmolVLMConfig):  # type: ignore[misc]
     model_type = MODEL_TYPE
     query_connector: dict[str, Any] | None = None
 
+    @property
+    def connector(self) -> dict[str, Any]:
+        assert self.query_connector is not None, "config.json has no query_connector"
+        return self.query_connector
+
 
 class QFormer(nn.Module):
     """Patch states (T, P, D) to (T, queries, H)."""
@@ -38,7 +43,7 @@ class QFormer(nn.Module):
     def __init__(self, config: QueryConfig) -> None:
         super().__init__()
         vision, text = config.vision_config, config.text_config
-        settings = config.query_connector
+        settings = config.connector
         inner = Blip2QFormerConfig(
             hidden_size=vision.hidden_size,
             encoder_hidden_size=vision.hidden_size,
@@ -66,7 +71,7 @@ class Resampler(nn.Module):
     def __init__(self, config: QueryConfig) -> None:
         super().__init__()
         vision, text = config.vision_config, config.text_config
-        settings = config.query_connector
+        settings = config.connector
         inner = Idefics2PerceiverConfig(
             hidden_size=text.hidden_size,
             resampler_n_latents=settings["queries"],
@@ -93,7 +98,7 @@ class QueryVLM(SmolVLMForConditionalGeneration):  # type: ignore[misc]
     def __init__(self, config: QueryConfig) -> None:
         super().__init__(config)
         kinds = {"qformer": QFormer, "resampler": Resampler}
-        self.model.connector = kinds[config.query_connector["kind"]](config)
+        self.model.connector = kinds[config.connector["kind"]](config)
 
     def _init_weights(self, module: nn.Module) -> None:
         """The connectors' own start stays; transformers would draw it again."""

@@ -121,7 +121,7 @@ def distill(options: DistillOptions, tell: Tell, note: Callable[[str], None]) ->
         spec, weights = read_model(student.checkpoint)
         kinds = train_through(model, spec, weights, fit(recipe, weights))
         run.note(f"{len(kinds)} matrices are trained as {', '.join(sorted(set(kinds.values())))}.")
-    more = {}
+    more: dict[str, Any] = {}
     if wanted.features:
         add_feature_map(model, teacher, student)
         more["ddp_find_unused_parameters"] = False  # the map is used after the forward pass, where DDP does not look

@@ -34,7 +34,7 @@ class Outputs:
 
 
 def run_model(
-    model: Any, inner: nn.Module, batch: dict[str, Any], image_token_id: int, wanted: Wanted, n: int
+    model: Any, inner: Any, batch: dict[str, Any], image_token_id: int, wanted: Wanted, n: int
 ) -> Outputs:
     """One forward pass. `inner` is the model inside whatever wraps `model`; n: image tokens per tile."""
     inputs = dict(batch)
@@ -48,7 +48,8 @@ def run_model(
         return Outputs(logits, None, None, _features(seen, wanted))
     kept = inputs["logits_to_keep"]
     is_image = image[kept]
-    states = seen["states"][is_image].float().unflatten(0, (-1, n))
+    states = seen["states"][is_image].float()
+    states = states.reshape(-1, n, states.shape[-1])
     return Outputs(
         logits[answers[kept]],
         logits[is_image] if wanted.visual else None,
@@ -63,7 +64,7 @@ def relations(states: Tensor) -> Tensor:
     return normed @ normed.transpose(1, 2)
 
 
-def projector_of(inner: nn.Module) -> nn.Module:
+def projector_of(inner: Any) -> Any:
     """The module that turns patch states into image features."""
     for name, module in inner.named_modules():
         if PLACES["projector"].search(name + ".") and not PLACES["projector"].search(name.rpartition(".")[0] + "."):
@@ -72,7 +73,7 @@ def projector_of(inner: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _watch(inner: nn.Module) -> Iterator[dict[str, Tensor]]:
+def _watch(inner: Any) -> Iterator[dict[str, Tensor]]:
     """States that go into the head, and features that come out of the projector."""
     seen: dict[str, Tensor] = {}
 

@@ -124,7 +124,7 @@ def _teach_block(
             if values is not None:
                 parts[name] = (values.half(), tiles)
         for name, (values, sizes) in parts.items():
-            for item, part in zip(chosen, values.cpu().split(sizes), strict=True):
+            for item, part in zip(chosen, torch.split(values.cpu(), sizes), strict=True):
                 tensors[f"{item.number}.{name}"] = part.contiguous()
     beside = place / f"{_name(block)}.new"
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, beside)

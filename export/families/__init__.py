@@ -7,10 +7,11 @@ from collections.abc import Callable
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.checkpoint import Checkpoint, Weights
 from edgevlm.export.families import llava, query, smolvlm
+from edgevlm.export.families.parts import MappedWeights
 from edgevlm.spec import ModelSpec
 
 # config.json's model_type -> reader. SmolVLM 1 says "idefics3", SmolVLM2 says "smolvlm".
-FAMILIES: dict[str, Callable[[Checkpoint], tuple[ModelSpec, Weights]]] = {
+FAMILIES: dict[str, Callable[[Checkpoint], tuple[ModelSpec, MappedWeights]]] = {
     "smolvlm": smolvlm.read,
     "idefics3": smolvlm.read,
     "llava": llava.read,
@@ -19,7 +20,7 @@ FAMILIES: dict[str, Callable[[Checkpoint], tuple[ModelSpec, Weights]]] = {
 EXPORTED = ("pixel_shuffle", "mlp")  # projectors that are described in macro-operations
 
 
-def read_model(checkpoint: Checkpoint) -> tuple[ModelSpec, Weights]:
+def read_model(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
     """What the checkpoint is, and its weights under edgevlm's canonical names (see docs/checkpoints.md).
 
     Raises EdgeVLMError when the family or one of its options is not supported, and when a tensor is missing,
@@ -34,7 +35,7 @@ def read_model(checkpoint: Checkpoint) -> tuple[ModelSpec, Weights]:
     return spec, weights
 
 
-def read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSpec, Weights]:
+def read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
     """As `read_model`, for a checkpoint that is to be trained: its projector may be one that is not exported."""
     kind = checkpoint.config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:

@@ -123,8 +123,10 @@ def _rope(config: Section) -> tuple[float, RopeScaling | None]:
     theta = rope.number("rope_theta", config.number("rope_theta", 10000.0))
     if kind == "default":
         return theta, None
-    numbers = [rope.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor")]
-    scaling = RopeScaling(*numbers, original_context=rope.count("original_max_position_embeddings"))
+    scaling = RopeScaling(
+        rope.number("factor"), rope.number("low_freq_factor"), rope.number("high_freq_factor"),
+        original_context=rope.count("original_max_position_embeddings"),
+    )  # fmt: skip
     if scaling.low_freq_factor >= scaling.high_freq_factor:
         raise EdgeVLMError(
             f"{rope.where}: low_freq_factor is not below high_freq_factor: download config.json again."

@@ -1,0 +1,266 @@
+"""Does a teacher help a student, and does training through the quantizer undo what int4 costs? Measured on Scenes.
+
+    python bench/distillation.py --out FOLDER           resumable: what is there is not done again
+    python bench/distillation.py --out FOLDER --teacher MODEL
+
+One teacher: MODEL, or the shipped model trained on Scenes first. One student: its encoder, and a decoder a sixth of the
+size. For each of three seeds, the same student learns from the same data in the same order for the same steps,
+with the teacher and without. Then each student without a teacher is quantized, plainly; after as many more
+steps in float; and after as many more steps through the quantizer, its own float self as teacher. Accuracy is of whole
+answers on scenes of the test split, which share no layout with those trained on. Intervals are 95 % t-intervals of the
+difference over the three seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from edgevlm.export.checkpoint import open_checkpoint
+from edgevlm.export.families import read_model
+from edgevlm.export.recipe import fit, make_recipe
+from edgevlm.scenes import write_scenes
+from edgevlm.train.collate import Item, Items
+from edgevlm.train.compose import ComposeOptions, compose
+from edgevlm.train.distill import distill
+from edgevlm.train.fake_quantize import train_through
+from edgevlm.train.models import open_source
+from edgevlm.train.options import DistillOptions, TrainOptions
+from edgevlm.train.records import Records
+from edgevlm.train.run import train
+
+SEEDS = (0, 1, 2)
+SKILLS = ("existence", "colour", "count", "spatial", "size", "naming")  # what 96 x 96 pixels can show
+PARTS = ("vision", "projector", "decoder")
+T_95 = 4.303  # Student's t, two degrees of freedom, two-sided
+
+
+@dataclass(frozen=True)
+class Plan:
+    out: Path
+    teacher: str | None
+    pictures: int
+    test_pictures: int
+    teacher_steps: int
+    student_steps: int
+    qad_steps: int
+    batch: int
+    preset: str
+
+
+def make_data(plan: Plan, split: str, count: int) -> Path:
+    """A Scenes folder of `SKILLS` at the teacher's 96 x 96 pixels."""
+    folder = plan.out / f"scenes-{split}"
+    if not folder.exists():
+        write_scenes(folder, split, 0, count, size=(96, 96))  # type: ignore[arg-type]
+        path = folder / "questions.jsonl"
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["skill"] in SKILLS]
+        path.with_suffix(".new").write_text("\n".join(lines) + "\n")
+        path.with_suffix(".new").replace(path)
+    return folder
+
+
+def make_student(plan: Plan, teacher: str, seed: int) -> Path:
+    """The teacher's encoder and a fresh decoder of two layers, 128 wide, joined by a fresh projector."""
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+    out = plan.out / f"student-{seed}"
+    if out.exists():
+        return out
+    source = open_checkpoint(teacher)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(source.folder)
+    set_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=320, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, initializer_range=0.06, tie_word_embeddings=True,
+        max_position_embeddings=2048, rms_norm_eps=1e-5,
+    )  # fmt: skip
+    decoder = plan.out / f"decoder-{seed}"
+    LlamaForCausalLM(config).save_pretrained(decoder)
+    tokenizer.save_pretrained(decoder)
+    scale = read_model(source)[0].projector.scale_factor
+    options = ComposeOptions(teacher, str(decoder), "pixel-shuffle", out, scale_factor=scale, tiles=0, seed=seed)
+    return compose(options, note)
+
+
+def run(kind: Callable[..., Path | None], options: TrainOptions) -> Path:
+    if not options.out.exists():
+        note(f"\n{options.out.name}")
+        kind(options, progress, note)
+    return options.out
+
+
+@torch.no_grad()
+def score(plan: Plan, model: Path | str, test: Path, quantize: bool) -> dict[str, float]:
+    """Share of questions whose answer is right whole, overall and by skill, and the mean cross-entropy per token.
+
+    Greedy decoding gives exactly the answer if and only if each of its tokens is the likeliest after the true ones.
+    """
+    name = model if isinstance(model, str) else model.name
+    cache = plan.out / "scores" / f"{name}{'-int4' if quantize else ''}.json"
+    if cache.exists():
+        found: dict[str, float] = json.loads(cache.read_text())
+        return found
+    source = open_source(str(model))
+    network = source.load().eval()
+    if quantize:
+        spec, weights = read_model(source.checkpoint)
+        train_through(network, spec, weights, fit(make_recipe("int4", plan.preset), weights))  # type: ignore[arg-type]
+    items, collate = Items(Records(test), source.encoder(max_tiles=1)), source.collator()
+    skills: dict[str, list[str]] = {}
+    for line in (test / "questions.jsonl").read_text().splitlines():
+        skills.setdefault(json.loads(line)["image"], []).append(json.loads(line)["skill"])
+    right: dict[str, list[bool]] = {skill: [] for skill in SKILLS}
+    loss, tokens = 0.0, 0
+    for start in range(0, len(items), 32):
+        chosen: list[Item] = [items[n] for n in range(start, min(start + 32, len(items)))]
+        batch = collate(chosen)
+        labels = batch.pop("labels")
+        del batch["numbers"]
+        logits = network(**batch).logits.float()
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        hits = (logits.argmax(-1) == labels).tolist()
+        tokens += len(hits)
+        for item in chosen:
+            example = item.examples[0]
+            asked = skills[items.records[item.number].images[0].relative_to(test).as_posix()]
+            segments = example.segments[example.targets >= 0]
+            mine, hits = hits[: len(segments)], hits[len(segments) :]
+            for number, skill in enumerate(asked, 1):
+                right[skill].append(all(hit for hit, segment in zip(mine, segments, strict=True) if segment == number))
+    everything = [hit for hits_ in right.values() for hit in hits_]
+    result = {"accuracy": mean(everything), "cross_entropy": loss / tokens, "questions": len(everything)}
+    result |= {skill: mean(hits_) for skill, hits_ in right.items()}
+    cache.parent.mkdir(exist_ok=True)
+    cache.write_text(json.dumps(result))
+    return result
+
+
+def measure(plan: Plan) -> dict[str, Any]:
+    plan.out.mkdir(parents=True, exist_ok=True)
+    data, test = make_data(plan, "train", plan.pictures), make_data(plan, "test", plan.test_pictures)
+    shared: dict[str, Any] = {
+        "data": data, "batch": plan.batch, "train": PARTS, "max_tiles": 1, "save_every": 50, "cpu": True, "workers": 0,
+    }  # fmt: skip
+    teacher = plan.teacher
+    if teacher is None:
+        more = {"steps": plan.teacher_steps, "learning_rate": 5e-4, "encoder_rate": 0.5, "weight_decay": 0.02}
+        teacher = str(run(train, TrainOptions("default", out=plan.out / "teacher", **shared, **more)))
+    scores: dict[str, list[dict[str, float]]] = {}
+
+    def record(arm: str, model: Path, quantize: bool = False) -> None:
+        scores.setdefault(arm, []).append(score(plan, model, test, quantize))
+
+    for seed in SEEDS:
+        student = str(make_student(plan, teacher, seed))
+        steps = {"steps": plan.student_steps, "learning_rate": 1e-3, "encoder_rate": 0.2, "seed": seed}
+        alone = run(train, TrainOptions(student, out=plan.out / f"alone-{seed}", **shared, **steps))
+        record("without a teacher", alone)
+        lessons = {"teacher": teacher, "cache": plan.out / "lessons", "temperature": 2.0}
+        taught = DistillOptions(student, out=plan.out / f"taught-{seed}", **shared, **steps, **lessons)
+        record("with the teacher", run(distill, taught))
+
+        more_steps = {"steps": plan.qad_steps, "learning_rate": 2e-4, "seed": seed}
+        longer = run(train, TrainOptions(str(alone), out=plan.out / f"longer-{seed}", **shared, **more_steps))
+        aware = DistillOptions(
+            str(alone), out=plan.out / f"qad-{seed}", teacher=str(alone), cache=plan.out / "lessons",
+            quantize="int4", preset=plan.preset, **shared, **more_steps,
+        )  # fmt: skip
+        record("int4", alone, quantize=True)
+        record("int4 after more steps in float", longer, quantize=True)
+        record("int4 after more steps in float, before rounding", longer)
+        record("int4+QAD", run(distill, aware), quantize=True)
+    result = {
+        "plan": {name: str(value) for name, value in vars(plan).items() if name != "out"},
+        "teacher": score(plan, teacher if plan.teacher else Path(teacher), test, False),
+        "arms": scores,
+        "distillation": {m: difference(scores, "with the teacher", "without a teacher", m) for m in METRICS},
+        "qad": {m: difference(scores, "int4+QAD", "int4", m) for m in METRICS},
+        "qad_over_more_steps": {
+            m: difference(scores, "int4+QAD", "int4 after more steps in float", m) for m in METRICS
+        },
+        "int4_loss": {m: difference(scores, "int4", "without a teacher", m) for m in METRICS},
+    }
+    lost = {m: -result["int4_loss"][m]["mean"] for m in METRICS}
+    result["recovered"] = {m: result["qad"][m]["mean"] / lost[m] if lost[m] else None for m in METRICS}
+    (plan.out / "results.json").write_text(json.dumps(result, indent=1))
+    return result
+
+
+METRICS = ("accuracy", "cross_entropy")
+
+
+def difference(scores: dict[str, list[dict[str, float]]], one: str, other: str, metric: str) -> dict[str, Any]:
+    """Mean over seeds of `one` minus `other`, and its interval."""
+    pairs = [a[metric] - b[metric] for a, b in zip(scores[one], scores[other], strict=True)]
+    centre = mean(pairs)
+    spread = math.sqrt(sum((x - centre) ** 2 for x in pairs) / (len(pairs) - 1))
+    half = T_95 * spread / math.sqrt(len(pairs))
+    return {"mean": centre, "low": centre - half, "high": centre + half, "seeds": pairs}
+
+
+def mean(values: list[Any]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def table(result: dict[str, Any]) -> str:
+    """The measured figures as a Markdown table."""
+    lines = ["| | accuracy | cross-entropy | seeds |", "|---|---|---|---|"]
+    teacher = result["teacher"]
+    lines.append(f"| teacher | {teacher['accuracy']:.1%} | {teacher['cross_entropy']:.3f} | |")
+    for arm, runs in result["arms"].items():
+        seeds = ", ".join(f"{run['accuracy']:.1%}" for run in runs)
+        accuracy, loss = (mean([run[m] for run in runs]) for m in METRICS)
+        lines.append(f"| {arm} | {accuracy:.1%} | {loss:.3f} | {seeds} |")
+    for name, title in (
+        ("distillation", "teacher's gain"),
+        ("int4_loss", "int4 against float"),
+        ("qad", "QAD against int4"),
+        ("qad_over_more_steps", "QAD against more steps in float, then int4"),
+    ):
+        accuracy, loss = (result[name][m] for m in METRICS)
+        lines.append(
+            f"| {title} | {100 * accuracy['mean']:+.1f} points ({100 * accuracy['low']:+.1f} to "
+            f"{100 * accuracy['high']:+.1f}) | {loss['mean']:+.3f} ({loss['low']:+.3f} to {loss['high']:+.3f}) | |"
+        )
+    return "\n".join(lines)
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def progress(what: str, done: int, total: int) -> None:
+    if total and done % max(1, total // 4) == 0:
+        note(f"{what}: {done} of {total}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--teacher", help="a model that knows Scenes; left out, the shipped one is trained first")
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--test-pictures", type=int, default=300)
+    parser.add_argument("--teacher-steps", type=int, default=600)
+    parser.add_argument("--student-steps", type=int, default=250)
+    parser.add_argument("--qad-steps", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--preset", default="size", help="size: every matrix int4")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments = vars(parser.parse_args())
+    torch.set_num_threads(arguments.pop("threads"))
+    print(table(measure(Plan(**arguments))))
+
+
+if __name__ == "__main__":
+    main()
