@@ -116,6 +116,11 @@ def test_points_lie_where_their_figures_say() -> None:
     assert x2 - x1 == pytest.approx(x3 - x2, abs=0.02), "equal factors are equal distances"
     assert (y2 - y3) / (y1 - y2) == pytest.approx(2.0, abs=0.01)
     assert all(0 < x < 360 for x, _ in spots)
+    ends = [Point(1.0, 0.5, look, "", "t", 0.25, 1.0), Point(9.0, 0.5, look, "", "t")]
+    svg = scatter(ends, "MB", "score")
+    low, high = numbers(re.findall(r'<line class="whisker[^>]*>', svg)[0], "line", "y1", "y2")[0]
+    ((_, y), _) = numbers(svg, "circle", "cx", "cy")
+    assert (low - y) / (y - high) == pytest.approx(0.5, abs=0.01), "the interval stands around its mark"
     for few in ([points[0]], [points[0], points[0]], [Point(5.0, 0.0, look, "zero", "t")]):
         assert numbers(scatter(few, "MB", "score"), "circle", "cx")
 
@@ -222,6 +227,9 @@ def test_a_page_with_everything(members: tuple[Member, ...]) -> None:
     assert "760 ms" in words and "380 ms" in words, "time to the first token: preprocess, encode, prefill"
     assert "1 of 1 bounds missed" in words and "passed, 1 checks" in words
     assert "1.50x" in words and "vision.layers.0.norm1" in words
+    assert "busy before the first run" not in words
+    benches[1]["device"]["load"] = 2.5
+    assert page(Findings(members, tuple(benches), (), ())).count("busy before the first run (load 2.5)") == 2
     assert source.count("missed") >= 1 and 'http-equiv="Content-Security-Policy"' in source
 
 

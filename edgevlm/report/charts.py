@@ -26,13 +26,18 @@ class Series:
 
 @dataclass(frozen=True)
 class Point:
-    """A mark of a scatter plot. label: at the mark, "" for none; title: shown when it is pointed at."""
+    """A mark of a scatter plot. label: at the mark, "" for none; title: shown when it is pointed at.
+
+    low, high: the interval of y, where it has one.
+    """
 
     x: float
     y: float
     series: Series
     label: str
     title: str
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,20 +77,26 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, *, percent: boo
     """Points over a logarithmic x axis; y is linear, in per cent of 1 if asked."""
     left, right, top, bottom = 46.0, WIDTH - 14, 14.0, 206.0
     x_low, x_high = _log_range([p.x for p in points])
-    y_low, y_high, y_ticks = _linear_range([p.y for p in points])
+    heights = [y for p in points for y in (p.low, p.y, p.high) if y is not None]
+    y_low, y_high, y_ticks = _linear_range(heights)
 
-    def place(p: Point) -> tuple[float, float]:
-        x = left + (math.log(p.x) - math.log(x_low)) / (math.log(x_high) - math.log(x_low)) * (right - left)
-        return x, bottom - (p.y - y_low) / (y_high - y_low) * (bottom - top)
+    def across(x: float) -> float:
+        return left + math.log(x / x_low) / math.log(x_high / x_low) * (right - left)
+
+    def up(y: float) -> float:
+        return bottom - (y - y_low) / (y_high - y_low) * (bottom - top)
 
     body = [_y_axis(y_ticks, y_low, y_high, left, right, top, bottom, percent)]
     for tick in _log_ticks(x_low, x_high):
-        x = left + math.log(tick / x_low) / math.log(x_high / x_low) * (right - left)
+        x = across(tick)
         body.append(h("line", class_="grid", x1=x, x2=x, y1=top, y2=bottom))
         body.append(_label(x, bottom + 14, f"{tick:g}", "middle"))
     taken: list[tuple[float, float, float]] = []
     for p in sorted(points, key=lambda p: (-p.y, p.x)):
-        x, y = place(p)
+        x, y = across(p.x), up(p.y)
+        if p.low is not None and p.high is not None:
+            colour = f"whisker c{p.series.colour % COLOURS}"
+            body.append(h("line", class_=colour, x1=x, x2=x, y1=up(p.low), y2=up(p.high)))
         body.append(titled(_mark(p.series, x, y, 4.5), p.title))
         if p.label:
             body.append(_beside(p.label, x, y, right, taken, top, bottom))

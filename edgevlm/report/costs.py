@@ -11,7 +11,7 @@ from edgevlm.report.charts import Bar, Series, stacked_bars
 from edgevlm.report.gather import Findings
 from edgevlm.report.markup import Html, h, join
 from edgevlm.report.measure import is_evaluator
-from edgevlm.report.parts import missing, series_legend, table
+from edgevlm.report.parts import busy_warning, missing, series_legend, table
 
 _RATIOS = ("encode", "prefill", "decode")
 
@@ -34,17 +34,11 @@ def times(found: Findings) -> Html:
         ]
         caption = (
             f"{card_line(report.get('device') or {})}. One question about {settings.get('picture')}, an answer of "
-            f"{tokens} tokens, {settings.get('threads') or 'as many threads as the engine chooses'}"
-            f"{' threads' if settings.get('threads') else ''}. Bars: warm medians of {settings.get('repeat')} "
-            "questions. Table: median (least to greatest); decode is per token; cold is the first question of a fresh "
-            "process."
+            f"{tokens} tokens, threads: {settings.get('threads') or 'as many as the engine chooses'}. Bars: "
+            f"warm medians of {settings.get('repeat')} questions. Table: median (least to greatest); decode is per "
+            "token; cold is the first question of a fresh process."
         )
-        busy = (report.get("device") or {}).get("load")
-        cores = (report.get("device") or {}).get("usable_cores") or 1
-        warning = None
-        if isinstance(busy, int | float) and busy > cores / 4:
-            words = f"The machine was busy before the first run (load {busy}): do not quote these times."
-            warning = h("p", words, class_="missing")
+        warning = busy_warning(report)
         legend = series_legend([Series(stage, i, 1) for i, stage in enumerate(STAGES)])
         chart = h("figure", stacked_bars(bars, STAGES, "ms")) if bars else None
         parts_of = [h("p", caption, class_="caption"), warning, legend if bars else None, chart]

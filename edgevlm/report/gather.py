@@ -67,7 +67,7 @@ class Member:
         """Divergence from the original by place, as the gate recorded it; empty where it did not."""
         layers = (self.gate or {}).get("layers")
         found = layers.get("quantization") if isinstance(layers, dict) else None
-        return {k: v for k, v in found.items() if v is None or _number(v)} if isinstance(found, dict) else {}
+        return {k: v for k, v in found.items() if v is None or is_number(v)} if isinstance(found, dict) else {}
 
     def size(self, runtime: str) -> int:
         return runtime_bytes(self.bundle, runtime)["runtime"]
@@ -140,14 +140,15 @@ def read_eval(data: Any, where: str) -> dict[str, Any]:
     if good:
         skills = [skill.get(name) if isinstance(skill, dict) else None
                   for skill in data["skills"].values() for name in ("score", "low", "high")]  # fmt: skip
-        good = all(_number(value) for value in [data.get("score"), *skills])
+        good = all(is_number(value) for value in [data.get("score"), *skills])
     if not good:
         raise EdgeVLMError(f"'{where}' is not an evaluation: make one with `edgevlm eval BUNDLE --json FILE`.")
     result: dict[str, Any] = data
     return result
 
 
-def _number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """A finite number, which JSON need not hold where one is expected."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

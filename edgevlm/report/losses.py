@@ -7,10 +7,10 @@ from typing import Any
 from edgevlm.bench_worker import STAGES
 from edgevlm.commands.console import seconds, size
 from edgevlm.report.charts import Estimate, Point, Series, estimate_rows, layer_lines, scatter
-from edgevlm.report.gather import Findings, Member
+from edgevlm.report.gather import Findings, Member, is_number
 from edgevlm.report.markup import Html, h, join
 from edgevlm.report.measure import is_evaluator
-from edgevlm.report.parts import look, missing, series_legend, table
+from edgevlm.report.parts import busy_warning, look, missing, series_legend, table
 
 
 def overview(found: Findings) -> Html:
@@ -25,31 +25,29 @@ def overview(found: Findings) -> Html:
             rows.append(_overview_row(member, runtime, subject, score))
     charts = []
 
-    def chart(values: list[tuple[Member, str, float, float]], x_title: str, y_title: str, percent: bool) -> None:
-        many = len({member.name for member, *_ in values}) > 6
+    few = len({member.name for member, *_ in spots}) <= 6
+
+    def point(member: Member, runtime: str, x: float, y: float, x_title: str, *interval: float) -> Point:
+        title = f"{member.name} on {runtime}: {x:.4g} {x_title}, {y:.4g}"
+        return Point(x, y, look(found, member, runtime), member.name if few else "", title, *interval)
+
+    for x_title, of in (("MB on disk", lambda m, r, s: m.size(r) / 1e6), ("ms to the first token", _first_token_ms)):
         points = [
-            Point(x, y, look(found, m, r), "" if many else m.name, f"{m.name} on {r}: {x:.4g} {x_title}, {y:.4g}")
-            for m, r, x, y in values
-            if x > 0
+            point(m, r, x, e["score"], x_title, *_interval(e)) for m, r, s, e in spots if e and (x := of(m, r, s)) > 0
         ]
         if len(points) > 1:
-            charts.append(h("figure", scatter(points, x_title, y_title, percent=percent)))
-
-    scored = [(m, r, s, e) for m, r, s, e in spots if e]
-    fast = [(m, r, s) for m, r, s, _ in spots if s]
-    chart([(m, r, m.size(r) / 1e6, e["score"]) for m, r, _, e in scored if e], "MB on disk", "score", True)
-    chart(
-        [(m, r, _first_token(s) * 1e3, e["score"]) for m, r, s, e in scored if s and e],
-        "ms to the first token", "score", True,
-    )  # fmt: skip
-    chart(
-        [(m, r, m.size(r) / 1e6, 1 / step) for m, r, s in fast if (step := s["warm"]["decode"]["median"])],
-        "MB on disk", "tokens per second", False,
-    )  # fmt: skip
+            charts.append(h("figure", scatter(points, x_title, "score", percent=True)))
+    points = [
+        point(m, r, m.size(r) / 1e6, 1 / step, "MB on disk")
+        for m, r, s, _ in spots
+        if s and (step := s["warm"]["decode"]["median"]) > 0
+    ]
+    if len(points) > 1:
+        charts.append(h("figure", scatter(points, "MB on disk", "tokens per second")))
     head = ("bundle", "engine", "on disk", "score", "to first token", "a token", "tokens/s", "image tokens", "memory")
     suites = sorted({f"{e['suite']} ({e.get('questions', '?')} questions)" for e in scores.values()})
     caption = (
-        f"Score: share of the questions of {' and '.join(suites)}; its intervals stand under the next heading. "
+        f"Score: share of the questions of {' and '.join(suites)} with its 95 % interval. "
         if suites
         else "No score was measured or given. "
     ) + (
@@ -57,7 +55,8 @@ def overview(found: Findings) -> Html:
         "about one picture, warm, medians. Speeds are of the device named under 'Time by stage'; those of the CoreML "
         "evaluator are left out, because it checks answers and is no engine of a device."
     )
-    return join(h("p", caption, class_="caption"), h("div", *charts, class_="charts"), table(head, rows))
+    warning = next((words for report in found.benches if (words := busy_warning(report))), None)
+    return join(h("p", caption, class_="caption"), warning, h("div", *charts, class_="charts"), table(head, rows))
 
 
 def _timed(found: Findings) -> dict[tuple[str, str], dict[str, Any]]:
@@ -73,6 +72,17 @@ def _timed(found: Findings) -> dict[tuple[str, str], dict[str, Any]]:
 
 def _first_token(subject: dict[str, Any]) -> float:
     return float(sum(subject["warm"][stage]["median"] for stage in STAGES[:3]))
+
+
+def _first_token_ms(member: Member, runtime: str, subject: dict[str, Any] | None) -> float:
+    """0 where it was not measured."""
+    return 1e3 * _first_token(subject) if subject else 0.0
+
+
+def _interval(score: dict[str, Any]) -> tuple[float, ...]:
+    """The 95 % interval of the whole score, where the file has it."""
+    ends = [score.get(name) for name in ("low", "high")]
+    return tuple(float(end) for end in ends if is_number(end)) if all(map(is_number, ends)) else ()
 
 
 def _overview_row(

@@ -63,7 +63,8 @@ def _legend(found: Findings) -> Html:
     for i, member in enumerate(found.members):
         manifest = member.bundle.manifest
         disk = size(sum(info.size for info in manifest.files.values()))
-        words = f": {manifest.model.name}, {member.kind} ({manifest.recipe.get('preset')}), {disk} on disk"
+        how = [str(value) for key in ("preset", "method") if (value := manifest.recipe.get(key)) not in (None, "rtn")]
+        words = f": {manifest.model.name}, {member.kind} ({', '.join(how)}), {disk} on disk"
         items.append(h("li", swatch(Series(member.name, i, 0)), h("bdi", member.name), words))
     used = {runtime for member in found.members for runtime in member.runtimes}
     shapes = [h("li", swatch(Series(name, 6, i)), name) for i, name in enumerate(SHAPES) if name in used]

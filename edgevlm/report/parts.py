@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from edgevlm.report.charts import COLOURS, Series, shape
-from edgevlm.report.gather import Findings, Member
+from edgevlm.report.gather import Findings, Member, is_number
 from edgevlm.report.markup import Html, h
 
 SHAPES = ("onnxruntime", "llama.cpp", "coreml", "eager")  # in the order of the charts' shapes
@@ -30,6 +31,16 @@ def series_legend(series: Sequence[Series]) -> Html:
 
 def missing(words: str) -> Html:
     return h("p", words, class_="missing caption")
+
+
+def busy_warning(report: dict[str, Any]) -> Html | None:
+    """Of a benchmark on a machine that had other work."""
+    device = report["device"]
+    load, cores = device.get("load"), device.get("usable_cores")
+    if not is_number(load) or load <= (cores if is_number(cores) else 1) / 4:
+        return None
+    words = f"The machine was busy before the first run (load {load}): do not quote these times."
+    return h("p", words, class_="missing")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], bad: set[int] | None = None) -> Html:
