@@ -110,7 +110,7 @@ def run(
     folder: Path,
     progress: Progress,
 ) -> Calibration:
-    """Calibrate `recipe`, or the one that the limits of `options` lead to. `folder`, a temporary one, keeps the results.
+    """Calibrate `recipe`, or the one that the limits of `options` lead to. `folder`, a temporary one, keeps results.
 
     shared: bytes of the files that every target needs beside its own.
     """

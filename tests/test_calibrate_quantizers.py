@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 
 import numpy as np
 import pytest
@@ -43,7 +44,8 @@ def layer(rows: int = 24, columns: int = 96, seed: int = 0) -> tuple[np.ndarray,
 def test_search_never_has_a_larger_weighted_error(kind: str, case: tuple[np.ndarray, np.ndarray]) -> None:
     weight, importance = case
     moment = np.diag(importance)
-    plain, found = (loss(weight, f, moment) for f in (quantize(weight, kind, "w"), search(weight, kind, "w", importance)))
+    plain = loss(weight, quantize(weight, kind, "w"), moment)
+    found = loss(weight, search(weight, kind, "w", importance), moment)
     assert found <= plain * (1 + 1e-4) + 1e-9
 
 
@@ -132,7 +134,7 @@ def test_wide_maps_are_solved_in_pieces() -> None:
     for columns in (32, WIDEST, WIDEST + 32, 8192, 12288):
         found = pieces(columns)
         assert found[0].start == 0 and found[-1].stop == columns
-        assert all(a.stop == b.start for a, b in zip(found, found[1:], strict=False))
+        assert all(a.stop == b.start for a, b in itertools.pairwise(found))
         assert all(p.stop - p.start <= WIDEST and p.start % 32 == 0 for p in found)
 
 
@@ -157,7 +159,8 @@ def test_awq_scales_up_what_is_loud() -> None:
 
 def test_folds_undo_what_they_apply() -> None:
     rng = np.random.default_rng(0)
-    fold = Fold(columns={"a.weight": rng.uniform(0.5, 2, 6)}, rows={"a.weight": rng.uniform(0.5, 2, 4), "b": np.full(3, 2.0)})
+    columns, rows = {"a.weight": rng.uniform(0.5, 2, 6)}, {"a.weight": rng.uniform(0.5, 2, 4), "b": np.full(3, 2.0)}
+    fold = Fold(columns, rows)
     matrix = rng.standard_normal((4, 6))
     assert np.allclose(fold.undo("a.weight", fold.apply("a.weight", matrix)), matrix)
     assert np.array_equal(fold.apply("b", np.ones(3)), np.full(3, 2.0)) and fold.apply("c", matrix) is matrix
