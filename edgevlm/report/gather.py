@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from edgevlm.bench import read_bench, runtime_bytes
 from edgevlm.bundle import Bundle, open_bundle
@@ -147,7 +147,7 @@ def read_eval(data: Any, where: str) -> dict[str, Any]:
     return result
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """A finite number, which JSON need not hold where one is expected."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -162,7 +162,8 @@ def _load(path: Path) -> Any:
 
 
 def _members(folders: Sequence[Path], notes: list[str]) -> tuple[Member, ...]:
-    from edgevlm.gate import OPTIONAL, is_large
+    from edgevlm.gate import OPTIONAL
+    from edgevlm.gate_runtime import is_large
     from edgevlm.runtimes import DEFAULTS
 
     members: list[Member] = []

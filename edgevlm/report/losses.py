@@ -81,8 +81,8 @@ def _first_token_ms(member: Member, runtime: str, subject: dict[str, Any] | None
 
 def _interval(score: dict[str, Any]) -> tuple[float, ...]:
     """The 95 % interval of the whole score, where the file has it."""
-    ends = [score.get(name) for name in ("low", "high")]
-    return tuple(float(end) for end in ends if is_number(end)) if all(map(is_number, ends)) else ()
+    low, high = score.get("low"), score.get("high")
+    return (low, high) if is_number(low) and is_number(high) else ()
 
 
 def _overview_row(
@@ -165,9 +165,10 @@ def layers(found: Findings) -> Html:
     )
     rows = []
     for member, every in lines:
-        known = {name: value for name, value in every.items() if value is not None}
-        worst = max(known, key=lambda name: known[name])
-        rows.append([h("bdi", member.name), worst, f"{known[worst]:.3g}", f"{list(known.values())[-1]:.3g}"])
+        figures = [(value, name) for name, value in every.items() if value is not None]
+        if figures:
+            worst, last = max(figures), figures[-1]
+            rows.append([h("bdi", member.name), worst[1], f"{worst[0]:.3g}", f"{last[0]:.3g}"])
     legend = series_legend([each for each, _ in series])
     summary = table(("bundle", "largest at", "largest", "last"), rows)
     return join(h("p", caption, class_="caption"), h("figure", layer_lines(names, series)), legend, summary)
