@@ -52,9 +52,11 @@ def rope_factors(spec: DecoderSpec) -> F32:
     turns = scaling.original_context * frequencies / np.float32(2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = np.clip((turns - low) / (high - low), 0, 1)
-    return (1 / ((1 - kept) / scaling.factor + kept)).astype(np.float32)
+    factors: F32 = (1 / ((1 - kept) / scaling.factor + kept)).astype(np.float32)
+    return factors
 
 
 def _frequencies(spec: DecoderSpec) -> F32:
     exponents = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
-    return (1.0 / np.power(np.float32(spec.rope_theta), exponents)).astype(np.float32)
+    frequencies: F32 = (1.0 / np.power(np.float32(spec.rope_theta), exponents)).astype(np.float32)
+    return frequencies

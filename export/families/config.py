@@ -9,7 +9,7 @@ from edgevlm.errors import EdgeVLMError
 
 
 class Section:
-    """Every getter checks the type; null counts as absent, as in transformers. Without a default a field is required."""
+    """Every getter checks the type; null counts as absent, as in transformers. No default: required."""
 
     def __init__(self, values: dict[str, Any], where: str, *, given: bool = True) -> None:
         self._values = values
