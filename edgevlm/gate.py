@@ -204,7 +204,8 @@ def run_gate(
         losses = (options.apply("loss", loss) for loss in _losses(bundle))
         whole = Reference(spec, original)
         rows.extend(check_loss(bundle, reference, whole, cases[0], answers, *losses))
-        layers["quantization"] = layer_losses(bundle, reference, whole, cases[0])
+        if not brief:
+            layers["quantization"] = layer_losses(bundle, reference, whole, cases[0])
         if questions is None and any(row.bound is None for row in rows if row.target == "quantization"):
             note = "four bits are judged by answers: give questions (--answers)"
             rows.append(Row("quantization", UNJUDGED, 0, None, not options.strict, note, "answers"))
