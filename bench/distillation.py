@@ -1,14 +1,15 @@
-"""Does a teacher help a student, and does training through the quantizer undo what int4 costs? Measured on Scenes.
+"""Does a teacher help a student, and does training through the quantizer undo what int4 costs?
 
-    python bench/distillation.py --out FOLDER           resumable: what is there is not done again
-    python bench/distillation.py --out FOLDER --teacher MODEL
+    python bench/distillation.py --out FOLDER                     resumable: what is there is not done again
+    python bench/distillation.py --out FOLDER --data scenes --teacher MODEL
 
-One teacher: MODEL, or the shipped model trained on Scenes first. One student: its encoder, and a decoder a sixth of the
-size. For each of three seeds, the same student learns from the same data in the same order for the same steps,
-with the teacher and without. Then each student without a teacher is quantized, plainly; after as many more
-steps in float; and after as many more steps through the quantizer, its own float self as teacher. Accuracy is of whole
-answers on scenes of the test split, which share no layout with those trained on. Intervals are 95 % t-intervals of the
-difference over the three seeds.
+Data are generated: the coloured shapes that the first default model was trained on, or Scenes. One teacher: MODEL, by
+default the shipped one (on Scenes, without MODEL, it is trained on them first). One student: the teacher's encoder, and
+a fresh decoder of a seventh of the teacher's. For each of three seeds, the same student learns from the same data in
+the same order for the same steps, with the teacher and without; its encoder stays as it is. Then each student that had
+no teacher is quantized: plainly; after more steps in float; and after as many steps through the quantizer, its own
+float self as teacher. Accuracy is of whole answers on pictures of the test split. Intervals are 95 % t-intervals of
+the difference over the three seeds.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from edgevlm.export.checkpoint import open_checkpoint
 from edgevlm.export.families import read_model
 from edgevlm.export.recipe import fit, make_recipe
+from edgevlm.folders import partial_folder, publish
 from edgevlm.scenes import write_scenes
 from edgevlm.train.collate import Item, Items
 from edgevlm.train.compose import ComposeOptions, compose
@@ -36,18 +39,22 @@ from edgevlm.train.distill import distill
 from edgevlm.train.fake_quantize import train_through
 from edgevlm.train.models import open_source
 from edgevlm.train.options import DistillOptions, TrainOptions
+from edgevlm.train.questions import ask
 from edgevlm.train.records import Records
 from edgevlm.train.run import train
+from edgevlm.train.scenes import draw_scene
 
 SEEDS = (0, 1, 2)
-SKILLS = ("existence", "colour", "count", "spatial", "size", "naming")  # what 96 x 96 pixels can show
-PARTS = ("vision", "projector", "decoder")
+SKILLS = ("existence", "colour", "count", "spatial", "size", "naming")  # of Scenes, what 96 x 96 pixels can show
+LANGUAGE = ("projector", "decoder")
+PARTS = ("vision", *LANGUAGE)
 T_95 = 4.303  # Student's t, two degrees of freedom, two-sided
 
 
 @dataclass(frozen=True)
 class Plan:
     out: Path
+    data: str  # "shapes" | "scenes"
     teacher: str | None
     pictures: int
     test_pictures: int
@@ -60,14 +67,35 @@ class Plan:
 
 def make_data(plan: Plan, split: str, count: int) -> Path:
     """A Scenes folder of `SKILLS` at the teacher's 96 x 96 pixels."""
-    folder = plan.out / f"scenes-{split}"
-    if not folder.exists():
+    folder = plan.out / f"{plan.data}-{split}"
+    if folder.exists():
+        return folder
+    if plan.data == "shapes":
+        write_shapes(folder, split, count)
+    else:
         write_scenes(folder, split, 0, count, size=(96, 96))  # type: ignore[arg-type]
         path = folder / "questions.jsonl"
         lines = [line for line in path.read_text().splitlines() if json.loads(line)["skill"] in SKILLS]
         path.with_suffix(".new").write_text("\n".join(lines) + "\n")
         path.with_suffix(".new").replace(path)
     return folder
+
+
+def write_shapes(folder: Path, split: str, count: int) -> None:
+    """The first default model's pictures and questions in the layout of a Scenes folder."""
+    with partial_folder(folder) as partial:
+        (partial / "images").mkdir()
+        lines = []
+        for number in range(count):
+            scene = draw_scene(split, number, (96, 96))
+            image = f"images/{number:06d}.png"
+            scene.picture.save(partial / image)
+            for question in ask(scene, np.random.default_rng([7, number]), counts=4, caption_share=0.0):
+                answer = {"question": question.text, "answer": question.answer, "skill": question.skill}
+                lines.append(json.dumps({"image": image, **answer}) + "\n")
+        (partial / "questions.jsonl").write_text("".join(lines))
+        (partial / "dataset.json").write_text(json.dumps({"shapes": split, "count": count}))
+        publish(partial, folder)
 
 
 def make_student(plan: Plan, teacher: str, seed: int) -> Path:
@@ -120,7 +148,7 @@ def score(plan: Plan, model: Path | str, test: Path, quantize: bool) -> dict[str
     skills: dict[str, list[str]] = {}
     for line in (test / "questions.jsonl").read_text().splitlines():
         skills.setdefault(json.loads(line)["image"], []).append(json.loads(line)["skill"])
-    right: dict[str, list[bool]] = {skill: [] for skill in SKILLS}
+    right: dict[str, list[bool]] = {skill: [] for asked in skills.values() for skill in asked}
     loss, tokens = 0.0, 0
     for start in range(0, len(items), 32):
         chosen: list[Item] = [items[n] for n in range(start, min(start + 32, len(items)))]
@@ -150,11 +178,11 @@ def measure(plan: Plan) -> dict[str, Any]:
     plan.out.mkdir(parents=True, exist_ok=True)
     data, test = make_data(plan, "train", plan.pictures), make_data(plan, "test", plan.test_pictures)
     shared: dict[str, Any] = {
-        "data": data, "batch": plan.batch, "train": PARTS, "max_tiles": 1, "save_every": 50, "cpu": True, "workers": 0,
+        "data": data, "batch": plan.batch, "max_tiles": 1, "save_every": 25, "cpu": True, "workers": 0,
     }  # fmt: skip
-    teacher = plan.teacher
-    if teacher is None:
-        more = {"steps": plan.teacher_steps, "learning_rate": 5e-4, "encoder_rate": 0.5, "weight_decay": 0.02}
+    teacher = plan.teacher or "default"
+    if plan.data == "scenes" and plan.teacher is None:
+        more = {"steps": plan.teacher_steps, "learning_rate": 5e-4, "encoder_rate": 0.5, "train": PARTS}
         teacher = str(run(train, TrainOptions("default", out=plan.out / "teacher", **shared, **more)))
     scores: dict[str, list[dict[str, float]]] = {}
 
@@ -163,14 +191,14 @@ def measure(plan: Plan) -> dict[str, Any]:
 
     for seed in SEEDS:
         student = str(make_student(plan, teacher, seed))
-        steps = {"steps": plan.student_steps, "learning_rate": 1e-3, "encoder_rate": 0.2, "seed": seed}
+        steps = {"steps": plan.student_steps, "learning_rate": 2e-3, "train": LANGUAGE, "seed": seed}
         alone = run(train, TrainOptions(student, out=plan.out / f"alone-{seed}", **shared, **steps))
         record("without a teacher", alone)
         lessons = {"teacher": teacher, "cache": plan.out / "lessons", "temperature": 2.0}
         taught = DistillOptions(student, out=plan.out / f"taught-{seed}", **shared, **steps, **lessons)
         record("with the teacher", run(distill, taught))
 
-        more_steps = {"steps": plan.qad_steps, "learning_rate": 2e-4, "seed": seed}
+        more_steps = {"steps": plan.qad_steps, "learning_rate": 2e-4, "train": PARTS, "seed": seed}
         longer = run(train, TrainOptions(str(alone), out=plan.out / f"longer-{seed}", **shared, **more_steps))
         aware = DistillOptions(
             str(alone), out=plan.out / f"qad-{seed}", teacher=str(alone), cache=plan.out / "lessons",
@@ -182,7 +210,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         record("int4+QAD", run(distill, aware), quantize=True)
     result = {
         "plan": {name: str(value) for name, value in vars(plan).items() if name != "out"},
-        "teacher": score(plan, teacher if plan.teacher else Path(teacher), test, False),
+        "teacher": score(plan, Path(teacher) if Path(teacher).exists() else teacher, test, False),
         "arms": scores,
         "distillation": {m: difference(scores, "with the teacher", "without a teacher", m) for m in METRICS},
         "qad": {m: difference(scores, "int4+QAD", "int4", m) for m in METRICS},
@@ -248,12 +276,13 @@ def progress(what: str, done: int, total: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--teacher", help="a model that knows Scenes; left out, the shipped one is trained first")
-    parser.add_argument("--pictures", type=int, default=2000)
-    parser.add_argument("--test-pictures", type=int, default=300)
+    parser.add_argument("--data", choices=("shapes", "scenes"), default="shapes")
+    parser.add_argument("--teacher", help="a model that knows the data")
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--test-pictures", type=int, default=250)
     parser.add_argument("--teacher-steps", type=int, default=600)
-    parser.add_argument("--student-steps", type=int, default=250)
-    parser.add_argument("--qad-steps", type=int, default=60)
+    parser.add_argument("--student-steps", type=int, default=200)
+    parser.add_argument("--qad-steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--preset", default="size", help="size: every matrix int4")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

