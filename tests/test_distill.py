@@ -22,7 +22,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.export.checkpoint import open_checkpoint
 from edgevlm.export.families import read_model
 from edgevlm.export.pipeline import ExportOptions, export_model
-from edgevlm.export.recipe import fit, make_recipe
+from edgevlm.export.recipe import Form, fit, make_recipe
 from edgevlm.train import distill as module
 from edgevlm.train import teacher as teaching
 from edgevlm.train.collate import Items
@@ -216,6 +216,14 @@ def test_models_that_cannot_be_compared_are_refused(
     with pytest.raises(EdgeVLMError, match=r"different numbers of image tokens .* leave out --relation"):
         quiet(replace(options, teacher=str(fewer), relation=1.0))
     quiet(replace(options, teacher=str(fewer), out=tmp_path / "answers"))  # these can be compared
+
+
+def test_only_what_is_mirrored_is_trained_through(tiny_checkpoint: Path) -> None:
+    source = open_source(str(tiny_checkpoint))
+    spec, weights = read_model(source.checkpoint)
+    recipe = replace(make_recipe("int4", "size"), decoder=Form("palette4"))
+    with pytest.raises(EdgeVLMError, match="Training through palette4 is not available: choose from fp16, int8, int4"):
+        train_through(source.load(), spec, weights, recipe)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from edgevlm.export.recipe import Recipe, is_linear
 from edgevlm.qtensor import BLOCK
 from edgevlm.spec import ModelSpec
 
+TRAINED = ("fp16", "int8", "int4")
+
 
 def round_weight(weight: Tensor, kind: str) -> Tensor:
     """A weight (N, K), float32, as `kind` ("fp16", "int8" or "int4") holds it: quantize(...).dequantize()."""
@@ -69,6 +71,8 @@ def train_through(model: nn.Module, spec: ModelSpec, weights: MappedWeights, rec
         kind = recipe.form(name).kind
         if kind == "fp32" or not is_linear(name):
             continue
+        if kind not in TRAINED:
+            raise EdgeVLMError(f"Training through {kind} is not available: choose from {', '.join(TRAINED)}.")
         kinds[name] = kind
         patch(_module(model, weights.stored_name(name).removesuffix(".weight")), kind)
     if spec.decoder.tie_embeddings:
