@@ -62,7 +62,7 @@ def test_floats_are_kept(kind: str) -> None:
         (np.ones((2, 48)), "int4", "int4 is not available for 'w': its 48 inputs are no multiple of 32"),
         (np.full((2, 32), 1e6), "fp16", "The weight 'w' reaches 1e+06, more than fp16 can hold"),
         (np.full((2, 32), np.nan), "int8", "The weight 'w' holds NaN or infinity"),
-        (np.ones((2, 32)), "int3", "Quantization 'int3' is not available: choose one of fp32, fp16, int8, int4, palette"),
+        (np.ones((2, 32)), "int3", "Quantization 'int3' is not available: choose one of fp32, fp16, int8, int4"),
     ],
 )
 def test_refusals(weight: np.ndarray, kind: str, sentence: str) -> None:
