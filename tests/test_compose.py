@@ -126,9 +126,12 @@ def test_llava_layout_computes_what_transformers_computes(
 def test_composed_models_pass_the_gate(halves: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
     folder = composed(halves, tmp_path / "model", kind)
     _randomize_projector(folder)
-    for quantize in ("fp32", "int4"):
-        result = export_model(ExportOptions(str(folder), tmp_path / quantize, quantize=quantize))
+    for quantize, targets in (("fp32", ("onnx", "coreml")), ("int4", ("onnx",))):
+        options = ExportOptions(str(folder), tmp_path / quantize, targets=targets, quantize=quantize)
+        result = export_model(options)
         assert result.report is not None and result.report.passed
+    with pytest.raises(EdgeVLMError, match=r"cannot be written as GGUF: its projector"):
+        export_model(ExportOptions(str(folder), tmp_path / "gguf", targets=("onnx", "gguf"), quantize="fp32"))
 
 
 @pytest.mark.parametrize("kind", ["qformer", "resampler"])

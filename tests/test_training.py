@@ -317,6 +317,36 @@ def test_options_are_checked_at_once(options: TrainOptions, change: dict[str, An
         replace(options, **change)
 
 
+def test_the_verbs_say_where_the_model_is_and_what_is_wrong(
+    options: TrainOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgevlm.cli import main
+
+    shared = ["--data", str(options.data), "--cpu", "--steps", "2", "--batch", "4", "--max-tiles", "1"]
+    chain: list[tuple[str, list[str]]] = [
+        ("made", ["compose", "--encoder", options.model, "--decoder", options.model, "--projector", "linear"]),
+        ("aligned", ["train", str(tmp_path / "made"), "--stage", "align", *shared]),
+        ("taught", ["distill", "--teacher", options.model, "--student", str(tmp_path / "aligned"), *shared]),
+    ]
+    for name, words in chain:
+        with pytest.raises(SystemExit) as done:
+            main([*words, "-o", str(tmp_path / name)])
+        told = capsys.readouterr()
+        assert done.value.code == 0, told.err
+        assert told.out == f"{tmp_path / name}\n"
+    for words, message in (
+        (["train", options.model, "--data", "none.jsonl"], "The data 'none.jsonl' do not exist"),
+        (["train", "nowhere", *shared], "there is no folder 'nowhere'"),
+        (["distill", "--teacher", "nowhere", "--student", options.model, *shared], "there is no folder 'nowhere'"),
+        (["distill", "--teacher", options.model, "--student", options.model, *shared, "--quantize", "int3"], "'int3'"),
+    ):
+        with pytest.raises(SystemExit) as done:
+            main([*words, "-o", str(tmp_path / "out")])
+        told = capsys.readouterr()
+        assert (done.value.code, told.out) == (2, "") and message in told.err and "Traceback" not in told.err
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_in_the_way_is_left_alone(options: TrainOptions) -> None:
     options.out.mkdir()
     (options.out / "thesis.txt").write_text("mine")
