@@ -57,10 +57,12 @@ def common(**values: Any) -> dict[str, Any]:
 def need_training() -> None:
     """One sentence where the extra is not installed."""
     import importlib.util
+    import warnings
 
     for package in ("torch", "transformers", "accelerate", "matplotlib", "tensorboard"):
         if importlib.util.find_spec(package) is None:
             raise EdgeVLMError(f"Training needs the package {package}: install it with pip install 'edgevlm[train]'.")
+    warnings.simplefilter("ignore", FutureWarning)  # of peft and trl about transformers 6
 
 
 @click.command()

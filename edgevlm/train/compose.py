@@ -21,7 +21,7 @@ from edgevlm.export.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.export.families.parts import patch_positions
 from edgevlm.folders import check_replaceable, partial_folder, publish
 from edgevlm.train.compose_files import Vocabulary, extend_tokenizer, write_processor
-from edgevlm.train.models import open_source
+from edgevlm.train.models import open_source, quiet_transformers
 
 PROJECTORS = ("mlp", "pixel-shuffle", "linear", "qformer", "resampler")
 _ENCODERS = ("siglip", "siglip_vision_model", "smolvlm", "idefics3", "llava", "edgevlm_query")
@@ -67,6 +67,7 @@ def compose(options: ComposeOptions, note: Callable[[str], None]) -> Path:
     check_replaceable(options.out, options.force, "config.json", "checkpoint")
     encoder = _half(options.encoder, "encoder", "vision_config", "embeddings.patch_embedding.weight", _ENCODERS)
     decoder = _half(options.decoder, "decoder", "text_config", "embed_tokens.weight", ("llama",))
+    quiet_transformers()
     transformers.set_seed(options.seed)
     vision = _vision_config(encoder.config)
     text = transformers.LlamaConfig(**{k: v for k, v in decoder.config.items() if k != "model_type"})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.folders import check_replaceable, publish
 from edgevlm.train.collate import Collator, Items
 from edgevlm.train.conversations import BadRecord
-from edgevlm.train.models import part_of
+from edgevlm.train.models import part_of, quiet_transformers
 from edgevlm.train.options import TrainOptions
 from edgevlm.train.report import write_report
 
@@ -108,6 +107,7 @@ class Run:
         check_replaceable(options.out, options.force, "training/plan.json", "trained model")
         self.part = options.out.with_name(f"{options.out.name}.part")
         self.checkpoints = self.part / "checkpoints"
+        quiet_transformers()
         transformers.set_seed(options.seed)
 
     def begin(self, items: Items) -> Path | None:
@@ -170,9 +170,7 @@ class Run:
             board = self.part / "training" / "tensorboard"
             writer = SummaryWriter(str(board), purge_step=_step(begun) if begun else None)  # type: ignore[no-untyped-call]
             trainer.add_callback(TensorBoardCallback(writer))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of peft and trl about transformers 6
-            trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+        trainer.train(resume_from_checkpoint=str(begun) if begun else None)
 
     def finish(self, trainer: Trainer, write: Callable[[Any, Path], None], skipped: list[str]) -> None:
         """Write the model, the log and the plot, and give the folder its name."""

@@ -58,12 +58,19 @@ class Source:
 
         import edgevlm.train.connectors  # noqa: F401 (registers the layouts that are edgevlm's own)
 
-        transformers.utils.logging.disable_progress_bar()
         model = transformers.AutoModelForImageTextToText.from_pretrained(
             self.folder, dtype=dtype, attn_implementation="sdpa", **options
         )
         model.config.use_cache = False
         return model
+
+
+def quiet_transformers() -> None:
+    """Leave its bars and its remarks off standard error; errors still raise."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def open_source(model: str) -> Source:
