@@ -163,7 +163,7 @@ class _CalibratingOps(PackedOps):
         into, heads = source
         if heads > 1:
             factor = factor.reshape(-1, heads, self.spec.decoder.head_dim)[:, 0].reshape(-1)
-        self.found.scale_rows(into, 1 / factor)
+        self.found.scale_rows(into, np.float32(1) / factor)
 
 
 def _second_moment(x: F32, tokens: F32 | None) -> F32:

@@ -52,7 +52,8 @@ class Batch:
         kinds[self.predicting] = 2
         counts = np.bincount(kinds, minlength=3)
         shares = np.array([image, text, answer]) * (counts > 0)
-        return (shares / shares.sum() / np.maximum(counts, 1) * len(kinds)).astype(np.float32)[kinds]
+        each = np.asarray(shares / shares.sum() / np.maximum(counts, 1) * len(kinds), dtype=np.float32)
+        return each[kinds]
 
 
 class PackedOps(EagerOps):
@@ -211,7 +212,8 @@ class _StepOps(EagerOps):
         return np.concatenate(parts)
 
     def last_position(self, x: F32) -> F32:
-        return x[np.cumsum(self._lengths) - 1]
+        newest: F32 = x[np.cumsum(self._lengths) - 1]
+        return newest
 
 
 def _pack(tiles: F32, pictures: list[list[tuple[I64, I64]]], image_token_id: int) -> Batch:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +23,21 @@ from edgevlm.export.calibrate_choose import (
     other_size,
     percent,
     table_of,
+    tensor_size,
     with_choices,
 )
 from edgevlm.export.calibrate_data import Example, read_source
 from edgevlm.export.calibrate_pass import Batch, answer_states, divergence, encode_tiles, make_batch
 from edgevlm.export.checkpoint import Weights
-from edgevlm.export.quantize import F32, LIMITS, quantize
-from edgevlm.export.recipe import Recipe, component_of
+from edgevlm.export.quantize import F32, quantize
+from edgevlm.export.recipe import Recipe, component_of, is_linear
 from edgevlm.image_spec import ImageSpec
+from edgevlm.models import ops
 from edgevlm.prompt import Prompter
 from edgevlm.spec import ModelSpec
 
 DEFAULT_METHOD = "gptq"
+_ATTEMPTS = 4  # at a choice whose measured loss keeps to --max-loss
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Judge:
     batch: Batch
     _known: tuple[F32, F32] | None = field(default=None, repr=False)
 
-    def __call__(self, quantized: Weights, *, sees: bool = True) -> tuple[float, float]:
+    def __call__(self, quantized: ops.Weights, *, sees: bool = True) -> tuple[float, float]:
         """Mean KL in nats, and the share of tokens with the same first choice. sees: whether the encoder differs."""
         if self._known is None:
             features = encode_tiles(self.spec, self.weights, self.batch.tiles)
@@ -130,13 +136,41 @@ def run(
         "answer_tokens": len(batch.answers),
         "token_shares": dict(zip(("image", "prompt", "answer"), SHARES, strict=True)),
     }
-    if options.budget is not None or options.max_loss is not None:
-        recipe, report["choice"] = _choose(
-            spec, weights, recipe, options, batch, judge, targets, shared, folder, progress
-        )
     recipe = replace(recipe, method=options.method)
-    found = calibrate(spec, weights, recipe, batch, options.method, _fresh(folder, "final"), progress)
-    report["loss"] = _losses(weights, recipe, found, judge, len(unseen) > 0 and unseen is not seen, progress)
+    if options.budget is None and options.max_loss is None:
+        found = calibrate(spec, weights, recipe, batch, options.method, _fresh(folder, "final"), progress)
+        measured = judge(_mixed(weights, recipe, found), sees=_sees(recipe))
+    else:
+        choices, layers = _sensitivity(spec, weights, recipe, options, batch, judge, targets, folder, progress)
+        rest = other_size(spec, weights, recipe, shared)
+        asked = None if options.max_loss is None else math.log1p(options.max_loss)
+        limit = asked
+        for attempt in range(_ATTEMPTS):
+            chosen = choose(choices, rest, budget=options.budget, max_loss=limit)
+            recipe = with_choices(recipe, chosen, weights)
+            place = _fresh(folder, f"final{attempt}")
+            found = calibrate(spec, weights, recipe, batch, options.method, place, progress)
+            measured = judge(_mixed(weights, recipe, found), sees=_sees(recipe))
+            if asked is None or measured[0] <= asked:
+                break
+            shutil.rmtree(place)
+            assert limit is not None
+            limit *= 0.8 * min(1.0, asked / measured[0])  # together they lost more than the sum of each alone
+        else:
+            assert asked is not None
+            raise EdgeVLMError(
+                f"A loss of at most {percent(asked)} was not reached: the last of {_ATTEMPTS} choices came to "
+                f"{percent(measured[0])} on pictures that were not calibrated on; allow more, or a larger budget."
+            )
+        report["choice"] = _explain(options, choices, chosen, layers, rest)
+    plain = judge(_mixed(weights, recipe, None), sees=_sees(recipe))
+    report["loss"] = {
+        "pictures": len(judge.batch.groups),
+        "unseen": unseen is not seen,
+        "answer_tokens": len(judge.batch.answers),
+        "round_to_nearest": {"kl": plain[0], "top1": plain[1]},
+        "calibrated": {"kl": measured[0], "top1": measured[1]},
+    }
     report["cpu_seconds"] = round(time.process_time() - started, 1)
     return Calibration(recipe, found, report)
 
@@ -149,37 +183,25 @@ def split(pictures: Sequence[Sequence[Example]]) -> tuple[Sequence[Sequence[Exam
     return [p for i, p in enumerate(pictures) if i not in apart], [pictures[i] for i in sorted(apart)]
 
 
-def _losses(
-    weights: Weights, recipe: Recipe, found: Calibrated, judge: Judge, unseen: bool, progress: Progress
-) -> dict[str, Any]:
-    def kind(name: str) -> str:
-        return recipe.form(name).kind
-
-    sees = recipe.vision.kind in LIMITS or recipe.projector.kind in LIMITS
-    progress("calibrate: measure the loss", 0, 2)
-    plain = judge(Mixed(weights, kind), sees=sees)
-    progress("calibrate: measure the loss", 1, 2)
-    ours = judge(Mixed(weights, kind, found), sees=sees)
-    progress("calibrate: measure the loss", 2, 2)
-    return {
-        "pictures": len(judge.batch.groups),
-        "unseen": unseen,
-        "answer_tokens": len(judge.batch.answers),
-        "round_to_nearest": {"kl": plain[0], "top1": plain[1]},
-        "calibrated": {"kl": ours[0], "top1": ours[1]},
-    }
+def _mixed(weights: Weights, recipe: Recipe, found: Calibrated | None) -> Mixed:
+    return Mixed(weights, lambda name: recipe.form(name).kind, found)
 
 
-def _choose(
+def _sees(recipe: Recipe) -> bool:
+    return recipe.vision.kind != "fp32" or recipe.projector.kind != "fp32"
+
+
+def _sensitivity(
     spec: ModelSpec, weights: Weights, recipe: Recipe, options: CalibrationOptions, batch: Batch, judge: Judge,
-    targets: Sequence[str], shared: int, folder: Path, progress: Progress,
-) -> tuple[Recipe, dict[str, Any]]:  # fmt: skip
-    """Measure what each component loses in every kind, and each decoder layer in int4; then take the best that fits."""
+    targets: Sequence[str], folder: Path, progress: Progress,
+) -> tuple[list[list[Choice]], dict[str, float]]:  # fmt: skip
+    """What each component loses and takes in every kind, and what each decoder layer loses in int4, all else float."""
     recipes = {
         kind: with_choices(recipe, [Choice(c, kind, 0, 0.0) for c in COMPONENTS], weights) for kind in KINDS
     }
-    found = calibrate(spec, weights, recipes["int4"], batch, options.method, _fresh(folder, "int4"), progress)
-    layers = [f"decoder.layers.{i}" for i in range(spec.decoder.num_layers)]
+    place = _fresh(folder, "int4")
+    found = calibrate(spec, weights, recipes["int4"], batch, options.method, place, progress)
+    layers = [f"decoder.layers.{i}." for i in range(spec.decoder.num_layers)]
     steps, done = len(COMPONENTS) * len(KINDS) + len(layers), 0
 
     def alone(kind: str, part: Callable[[str], bool], sees: bool) -> float:
@@ -192,66 +214,57 @@ def _choose(
 
     choices = []
     for c in COMPONENTS:
-        sees = c in ("vision", "projector")
-        choices.append([
-            Choice(c, kind, component_size(spec, weights, recipes[kind], c, targets),
-                   alone(kind, lambda name: component_of(name) == c, sees))  # noqa: B023
-            for kind in KINDS
-        ])  # fmt: skip
-    measured = {}
-    for layer in layers:
-        inside = [name for name in weights.names() if name.startswith(f"{layer}.")]
-        more = _layer_size(spec, weights, recipes, inside, targets)
-        measured[layer] = more, alone("int4", lambda name: name in inside, False)  # noqa: B023
+        inside, sees = partial(_belongs, c), c in ("vision", "projector")
+        sizes = {kind: component_size(spec, weights, recipes[kind], c, targets) for kind in KINDS}
+        choices.append([Choice(c, kind, sizes[kind], alone(kind, inside, sees)) for kind in KINDS])
+    losses = {layer: alone("int4", partial(_starts, layer), False) for layer in layers}
     progress("calibrate: sensitivity", steps, steps)
+    more = {layer: _more(spec, weights, recipes, layer, targets) for layer in layers}
     text = choices[COMPONENTS.index("decoder")]
-    text += decoder_choices(text[0], text[1], measured)
-    rest = other_size(spec, weights, recipe, shared)
-    limit = None if options.max_loss is None else _nats(options.max_loss)
-    chosen = choose(choices, rest, budget=options.budget, max_loss=limit)
-    size, loss = rest + sum(c.size for c in chosen), sum(c.loss for c in chosen)
-    asked = [f"at most {options.budget / 1e6:.1f} MB"] if options.budget is not None else []
-    asked += [f"a loss of at most {options.max_loss:.2%}"] if options.max_loss is not None else []
-    best = "least loss" if options.max_loss is None else "fewest bytes"
-    return with_choices(recipe, chosen, weights), {
-        "asked": " and ".join(asked),
-        "components": table_of(chosen, choices),
-        "layers": {name: kl for name, (_, kl) in measured.items()},
-        "predicted": {"bytes": size, "kl": loss},
-        "why": f"the {best} of {_count(choices)} combinations within {' and '.join(asked)}: "
-               f"about {size / 1e6:.1f} MB and {percent(loss)}",
-    }  # fmt: skip
+    by_layer = {layer.rstrip("."): (more[layer], losses[layer]) for layer in layers}
+    text += decoder_choices(text[0], text[1], by_layer)
+    shutil.rmtree(place)
+    return choices, {layer: loss for layer, (_, loss) in by_layer.items()}
 
 
-def _layer_size(
-    spec: ModelSpec, weights: Weights, recipes: dict[str, Recipe], names: Sequence[str], targets: Sequence[str]
-) -> int:
-    from edgevlm.export.calibrate_choose import tensor_size
-    from edgevlm.export.recipe import is_linear
+def _belongs(component: str, name: str) -> bool:
+    return component_of(name) == component
+
+
+def _starts(layer: str, name: str) -> bool:
+    return name.startswith(layer)
+
+
+def _more(spec: ModelSpec, weights: Weights, recipes: dict[str, Recipe], layer: str, targets: Sequence[str]) -> int:
+    """Bytes that a decoder layer takes more in int8 than in int4."""
+    linear = [name for name in weights.names() if name.startswith(layer) and is_linear(name)]
 
     def size(kind: str, target: str) -> int:
-        linear = (name for name in names if is_linear(name))
         return sum(tensor_size(target, n, weights.shape(n), recipes[kind].form(n), spec) for n in linear)
 
     return max(size("int8", target) - size("int4", target) for target in targets)
 
 
-def _count(choices: Sequence[Sequence[Choice]]) -> int:
-    count = 1
-    for offered in choices:
-        count *= len(offered)
-    return count
-
-
-def _nats(share: float) -> float:
-    import math
-
-    return math.log1p(share)
+def _explain(
+    options: CalibrationOptions, choices: list[list[Choice]], chosen: Sequence[Choice], layers: dict[str, float],
+    rest: int,
+) -> dict[str, Any]:
+    size, loss = rest + sum(c.size for c in chosen), sum(c.loss for c in chosen)
+    asked = [f"at most {options.budget / 1e6:.1f} MB"] if options.budget is not None else []
+    asked += [f"a loss of at most {options.max_loss:.2%}"] if options.max_loss is not None else []
+    best = "least loss" if options.max_loss is None else "fewest bytes"
+    count = math.prod(len(offered) for offered in choices)
+    return {
+        "asked": " and ".join(asked),
+        "components": table_of(chosen, choices),
+        "layers": layers,
+        "predicted": {"bytes": size, "kl": loss},
+        "why": f"the {best} of {count} combinations within {' and '.join(asked)}: about {size / 1e6:.1f} MB, and "
+               f"{percent(loss)} if losses add up",
+    }  # fmt: skip
 
 
 def _fresh(folder: Path, name: str) -> Path:
     place = folder / name
     place.mkdir()
     return place
-
-

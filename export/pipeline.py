@@ -254,7 +254,21 @@ def _write(
         calibration=calibration,
     )  # fmt: skip
     write_manifest(folder, manifest)
+    if options.calibration is not None and options.calibration.budget is not None:
+        _check_budget(manifest, options.calibration.budget)
     return open_bundle(folder)
+
+
+def _check_budget(manifest: Manifest, budget: int) -> None:
+    """Bits were chosen by estimate: hold every target's own files, with those that all share, to what was asked."""
+    shared = sum(info.size for name, info in manifest.files.items() if name in UPSTREAM)
+    for target in manifest.targets:
+        size = shared + sum(info.size for name, info in manifest.files.items() if name.startswith(f"{target}/"))
+        if size > budget:
+            raise EdgeVLMError(
+                f"The target {target} came to {size / 1e6:.1f} MB with the files that it needs, more than the budget "
+                f"of {budget / 1e6:.1f} MB: ask for less, so that the estimate leaves room."
+            )
 
 
 def tool_versions() -> dict[str, str]:

@@ -77,7 +77,8 @@ def best_scale(values: F32, importance: F32, kind: str) -> F32:
 
 def nearest(values: F32, scale: F32, kind: str) -> npt.NDArray[np.int8]:
     """The codes of `values` under scales that broadcast against them."""
-    return np.clip(np.rint(values * reciprocal(scale)), *LIMITS[kind]).astype(np.int8)
+    low, high = LIMITS[kind]
+    return np.asarray(np.clip(np.rint(values * reciprocal(scale)), low, high), dtype=np.int8)
 
 
 def check(weight: F32, kind: str, name: str) -> None:

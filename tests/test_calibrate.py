@@ -321,6 +321,22 @@ def test_limits_choose_the_bits(gguf_checkpoint: Path, jsonl: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("limits", "sentence"),
+    [
+        ({"max_loss": 1e-9}, "A loss of at most 0.00 % cannot be had: the best is"),
+        ({"budget": 1000}, "The budget of 0.0 MB is too small: this model takes at least 0.6 MB"),
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused(
+    tiny_checkpoint: Path, jsonl: Path, tmp_path: Path, limits: dict[str, Any], sentence: str
+) -> None:
+    calibration = CalibrationOptions(str(jsonl), **limits)
+    with pytest.raises(EdgeVLMError, match=sentence):
+        export_model(ExportOptions(str(tiny_checkpoint), tmp_path / "out", gate=False, calibration=calibration))
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize(
     ("damage", "sentence"),
     [
         (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0"), "3.png' is not a picture that can be opened"),

@@ -22,9 +22,9 @@ def calibration_table(report: dict[str, Any]) -> str:
         lines.append(f"  Chosen: {choice['why']}.\n")
     loss = report["loss"]
     plain, ours = loss["round_to_nearest"], loss["calibrated"]
-    rows = [(name, f"{row['kl']:.3g} nats", f"{row['top1']:.1%}") for name, row in
-            (("rounded to nearest", plain), (report["method"], ours))]  # fmt: skip
-    lines.append(table(rows, ("weights", "KL from the original", "same first choice")))
+    named = (("rounded to nearest", plain), (report["method"], ours))
+    losses = [(name, f"{row['kl']:.3g} nats", f"{row['top1']:.1%}") for name, row in named]
+    lines.append(table(losses, ("weights", "KL from the original", "same first choice")))
     which = "not calibrated on" if loss["unseen"] else "also calibrated on, for there are no others"
     lines.append(
         f"  Over {loss['answer_tokens']} tokens of answers about {loss['pictures']} pictures {which}; calibrated on "
