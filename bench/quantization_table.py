@@ -56,14 +56,12 @@ class Table:
             sys.exit(f"No row could be exported: {'; '.join(self.missing)}.")
         cells: dict[str, Any] = {}
         for engine in (DEFAULTS[target] for target in self.targets):
-            name = f"{engine}.bench"
-            timed = self._once(name, lambda engine=engine: self._bench(engine))
-            if [Path(subject["bundle"]).name for subject in timed["subjects"]] != self.rows:  # some came later
-                (self.out / f"{name}.json").unlink()
-                timed = self._once(name, lambda engine=engine: self._bench(engine))
-            for row, subject in zip(self.rows, timed["subjects"], strict=True):
-                fidelity = self._once(f"{row}.{engine}.fidelity", lambda r=row, e=engine: self._fidelity(r, e))
-                score = self._once(f"{row}.{engine}.score", lambda r=row, e=engine: self._score(r, e))
+            timed = self._once(f"{engine}.bench", self.rows, lambda engine=engine: self._bench(engine))
+            subjects = {Path(subject["bundle"]).name: subject for subject in timed["subjects"]}
+            for row in self.rows:
+                subject = subjects[row]
+                fidelity = self._once(f"{row}.{engine}.fidelity", [row], lambda r=row, e=engine: self._fidelity(r, e))
+                score = self._once(f"{row}.{engine}.score", [row], lambda r=row, e=engine: self._score(r, e))
                 cells[f"{row} on {engine}"] = {
                     "row": row, "engine": subject["engine"], "runtime": engine, "bytes": subject["bytes"]["runtime"],
                     "score": {name: score[name] for name in ("score", "low", "high", "questions")}, **fidelity,
@@ -83,9 +81,11 @@ class Table:
             sys.exit(f"'{self.out}' holds figures of other settings ({path}): choose another --out.")
         path.write_text(json.dumps(settings, indent=1) + "\n")
 
-    def _once(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _once(self, name: str, rows: list[str], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The figure's file, made if it is not there or older than a bundle that it is about."""
         path = self.out / f"{name}.json"
-        if not path.exists():
+        newest = max((self._folder(row) / "manifest.json").stat().st_mtime for row in rows)
+        if not path.exists() or path.stat().st_mtime < newest:
             print(f"{name} ...", file=sys.stderr, flush=True)
             beside = path.with_suffix(".part")
             beside.write_text(json.dumps(measure(), indent=1) + "\n")
@@ -109,7 +109,7 @@ class Table:
         if folder.exists():
             return True
         if BUDGET in words:
-            ends = [sum(f.stat().st_size for f in self._folder(r).rglob("*")) for r in ("int4-rtn", "int8")]
+            ends = [self._needed(row) if self._folder(row).exists() else 0 for row in ("int4-rtn", "int8")]
             if not all(ends):
                 self.missing.append(f"{row}: its budget lies between int4-rtn and int8, which are not both there")
                 return False
@@ -128,14 +128,19 @@ class Table:
             return False
         return True
 
+    def _needed(self, row: str) -> int:
+        """Bytes that a device needs of the row's bundle, for the engine that needs most: what --budget counts."""
+        from edgevlm.bench import runtime_bytes
+        from edgevlm.runtimes import DEFAULTS
+
+        return max(runtime_bytes(self._bundle(row), DEFAULTS[target])["runtime"] for target in self.targets)
+
     def _slow(self, engine: str) -> int:
-        """How many times fewer questions an engine gets: the evaluator takes seconds, a large model minutes."""
+        """How many times fewer questions an engine gets: a large model takes the evaluator minutes for each."""
         from edgevlm.gate_runtime import is_large
         from edgevlm.report.measure import is_evaluator
 
-        if not is_evaluator(engine):
-            return 1
-        return 40 if is_large(self._bundle(self.rows[0]).manifest.spec.vision) else 8
+        return 40 if is_evaluator(engine) and is_large(self._bundle(self.rows[0]).manifest.spec.vision) else 1
 
     def _bundle(self, row: str) -> Any:
         from edgevlm.bundle import open_bundle
@@ -143,7 +148,7 @@ class Table:
         return open_bundle(self._folder(row))
 
     def _bench(self, engine: str) -> dict[str, Any]:
-        """All rows in turns. The evaluator's times are asked for once."""
+        """All rows in turns; once and briefly where that takes minutes."""
         from edgevlm.bench import BenchOptions, Subject, bench
 
         slow = self._slow(engine) > 1
@@ -178,7 +183,7 @@ class Table:
         from edgevlm.runtimes import open_runtime
 
         questions, lessons = self._lessons
-        count = max(2, len(lessons) // self._slow(engine))
+        count = max(4, len(lessons) // self._slow(engine))
         bundle = self._bundle(row)
         runtime = open_runtime(bundle, engine, threads=self.args.threads)
         try:
@@ -211,7 +216,7 @@ def markdown(table: dict[str, Any]) -> str:
         if share is not None:
             lines += ["", f"int4 calibrated recovers {share:.0%} of what rounding to nearest loses in KL."]
         if "evaluator" in mine[0]["engine"]:
-            lines += ["", "Times are the evaluator's own, with fewer questions: they say nothing of a device."]
+            lines += ["", "Times are the evaluator's own: they say nothing of a device."]
         lines.append("")
     lines += [f"- {line}" for line in table["missing"]]
     return "\n".join(lines).rstrip() + "\n"
@@ -232,7 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--preset", default="balanced")
     parser.add_argument("--gate", action="store_true", help="run the gate in every export")
-    parser.add_argument("--questions", type=int, default=400, help="of the score; the evaluator gets fewer")
+    parser.add_argument("--questions", type=int, default=400, help="of the score; fewer where that takes minutes each")
     parser.add_argument("--pictures", type=int, default=24, help="held out; two questions each, for KL and tokens")
     parser.add_argument("--tokens", type=int, default=24, help="most tokens of an answer of the original")
     parser.add_argument("--tiles", type=int, help="most tiles of a picture")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,6 +70,11 @@ def test_it_measures_once_and_goes_on(
     assert [line for line in again.err.splitlines() if line.endswith(" ...")] == [
         "int4-rtn.onnxruntime.fidelity ...", "the original's answers ...",
     ]  # fmt: skip
+    os.utime(out / "bundles" / "fp32" / "manifest.json")  # as after another export
+    script.main(words)
+    made = [line.removesuffix(" ...") for line in capsys.readouterr().err.splitlines() if line.endswith(" ...")]
+    assert sorted(made) == ["fp32.onnxruntime.fidelity", "fp32.onnxruntime.score", "onnxruntime.bench",
+                            "the original's answers"]  # fmt: skip
     with pytest.raises(SystemExit, match="holds figures of other settings"):
         script.main([*words, "--tokens", "4"])
 
