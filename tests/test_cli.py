@@ -253,11 +253,11 @@ MISTAKES = {
     ),
     "unknown quantization": (
         "export default -o {tmp}/o --quantize int3",
-        "Quantization 'int3' is not available: choose one of fp32, fp16, int8, int4.",
+        "Quantization 'int3' is not available: choose one of fp32, fp16, int8, int4, palette6, palette4.",
     ),
     "unknown component quantization": (
         "export default -o {tmp}/o --vision q4_k",
-        "Quantization 'q4_k' is not available: choose one of fp32, fp16, int8, int4.",
+        "Quantization 'q4_k' is not available: choose one of fp32, fp16, int8, int4, palette6, palette4.",
     ),
     "unknown preset": (
         "export default -o {tmp}/o --preset fast",
