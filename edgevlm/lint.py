@@ -15,16 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.runtimes.mil_file import (
-    Blob,
-    MilFunction,
-    MilOp,
-    MilPackage,
-    TensorType,
-    Text,
-    blob_span,
-    open_package,
-)
+from edgevlm.runtimes.mil_blob import Blob, TensorType, blob_span
+from edgevlm.runtimes.mil_file import MilFunction, MilOp, MilPackage, Text, open_package
 
 if TYPE_CHECKING:
     from edgevlm.bundle import Bundle

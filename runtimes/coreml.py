@@ -18,7 +18,7 @@ from edgevlm.models.llama import rope_tables
 from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.eager import context_error
 from edgevlm.runtimes.mil import MilEvaluator, Observer, State
-from edgevlm.runtimes.mil_file import unpack
+from edgevlm.runtimes.mil_blob import unpack
 from edgevlm.spec import ModelSpec, from_dict
 
 if TYPE_CHECKING:

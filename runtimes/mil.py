@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.runtimes import mil_ops
-from edgevlm.runtimes.mil_file import Blob, MilFunction, MilOp, MilPackage, Text, open_package
+from edgevlm.runtimes.mil_blob import Blob
+from edgevlm.runtimes.mil_file import MilFunction, MilOp, MilPackage, Text, open_package
 
 Array = npt.NDArray[Any]
 State = dict[str, npt.NDArray[np.float32]]

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.qtensor import PALETTES, QTensor
-from edgevlm.runtimes.mil_file import Blob, MilOp, MilPackage, open_package
+from edgevlm.runtimes.mil_blob import Blob
+from edgevlm.runtimes.mil_file import MilOp, MilPackage, open_package
 
 if TYPE_CHECKING:
     from edgevlm.bundle import Bundle

@@ -18,7 +18,8 @@ from edgevlm.gate import picture_folder
 from edgevlm.generate import GenerateOptions, Pipeline
 from edgevlm.preprocess import plan
 from edgevlm.runtimes import open_runtime
-from edgevlm.runtimes.mil_file import blob_span, open_package
+from edgevlm.runtimes.mil_blob import blob_span
+from edgevlm.runtimes.mil_file import open_package
 
 COFFEE = picture_folder() / "coffee.jpg"
 

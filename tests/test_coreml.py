@@ -32,7 +32,8 @@ from edgevlm.reference import Reference, cosine
 from edgevlm.runtimes import coreml
 from edgevlm.runtimes.coreml import CoreMLRuntime, EmbeddingTable, EvaluatorEngine, TableInfo, causal_mask
 from edgevlm.runtimes.gguf_file import GgufWeights
-from edgevlm.runtimes.mil_file import blob_span, open_package
+from edgevlm.runtimes.mil_blob import blob_span
+from edgevlm.runtimes.mil_file import open_package
 from edgevlm.runtimes.mil_overflow import overflow_report
 from edgevlm.runtimes.mil_trace import find_divergence
 from edgevlm.runtimes.mil_weights import CoreMLWeights

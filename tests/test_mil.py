@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from edgevlm.errors import EdgeVLMError
 from edgevlm.runtimes import mil_ops
 from edgevlm.runtimes.mil import MilEvaluator
-from edgevlm.runtimes.mil_file import Blob, open_package, unpack
+from edgevlm.runtimes.mil_blob import Blob, unpack
+from edgevlm.runtimes.mil_file import open_package
 from edgevlm.runtimes.mil_overflow import OverflowObserver
 
 F = torch.nn.functional
