@@ -125,7 +125,7 @@ def other_size(spec: ModelSpec, weights: Weights, recipe: Recipe, shared: int) -
     plain = sum(4 * math.prod(weights.shape(n)) for n in weights.names() if not is_linear(n))
     tables = 4 * spec.decoder.context_length * spec.decoder.head_dim
     zeros = max(math.prod(weights.shape(n)) // BLOCK for n in weights.names() if is_linear(n))
-    graphs = 40_000 * (spec.decoder.num_layers + spec.vision.num_layers)
+    graphs = 26_000 * (spec.decoder.num_layers + spec.vision.num_layers)
     second = 0
     if recipe.prefill is not None:
         names = [n for n in weights.names() if is_linear(n) and component_of(n) == "decoder"]

@@ -86,7 +86,7 @@ def _round(target: F32, factor: F32, fixed: F32 | None) -> tuple[F32, F32]:
     """Codes (K, n) and scales (K / 32, n), or the fixed one (1, n), both float32: one pass with error feedback."""
     columns, rows = target.shape
     diagonal = np.diag(factor).copy()
-    importance = (np.float32(1) / diagonal**2)[:, None]  # what an error of this column costs after later ones made up for it
+    importance = (np.float32(1) / diagonal**2)[:, None]  # what this column's error costs once later ones made up for it
     left = target.copy()
     codes = np.empty_like(target)
     scales = np.empty((columns // BLOCK, rows), np.float32) if fixed is None else fixed[None]

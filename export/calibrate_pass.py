@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from edgevlm.errors import EdgeVLMError
 from edgevlm.export.calibrate_data import Example
 from edgevlm.image_spec import ImageSpec
 from edgevlm.models.eager import EagerOps, KVCache
@@ -127,14 +128,26 @@ def make_batch(
     share: float = 1.0,
 ) -> Batch:
     """Preprocess and tokenize as many pictures as fit a share of `WIDEST`; missing answers are the model's, greedy."""
-    chosen = list(_preprocess(spec, image_spec, pictures, share))
-    tiles = np.concatenate([pixels for pixels, _, _ in chosen])
-    prompts = [[prompter.encode(e.question, [grid]) for e in asked] for _, grid, asked in chosen]
-    answers = [[_answer_ids(prompter, e) for e in asked] for _, _, asked in chosen]
+    longest = spec.decoder.context_length - MAX_ANSWER
+    tiled: list[F32] = []
+    prompts: list[list[I64]] = []
+    answers: list[list[I64 | None]] = []
+    for pixels, grid, asked in _preprocess(spec, image_spec, pictures, share):
+        encoded = [(prompter.encode(e.question, [grid]), e) for e in asked]
+        if fitting := [(ids, e) for ids, e in encoded if len(ids) <= longest]:
+            tiled.append(pixels)
+            prompts.append([ids for ids, _ in fitting])
+            answers.append([_answer_ids(prompter, e) for _, e in fitting])
+    if not tiled:
+        raise EdgeVLMError(
+            f"No prompt of the calibration fits the model's context of {spec.decoder.context_length} positions: "
+            "ask shorter questions."
+        )
+    tiles = np.concatenate(tiled)
     if any(ids is None for row in answers for ids in row):
         features = encode_tiles(spec, weights, tiles)
         missing = [(i, j) for i, row in enumerate(answers) for j, ids in enumerate(row) if ids is None]
-        starts = np.cumsum([0] + [len(pixels) for pixels, _, _ in chosen])
+        starts = np.cumsum([0] + [len(pixels) for pixels in tiled])
         for k in range(0, len(missing), 16):  # as many caches in memory at once
             some = missing[k : k + 16]
             own = [features[starts[i] : starts[i + 1]] for i, _ in some]
@@ -142,8 +155,7 @@ def make_batch(
             for (i, j), ids in zip(some, made, strict=True):
                 answers[i][j] = ids
     sequences = [
-        [(p, a) for p, a in zip(*rows, strict=True) if a is not None and len(p) + len(a) <= spec.decoder.context_length]
-        for rows in zip(prompts, answers, strict=True)
+        [(p, a) for p, a in zip(*rows, strict=True) if a is not None] for rows in zip(prompts, answers, strict=True)
     ]
     return _pack(tiles, sequences, prompter.image_token_id)
 
@@ -221,8 +233,6 @@ def _pack(tiles: F32, pictures: list[list[tuple[I64, I64]]], image_token_id: int
     groups, predicting, answers = [], [], []
     row = 0
     for sequences in pictures:
-        if not sequences:
-            raise ValueError("a picture without a prompt")
         prefix = _common([prompt for prompt, _ in sequences])
         ids.append(sequences[0][0][:prefix])
         row += prefix

@@ -29,7 +29,7 @@ from edgevlm.export.calibrate_choose import (
 from edgevlm.export.calibrate_data import Example, read_source
 from edgevlm.export.calibrate_pass import Batch, answer_states, divergence, encode_tiles, make_batch
 from edgevlm.export.checkpoint import Weights
-from edgevlm.export.quantize import F32, quantize
+from edgevlm.export.quantize import F32, LIMITS, quantize
 from edgevlm.export.recipe import Recipe, component_of, is_linear
 from edgevlm.image_spec import ImageSpec
 from edgevlm.models import ops
@@ -120,6 +120,12 @@ def run(
 
     shared: bytes of the files that every target needs beside its own.
     """
+    free = options.budget is None and options.max_loss is None
+    if free and not any(recipe.form(name).kind in LIMITS for name in weights.names()):
+        raise EdgeVLMError(
+            f"--calibrate fits int4 and int8 weights, and {recipe.quantize} leaves none: add --quantize int4, or leave "
+            "--calibrate out."
+        )
     started = time.process_time()
     source = read_source(options.source)
     seen, unseen = split(source.pictures)
@@ -137,7 +143,7 @@ def run(
         "token_shares": dict(zip(("image", "prompt", "answer"), SHARES, strict=True)),
     }
     recipe = replace(recipe, method=options.method)
-    if options.budget is None and options.max_loss is None:
+    if free:
         found = calibrate(spec, weights, recipe, batch, options.method, _fresh(folder, "final"), progress)
         measured = judge(_mixed(weights, recipe, found), sees=_sees(recipe))
     else:

