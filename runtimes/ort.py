@@ -313,6 +313,9 @@ def _open_session(ort: Any, path: Path, providers: Providers, threads: int | Non
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or 0
+    if path.name.startswith("vision"):
+        # Threads that spin for a while after the last tile would take the cores from the decoder's.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     # The decoder's input shapes differ with every token, and the engine would keep one memory plan for each.
     options.enable_mem_pattern = False
     try:
