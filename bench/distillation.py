@@ -4,12 +4,11 @@
     python bench/distillation.py --out FOLDER --data scenes --teacher MODEL
 
 Data are generated: the coloured shapes that the first default model was trained on, or Scenes. One teacher: MODEL, by
-default the shipped one (on Scenes, without MODEL, it is trained on them first). One student: the teacher's encoder, and
-a fresh decoder of a seventh of the teacher's. For each of three seeds, the same student learns from the same data in
-the same order for the same steps, with the teacher and without; its encoder stays as it is. Then each student that had
-no teacher is quantized: plainly; after more steps in float; and after as many steps through the quantizer, its own
-float self as teacher. Accuracy is of whole answers on pictures of the test split. Intervals are 95 % t-intervals of
-the difference over the three seeds.
+default the shipped one (on Scenes, without MODEL, it is trained on them first). One student: an encoder and a decoder
+of a fifth of the teacher's weights, both fresh. For each of three seeds, the same student learns from the same data in
+the same order for the same steps, with the teacher and without. Then the teacher itself is quantized: plainly; after
+more steps in float; and after as many steps through the quantizer, its own float self as teacher. Accuracy is of whole
+answers on pictures of the test split. Intervals are 95 % t-intervals of the difference over the three seeds.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,8 +44,7 @@ from edgevlm.train.scenes import draw_scene
 
 SEEDS = (0, 1, 2)
 SKILLS = ("existence", "colour", "count", "spatial", "size", "naming")  # of Scenes, what 96 x 96 pixels can show
-LANGUAGE = ("projector", "decoder")
-PARTS = ("vision", *LANGUAGE)
+PARTS = ("vision", "projector", "decoder")
 T_95 = 4.303  # Student's t, two degrees of freedom, two-sided
 
 
@@ -99,25 +96,38 @@ def write_shapes(folder: Path, split: str, count: int) -> None:
 
 
 def make_student(plan: Plan, teacher: str, seed: int) -> Path:
-    """The teacher's encoder and a fresh decoder of two layers, 128 wide, joined by a fresh projector."""
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+    """A fresh encoder and a fresh decoder, 128 wide, which read pictures and text as the teacher does."""
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+        SiglipVisionConfig,
+        SiglipVisionModel,
+        set_seed,
+    )
 
     out = plan.out / f"student-{seed}"
     if out.exists():
         return out
     source = open_checkpoint(teacher)
+    spec = read_model(source)[0]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(source.folder)
     set_seed(seed)
-    config = LlamaConfig(
+    decoder = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=320, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=32, initializer_range=0.06, tie_word_embeddings=True,
         max_position_embeddings=2048, rms_norm_eps=1e-5,
     )  # fmt: skip
-    decoder = plan.out / f"decoder-{seed}"
-    LlamaForCausalLM(config).save_pretrained(decoder)
-    tokenizer.save_pretrained(decoder)
-    scale = read_model(source)[0].projector.scale_factor
-    options = ComposeOptions(teacher, str(decoder), "pixel-shuffle", out, scale_factor=scale, tiles=0, seed=seed)
+    encoder = SiglipVisionConfig(
+        hidden_size=128, intermediate_size=320, num_hidden_layers=4, num_attention_heads=4,
+        image_size=spec.vision.image_size, patch_size=spec.vision.patch_size, vision_use_head=False,
+    )  # fmt: skip
+    halves = plan.out / f"encoder-{seed}", plan.out / f"decoder-{seed}"
+    SiglipVisionModel(encoder).save_pretrained(halves[0])
+    LlamaForCausalLM(decoder).save_pretrained(halves[1])
+    tokenizer.save_pretrained(halves[1])
+    scale = spec.projector.scale_factor
+    options = ComposeOptions(*map(str, halves), "pixel-shuffle", out, scale_factor=scale, tiles=0, seed=seed)
     return compose(options, note)
 
 
@@ -186,38 +196,42 @@ def measure(plan: Plan) -> dict[str, Any]:
         teacher = str(run(train, TrainOptions("default", out=plan.out / "teacher", **shared, **more)))
     scores: dict[str, list[dict[str, float]]] = {}
 
-    def record(arm: str, model: Path, quantize: bool = False) -> None:
+    def record(arm: str, model: Path | str, quantize: bool = False) -> None:
         scores.setdefault(arm, []).append(score(plan, model, test, quantize))
 
+    whole = Path(teacher) if Path(teacher).exists() else teacher
+    lessons: dict[str, Any] = {"teacher": teacher, "cache": plan.out / "lessons"}
     for seed in SEEDS:
         student = str(make_student(plan, teacher, seed))
-        steps = {"steps": plan.student_steps, "learning_rate": 2e-3, "train": LANGUAGE, "seed": seed}
-        alone = run(train, TrainOptions(student, out=plan.out / f"alone-{seed}", **shared, **steps))
-        record("without a teacher", alone)
-        lessons = {"teacher": teacher, "cache": plan.out / "lessons", "temperature": 2.0}
-        taught = DistillOptions(student, out=plan.out / f"taught-{seed}", **shared, **steps, **lessons)
-        record("with the teacher", run(distill, taught))
+        steps = {"steps": plan.student_steps, "learning_rate": 2e-3, "train": PARTS, "seed": seed}
+        alone = TrainOptions(student, out=plan.out / f"alone-{seed}", **shared, **steps)
+        record("student without a teacher", run(train, alone))
+        taught = DistillOptions(
+            student, out=plan.out / f"taught-{seed}", **shared, **steps, **lessons, relation=1.0, features=1.0
+        )
+        record("student with the teacher", run(distill, taught))
 
-        more_steps = {"steps": plan.qad_steps, "learning_rate": 2e-4, "train": PARTS, "seed": seed}
-        longer = run(train, TrainOptions(str(alone), out=plan.out / f"longer-{seed}", **shared, **more_steps))
+        steps = {"steps": plan.qad_steps, "learning_rate": 1e-4, "train": PARTS, "seed": seed}
+        longer = TrainOptions(teacher, out=plan.out / f"longer-{seed}", **shared, **steps)
         aware = DistillOptions(
-            str(alone), out=plan.out / f"qad-{seed}", teacher=str(alone), cache=plan.out / "lessons",
-            quantize="int4", preset=plan.preset, **shared, **more_steps,
-        )  # fmt: skip
-        record("int4", alone, quantize=True)
-        record("int4 after more steps in float", longer, quantize=True)
-        record("int4 after more steps in float, before rounding", longer)
+            teacher, out=plan.out / f"qad-{seed}", **shared, **steps, **lessons, quantize="int4", preset=plan.preset
+        )
+        record("float", whole)
+        record("int4", whole, quantize=True)
+        record("int4 after more steps in float", run(train, longer), quantize=True)
         record("int4+QAD", run(distill, aware), quantize=True)
+
+    def compared(one: str, other: str) -> dict[str, dict[str, Any]]:
+        return {metric: difference(scores, one, other, metric) for metric in METRICS}
+
     result = {
         "plan": {name: str(value) for name, value in vars(plan).items() if name != "out"},
-        "teacher": score(plan, Path(teacher) if Path(teacher).exists() else teacher, test, False),
+        "teacher": score(plan, whole, test, False),
         "arms": scores,
-        "distillation": {m: difference(scores, "with the teacher", "without a teacher", m) for m in METRICS},
-        "qad": {m: difference(scores, "int4+QAD", "int4", m) for m in METRICS},
-        "qad_over_more_steps": {
-            m: difference(scores, "int4+QAD", "int4 after more steps in float", m) for m in METRICS
-        },
-        "int4_loss": {m: difference(scores, "int4", "without a teacher", m) for m in METRICS},
+        "distillation": compared("student with the teacher", "student without a teacher"),
+        "qad": compared("int4+QAD", "int4"),
+        "qad_over_more_steps": compared("int4+QAD", "int4 after more steps in float"),
+        "int4_loss": compared("int4", "float"),
     }
     lost = {m: -result["int4_loss"][m]["mean"] for m in METRICS}
     result["recovered"] = {m: result["qad"][m]["mean"] / lost[m] if lost[m] else None for m in METRICS}
@@ -285,7 +299,7 @@ def main() -> None:
     parser.add_argument("--qad-steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--preset", default="size", help="size: every matrix int4")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=1)
     arguments = vars(parser.parse_args())
     torch.set_num_threads(arguments.pop("threads"))
     print(table(measure(Plan(**arguments))))
