@@ -106,7 +106,7 @@ def verify_across(
     if not paths:
         raise EdgeVLMError("There is no picture to compare on: give at least one.")
     cases = _cases(bundle, paths, tiles)
-    reference = EagerRuntime(bundle.manifest.spec, _weights(bundle))
+    reference = EagerRuntime(bundle.manifest.spec, bundle_weights(bundle))
     tensors, different = _compare_weights(bundle)
     runs: dict[str, list[_Run]] = {"eager": []}
     targets = [target for target in bundle.manifest.targets if target in ENGINES]
@@ -181,7 +181,8 @@ def _cases(bundle: Bundle, paths: list[Path], tiles: int) -> list[_Case]:
     return cases
 
 
-def _weights(bundle: Bundle) -> Weights:
+def bundle_weights(bundle: Bundle) -> Weights:
+    """What the reference computes with: the weights of the bundle's own files."""
     if "onnx" in bundle.manifest.targets:
         return ShippedWeights(bundle)
     return _gguf_weights(bundle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,10 +35,11 @@ if TYPE_CHECKING:
 @click.option("--lint", metavar="ane", help="Check the CoreML packages against the Neural Engine's rules instead.")
 @click.option("--overflow", is_flag=True, help="List CoreML operations that leave fp16's range instead.")
 @click.option("--across", is_flag=True, help="Compare the engines of BUNDLE with each other instead.")
+@click.option("--second-opinion", is_flag=True, help="Write the model for Core AI and execute it there instead. Beta.")
 def verify(
     bundle: str, model: str | None, adapter: str | None, revision: str | None, cache_dir: str | None,
     answers: str | None, questions: int, bound: tuple[str, ...], strict: bool, json_file: str | None, force: bool,
-    lint: str | None, overflow: bool, across: bool,
+    lint: str | None, overflow: bool, across: bool, second_opinion: bool,
 ) -> None:
     """Check a bundle's files, and run its gate again.
 
@@ -48,7 +50,9 @@ def verify(
 
     With --across all engines that this machine has and the eager reference answer the same prompts, side by side,
     and the first component that diverges is named. --lint ane predicts from static rules, each with its source, what
-    the Neural Engine will do with the CoreML packages; only a device can tell what it does.
+    the Neural Engine will do with the CoreML packages; only a device can tell what it does. --second-opinion needs the
+    extra coreai: the model in float32, as .aimodel in a temporary folder, on Core AI's own runtime, which also runs on
+    Linux.
     """
     from edgevlm.bundle import open_bundle
     from edgevlm.files import check_new, write_text
@@ -60,13 +64,15 @@ def verify(
         check_new(Path(json_file), force)
     opened = open_bundle(bundle_folder(bundle), check="hash")
     note(f"{len(opened.manifest.files)} files match their sha256.")
-    if lint is not None or overflow or across:
+    if lint is not None or overflow or across or second_opinion:
         if lint is not None:
             _lint(opened, lint)
         if overflow:
             _overflow(opened)
         if across:
             _across(opened)
+        if second_opinion:
+            _second_opinion(opened)
         return
     expected, source = None, None
     if model is not None:
@@ -137,6 +143,25 @@ def _across(bundle: Bundle) -> None:
         row = next((r for r in report.rows if r.divergence != "none"), None)
         where = f"{row.first} and {row.second} first at the {row.divergence}" if row else report.different[0]
         raise GateError(f"The engines of '{bundle.folder}' differ: {where}.")
+
+
+def _second_opinion(bundle: Bundle) -> None:
+    from tempfile import TemporaryDirectory
+
+    from edgevlm.across import bundle_weights
+    from edgevlm.export.coreai_.write import write_aimodel
+    from edgevlm.runtimes.coreai import CoreAIRuntime
+    from edgevlm.second_opinion import BOUND, HEAD, questions, second_opinion
+
+    spec, weights, asked = bundle.manifest.spec, bundle_weights(bundle), questions(bundle)
+    context = max(len(question.ids) for question in asked)
+    with TemporaryDirectory(prefix="edgevlm-") as folder, progress_bar() as progress:
+        write_aimodel(Path(folder), spec, weights, context)
+        with closing(CoreAIRuntime(Path(folder), spec, weights, context)) as runtime:
+            opinions = second_opinion(bundle, weights, runtime, asked, progress)
+    note(table([opinion.row() for opinion in opinions], HEAD))
+    if not all(opinion.agreed for opinion in opinions):
+        raise GateError(f"Core AI computes something else from '{bundle.folder}': a cosine is below {BOUND}.")
 
 
 def _expected(

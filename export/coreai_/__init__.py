@@ -1,0 +1,1 @@
+"""Core AI programs (.aimodel), a beta second opinion on a bundle's graphs."""
