@@ -14,11 +14,11 @@ demo: .venv/export.done
 test: lint types docs
 	$(PYTEST)
 
-# The 256M shape, wheels and fresh environments, and llama.cpp, which is compiled here: minutes long, wants 8 GB of
-# memory and the package index.
-test-heavy: .venv/test.done .venv/llama.done
+# The 256M shape, wheels and fresh environments, llama.cpp, which is compiled here, and Core AI's beta: minutes
+# long, wants 8 GB of memory and the package index.
+test-heavy: .venv/test.done .venv/llama.done .venv/coreai.done
 	$(PYTEST) -m heavy
-	$(PYTEST) tests/test_llama.py tests/test_across.py tests/test_gguf.py
+	$(PYTEST) tests/test_llama.py tests/test_across.py tests/test_gguf.py tests/test_coreai.py
 
 lint: .venv/test.done
 	$(BIN)/ruff check .
