@@ -449,14 +449,18 @@ print(json.dumps({"found": found, "device": gpu.device, "rows": rows}))
 """
 
 
-def test_vulkan_gives_the_references_numbers(gguf_bundle):
-    """Any Vulkan device will do, also one in software (Debian's mesa-vulkan-drivers), which llama.cpp takes by name."""
+@pytest.mark.parametrize(("kind", "least"), [("fp32", 0.9999), ("fp16", 0.999)])
+def test_vulkan_gives_the_references_numbers(gguf_bundle, kind, least):
+    """Any Vulkan device will do, also one in software (Debian's mesa-vulkan-drivers), which llama.cpp takes by name.
+
+    It multiplies fp16 weights in fp16 (logits 0.9996 in software), which is held to the bound of CoreML's fp16.
+    """
     import llama_cpp
 
     if not list(Path(llama_cpp.__file__).parent.glob("lib/*ggml-vulkan*")):
         pytest.skip("this llama.cpp is built without Vulkan (docs/gguf.md says how to build it)")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "GGML_VK_VISIBLE_DEVICES": "0"}
-    command = [sys.executable, "-c", VULKAN, str(gguf_bundle("fp16").folder)]
+    command = [sys.executable, "-c", VULKAN, str(gguf_bundle(kind).folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
@@ -464,7 +468,7 @@ def test_vulkan_gives_the_references_numbers(gguf_bundle):
         pytest.skip("no Vulkan device here: install a driver, or mesa-vulkan-drivers for one in software")
     assert seen["device"] == seen["found"][0]
     for features, logits, same in seen["rows"]:
-        assert features > 0.9999 and logits > 0.9999 and same >= 31, seen
+        assert features > 0.9999 and logits > least and same >= 31, seen
 
 
 def test_devices_are_listed():
