@@ -31,6 +31,8 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a third more time."),
         click.option("--max-length", type=int, metavar="N", help="Longest dialogue in tokens."),
         click.option("--max-tiles", type=int, metavar="N", help="Most tiles per picture."),
+        click.option("--tiled", default=0.0, show_default=True, metavar="SHARE",
+                     help="Cut a share of the pictures into tiles, for a model whose own rule is one tile."),
         click.option("--save-every", type=int, default=200, show_default=True, help="Steps between checkpoints."),
         click.option("--workers", type=int, default=0, show_default=True, help="Processes that read pictures."),
         click.option("--cpu", is_flag=True, help="Leave GPUs alone."),

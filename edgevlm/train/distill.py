@@ -110,7 +110,7 @@ def distill(options: DistillOptions, tell: Tell, note: Callable[[str], None]) ->
     items = read_items(options, student, run)
     begun = run.begin(items)
     wanted = Wanted(options.visual_kl > 0, options.relation > 0, options.features > 0)
-    encoder = teacher.encoder(options.max_length, options.max_tiles)
+    encoder = teacher.encoder(options.max_length, options.max_tiles, options.tiled)
     studied = Items(items.records, encoder, options.skip_bad)
     cache = options.cache or run.part / TEACHER
     silent: Tell = lambda what, done, total: None  # noqa: E731

@@ -43,6 +43,7 @@ class TrainOptions:
     gradient_checkpointing: bool = False  # less memory, a third more time
     max_length: int | None = None  # tokens; None: the model's context
     max_tiles: int | None = None
+    tiled: float = 0.0  # share of the pictures that are cut into tiles, though the model's own rule is one tile
     save_every: int = 200  # steps
     workers: int = 0  # processes that read pictures
     cpu: bool = False
@@ -64,6 +65,8 @@ class TrainOptions:
                 raise EdgeVLMError(f"--{name.replace('_', '-')} is {value}: it should be {what}.")
         if not 0 <= self.warmup < 1 or self.workers < 0 or not 0 <= self.weight_decay < math.inf:
             raise EdgeVLMError("--warmup is a share below 1, --workers and --weight-decay are 0 or more: mend them.")
+        if not 0 <= self.tiled <= 1:
+            raise EdgeVLMError(f"--tiled is {self.tiled}: it is a share, from 0 to 1.")
         if self.four_bit and self.lora is None:
             raise EdgeVLMError("--4bit freezes the model in 4 bits: give an adapter to train with --lora R.")
 

@@ -45,7 +45,8 @@ def read_items(options: TrainOptions, source: Source, run: Run) -> Items:
     if records.bad:
         listed = "".join(f"\n  {sentence}" for sentence in records.shown)
         run.note(f"Skipped {records.bad} bad records:{listed}")
-    return Items(records, source.encoder(options.max_length, options.max_tiles), options.skip_bad, pairs)
+    encoder = source.encoder(options.max_length, options.max_tiles, options.tiled)
+    return Items(records, encoder, options.skip_bad, pairs)
 
 
 def describe(run: Run, model: Any, items: Items) -> None:
