@@ -53,7 +53,7 @@ def asked(tiny_bundle: Path, tmp_path: Path) -> Iterator[Questions]:
     bundle = open_bundle(tiny_bundle)
     folder = tmp_path / "questions"
     folder.mkdir()
-    shutil.copy(picture_folder() / "scene-shapes.png", folder / "a.png")
+    shutil.copy(picture_folder() / "scene-things.png", folder / "a.png")
     rows: list[dict[str, Any]] = [
         {"id": str(i), "image": "a.png", "question": f"Question {i}?", "answer": "?", "skill": f"skill {i % 2}"}
         for i in range(4)

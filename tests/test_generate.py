@@ -25,7 +25,7 @@ CASES = {
     "single tile": (["chelsea.jpg"], 1),
     "tiled": (["scene-tall.png"], None),
     "two pictures": (["coffee.jpg", "rocket.jpg"], 1),
-    "two pictures, tiled": (["coffee.jpg", "scene-stars.png"], None),
+    "two pictures, tiled": (["coffee.jpg", "scene-sign.png"], None),
     "text only": ([], None),
 }
 
@@ -133,7 +133,7 @@ def test_sampling_is_reproducible_by_its_seed(pipeline):
 
 
 def test_every_form_of_a_picture_and_of_a_question_is_the_same(fast):
-    path = PICTURES / "scene-shapes.png"
+    path = PICTURES / "scene-things.png"
     with Image.open(path) as image:
         picture = image.convert("RGB")
     buffer = io.BytesIO()

@@ -35,7 +35,8 @@ from edgevlm.scenes.catalogue import (
     words,
 )
 from edgevlm.scenes.labels import patch_labels
-from edgevlm.scenes.showcase import DEMO, demo_scene
+from edgevlm.scenes.layout import layout_split
+from edgevlm.scenes.showcase import DEMO, SAMPLES, demo_scene, sample_scenes
 from edgevlm.scenes.stream import Stream
 
 MANY = 180
@@ -275,3 +276,24 @@ def test_the_demo_picture_is_the_generators() -> None:
         assert shipped.convert("RGB").tobytes() == scene.picture.tobytes()
     assert Counter(item.name for item in scene.objects)["balloon"] == 3
     assert [item.text for item in scene.objects if item.text] == ["PARK"]
+
+
+def test_the_sample_pictures_are_the_generators_and_keep_to_their_split() -> None:
+    for name, scene in sample_scenes().items():
+        with Image.open(SAMPLES / name) as shipped:
+            assert shipped.convert("RGB").tobytes() == scene.picture.tobytes(), name
+        assert layout_split([item.box for item in scene.objects], scene.picture.size) == "val"
+        for item in scene.objects:
+            assert not item.colour or pair_split(item.colour, item.noun) in (None, "val"), item
+            assert not item.text or text_split(item.text) == "val", item
+    shown = {name: Counter(i.name for i in scene.objects) for name, scene in sample_scenes().items()}
+    assert shown["scene-things.png"]["book"] == 3 and shown["scene-tall.png"]["fish"] == 2
+    assert shown["scene-sign.png"]["sign"] == 1
+
+
+def test_every_sample_picture_is_small_and_listed_with_its_licence() -> None:
+    listed = (SAMPLES / "README.md").read_text()
+    names = {path.name for path in SAMPLES.iterdir()} - {"README.md"}
+    assert names > set(sample_scenes()) and len(names) >= 6
+    for name in names:
+        assert f"`{name}`" in listed and (SAMPLES / name).stat().st_size <= 40 * 1024
