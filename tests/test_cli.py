@@ -18,10 +18,12 @@ import pytest
 
 from edgevlm import __version__, gate
 from edgevlm.cli import edgevlm, main
+from edgevlm.commands import demo
+from edgevlm.scenes.showcase import DEMO
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "edgevlm" / "assets" / "pictures"
-PICTURE = PICTURES / "scene-shapes.png"
+PICTURE = PICTURES / "scene-things.png"
 
 
 class Done(NamedTuple):
@@ -138,7 +140,7 @@ def test_components_and_presets_reach_the_recipe(cli: Any, tiny_checkpoint: Path
 
 
 def test_run_streams_the_answer_alone_to_stdout(cli: Any, bundle: Path) -> None:
-    question = "What color is the star?"
+    question = "What colour is the car?"
     plain = cli("run", bundle, PICTURE, question)
     assert plain.code == 0 and plain.err == "" and plain.out.endswith("\n")
     timed = cli("run", bundle, PICTURE, question, "--timings", "--runtime", "eager")
@@ -210,8 +212,12 @@ def test_demo_exports_gates_and_answers(cli: Any, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     done = cli("demo", "--out", out)
     assert done.code == 0, done.err
-    assert "Gate passed." in done.err and str(PICTURE) in done.err and "What color is the star?" in done.err
-    assert done.err.count("peak memory") == done.out.count("\n") == 2
+    assert "Gate passed." in done.err and str(DEMO) in done.err
+    questions = [line for line in done.err.splitlines() if line in demo.QUESTIONS]
+    assert questions == list(demo.QUESTIONS) and done.err.count("peak memory") == 1
+    *short, description = done.out.splitlines()
+    assert short == ["3", "red", "PARK", "no", "left"]
+    assert "balloons" in description and "car" in description and "sign" in description
     (out / "mine.txt").write_text("kept")
     manifest = json.loads((out / "manifest.json").read_text())
     manifest["model"]["source"] = "somebody/else"
@@ -663,7 +669,7 @@ def test_across_shows_engines_side_by_side(cli: Any, apple: Path) -> None:
 
 def test_run_on_coreml(cli: Any, apple: Path) -> None:
     for storage in ("fp16", "fp32"):
-        done = cli("run", apple, PICTURE, "How many squares?", "--runtime", "coreml", "--storage", storage)
+        done = cli("run", apple, PICTURE, "How many books are there?", "--runtime", "coreml", "--storage", storage)
         assert done.code == 0 and done.out.strip() and not done.out.startswith(" ")
-    done = cli("run", apple, PICTURE, "How many squares?", "--runtime", "coreml", "--storage", "fp8")
+    done = cli("run", apple, PICTURE, "How many books are there?", "--runtime", "coreml", "--storage", "fp8")
     assert done.code == 2 and done.err == "Error: Storage 'fp8' does not exist: choose one of fp16, fp32.\n"

@@ -183,9 +183,9 @@ def test_a_fresh_environment_runs_a_bundle_with_the_base_install_alone(
 
     home = tmp_path / "home"
     home.mkdir()
-    picture = ROOT / "edgevlm" / "assets" / "pictures" / "scene-shapes.png"
+    picture = ROOT / "edgevlm" / "assets" / "pictures" / "scene-things.png"
     answer = subprocess.run(
-        [tmp_path / "venv" / "bin" / "edgevlm", "run", bundle, picture, "What color is the star?"],
+        [tmp_path / "venv" / "bin" / "edgevlm", "run", bundle, picture, "What colour is the chair?"],
         cwd=tmp_path, env={**os.environ, "HOME": str(home)}, capture_output=True, text=True,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr

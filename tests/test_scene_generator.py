@@ -36,6 +36,7 @@ from edgevlm.scenes.catalogue import (
 )
 from edgevlm.scenes.labels import patch_labels
 from edgevlm.scenes.layout import layout_split
+from edgevlm.scenes.relations import relation
 from edgevlm.scenes.showcase import DEMO, SAMPLES, demo_scene, sample_scenes
 from edgevlm.scenes.stream import Stream
 
@@ -274,8 +275,12 @@ def test_the_demo_picture_is_the_generators() -> None:
     scene = demo_scene()
     with Image.open(DEMO) as shipped:
         assert shipped.convert("RGB").tobytes() == scene.picture.tobytes()
+    # What `edgevlm demo` asks for, and tests/test_cli.py expects of the model.
     assert Counter(item.name for item in scene.objects)["balloon"] == 3
     assert [item.text for item in scene.objects if item.text] == ["PARK"]
+    things = {item.name: item for item in scene.objects}
+    assert things["car"].colour == "red" and "cat" not in things
+    assert relation(things["bird"], things["house"]) == "left"
 
 
 def test_the_sample_pictures_are_the_generators_and_keep_to_their_split() -> None:

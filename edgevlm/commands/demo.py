@@ -10,10 +10,17 @@ import click
 
 from edgevlm.commands.console import note
 from edgevlm.commands.export import export_bundle
-from edgevlm.commands.run import ask, timings_table
+from edgevlm.commands.run import show_answer, timings_table
 
-PICTURE = Path(__file__).parent.parent / "assets" / "pictures" / "scene-shapes.png"
-QUESTIONS = ("What color is the star?", "How many squares are there?")
+PICTURE = Path(__file__).parent.parent / "assets" / "scenes" / "demo.png"
+QUESTIONS = (
+    "How many balloons are there?",
+    "What colour is the car?",
+    "What does the sign say?",
+    "Is there a cat in the picture?",
+    "Where is the bird compared to the house: left, right, above or below?",
+    "Describe the picture.",
+)
 
 
 @click.command()
@@ -21,15 +28,27 @@ QUESTIONS = ("What color is the star?", "How many squares are there?")
 @click.option("--quantize", default="int4", show_default=True, metavar="[fp32|fp16|int8|int4]")
 def demo(out: str, quantize: str) -> None:
     """Export the shipped model, check it, ask about a picture."""
+    from edgevlm.bundle import open_bundle
+    from edgevlm.generate import Pipeline
+    from edgevlm.runtimes import open_runtime
     from edgevlm.sampling import GenerateOptions
 
     note(f"$ edgevlm export default --target onnx --quantize {quantize} -o {shlex.quote(out)}")
-    bundle = export_bundle("default", out, quantize=quantize, force=_is_demo(Path(out)))
-    for question in QUESTIONS:
-        words = [out, str(PICTURE), question, "--timings"]
-        note(f"\n$ edgevlm run {' '.join(map(shlex.quote, words))}")
-        answer = ask(bundle, [PICTURE], question, GenerateOptions())
-        note(timings_table(answer.timings))
+    bundle = open_bundle(export_bundle("default", out, quantize=quantize, force=_is_demo(Path(out))))
+    note(f"\nNow {len(QUESTIONS)} questions about the picture {PICTURE}")
+    engine = open_runtime(bundle)
+    try:
+        pipeline = Pipeline(bundle, engine)
+        timings = []
+        for question in QUESTIONS:
+            note(f"\n{question}")
+            timings.append(show_answer(pipeline, [PICTURE], question, GenerateOptions()).timings)
+    finally:
+        engine.close()
+    typical = sorted(timings, key=lambda t: t.preprocess + t.encode + t.prefill + t.decode)[len(timings) // 2]
+    note(f"\nTime of one question, the median of these:\n{timings_table(typical)}")
+    words = [out, str(PICTURE), "Is there a dog in the picture?"]
+    note(f"\nAsk your own: edgevlm run {' '.join(map(shlex.quote, words))}")
 
 
 def _is_demo(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from edgevlm.commands.console import note, seconds, size, table
 from edgevlm.errors import EdgeVLMError
 
 if TYPE_CHECKING:
-    from edgevlm.generate import Answer, GenerateOptions, Timings
+    from edgevlm.generate import Answer, GenerateOptions, Pipeline, Timings
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
 
@@ -98,7 +98,7 @@ def ask(
     stream: bool = True,
     storage: str = "fp16",
 ) -> Answer:
-    """Open the bundle on an engine, put the question, write the answer to standard output as it comes."""
+    """Open the bundle on an engine and put the question; `stream` writes the answer to standard output as it comes."""
     from edgevlm.bundle import open_bundle
     from edgevlm.generate import Pipeline
     from edgevlm.runtimes import open_runtime
@@ -106,18 +106,31 @@ def ask(
     bundle = open_bundle(folder)
     engine = open_runtime(bundle, runtime, device=device, threads=threads, storage=storage)
     try:
-        answer = Pipeline(bundle, engine).ask(list(pictures), question, options, max_tiles=tiles)
+        pipeline = Pipeline(bundle, engine)
         if stream:
-            begun = False
-            for piece in answer:
-                # Chat templates that end in "Assistant:" make the first token begin with a space.
-                text = piece if begun else piece.lstrip()
-                begun = begun or bool(text)
-                click.echo(text, nl=False)
-            click.echo()
-        return answer.answer
+            return show_answer(pipeline, pictures, question, options, tiles)
+        return pipeline.answer(list(pictures), question, options, max_tiles=tiles)
     finally:
         engine.close()
+
+
+def show_answer(
+    pipeline: Pipeline,
+    pictures: Sequence[str | Path],
+    question: str,
+    options: GenerateOptions,
+    tiles: int | None = None,
+) -> Answer:
+    """Put the question, write the answer to standard output as it comes."""
+    stream = pipeline.ask(list(pictures), question, options, max_tiles=tiles)
+    begun = False
+    for piece in stream:
+        # Chat templates that end in "Assistant:" make the first token begin with a space.
+        text = piece if begun else piece.lstrip()
+        begun = begun or bool(text)
+        click.echo(text, nl=False)
+    click.echo()
+    return stream.answer
 
 
 def bundle_folder(bundle: str) -> Path:
