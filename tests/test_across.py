@@ -160,8 +160,8 @@ def test_warnings_carry_the_numbers(gguf_bundle, tmp_path):
     single, tiled = gguf_bundle("int4", "default"), gguf_bundle("int4")
     assert tiled.image_spec.split and not single.image_spec.split
     assert stock_warnings(single, COFFEE) == [
-        "coffee.jpg (448 x 299): llama.cpp without edgevlm would encode 2 tiles (72 image tokens) "
-        "where the spec has 1 (36)."
+        "coffee.jpg (448 x 299): llama.cpp without edgevlm would encode 2 tiles (128 image tokens) "
+        "where the spec has 1 (64)."
     ]
     assert stock_warnings(tiled, COFFEE) == []
 
