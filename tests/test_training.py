@@ -59,9 +59,9 @@ def weights_of(folder: Path) -> dict[str, np.ndarray]:
     return {name: checkpoint.read(name) for name in checkpoint.names()}
 
 
-@pytest.mark.parametrize("max_tiles", [1, None])
+@pytest.mark.parametrize(("max_tiles", "tiled"), [(1, 0.0), (None, 0.0), (None, 1.0)])
 def test_a_model_is_shown_what_its_processor_makes(
-    builder: ModuleType, tiny_checkpoint: Path, tmp_path: Path, max_tiles: int | None
+    builder: ModuleType, tiny_checkpoint: Path, tmp_path: Path, max_tiles: int | None, tiled: float
 ) -> None:
     folder = write_data(tmp_path / "data", 2, size=(120, 70))
     turns = [("user", "What is this?"), ("assistant", "A square."), ("user", "Sure?"), ("assistant", "Yes, I am.")]
@@ -70,7 +70,9 @@ def test_a_model_is_shown_what_its_processor_makes(
     line = {"image": "images/000001.png", "conversations": said}
     (folder / "talk.jsonl").write_text(json.dumps(line))
     source = open_source(str(tiny_checkpoint))
-    example = source.encoder(max_tiles=max_tiles).encode(Records(folder / "talk.jsonl")[0])
+    if tiled:  # of a model whose own rule is one tile
+        source = replace(source, image=replace(source.image, split=False))
+    example = source.encoder(max_tiles=max_tiles, tiled=tiled).encode(Records(folder / "talk.jsonl")[0])
 
     processor = builder.load_processor(tiny_checkpoint)
     messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
@@ -310,6 +312,7 @@ def test_a_dialogue_is_cut_after_the_last_answer_that_fits(tiny_checkpoint: Path
         ({"learning_rate": float("nan")}, "--learning-rate is nan"),
         ({"warmup": 1.0}, "--warmup is a share below 1"),
         ({"four_bit": True}, "--lora R"),
+        ({"tiled": 1.5}, "--tiled is 1.5: it is a share"),
     ],
 )
 def test_options_are_checked_at_once(options: TrainOptions, change: dict[str, Any], message: str) -> None:
