@@ -86,7 +86,8 @@ class Encoder:
         except EdgeVLMError as error:
             raise BadRecord(f"{place}: {error}") from None
         cut = zlib.crc32(place.encode()) % 1000 < 1000 * self.tiled
-        return resize_and_split(picture, replace(self.image, split=True) if cut else self.image, max_tiles=self.max_tiles)
+        rule = replace(self.image, split=True) if cut else self.image
+        return resize_and_split(picture, rule, max_tiles=self.max_tiles)
 
     def _dialogue(self, dialogue: tuple[Message, ...], grids: list[Grid], place: str) -> tuple[I64, I64]:
         """ids and targets, cut after the last answer that fits."""
