@@ -313,9 +313,11 @@ def test_stock_llama_cpp_opens_the_pair_and_answers_right(stock):
 def test_stock_llama_cpp_tokenizes_as_the_bundle_does(stock, gguf_bundle):
     bundle = gguf_bundle("int4", "default")
     prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
-    for question in ("How many red balloons?", "<loc_0><loc_63> <loc_64>", "né 123 'tis\n\n\n x  y\t\U0001f600!", " a", "1 2 33"):
+    boxes = "<loc_0><loc_63> <loc_64>"
+    for question in ("How many red balloons?", boxes, "né 123 'tis\n\n\n x  y\t\U0001f600!", " a", "1 2 33"):
         text = f"<|im_start|>User: {question}<end_of_utterance>\nAssistant:"
         assert stock.tokenize(text.encode(), add_bos=False, special=True) == prompter.encode(question).tolist()
+    assert stock.detokenize(stock.tokenize(boxes.encode(), add_bos=False, special=True)).decode() == boxes
     assert stock.token_eos() == bundle.prompt_spec.stop_ids[0] and stock.token_bos() == bundle.prompt_spec.bos_id
 
 
