@@ -1,304 +1,131 @@
 """Train the default model: `python -m edgevlm.train.default --out DIR`; again, it goes on where it stopped.
 
-1. Coarse labels teach the encoder, per patch and per image token, which shape and colour is there.
-2. Sharp labels add exact outlines, and counts that come out right.
-3. The decoder learns to answer questions about what the encoder gives it.
-4. Everything goes on together; the encoder learns more slowly, still with its labels.
+1. Compose a fresh encoder and a fresh decoder.                          DIR/base
+2. Labels per patch teach the encoder and the projector.                 DIR/seen
+3. The decoder learns to talk about what they give it.                   DIR/align
+4. Everything learns on.                                                 DIR/talk
+5. For a while some pictures come in tiles.                              DIR/tiled
+6. The same through the quantizer, its own float self as teacher.        DIR/aware
+DIR/model is the last of these, stored in fp16.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import signal
 import sys
-import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
+from edgevlm.commands.console import note, progress_bar
 from edgevlm.errors import EdgeVLMError
-from edgevlm.train.build import build_config, build_model, build_tokenizer, save
-from edgevlm.train.card import write_card
-from edgevlm.train.data import Batch, Batches
-from edgevlm.train.evaluate_default import accuracy_table, evaluate
-from edgevlm.train.network import LabelHeads, encode, label_loss, question_loss, score
+from edgevlm.folders import partial_folder, publish
+from edgevlm.scenes import write_scenes
+from edgevlm.train.default_parts import Shape, build
+from edgevlm.train.distill import distill
+from edgevlm.train.models import open_source, quiet_transformers, save
+from edgevlm.train.options import PARTS, DistillOptions, TrainOptions
+from edgevlm.train.pretrain import PretrainOptions, pretrain
+from edgevlm.train.run import train
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class Recipe:
     out: Path
-    coarse_steps: int = 1600
-    sharp_steps: int = 1200
-    decoder_steps: int = 900
-    joint_steps: int = 4200
+    pictures: int = 20000  # of the train split, three rounds of questions each
+    label_steps: int = 2900
+    align_steps: int = 700
+    talk_steps: int = 1900
+    tiled_steps: int = 100
+    qad_steps: int = 200
     batch: int = 16  # pictures
-    learning_rate: float = 1e-3
-    encoder_share: float = 0.1  # of the learning rate, in stage 4
-    label_weight: float = 0.3  # of the labels' loss, in stage 4
-    ema: float = 0.997
     threads: int = 2
-    workers: int = 1  # processes that draw scenes
-    save_every: int = 100
     seed: int = 0
-    test_scenes: int = 2000
+    larger: bool = False  # the teacher's shape
 
     def __post_init__(self) -> None:
-        sizes = (
-            self.coarse_steps,
-            self.sharp_steps,
-            self.decoder_steps,
-            self.joint_steps,
-            self.batch,
-            self.threads,
-            self.test_scenes,
+        if min(getattr(self, name) for name in NUMBERS if name != "seed") < 1:
+            raise EdgeVLMError("Training was given a number below 1: pictures, steps, batch and threads are 1 or more.")
+
+
+NUMBERS = (
+    "pictures", "label_steps", "align_steps", "talk_steps", "tiled_steps", "qad_steps", "batch", "threads", "seed",
+)  # fmt: skip
+TEACHER = Shape(vision_layers=8, layers=8)
+
+
+def make(recipe: Recipe) -> Path:
+    """Run every stage whose folder is not there yet; the model's folder."""
+    out = recipe.out
+    out.mkdir(parents=True, exist_ok=True)
+    data = out / "scenes"
+    shared: dict[str, Any] = {
+        "data": data, "batch": recipe.batch, "bf16": True, "cpu": True, "save_every": 100, "seed": recipe.seed,
+    }  # fmt: skip
+    if not (out / "base").exists():
+        build(out / "base", TEACHER if recipe.larger else Shape(), recipe.seed)
+    if not (out / "seen").exists():
+        labels = PretrainOptions(
+            str(out / "base"), out / "seen", recipe.label_steps, learning_rate=1.5e-3, seed=recipe.seed
         )
-        if min(sizes) < 1 or self.workers < 0:
-            raise EdgeVLMError(
-                "Training was given a size below 1: steps, batch, threads and scenes are 1 or more; raise it."
-            )
+        pretrain(labels, Console(stderr=True))
+    with progress_bar() as progress:
+        if not data.exists():
+            write_scenes(data, "train", 1, recipe.pictures, rounds=3, progress=progress)
 
-    @property
-    def label_steps(self) -> int:
-        return self.coarse_steps + self.sharp_steps
+        def stage(run: Callable[..., Path | None], options: TrainOptions) -> None:
+            if not options.out.exists():
+                run(options, progress, note)
 
-    @property
-    def steps(self) -> int:
-        return self.label_steps + self.decoder_steps + self.joint_steps
-
-    def rate(self, step: int) -> float:
-        """Three times (coarse, sharp, questions): a warm-up, then constant, then down to a fiftieth.
-
-        The way down is the last quarter of stage 1, the last two thirds of stage 2, and stage 4, there as a
-        parabola: counting is learnt at small rates. Until it begins, a run may be given more steps.
-        """
-        power = 1
-        if step < self.coarse_steps:
-            first, end, fall = 0, self.coarse_steps, 0.25 * self.coarse_steps
-        elif step < self.label_steps:
-            first, end, fall = self.coarse_steps, self.label_steps, self.sharp_steps * 2 / 3
-        else:
-            first, end, fall, power = self.label_steps, self.steps, float(self.joint_steps), 2
-        left = min(1.0, (end - step) / fall)
-        return self.learning_rate * min(1.0, (step - first + 1) / 100) * (0.02 + 0.98 * left**power)
-
-
-class _Stream(Dataset[Batch]):
-    """Batch by step number; labels need no questions."""
-
-    def __init__(self, options: TrainOptions, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.label_steps = options.label_steps
-        self.plain = Batches(tokenizer, options.batch, with_questions=False)
-        self.asked = Batches(tokenizer, options.batch)
-
-    def __getitem__(self, step: int) -> Batch:
-        torch.set_num_threads(1)
-        return (self.plain if step < self.label_steps else self.asked).batch(step)
-
-
-@dataclass
-class Training:
-    """Everything that one checkpoint holds."""
-
-    options: TrainOptions
-    model: SmolVLMForConditionalGeneration
-    heads: LabelHeads
-    step: int = 0
-    seconds: float = 0.0
-    average: list[Tensor] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        encoder = [
-            *self.model.model.vision_model.parameters(),
-            *self.model.model.connector.parameters(),
-            *self.heads.parameters(),
-        ]
-        known = {id(p) for p in encoder}
-        decoder = [p for p in self.model.parameters() if id(p) not in known]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": encoder}, {"params": decoder}],
-            lr=self.options.learning_rate,
-            betas=(0.9, 0.98),
-            fused=True,
-            weight_decay=0.02,
-        )
-
-    @property
-    def path(self) -> Path:
-        return self.options.out / "state.pt"
-
-    def advance(self, batch: Batch) -> float:
-        """One optimizer step; the loss."""
-        options, asking = self.options, self.step >= self.options.label_steps
-        joint = self.step >= options.label_steps + options.decoder_steps
-        rate = options.rate(self.step)
-        encoder, decoder = self.optimizer.param_groups
-        encoder["lr"], decoder["lr"] = rate * (options.encoder_share if asking else 1.0), rate
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = (
-                question_loss(self.model, self.heads, batch, options.label_weight if joint else 0.0)
-                if asking
-                else label_loss(self.model, self.heads, batch, sharp=self.step >= options.coarse_steps)
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-        if asking:
-            self._follow()
-        return float(loss.detach())
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Exponential moving average of the weights: what is shipped."""
-        current = list(self.model.parameters())
-        if not self.average:
-            self.average = [p.detach().clone() for p in current]
-        done = self.step - self.options.label_steps
-        weight = 1 - min(self.options.ema, (1 + done) / (10 + done))
-        torch._foreach_lerp_(self.average, [p.detach() for p in current], weight)
-
-    @torch.no_grad()
-    def use_average(self) -> None:
-        for parameter, mean in zip(self.model.parameters(), self.average, strict=True):
-            parameter.copy_(mean)
-
-    def save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "heads": self.heads.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average,
-            "step": self.step,
-            "seconds": self.seconds,
-            "plan": self.plan,
-        }
-        beside = self.path.with_suffix(".part")
-        torch.save(state, beside)
-        os.replace(beside, self.path)
-
-    def resume(self) -> None:
-        state = torch.load(self.path, weights_only=True)
-        if state["plan"] != self.plan:
-            raise EdgeVLMError(
-                f"{self.path} was begun with coarse steps, batch and seed {state['plan']}, "
-                f"now asked for {self.plan}: "
-                "give the same numbers, or another --out."
-            )
-        self.model.load_state_dict(state["model"])
-        self.heads.load_state_dict(state["heads"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]
-
-    @property
-    def plan(self) -> list[int]:
-        options = self.options
-        return [options.coarse_steps, options.batch, options.seed]
-
-
-def begin(options: TrainOptions) -> tuple[Training, PreTrainedTokenizerFast]:
-    """A fresh training, or the one that `options.out` holds."""
-    torch.manual_seed(options.seed)
-    torch.set_num_threads(options.threads)
-    tokenizer = build_tokenizer()
-    model = build_model(build_config(tokenizer))
-    for part in (model.model.vision_model, model.model.text_model):
-        part.config._attn_implementation = "eager"  # on CPUs the fused kernel's backward pass takes a third longer
-    training = Training(
-        options,
-        model,
-        LabelHeads(model.config.vision_config.hidden_size, model.config.text_config.hidden_size),
-    )
-    if training.path.exists():
-        training.resume()
-    return training, tokenizer
-
-
-def validate(training: Training, tokenizer: PreTrainedTokenizerFast, scenes: int = 128) -> dict[str, float]:
-    """Accuracies on validation scenes, with the current weights."""
-    batches = Batches(tokenizer, 64, split="validation")
-    asking = training.step > training.options.label_steps
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        if not asking:
-            batch = batches.batch(0)
-            return {
-                "counted": training.heads.accuracy(
-                    encode(training.model, torch.from_numpy(batch.pixels)[:, -1])[1], batch
-                )
-            }
-        rows = [row for n in range(scenes // 64) for row in score(training.model, batches.batch(n))]
-    skills = sorted({skill for skill, _, _ in rows})
-    return {s: round(sum(r for k, _, r in rows if k == s) / sum(k == s for k, _, _ in rows), 4) for s in skills}
-
-
-def train(options: TrainOptions, console: Console) -> dict[str, Any]:
-    """Train, save to `options.out / "model"`, measure, write the card; the measured figures."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    training, tokenizer = begin(options)
-    log = options.out / "train.log"
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    loader = DataLoader(
-        _Stream(options, tokenizer),
-        batch_size=None,
-        sampler=range(training.step, options.steps),
-        num_workers=options.workers,
-        prefetch_factor=6 if options.workers else None,
-    )
-    mark, running = time.monotonic(), 0.0
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("training", total=options.steps, completed=training.step)
-        for batch in loader:
-            loss = training.advance(batch)
-            running = loss if running == 0 else 0.97 * running + 0.03 * loss
-            progress.update(task, completed=training.step, description=f"loss {running:.3f}")
-            last = training.step in (options.coarse_steps, options.label_steps, options.steps)
-            if training.step % options.save_every == 0 or last:
-                training.seconds += time.monotonic() - mark
-                line = {"step": training.step, "seconds": round(training.seconds), "loss": round(running, 4)}
-                with log.open("a") as out:
-                    out.write(json.dumps(line | validate(training, tokenizer)) + "\n")
-                training.save()
-                mark = time.monotonic()
-    training.use_average()
-    folder = options.out / "model"
-    save(folder, training.model, tokenizer)
-    figures = evaluate(folder, options.test_scenes)
-    names = ("coarse_steps", "sharp_steps", "decoder_steps", "joint_steps", "batch", "threads")
-    figures["training"] = {n: getattr(options, n) for n in names} | {"seconds": round(training.seconds)}
-    write_card(folder, figures)
-    console.print(accuracy_table(figures))
-    return figures
+        align = TrainOptions(
+            str(out / "seen"), out=out / "align", stage="align", train=("decoder",), learning_rate=1e-3,
+            steps=recipe.align_steps, **shared,
+        )  # fmt: skip
+        stage(train, align)
+        talk = TrainOptions(
+            str(out / "align"), out=out / "talk", train=PARTS, learning_rate=7e-4, encoder_rate=0.3,
+            steps=recipe.talk_steps, **shared,
+        )  # fmt: skip
+        stage(train, talk)
+        tiled = TrainOptions(
+            str(out / "talk"), out=out / "tiled", train=PARTS, learning_rate=1e-4, encoder_rate=0.3, tiled=0.25,
+            steps=recipe.tiled_steps, **shared,
+        )  # fmt: skip
+        stage(train, tiled)
+        aware = DistillOptions(
+            str(out / "tiled"), out=out / "aware", teacher=str(out / "tiled"), cache=out / "lessons", train=PARTS,
+            learning_rate=2e-5, steps=recipe.qad_steps, cross_entropy=0.0, quantize="int4", **shared,
+        )  # fmt: skip
+        stage(distill, aware)
+    if not (out / "model").exists():
+        quiet_transformers()
+        source = open_source(str(out / "aware"))
+        with partial_folder(out / "model") as partial:
+            save(source.load(), source, partial, base="", dtype=torch.float16)
+            publish(partial, out / "model")
+    return out / "model"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    defaults = TrainOptions(Path())
-    parser = argparse.ArgumentParser(prog="python -m edgevlm.train.default", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="checkpoints, log and, in model/, the trained model")
-    for name in (
-        "coarse_steps",
-        "sharp_steps",
-        "decoder_steps",
-        "joint_steps",
-        "batch",
-        "threads",
-        "workers",
-        "seed",
-        "test_scenes",
-    ):
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=int, default=getattr(defaults, name), help=f"default {getattr(defaults, name)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the drawing process ends too
+    defaults = Recipe(Path())
+    parser = argparse.ArgumentParser(
+        prog="python -m edgevlm.train.default",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    for name in NUMBERS:
+        value = getattr(defaults, name)
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=value, help=f"default {value}")
+    parser.add_argument("--larger", action="store_true", help="the teacher: two more layers in encoder and decoder")
+    recipe = Recipe(**vars(parser.parse_args(arguments)))
+    torch.set_num_threads(recipe.threads)
     try:
-        train(TrainOptions(**vars(parser.parse_args(arguments))), Console(stderr=True))
+        print(make(recipe))
     except EdgeVLMError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,0 +1,355 @@
+"""Teach an encoder and its projector what Scenes knows of every patch, before a decoder learns to talk about it.
+
+    python -m edgevlm.train.pretrain MODEL --out OUT --steps 3000      resumable
+
+Ground truth of a generated picture is free: which thing, colour, letter and box each patch shows, and per image token
+where things and letters have their centres. Linear heads read these from the patches and from the image tokens; the
+heads are thrown away. Half of the pictures are of Scenes' own training split, half are crowded: more things, more
+signs, so that a picture teaches more letters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.folders import check_replaceable, partial_folder, publish
+from edgevlm.image_spec import ImageSpec
+from edgevlm.preprocess import normalize, resize_and_split
+from edgevlm.scenes.catalogue import CHARACTERS, COLOUR_NAMES, NOUN_INDEX
+from edgevlm.scenes.crowd import make_crowd
+from edgevlm.scenes.generator import make_scene
+from edgevlm.scenes.labels import COLOUR_CLASSES, LETTER_CLASSES, NOUN_CLASSES, patch_labels
+from edgevlm.scenes.scene import Scene
+from edgevlm.train.models import Source, open_source, save
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
+_TURN = 16  # batches that are drawn at once
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    model: str
+    out: Path
+    steps: int = 3000
+    batch: int = 24  # pictures
+    learning_rate: float = 1e-3
+    fall: float = 0.4  # of the steps, over which the rate falls to nothing
+    workers: int = 2  # processes that draw
+    save_every: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch, self.save_every) < 1 or self.workers < 0 or not 0 < self.fall <= 1:
+            raise EdgeVLMError("Steps, batch and save-every are 1 or more, workers 0 or more, fall above 0 to 1.")
+
+    def rate(self, step: int) -> float:
+        left = (self.steps - step) / (self.fall * self.steps)
+        return self.learning_rate * min(1.0, (step + 1) / 150, left)
+
+
+class Labels(NamedTuple):
+    """Of one picture on a grid of P x P patches, in which s x s patches make an image token; G = P / s."""
+
+    noun: I64  # (P, P)
+    colour: I64  # (P, P)
+    letter: I64  # (P, P, 2) of each half of the patch, left and right
+    edges: F32  # (P, P, 4) the object's box from the patch's middle, in pictures
+    things: F32  # (G * G, s * s, nouns) parts of objects whose centres are near each patch's middle; they add up
+    thing_colour: I64  # (G * G, s * s) of the object with the largest part; 0 for none
+    thing_edges: F32  # (G * G, s * s, 4)
+    characters: I64  # (G * G, 2 * s * s) whose box has its centre in that half patch; 0 for none
+
+
+def scene_labels(scene: Scene, side: int, scale: int) -> Labels:
+    plain, halves = patch_labels(scene, side, side), patch_labels(scene, side, 2 * side)
+    middle = (np.arange(side, dtype=np.float32) + 0.5) / side
+    here = np.stack(np.broadcast_arrays(middle, middle[:, None], middle, middle[:, None]), -1)
+    things = np.zeros((side, side, NOUN_CLASSES - 1), np.float32)
+    most = np.zeros((side, side), np.float32)
+    colour = np.zeros((side, side), np.int64)
+    edges = np.zeros((side, side, 4), np.float32)
+    characters = np.zeros((side, 2 * side), np.int64)
+    width, height = scene.picture.size
+    for item in scene.objects:
+        box = np.array(scene.fraction(item.box), np.float32)
+        share = np.outer(_shares((box[1] + box[3]) / 2, side), _shares((box[0] + box[2]) / 2, side))
+        things[..., NOUN_INDEX[item.name]] += share
+        first = share > most
+        colour[first] = COLOUR_NAMES.index(item.colour) + 1 if item.colour else 0
+        edges[first] = box
+        most = np.maximum(most, share)
+        for character, (left, top, right, bottom) in item.letters:
+            row, column = (top + bottom) / 2 / height * side, (left + right) / width * side
+            characters[min(int(row), side - 1), min(int(column), 2 * side - 1)] = CHARACTERS.index(character) + 1
+    return Labels(
+        plain.noun, plain.colour, halves.letter.reshape(side, side, 2), plain.box - here,
+        _tokens(things, scale), _tokens(colour, scale), _tokens(edges - here, scale),
+        _tokens(characters.reshape(side, side, 2), scale).reshape((side // scale) ** 2, -1),
+    )  # fmt: skip
+
+
+def _shares(place: float, cells: int) -> F32:
+    """Linear interpolation weights of a place in 0..1 among cell centres; they add up to 1."""
+    distance = np.abs(np.clip(place * cells, 0.5, cells - 0.5) - (np.arange(cells) + 0.5))
+    shares: F32 = np.maximum(0.0, 1.0 - distance).astype(np.float32)
+    return shares
+
+
+def _tokens(grid: npt.NDArray[Any], scale: int) -> npt.NDArray[Any]:
+    """(P, P, ...) to (G * G, s * s, ...)."""
+    cells, rest = len(grid) // scale, grid.shape[2:]
+    split = grid.reshape(cells, scale, cells, scale, *rest).swapaxes(1, 2)
+    return split.reshape(cells * cells, scale * scale, *rest)
+
+
+class Heads(nn.Module):
+    """Linear readings of patches (B, P * P, W) and image tokens (B, G * G, D)."""
+
+    PATCH = (NOUN_CLASSES, COLOUR_CLASSES, 2 * LETTER_CLASSES, 4)
+
+    def __init__(self, vision_width: int, text_width: int, scale: int) -> None:
+        super().__init__()
+        cells = scale * scale
+        self.token_sizes = [n * cells for n in (NOUN_CLASSES, COLOUR_CLASSES, 4, 2 * LETTER_CLASSES)]
+        self.patch = nn.Linear(vision_width, sum(self.PATCH))
+        self.norm = nn.LayerNorm(text_width)
+        self.token = nn.Linear(text_width, sum(self.token_sizes))
+
+    def losses(self, patches: Tensor, tokens: Tensor, labels: Labels) -> dict[str, Tensor]:
+        """Cross-entropies are sums over the places that show something, divided by their number: most show nothing."""
+        target = Labels(*(torch.as_tensor(x) for x in labels))
+        noun, colour, letter, edges = self.patch(patches).float().split(self.PATCH, -1)
+        nouns = target.noun.flatten(1)
+        held = nouns > 0
+        found = {
+            "noun": _entropy(noun, nouns),
+            "colour": _shown(colour, target.colour.flatten(1)),
+            "letter": _entropy(letter.unflatten(-1, (2, -1)), target.letter.flatten(1, 2)),
+            "box": 8 * F.smooth_l1_loss(edges[held], target.edges.flatten(1, 2)[held], beta=0.05),
+        }
+        things, colours, edges, letters = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
+        cells = target.things.shape[2]
+        logs = things.unflatten(-1, (cells, -1)).log_softmax(-1)
+        share = target.things.sum(-1)
+        nothing = (1 - share).clamp(min=0)
+        held = share >= 0.2
+        count = target.things.sum((1, 2))  # (B, nouns)
+        entropy = -((target.things * logs[..., 1:]).sum() + (nothing * logs[..., 0]).sum())
+        return found | {
+            "things": entropy / count.sum().clamp(min=1),
+            "thing colour": _shown(colours.unflatten(-1, (cells, -1)), target.thing_colour),
+            "thing box": 8 * F.smooth_l1_loss(
+                edges.unflatten(-1, (cells, 4))[held], target.thing_edges[held], beta=0.05
+            ),
+            "count": F.smooth_l1_loss(logs[..., 1:].exp().sum((1, 2)), count, beta=0.2, reduction="sum")
+            / count.sum().clamp(min=1),
+            "characters": _entropy(letters.unflatten(-1, (2 * cells, -1)), target.characters),
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def accuracy(self, patches: Tensor, tokens: Tensor, labels: Labels) -> dict[str, float]:
+        """Shares of what is there that is read right."""
+        target = Labels(*(torch.as_tensor(x) for x in labels))
+        noun, colour, _, _ = self.patch(patches).float().split(self.PATCH, -1)
+        things, _, edges, letters = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
+        cells = target.things.shape[2]
+        seen = things.unflatten(-1, (cells, -1)).softmax(-1)[..., 1:].sum((1, 2)).round()
+        held = target.things.sum(-1) >= 0.5
+        error = (edges.unflatten(-1, (cells, 4))[held] - target.thing_edges[held]).abs()
+        return {
+            "noun": _right(noun, target.noun.flatten(1)),
+            "colour": _right(colour, target.colour.flatten(1)),
+            "counts": float((seen == target.things.sum((1, 2)).round()).all(-1).float().mean()),
+            "letters": _right(letters.unflatten(-1, (2 * cells, -1)), target.characters),
+            "box error": float(error.mean()),
+        }
+
+
+def _entropy(logits: Tensor, target: Tensor) -> Tensor:
+    each = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="sum")
+    return each / (target > 0).sum().clamp(min=1)
+
+
+def _shown(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy where the label is not 0."""
+    where = target > 0
+    return F.cross_entropy(logits[where], target[where], reduction="sum") / where.sum().clamp(min=1)
+
+
+def _right(logits: Tensor, target: Tensor) -> float:
+    where = target > 0
+    return float((logits.argmax(-1)[where] == target[where]).float().mean())
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batch by number, so that a run goes on exactly where it stopped."""
+
+    image: ImageSpec
+    side: int
+    scale: int
+    size: int
+    seed: int
+    split: Any = "train"
+
+    def __call__(self, number: int) -> tuple[U8, Labels]:
+        tiles, labels = [], []
+        for index in range(number * self.size, (number + 1) * self.size):
+            crowded = self.split == "train" and index % 2
+            scene = make_crowd(self.seed, index) if crowded else make_scene(self.split, self.seed, index)
+            tiles.append(resize_and_split(np.asarray(scene.picture), self.image, max_tiles=1)[0][0])
+            labels.append(scene_labels(scene, self.side, self.scale))
+        return np.stack(tiles), Labels(*(np.stack(columns) for columns in zip(*labels, strict=True)))
+
+    def stream(self, start: int, end: int, workers: int) -> Iterator[tuple[U8, Labels]]:
+        """Drawn in turns with training: on a small machine, drawing beside it halves the speed of both."""
+        if workers == 0:
+            yield from map(self, range(start, end))
+            return
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            for first in range(start, end, _TURN):
+                yield from list(pool.map(self, range(first, min(first + _TURN, end))))
+
+
+def encode(model: Any, tiles: U8, image: ImageSpec) -> tuple[Tensor, Tensor]:
+    """uint8 (B, S, S, 3) to patches (B, P * P, W) and image tokens (B, G * G, D)."""
+    pixels = torch.from_numpy(normalize(tiles, image))
+    side = model.config.vision_config.image_size // model.config.vision_config.patch_size
+    mask = torch.ones(len(pixels), side, side, dtype=torch.bool)
+    patches = model.model.vision_model(pixel_values=pixels, patch_attention_mask=mask).last_hidden_state
+    return patches, model.model.connector(patches)
+
+
+class Pretraining:
+    """Everything that a checkpoint holds."""
+
+    def __init__(self, source: Source, options: PretrainOptions) -> None:
+        torch.manual_seed(options.seed)
+        self.options, self.image = options, source.image
+        self.model = source.load()
+        # On CPUs the fused kernel's backward pass takes a third longer.
+        self.model.model.vision_model.config._attn_implementation = "eager"
+        config = self.model.config
+        self.heads = Heads(config.vision_config.hidden_size, config.text_config.hidden_size, config.scale_factor)
+        trained = [*self.model.model.vision_model.named_parameters(), *self.model.model.connector.named_parameters()]
+        self.parameters = [p for _, p in trained] + list(self.heads.parameters())
+        # Muon (Jordan 2024; torch.optim.Muon) is for the matrices inside.
+        inner = [p for name, p in trained if p.ndim == 2 and "position" not in name]
+        chosen = {id(p) for p in inner}
+        self.optimizers = [
+            torch.optim.Muon(inner, lr=0.0, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(
+                [p for p in self.parameters if id(p) not in chosen], lr=0.0, betas=(0.9, 0.98), weight_decay=0.02,
+                fused=True,
+            ),
+        ]  # fmt: skip
+        self.step = 0
+
+    @property
+    def path(self) -> Path:
+        return self.options.out.with_name(self.options.out.name + ".part") / "state.pt"
+
+    def advance(self, tiles: U8, labels: Labels) -> dict[str, float]:
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = self.options.rate(self.step)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = self.heads.losses(*encode(self.model, tiles, self.image), labels)
+        sum(losses.values()).backward()  # type: ignore[union-attr]
+        torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        return {name: float(loss.detach()) for name, loss in losses.items()}
+
+    def save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+        }
+        torch.save(state, self.path.with_suffix(".new"))
+        os.replace(self.path.with_suffix(".new"), self.path)
+
+    def resume(self) -> None:
+        state = torch.load(self.path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step = state["step"]
+
+
+def pretrain(options: PretrainOptions, console: Console) -> Path:
+    """Train vision and projector of `options.model` on labels; the new model's folder."""
+    check_replaceable(options.out, False, "config.json", "checkpoint")
+    source = open_source(options.model)
+    training = Pretraining(source, options)
+    training.path.parent.mkdir(parents=True, exist_ok=True)
+    if training.path.exists():
+        training.resume()
+    side = source.spec.vision.image_size // source.spec.vision.patch_size
+    batches = Batches(source.image, side, training.model.config.scale_factor, options.batch, options.seed)
+    held_out = Batches(source.image, side, training.model.config.scale_factor, 96, options.seed, "val")(0)
+    log = training.path.with_name("log.jsonl")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    mean: dict[str, float] = {}
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("labels", total=options.steps, completed=training.step)
+        for tiles, labels in batches.stream(training.step, options.steps, options.workers):
+            for name, loss in training.advance(tiles, labels).items():
+                mean[name] = 0.98 * mean.get(name, loss) + 0.02 * loss
+            progress.update(task, completed=training.step, description=f"loss {sum(mean.values()):.3f}")
+            if training.step % options.save_every == 0 or training.step == options.steps:
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                    right = training.heads.accuracy(*encode(training.model, held_out[0], source.image), held_out[1])
+                line = {"step": training.step} | {f"{k} right": round(v, 4) for k, v in right.items()}
+                with log.open("a") as out:
+                    out.write(json.dumps(line | {k: round(v, 4) for k, v in mean.items()}) + "\n")
+                training.save()
+    with partial_folder(options.out) as partial:
+        save(training.model, source, partial, base=options.model, dtype=torch.float32)
+        shutil.copyfile(log, partial / "labels.jsonl")
+        publish(partial, options.out)
+    shutil.rmtree(training.path.parent)
+    return options.out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    defaults = PretrainOptions("", Path())
+    parser = argparse.ArgumentParser(prog="python -m edgevlm.train.pretrain", description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--out", type=Path, required=True)
+    for name in ("steps", "batch", "learning_rate", "fall", "workers", "save_every", "seed"):
+        value = getattr(defaults, name)
+        parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value, help=f"default {value}")
+    parser.add_argument("--threads", type=int, default=2)
+    given = vars(parser.parse_args(arguments))
+    torch.set_num_threads(given.pop("threads"))
+    pretrain(PretrainOptions(**given), Console(stderr=True))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
