@@ -256,3 +256,16 @@ def test_the_verb_writes_and_says_how_much(tmp_path: Path) -> None:
     found = read_questions(tmp_path / "out")
     assert (found.split, found.seed, found.count) == ("train", 9, 3)
     assert f"3 pictures and {len(found.questions)} questions" in done.stderr and not done.stdout
+
+
+def test_more_rounds_ask_more_of_the_same_pictures(tmp_path: Path) -> None:
+    for rounds in ("1", "3"):
+        arguments = ["scenes", f"{tmp_path}/{rounds}", "--split", "train", "--count", "4", "--rounds", rounds]
+        assert CliRunner().invoke(edgevlm, arguments).exit_code == 0
+    once, thrice = (read_questions(tmp_path / rounds) for rounds in ("1", "3"))
+    assert len(thrice.questions) > 1.5 * len(once.questions)
+    assert len({(q.image, q.question) for q in thrice.questions}) == len(thrice.questions)
+    images = [sorted(path.read_bytes() for path in (tmp_path / rounds / "images").iterdir()) for rounds in ("1", "3")]
+    assert images[0] == images[1]
+    refused = CliRunner().invoke(edgevlm, ["scenes", f"{tmp_path}/0", "--rounds", "0"])
+    assert refused.exit_code != 0 and not (tmp_path / "0").exists()

@@ -42,11 +42,13 @@ def write_scenes(
     *,
     force: bool = False,
     size: tuple[int, int] | None = None,
+    rounds: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> int:
     """Write the first `count` scenes of (split, seed) and their questions to `out`; returns the number of questions.
 
-    The folder appears under its name when it is whole. `force` replaces an earlier Scenes folder.
+    More `rounds` ask more of each picture (training wants that). The folder appears under its name when it is whole.
+    `force` replaces an earlier Scenes folder.
     """
     from edgevlm.scenes.ask import ask
     from edgevlm.scenes.generator import scenes
@@ -57,7 +59,7 @@ def write_scenes(
         (partial / "images").mkdir()
         with (partial / QUESTIONS).open("w", encoding="utf-8", newline="\n") as lines:
             for number, scene in enumerate(scenes(split, seed, count, size), 1):
-                questions = ask(scene)
+                questions = ask(scene, rounds)
                 scene.picture.save(partial / questions[0].image, compress_level=4)
                 for question in questions:
                     lines.write(json.dumps(question.to_dict(), ensure_ascii=False) + "\n")
