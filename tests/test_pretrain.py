@@ -17,7 +17,8 @@ from edgevlm.scenes.crowd import make_crowd
 from edgevlm.scenes.generator import make_scene
 from edgevlm.scenes.question import loc_answer
 from edgevlm.train.default_parts import Shape, build, build_tokenizer
-from edgevlm.train.pretrain import Batches, PretrainOptions, pretrain, scene_labels
+from edgevlm.train.label_heads import scene_labels
+from edgevlm.train.pretrain import Batches, PretrainOptions, pretrain
 
 SMALL = Shape(vision_width=64, vision_layers=1, vision_mlp=96, width=128, layers=1, mlp=96, tile=64, patch=8)
 TOKENIZER = build_tokenizer()

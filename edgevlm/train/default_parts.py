@@ -20,6 +20,7 @@ from transformers import (
     set_seed,
 )
 
+from edgevlm.commands.console import note
 from edgevlm.scenes import ask, phrases, scenes
 from edgevlm.scenes.catalogue import COLOUR_NAMES, NOUNS, SIGN
 from edgevlm.scenes.question import LOC_BINS
@@ -137,12 +138,10 @@ def build(out: Path, shape: Shape, seed: int = 0) -> Path:
     encoder.save_pretrained(halves[0])
     decoder.save_pretrained(halves[1])
     tokenizer.save_pretrained(halves[1])
-    compose(
-        ComposeOptions(
-            *map(str, halves), "pixel-shuffle", out, scale_factor=shape.scale, tiles=0, seed=seed, force=True
-        ),
-        print,
+    options = ComposeOptions(
+        str(halves[0]), str(halves[1]), "pixel-shuffle", out, scale_factor=shape.scale, tiles=0, seed=seed, force=True
     )
+    compose(options, note)
     path = out / "preprocessor_config.json"
     settings = json.loads(path.read_text())
     settings["size"] = {"longest_edge": 2 * shape.tile}  # --tiles cuts 2 x 2; one tile keeps the short side sharp

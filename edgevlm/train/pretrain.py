@@ -19,29 +19,24 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.folders import check_replaceable, partial_folder, publish
 from edgevlm.image_spec import ImageSpec
 from edgevlm.preprocess import normalize, resize_and_split
-from edgevlm.scenes.catalogue import CHARACTERS, COLOUR_NAMES, NOUN_INDEX
 from edgevlm.scenes.crowd import make_crowd
 from edgevlm.scenes.generator import make_scene
-from edgevlm.scenes.labels import COLOUR_CLASSES, LETTER_CLASSES, NOUN_CLASSES, patch_labels
-from edgevlm.scenes.scene import Scene
+from edgevlm.train.label_heads import Heads, Labels, Targets, scene_labels, stack
 from edgevlm.train.models import Source, open_source, save
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 _TURN = 16  # batches that are drawn at once
 
@@ -67,140 +62,6 @@ class PretrainOptions:
         return self.learning_rate * min(1.0, (step + 1) / 150, left)
 
 
-class Labels(NamedTuple):
-    """Of one picture on a grid of P x P patches, in which s x s patches make an image token; G = P / s."""
-
-    noun: I64  # (P, P)
-    colour: I64  # (P, P)
-    letter: I64  # (P, P, 2) of each half of the patch, left and right
-    edges: F32  # (P, P, 4) the object's box from the patch's middle, in pictures
-    things: F32  # (G * G, s * s, nouns) parts of objects whose centres are near each patch's middle; they add up
-    thing_colour: I64  # (G * G, s * s) of the object with the largest part; 0 for none
-    thing_edges: F32  # (G * G, s * s, 4)
-    characters: I64  # (G * G, 2 * s * s) whose box has its centre in that half patch; 0 for none
-
-
-def scene_labels(scene: Scene, side: int, scale: int) -> Labels:
-    plain, halves = patch_labels(scene, side, side), patch_labels(scene, side, 2 * side)
-    middle = (np.arange(side, dtype=np.float32) + 0.5) / side
-    here = np.stack(np.broadcast_arrays(middle, middle[:, None], middle, middle[:, None]), -1)
-    things = np.zeros((side, side, NOUN_CLASSES - 1), np.float32)
-    most = np.zeros((side, side), np.float32)
-    colour = np.zeros((side, side), np.int64)
-    edges = np.zeros((side, side, 4), np.float32)
-    characters = np.zeros((side, 2 * side), np.int64)
-    width, height = scene.picture.size
-    for item in scene.objects:
-        box = np.array(scene.fraction(item.box), np.float32)
-        share = np.outer(_shares((box[1] + box[3]) / 2, side), _shares((box[0] + box[2]) / 2, side))
-        things[..., NOUN_INDEX[item.name]] += share
-        first = share > most
-        colour[first] = COLOUR_NAMES.index(item.colour) + 1 if item.colour else 0
-        edges[first] = box
-        most = np.maximum(most, share)
-        for character, (left, top, right, bottom) in item.letters:
-            row, column = (top + bottom) / 2 / height * side, (left + right) / width * side
-            characters[min(int(row), side - 1), min(int(column), 2 * side - 1)] = CHARACTERS.index(character) + 1
-    return Labels(
-        plain.noun, plain.colour, halves.letter.reshape(side, side, 2), plain.box - here,
-        _tokens(things, scale), _tokens(colour, scale), _tokens(edges - here, scale),
-        _tokens(characters.reshape(side, side, 2), scale).reshape((side // scale) ** 2, -1),
-    )  # fmt: skip
-
-
-def _shares(place: float, cells: int) -> F32:
-    """Linear interpolation weights of a place in 0..1 among cell centres; they add up to 1."""
-    distance = np.abs(np.clip(place * cells, 0.5, cells - 0.5) - (np.arange(cells) + 0.5))
-    shares: F32 = np.maximum(0.0, 1.0 - distance).astype(np.float32)
-    return shares
-
-
-def _tokens(grid: npt.NDArray[Any], scale: int) -> npt.NDArray[Any]:
-    """(P, P, ...) to (G * G, s * s, ...)."""
-    cells, rest = len(grid) // scale, grid.shape[2:]
-    split = grid.reshape(cells, scale, cells, scale, *rest).swapaxes(1, 2)
-    return split.reshape(cells * cells, scale * scale, *rest)
-
-
-class Heads(nn.Module):
-    """Linear readings of patches (B, P * P, W) and image tokens (B, G * G, D)."""
-
-    PATCH = (NOUN_CLASSES, COLOUR_CLASSES, 2 * LETTER_CLASSES, 4)
-
-    def __init__(self, vision_width: int, text_width: int, scale: int) -> None:
-        super().__init__()
-        cells = scale * scale
-        self.token_sizes = [n * cells for n in (NOUN_CLASSES, COLOUR_CLASSES, 4, 2 * LETTER_CLASSES)]
-        self.patch = nn.Linear(vision_width, sum(self.PATCH))
-        self.norm = nn.LayerNorm(text_width)
-        self.token = nn.Linear(text_width, sum(self.token_sizes))
-
-    def losses(self, patches: Tensor, tokens: Tensor, labels: Labels) -> dict[str, Tensor]:
-        """Cross-entropies are sums over the places that show something, divided by their number: most show nothing."""
-        target = Labels(*(torch.as_tensor(x) for x in labels))
-        noun, colour, letter, edges = self.patch(patches).float().split(self.PATCH, -1)
-        nouns = target.noun.flatten(1)
-        held = nouns > 0
-        found = {
-            "noun": _entropy(noun, nouns),
-            "colour": _shown(colour, target.colour.flatten(1)),
-            "letter": _entropy(letter.unflatten(-1, (2, -1)), target.letter.flatten(1, 2)),
-            "box": 8 * F.smooth_l1_loss(edges[held], target.edges.flatten(1, 2)[held], beta=0.05),
-        }
-        things, colours, edges, letters = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
-        cells = target.things.shape[2]
-        logs = things.unflatten(-1, (cells, -1)).log_softmax(-1)
-        share = target.things.sum(-1)
-        nothing = (1 - share).clamp(min=0)
-        held = share >= 0.2
-        count = target.things.sum((1, 2))  # (B, nouns)
-        entropy = -((target.things * logs[..., 1:]).sum() + (nothing * logs[..., 0]).sum())
-        return found | {
-            "things": entropy / count.sum().clamp(min=1),
-            "thing colour": _shown(colours.unflatten(-1, (cells, -1)), target.thing_colour),
-            "thing box": 8 * F.smooth_l1_loss(
-                edges.unflatten(-1, (cells, 4))[held], target.thing_edges[held], beta=0.05
-            ),
-            "count": F.smooth_l1_loss(logs[..., 1:].exp().sum((1, 2)), count, beta=0.2, reduction="sum")
-            / count.sum().clamp(min=1),
-            "characters": _entropy(letters.unflatten(-1, (2 * cells, -1)), target.characters),
-        }  # fmt: skip
-
-    @torch.no_grad()
-    def accuracy(self, patches: Tensor, tokens: Tensor, labels: Labels) -> dict[str, float]:
-        """Shares of what is there that is read right."""
-        target = Labels(*(torch.as_tensor(x) for x in labels))
-        noun, colour, _, _ = self.patch(patches).float().split(self.PATCH, -1)
-        things, _, edges, letters = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
-        cells = target.things.shape[2]
-        seen = things.unflatten(-1, (cells, -1)).softmax(-1)[..., 1:].sum((1, 2)).round()
-        held = target.things.sum(-1) >= 0.5
-        error = (edges.unflatten(-1, (cells, 4))[held] - target.thing_edges[held]).abs()
-        return {
-            "noun": _right(noun, target.noun.flatten(1)),
-            "colour": _right(colour, target.colour.flatten(1)),
-            "counts": float((seen == target.things.sum((1, 2)).round()).all(-1).float().mean()),
-            "letters": _right(letters.unflatten(-1, (2 * cells, -1)), target.characters),
-            "box error": float(error.mean()),
-        }
-
-
-def _entropy(logits: Tensor, target: Tensor) -> Tensor:
-    each = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="sum")
-    return each / (target > 0).sum().clamp(min=1)
-
-
-def _shown(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy where the label is not 0."""
-    where = target > 0
-    return F.cross_entropy(logits[where], target[where], reduction="sum") / where.sum().clamp(min=1)
-
-
-def _right(logits: Tensor, target: Tensor) -> float:
-    where = target > 0
-    return float((logits.argmax(-1)[where] == target[where]).float().mean())
-
-
 @dataclass(frozen=True)
 class Batches:
     """Batch by number, so that a run goes on exactly where it stopped."""
@@ -212,16 +73,16 @@ class Batches:
     seed: int
     split: Any = "train"
 
-    def __call__(self, number: int) -> tuple[U8, Labels]:
+    def __call__(self, number: int) -> tuple[U8, list[Labels]]:
         tiles, labels = [], []
         for index in range(number * self.size, (number + 1) * self.size):
             crowded = self.split == "train" and index % 2
             scene = make_crowd(self.seed, index) if crowded else make_scene(self.split, self.seed, index)
             tiles.append(resize_and_split(np.asarray(scene.picture), self.image, max_tiles=1)[0][0])
             labels.append(scene_labels(scene, self.side, self.scale))
-        return np.stack(tiles), Labels(*(np.stack(columns) for columns in zip(*labels, strict=True)))
+        return np.stack(tiles), labels
 
-    def stream(self, start: int, end: int, workers: int) -> Iterator[tuple[U8, Labels]]:
+    def stream(self, start: int, end: int, workers: int) -> Iterator[tuple[U8, list[Labels]]]:
         """Drawn in turns with training: on a small machine, drawing beside it halves the speed of both."""
         if workers == 0:
             yield from map(self, range(start, end))
@@ -269,12 +130,12 @@ class Pretraining:
     def path(self) -> Path:
         return self.options.out.with_name(self.options.out.name + ".part") / "state.pt"
 
-    def advance(self, tiles: U8, labels: Labels) -> dict[str, float]:
+    def advance(self, tiles: U8, target: Targets) -> dict[str, float]:
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = self.options.rate(self.step)
         with torch.autocast("cpu", torch.bfloat16):
-            losses = self.heads.losses(*encode(self.model, tiles, self.image), labels)
-        sum(losses.values()).backward()  # type: ignore[union-attr]
+            losses = self.heads.losses(*encode(self.model, tiles, self.image), target)
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -312,18 +173,19 @@ def pretrain(options: PretrainOptions, console: Console) -> Path:
     side = source.spec.vision.image_size // source.spec.vision.patch_size
     batches = Batches(source.image, side, training.model.config.scale_factor, options.batch, options.seed)
     held_out = Batches(source.image, side, training.model.config.scale_factor, 96, options.seed, "val")(0)
+    truth = stack(held_out[1])
     log = training.path.with_name("log.jsonl")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     mean: dict[str, float] = {}
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("labels", total=options.steps, completed=training.step)
         for tiles, labels in batches.stream(training.step, options.steps, options.workers):
-            for name, loss in training.advance(tiles, labels).items():
+            for name, loss in training.advance(tiles, stack(labels)).items():
                 mean[name] = 0.98 * mean.get(name, loss) + 0.02 * loss
             progress.update(task, completed=training.step, description=f"loss {sum(mean.values()):.3f}")
             if training.step % options.save_every == 0 or training.step == options.steps:
                 with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                    right = training.heads.accuracy(*encode(training.model, held_out[0], source.image), held_out[1])
+                    right = training.heads.accuracy(*encode(training.model, held_out[0], source.image), truth)
                 line = {"step": training.step} | {f"{k} right": round(v, 4) for k, v in right.items()}
                 with log.open("a") as out:
                     out.write(json.dumps(line | {k: round(v, 4) for k, v in mean.items()}) + "\n")
