@@ -22,8 +22,9 @@ tags: [smolvlm, tiny, synthetic]
 # EdgeVLM default model
 
 A vision-language model of {millions:.1f} million parameters in the plain SmolVLM layout
-(`SmolVLMForConditionalGeneration`). It exists so that export, gate, demo and tests have a real, trained model that ships with the package. It answers
-questions about drawn scenes of 64 kinds of things in ten colours and of signs, and knows nothing else.
+(`SmolVLMForConditionalGeneration`). It exists so that export, gate, demo and tests have a real, trained model that
+ships with the package. It answers questions about drawn scenes of 64 kinds of things in ten colours and of signs, and
+knows nothing else.
 
 ## Architecture
 
