@@ -40,7 +40,9 @@ class Distiller(Engine):
         self._sums: dict[str, float] = {}
         self._batches = 0
 
-    def loss(self, model: Any, inputs: dict[str, Any], labels: Tensor, numbers: Tensor) -> Tensor:
+    def loss(
+        self, model: Any, inputs: dict[str, Any], labels: Tensor, numbers: Tensor, weights: Tensor | None
+    ) -> Tensor:
         inner = core(self.accelerator.unwrap_model(model))
         spec, o = self.source.spec, self.options
         out = run_model(model, inner, inputs, spec.image_token_id, self.wanted, spec.image_tokens)

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgevlm.scenes.catalogue import CHARACTERS, COLOUR_NAMES, NOUN_INDEX
+from edgevlm.scenes.catalogue import CHARACTERS, COLOUR_NAMES, NOUN_INDEX, NOUNS, SIGN
 from edgevlm.scenes.labels import COLOUR_CLASSES, LETTER_CLASSES, NOUN_CLASSES, patch_labels
 from edgevlm.scenes.scene import Scene
 
@@ -149,6 +150,39 @@ class Heads(nn.Module):
             "letters": _right(letters.unflatten(-1, (2 * cells, -1)), target.characters),
             "box error": float(error.mean()),
         }
+
+
+class Words(nn.Module):
+    """Lets image tokens be written in the decoder's own words, so that what they show can be looked up and copied.
+
+    Read by the decoder's embedding of a word, a token says whether a thing of that name, or of that colour, has its
+    centre there, or a character. Without this a decoder takes long to learn which image feature is which word.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        nouns = [tokenizer.encode(f" {noun.name}").ids[0] for noun in (*NOUNS, SIGN)]
+        plurals = [tokenizer.encode(f" {noun.plural}").ids[0] for noun in (*NOUNS, SIGN)]
+        colours = [tokenizer.encode(f" {name}").ids[0] for name in COLOUR_NAMES]
+        characters = [tokenizer.encode(name).ids[0] for name in CHARACTERS]
+        self.rows = torch.tensor(nouns + plurals + colours + characters)
+        self.bias = nn.Parameter(torch.full((len(self.rows),), -4.0))
+
+    def loss(self, tokens: Tensor, embeddings: Tensor, target: Targets) -> Tensor:
+        """tokens (B, G * G, D), embeddings (V, D): cross-entropy of yes and no, summed per thing that is there."""
+        wanted = self._wanted(target)
+        tokens = tokens.float()
+        normed = tokens * torch.rsqrt(tokens.pow(2).mean(-1, keepdim=True) + 1e-6)
+        logits = normed @ embeddings[self.rows].T + self.bias
+        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / wanted.sum().clamp(min=1)
+
+    def _wanted(self, target: Targets) -> Tensor:
+        """(B, G * G, words) of 0 and 1."""
+        things = (target.things.amax(2) >= 0.4).float()
+        held = target.things.sum(-1).amax(2, keepdim=True) >= 0.4
+        colours = F.one_hot(target.thing_colour, COLOUR_CLASSES)[..., 1:].amax(2) * held
+        characters = F.one_hot(target.characters, LETTER_CLASSES)[..., 1:].amax(2)
+        return torch.cat([things, things, colours.float(), characters.float()], -1)
 
 
 def _entropy(logits: Tensor, target: Tensor) -> Tensor:

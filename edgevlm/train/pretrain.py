@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from edgevlm.errors import EdgeVLMError
@@ -34,10 +35,11 @@ from edgevlm.image_spec import ImageSpec
 from edgevlm.preprocess import normalize, resize_and_split
 from edgevlm.scenes.crowd import make_crowd
 from edgevlm.scenes.generator import make_scene
-from edgevlm.train.label_heads import Heads, Labels, Targets, scene_labels, stack
+from edgevlm.train.label_heads import Heads, Labels, Targets, Words, scene_labels, stack
 from edgevlm.train.models import Source, open_source, save
 
 U8 = npt.NDArray[np.uint8]
+_LENGTH = 2.0
 _TURN = 16  # batches that are drawn at once
 
 
@@ -113,7 +115,10 @@ class Pretraining:
         config = self.model.config
         self.heads = Heads(config.vision_config.hidden_size, config.text_config.hidden_size, config.scale_factor)
         trained = [*self.model.model.vision_model.named_parameters(), *self.model.model.connector.named_parameters()]
-        self.parameters = [p for _, p in trained] + list(self.heads.parameters())
+        self.words = Words(Tokenizer.from_file(str(source.folder / "tokenizer.json")))
+        self.embeddings = self.model.get_input_embeddings().weight
+        heads = [*self.heads.parameters(), *self.words.parameters(), self.embeddings]
+        self.parameters = [p for _, p in trained] + heads
         # Muon (Jordan 2024; torch.optim.Muon) is for the matrices inside.
         inner = [p for name, p in trained if p.ndim == 2 and "position" not in name]
         chosen = {id(p) for p in inner}
@@ -134,7 +139,9 @@ class Pretraining:
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = self.options.rate(self.step)
         with torch.autocast("cpu", torch.bfloat16):
-            losses = self.heads.losses(*encode(self.model, tiles, self.image), target)
+            patches, tokens = encode(self.model, tiles, self.image)
+            losses = self.heads.losses(patches, tokens, target)
+        losses["words"] = self.words.loss(tokens, self.embeddings, target)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
         for optimizer in self.optimizers:
@@ -147,6 +154,7 @@ class Pretraining:
         state = {
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
+            "words": self.words.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
         }
@@ -157,9 +165,20 @@ class Pretraining:
         state = torch.load(self.path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
+        self.words.load_state_dict(state["words"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step = state["step"]
+
+
+    @torch.no_grad()
+    def fit_to_words(self, tiles: U8) -> None:
+        """Scale the projector so that image tokens are _LENGTH times as long as words: a decoder's layers add little to
+        a token that is many times longer than what they put out."""
+        tokens = encode(self.model, tiles, self.image)[1]
+        ratio = _LENGTH * self.embeddings.norm(dim=-1).mean() / tokens.float().norm(dim=-1).mean()
+        for weight in self.model.model.connector.parameters():
+            weight.mul_(ratio)
 
 
 def pretrain(options: PretrainOptions, console: Console) -> Path:
@@ -190,6 +209,7 @@ def pretrain(options: PretrainOptions, console: Console) -> Path:
                 with log.open("a") as out:
                     out.write(json.dumps(line | {k: round(v, 4) for k, v in mean.items()}) + "\n")
                 training.save()
+    training.fit_to_words(held_out[0])
     with partial_folder(options.out) as partial:
         save(training.model, source, partial, base=options.model, dtype=torch.float32)
         shutil.copyfile(log, partial / "labels.jsonl")

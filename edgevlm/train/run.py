@@ -28,9 +28,8 @@ def train(options: TrainOptions, tell: Tell, note: Callable[[str], None]) -> Pat
 
         trainer = preference_trainer(run, source, model, items)
     else:
-        trainer = Engine(
-            items=items, collator=source.collator(), options=options, model=model, args=run.arguments()
-        )
+        collator = source.collator(options.per_question)
+        trainer = Engine(items=items, collator=collator, options=options, model=model, args=run.arguments())
     describe(run, model, items)
     run.train(trainer, begun)
     run.finish(trainer, lambda model, folder: save(model, source, folder, base=options.model), trainer.skipped)
