@@ -48,11 +48,11 @@ class Distiller(Engine):
         out = run_model(model, inner, inputs, spec.image_token_id, self.wanted, spec.image_tokens)
         lesson = self._lesson(numbers)
         parts = compare(out, lesson, labels, o.temperature, getattr(inner, MAP, None))
-        weights = {name: getattr(o, name) for name in parts}
+        factors = {name: getattr(o, name) for name in parts}
         self._batches += 1
         for name, value in parts.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
-        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        total = torch.stack([factors[name] * value for name, value in parts.items()]).sum()
         return total * len(labels)
 
     def _lesson(self, numbers: Tensor) -> Lesson:
