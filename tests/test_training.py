@@ -59,9 +59,9 @@ def weights_of(folder: Path) -> dict[str, np.ndarray]:
     return {name: checkpoint.read(name) for name in checkpoint.names()}
 
 
-@pytest.mark.parametrize("max_tiles", [1, None])
+@pytest.mark.parametrize(("max_tiles", "tiled"), [(1, 0.0), (None, 0.0), (None, 1.0)])
 def test_a_model_is_shown_what_its_processor_makes(
-    builder: ModuleType, tiny_checkpoint: Path, tmp_path: Path, max_tiles: int | None
+    builder: ModuleType, tiny_checkpoint: Path, tmp_path: Path, max_tiles: int | None, tiled: float
 ) -> None:
     folder = write_data(tmp_path / "data", 2, size=(120, 70))
     turns = [("user", "What is this?"), ("assistant", "A square."), ("user", "Sure?"), ("assistant", "Yes, I am.")]
@@ -70,7 +70,9 @@ def test_a_model_is_shown_what_its_processor_makes(
     line = {"image": "images/000001.png", "conversations": said}
     (folder / "talk.jsonl").write_text(json.dumps(line))
     source = open_source(str(tiny_checkpoint))
-    example = source.encoder(max_tiles=max_tiles).encode(Records(folder / "talk.jsonl")[0])
+    if tiled:  # of a model whose own rule is one tile
+        source = replace(source, image=replace(source.image, split=False))
+    example = source.encoder(max_tiles=max_tiles, tiled=tiled).encode(Records(folder / "talk.jsonl")[0])
 
     processor = builder.load_processor(tiny_checkpoint)
     messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
@@ -140,7 +142,9 @@ class _Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("change", [{}, {"lora": 4}, {"bf16": True, "accumulate": 2}])
+@pytest.mark.parametrize(
+    "change", [{}, {"lora": 4}, {"bf16": True, "accumulate": 2}, {"optimizer": "muon", "encoder_rate": 0.5}]
+)
 def test_a_stopped_run_goes_on_with_the_same_weights(
     options: TrainOptions, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
@@ -235,6 +239,33 @@ def test_batches_of_a_step_count_by_their_tokens(options: TrainOptions) -> None:
     assert min(same) > 0.97  # Adam's first step is the sign of the gradient: near zero it may differ
 
 
+def test_questions_weigh_the_same_whatever_the_length_of_their_answers(data: Path, tiny_checkpoint: Path) -> None:
+    """A row's loss is its tokens times the mean over dialogues of what transformers says of each alone."""
+    source = open_source(str(tiny_checkpoint))
+    items = Items(Records(data), source.encoder(max_tiles=1))
+    model = source.load().eval()
+    batch = source.collator(per_question=True)([items[0], items[1]])
+    labels, weights = batch.pop("labels"), batch.pop("weights")
+    del batch["numbers"]
+    with torch.no_grad():
+        each = torch.nn.functional.cross_entropy(model(**batch).logits, labels, reduction="none")
+    expected = 0.0
+    for number in range(2):
+        conversation, means, tokens = items.records[number], [], 0
+        for dialogue in conversation.dialogues:
+            one = source.encoder(max_tiles=1).encode(replace(conversation, dialogues=(dialogue,)))
+            single = source.collator()([type("I", (), {"number": 0, "examples": (one,), "bad": ()})()])
+            wanted = single.pop("labels")
+            del single["numbers"]
+            with torch.no_grad():
+                means.append(float(torch.nn.functional.cross_entropy(model(**single).logits, wanted)))
+            tokens += len(wanted)
+        expected += tokens * sum(means) / len(means)
+    assert float((each * weights).sum()) == pytest.approx(expected, rel=1e-4)
+    assert float((each * weights).sum()) != pytest.approx(float(each.sum()), rel=1e-4)
+    assert float(weights.mean()) == pytest.approx(1.0)
+
+
 def test_the_encoder_learns_at_its_share_of_the_rate(options: TrainOptions) -> None:
     parts = ("vision", "decoder")
     out = quiet(replace(options, steps=1, warmup=0.0, encoder_rate=0.01, train=parts))
@@ -310,6 +341,9 @@ def test_a_dialogue_is_cut_after_the_last_answer_that_fits(tiny_checkpoint: Path
         ({"learning_rate": float("nan")}, "--learning-rate is nan"),
         ({"warmup": 1.0}, "--warmup is a share below 1"),
         ({"four_bit": True}, "--lora R"),
+        ({"optimizer": "sgd"}, "Optimizer 'sgd' does not exist: choose one of adamw, muon"),
+        ({"stage": "preference", "per_question": True}, "leave --optimizer and --per-question out"),
+        ({"tiled": 1.5}, "--tiled is 1.5: it is a share"),
     ],
 )
 def test_options_are_checked_at_once(options: TrainOptions, change: dict[str, Any], message: str) -> None:

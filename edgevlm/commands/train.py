@@ -27,10 +27,14 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="The encoder's share of the learning rate."),
         click.option("--warmup", type=float, default=0.03, show_default=True, help="Share of the steps."),
         click.option("--weight-decay", type=float, default=0.0, show_default=True),
+        click.option("--optimizer", default="adamw", show_default=True, metavar="[adamw|muon]",
+                     help="muon: for fresh weights, at rates like 2e-3."),
         click.option("--bf16", is_flag=True, help="Compute in bfloat16; weights stay float32."),
         click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a third more time."),
         click.option("--max-length", type=int, metavar="N", help="Longest dialogue in tokens."),
         click.option("--max-tiles", type=int, metavar="N", help="Most tiles per picture."),
+        click.option("--tiled", default=0.0, show_default=True, metavar="SHARE",
+                     help="Cut a share of the pictures into tiles, for a model whose own rule is one tile."),
         click.option("--save-every", type=int, default=200, show_default=True, help="Steps between checkpoints."),
         click.option("--workers", type=int, default=0, show_default=True, help="Processes that read pictures."),
         click.option("--cpu", is_flag=True, help="Leave GPUs alone."),
@@ -70,12 +74,13 @@ def need_training() -> None:
 @click.option("--stage", default="instruct", show_default=True, metavar="[align|instruct|preference]",
               help="Projector alone; projector and decoder; or which of two answers is better.")
 @training_options
+@click.option("--per-question", is_flag=True, help="Every question counts the same, not every token of an answer.")
 @click.option("--lora", type=int, metavar="R", help="Train an adapter of this rank instead of the weights.")
 @click.option("--4bit", "four_bit", is_flag=True, help="With --lora: keep the base in 4 bits (QLoRA).")
 @click.option("--beta", type=float, default=0.1, show_default=True,
               help="Preference: how closely to stay with the model as it was.")  # fmt: skip
 def train(
-    model: str, stage: str, lora: int | None, four_bit: bool, beta: float, **shared: Any
+    model: str, stage: str, lora: int | None, four_bit: bool, beta: float, per_question: bool, **shared: Any
 ) -> None:
     """Train MODEL on pictures and conversations.
 
@@ -89,7 +94,7 @@ def train(
     from edgevlm.train.run import train as run
 
     options = TrainOptions(
-        model=model, stage=stage, lora=lora, four_bit=four_bit, beta=beta, **common(**shared)
+        model=model, stage=stage, lora=lora, four_bit=four_bit, beta=beta, per_question=per_question, **common(**shared)
     )
     with progress_bar() as progress:
         out = run(options, progress, note)

@@ -32,12 +32,12 @@ Drafts = Iterable[Question]
 def ask(scene: Scene, rounds: int = 1) -> tuple[Question, ...]:
     """The questions of a scene: a pure function of the scene's key, its objects and `rounds`.
 
-    More rounds ask more of the same skills (training wants that); no question is asked twice.
+    More rounds ask more of the same skills (training wants that); no question is asked twice, and a caption once.
     """
     stream = scene_stream(scene.split, scene.seed, scene.index, QUESTIONS)
     asked: dict[str, Question] = {}
-    for _ in range(rounds):
-        for skill in _SKILLS:
+    for turn in range(rounds):
+        for skill in _SKILLS if turn == 0 else (skill for skill in _SKILLS if skill is not _caption):
             for draft in skill(scene, stream):
                 asked.setdefault(draft.question, draft)
     name = f"{scene.index:06d}"

@@ -159,10 +159,25 @@ def _word(stream: Stream, split: Split) -> str:
     """An English word of the split; one in three in training is of random letters, so that letters are read."""
     word = stream.choice(words(split))
     while split == "train" and stream.chance(1 / 3):
-        invented = "".join(stream.choice(_LETTERS) for _ in range(stream.between(2, 7))).lower()
-        if text_split(invented) == split and set(invented) - set("cosuvwxz"):
+        if invented := _invented_once(stream, split):
             word = invented
             break
+    return _cased(stream, word)
+
+
+def _invented_once(stream: Stream, split: Split) -> str:
+    """Random letters, or nothing where they belong to another split or their case could not be told."""
+    invented = "".join(stream.choice(_LETTERS) for _ in range(stream.between(2, 7))).lower()
+    return invented if text_split(invented) == split and set(invented) - set("cosuvwxz") else ""
+
+
+def _invented(stream: Stream, split: Split) -> str:
+    while True:
+        if invented := _invented_once(stream, split):
+            return invented
+
+
+def _cased(stream: Stream, word: str) -> str:
     return stream.weighted((word.upper(), word.capitalize(), word), (2, 1, 1))
 
 
@@ -181,3 +196,16 @@ def _sign(stream: Stream, text: str) -> Item:
     return Item(
         SIGN, None, board, size, text=text, font=stream.choice(fonts()), ink=ink, framed=stream.chance(0.5)
     )
+
+
+def random_item(stream: Stream, split: Split, nouns: tuple[Noun, ...], smallest: float, largest: float) -> Item:
+    """Any of `nouns`, each as likely, in any colour that the split may show it in."""
+    noun = stream.choice(nouns)
+    colour = _colour(stream, split, noun)
+    return _item(stream, (noun, colour), _shade(stream, colour), stream.uniform(smallest, largest))
+
+
+def random_sign(stream: Stream, split: Split) -> Item:
+    """A sign of random letters, each as likely, or of digits."""
+    text = _number(stream, split) if stream.chance(0.2) else _cased(stream, _invented(stream, split))
+    return _sign(stream, text)

@@ -70,11 +70,13 @@ class Collator:
 
     flat_pixels: pixel_values are (tiles of the batch, 3, S, S), as Llava takes them; else (B, most tiles, 3, S, S),
     as SmolVLM does. Only the N positions that predict an answer get logits: labels (N,) in the order of the rows.
+    per_question: with weights (N,), by which the dialogues of a row count the same, and the mean weight is 1.
     """
 
     image: ImageSpec
     pad_id: int
     flat_pixels: bool
+    per_question: bool = False
 
     def __call__(self, items: list[Item]) -> Batch:
         bad = [sentence for item in items for sentence in item.bad]
@@ -90,6 +92,8 @@ class Collator:
             "labels": targets[targets != IGNORE],
             "numbers": torch.tensor([item.number for item in items]),
         }
+        if self.per_question:
+            batch["weights"] = torch.cat([_shares(row) for row in rows])
         if any(len(row.tiles) for row in rows):
             batch["pixel_values"] = self._pixels(rows)
         return batch | ({"bad": bad} if bad else {})
@@ -113,6 +117,12 @@ class Collator:
         for row, out in zip(rows, pixels, strict=True):
             out[: len(row.tiles)] = normalize(row.tiles, self.image)
         return torch.from_numpy(pixels)
+
+
+def _shares(row: Example) -> Tensor:
+    dialogues = torch.from_numpy(row.segments[row.targets != IGNORE])
+    lengths = torch.bincount(dialogues)
+    return len(dialogues) / int((lengths > 0).sum()) / lengths[dialogues].float()
 
 
 def pad(rows: list[Any], fill: int) -> Tensor:

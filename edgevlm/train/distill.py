@@ -40,17 +40,19 @@ class Distiller(Engine):
         self._sums: dict[str, float] = {}
         self._batches = 0
 
-    def loss(self, model: Any, inputs: dict[str, Any], labels: Tensor, numbers: Tensor) -> Tensor:
+    def loss(
+        self, model: Any, inputs: dict[str, Any], labels: Tensor, numbers: Tensor, weights: Tensor | None
+    ) -> Tensor:
         inner = core(self.accelerator.unwrap_model(model))
         spec, o = self.source.spec, self.options
         out = run_model(model, inner, inputs, spec.image_token_id, self.wanted, spec.image_tokens)
         lesson = self._lesson(numbers)
         parts = compare(out, lesson, labels, o.temperature, getattr(inner, MAP, None))
-        weights = {name: getattr(o, name) for name in parts}
+        factors = {name: getattr(o, name) for name in parts}
         self._batches += 1
         for name, value in parts.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
-        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        total = torch.stack([factors[name] * value for name, value in parts.items()]).sum()
         return total * len(labels)
 
     def _lesson(self, numbers: Tensor) -> Lesson:
@@ -110,7 +112,7 @@ def distill(options: DistillOptions, tell: Tell, note: Callable[[str], None]) ->
     items = read_items(options, student, run)
     begun = run.begin(items)
     wanted = Wanted(options.visual_kl > 0, options.relation > 0, options.features > 0)
-    encoder = teacher.encoder(options.max_length, options.max_tiles)
+    encoder = teacher.encoder(options.max_length, options.max_tiles, options.tiled)
     studied = Items(items.records, encoder, options.skip_bad)
     cache = options.cache or run.part / TEACHER
     silent: Tell = lambda what, done, total: None  # noqa: E731

@@ -24,6 +24,7 @@ from edgevlm.folders import check_replaceable, publish
 from edgevlm.train.collate import Collator, Items
 from edgevlm.train.conversations import BadRecord
 from edgevlm.train.models import part_of, quiet_transformers
+from edgevlm.train.muon import MuonAdamW
 from edgevlm.train.options import TrainOptions
 from edgevlm.train.report import write_report
 
@@ -51,17 +52,25 @@ class Engine(Trainer):  # type: ignore[misc]
         if "labels" not in inputs:
             raise BadRecord(f"{bad[0]}; mend the record, or leave such records out with --skip-bad.")
         self.skipped += bad
-        labels, numbers = inputs.pop("labels"), inputs.pop("numbers")
+        labels, numbers, weights = inputs.pop("labels"), inputs.pop("numbers"), inputs.pop("weights", None)
         count = len(labels) if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over processes, and `count` is of all of them.
         share = self.accelerator.num_processes if num_items_in_batch is not None else 1
-        return self.loss(model, inputs, labels, numbers) * (share / count)
+        return self.loss(model, inputs, labels, numbers, weights) * (share / count)
 
-    def loss(self, model: Any, inputs: dict[str, Any], labels: Tensor, numbers: Tensor) -> Tensor:
+    def loss(
+        self, model: Any, inputs: dict[str, Any], labels: Tensor, numbers: Tensor, weights: Tensor | None
+    ) -> Tensor:
         """The sum over the batch's labels."""
-        return F.cross_entropy(model(**inputs).logits.float(), labels, reduction="sum")
+        each = F.cross_entropy(model(**inputs).logits.float(), labels, reduction="none")
+        return each.sum() if weights is None else (each * weights).sum()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        if self.options.optimizer == "muon":
+            if self.is_fsdp_enabled:
+                raise EdgeVLMError("Muon wants whole matrices, which FSDP spreads: use --optimizer adamw.")
+            free = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+            self.optimizer = MuonAdamW(free, self.options.rate, self.options.weight_decay)
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.options.encoder_rate != 1.0:
             vision = {id(p) for name, p in self.model.named_parameters() if part_of(name) == "vision"}

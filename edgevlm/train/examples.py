@@ -6,7 +6,8 @@ is trained is what ships.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ class Encoder:
     prompter: Prompter
     max_length: int  # positions that one dialogue may take
     max_tiles: int | None = None
+    tiled: float = 0.0  # share of the records whose pictures are cut into tiles, though the model's own rule is one
 
     def encode(self, conversation: Conversation) -> Example:
         """Raises BadRecord for a damaged picture and for a dialogue whose first answer does not fit."""
@@ -83,7 +85,9 @@ class Encoder:
             picture = decode_image(path, self.image.background)
         except EdgeVLMError as error:
             raise BadRecord(f"{place}: {error}") from None
-        return resize_and_split(picture, self.image, max_tiles=self.max_tiles)
+        cut = zlib.crc32(place.encode()) % 1000 < 1000 * self.tiled
+        rule = replace(self.image, split=True) if cut else self.image
+        return resize_and_split(picture, rule, max_tiles=self.max_tiles)
 
     def _dialogue(self, dialogue: tuple[Message, ...], grids: list[Grid], place: str) -> tuple[I64, I64]:
         """ids and targets, cut after the last answer that fits."""

@@ -44,13 +44,15 @@ class Source:
     def folder(self) -> Path:
         return self.checkpoint.folder
 
-    def encoder(self, max_length: int | None = None, max_tiles: int | None = None) -> Encoder:
+    def encoder(
+        self, max_length: int | None = None, max_tiles: int | None = None, tiled: float = 0.0
+    ) -> Encoder:
         longest = min(max_length or self.spec.decoder.context_length, self.spec.decoder.context_length)
-        return Encoder(self.image, Prompter(self.prompt, self.folder / "tokenizer.json"), longest, max_tiles)
+        return Encoder(self.image, Prompter(self.prompt, self.folder / "tokenizer.json"), longest, max_tiles, tiled)
 
-    def collator(self) -> Collator:
+    def collator(self, per_question: bool = False) -> Collator:
         pad_id = self.prompt.pad_id if self.prompt.pad_id is not None else self.prompt.stop_ids[0]
-        return Collator(self.image, pad_id, flat_pixels=self.spec.family == "llava")
+        return Collator(self.image, pad_id, self.spec.family == "llava", per_question)
 
     def load(self, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
         """The transformers model. Its attention takes a mask of who sees whom, which not every kernel does."""

@@ -11,6 +11,7 @@ from edgevlm.errors import EdgeVLMError
 
 STAGES = ("align", "instruct", "preference")
 PARTS = ("vision", "projector", "decoder")
+OPTIMIZERS = ("adamw", "muon")
 # What each stage trains unless told otherwise, and at what rate: LLaVA's recipe (arXiv 2310.03744, table 9), and for
 # preferences TRL's default. LoRA's few weights want ten times the rate of a whole model's.
 _STAGE_PARTS = {"align": ("projector",), "instruct": ("projector", "decoder"), "preference": ("projector", "decoder")}
@@ -38,11 +39,14 @@ class TrainOptions:
     encoder_rate: float = 1.0  # the encoder's share of the learning rate
     warmup: float = 0.03  # share of the steps
     weight_decay: float = 0.0
+    optimizer: str = "adamw"
+    per_question: bool = False  # every question counts the same, not every token of an answer
     beta: float = 0.1  # preference: how closely to stay with the reference model
     bf16: bool = False
     gradient_checkpointing: bool = False  # less memory, a third more time
     max_length: int | None = None  # tokens; None: the model's context
     max_tiles: int | None = None
+    tiled: float = 0.0  # share of the pictures that are cut into tiles, though the model's own rule is one tile
     save_every: int = 200  # steps
     workers: int = 0  # processes that read pictures
     cpu: bool = False
@@ -64,6 +68,12 @@ class TrainOptions:
                 raise EdgeVLMError(f"--{name.replace('_', '-')} is {value}: it should be {what}.")
         if not 0 <= self.warmup < 1 or self.workers < 0 or not 0 <= self.weight_decay < math.inf:
             raise EdgeVLMError("--warmup is a share below 1, --workers and --weight-decay are 0 or more: mend them.")
+        if self.optimizer not in OPTIMIZERS:
+            raise EdgeVLMError(f"Optimizer '{self.optimizer}' does not exist: choose one of {', '.join(OPTIMIZERS)}.")
+        if self.stage == "preference" and (self.optimizer != "adamw" or self.per_question):
+            raise EdgeVLMError("The preference stage is TRL's: leave --optimizer and --per-question out of it.")
+        if not 0 <= self.tiled <= 1:
+            raise EdgeVLMError(f"--tiled is {self.tiled}: it is a share, from 0 to 1.")
         if self.four_bit and self.lora is None:
             raise EdgeVLMError("--4bit freezes the model in 4 bits: give an adapter to train with --lora R.")
 

@@ -28,9 +28,8 @@ def train(options: TrainOptions, tell: Tell, note: Callable[[str], None]) -> Pat
 
         trainer = preference_trainer(run, source, model, items)
     else:
-        trainer = Engine(
-            items=items, collator=source.collator(), options=options, model=model, args=run.arguments()
-        )
+        collator = source.collator(options.per_question)
+        trainer = Engine(items=items, collator=collator, options=options, model=model, args=run.arguments())
     describe(run, model, items)
     run.train(trainer, begun)
     run.finish(trainer, lambda model, folder: save(model, source, folder, base=options.model), trainer.skipped)
@@ -45,7 +44,8 @@ def read_items(options: TrainOptions, source: Source, run: Run) -> Items:
     if records.bad:
         listed = "".join(f"\n  {sentence}" for sentence in records.shown)
         run.note(f"Skipped {records.bad} bad records:{listed}")
-    return Items(records, source.encoder(options.max_length, options.max_tiles), options.skip_bad, pairs)
+    encoder = source.encoder(options.max_length, options.max_tiles, options.tiled)
+    return Items(records, encoder, options.skip_bad, pairs)
 
 
 def describe(run: Run, model: Any, items: Items) -> None:

@@ -139,7 +139,7 @@ def _key(teacher: Checkpoint, items: Items, options: DistillOptions, wanted: Wan
     """A folder name that changes with everything that the outputs depend on."""
     with items.records.path.open("rb") as stream:
         data = hashlib.file_digest(stream, "sha256").hexdigest()
-    names = ("max_length", "max_tiles", "temperature", "top_k", "bf16", "skip_bad")
+    names = ("max_length", "max_tiles", "tiled", "temperature", "top_k", "bf16", "skip_bad")
     facts = {name: getattr(options, name) for name in names} | asdict(wanted)
     facts |= {"version": 1, "teacher": teacher.content_hash(), "data": data, "images": str(items.records.images)}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,125 @@
+"""Labels against the pictures they describe, the tokenizer of the default model, and a run that is stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.scenes.catalogue import CHARACTERS, NOUN_INDEX, SIGN, pair_split, text_split
+from edgevlm.scenes.crowd import make_crowd
+from edgevlm.scenes.generator import make_scene
+from edgevlm.scenes.question import loc_answer
+from edgevlm.train.default_parts import Shape, build, build_tokenizer
+from edgevlm.train.label_heads import scene_labels
+from edgevlm.train.pretrain import Batches, PretrainOptions, pretrain
+
+SMALL = Shape(vision_width=64, vision_layers=1, vision_mlp=96, width=128, layers=1, mlp=96, tile=64, patch=8)
+TOKENIZER = build_tokenizer()
+
+
+@given(st.integers(0, 10_000), st.sampled_from([8, 16, 18]))
+@settings(max_examples=15, deadline=None)
+def test_each_thing_is_labelled_once_where_its_centre_is(index: int, side: int) -> None:
+    scene = make_scene("train", 3, index)
+    labels = scene_labels(scene, side, 2)
+    assert labels.things.shape == (side * side // 4, 4, len(NOUN_INDEX)) and labels.noun.shape == (side, side)
+    for number, name in enumerate(NOUN_INDEX):
+        shown = sum(item.name == name for item in scene.objects)
+        assert labels.things[..., number].sum() == pytest.approx(shown, abs=1e-4)
+    grid = labels.things.sum(-1).reshape(side // 2, side // 2, 2, 2).swapaxes(1, 2).reshape(side, side)
+    for item in scene.objects:
+        left, top, right, bottom = scene.fraction(item.box)
+        row, column = int((top + bottom) / 2 * side), int((left + right) / 2 * side)
+        assert grid[row, column] >= 0.24  # the largest of four parts, or a share with a neighbour
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_boxes_and_letters_of_labels_are_the_scene_s(index: int) -> None:
+    scene, side = make_crowd(1, index), 16
+    labels = scene_labels(scene, side, 2)
+    middle = (np.arange(side) + 0.5) / side
+    here = np.stack([*np.meshgrid(middle, middle)] * 2, -1)
+    boxes = {tuple(np.round(scene.fraction(item.box), 4)) for item in scene.objects}
+    for row, column in np.argwhere(labels.noun > 0):
+        found = labels.edges[row, column] + here[row, column]
+        assert min(np.abs(np.array(box) - found).max() for box in boxes) < 1e-3
+    written = {character for item in scene.objects for character, _ in item.letters}
+    read = {CHARACTERS[n - 1] for n in labels.characters[labels.characters > 0]}
+    assert read <= written
+    total = sum(len(item.letters) for item in scene.objects)
+    assert (labels.characters > 0).sum() >= 0.7 * total  # thin neighbours may share half a patch
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_a_crowd_shows_nothing_of_other_splits(index: int) -> None:
+    scene = make_crowd(0, index)
+    assert scene.split == "train" and scene.objects
+    for item in scene.objects:
+        assert item.name == SIGN.name or item.colour is None or pair_split(item.colour, item.noun) in (None, "train")
+        assert not item.text or text_split(item.text) == "train"
+
+
+def test_words_of_questions_are_one_token_and_signs_are_spelled() -> None:
+    text = "What colour is the red umbrella?"
+    assert TOKENIZER.tokenize(text) == ["What", "Ġcolour", "Ġis", "Ġthe", "Ġred", "Ġumbrella", "?"]
+    assert TOKENIZER.tokenize(" QUARTZ") == ["Ġ", *"QUARTZ"]
+    assert TOKENIZER.tokenize(" there are two signs") == ["Ġthere", "Ġare", "Ġtwo", "Ġsigns"]
+    assert TOKENIZER.tokenize(" 407") == ["Ġ", *"407"]
+    assert TOKENIZER.tokenize(loc_answer((0.0, 0.25, 0.5, 0.999))) == ["<loc_0>", "<loc_16>", "<loc_32>", "<loc_63>"]
+    assert TOKENIZER.decode(TOKENIZER("<loc_5><loc_6>").input_ids, skip_special_tokens=True) == "<loc_5><loc_6>"
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_any_text_comes_back(text: str) -> None:
+    ids = TOKENIZER(text, add_special_tokens=False).input_ids
+    if not any(mark in text for mark in ("<|", "<loc_")):
+        assert TOKENIZER.decode(ids, skip_special_tokens=False) == text
+
+
+def test_a_stopped_run_ends_at_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = str(build(tmp_path / "base", SMALL))
+    from rich.console import Console
+
+    quiet = Console(quiet=True)
+    shared = {"steps": 4, "batch": 2, "workers": 0, "save_every": 2, "learning_rate": 1e-3}
+    whole = pretrain(PretrainOptions(base, tmp_path / "whole", **shared), quiet)
+    real = Batches.__call__
+
+    def stopping(self: Batches, number: int):  # type: ignore[no-untyped-def]
+        if number == 3 and self.split == "train":
+            raise KeyboardInterrupt
+        return real(self, number)
+
+    monkeypatch.setattr(Batches, "__call__", stopping)
+    options = PretrainOptions(base, tmp_path / "stopped", **shared)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(options, quiet)
+    assert not options.out.exists() and (tmp_path / "stopped.part" / "state.pt").exists()
+    monkeypatch.setattr(Batches, "__call__", real)
+    again = pretrain(options, quiet)
+    from safetensors.torch import load_file
+
+    one, other = (load_file(folder / "model.safetensors") for folder in (whole, again))
+    start = load_file(tmp_path / "base" / "model.safetensors")
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    changed = {name for name in one if not torch.equal(one[name], start[name])}
+    assert any("vision_model" in name for name in changed) and any("connector" in name for name in changed)
+    decoder = {name for name in changed if "text_model" in name or "lm_head" in name}
+    assert decoder == {"model.text_model.embed_tokens.weight"}
+    lines = [json.loads(line) for line in (whole / "labels.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(EdgeVLMError, match="1 or more"):
+        PretrainOptions("default", Path("x"), steps=0)
