@@ -65,6 +65,7 @@ def make(recipe: Recipe) -> Path:
     data = out / "scenes"
     shared: dict[str, Any] = {
         "data": data, "batch": recipe.batch, "bf16": True, "cpu": True, "save_every": 100, "seed": recipe.seed,
+        "optimizer": "muon", "per_question": True,
     }  # fmt: skip
     if not (out / "base").exists():
         build(out / "base", TEACHER if recipe.larger else Shape(), recipe.seed)
@@ -82,7 +83,7 @@ def make(recipe: Recipe) -> Path:
                 run(options, progress, note)
 
         align = TrainOptions(
-            str(out / "seen"), out=out / "align", stage="align", train=("decoder",), learning_rate=1e-3,
+            str(out / "seen"), out=out / "align", stage="align", train=("decoder",), learning_rate=3e-3,
             steps=recipe.align_steps, **shared,
         )  # fmt: skip
         stage(train, align)

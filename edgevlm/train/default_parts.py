@@ -39,7 +39,7 @@ class Shape:
     vision_layers: int = 6
     vision_mlp: int = 640
     width: int = 256
-    layers: int = 6
+    layers: int = 4
     mlp: int = 640
     tile: int = 160  # pixels
     patch: int = 10

@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 from edgevlm.scenes.catalogue import CHARACTERS, COLOUR_NAMES, NOUN_INDEX, NOUNS, SIGN
 from edgevlm.scenes.labels import COLOUR_CLASSES, LETTER_CLASSES, NOUN_CLASSES, patch_labels
+from edgevlm.scenes.question import LOC_BINS
 from edgevlm.scenes.scene import Scene
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
+LETTERS = 8  # of the longest text on a sign
 
 
 class Labels(NamedTuple):
@@ -29,7 +31,9 @@ class Labels(NamedTuple):
     things: F32  # (G * G, s * s, nouns) parts of objects whose centres are near each patch's middle; they add up
     thing_colour: I64  # (G * G, s * s) of the object with the largest part; 0 for none
     thing_edges: F32  # (G * G, s * s, 4)
+    thing_bins: I64  # (G * G, s * s, 4) the box as LOC_BINS answers have it
     characters: I64  # (G * G, 2 * s * s) whose box has its centre in that half patch; 0 for none
+    spelled: I64  # (G * G, LETTERS) the character that is a sign's n-th, in the token that has its centre; 0 for none
 
 
 def scene_labels(scene: Scene, side: int, scale: int) -> Labels:
@@ -41,6 +45,7 @@ def scene_labels(scene: Scene, side: int, scale: int) -> Labels:
     colour = np.zeros((side, side), np.int64)
     edges = np.zeros((side, side, 4), np.float32)
     characters = np.zeros((side, 2 * side), np.int64)
+    spelled = np.zeros((side // scale, side // scale, LETTERS), np.int64)
     width, height = scene.picture.size
     for item in scene.objects:
         box = np.array(scene.fraction(item.box), np.float32)
@@ -50,13 +55,17 @@ def scene_labels(scene: Scene, side: int, scale: int) -> Labels:
         colour[first] = COLOUR_NAMES.index(item.colour) + 1 if item.colour else 0
         edges[first] = box
         most = np.maximum(most, share)
-        for character, (left, top, right, bottom) in item.letters:
-            row, column = (top + bottom) / 2 / height * side, (left + right) / width * side
-            characters[min(int(row), side - 1), min(int(column), 2 * side - 1)] = CHARACTERS.index(character) + 1
+        for place, (character, (left, top, right, bottom)) in enumerate(item.letters[:LETTERS]):
+            row = min(int((top + bottom) / 2 / height * side), side - 1)
+            column = min(int((left + right) / width * side), 2 * side - 1)
+            characters[row, column] = number = CHARACTERS.index(character) + 1
+            spelled[row // scale, column // 2 // scale, place] = number
     return Labels(
         plain.noun, plain.colour, halves.letter.reshape(side, side, 2), plain.box - here,
         _tokens(things, scale), _tokens(colour, scale), _tokens(edges - here, scale),
+        _tokens(np.clip((edges * LOC_BINS).astype(np.int64), 0, LOC_BINS - 1), scale),
         _tokens(characters.reshape(side, side, 2), scale).reshape((side // scale) ** 2, -1),
+        spelled.reshape(-1, LETTERS),
     )  # fmt: skip
 
 
@@ -84,7 +93,9 @@ class Targets(NamedTuple):
     things: Tensor
     thing_colour: Tensor
     thing_edges: Tensor
+    thing_bins: Tensor
     characters: Tensor
+    spelled: Tensor
 
 
 def stack(labels: list[Labels]) -> Targets:
@@ -99,7 +110,8 @@ class Heads(nn.Module):
     def __init__(self, vision_width: int, text_width: int, scale: int) -> None:
         super().__init__()
         cells = scale * scale
-        self.token_sizes = [n * cells for n in (NOUN_CLASSES, COLOUR_CLASSES, 4, 2 * LETTER_CLASSES)]
+        sizes = (NOUN_CLASSES, COLOUR_CLASSES, 4, 4 * LOC_BINS, 2 * LETTER_CLASSES)
+        self.token_sizes = [*(n * cells for n in sizes), LETTERS * LETTER_CLASSES]
         self.patch = nn.Linear(vision_width, sum(self.PATCH))
         self.norm = nn.LayerNorm(text_width)
         self.token = nn.Linear(text_width, sum(self.token_sizes))
@@ -115,7 +127,8 @@ class Heads(nn.Module):
             "letter": _entropy(letter.unflatten(-1, (2, -1)), target.letter.flatten(1, 2)),
             "box": 8 * F.smooth_l1_loss(edges[held], target.edges.flatten(1, 2)[held], beta=0.05),
         }
-        things, colours, edges, letters = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
+        parts = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
+        things, colours, edges, bins, letters, spelled = parts
         cells = target.things.shape[2]
         logs = things.unflatten(-1, (cells, -1)).log_softmax(-1)
         share = target.things.sum(-1)
@@ -129,6 +142,10 @@ class Heads(nn.Module):
             "thing box": 8 * F.smooth_l1_loss(
                 edges.unflatten(-1, (cells, 4))[held], target.thing_edges[held], beta=0.05
             ),
+            "box bins": F.cross_entropy(
+                bins.unflatten(-1, (cells, 4, -1))[held].flatten(0, 1), target.thing_bins[held].flatten()
+            ),
+            "spelled": _entropy(spelled.unflatten(-1, (LETTERS, -1)), target.spelled),
             "count": F.smooth_l1_loss(logs[..., 1:].exp().sum((1, 2)), count, beta=0.2, reduction="sum")
             / count.sum().clamp(min=1),
             "characters": _entropy(letters.unflatten(-1, (2 * cells, -1)), target.characters),
@@ -138,17 +155,21 @@ class Heads(nn.Module):
     def accuracy(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, float]:
         """Shares of what is there that is read right."""
         noun, colour, _, _ = self.patch(patches).float().split(self.PATCH, -1)
-        things, _, edges, letters = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
+        parts = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
+        things, _, edges, bins, letters, spelled = parts
         cells = target.things.shape[2]
         seen = things.unflatten(-1, (cells, -1)).softmax(-1)[..., 1:].sum((1, 2)).round()
         held = target.things.sum(-1) >= 0.5
+        found = bins.unflatten(-1, (cells, 4, -1)).argmax(-1)
         error = (edges.unflatten(-1, (cells, 4))[held] - target.thing_edges[held]).abs()
         return {
             "noun": _right(noun, target.noun.flatten(1)),
             "colour": _right(colour, target.colour.flatten(1)),
             "counts": float((seen == target.things.sum((1, 2)).round()).all(-1).float().mean()),
             "letters": _right(letters.unflatten(-1, (2 * cells, -1)), target.characters),
+            "spelled": _right(spelled.unflatten(-1, (LETTERS, -1)), target.spelled),
             "box error": float(error.mean()),
+            "box bins": float((found == target.thing_bins)[held].float().mean()),
         }
 
 
