@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
 from transformers import (
     Idefics3Processor,
     PreTrainedTokenizerFast,
@@ -18,6 +16,7 @@ from transformers import (
 )
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from edgevlm.train.default_parts import plane_waves
 from edgevlm.train.questions import every_text
 from edgevlm.train.words import COMMON, SENTENCES
 
@@ -133,18 +132,10 @@ def build_model(config: SmolVLMConfig) -> SmolVLMForConditionalGeneration:
     model = SmolVLMForConditionalGeneration(config)
     positions = model.model.vision_model.embeddings.position_embedding.weight
     with torch.no_grad():
-        positions.copy_(0.5 * _plane_waves(TILE // PATCH, positions.shape[1]))
+        positions.copy_(0.5 * plane_waves(TILE // PATCH, positions.shape[1]))
     model.generation_config.do_sample = False
     model.generation_config.max_new_tokens = 64
     return model
-
-
-def _plane_waves(side: int, width: int) -> Tensor:
-    """(side * side, width): sines and cosines of row and column, wavelengths from 4 patches up."""
-    frequency = 2 * math.pi / 4 / 20 ** (torch.arange(width // 4) / (width // 4 - 1))
-    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    phases = [place.reshape(-1, 1) * frequency for place in (row, column)]
-    return torch.cat([wave(phase) for phase in phases for wave in (torch.sin, torch.cos)], 1)
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Idefics3Processor:

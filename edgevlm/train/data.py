@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from transformers import PreTrainedTokenizerFast
 
 from edgevlm.train.build import IMAGE_TOKENS, PATCH, SCALE, TILE
+from edgevlm.train.label_heads import shares
 from edgevlm.train.questions import Question, ask
 from edgevlm.train.scenes import COLOUR_NAMES, SHAPES, Scene, draw_crowd, draw_scene, scene_rng
 
@@ -107,7 +108,7 @@ def scene_labels(scene: Scene) -> Labels:
         boxes[number] = np.array(item.box) / (width, height, width, height) * TILE
         column, row = item.centre[0] / width * cells, item.centre[1] / height * cells
         tokens[:, min(int(row), cells - 1), min(int(column), cells - 1)] = table[:, number]
-        share = np.outer(_shares(row, cells), _shares(column, cells))
+        share = np.outer(shares(row, cells), shares(column, cells))
         amounts[..., shape] += share
         amounts[..., len(SHAPES) + colour] += share
     fine = np.asarray(plan)
@@ -123,13 +124,6 @@ def scene_labels(scene: Scene) -> Labels:
         tokens.reshape(2, -1),
         amounts.reshape(cells * cells, -1),
     )
-
-
-def _shares(place: float, cells: int) -> F32:
-    """Linear interpolation weights of a place among cell centres (0.5, 1.5, ...); they add up to 1."""
-    distance = np.abs(np.clip(place, 0.5, cells - 0.5) - (np.arange(cells) + 0.5))
-    shares: F32 = np.maximum(0.0, 1.0 - distance).astype(np.float32)
-    return shares
 
 
 @dataclass(frozen=True)
