@@ -88,11 +88,8 @@ def test_any_text_comes_back(text: str) -> None:
 
 def test_a_stopped_run_ends_at_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = str(build(tmp_path / "base", SMALL))
-    from rich.console import Console
-
-    quiet = Console(quiet=True)
     shared = {"steps": 4, "batch": 2, "workers": 0, "save_every": 2, "learning_rate": 1e-3}
-    whole = pretrain(PretrainOptions(base, tmp_path / "whole", **shared), quiet)
+    whole = pretrain(PretrainOptions(base, tmp_path / "whole", **shared), lambda what, done, total: None)
     real = Batches.__call__
 
     def stopping(self: Batches, number: int):  # type: ignore[no-untyped-def]
@@ -103,10 +100,10 @@ def test_a_stopped_run_ends_at_the_same_weights(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Batches, "__call__", stopping)
     options = PretrainOptions(base, tmp_path / "stopped", **shared)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(options, quiet)
+        pretrain(options, lambda what, done, total: None)
     assert not options.out.exists() and (tmp_path / "stopped.part" / "state.pt").exists()
     monkeypatch.setattr(Batches, "__call__", real)
-    again = pretrain(options, quiet)
+    again = pretrain(options, lambda what, done, total: None)
     from safetensors.torch import load_file
 
     one, other = (load_file(folder / "model.safetensors") for folder in (whole, again))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgevlm.scenes.catalogue import NOUNS
-from edgevlm.scenes.generator import LONGEST, compose
+from edgevlm.scenes.generator import compose, size_of
 from edgevlm.scenes.plan import SMALLEST, Item, random_item, random_sign
 from edgevlm.scenes.scene import Scene
 from edgevlm.scenes.stream import Stream
@@ -18,8 +18,7 @@ def make_crowd(seed: int, index: int) -> Scene:
     written = stream.chance(0.5)
     things, signs = stream.between(*(0, 2) if written else (3, 12)), stream.between(*(5, 12) if written else (0, 3))
     ratio = stream.choice(((1, 1), (4, 3), (3, 4), (3, 2), (2, 3)))
-    size = LONGEST * ratio[0] // max(ratio), LONGEST * ratio[1] // max(ratio)
     largest = min(0.5, 0.62 / (things + 2 * signs) ** 0.5)
     items: list[Item] = [random_sign(stream, "train") for _ in range(signs)]
     items += [random_item(stream, "train", NOUNS, SMALLEST, max(SMALLEST, largest)) for _ in range(things)]
-    return compose(stream, "train", seed, index, size, items)
+    return compose(stream, "train", seed, index, size_of(ratio), items)

@@ -34,6 +34,11 @@ def scenes(split: Split, seed: int, count: int, size: tuple[int, int] | None = N
     return (make_scene(split, seed, index, size) for index in range(count))
 
 
+def size_of(ratio: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) in pixels of that shape whose longest edge is LONGEST."""
+    return LONGEST * ratio[0] // max(ratio), LONGEST * ratio[1] // max(ratio)
+
+
 def make_scene(split: Split, seed: int, index: int, size: tuple[int, int] | None = None) -> Scene:
     """Scene number `index` of a split and seed. `size` is (width, height) in pixels; without it the stream chooses
     a shape whose longest edge is LONGEST."""
@@ -45,7 +50,7 @@ def make_scene(split: Split, seed: int, index: int, size: tuple[int, int] | None
     stream = scene_stream(split, seed, index, PICTURE)
     ratio = stream.weighted(_RATIOS, (6, 3, 2, 2, 1, 1))
     if size is None:
-        size = LONGEST * ratio[0] // max(ratio), LONGEST * ratio[1] // max(ratio)
+        size = size_of(ratio)
     items = plan(stream, split)
     return compose(stream, split, seed, index, size, items)
 

@@ -115,7 +115,7 @@ def build(out: Path, shape: Shape, seed: int = 0) -> Path:
     positions = encoder.get_submodule("embeddings" if hasattr(encoder, "embeddings") else "vision_model.embeddings")
     with torch.no_grad():
         weight = positions.position_embedding.weight
-        weight.copy_(0.5 * _plane_waves(shape.tile // shape.patch, weight.shape[1]))
+        weight.copy_(0.5 * plane_waves(shape.tile // shape.patch, weight.shape[1]))
     decoder = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -149,7 +149,7 @@ def build(out: Path, shape: Shape, seed: int = 0) -> Path:
     return out
 
 
-def _plane_waves(side: int, width: int) -> Tensor:
+def plane_waves(side: int, width: int) -> Tensor:
     """(side * side, width): sines and cosines of row and column, wavelengths from 4 patches up.
 
     From such positions attention to neighbours is soon learnt.

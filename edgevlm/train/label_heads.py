@@ -49,7 +49,7 @@ def scene_labels(scene: Scene, side: int, scale: int) -> Labels:
     width, height = scene.picture.size
     for item in scene.objects:
         box = np.array(scene.fraction(item.box), np.float32)
-        share = np.outer(_shares((box[1] + box[3]) / 2, side), _shares((box[0] + box[2]) / 2, side))
+        share = np.outer(shares((box[1] + box[3]) / 2 * side, side), shares((box[0] + box[2]) / 2 * side, side))
         things[..., NOUN_INDEX[item.name]] += share
         first = share > most
         colour[first] = COLOUR_NAMES.index(item.colour) + 1 if item.colour else 0
@@ -69,11 +69,11 @@ def scene_labels(scene: Scene, side: int, scale: int) -> Labels:
     )  # fmt: skip
 
 
-def _shares(place: float, cells: int) -> F32:
-    """Linear interpolation weights of a place in 0..1 among cell centres; they add up to 1."""
-    distance = np.abs(np.clip(place * cells, 0.5, cells - 0.5) - (np.arange(cells) + 0.5))
-    shares: F32 = np.maximum(0.0, 1.0 - distance).astype(np.float32)
-    return shares
+def shares(place: float, cells: int) -> F32:
+    """Linear interpolation weights of a place among cell centres (0.5, 1.5, ...); they add up to 1."""
+    distance = np.abs(np.clip(place, 0.5, cells - 0.5) - (np.arange(cells) + 0.5))
+    weights: F32 = np.maximum(0.0, 1.0 - distance).astype(np.float32)
+    return weights
 
 
 def _tokens(grid: npt.NDArray[Any], scale: int) -> npt.NDArray[Any]:

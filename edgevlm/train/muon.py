@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_OUTSIDE = ("embed", "lm_head", "position")
+_OUTSIDE = ("embed", "lm_head", "position", "heads.")
 _KIND = "kind"
 
 

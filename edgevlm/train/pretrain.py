@@ -24,19 +24,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from edgevlm.commands.console import progress_bar
 from edgevlm.errors import EdgeVLMError
 from edgevlm.folders import check_replaceable, partial_folder, publish
 from edgevlm.image_spec import ImageSpec
 from edgevlm.preprocess import normalize, resize_and_split
 from edgevlm.scenes.crowd import make_crowd
 from edgevlm.scenes.generator import make_scene
+from edgevlm.train.engine import Tell
 from edgevlm.train.label_heads import Heads, Labels, Targets, Words, scene_labels, stack
 from edgevlm.train.models import Source, open_source, save
+from edgevlm.train.muon import MuonAdamW
 
 U8 = npt.NDArray[np.uint8]
 _LENGTH = 2.0
@@ -114,21 +115,17 @@ class Pretraining:
         self.model.model.vision_model.config._attn_implementation = "eager"
         config = self.model.config
         self.heads = Heads(config.vision_config.hidden_size, config.text_config.hidden_size, config.scale_factor)
-        trained = [*self.model.model.vision_model.named_parameters(), *self.model.model.connector.named_parameters()]
         self.words = Words(Tokenizer.from_file(str(source.folder / "tokenizer.json")))
         self.embeddings = self.model.get_input_embeddings().weight
-        heads = [*self.heads.parameters(), *self.words.parameters(), self.embeddings]
-        self.parameters = [p for _, p in trained] + heads
-        # Muon (Jordan 2024; torch.optim.Muon) is for the matrices inside.
-        inner = [p for name, p in trained if p.ndim == 2 and "position" not in name]
-        chosen = {id(p) for p in inner}
-        self.optimizers = [
-            torch.optim.Muon(inner, lr=0.0, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(
-                [p for p in self.parameters if id(p) not in chosen], lr=0.0, betas=(0.9, 0.98), weight_decay=0.02,
-                fused=True,
-            ),
-        ]  # fmt: skip
+        named = [
+            *self.model.model.vision_model.named_parameters(),
+            *self.model.model.connector.named_parameters(),
+            *self.heads.named_parameters("heads"),
+            *self.words.named_parameters("heads"),
+            ("embed_tokens", self.embeddings),
+        ]
+        self.parameters = [p for _, p in named]
+        self.optimizer = MuonAdamW(named, lr=0.0, weight_decay=0.02)
         self.step = 0
 
     @property
@@ -136,17 +133,16 @@ class Pretraining:
         return self.options.out.with_name(self.options.out.name + ".part") / "state.pt"
 
     def advance(self, tiles: U8, target: Targets) -> dict[str, float]:
-        for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = self.options.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.rate(self.step)
         with torch.autocast("cpu", torch.bfloat16):
             patches, tokens = encode(self.model, tiles, self.image)
             losses = self.heads.losses(patches, tokens, target)
         losses["words"] = self.words.loss(tokens, self.embeddings, target)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         self.step += 1
         return {name: float(loss.detach()) for name, loss in losses.items()}
 
@@ -155,7 +151,7 @@ class Pretraining:
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
             "words": self.words.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizer": self.optimizer.state_dict(),
             "step": self.step,
         }
         torch.save(state, self.path.with_suffix(".new"))
@@ -166,8 +162,7 @@ class Pretraining:
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         self.words.load_state_dict(state["words"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
 
 
@@ -181,7 +176,7 @@ class Pretraining:
             weight.mul_(ratio)
 
 
-def pretrain(options: PretrainOptions, console: Console) -> Path:
+def pretrain(options: PretrainOptions, tell: Tell) -> Path:
     """Train vision and projector of `options.model` on labels; the new model's folder."""
     check_replaceable(options.out, False, "config.json", "checkpoint")
     source = open_source(options.model)
@@ -194,21 +189,18 @@ def pretrain(options: PretrainOptions, console: Console) -> Path:
     held_out = Batches(source.image, side, training.model.config.scale_factor, 96, options.seed, "val")(0)
     truth = stack(held_out[1])
     log = training.path.with_name("log.jsonl")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     mean: dict[str, float] = {}
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("labels", total=options.steps, completed=training.step)
-        for tiles, labels in batches.stream(training.step, options.steps, options.workers):
-            for name, loss in training.advance(tiles, stack(labels)).items():
-                mean[name] = 0.98 * mean.get(name, loss) + 0.02 * loss
-            progress.update(task, completed=training.step, description=f"loss {sum(mean.values()):.3f}")
-            if training.step % options.save_every == 0 or training.step == options.steps:
-                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                    right = training.heads.accuracy(*encode(training.model, held_out[0], source.image), truth)
-                line = {"step": training.step} | {f"{k} right": round(v, 4) for k, v in right.items()}
-                with log.open("a") as out:
-                    out.write(json.dumps(line | {k: round(v, 4) for k, v in mean.items()}) + "\n")
-                training.save()
+    for tiles, labels in batches.stream(training.step, options.steps, options.workers):
+        for name, loss in training.advance(tiles, stack(labels)).items():
+            mean[name] = 0.98 * mean.get(name, loss) + 0.02 * loss
+        tell("labels", training.step, options.steps)
+        if training.step % options.save_every == 0 or training.step == options.steps:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                right = training.heads.accuracy(*encode(training.model, held_out[0], source.image), truth)
+            line = {"step": training.step} | {f"{k} right": round(v, 4) for k, v in right.items()}
+            with log.open("a") as out:
+                out.write(json.dumps(line | {k: round(v, 4) for k, v in mean.items()}) + "\n")
+            training.save()
     training.fit_to_words(held_out[0])
     with partial_folder(options.out) as partial:
         save(training.model, source, partial, base=options.model, dtype=torch.float32)
@@ -229,7 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     given = vars(parser.parse_args(arguments))
     torch.set_num_threads(given.pop("threads"))
-    pretrain(PretrainOptions(**given), Console(stderr=True))
+    with progress_bar() as progress:
+        pretrain(PretrainOptions(**given), progress)
     return 0
 
 
