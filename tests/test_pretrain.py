@@ -16,7 +16,7 @@ from edgevlm.scenes.catalogue import CHARACTERS, NOUN_INDEX, SIGN, pair_split, t
 from edgevlm.scenes.crowd import make_crowd
 from edgevlm.scenes.generator import make_scene
 from edgevlm.scenes.question import loc_answer
-from edgevlm.train.default_parts import Shape, build, build_tokenizer
+from edgevlm.train.default_parts import Shape, build, build_tokenizer, waves
 from edgevlm.train.label_heads import scene_labels
 from edgevlm.train.pretrain import Batches, PretrainOptions, pretrain
 
@@ -51,6 +51,11 @@ def test_boxes_and_letters_of_labels_are_the_scene_s(index: int) -> None:
     for row, column in np.argwhere(labels.noun > 0):
         found = labels.edges[row, column] + here[row, column]
         assert min(np.abs(np.array(box) - found).max() for box in boxes) < 1e-3
+    answers = {loc_answer(scene.fraction(item.box)) for item in scene.objects}
+    said = {"".join(f"<loc_{n}>" for n in row) for row in labels.bins if row[0] >= 0}
+    assert said and said <= answers
+    spelled = {(place, CHARACTERS[row[place] - 1]) for row in labels.spelled for place in np.flatnonzero(row)}
+    assert spelled <= {(n, item.letters[n][0]) for item in scene.objects for n in range(len(item.letters))}
     written = {character for item in scene.objects for character, _ in item.letters}
     read = {CHARACTERS[n - 1] for n in labels.characters[labels.characters > 0]}
     assert read <= written
@@ -84,6 +89,14 @@ def test_any_text_comes_back(text: str) -> None:
     ids = TOKENIZER(text, add_special_tokens=False).input_ids
     if not any(mark in text for mark in ("<|", "<loc_")):
         assert TOKENIZER.decode(ids, skip_special_tokens=False) == text
+
+
+def test_near_places_start_with_like_words() -> None:
+    rows = torch.nn.functional.normalize(waves(64, 256), dim=1)
+    like = rows @ rows.T
+    for place in range(4, 60):
+        assert like[place].argmax() == place
+        assert like[place, place + 1] > 0.6 and like[place, place - 1] > like[place, place - 4]
 
 
 def test_a_stopped_run_ends_at_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from edgevlm.scenes.scene import Scene
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 LETTERS = 8  # of the longest text on a sign
+NEAR = 0.4  # the share of an object from which an image token is taken to show it
 
 
 class Labels(NamedTuple):
@@ -31,7 +32,7 @@ class Labels(NamedTuple):
     things: F32  # (G * G, s * s, nouns) parts of objects whose centres are near each patch's middle; they add up
     thing_colour: I64  # (G * G, s * s) of the object with the largest part; 0 for none
     thing_edges: F32  # (G * G, s * s, 4)
-    thing_bins: I64  # (G * G, s * s, 4) the box as LOC_BINS answers have it
+    bins: I64  # (G * G, 4) the box, as answers have it, of the object with the largest part in the token; -1 for none
     characters: I64  # (G * G, 2 * s * s) whose box has its centre in that half patch; 0 for none
     spelled: I64  # (G * G, LETTERS) the character that is a sign's n-th, in the token that has its centre; 0 for none
 
@@ -60,10 +61,13 @@ def scene_labels(scene: Scene, side: int, scale: int) -> Labels:
             column = min(int((left + right) / width * side), 2 * side - 1)
             characters[row, column] = number = CHARACTERS.index(character) + 1
             spelled[row // scale, column // 2 // scale, place] = number
+    bins = _tokens(np.clip((edges * LOC_BINS).astype(np.int64), 0, LOC_BINS - 1), scale)
+    parts = _tokens(most, scale)
+    largest = parts.argmax(1)
+    own = np.where(parts.max(1)[:, None] >= NEAR, bins[np.arange(len(bins)), largest], -1)
     return Labels(
         plain.noun, plain.colour, halves.letter.reshape(side, side, 2), plain.box - here,
-        _tokens(things, scale), _tokens(colour, scale), _tokens(edges - here, scale),
-        _tokens(np.clip((edges * LOC_BINS).astype(np.int64), 0, LOC_BINS - 1), scale),
+        _tokens(things, scale), _tokens(colour, scale), _tokens(edges - here, scale), own,
         _tokens(characters.reshape(side, side, 2), scale).reshape((side // scale) ** 2, -1),
         spelled.reshape(-1, LETTERS),
     )  # fmt: skip
@@ -93,7 +97,7 @@ class Targets(NamedTuple):
     things: Tensor
     thing_colour: Tensor
     thing_edges: Tensor
-    thing_bins: Tensor
+    bins: Tensor
     characters: Tensor
     spelled: Tensor
 
@@ -110,8 +114,7 @@ class Heads(nn.Module):
     def __init__(self, vision_width: int, text_width: int, scale: int) -> None:
         super().__init__()
         cells = scale * scale
-        sizes = (NOUN_CLASSES, COLOUR_CLASSES, 4, 4 * LOC_BINS, 2 * LETTER_CLASSES)
-        self.token_sizes = [*(n * cells for n in sizes), LETTERS * LETTER_CLASSES]
+        self.token_sizes = [n * cells for n in (NOUN_CLASSES, COLOUR_CLASSES, 4, 2 * LETTER_CLASSES)]
         self.patch = nn.Linear(vision_width, sum(self.PATCH))
         self.norm = nn.LayerNorm(text_width)
         self.token = nn.Linear(text_width, sum(self.token_sizes))
@@ -128,7 +131,7 @@ class Heads(nn.Module):
             "box": 8 * F.smooth_l1_loss(edges[held], target.edges.flatten(1, 2)[held], beta=0.05),
         }
         parts = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
-        things, colours, edges, bins, letters, spelled = parts
+        things, colours, edges, letters = parts
         cells = target.things.shape[2]
         logs = things.unflatten(-1, (cells, -1)).log_softmax(-1)
         share = target.things.sum(-1)
@@ -142,10 +145,6 @@ class Heads(nn.Module):
             "thing box": 8 * F.smooth_l1_loss(
                 edges.unflatten(-1, (cells, 4))[held], target.thing_edges[held], beta=0.05
             ),
-            "box bins": F.cross_entropy(
-                bins.unflatten(-1, (cells, 4, -1))[held].flatten(0, 1), target.thing_bins[held].flatten()
-            ),
-            "spelled": _entropy(spelled.unflatten(-1, (LETTERS, -1)), target.spelled),
             "count": F.smooth_l1_loss(logs[..., 1:].exp().sum((1, 2)), count, beta=0.2, reduction="sum")
             / count.sum().clamp(min=1),
             "characters": _entropy(letters.unflatten(-1, (2 * cells, -1)), target.characters),
@@ -156,20 +155,17 @@ class Heads(nn.Module):
         """Shares of what is there that is read right."""
         noun, colour, _, _ = self.patch(patches).float().split(self.PATCH, -1)
         parts = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
-        things, _, edges, bins, letters, spelled = parts
+        things, _, edges, letters = parts
         cells = target.things.shape[2]
         seen = things.unflatten(-1, (cells, -1)).softmax(-1)[..., 1:].sum((1, 2)).round()
         held = target.things.sum(-1) >= 0.5
-        found = bins.unflatten(-1, (cells, 4, -1)).argmax(-1)
         error = (edges.unflatten(-1, (cells, 4))[held] - target.thing_edges[held]).abs()
         return {
             "noun": _right(noun, target.noun.flatten(1)),
             "colour": _right(colour, target.colour.flatten(1)),
             "counts": float((seen == target.things.sum((1, 2)).round()).all(-1).float().mean()),
             "letters": _right(letters.unflatten(-1, (2 * cells, -1)), target.characters),
-            "spelled": _right(spelled.unflatten(-1, (LETTERS, -1)), target.spelled),
             "box error": float(error.mean()),
-            "box bins": float((found == target.thing_bins)[held].float().mean()),
         }
 
 
@@ -177,33 +173,64 @@ class Words(nn.Module):
     """Lets image tokens be written in the decoder's own words, so that what they show can be looked up and copied.
 
     Read by the decoder's embedding of a word, a token says whether a thing of that name, or of that colour, has its
-    centre there, or a character. Without this a decoder takes long to learn which image feature is which word.
+    centre there, or a character; read through a matrix per edge, its <loc> words say the thing's box, and through a
+    matrix per place, its characters say how a sign is spelled. Without this a decoder takes long to learn which image
+    feature is which word.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, width: int) -> None:
         super().__init__()
         nouns = [tokenizer.encode(f" {noun.name}").ids[0] for noun in (*NOUNS, SIGN)]
         plurals = [tokenizer.encode(f" {noun.plural}").ids[0] for noun in (*NOUNS, SIGN)]
         colours = [tokenizer.encode(f" {name}").ids[0] for name in COLOUR_NAMES]
-        characters = [tokenizer.encode(name).ids[0] for name in CHARACTERS]
-        self.rows = torch.tensor(nouns + plurals + colours + characters)
+        self.characters = torch.tensor([tokenizer.encode(name).ids[0] for name in CHARACTERS])
+        self.rows = torch.cat([torch.tensor(nouns + plurals + colours), self.characters])
+        self.places = torch.tensor([tokenizer.token_to_id(f"<loc_{n}>") for n in range(LOC_BINS)])
         self.bias = nn.Parameter(torch.full((len(self.rows),), -4.0))
+        self.edges = nn.Linear(width, 4 * width, bias=False)
+        self.spelled = nn.Linear(width, LETTERS * width, bias=False)
+        self.blank = nn.Parameter(torch.tensor(6.0))  # no character: nearly everywhere
 
-    def loss(self, tokens: Tensor, embeddings: Tensor, target: Targets) -> Tensor:
-        """tokens (B, G * G, D), embeddings (V, D): cross-entropy of yes and no, summed per thing that is there."""
+    def losses(self, tokens: Tensor, embeddings: Tensor, target: Targets) -> dict[str, Tensor]:
+        """tokens (B, G * G, D), embeddings (V, D)."""
+        normed = _normed(tokens)
         wanted = self._wanted(target)
-        tokens = tokens.float()
-        normed = tokens * torch.rsqrt(tokens.pow(2).mean(-1, keepdim=True) + 1e-6)
-        logits = normed @ embeddings[self.rows].T + self.bias
-        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / wanted.sum().clamp(min=1)
+        found = normed @ embeddings[self.rows].T + self.bias
+        bins, spelled = self._read(normed, embeddings, target)
+        held = target.bins[..., 0] >= 0
+        return {
+            "words": F.binary_cross_entropy_with_logits(found, wanted, reduction="sum") / wanted.sum().clamp(min=1),
+            "box words": F.cross_entropy(bins.flatten(0, 1), target.bins[held].flatten()),
+            "spelled": _entropy(spelled, target.spelled),
+        }
+
+    @torch.no_grad()
+    def accuracy(self, tokens: Tensor, embeddings: Tensor, target: Targets) -> dict[str, float]:
+        bins, spelled = self._read(_normed(tokens), embeddings, target)
+        held = target.bins[..., 0] >= 0
+        near = (bins.argmax(-1) - target.bins[held]).abs() <= 1
+        return {"box words within 1": float(near.float().mean()), "spelled": _right(spelled, target.spelled)}
+
+    def _read(self, normed: Tensor, embeddings: Tensor, target: Targets) -> tuple[Tensor, Tensor]:
+        """(things, 4, LOC_BINS) of the tokens that show a thing, and (B, G * G, LETTERS, LETTER_CLASSES)."""
+        things = self.edges(normed[target.bins[..., 0] >= 0]).unflatten(-1, (4, -1))
+        spelled = self.spelled(normed).unflatten(-1, (LETTERS, -1)) @ embeddings[self.characters].T
+        blank = self.blank.expand(*spelled.shape[:-1], 1)
+        return things @ embeddings[self.places].T, torch.cat([blank, spelled], -1)
 
     def _wanted(self, target: Targets) -> Tensor:
         """(B, G * G, words) of 0 and 1."""
-        things = (target.things.amax(2) >= 0.4).float()
-        held = target.things.sum(-1).amax(2, keepdim=True) >= 0.4
+        things = (target.things.amax(2) >= NEAR).float()
+        held = target.things.sum(-1).amax(2, keepdim=True) >= NEAR
         colours = F.one_hot(target.thing_colour, COLOUR_CLASSES)[..., 1:].amax(2) * held
         characters = F.one_hot(target.characters, LETTER_CLASSES)[..., 1:].amax(2)
         return torch.cat([things, things, colours.float(), characters.float()], -1)
+
+
+def _normed(tokens: Tensor) -> Tensor:
+    """As a decoder's first layer has them (RMSNorm, Zhang and Sennrich 2019)."""
+    tokens = tokens.float()
+    return tokens * torch.rsqrt(tokens.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
 def _entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -115,13 +115,13 @@ class Pretraining:
         self.model.model.vision_model.config._attn_implementation = "eager"
         config = self.model.config
         self.heads = Heads(config.vision_config.hidden_size, config.text_config.hidden_size, config.scale_factor)
-        self.words = Words(Tokenizer.from_file(str(source.folder / "tokenizer.json")))
+        self.words = Words(Tokenizer.from_file(str(source.folder / "tokenizer.json")), config.text_config.hidden_size)
         self.embeddings = self.model.get_input_embeddings().weight
         named = [
             *self.model.model.vision_model.named_parameters(),
             *self.model.model.connector.named_parameters(),
-            *self.heads.named_parameters("heads"),
-            *self.words.named_parameters("heads"),
+            *self.heads.named_parameters("lm_head"),
+            *self.words.named_parameters("lm_head"),
             ("embed_tokens", self.embeddings),
         ]
         self.parameters = [p for _, p in named]
@@ -138,7 +138,7 @@ class Pretraining:
         with torch.autocast("cpu", torch.bfloat16):
             patches, tokens = encode(self.model, tiles, self.image)
             losses = self.heads.losses(patches, tokens, target)
-        losses["words"] = self.words.loss(tokens, self.embeddings, target)
+        losses |= self.words.losses(tokens, self.embeddings, target)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
         self.optimizer.step()
@@ -164,7 +164,6 @@ class Pretraining:
         self.words.load_state_dict(state["words"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-
 
     @torch.no_grad()
     def fit_to_words(self, tiles: U8) -> None:
@@ -196,7 +195,9 @@ def pretrain(options: PretrainOptions, tell: Tell) -> Path:
         tell("labels", training.step, options.steps)
         if training.step % options.save_every == 0 or training.step == options.steps:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                right = training.heads.accuracy(*encode(training.model, held_out[0], source.image), truth)
+                patches, tokens = encode(training.model, held_out[0], source.image)
+                right = training.heads.accuracy(patches, tokens, truth)
+                right |= training.words.accuracy(tokens, training.embeddings, truth)
             line = {"step": training.step} | {f"{k} right": round(v, 4) for k, v in right.items()}
             with log.open("a") as out:
                 out.write(json.dumps(line | {k: round(v, 4) for k, v in mean.items()}) + "\n")
