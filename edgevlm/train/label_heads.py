@@ -196,27 +196,29 @@ class Words(nn.Module):
         normed = _normed(tokens)
         wanted = self._wanted(target)
         found = normed @ embeddings[self.rows].T + self.bias
-        bins, spelled = self._read(normed, embeddings, target)
         held = target.bins[..., 0] >= 0
+        bins = self.boxes(tokens[held], embeddings)
         return {
             "words": F.binary_cross_entropy_with_logits(found, wanted, reduction="sum") / wanted.sum().clamp(min=1),
             "box words": F.cross_entropy(bins.flatten(0, 1), target.bins[held].flatten()),
-            "spelled": _entropy(spelled, target.spelled),
+            "spelled": _entropy(self.letters(tokens, embeddings), target.spelled),
         }
 
     @torch.no_grad()
     def accuracy(self, tokens: Tensor, embeddings: Tensor, target: Targets) -> dict[str, float]:
-        bins, spelled = self._read(_normed(tokens), embeddings, target)
         held = target.bins[..., 0] >= 0
-        near = (bins.argmax(-1) - target.bins[held]).abs() <= 1
-        return {"box words within 1": float(near.float().mean()), "spelled": _right(spelled, target.spelled)}
+        near = (self.boxes(tokens[held], embeddings).argmax(-1) - target.bins[held]).abs() <= 1
+        spelled = _right(self.letters(tokens, embeddings), target.spelled)
+        return {"box words within 1": float(near.float().mean()), "spelled": spelled}
 
-    def _read(self, normed: Tensor, embeddings: Tensor, target: Targets) -> tuple[Tensor, Tensor]:
-        """(things, 4, LOC_BINS) of the tokens that show a thing, and (B, G * G, LETTERS, LETTER_CLASSES)."""
-        things = self.edges(normed[target.bins[..., 0] >= 0]).unflatten(-1, (4, -1))
-        spelled = self.spelled(normed).unflatten(-1, (LETTERS, -1)) @ embeddings[self.characters].T
-        blank = self.blank.expand(*spelled.shape[:-1], 1)
-        return things @ embeddings[self.places].T, torch.cat([blank, spelled], -1)
+    def boxes(self, states: Tensor, embeddings: Tensor) -> Tensor:
+        """(N, D) to (N, 4, LOC_BINS)."""
+        return self.edges(_normed(states)).unflatten(-1, (4, -1)) @ embeddings[self.places].T
+
+    def letters(self, states: Tensor, embeddings: Tensor) -> Tensor:
+        """(..., D) to (..., LETTERS, LETTER_CLASSES)."""
+        spelled = self.spelled(_normed(states)).unflatten(-1, (LETTERS, -1)) @ embeddings[self.characters].T
+        return torch.cat([self.blank.expand(*spelled.shape[:-1], 1), spelled], -1)
 
     def _wanted(self, target: Targets) -> Tensor:
         """(B, G * G, words) of 0 and 1."""
