@@ -2,7 +2,7 @@
 
 1. Compose a fresh encoder and a fresh decoder.                          DIR/base
 2. Labels per patch teach the encoder and the projector.                 DIR/seen
-3. The decoder learns to talk about what they give it.                   DIR/align
+3. The decoder learns to answer, with labels for the names it reads.     DIR/named
 4. Everything learns on.                                                 DIR/talk
 5. For a while some pictures come in tiles.                              DIR/tiled
 6. The same through the quantizer, its own float self as teacher.        DIR/aware
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from edgevlm.commands.console import note, progress_bar
 from edgevlm.errors import EdgeVLMError
@@ -37,12 +36,12 @@ from edgevlm.train.run import train
 class Recipe:
     out: Path
     pictures: int = 20000  # of the train split, three rounds of questions each
-    label_steps: int = 2900
-    align_steps: int = 700
-    talk_steps: int = 1900
+    label_steps: int = 3600
+    name_steps: int = 3500
+    talk_steps: int = 600
     tiled_steps: int = 100
     qad_steps: int = 200
-    batch: int = 16  # pictures
+    batch: int = 8  # pictures
     threads: int = 2
     seed: int = 0
     larger: bool = False  # the teacher's shape
@@ -53,7 +52,7 @@ class Recipe:
 
 
 NUMBERS = (
-    "pictures", "label_steps", "align_steps", "talk_steps", "tiled_steps", "qad_steps", "batch", "threads", "seed",
+    "pictures", "label_steps", "name_steps", "talk_steps", "tiled_steps", "qad_steps", "batch", "threads", "seed",
 )  # fmt: skip
 TEACHER = Shape(vision_layers=8, layers=8)
 
@@ -69,26 +68,27 @@ def make(recipe: Recipe) -> Path:
     }  # fmt: skip
     if not (out / "base").exists():
         build(out / "base", TEACHER if recipe.larger else Shape(), recipe.seed)
-    if not (out / "seen").exists():
-        labels = PretrainOptions(
-            str(out / "base"), out / "seen", recipe.label_steps, learning_rate=1.5e-3, seed=recipe.seed
-        )
-        pretrain(labels, Console(stderr=True))
     with progress_bar() as progress:
+        if not (out / "seen").exists():
+            labels = PretrainOptions(
+                str(out / "base"), out / "seen", steps=recipe.label_steps, learning_rate=1.5e-3, seed=recipe.seed
+            )
+            pretrain(labels, progress)
+        if not (out / "named").exists():
+            names = PretrainOptions(
+                str(out / "seen"), out / "named", stage="names", steps=recipe.name_steps, batch=recipe.batch,
+                learning_rate=2e-3, fall=1.0, seed=recipe.seed + 1,
+            )  # fmt: skip
+            pretrain(names, progress)
         if not data.exists():
-            write_scenes(data, "train", 1, recipe.pictures, rounds=3, progress=progress)
+            write_scenes(data, "train", recipe.seed + 1, recipe.pictures, rounds=3, progress=progress)
 
         def stage(run: Callable[..., Path | None], options: TrainOptions) -> None:
             if not options.out.exists():
                 run(options, progress, note)
 
-        align = TrainOptions(
-            str(out / "seen"), out=out / "align", stage="align", train=("decoder",), learning_rate=3e-3,
-            steps=recipe.align_steps, **shared,
-        )  # fmt: skip
-        stage(train, align)
         talk = TrainOptions(
-            str(out / "align"), out=out / "talk", train=PARTS, learning_rate=7e-4, encoder_rate=0.3,
+            str(out / "named"), out=out / "talk", train=PARTS, learning_rate=3e-4, encoder_rate=0.3,
             steps=recipe.talk_steps, **shared,
         )  # fmt: skip
         stage(train, talk)
