@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ import numpy.typing as npt
 from edgevlm.image_spec import ImageSpec
 from edgevlm.preprocess import resize_and_split
 from edgevlm.scenes.ask import ask
+from edgevlm.scenes.catalogue import SIGN
 from edgevlm.scenes.crowd import make_crowd
 from edgevlm.scenes.generator import make_scene
+from edgevlm.scenes.scene import Scene
 from edgevlm.train.examples import Encoder, Example
 from edgevlm.train.label_heads import Labels, scene_labels
 from edgevlm.train.models import open_source
@@ -26,6 +29,7 @@ U8 = npt.NDArray[np.uint8]
 T = TypeVar("T")
 _TURN = 16  # batches that are drawn at once
 _ROUNDS = 3
+_MANY = 5
 _EXISTENCE = 0.3  # of the questions whether something is there, which are most and are learnt first
 
 
@@ -60,13 +64,14 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Questions:
-    """Batch n of pictures with several rounds of questions each."""
+    """Batch n of pictures with several rounds of questions each. rich: more of those that have a sign or a crowd."""
 
     model: str
     side: int
     scale: int
     size: int
     seed: int
+    rich: bool = False
 
     @cached_property
     def _encoder(self) -> Encoder:
@@ -76,7 +81,9 @@ class Questions:
         return [self._asked(index) for index in range(number * self.size, (number + 1) * self.size)]
 
     def _asked(self, index: int) -> Asked:
-        scene = make_scene("train", self.seed, index)
+        scene = make_scene("train", self.seed, 2 * index)
+        if self.rich and not _rich(scene):
+            scene = make_scene("train", self.seed, 2 * index + 1)
         asked = [question for question in ask(scene, _ROUNDS) if question.skill != "existence" or _kept(question.id)]
         dialogues = tuple(
             (
@@ -87,6 +94,11 @@ class Questions:
         )
         example = self._encoder.about(scene.picture, dialogues, f"picture {index}")
         return Asked(example, tuple(q.skill for q in asked), scene_labels(scene, self.side, self.scale))
+
+
+def _rich(scene: Scene) -> bool:
+    kinds = Counter(item.name for item in scene.objects)
+    return SIGN.name in kinds or any(count > _MANY for count in kinds.values())
 
 
 def _kept(name: str) -> bool:

@@ -1,7 +1,8 @@
-"""Teach a model what Scenes knows of its pictures, in two stages, before the verbs train it on.
+"""Teach a model what Scenes knows of its pictures, in three stages, before the verbs train it on.
 
     python -m edgevlm.train.pretrain MODEL --out SEEN --steps 3600                             resumable
     python -m edgevlm.train.pretrain SEEN --out NAMED --stage names --steps 3500
+    python -m edgevlm.train.pretrain NAMED --out BOTH --stage both --steps 1500
 
 Labels: the ground truth of a generated picture is free. Linear heads read from an encoder's patches, and from the image
 tokens of its projector, which thing, colour, letter and box they show. Half of the pictures are of Scenes' own training
@@ -9,6 +10,8 @@ split, half are crowded: more things, more signs, so that a picture teaches more
 
 Names: the decoder learns Scenes' questions with encoder and projector standing still, each question weighing the same
 however long its answer; where a text names a thing, a hidden state half-way is to know the thing's box, or its word.
+
+Both: encoder, projector and decoder learn from questions, names and labels together.
 
 The heads are thrown away in the end; between the stages they lie in the model's folder.
 """
@@ -41,20 +44,19 @@ from edgevlm.train.engine import Tell
 from edgevlm.train.examples import IGNORE
 from edgevlm.train.label_batches import Asked, Pictures, Questions, stream
 from edgevlm.train.label_heads import Heads, Targets, Words, stack
-from edgevlm.train.models import Source, choose_trained, open_source, save
+from edgevlm.train.models import Source, choose_trained, open_source, part_of, save
 from edgevlm.train.muon import MuonAdamW
 from edgevlm.train.named import Named, Names
 
 U8 = npt.NDArray[np.uint8]
 HEADS = "heads.pt"
-STAGES = ("labels", "names")
+STAGES = ("labels", "names", "both")
 _LENGTH = 2.0
 _HELD_OUT = 96  # pictures
-_CLIP = {"labels": 5.0, "names": 1.0}
 # Embeddings of words that image tokens are written in must not run away from them.
-_ADAMW = {"labels": 1.0, "names": 0.15}
+_EMBEDDINGS = 0.15  # of the decoder's rate
 _WEIGHTS = {"text": 3.0, "grounding": 2.0}  # of a question by its skill; else 1
-_NAMES = 0.3
+_NAMES, _LABELS = 0.3, 0.5  # weights of losses beside the answers' when a decoder learns
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Pretraining:
     """Everything that a checkpoint holds, and a step of the labels' stage."""
 
     parts: tuple[str, ...] = ("vision", "projector")
+    share = 1.0  # of the learning rate, for all that is not the decoder
+    clip = 5.0
 
     def __init__(self, source: Source, options: PretrainOptions) -> None:
         torch.manual_seed(options.seed)
@@ -110,11 +114,18 @@ class Pretraining:
             self.load_heads(torch.load(source.folder / HEADS, weights_only=True))
         choose_trained(self.model, self.parts)
         self.embeddings = self.model.get_input_embeddings().weight.requires_grad_(True)
-        free = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        heads = [*self.heads.named_parameters("lm_head"), *self.words.named_parameters("lm_head")]
-        self.parameters = [p for _, p in (*free, *heads)]
-        self.optimizer = MuonAdamW([*free, *heads], lr=0.0, weight_decay=0.02)
+        free = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        decoder = {name: p for name, p in free.items() if part_of(name) in self.parts and part_of(name) == "decoder"}
+        others = [(name, p) for name, p in free.items() if name not in decoder]
+        others += [*self.heads.named_parameters("lm_head"), *self.words.named_parameters("lm_head")]
+        self.parameters = [*decoder.values(), *(p for _, p in others)]
+        self.others = MuonAdamW(others, lr=0.0, weight_decay=0.02)
+        self.decoder = MuonAdamW(decoder.items(), lr=0.0, weight_decay=0.02) if decoder else None
         self.step = 0
+
+    @property
+    def optimizers(self) -> list[MuonAdamW]:
+        return [self.others, self.decoder] if self.decoder else [self.others]
 
     @property
     def path(self) -> Path:
@@ -135,14 +146,17 @@ class Pretraining:
         return losses | self.words.losses(tokens, self.embeddings, target)
 
     def advance(self, batch: Any) -> dict[str, float]:
-        rate, stage = self.options.rate(self.step), self.options.stage
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * (_ADAMW[stage] if group["kind"] == "adamw" else 1.0)
+        rate = self.options.rate(self.step)
+        for group in self.others.param_groups:
+            group["lr"] = rate * self.share
+        for group in self.decoder.param_groups if self.decoder else ():
+            group["lr"] = rate * (_EMBEDDINGS if group["kind"] == "adamw" else 1.0)
         losses = self.losses(batch)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], _CLIP[stage])
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         return {name: float(loss.detach()) for name, loss in losses.items()}
 
@@ -155,7 +169,8 @@ class Pretraining:
 
     def save(self) -> None:
         state = self.head_state() | {
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
+            "model": self.model.state_dict(), "optimizers": [one.state_dict() for one in self.optimizers],
+            "step": self.step,
         }  # fmt: skip
         torch.save(state, self.path.with_suffix(".new"))
         os.replace(self.path.with_suffix(".new"), self.path)
@@ -164,7 +179,8 @@ class Pretraining:
         state = torch.load(self.path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.load_heads(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step = state["step"]
 
     def head_state(self) -> dict[str, Any]:
@@ -188,6 +204,9 @@ class Naming(Pretraining):
     """A step of the names' stage."""
 
     parts = ("decoder",)
+    share = 0.5
+    clip = 1.0
+    rich = False
 
     def __init__(self, source: Source, options: PretrainOptions) -> None:
         super().__init__(source, options)
@@ -195,7 +214,8 @@ class Naming(Pretraining):
 
     def batches(self) -> Callable[[int], Any]:
         options = self.options
-        return Questions(options.model, self.side, self.model.config.scale_factor, options.batch, options.seed)
+        scale = self.model.config.scale_factor
+        return Questions(options.model, self.side, scale, options.batch, options.seed, self.rich)
 
     def losses(self, batch: list[Asked]) -> dict[str, Tensor]:
         model = self.model
@@ -203,16 +223,17 @@ class Naming(Pretraining):
         target = stack([asked.labels for asked in batch])
         ids, answers = inputs["input_ids"], torch.cat([_shares(asked) for asked in batch])
         with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                tokens = encode(model, np.concatenate([asked.example.tiles for asked in batch]), self.image)[1]
+            tiles = np.concatenate([asked.example.tiles for asked in batch])
+            patches, tokens = encode(model, tiles, self.image)
             embedded = model.get_input_embeddings()(ids)
-            shown = (ids == model.config.image_token_id)[..., None]
+            pictures = (ids == model.config.image_token_id)[..., None]
             out = model.model.text_model(
-                inputs_embeds=embedded.masked_scatter(shown, tokens.to(embedded.dtype)),
+                inputs_embeds=embedded.masked_scatter(pictures, tokens.to(embedded.dtype)),
                 attention_mask=inputs["attention_mask"], position_ids=inputs["position_ids"],
                 output_hidden_states=True,
             )  # fmt: skip
             logits = model.lm_head(out.last_hidden_state[inputs["logits_to_keep"]])
+            shown = self.shown(patches, tokens, target)
         each = F.cross_entropy(logits.float(), inputs["labels"], reduction="none")
         losses = {"answers": (each * answers).sum() / answers.sum()}
         half = (len(out.hidden_states) - 1) // 2
@@ -220,7 +241,11 @@ class Naming(Pretraining):
         for depth, (what, named) in enumerate(places.items(), half):
             states = out.hidden_states[depth][named.row, named.column]
             losses |= {f"{what} {kind}": _NAMES * loss for kind, loss in self._known(states, named).items()}
-        return losses
+        return losses | shown
+
+    def shown(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, Tensor]:
+        """What is lost where encoder and projector do not see."""
+        return {}
 
     def _known(self, states: Tensor, named: Named) -> dict[str, Tensor]:
         losses = {}
@@ -236,6 +261,19 @@ class Naming(Pretraining):
         """Image tokens stay as the decoder knows them."""
 
 
+class Both(Naming):
+    """A step in which everything learns from everything."""
+
+    parts = ("vision", "projector", "decoder")
+    share = 1 / 3
+    clip = 2.0
+    rich = True
+
+    def shown(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, Tensor]:
+        losses = self.heads.losses(patches, tokens, target) | self.words.losses(tokens, self.embeddings, target)
+        return {name: _LABELS * loss for name, loss in losses.items()}
+
+
 def _shares(asked: Asked) -> Tensor:
     """A weight per answer token, by which a question weighs what its skill does however long the answer."""
     segments = torch.from_numpy(asked.example.segments[asked.example.targets != IGNORE])
@@ -247,7 +285,7 @@ def pretrain(options: PretrainOptions, tell: Tell) -> Path:
     """Train `options.model` by one stage; the new model's folder."""
     check_replaceable(options.out, False, "config.json", "checkpoint")
     source = open_source(options.model)
-    training = (Naming if options.stage == "names" else Pretraining)(source, options)
+    training = {"labels": Pretraining, "names": Naming, "both": Both}[options.stage](source, options)
     training.path.parent.mkdir(parents=True, exist_ok=True)
     if training.path.exists():
         training.resume()
@@ -260,7 +298,7 @@ def pretrain(options: PretrainOptions, tell: Tell) -> Path:
             mean[name] = 0.98 * mean.get(name, loss) + 0.02 * loss
         tell(options.stage, training.step, options.steps)
         if training.step % options.save_every == 0 or training.step == options.steps:
-            right = training.accuracy(tiles, target) if options.stage == "labels" else {}
+            right = training.accuracy(tiles, target) if "vision" in training.parts else {}
             line = {"step": training.step} | {f"{k} right": round(v, 4) for k, v in right.items()}
             with log.open("a") as out:
                 out.write(json.dumps(line | {k: round(v, 4) for k, v in mean.items()}) + "\n")
