@@ -3,8 +3,8 @@
 1. Compose a fresh encoder and a fresh decoder.                          DIR/base
 2. Labels per patch teach the encoder and the projector.                 DIR/seen
 3. The decoder learns to answer, with labels for the names it reads.     DIR/named
-4. Everything learns on.                                                 DIR/talk
-5. For a while some pictures come in tiles.                              DIR/tiled
+4. Everything learns from questions, names and labels together.          DIR/both
+5. What users train with goes on; some pictures come in tiles.           DIR/tiled
 6. The same through the quantizer, its own float self as teacher.        DIR/aware
 DIR/model is the last of these, stored in fp16.
 """
@@ -38,7 +38,7 @@ class Recipe:
     pictures: int = 20000  # of the train split, three rounds of questions each
     label_steps: int = 3600
     name_steps: int = 3500
-    talk_steps: int = 600
+    both_steps: int = 1500
     tiled_steps: int = 100
     qad_steps: int = 200
     batch: int = 8  # pictures
@@ -52,7 +52,7 @@ class Recipe:
 
 
 NUMBERS = (
-    "pictures", "label_steps", "name_steps", "talk_steps", "tiled_steps", "qad_steps", "batch", "threads", "seed",
+    "pictures", "label_steps", "name_steps", "both_steps", "tiled_steps", "qad_steps", "batch", "threads", "seed",
 )  # fmt: skip
 TEACHER = Shape(vision_layers=8, layers=8)
 
@@ -69,39 +69,34 @@ def make(recipe: Recipe) -> Path:
     if not (out / "base").exists():
         build(out / "base", TEACHER if recipe.larger else Shape(), recipe.seed)
     with progress_bar() as progress:
-        if not (out / "seen").exists():
-            labels = PretrainOptions(
-                str(out / "base"), out / "seen", steps=recipe.label_steps, learning_rate=1.5e-3, seed=recipe.seed
-            )
-            pretrain(labels, progress)
-        if not (out / "named").exists():
-            names = PretrainOptions(
-                str(out / "seen"), out / "named", stage="names", steps=recipe.name_steps, batch=recipe.batch,
-                learning_rate=2e-3, fall=1.0, seed=recipe.seed + 1,
-            )  # fmt: skip
-            pretrain(names, progress)
+        for seed, (stage, name, source, steps, batch, rate, fall) in enumerate(
+            (
+                ("labels", "seen", "base", recipe.label_steps, 24, 1.5e-3, 0.4),
+                ("names", "named", "seen", recipe.name_steps, recipe.batch, 2e-3, 1.0),
+                ("both", "both", "named", recipe.both_steps, recipe.batch, 6e-4, 1.0),
+            ),
+            recipe.seed,
+        ):
+            if not (out / name).exists():
+                source = str(out / source)
+                pretrain(PretrainOptions(source, out / name, stage, steps, batch, rate, fall, seed=seed), progress)
         if not data.exists():
             write_scenes(data, "train", recipe.seed + 1, recipe.pictures, rounds=3, progress=progress)
 
-        def stage(run: Callable[..., Path | None], options: TrainOptions) -> None:
+        def run_once(run: Callable[..., Path | None], options: TrainOptions) -> None:
             if not options.out.exists():
                 run(options, progress, note)
 
-        talk = TrainOptions(
-            str(out / "named"), out=out / "talk", train=PARTS, learning_rate=3e-4, encoder_rate=0.3,
-            steps=recipe.talk_steps, **shared,
-        )  # fmt: skip
-        stage(train, talk)
         tiled = TrainOptions(
-            str(out / "talk"), out=out / "tiled", train=PARTS, learning_rate=1e-4, encoder_rate=0.3, tiled=0.25,
+            str(out / "both"), out=out / "tiled", train=PARTS, learning_rate=1e-4, encoder_rate=0.3, tiled=0.25,
             steps=recipe.tiled_steps, **shared,
         )  # fmt: skip
-        stage(train, tiled)
+        run_once(train, tiled)
         aware = DistillOptions(
             str(out / "tiled"), out=out / "aware", teacher=str(out / "tiled"), cache=out / "lessons", train=PARTS,
             learning_rate=2e-5, steps=recipe.qad_steps, cross_entropy=0.0, quantize="int4", **shared,
         )  # fmt: skip
-        stage(distill, aware)
+        run_once(distill, aware)
     if not (out / "model").exists():
         quiet_transformers()
         source = open_source(str(out / "aware"))
