@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.scenes.catalogue import CHARACTERS, NOUN_INDEX, SIGN, pair_split, text_split
-from edgevlm.scenes.crowd import make_crowd
+from edgevlm.scenes.crowd import make_crowd, make_mixture
 from edgevlm.scenes.generator import make_scene
 from edgevlm.scenes.question import loc_answer
 from edgevlm.train.default_parts import Shape, build, build_tokenizer, waves
@@ -71,10 +71,10 @@ def test_boxes_and_letters_of_labels_are_the_scene_s(index: int) -> None:
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=25, deadline=None)
-def test_a_crowd_shows_nothing_of_other_splits(index: int) -> None:
-    scene = make_crowd(0, index)
-    assert scene.split == "train" and scene.objects
-    for item in scene.objects:
+def test_crowds_and_mixtures_show_nothing_of_other_splits(index: int) -> None:
+    crowd, mixture = make_crowd(0, index), make_mixture(0, index)
+    assert crowd.split == mixture.split == "train" and crowd.objects and mixture.objects
+    for item in (*crowd.objects, *mixture.objects):
         assert item.name == SIGN.name or item.colour is None or pair_split(item.colour, item.noun) in (None, "train")
         assert not item.text or text_split(item.text) == "train"
 

@@ -35,12 +35,12 @@ from edgevlm.train.run import train
 @dataclass(frozen=True)
 class Recipe:
     out: Path
-    pictures: int = 20000  # of the train split, three rounds of questions each
+    pictures: int = 1000  # that the verbs go on with, three rounds of questions each
     label_steps: int = 3600
     name_steps: int = 3500
-    both_steps: int = 1500
-    tiled_steps: int = 100
-    qad_steps: int = 200
+    both_steps: int = 2200
+    tiled_steps: int = 80
+    qad_steps: int = 80
     batch: int = 8  # pictures
     threads: int = 2
     seed: int = 0
@@ -73,15 +73,17 @@ def make(recipe: Recipe) -> Path:
             (
                 ("labels", "seen", "base", recipe.label_steps, 24, 1.5e-3, 0.4),
                 ("names", "named", "seen", recipe.name_steps, recipe.batch, 2e-3, 1.0),
-                ("both", "both", "named", recipe.both_steps, recipe.batch, 6e-4, 1.0),
+                ("both", "both", "named", recipe.both_steps, recipe.batch, 7e-4, 1.0),
             ),
             recipe.seed,
         ):
             if not (out / name).exists():
                 source = str(out / source)
                 pretrain(PretrainOptions(source, out / name, stage, steps, batch, rate, fall, seed=seed), progress)
-        if not data.exists():
-            write_scenes(data, "train", recipe.seed + 1, recipe.pictures, rounds=3, progress=progress)
+        few = out / "scenes-aware"  # the teacher answers all of its data
+        for folder, seed, count in ((data, 1, recipe.pictures), (few, 2, recipe.qad_steps * recipe.batch)):
+            if not folder.exists():
+                write_scenes(folder, "train", recipe.seed + seed, count, rounds=3, progress=progress)
 
         def run_once(run: Callable[..., Path | None], options: TrainOptions) -> None:
             if not options.out.exists():
@@ -94,7 +96,7 @@ def make(recipe: Recipe) -> Path:
         run_once(train, tiled)
         aware = DistillOptions(
             str(out / "tiled"), out=out / "aware", teacher=str(out / "tiled"), cache=out / "lessons", train=PARTS,
-            learning_rate=2e-5, steps=recipe.qad_steps, cross_entropy=0.0, quantize="int4", **shared,
+            learning_rate=2e-5, steps=recipe.qad_steps, cross_entropy=0.0, quantize="int4", **shared | {"data": few},
         )  # fmt: skip
         run_once(distill, aware)
     if not (out / "model").exists():

@@ -18,7 +18,7 @@ from edgevlm.image_spec import ImageSpec
 from edgevlm.preprocess import resize_and_split
 from edgevlm.scenes.ask import ask
 from edgevlm.scenes.catalogue import SIGN
-from edgevlm.scenes.crowd import make_crowd
+from edgevlm.scenes.crowd import make_crowd, make_mixture
 from edgevlm.scenes.generator import make_scene
 from edgevlm.scenes.scene import Scene
 from edgevlm.train.examples import Encoder, Example
@@ -64,7 +64,10 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Questions:
-    """Batch n of pictures with several rounds of questions each. rich: more of those that have a sign or a crowd."""
+    """Batch n of pictures with several rounds of questions each.
+
+    rich: every other one is a mixture of kinds, and of the rest more have a sign or a crowd.
+    """
 
     model: str
     side: int
@@ -82,7 +85,9 @@ class Questions:
 
     def _asked(self, index: int) -> Asked:
         scene = make_scene("train", self.seed, 2 * index)
-        if self.rich and not _rich(scene):
+        if self.rich and index % 2:
+            scene = make_mixture(self.seed, index)
+        elif self.rich and not _rich(scene):
             scene = make_scene("train", self.seed, 2 * index + 1)
         asked = [question for question in ask(scene, _ROUNDS) if question.skill != "existence" or _kept(question.id)]
         dialogues = tuple(

@@ -22,10 +22,10 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +55,6 @@ _LENGTH = 2.0
 _HELD_OUT = 96  # pictures
 # Embeddings of words that image tokens are written in must not run away from them.
 _EMBEDDINGS = 0.15  # of the decoder's rate
-_WEIGHTS = {"text": 3.0, "grounding": 2.0}  # of a question by its skill; else 1
 _NAMES, _LABELS = 0.3, 0.5  # weights of losses beside the answers' when a decoder learns
 
 
@@ -207,6 +206,7 @@ class Naming(Pretraining):
     share = 0.5
     clip = 1.0
     rich = False
+    weights: ClassVar[dict[str, float]] = {"text": 3.0, "grounding": 2.0}  # of a question by its skill; else 1
 
     def __init__(self, source: Source, options: PretrainOptions) -> None:
         super().__init__(source, options)
@@ -221,7 +221,7 @@ class Naming(Pretraining):
         model = self.model
         inputs = self._collate([Item(n, (asked.example,)) for n, asked in enumerate(batch)])
         target = stack([asked.labels for asked in batch])
-        ids, answers = inputs["input_ids"], torch.cat([_shares(asked) for asked in batch])
+        ids, answers = inputs["input_ids"], torch.cat([_shares(asked, self.weights) for asked in batch])
         with torch.autocast("cpu", torch.bfloat16):
             tiles = np.concatenate([asked.example.tiles for asked in batch])
             patches, tokens = encode(model, tiles, self.image)
@@ -268,16 +268,17 @@ class Both(Naming):
     share = 1 / 3
     clip = 2.0
     rich = True
+    weights = Naming.weights | {"count": 3.0}
 
     def shown(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, Tensor]:
         losses = self.heads.losses(patches, tokens, target) | self.words.losses(tokens, self.embeddings, target)
         return {name: _LABELS * loss for name, loss in losses.items()}
 
 
-def _shares(asked: Asked) -> Tensor:
+def _shares(asked: Asked, skills: Mapping[str, float]) -> Tensor:
     """A weight per answer token, by which a question weighs what its skill does however long the answer."""
     segments = torch.from_numpy(asked.example.segments[asked.example.targets != IGNORE])
-    weights = torch.tensor([0.0, *(_WEIGHTS.get(skill, 1.0) for skill in asked.skills)])
+    weights = torch.tensor([0.0, *(skills.get(skill, 1.0) for skill in asked.skills)])
     return weights[segments] / torch.bincount(segments)[segments]
 
 
