@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.scenes.catalogue import CHARACTERS, NOUN_INDEX, SIGN, pair_split, text_split
-from edgevlm.scenes.crowd import make_crowd
+from edgevlm.scenes.crowd import make_crowd, make_mixture
 from edgevlm.scenes.generator import make_scene
 from edgevlm.scenes.question import loc_answer
-from edgevlm.train.default_parts import Shape, build, build_tokenizer
-from edgevlm.train.label_heads import scene_labels
-from edgevlm.train.pretrain import Batches, PretrainOptions, pretrain
+from edgevlm.train.default_parts import Shape, build, build_tokenizer, waves
+from edgevlm.train.label_batches import Pictures, Questions
+from edgevlm.train.label_heads import LETTERS, scene_labels, stack
+from edgevlm.train.models import open_source
+from edgevlm.train.named import Names
+from edgevlm.train.pretrain import STAGES, PretrainOptions, pretrain
 
 SMALL = Shape(vision_width=64, vision_layers=1, vision_mlp=96, width=128, layers=1, mlp=96, tile=64, patch=8)
 TOKENIZER = build_tokenizer()
@@ -51,6 +57,11 @@ def test_boxes_and_letters_of_labels_are_the_scene_s(index: int) -> None:
     for row, column in np.argwhere(labels.noun > 0):
         found = labels.edges[row, column] + here[row, column]
         assert min(np.abs(np.array(box) - found).max() for box in boxes) < 1e-3
+    answers = {loc_answer(scene.fraction(item.box)) for item in scene.objects}
+    said = {"".join(f"<loc_{n}>" for n in row) for row in labels.bins if row[0] >= 0}
+    assert said and said <= answers
+    spelled = {(place, CHARACTERS[row[place] - 1]) for row in labels.spelled for place in np.flatnonzero(row)}
+    assert spelled <= {(n, item.letters[n][0]) for item in scene.objects for n in range(len(item.letters))}
     written = {character for item in scene.objects for character, _ in item.letters}
     read = {CHARACTERS[n - 1] for n in labels.characters[labels.characters > 0]}
     assert read <= written
@@ -60,10 +71,10 @@ def test_boxes_and_letters_of_labels_are_the_scene_s(index: int) -> None:
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=25, deadline=None)
-def test_a_crowd_shows_nothing_of_other_splits(index: int) -> None:
-    scene = make_crowd(0, index)
-    assert scene.split == "train" and scene.objects
-    for item in scene.objects:
+def test_crowds_and_mixtures_show_nothing_of_other_splits(index: int) -> None:
+    crowd, mixture = make_crowd(0, index), make_mixture(0, index)
+    assert crowd.split == mixture.split == "train" and crowd.objects and mixture.objects
+    for item in (*crowd.objects, *mixture.objects):
         assert item.name == SIGN.name or item.colour is None or pair_split(item.colour, item.noun) in (None, "train")
         assert not item.text or text_split(item.text) == "train"
 
@@ -86,35 +97,88 @@ def test_any_text_comes_back(text: str) -> None:
         assert TOKENIZER.decode(ids, skip_special_tokens=False) == text
 
 
-def test_a_stopped_run_ends_at_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = str(build(tmp_path / "base", SMALL))
-    shared = {"steps": 4, "batch": 2, "workers": 0, "save_every": 2, "learning_rate": 1e-3}
-    whole = pretrain(PretrainOptions(base, tmp_path / "whole", **shared), lambda what, done, total: None)
-    real = Batches.__call__
+def test_near_places_start_with_like_words() -> None:
+    rows = torch.nn.functional.normalize(waves(64, 256), dim=1)
+    like = rows @ rows.T
+    for place in range(4, 60):
+        assert like[place].argmax() == place
+        assert like[place, place + 1] > 0.6 and like[place, place - 1] > like[place, place - 4]
 
-    def stopping(self: Batches, number: int):  # type: ignore[no-untyped-def]
-        if number == 3 and self.split == "train":
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(build(tmp_path_factory.mktemp("pretrain") / "base", SMALL))
+
+
+def test_what_a_name_s_label_says_is_the_answer_about_it(base: str) -> None:
+    """Of boxes and signs, Scenes' own answers are what the labels must spell."""
+    asked = Questions(base, SMALL.tile // SMALL.patch, SMALL.scale, 24, 5)(0)
+    target = stack([one.labels for one in asked])
+    named = Names(Tokenizer.from_file(f"{base}/tokenizer.json")).answers(asked, target)
+    checked = {"grounding": 0, "text": 0}
+    for row, column, bins, spelled, sign in zip(*named, strict=True):
+        example, skills, _ = asked[row]
+        segment = example.segments[column]
+        skill = skills[segment - 1]
+        said = TOKENIZER.decode(example.targets[(example.segments == segment) & (example.targets >= 0)])
+        if skill == "grounding":
+            assert "".join(f"<loc_{n}>" for n in bins) in said
+        elif skill == "text":
+            word = "".join(CHARACTERS[n - 1] for n in spelled if n)
+            assert sign and (not spelled.all() or len(word) == LETTERS)
+            checked["text"] += word in said
+            continue
+        checked[skill] = checked.get(skill, 0) + 1
+    assert min(checked.values()) > 20
+
+
+def test_names_are_found_in_questions(base: str) -> None:
+    asked = Questions(base, SMALL.tile // SMALL.patch, SMALL.scale, 12, 6)(0)
+    target = stack([one.labels for one in asked])
+    longest = max(len(one.example.ids) for one in asked)
+    rows = [np.pad(one.example.ids, (0, longest - len(one.example.ids))) for one in asked]
+    ids = torch.from_numpy(np.stack(rows))
+    named = Names(Tokenizer.from_file(f"{base}/tokenizer.json")).names(ids, target)
+    words = {TOKENIZER.decode([int(number)]).strip() for number in ids[named.row, named.column]}
+    assert len(named.row) > 50 and words <= {*NOUN_INDEX}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stopped_run_ends_at_the_same_weights(
+    base: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: dict[str, Any] = {
+        "stage": stage, "steps": 4, "batch": 2, "workers": 0, "save_every": 2, "learning_rate": 1e-3,
+    }  # fmt: skip
+    whole = pretrain(PretrainOptions(base, tmp_path / "whole", **shared), lambda what, done, total: None)
+    kind = Pictures if stage == "labels" else Questions
+    real = kind.__call__
+
+    def stopping(self: Any, number: int) -> Any:
+        if number == 3:
             raise KeyboardInterrupt
         return real(self, number)
 
-    monkeypatch.setattr(Batches, "__call__", stopping)
+    monkeypatch.setattr(kind, "__call__", stopping)
     options = PretrainOptions(base, tmp_path / "stopped", **shared)
     with pytest.raises(KeyboardInterrupt):
         pretrain(options, lambda what, done, total: None)
     assert not options.out.exists() and (tmp_path / "stopped.part" / "state.pt").exists()
-    monkeypatch.setattr(Batches, "__call__", real)
+    monkeypatch.setattr(kind, "__call__", real)
     again = pretrain(options, lambda what, done, total: None)
-    from safetensors.torch import load_file
-
     one, other = (load_file(folder / "model.safetensors") for folder in (whole, again))
-    start = load_file(tmp_path / "base" / "model.safetensors")
+    start = load_file(Path(base) / "model.safetensors")
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     changed = {name for name in one if not torch.equal(one[name], start[name])}
-    assert any("vision_model" in name for name in changed) and any("connector" in name for name in changed)
-    decoder = {name for name in changed if "text_model" in name or "lm_head" in name}
-    assert decoder == {"model.text_model.embed_tokens.weight"}
-    lines = [json.loads(line) for line in (whole / "labels.jsonl").read_text().splitlines()]
+    eyes = {name for name in one if "vision_model" in name or "connector" in name}
+    words = "model.text_model.embed_tokens.weight"
+    if stage == "labels":
+        assert changed - eyes == {words} and any("connector" in name for name in changed)
+    else:
+        assert words in changed and bool(changed & eyes) == (stage == "both") and len(changed - eyes) > 5
+    lines = [json.loads(line) for line in (whole / f"{stage}.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
+    assert open_source(str(whole)).load() is not None  # with its heads beside it, the folder is a checkpoint
 
 
 def test_options_are_checked() -> None:

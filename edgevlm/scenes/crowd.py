@@ -8,7 +8,8 @@ from edgevlm.scenes.plan import SMALLEST, Item, random_item, random_sign
 from edgevlm.scenes.scene import Scene
 from edgevlm.scenes.stream import Stream
 
-_KEY = 4  # the first number of this stream's keys; Scenes' own is 2
+_KEY, _MIXTURE = 4, 5  # the first numbers of these streams' keys; Scenes' own is 2
+_MOST = 11  # things in a mixture
 
 
 def make_crowd(seed: int, index: int) -> Scene:
@@ -21,4 +22,20 @@ def make_crowd(seed: int, index: int) -> Scene:
     largest = min(0.5, 0.62 / (things + 2 * signs) ** 0.5)
     items: list[Item] = [random_sign(stream, "train") for _ in range(signs)]
     items += [random_item(stream, "train", NOUNS, SMALLEST, max(SMALLEST, largest)) for _ in range(things)]
+    return compose(stream, "train", seed, index, size_of(ratio), items)
+
+
+def make_mixture(seed: int, index: int) -> Scene:
+    """Mixture number `index`: 2 to 5 kinds of which there are 1 to 5 each, and a sign in every other picture."""
+    stream = Stream(_MIXTURE, seed, index)
+    kinds = stream.between(2, 5)
+    counts = [stream.between(1, 5) if stream.chance(0.6) else 1 for _ in range(kinds)]
+    while sum(counts) > _MOST:
+        counts[counts.index(max(counts))] -= 1
+    ratio = stream.choice(((1, 1), (4, 3), (3, 4), (3, 2), (2, 3)))
+    sign = stream.chance(0.5)
+    largest = min(0.4, 0.7 / (sum(counts) + 2 * sign) ** 0.5)
+    items: list[Item] = [random_sign(stream, "train")] if sign else []
+    for count in counts:
+        items += [random_item(stream, "train", NOUNS, max(SMALLEST, 0.6 * largest), max(SMALLEST, largest))] * count
     return compose(stream, "train", seed, index, size_of(ratio), items)

@@ -39,7 +39,7 @@ class Shape:
     vision_layers: int = 6
     vision_mlp: int = 640
     width: int = 256
-    layers: int = 6
+    layers: int = 4
     mlp: int = 640
     tile: int = 160  # pixels
     patch: int = 10
@@ -136,6 +136,9 @@ def build(out: Path, shape: Shape, seed: int = 0) -> Path:
     )
     halves = out.with_name(out.name + "-encoder"), out.with_name(out.name + "-decoder")
     encoder.save_pretrained(halves[0])
+    places = tokenizer.convert_tokens_to_ids([f"<loc_{n}>" for n in range(LOC_BINS)])
+    with torch.no_grad():
+        decoder.get_input_embeddings().weight[places] = 0.07 * waves(LOC_BINS, shape.width)
     decoder.save_pretrained(halves[1])
     tokenizer.save_pretrained(halves[1])
     options = ComposeOptions(
@@ -150,11 +153,19 @@ def build(out: Path, shape: Shape, seed: int = 0) -> Path:
 
 
 def plane_waves(side: int, width: int) -> Tensor:
-    """(side * side, width): sines and cosines of row and column, wavelengths from 4 patches up.
+    """(side * side, width): waves of the row, then of the column.
 
     From such positions attention to neighbours is soon learnt.
     """
-    frequency = 2 * math.pi / 4 / 20 ** (torch.arange(width // 4) / (width // 4 - 1))
-    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    phases = [place.reshape(-1, 1) * frequency for place in (row, column)]
-    return torch.cat([wave(phase) for phase in phases for wave in (torch.sin, torch.cos)], 1)
+    line = waves(side, width // 2, 80)
+    return torch.cat([line.repeat_interleave(side, 0), line.repeat(side, 1)], 1)
+
+
+def waves(places: int, width: int, longest: float = 2 * LOC_BINS) -> Tensor:
+    """(places, width): sines, then cosines, of wavelengths from 4 places up: near places have like rows.
+
+    What is learnt of one <loc> word is so learnt of its neighbours.
+    """
+    count = width // 2
+    phase = torch.arange(places)[:, None] * 2 * math.pi / 4 / (longest / 4) ** (torch.arange(count) / (count - 1))
+    return torch.cat([phase.sin(), phase.cos()], 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL.Image import Image
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.image_spec import ImageSpec
@@ -57,6 +58,11 @@ class Encoder:
         lines = [self._dialogue(dialogue, grids, conversation.place) for dialogue in conversation.dialogues]
         return self._whole(pack(lines, tiles), conversation.place)
 
+    def about(self, picture: Image, dialogues: tuple[tuple[Message, ...], ...], place: str) -> Example:
+        """Dialogues about one RGB picture that is in memory."""
+        tiles, grid = self._cut(picture, place)
+        return self._whole(pack([self._dialogue(dialogue, [grid], place) for dialogue in dialogues], tiles), place)
+
     def pair(self, conversation: Conversation) -> tuple[Example, Example]:
         """The chosen and the rejected answer, each on its own, about the same tiles."""
         tiles, grids = self._pictures(conversation)
@@ -85,6 +91,9 @@ class Encoder:
             picture = decode_image(path, self.image.background)
         except EdgeVLMError as error:
             raise BadRecord(f"{place}: {error}") from None
+        return self._cut(picture, place)
+
+    def _cut(self, picture: Image, place: str) -> tuple[U8, Grid]:
         cut = zlib.crc32(place.encode()) % 1000 < 1000 * self.tiled
         rule = replace(self.image, split=True) if cut else self.image
         return resize_and_split(picture, rule, max_tiles=self.max_tiles)

@@ -13,10 +13,13 @@ from torch.nn import functional as F
 
 from edgevlm.scenes.catalogue import CHARACTERS, COLOUR_NAMES, NOUN_INDEX, NOUNS, SIGN
 from edgevlm.scenes.labels import COLOUR_CLASSES, LETTER_CLASSES, NOUN_CLASSES, patch_labels
+from edgevlm.scenes.question import LOC_BINS
 from edgevlm.scenes.scene import Scene
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
+LETTERS = 8  # of the longest text on a sign
+NEAR = 0.4  # the share of an object from which an image token is taken to show it
 
 
 class Labels(NamedTuple):
@@ -29,7 +32,9 @@ class Labels(NamedTuple):
     things: F32  # (G * G, s * s, nouns) parts of objects whose centres are near each patch's middle; they add up
     thing_colour: I64  # (G * G, s * s) of the object with the largest part; 0 for none
     thing_edges: F32  # (G * G, s * s, 4)
+    bins: I64  # (G * G, 4) the box, as answers have it, of the object with the largest part in the token; -1 for none
     characters: I64  # (G * G, 2 * s * s) whose box has its centre in that half patch; 0 for none
+    spelled: I64  # (G * G, LETTERS) the character that is a sign's n-th, in the token that has its centre; 0 for none
 
 
 def scene_labels(scene: Scene, side: int, scale: int) -> Labels:
@@ -41,6 +46,7 @@ def scene_labels(scene: Scene, side: int, scale: int) -> Labels:
     colour = np.zeros((side, side), np.int64)
     edges = np.zeros((side, side, 4), np.float32)
     characters = np.zeros((side, 2 * side), np.int64)
+    spelled = np.zeros((side // scale, side // scale, LETTERS), np.int64)
     width, height = scene.picture.size
     for item in scene.objects:
         box = np.array(scene.fraction(item.box), np.float32)
@@ -50,13 +56,20 @@ def scene_labels(scene: Scene, side: int, scale: int) -> Labels:
         colour[first] = COLOUR_NAMES.index(item.colour) + 1 if item.colour else 0
         edges[first] = box
         most = np.maximum(most, share)
-        for character, (left, top, right, bottom) in item.letters:
-            row, column = (top + bottom) / 2 / height * side, (left + right) / width * side
-            characters[min(int(row), side - 1), min(int(column), 2 * side - 1)] = CHARACTERS.index(character) + 1
+        for place, (character, (left, top, right, bottom)) in enumerate(item.letters[:LETTERS]):
+            row = min(int((top + bottom) / 2 / height * side), side - 1)
+            column = min(int((left + right) / width * side), 2 * side - 1)
+            characters[row, column] = number = CHARACTERS.index(character) + 1
+            spelled[row // scale, column // 2 // scale, place] = number
+    bins = _tokens(np.clip((edges * LOC_BINS).astype(np.int64), 0, LOC_BINS - 1), scale)
+    parts = _tokens(most, scale)
+    largest = parts.argmax(1)
+    own = np.where(parts.max(1)[:, None] >= NEAR, bins[np.arange(len(bins)), largest], -1)
     return Labels(
         plain.noun, plain.colour, halves.letter.reshape(side, side, 2), plain.box - here,
-        _tokens(things, scale), _tokens(colour, scale), _tokens(edges - here, scale),
+        _tokens(things, scale), _tokens(colour, scale), _tokens(edges - here, scale), own,
         _tokens(characters.reshape(side, side, 2), scale).reshape((side // scale) ** 2, -1),
+        spelled.reshape(-1, LETTERS),
     )  # fmt: skip
 
 
@@ -84,7 +97,9 @@ class Targets(NamedTuple):
     things: Tensor
     thing_colour: Tensor
     thing_edges: Tensor
+    bins: Tensor
     characters: Tensor
+    spelled: Tensor
 
 
 def stack(labels: list[Labels]) -> Targets:
@@ -115,7 +130,8 @@ class Heads(nn.Module):
             "letter": _entropy(letter.unflatten(-1, (2, -1)), target.letter.flatten(1, 2)),
             "box": 8 * F.smooth_l1_loss(edges[held], target.edges.flatten(1, 2)[held], beta=0.05),
         }
-        things, colours, edges, letters = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
+        parts = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
+        things, colours, edges, letters = parts
         cells = target.things.shape[2]
         logs = things.unflatten(-1, (cells, -1)).log_softmax(-1)
         share = target.things.sum(-1)
@@ -138,7 +154,8 @@ class Heads(nn.Module):
     def accuracy(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, float]:
         """Shares of what is there that is read right."""
         noun, colour, _, _ = self.patch(patches).float().split(self.PATCH, -1)
-        things, _, edges, letters = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
+        parts = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
+        things, _, edges, letters = parts
         cells = target.things.shape[2]
         seen = things.unflatten(-1, (cells, -1)).softmax(-1)[..., 1:].sum((1, 2)).round()
         held = target.things.sum(-1) >= 0.5
@@ -156,33 +173,67 @@ class Words(nn.Module):
     """Lets image tokens be written in the decoder's own words, so that what they show can be looked up and copied.
 
     Read by the decoder's embedding of a word, a token says whether a thing of that name, or of that colour, has its
-    centre there, or a character. Without this a decoder takes long to learn which image feature is which word.
+    centre there, or a character; read through a matrix per edge, its <loc> words say the thing's box, and through a
+    matrix per place, its characters say how a sign is spelled. Without this a decoder takes long to learn which image
+    feature is which word.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, width: int) -> None:
         super().__init__()
         nouns = [tokenizer.encode(f" {noun.name}").ids[0] for noun in (*NOUNS, SIGN)]
         plurals = [tokenizer.encode(f" {noun.plural}").ids[0] for noun in (*NOUNS, SIGN)]
         colours = [tokenizer.encode(f" {name}").ids[0] for name in COLOUR_NAMES]
-        characters = [tokenizer.encode(name).ids[0] for name in CHARACTERS]
-        self.rows = torch.tensor(nouns + plurals + colours + characters)
+        self.characters = torch.tensor([tokenizer.encode(name).ids[0] for name in CHARACTERS])
+        self.rows = torch.cat([torch.tensor(nouns + plurals + colours), self.characters])
+        self.places = torch.tensor([tokenizer.token_to_id(f"<loc_{n}>") for n in range(LOC_BINS)])
         self.bias = nn.Parameter(torch.full((len(self.rows),), -4.0))
+        self.edges = nn.Linear(width, 4 * width, bias=False)
+        self.spelled = nn.Linear(width, LETTERS * width, bias=False)
+        self.blank = nn.Parameter(torch.tensor(6.0))  # no character: nearly everywhere
 
-    def loss(self, tokens: Tensor, embeddings: Tensor, target: Targets) -> Tensor:
-        """tokens (B, G * G, D), embeddings (V, D): cross-entropy of yes and no, summed per thing that is there."""
+    def losses(self, tokens: Tensor, embeddings: Tensor, target: Targets) -> dict[str, Tensor]:
+        """tokens (B, G * G, D), embeddings (V, D)."""
+        normed = _normed(tokens)
         wanted = self._wanted(target)
-        tokens = tokens.float()
-        normed = tokens * torch.rsqrt(tokens.pow(2).mean(-1, keepdim=True) + 1e-6)
-        logits = normed @ embeddings[self.rows].T + self.bias
-        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / wanted.sum().clamp(min=1)
+        found = normed @ embeddings[self.rows].T + self.bias
+        held = target.bins[..., 0] >= 0
+        bins = self.boxes(tokens[held], embeddings)
+        return {
+            "words": F.binary_cross_entropy_with_logits(found, wanted, reduction="sum") / wanted.sum().clamp(min=1),
+            "box words": F.cross_entropy(bins.flatten(0, 1), target.bins[held].flatten()),
+            "spelled": _entropy(self.letters(tokens, embeddings), target.spelled),
+        }
+
+    @torch.no_grad()
+    def accuracy(self, tokens: Tensor, embeddings: Tensor, target: Targets) -> dict[str, float]:
+        held = target.bins[..., 0] >= 0
+        near = (self.boxes(tokens[held], embeddings).argmax(-1) - target.bins[held]).abs() <= 1
+        spelled = _right(self.letters(tokens, embeddings), target.spelled)
+        return {"box words within 1": float(near.float().mean()), "spelled": spelled}
+
+    def boxes(self, states: Tensor, embeddings: Tensor) -> Tensor:
+        """(N, D) to (N, 4, LOC_BINS)."""
+        edges: Tensor = self.edges(_normed(states)).unflatten(-1, (4, -1))
+        return edges @ embeddings[self.places].T
+
+    def letters(self, states: Tensor, embeddings: Tensor) -> Tensor:
+        """(..., D) to (..., LETTERS, LETTER_CLASSES)."""
+        spelled = self.spelled(_normed(states)).unflatten(-1, (LETTERS, -1)) @ embeddings[self.characters].T
+        return torch.cat([self.blank.expand(*spelled.shape[:-1], 1), spelled], -1)
 
     def _wanted(self, target: Targets) -> Tensor:
         """(B, G * G, words) of 0 and 1."""
-        things = (target.things.amax(2) >= 0.4).float()
-        held = target.things.sum(-1).amax(2, keepdim=True) >= 0.4
+        things = (target.things.amax(2) >= NEAR).float()
+        held = target.things.sum(-1).amax(2, keepdim=True) >= NEAR
         colours = F.one_hot(target.thing_colour, COLOUR_CLASSES)[..., 1:].amax(2) * held
         characters = F.one_hot(target.characters, LETTER_CLASSES)[..., 1:].amax(2)
         return torch.cat([things, things, colours.float(), characters.float()], -1)
+
+
+def _normed(tokens: Tensor) -> Tensor:
+    """As a decoder's first layer has them (RMSNorm, Zhang and Sennrich 2019)."""
+    tokens = tokens.float()
+    return tokens * torch.rsqrt(tokens.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
 def _entropy(logits: Tensor, target: Tensor) -> Tensor:

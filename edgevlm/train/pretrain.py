@@ -1,11 +1,19 @@
-"""Teach an encoder and its projector what Scenes knows of every patch, before a decoder learns to talk about it.
+"""Teach a model what Scenes knows of its pictures, in three stages, before the verbs train it on.
 
-    python -m edgevlm.train.pretrain MODEL --out OUT --steps 3000      resumable
+    python -m edgevlm.train.pretrain MODEL --out SEEN --steps 3600                             resumable
+    python -m edgevlm.train.pretrain SEEN --out NAMED --stage names --steps 3500
+    python -m edgevlm.train.pretrain NAMED --out BOTH --stage both --steps 1500
 
-Ground truth of a generated picture is free: which thing, colour, letter and box each patch shows, and per image token
-where things and letters have their centres. Linear heads read these from the patches and from the image tokens; the
-heads are thrown away. Half of the pictures are of Scenes' own training split, half are crowded: more things, more
-signs, so that a picture teaches more letters.
+Labels: the ground truth of a generated picture is free. Linear heads read from an encoder's patches, and from the image
+tokens of its projector, which thing, colour, letter and box they show. Half of the pictures are of Scenes' own training
+split, half are crowded: more things, more signs, so that a picture teaches more letters.
+
+Names: the decoder learns Scenes' questions with encoder and projector standing still, each question weighing the same
+however long its answer; where a text names a thing, a hidden state half-way is to know the thing's box, or its word.
+
+Both: encoder, projector and decoder learn from questions, names and labels together.
+
+The heads are thrown away in the end; between the stages they lie in the model's folder.
 """
 
 from __future__ import annotations
@@ -14,85 +22,64 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional as F
 
 from edgevlm.commands.console import progress_bar
 from edgevlm.errors import EdgeVLMError
 from edgevlm.folders import check_replaceable, partial_folder, publish
 from edgevlm.image_spec import ImageSpec
-from edgevlm.preprocess import normalize, resize_and_split
-from edgevlm.scenes.crowd import make_crowd
-from edgevlm.scenes.generator import make_scene
+from edgevlm.preprocess import normalize
+from edgevlm.train.collate import Item
 from edgevlm.train.engine import Tell
-from edgevlm.train.label_heads import Heads, Labels, Targets, Words, scene_labels, stack
-from edgevlm.train.models import Source, open_source, save
+from edgevlm.train.examples import IGNORE
+from edgevlm.train.label_batches import Asked, Pictures, Questions, stream
+from edgevlm.train.label_heads import Heads, Targets, Words, stack
+from edgevlm.train.models import Source, choose_trained, open_source, part_of, save
 from edgevlm.train.muon import MuonAdamW
+from edgevlm.train.named import Named, Names
 
 U8 = npt.NDArray[np.uint8]
+HEADS = "heads.pt"
+STAGES = ("labels", "names", "both")
 _LENGTH = 2.0
-_TURN = 16  # batches that are drawn at once
+_HELD_OUT = 96  # pictures
+# Embeddings of words that image tokens are written in must not run away from them.
+_EMBEDDINGS = 0.15  # of the decoder's rate
+_NAMES, _LABELS = 0.3, 0.5  # weights of losses beside the answers' when a decoder learns
 
 
 @dataclass(frozen=True)
 class PretrainOptions:
     model: str
     out: Path
+    stage: str = "labels"
     steps: int = 3000
     batch: int = 24  # pictures
     learning_rate: float = 1e-3
-    fall: float = 0.4  # of the steps, over which the rate falls to nothing
+    fall: float = 0.4  # of the steps, over which the rate falls
     workers: int = 2  # processes that draw
     save_every: int = 200
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise EdgeVLMError(f"There is no stage '{self.stage}': choose {' or '.join(STAGES)}.")
         if min(self.steps, self.batch, self.save_every) < 1 or self.workers < 0 or not 0 < self.fall <= 1:
             raise EdgeVLMError("Steps, batch and save-every are 1 or more, workers 0 or more, fall above 0 to 1.")
 
     def rate(self, step: int) -> float:
         left = (self.steps - step) / (self.fall * self.steps)
-        return self.learning_rate * min(1.0, (step + 1) / 150, left)
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Batch by number, so that a run goes on exactly where it stopped."""
-
-    image: ImageSpec
-    side: int
-    scale: int
-    size: int
-    seed: int
-    split: Any = "train"
-
-    def __call__(self, number: int) -> tuple[U8, list[Labels]]:
-        tiles, labels = [], []
-        for index in range(number * self.size, (number + 1) * self.size):
-            crowded = self.split == "train" and index % 2
-            scene = make_crowd(self.seed, index) if crowded else make_scene(self.split, self.seed, index)
-            tiles.append(resize_and_split(np.asarray(scene.picture), self.image, max_tiles=1)[0][0])
-            labels.append(scene_labels(scene, self.side, self.scale))
-        return np.stack(tiles), labels
-
-    def stream(self, start: int, end: int, workers: int) -> Iterator[tuple[U8, list[Labels]]]:
-        """Drawn in turns with training: on a small machine, drawing beside it halves the speed of both."""
-        if workers == 0:
-            yield from map(self, range(start, end))
-            return
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            for first in range(start, end, _TURN):
-                yield from list(pool.map(self, range(first, min(first + _TURN, end))))
+        return self.learning_rate * min(1.0, (step + 1) / 100, left)
 
 
 def encode(model: Any, tiles: U8, image: ImageSpec) -> tuple[Tensor, Tensor]:
@@ -105,69 +92,105 @@ def encode(model: Any, tiles: U8, image: ImageSpec) -> tuple[Tensor, Tensor]:
 
 
 class Pretraining:
-    """Everything that a checkpoint holds."""
+    """Everything that a checkpoint holds, and a step of the labels' stage."""
+
+    parts: tuple[str, ...] = ("vision", "projector")
+    share = 1.0  # of the learning rate, for all that is not the decoder
+    clip = 5.0
 
     def __init__(self, source: Source, options: PretrainOptions) -> None:
         torch.manual_seed(options.seed)
-        self.options, self.image = options, source.image
+        self.source, self.options, self.image = source, options, source.image
         self.model = source.load()
         # On CPUs the fused kernel's backward pass takes a third longer.
         self.model.model.vision_model.config._attn_implementation = "eager"
         config = self.model.config
+        self.side = config.vision_config.image_size // config.vision_config.patch_size
+        self.tokenizer = Tokenizer.from_file(str(source.folder / "tokenizer.json"))
         self.heads = Heads(config.vision_config.hidden_size, config.text_config.hidden_size, config.scale_factor)
-        self.words = Words(Tokenizer.from_file(str(source.folder / "tokenizer.json")))
-        self.embeddings = self.model.get_input_embeddings().weight
-        named = [
-            *self.model.model.vision_model.named_parameters(),
-            *self.model.model.connector.named_parameters(),
-            *self.heads.named_parameters("heads"),
-            *self.words.named_parameters("heads"),
-            ("embed_tokens", self.embeddings),
-        ]
-        self.parameters = [p for _, p in named]
-        self.optimizer = MuonAdamW(named, lr=0.0, weight_decay=0.02)
+        self.words = Words(self.tokenizer, config.text_config.hidden_size)
+        if (source.folder / HEADS).exists():
+            self.load_heads(torch.load(source.folder / HEADS, weights_only=True))
+        choose_trained(self.model, self.parts)
+        self.embeddings = self.model.get_input_embeddings().weight.requires_grad_(True)
+        free = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        decoder = {name: p for name, p in free.items() if part_of(name) in self.parts and part_of(name) == "decoder"}
+        others = [(name, p) for name, p in free.items() if name not in decoder]
+        others += [*self.heads.named_parameters("lm_head"), *self.words.named_parameters("lm_head")]
+        self.parameters = [*decoder.values(), *(p for _, p in others)]
+        self.others = MuonAdamW(others, lr=0.0, weight_decay=0.02)
+        self.decoder = MuonAdamW(decoder.items(), lr=0.0, weight_decay=0.02) if decoder else None
         self.step = 0
+
+    @property
+    def optimizers(self) -> list[MuonAdamW]:
+        return [self.others, self.decoder] if self.decoder else [self.others]
 
     @property
     def path(self) -> Path:
         return self.options.out.with_name(self.options.out.name + ".part") / "state.pt"
 
-    def advance(self, tiles: U8, target: Targets) -> dict[str, float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.rate(self.step)
+    def pictures(self, size: int, split: str = "train") -> Pictures:
+        return Pictures(self.image, self.side, self.model.config.scale_factor, size, self.options.seed, split)
+
+    def batches(self) -> Callable[[int], Any]:
+        return self.pictures(self.options.batch)
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        tiles, labels = batch
+        target = stack(labels)
         with torch.autocast("cpu", torch.bfloat16):
             patches, tokens = encode(self.model, tiles, self.image)
             losses = self.heads.losses(patches, tokens, target)
-        losses["words"] = self.words.loss(tokens, self.embeddings, target)
+        return losses | self.words.losses(tokens, self.embeddings, target)
+
+    def advance(self, batch: Any) -> dict[str, float]:
+        rate = self.options.rate(self.step)
+        for group in self.others.param_groups:
+            group["lr"] = rate * self.share
+        for group in self.decoder.param_groups if self.decoder else ():
+            group["lr"] = rate * (_EMBEDDINGS if group["kind"] == "adamw" else 1.0)
+        losses = self.losses(batch)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         return {name: float(loss.detach()) for name, loss in losses.items()}
 
+    @torch.no_grad()
+    def accuracy(self, tiles: U8, target: Targets) -> dict[str, float]:
+        with torch.autocast("cpu", torch.bfloat16):
+            patches, tokens = encode(self.model, tiles, self.image)
+            found = self.heads.accuracy(patches, tokens, target)
+        return found | self.words.accuracy(tokens, self.embeddings, target)
+
     def save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "heads": self.heads.state_dict(),
-            "words": self.words.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+        state = self.head_state() | {
+            "model": self.model.state_dict(), "optimizers": [one.state_dict() for one in self.optimizers],
             "step": self.step,
-        }
+        }  # fmt: skip
         torch.save(state, self.path.with_suffix(".new"))
         os.replace(self.path.with_suffix(".new"), self.path)
 
     def resume(self) -> None:
         state = torch.load(self.path, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.heads.load_state_dict(state["heads"])
-        self.words.load_state_dict(state["words"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.load_heads(state)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step = state["step"]
 
+    def head_state(self) -> dict[str, Any]:
+        return {"heads": self.heads.state_dict(), "words": self.words.state_dict()}
+
+    def load_heads(self, state: dict[str, Any]) -> None:
+        self.heads.load_state_dict(state["heads"])
+        self.words.load_state_dict(state["words"])
 
     @torch.no_grad()
-    def fit_to_words(self, tiles: U8) -> None:
+    def finish(self, tiles: U8) -> None:
         """Scale the projector so that image tokens are _LENGTH times as long as words: a decoder's layers add little to
         a token that is many times longer than what they put out."""
         tokens = encode(self.model, tiles, self.image)[1]
@@ -176,35 +199,116 @@ class Pretraining:
             weight.mul_(ratio)
 
 
+class Naming(Pretraining):
+    """A step of the names' stage."""
+
+    parts: tuple[str, ...] = ("decoder",)
+    share = 0.5
+    clip = 1.0
+    rich = False
+    weights: ClassVar[dict[str, float]] = {"text": 3.0, "grounding": 2.0}  # of a question by its skill; else 1
+
+    def __init__(self, source: Source, options: PretrainOptions) -> None:
+        super().__init__(source, options)
+        self._names, self._collate = Names(self.tokenizer), source.collator()
+
+    def batches(self) -> Callable[[int], Any]:
+        options = self.options
+        scale = self.model.config.scale_factor
+        return Questions(options.model, self.side, scale, options.batch, options.seed, self.rich)
+
+    def losses(self, batch: list[Asked]) -> dict[str, Tensor]:
+        model = self.model
+        inputs = self._collate([Item(n, (asked.example,)) for n, asked in enumerate(batch)])
+        target = stack([asked.labels for asked in batch])
+        ids, answers = inputs["input_ids"], torch.cat([_shares(asked, self.weights) for asked in batch])
+        with torch.autocast("cpu", torch.bfloat16):
+            tiles = np.concatenate([asked.example.tiles for asked in batch])
+            patches, tokens = encode(model, tiles, self.image)
+            embedded = model.get_input_embeddings()(ids)
+            pictures = (ids == model.config.image_token_id)[..., None]
+            out = model.model.text_model(
+                inputs_embeds=embedded.masked_scatter(pictures, tokens.to(embedded.dtype)),
+                attention_mask=inputs["attention_mask"], position_ids=inputs["position_ids"],
+                output_hidden_states=True,
+            )  # fmt: skip
+            logits = model.lm_head(out.last_hidden_state[inputs["logits_to_keep"]])
+            shown = self.shown(patches, tokens, target)
+        each = F.cross_entropy(logits.float(), inputs["labels"], reduction="none")
+        losses = {"answers": (each * answers).sum() / answers.sum()}
+        half = (len(out.hidden_states) - 1) // 2
+        places = {"name": self._names.names(ids, target), "answer": self._names.answers(batch, target)}
+        for depth, (what, named) in enumerate(places.items(), half):
+            states = out.hidden_states[depth][named.row, named.column]
+            losses |= {f"{what} {kind}": _NAMES * loss for kind, loss in self._known(states, named).items()}
+        return losses | shown
+
+    def shown(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, Tensor]:
+        """What is lost where encoder and projector do not see."""
+        return {}
+
+    def _known(self, states: Tensor, named: Named) -> dict[str, Tensor]:
+        losses = {}
+        if len(states):
+            boxes = self.words.boxes(states, self.embeddings)
+            losses["box"] = F.cross_entropy(boxes.flatten(0, 1), named.bins.flatten())
+        if named.sign.any():
+            letters = self.words.letters(states[named.sign], self.embeddings)
+            losses["spelled"] = F.cross_entropy(letters.flatten(0, 1), named.spelled[named.sign].flatten())
+        return losses
+
+    def finish(self, tiles: U8) -> None:
+        """Image tokens stay as the decoder knows them."""
+
+
+class Both(Naming):
+    """A step in which everything learns from everything."""
+
+    parts = ("vision", "projector", "decoder")
+    share = 1 / 3
+    clip = 2.0
+    rich = True
+    weights = Naming.weights | {"count": 3.0}
+
+    def shown(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, Tensor]:
+        losses = self.heads.losses(patches, tokens, target) | self.words.losses(tokens, self.embeddings, target)
+        return {name: _LABELS * loss for name, loss in losses.items()}
+
+
+def _shares(asked: Asked, skills: Mapping[str, float]) -> Tensor:
+    """A weight per answer token, by which a question weighs what its skill does however long the answer."""
+    segments = torch.from_numpy(asked.example.segments[asked.example.targets != IGNORE])
+    weights = torch.tensor([0.0, *(skills.get(skill, 1.0) for skill in asked.skills)])
+    return weights[segments] / torch.bincount(segments)[segments]
+
+
 def pretrain(options: PretrainOptions, tell: Tell) -> Path:
-    """Train vision and projector of `options.model` on labels; the new model's folder."""
+    """Train `options.model` by one stage; the new model's folder."""
     check_replaceable(options.out, False, "config.json", "checkpoint")
     source = open_source(options.model)
-    training = Pretraining(source, options)
+    training = {"labels": Pretraining, "names": Naming, "both": Both}[options.stage](source, options)
     training.path.parent.mkdir(parents=True, exist_ok=True)
     if training.path.exists():
         training.resume()
-    side = source.spec.vision.image_size // source.spec.vision.patch_size
-    batches = Batches(source.image, side, training.model.config.scale_factor, options.batch, options.seed)
-    held_out = Batches(source.image, side, training.model.config.scale_factor, 96, options.seed, "val")(0)
-    truth = stack(held_out[1])
+    tiles, labels = training.pictures(_HELD_OUT, "val")(0)
+    target = stack(labels)
     log = training.path.with_name("log.jsonl")
     mean: dict[str, float] = {}
-    for tiles, labels in batches.stream(training.step, options.steps, options.workers):
-        for name, loss in training.advance(tiles, stack(labels)).items():
+    for batch in stream(training.batches(), training.step, options.steps, options.workers):
+        for name, loss in training.advance(batch).items():
             mean[name] = 0.98 * mean.get(name, loss) + 0.02 * loss
-        tell("labels", training.step, options.steps)
+        tell(options.stage, training.step, options.steps)
         if training.step % options.save_every == 0 or training.step == options.steps:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                right = training.heads.accuracy(*encode(training.model, held_out[0], source.image), truth)
+            right = training.accuracy(tiles, target) if "vision" in training.parts else {}
             line = {"step": training.step} | {f"{k} right": round(v, 4) for k, v in right.items()}
             with log.open("a") as out:
                 out.write(json.dumps(line | {k: round(v, 4) for k, v in mean.items()}) + "\n")
             training.save()
-    training.fit_to_words(held_out[0])
+    training.finish(tiles)
     with partial_folder(options.out) as partial:
         save(training.model, source, partial, base=options.model, dtype=torch.float32)
-        shutil.copyfile(log, partial / "labels.jsonl")
+        torch.save(training.head_state(), partial / HEADS)
+        shutil.copyfile(log, partial / f"{options.stage}.jsonl")
         publish(partial, options.out)
     shutil.rmtree(training.path.parent)
     return options.out
@@ -215,6 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edgevlm.train.pretrain", description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--stage", choices=STAGES, default=defaults.stage, help=f"default {defaults.stage}")
     for name in ("steps", "batch", "learning_rate", "fall", "workers", "save_every", "seed"):
         value = getattr(defaults, name)
         parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value, help=f"default {value}")

@@ -1,0 +1,120 @@
+"""Batches of generated pictures with their labels and questions, by number: a stopped run goes on where it was."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing import get_context
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevlm.image_spec import ImageSpec
+from edgevlm.preprocess import resize_and_split
+from edgevlm.scenes.ask import ask
+from edgevlm.scenes.catalogue import SIGN
+from edgevlm.scenes.crowd import make_crowd, make_mixture
+from edgevlm.scenes.generator import make_scene
+from edgevlm.scenes.scene import Scene
+from edgevlm.train.examples import Encoder, Example
+from edgevlm.train.label_heads import Labels, scene_labels
+from edgevlm.train.models import open_source
+
+U8 = npt.NDArray[np.uint8]
+T = TypeVar("T")
+_TURN = 16  # batches that are drawn at once
+_ROUNDS = 3
+_MANY = 5
+_EXISTENCE = 0.3  # of the questions whether something is there, which are most and are learnt first
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Batch n: uint8 tiles (B, S, S, 3) and their labels. Of the train split, every other picture is crowded."""
+
+    image: ImageSpec
+    side: int  # patches
+    scale: int
+    size: int
+    seed: int
+    split: Any = "train"
+
+    def __call__(self, number: int) -> tuple[U8, list[Labels]]:
+        tiles, labels = [], []
+        for index in range(number * self.size, (number + 1) * self.size):
+            crowded = self.split == "train" and index % 2
+            scene = make_crowd(self.seed, index) if crowded else make_scene(self.split, self.seed, index)
+            tiles.append(resize_and_split(np.asarray(scene.picture), self.image, max_tiles=1)[0][0])
+            labels.append(scene_labels(scene, self.side, self.scale))
+        return np.stack(tiles), labels
+
+
+class Asked(NamedTuple):
+    """A picture of the train split with what is asked about it."""
+
+    example: Example
+    skills: tuple[str, ...]  # of segments 1, 2, ...
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Batch n of pictures with several rounds of questions each.
+
+    rich: every other one is a mixture of kinds, and of the rest more have a sign or a crowd.
+    """
+
+    model: str
+    side: int
+    scale: int
+    size: int
+    seed: int
+    rich: bool = False
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return open_source(self.model).encoder(max_tiles=1)
+
+    def __call__(self, number: int) -> list[Asked]:
+        return [self._asked(index) for index in range(number * self.size, (number + 1) * self.size)]
+
+    def _asked(self, index: int) -> Asked:
+        scene = make_scene("train", self.seed, 2 * index)
+        if self.rich and index % 2:
+            scene = make_mixture(self.seed, index)
+        elif self.rich and not _rich(scene):
+            scene = make_scene("train", self.seed, 2 * index + 1)
+        asked = [question for question in ask(scene, _ROUNDS) if question.skill != "existence" or _kept(question.id)]
+        dialogues = tuple(
+            (
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.question}]},
+                {"role": "assistant", "content": [{"type": "text", "text": question.answer}]},
+            )
+            for question in asked
+        )
+        example = self._encoder.about(scene.picture, dialogues, f"picture {index}")
+        return Asked(example, tuple(q.skill for q in asked), scene_labels(scene, self.side, self.scale))
+
+
+def _rich(scene: Scene) -> bool:
+    kinds = Counter(item.name for item in scene.objects)
+    return SIGN.name in kinds or any(count > _MANY for count in kinds.values())
+
+
+def _kept(name: str) -> bool:
+    return zlib.crc32(name.encode()) % 1000 < 1000 * _EXISTENCE
+
+
+def stream(batches: Callable[[int], T], start: int, end: int, workers: int) -> Iterator[T]:
+    """Drawn in turns with training: on a small machine, drawing beside it halves the speed of both."""
+    if workers == 0:
+        yield from map(batches, range(start, end))
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        for first in range(start, end, _TURN):
+            yield from list(pool.map(batches, range(first, min(first + _TURN, end))))

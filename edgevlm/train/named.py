@@ -1,0 +1,73 @@
+"""Where a text names one thing of its picture: there a decoder's hidden state is to know the thing's box, or its word.
+
+Looking a name up in the picture and passing on what was found are two maps in a row, and until both are there, answers
+teach neither: from answers alone, boxes stayed at chance for thousands of steps. A label half-way teaches the first.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from edgevlm.scenes.catalogue import NOUNS, SIGN
+from edgevlm.train.examples import IGNORE
+from edgevlm.train.label_batches import Asked
+from edgevlm.train.label_heads import Targets
+
+_ABOUT_ONE = ("text", "grounding", "colour")
+
+
+class Named(NamedTuple):
+    """N positions of a batch, each about one thing."""
+
+    row: Tensor  # (N,)
+    column: Tensor  # (N,)
+    bins: Tensor  # (N, 4) its box
+    spelled: Tensor  # (N, LETTERS) what it says; 0 for nothing
+    sign: Tensor  # (N,) bool
+
+
+class Names:
+    """Finds them by a tokenizer in which a thing's name is one token."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._noun = torch.full((tokenizer.get_vocab_size(),), -1)
+        for number, noun in enumerate((*NOUNS, SIGN)):
+            self._noun[tokenizer.encode(f" {noun.name}").ids[0]] = number
+
+    def names(self, ids: Tensor, target: Targets) -> Named:
+        """Wherever ids (B, L) name a thing of which the picture holds one."""
+        nouns = self._noun[ids]
+        row, column = (nouns >= 0).nonzero(as_tuple=True)
+        return self._known(row, column, nouns[row, column], target)
+
+    def answers(self, asked: list[Asked], target: Targets) -> Named:
+        """The positions that predict an answer about one thing: its colour, its box, or its word."""
+        found: list[tuple[int, int, int]] = []
+        for row, (example, skills, _) in enumerate(asked):
+            nouns = self._noun[torch.from_numpy(example.ids)].numpy()
+            answer = example.targets != IGNORE
+            for segment, skill in enumerate(skills, 1):
+                own = example.segments == segment
+                about = set(nouns[own & ~answer].tolist()) - {-1}
+                if skill == "text" and not about:
+                    about = {len(NOUNS)}
+                if skill in _ABOUT_ONE and len(about) == 1:
+                    found += [(row, place, *about) for place in np.flatnonzero(own & answer).tolist()]
+        rows, columns, which = torch.tensor(found, dtype=torch.long).reshape(-1, 3).T
+        return self._known(rows, columns, which, target)
+
+    @staticmethod
+    def _known(row: Tensor, column: Tensor, noun: Tensor, target: Targets) -> Named:
+        parts = target.things.amax(2)  # (B, G * G, nouns)
+        token = parts.argmax(1)[row, noun]
+        bins = target.bins[row, token]
+        one = (target.things.sum((1, 2))[row, noun] - 1).abs() < 0.1
+        seen = one & (parts.amax(1)[row, noun] >= 0.25) & (bins[:, 0] >= 0)
+        sign = noun == len(NOUNS)
+        spelled = target.spelled.amax(1)[row] * sign[:, None]
+        return Named(row[seen], column[seen], bins[seen], spelled[seen], sign[seen])
