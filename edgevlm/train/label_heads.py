@@ -213,7 +213,8 @@ class Words(nn.Module):
 
     def boxes(self, states: Tensor, embeddings: Tensor) -> Tensor:
         """(N, D) to (N, 4, LOC_BINS)."""
-        return self.edges(_normed(states)).unflatten(-1, (4, -1)) @ embeddings[self.places].T
+        edges: Tensor = self.edges(_normed(states)).unflatten(-1, (4, -1))
+        return edges @ embeddings[self.places].T
 
     def letters(self, states: Tensor, embeddings: Tensor) -> Tensor:
         """(..., D) to (..., LETTERS, LETTER_CLASSES)."""

@@ -202,7 +202,7 @@ class Pretraining:
 class Naming(Pretraining):
     """A step of the names' stage."""
 
-    parts = ("decoder",)
+    parts: tuple[str, ...] = ("decoder",)
     share = 0.5
     clip = 1.0
     rich = False
