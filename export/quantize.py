@@ -126,4 +126,5 @@ def half(scale: F32) -> F32:
 
 def reciprocal(scale: F32) -> F32:
     with np.errstate(divide="ignore", over="ignore"):
-        return np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+        inverse = np.float32(1) / scale
+    return np.where(np.isinf(inverse), np.float32(0), inverse)  # of zero, and of what fp16 holds as zero

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
@@ -25,6 +25,7 @@ VALUES = st.one_of(
     weight=hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.sampled_from([32, 64, 96])), elements=VALUES),
     kind=st.sampled_from(KINDS),
 )
+@example(weight=np.eye(1, 32, dtype=np.float32) * np.finfo(np.float32).tiny, kind="int4")  # 1 / scale is infinite
 def test_torch_rounds_as_the_export_does(weight: np.ndarray, kind: str) -> None:
     theirs = quantize(weight, kind, "w").dequantize()
     ours = round_weight(torch.from_numpy(weight), kind).numpy()

@@ -46,7 +46,8 @@ def _int4(weight: Tensor) -> Tensor:
 
 
 def _reciprocal(scale: Tensor) -> Tensor:
-    return torch.where(scale == 0, torch.zeros_like(scale), 1 / scale)
+    inverse = 1 / scale
+    return torch.where(inverse.isinf(), 0.0, inverse)  # of zero, and of what is so small that fp16 holds it as zero
 
 
 class StraightThrough(torch.autograd.Function):

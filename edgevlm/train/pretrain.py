@@ -141,6 +141,10 @@ class Pretraining:
         target = stack(labels)
         with torch.autocast("cpu", torch.bfloat16):
             patches, tokens = encode(self.model, tiles, self.image)
+        return self.label_losses(patches, tokens, target)
+
+    def label_losses(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
             losses = self.heads.losses(patches, tokens, target)
         return losses | self.words.losses(tokens, self.embeddings, target)
 
@@ -233,7 +237,6 @@ class Naming(Pretraining):
                 output_hidden_states=True,
             )  # fmt: skip
             logits = model.lm_head(out.last_hidden_state[inputs["logits_to_keep"]])
-            shown = self.shown(patches, tokens, target)
         each = F.cross_entropy(logits.float(), inputs["labels"], reduction="none")
         losses = {"answers": (each * answers).sum() / answers.sum()}
         half = (len(out.hidden_states) - 1) // 2
@@ -241,7 +244,7 @@ class Naming(Pretraining):
         for depth, (what, named) in enumerate(places.items(), half):
             states = out.hidden_states[depth][named.row, named.column]
             losses |= {f"{what} {kind}": _NAMES * loss for kind, loss in self._known(states, named).items()}
-        return losses | shown
+        return losses | self.shown(patches, tokens, target)
 
     def shown(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, Tensor]:
         """What is lost where encoder and projector do not see."""
@@ -271,8 +274,7 @@ class Both(Naming):
     weights = Naming.weights | {"count": 3.0}
 
     def shown(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, Tensor]:
-        losses = self.heads.losses(patches, tokens, target) | self.words.losses(tokens, self.embeddings, target)
-        return {name: _LABELS * loss for name, loss in losses.items()}
+        return {name: _LABELS * loss for name, loss in self.label_losses(patches, tokens, target).items()}
 
 
 def _shares(asked: Asked, skills: Mapping[str, float]) -> Tensor:
