@@ -1,4 +1,4 @@
-"""Crowded pictures for pretraining an encoder: more things and more signs than a scene that is asked about has."""
+"""Pictures for pretraining: crowds of more things and signs than a scene has, and mixtures of kinds to count in."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from edgevlm.scenes.stream import Stream
 
 _KEY, _MIXTURE = 4, 5  # the first numbers of these streams' keys; Scenes' own is 2
 _MOST = 11  # things in a mixture
+_RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3))
 
 
 def make_crowd(seed: int, index: int) -> Scene:
@@ -18,7 +19,7 @@ def make_crowd(seed: int, index: int) -> Scene:
     stream = Stream(_KEY, seed, index)
     written = stream.chance(0.5)
     things, signs = stream.between(*(0, 2) if written else (3, 12)), stream.between(*(5, 12) if written else (0, 3))
-    ratio = stream.choice(((1, 1), (4, 3), (3, 4), (3, 2), (2, 3)))
+    ratio = stream.choice(_RATIOS)
     largest = min(0.5, 0.62 / (things + 2 * signs) ** 0.5)
     items: list[Item] = [random_sign(stream, "train") for _ in range(signs)]
     items += [random_item(stream, "train", NOUNS, SMALLEST, max(SMALLEST, largest)) for _ in range(things)]
@@ -32,7 +33,7 @@ def make_mixture(seed: int, index: int) -> Scene:
     counts = [stream.between(1, 5) if stream.chance(0.6) else 1 for _ in range(kinds)]
     while sum(counts) > _MOST:
         counts[counts.index(max(counts))] -= 1
-    ratio = stream.choice(((1, 1), (4, 3), (3, 4), (3, 2), (2, 3)))
+    ratio = stream.choice(_RATIOS)
     sign = stream.chance(0.5)
     largest = min(0.4, 0.7 / (sum(counts) + 2 * sign) ** 0.5)
     items: list[Item] = [random_sign(stream, "train")] if sign else []

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from edgevlm.scenes.catalogue import NOUNS, SIGN
+from edgevlm.scenes.catalogue import NOUN_INDEX, SIGN
 from edgevlm.train.examples import IGNORE
 from edgevlm.train.label_batches import Asked
 from edgevlm.train.label_heads import Targets
@@ -36,8 +36,8 @@ class Names:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._noun = torch.full((tokenizer.get_vocab_size(),), -1)
-        for number, noun in enumerate((*NOUNS, SIGN)):
-            self._noun[tokenizer.encode(f" {noun.name}").ids[0]] = number
+        for name, number in NOUN_INDEX.items():
+            self._noun[tokenizer.encode(f" {name}").ids[0]] = number
 
     def names(self, ids: Tensor, target: Targets) -> Named:
         """Wherever ids (B, L) name a thing of which the picture holds one."""
@@ -55,7 +55,7 @@ class Names:
                 own = example.segments == segment
                 about = set(nouns[own & ~answer].tolist()) - {-1}
                 if skill == "text" and not about:
-                    about = {len(NOUNS)}
+                    about = {NOUN_INDEX[SIGN.name]}
                 if skill in _ABOUT_ONE and len(about) == 1:
                     found += [(row, place, *about) for place in np.flatnonzero(own & answer).tolist()]
         rows, columns, which = torch.tensor(found, dtype=torch.long).reshape(-1, 3).T
@@ -68,6 +68,6 @@ class Names:
         bins = target.bins[row, token]
         one = (target.things.sum((1, 2))[row, noun] - 1).abs() < 0.1
         seen = one & (parts.amax(1)[row, noun] >= 0.25) & (bins[:, 0] >= 0)
-        sign = noun == len(NOUNS)
+        sign = noun == NOUN_INDEX[SIGN.name]
         spelled = target.spelled.amax(1)[row] * sign[:, None]
         return Named(row[seen], column[seen], bins[seen], spelled[seen], sign[seen])

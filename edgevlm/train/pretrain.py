@@ -116,7 +116,7 @@ class Pretraining:
         free = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         decoder = {name: p for name, p in free.items() if part_of(name) in self.parts and part_of(name) == "decoder"}
         others = [(name, p) for name, p in free.items() if name not in decoder]
-        others += [*self.heads.named_parameters("lm_head"), *self.words.named_parameters("lm_head")]
+        others += [*self.heads.named_parameters("heads"), *self.words.named_parameters("heads")]
         self.parameters = [*decoder.values(), *(p for _, p in others)]
         self.others = MuonAdamW(others, lr=0.0, weight_decay=0.02)
         self.decoder = MuonAdamW(decoder.items(), lr=0.0, weight_decay=0.02) if decoder else None
