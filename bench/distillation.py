@@ -5,8 +5,9 @@
 Data are Scenes. One teacher: MODEL, by default the shipped one. One student: an encoder and a decoder of a fifth of the
 teacher's weights, both fresh. For each of three seeds, the same student learns from the same data in the same order for
 the same steps, with the teacher and without. Then the teacher itself is quantized: plainly; after more steps in float;
-and after as many steps through the quantizer, its own float self as teacher. Accuracy is of whole answers on pictures
-of the test split. Intervals are 95 % t-intervals of the difference over the three seeds.
+and after as many steps through the quantizer, its own float self as teacher. Measured on pictures of the test split:
+accuracy of whole answers, cross-entropy, and KL of the teacher's float predictions from these, in nats per answer
+token. Intervals are 95 % t-intervals of the difference over the three seeds.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from edgevlm.export.checkpoint import open_checkpoint
@@ -30,6 +33,7 @@ from edgevlm.scenes import write_scenes
 from edgevlm.train.collate import Item, Items
 from edgevlm.train.compose import ComposeOptions, compose
 from edgevlm.train.distill import distill
+from edgevlm.train.examples import Example
 from edgevlm.train.fake_quantize import train_through
 from edgevlm.train.models import open_source
 from edgevlm.train.options import DistillOptions, TrainOptions
@@ -104,48 +108,66 @@ def run(kind: Callable[..., Path | None], options: TrainOptions) -> Path:
 
 
 @torch.no_grad()
-def score(plan: Plan, model: Path | str, test: Path, quantize: bool) -> dict[str, float]:
-    """Share of questions whose answer is right whole, overall and by skill, and the mean cross-entropy per token.
-
-    Greedy decoding gives exactly the answer if and only if each of its tokens is the likeliest after the true ones.
-    """
-    name = model if isinstance(model, str) else model.name
-    cache = plan.out / "scores" / f"{name}{'-int4' if quantize else ''}.json"
-    if cache.exists():
-        found: dict[str, float] = json.loads(cache.read_text())
-        return found
+def predictions(
+    plan: Plan, model: Path | str, test: Path, quantize: bool
+) -> Iterator[tuple[list[tuple[str, Example]], Tensor, Tensor]]:
+    """Batches of (pictures and what is asked of them, labels (A,), float32 logits (A, V))."""
     source = open_source(str(model))
     network = source.load().eval()
     if quantize:
         spec, weights = read_model(source.checkpoint)
         train_through(network, spec, weights, fit(make_recipe("int4", plan.preset), weights))  # type: ignore[arg-type]
     items, collate = Items(Records(test), source.encoder(max_tiles=1)), source.collator()
-    skills: dict[str, list[str]] = {}
-    for line in (test / "questions.jsonl").read_text().splitlines():
-        skills.setdefault(json.loads(line)["image"], []).append(json.loads(line)["skill"])
-    right: dict[str, list[bool]] = {skill: [] for asked in skills.values() for skill in asked}
-    loss, tokens = 0.0, 0
     for start in range(0, len(items), 32):
         chosen: list[Item] = [items[n] for n in range(start, min(start + 32, len(items)))]
         batch = collate(chosen)
         labels = batch.pop("labels")
         del batch["numbers"]
-        logits = network(**batch).logits.float()
+        asked = [
+            (items.records[item.number].images[0].relative_to(test).as_posix(), item.examples[0]) for item in chosen
+        ]
+        yield asked, labels, network(**batch).logits.float()
+
+
+@cache
+def teacher_logs(plan: Plan, test: Path) -> list[Tensor]:
+    """Log probabilities (A, V) of each batch."""
+    return [logits.log_softmax(-1) for _, _, logits in predictions(plan, plan.teacher, test, False)]
+
+
+def score(plan: Plan, model: Path | str, test: Path, quantize: bool) -> dict[str, float]:
+    """Share of questions whose answer is right whole, overall and by skill; cross-entropy and KL per token.
+
+    Greedy decoding gives exactly the answer if and only if each of its tokens is the likeliest after the true ones.
+    """
+    name = model if isinstance(model, str) else model.name
+    path = plan.out / "scores" / f"{name}{'-int4' if quantize else ''}.json"
+    if path.exists():
+        found: dict[str, float] = json.loads(path.read_text())
+        return found
+    skills: dict[str, list[str]] = {}
+    for line in (test / "questions.jsonl").read_text().splitlines():
+        skills.setdefault(json.loads(line)["image"], []).append(json.loads(line)["skill"])
+    right: dict[str, list[bool]] = {skill: [] for asked in skills.values() for skill in asked}
+    loss, kl, tokens = 0.0, 0.0, 0
+    batches = zip(predictions(plan, model, test, quantize), teacher_logs(plan, test), strict=True)
+    for (pictures, labels, logits), theirs in batches:
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        kl += float(F.kl_div(logits.log_softmax(-1), theirs, reduction="sum", log_target=True))
         hits = (logits.argmax(-1) == labels).tolist()
         tokens += len(hits)
-        for item in chosen:
-            example = item.examples[0]
-            asked = skills[items.records[item.number].images[0].relative_to(test).as_posix()]
+        for picture, example in pictures:
             segments = example.segments[example.targets >= 0]
             mine, hits = hits[: len(segments)], hits[len(segments) :]
-            for number, skill in enumerate(asked, 1):
+            for number, skill in enumerate(skills[picture], 1):
                 right[skill].append(all(hit for hit, segment in zip(mine, segments, strict=True) if segment == number))
     everything = [hit for hits_ in right.values() for hit in hits_]
-    result = {"accuracy": mean(everything), "cross_entropy": loss / tokens, "questions": len(everything)}
+    result = {
+        "accuracy": mean(everything), "cross_entropy": loss / tokens, "kl": kl / tokens, "questions": len(everything),
+    }  # fmt: skip
     result |= {skill: mean(hits_) for skill, hits_ in right.items()}
-    cache.parent.mkdir(exist_ok=True)
-    cache.write_text(json.dumps(result))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result))
     return result
 
 
@@ -203,7 +225,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     return result
 
 
-METRICS = ("accuracy", "cross_entropy")
+METRICS = ("accuracy", "cross_entropy", "kl")
 
 
 def difference(scores: dict[str, list[dict[str, float]]], one: str, other: str, metric: str) -> dict[str, Any]:
@@ -221,25 +243,31 @@ def mean(values: list[Any]) -> float:
 
 def table(result: dict[str, Any]) -> str:
     """The measured figures as a Markdown table."""
-    lines = ["| | accuracy | cross-entropy | seeds |", "|---|---|---|---|"]
+    lines = ["| | accuracy | cross-entropy | KL from the teacher | accuracy by seed |", "|---|---|---|---|---|"]
     teacher = result["teacher"]
-    lines.append(f"| teacher | {teacher['accuracy']:.1%} | {teacher['cross_entropy']:.3f} | |")
+    lines.append(f"| teacher | {teacher['accuracy']:.1%} | {teacher['cross_entropy']:.3f} | 0 | |")
     for arm, runs in result["arms"].items():
         seeds = ", ".join(f"{run['accuracy']:.1%}" for run in runs)
-        accuracy, loss = (mean([run[m] for run in runs]) for m in METRICS)
-        lines.append(f"| {arm} | {accuracy:.1%} | {loss:.3f} | {seeds} |")
+        accuracy, loss, kl = (mean([run[m] for run in runs]) for m in METRICS)
+        lines.append(f"| {arm} | {accuracy:.1%} | {loss:.3f} | {kl:.4f} | {seeds} |")
     for name, title in (
         ("distillation", "teacher's gain"),
         ("int4_loss", "int4 against float"),
         ("qad", "QAD against int4"),
         ("qad_over_more_steps", "QAD against more steps in float, then int4"),
     ):
-        accuracy, loss = (result[name][m] for m in METRICS)
+        accuracy, loss, kl = (result[name][m] for m in METRICS)
         lines.append(
             f"| {title} | {100 * accuracy['mean']:+.1f} points ({100 * accuracy['low']:+.1f} to "
-            f"{100 * accuracy['high']:+.1f}) | {loss['mean']:+.3f} ({loss['low']:+.3f} to {loss['high']:+.3f}) | |"
+            f"{100 * accuracy['high']:+.1f}) | {_interval(loss, 3)} | {_interval(kl, 4)} | |"
         )
+    if share := result["recovered"]["kl"]:
+        lines += ["", f"QAD recovers {share:.0%} of what int4 loses in KL."]
     return "\n".join(lines)
+
+
+def _interval(found: dict[str, Any], digits: int) -> str:
+    return f"{found['mean']:+.{digits}f} ({found['low']:+.{digits}f} to {found['high']:+.{digits}f})"
 
 
 def note(text: str) -> None:

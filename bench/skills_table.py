@@ -1,7 +1,7 @@
 """What a quantization costs by skill: a table of scores on held-out scenes, in Markdown.
 
     python bench/skills_table.py --out FOLDER                                fp32, int8 and int4 of the shipped model
-    python bench/skills_table.py --out FOLDER --before M --teacher T         M (and T) too; int4+QAD is the shipped
+    python bench/skills_table.py --out FOLDER --aware M --teacher T          and int4 of M, which was trained through it
 
 Every row is an export and `edgevlm eval --suite scenes` of it, on onnxruntime. Each score is a file under --out: a
 second run measures what is missing. Brackets are 95 % intervals (Wilson).
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="default")
-    parser.add_argument("--before", help="the model as it was before it was trained through the quantizer")
+    parser.add_argument("--aware", help="the model after training through the quantizer: its int4 is a row, too")
     parser.add_argument("--teacher")
     parser.add_argument("--pictures", type=int, default=300)
     parser.add_argument("--preset", default="balanced")
@@ -65,10 +65,9 @@ def main() -> None:
     data = args.out / "test"
     if not data.exists():
         edgevlm("scenes", str(data), "--split", "test", "--count", str(args.pictures))
-    plain = args.before or args.model
     wanted = [("teacher, fp32", args.teacher, "fp32")] if args.teacher else []
-    wanted += [(kind, plain, kind) for kind in ("fp32", "int8", "int4")]
-    wanted += [("int4+QAD", args.model, "int4")] if args.before else []
+    wanted += [(kind, args.model, kind) for kind in ("fp32", "int8", "int4")]
+    wanted += [("int4+QAD", args.aware, "int4")] if args.aware else []
     rows = {
         name: score(args.out, data, name.replace(", ", "-"), model, quantize, args.preset)
         for name, model, quantize in wanted

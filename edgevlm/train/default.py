@@ -5,7 +5,6 @@
 3. The decoder learns to answer, with labels for the names it reads.     DIR/named
 4. Everything learns from questions, names and labels together.          DIR/both
 5. What users train with goes on; some pictures come in tiles.           DIR/tiled
-6. The same through the quantizer, its own float self as teacher.        DIR/aware
 DIR/model is the last of these, stored in fp16.
 """
 
@@ -13,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,9 +22,8 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.folders import partial_folder, publish
 from edgevlm.scenes import write_scenes
 from edgevlm.train.default_parts import Shape, build
-from edgevlm.train.distill import distill
 from edgevlm.train.models import open_source, quiet_transformers, save
-from edgevlm.train.options import PARTS, DistillOptions, TrainOptions
+from edgevlm.train.options import PARTS, TrainOptions
 from edgevlm.train.pretrain import PretrainOptions, pretrain
 from edgevlm.train.run import train
 
@@ -40,7 +36,6 @@ class Recipe:
     name_steps: int = 3500
     both_steps: int = 2200
     tiled_steps: int = 80
-    qad_steps: int = 80
     batch: int = 8  # pictures
     threads: int = 2
     seed: int = 0
@@ -51,9 +46,7 @@ class Recipe:
             raise EdgeVLMError("Training was given a number below 1: pictures, steps, batch and threads are 1 or more.")
 
 
-NUMBERS = (
-    "pictures", "label_steps", "name_steps", "both_steps", "tiled_steps", "qad_steps", "batch", "threads", "seed",
-)  # fmt: skip
+NUMBERS = ("pictures", "label_steps", "name_steps", "both_steps", "tiled_steps", "batch", "threads", "seed")
 TEACHER = Shape(vision_layers=8, layers=8)
 
 
@@ -61,11 +54,6 @@ def make(recipe: Recipe) -> Path:
     """Run every stage whose folder is not there yet; the model's folder."""
     out = recipe.out
     out.mkdir(parents=True, exist_ok=True)
-    data = out / "scenes"
-    shared: dict[str, Any] = {
-        "data": data, "batch": recipe.batch, "bf16": True, "cpu": True, "save_every": 100, "seed": recipe.seed,
-        "optimizer": "muon", "per_question": True,
-    }  # fmt: skip
     if not (out / "base").exists():
         build(out / "base", TEACHER if recipe.larger else Shape(), recipe.seed)
     with progress_bar() as progress:
@@ -80,28 +68,19 @@ def make(recipe: Recipe) -> Path:
             if not (out / name).exists():
                 source = str(out / source)
                 pretrain(PretrainOptions(source, out / name, stage, steps, batch, rate, fall, seed=seed), progress)
-        few = out / "scenes-aware"  # the teacher answers all of its data
-        for folder, seed, count in ((data, 1, recipe.pictures), (few, 2, recipe.qad_steps * recipe.batch)):
-            if not folder.exists():
-                write_scenes(folder, "train", recipe.seed + seed, count, rounds=3, progress=progress)
-
-        def run_once(run: Callable[..., Path | None], options: TrainOptions) -> None:
-            if not options.out.exists():
-                run(options, progress, note)
-
-        tiled = TrainOptions(
-            str(out / "both"), out=out / "tiled", train=PARTS, learning_rate=1e-4, encoder_rate=0.3, tiled=0.25,
-            steps=recipe.tiled_steps, **shared,
-        )  # fmt: skip
-        run_once(train, tiled)
-        aware = DistillOptions(
-            str(out / "tiled"), out=out / "aware", teacher=str(out / "tiled"), cache=out / "lessons", train=PARTS,
-            learning_rate=2e-5, steps=recipe.qad_steps, cross_entropy=0.0, quantize="int4", **shared | {"data": few},
-        )  # fmt: skip
-        run_once(distill, aware)
+        data = out / "scenes"
+        if not data.exists():
+            write_scenes(data, "train", recipe.seed + 1, recipe.pictures, rounds=3, progress=progress)
+        if not (out / "tiled").exists():
+            options = TrainOptions(
+                str(out / "both"), out=out / "tiled", data=data, train=PARTS, learning_rate=1e-4, encoder_rate=0.3,
+                tiled=0.25, steps=recipe.tiled_steps, batch=recipe.batch, optimizer="muon", per_question=True,
+                bf16=True, cpu=True, save_every=100, seed=recipe.seed,
+            )  # fmt: skip
+            train(options, progress, note)
     if not (out / "model").exists():
         quiet_transformers()
-        source = open_source(str(out / "aware"))
+        source = open_source(str(out / "tiled"))
         with partial_folder(out / "model") as partial:
             save(source.load(), source, partial, base="", dtype=torch.float16)
             publish(partial, out / "model")
