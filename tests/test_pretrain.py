@@ -62,6 +62,12 @@ def test_boxes_and_letters_of_labels_are_the_scene_s(index: int) -> None:
     assert said and said <= answers
     spelled = {(place, CHARACTERS[row[place] - 1]) for row in labels.spelled for place in np.flatnonzero(row)}
     assert spelled <= {(n, item.letters[n][0]) for item in scene.objects for n in range(len(item.letters))}
+    texts = [f" {item.text} " for item in scene.objects if item.text]
+    for token, cell in np.argwhere(labels.characters > 0):
+        place, *around = labels.order[token, cell]
+        before, after = (f" {CHARACTERS} "[n] for n in around)
+        three = before + CHARACTERS[labels.characters[token, cell] - 1] + after
+        assert any(text[place - 1 : place + 2] == three for text in texts)
     written = {character for item in scene.objects for character, _ in item.letters}
     read = {CHARACTERS[n - 1] for n in labels.characters[labels.characters > 0]}
     assert read <= written

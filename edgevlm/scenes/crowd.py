@@ -14,11 +14,11 @@ _RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3))
 
 
 def make_crowd(seed: int, index: int) -> Scene:
-    """Crowd number `index`: 3 to 12 things and up to 3 signs, or 5 to 12 signs and up to 2 things, of any kinds that
-    the train split may show."""
+    """Crowd number `index`: 3 to 12 things and up to 3 signs, or 2 to 6 signs and up to 3 things, of any kinds that
+    the train split may show. More signs would be smaller than those that are asked about."""
     stream = Stream(_KEY, seed, index)
     written = stream.chance(0.5)
-    things, signs = stream.between(*(0, 2) if written else (3, 12)), stream.between(*(5, 12) if written else (0, 3))
+    things, signs = stream.between(*(0, 3) if written else (3, 12)), stream.between(*(2, 6) if written else (0, 3))
     ratio = stream.choice(_RATIOS)
     largest = min(0.5, 0.62 / (things + 2 * signs) ** 0.5)
     items: list[Item] = [random_sign(stream, "train") for _ in range(signs)]

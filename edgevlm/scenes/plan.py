@@ -206,6 +206,8 @@ def random_item(stream: Stream, split: Split, nouns: tuple[Noun, ...], smallest:
 
 
 def random_sign(stream: Stream, split: Split) -> Item:
-    """A sign of random letters, each as likely, or of digits."""
-    text = _number(stream, split) if stream.chance(0.2) else _cased(stream, _invented(stream, split))
-    return _sign(stream, text)
+    """A sign of digits, of random letters, each as likely, or of a word."""
+    kind = stream.weighted(("number", "letters", "word"), (2, 4, 4))
+    if kind == "number":
+        return _sign(stream, _number(stream, split))
+    return _sign(stream, _word(stream, split) if kind == "word" else _cased(stream, _invented(stream, split)))

@@ -19,6 +19,8 @@ from edgevlm.scenes.scene import Scene
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 LETTERS = 8  # of the longest text on a sign
+_END = LETTER_CLASSES  # stands before a sign's first character and after its last
+_ORDER = (LETTERS + 1, LETTER_CLASSES + 1, LETTER_CLASSES + 1)
 NEAR = 0.4  # the share of an object from which an image token is taken to show it
 
 
@@ -34,6 +36,7 @@ class Labels(NamedTuple):
     thing_edges: F32  # (G * G, s * s, 4)
     bins: I64  # (G * G, 4) the box, as answers have it, of the object with the largest part in the token; -1 for none
     characters: I64  # (G * G, 2 * s * s) whose box has its centre in that half patch; 0 for none
+    order: I64  # (G * G, 2 * s * s, 3) that character's place in its sign, from 1; the one before it; the one after
     spelled: I64  # (G * G, LETTERS) the character that is a sign's n-th, in the token that has its centre; 0 for none
 
 
@@ -46,6 +49,7 @@ def scene_labels(scene: Scene, side: int, scale: int) -> Labels:
     colour = np.zeros((side, side), np.int64)
     edges = np.zeros((side, side, 4), np.float32)
     characters = np.zeros((side, 2 * side), np.int64)
+    order = np.zeros((side, 2 * side, 3), np.int64)
     spelled = np.zeros((side // scale, side // scale, LETTERS), np.int64)
     width, height = scene.picture.size
     for item in scene.objects:
@@ -56,11 +60,12 @@ def scene_labels(scene: Scene, side: int, scale: int) -> Labels:
         colour[first] = COLOUR_NAMES.index(item.colour) + 1 if item.colour else 0
         edges[first] = box
         most = np.maximum(most, share)
-        for place, (character, (left, top, right, bottom)) in enumerate(item.letters[:LETTERS]):
+        said = [_END, *(CHARACTERS.index(character) + 1 for character, _ in item.letters), _END]
+        for place, (_, (left, top, right, bottom)) in enumerate(item.letters[:LETTERS]):
             row = min(int((top + bottom) / 2 / height * side), side - 1)
             column = min(int((left + right) / width * side), 2 * side - 1)
-            characters[row, column] = number = CHARACTERS.index(character) + 1
-            spelled[row // scale, column // 2 // scale, place] = number
+            characters[row, column] = spelled[row // scale, column // 2 // scale, place] = said[place + 1]
+            order[row, column] = place + 1, said[place], said[place + 2]
     bins = _tokens(np.clip((edges * LOC_BINS).astype(np.int64), 0, LOC_BINS - 1), scale)
     parts = _tokens(most, scale)
     largest = parts.argmax(1)
@@ -69,6 +74,7 @@ def scene_labels(scene: Scene, side: int, scale: int) -> Labels:
         plain.noun, plain.colour, halves.letter.reshape(side, side, 2), plain.box - here,
         _tokens(things, scale), _tokens(colour, scale), _tokens(edges - here, scale), own,
         _tokens(characters.reshape(side, side, 2), scale).reshape((side // scale) ** 2, -1),
+        _tokens(order.reshape(side, side, 2, 3), scale).reshape((side // scale) ** 2, -1, 3),
         spelled.reshape(-1, LETTERS),
     )  # fmt: skip
 
@@ -99,6 +105,7 @@ class Targets(NamedTuple):
     thing_edges: Tensor
     bins: Tensor
     characters: Tensor
+    order: Tensor
     spelled: Tensor
 
 
@@ -114,7 +121,7 @@ class Heads(nn.Module):
     def __init__(self, vision_width: int, text_width: int, scale: int) -> None:
         super().__init__()
         cells = scale * scale
-        self.token_sizes = [n * cells for n in (NOUN_CLASSES, COLOUR_CLASSES, 4, 2 * LETTER_CLASSES)]
+        self.token_sizes = [n * cells for n in (NOUN_CLASSES, COLOUR_CLASSES, 4, 2 * LETTER_CLASSES, 2 * sum(_ORDER))]
         self.patch = nn.Linear(vision_width, sum(self.PATCH))
         self.norm = nn.LayerNorm(text_width)
         self.token = nn.Linear(text_width, sum(self.token_sizes))
@@ -131,7 +138,7 @@ class Heads(nn.Module):
             "box": 8 * F.smooth_l1_loss(edges[held], target.edges.flatten(1, 2)[held], beta=0.05),
         }
         parts = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
-        things, colours, edges, letters = parts
+        things, colours, edges, letters, order = parts
         cells = target.things.shape[2]
         logs = things.unflatten(-1, (cells, -1)).log_softmax(-1)
         share = target.things.sum(-1)
@@ -148,6 +155,12 @@ class Heads(nn.Module):
             "count": F.smooth_l1_loss(logs[..., 1:].exp().sum((1, 2)), count, beta=0.2, reduction="sum")
             / count.sum().clamp(min=1),
             "characters": _entropy(letters.unflatten(-1, (2 * cells, -1)), target.characters),
+        } | {
+            name: _shown(logits, labels)
+            for name, logits, labels in zip(
+                ("place", "before", "after"), order.unflatten(-1, (2 * cells, -1)).split(_ORDER, -1),
+                target.order.unbind(-1), strict=True,
+            )
         }  # fmt: skip
 
     @torch.no_grad()
@@ -155,7 +168,7 @@ class Heads(nn.Module):
         """Shares of what is there that is read right."""
         noun, colour, _, _ = self.patch(patches).float().split(self.PATCH, -1)
         parts = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
-        things, _, edges, letters = parts
+        things, _, edges, letters, order = parts
         cells = target.things.shape[2]
         seen = things.unflatten(-1, (cells, -1)).softmax(-1)[..., 1:].sum((1, 2)).round()
         held = target.things.sum(-1) >= 0.5
@@ -165,6 +178,7 @@ class Heads(nn.Module):
             "colour": _right(colour, target.colour.flatten(1)),
             "counts": float((seen == target.things.sum((1, 2)).round()).all(-1).float().mean()),
             "letters": _right(letters.unflatten(-1, (2 * cells, -1)), target.characters),
+            "places": _right(order.unflatten(-1, (2 * cells, -1))[..., : _ORDER[0]], target.order[..., 0]),
             "box error": float(error.mean()),
         }
 
@@ -173,9 +187,9 @@ class Words(nn.Module):
     """Lets image tokens be written in the decoder's own words, so that what they show can be looked up and copied.
 
     Read by the decoder's embedding of a word, a token says whether a thing of that name, or of that colour, has its
-    centre there, or a character; read through a matrix per edge, its <loc> words say the thing's box, and through a
-    matrix per place, its characters say how a sign is spelled. Without this a decoder takes long to learn which image
-    feature is which word.
+    centre there, or a character; read through a matrix per edge, its <loc> words say the thing's box; through a matrix
+    per place, its characters say how a sign is spelled; and through one more, which characters come just before its
+    own, so that a word can be followed. Without this a decoder takes long to learn which image feature is which word.
     """
 
     def __init__(self, tokenizer: Tokenizer, width: int) -> None:
@@ -189,6 +203,8 @@ class Words(nn.Module):
         self.bias = nn.Parameter(torch.full((len(self.rows),), -4.0))
         self.edges = nn.Linear(width, 4 * width, bias=False)
         self.spelled = nn.Linear(width, LETTERS * width, bias=False)
+        self.before = nn.Linear(width, width, bias=False)
+        self.rare = nn.Parameter(torch.tensor(-4.0))
         self.blank = nn.Parameter(torch.tensor(6.0))  # no character: nearly everywhere
 
     def losses(self, tokens: Tensor, embeddings: Tensor, target: Targets) -> dict[str, Tensor]:
@@ -198,10 +214,13 @@ class Words(nn.Module):
         found = normed @ embeddings[self.rows].T + self.bias
         held = target.bins[..., 0] >= 0
         bins = self.boxes(tokens[held], embeddings)
+        before = self.before(normed) @ embeddings[self.characters].T + self.rare
+        known = F.one_hot(target.order[..., 1], _END + 1)[..., 1:_END].amax(2).float()
         return {
-            "words": F.binary_cross_entropy_with_logits(found, wanted, reduction="sum") / wanted.sum().clamp(min=1),
+            "words": _found(found, wanted),
             "box words": F.cross_entropy(bins.flatten(0, 1), target.bins[held].flatten()),
             "spelled": _entropy(self.letters(tokens, embeddings), target.spelled),
+            "before words": _found(before, known),
         }
 
     @torch.no_grad()
@@ -234,6 +253,11 @@ def _normed(tokens: Tensor) -> Tensor:
     """As a decoder's first layer has them (RMSNorm, Zhang and Sennrich 2019)."""
     tokens = tokens.float()
     return tokens * torch.rsqrt(tokens.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def _found(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Binary cross-entropy per word that is there."""
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / wanted.sum().clamp(min=1)
 
 
 def _entropy(logits: Tensor, target: Tensor) -> Tensor:
