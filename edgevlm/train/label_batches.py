@@ -66,7 +66,7 @@ class Asked(NamedTuple):
 class Questions:
     """Batch n of pictures with several rounds of questions each.
 
-    rich: every other one is a mixture of kinds, and of the rest more have a sign or a crowd.
+    Every other one is a mixture of kinds; of the rest, more have a sign or a crowd than Scenes' own.
     """
 
     model: str
@@ -74,7 +74,6 @@ class Questions:
     scale: int
     size: int
     seed: int
-    rich: bool = False
 
     @cached_property
     def _encoder(self) -> Encoder:
@@ -84,10 +83,9 @@ class Questions:
         return [self._asked(index) for index in range(number * self.size, (number + 1) * self.size)]
 
     def _asked(self, index: int) -> Asked:
-        scene = make_scene("train", self.seed, 2 * index)
-        if self.rich and index % 2:
+        if index % 2:
             scene = make_mixture(self.seed, index)
-        elif self.rich and not _rich(scene):
+        elif not _rich(scene := make_scene("train", self.seed, 2 * index)):
             scene = make_scene("train", self.seed, 2 * index + 1)
         asked = [question for question in ask(scene, _ROUNDS) if question.skill != "existence" or _kept(question.id)]
         dialogues = tuple(

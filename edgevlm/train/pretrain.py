@@ -22,10 +22,10 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,7 @@ _LENGTH = 2.0
 _HELD_OUT = 96  # pictures
 # Embeddings of words that image tokens are written in must not run away from them.
 _EMBEDDINGS = 0.15  # of the decoder's rate
+_SKILLS = {"text": 3.0, "grounding": 2.0, "count": 3.0}  # weights of questions; else 1
 _NAMES, _LABELS = 0.3, 0.5  # weights of losses beside the answers' when a decoder learns
 
 
@@ -209,8 +210,6 @@ class Naming(Pretraining):
     parts: tuple[str, ...] = ("decoder",)
     share = 0.5
     clip = 1.0
-    rich = False
-    weights: ClassVar[dict[str, float]] = {"text": 3.0, "grounding": 2.0}  # of a question by its skill; else 1
 
     def __init__(self, source: Source, options: PretrainOptions) -> None:
         super().__init__(source, options)
@@ -219,13 +218,13 @@ class Naming(Pretraining):
     def batches(self) -> Callable[[int], Any]:
         options = self.options
         scale = self.model.config.scale_factor
-        return Questions(options.model, self.side, scale, options.batch, options.seed, self.rich)
+        return Questions(options.model, self.side, scale, options.batch, options.seed)
 
     def losses(self, batch: list[Asked]) -> dict[str, Tensor]:
         model = self.model
         inputs = self._collate([Item(n, (asked.example,)) for n, asked in enumerate(batch)])
         target = stack([asked.labels for asked in batch])
-        ids, answers = inputs["input_ids"], torch.cat([_shares(asked, self.weights) for asked in batch])
+        ids, answers = inputs["input_ids"], torch.cat([_shares(asked) for asked in batch])
         with torch.autocast("cpu", torch.bfloat16):
             tiles = np.concatenate([asked.example.tiles for asked in batch])
             patches, tokens = encode(model, tiles, self.image)
@@ -270,17 +269,15 @@ class Both(Naming):
     parts = ("vision", "projector", "decoder")
     share = 1 / 3
     clip = 2.0
-    rich = True
-    weights = Naming.weights | {"count": 3.0}
 
     def shown(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, Tensor]:
         return {name: _LABELS * loss for name, loss in self.label_losses(patches, tokens, target).items()}
 
 
-def _shares(asked: Asked, skills: Mapping[str, float]) -> Tensor:
+def _shares(asked: Asked) -> Tensor:
     """A weight per answer token, by which a question weighs what its skill does however long the answer."""
     segments = torch.from_numpy(asked.example.segments[asked.example.targets != IGNORE])
-    weights = torch.tensor([0.0, *(skills.get(skill, 1.0) for skill in asked.skills)])
+    weights = torch.tensor([0.0, *(_SKILLS.get(skill, 1.0) for skill in asked.skills)])
     return weights[segments] / torch.bincount(segments)[segments]
 
 
