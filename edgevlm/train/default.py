@@ -32,9 +32,9 @@ from edgevlm.train.run import train
 class Recipe:
     out: Path
     pictures: int = 1000  # that the verbs go on with, three rounds of questions each
-    label_steps: int = 3600
-    name_steps: int = 3500
-    both_steps: int = 2200
+    label_steps: int = 4900
+    name_steps: int = 4500
+    both_steps: int = 4500
     tiled_steps: int = 80
     batch: int = 8  # pictures
     threads: int = 2
@@ -61,7 +61,7 @@ def make(recipe: Recipe) -> Path:
             (
                 ("labels", "seen", "base", recipe.label_steps, 24, 1.5e-3, 0.4),
                 ("names", "named", "seen", recipe.name_steps, recipe.batch, 2e-3, 1.0),
-                ("both", "both", "named", recipe.both_steps, recipe.batch, 7e-4, 1.0),
+                ("both", "both", "named", recipe.both_steps, recipe.batch, 8e-4, 1.0),
             ),
             recipe.seed,
         ):

@@ -55,7 +55,7 @@ _LENGTH = 2.0
 _HELD_OUT = 96  # pictures
 # Embeddings of words that image tokens are written in must not run away from them.
 _EMBEDDINGS = 0.15  # of the decoder's rate
-_SKILLS = {"text": 3.0, "grounding": 2.0, "count": 3.0}  # weights of questions; else 1
+_SKILLS = {"text": 4.0, "grounding": 2.0, "count": 3.0, "caption": 3.0}  # weights of questions; else 1
 _NAMES, _LABELS = 0.3, 0.5  # weights of losses beside the answers' when a decoder learns
 
 
