@@ -18,8 +18,8 @@ QUESTIONS = (
     "What colour is the car?",
     "What does the sign say?",
     "Is there a cat in the picture?",
-    "Where is the bird compared to the house: left, right, above or below?",
-    "Describe the picture.",
+    "Where is the dog compared to the house: left, right, above or below?",
+    "Which is bigger, the house or the dog?",
 )
 
 

@@ -38,7 +38,7 @@ def _sign(text: str, size: float, board: tuple[int, int, int]) -> Item:
 
 _DEMO = Sketch(
     "test",
-    8,
+    4,
     (512, 384),
     (
         ("tree", None, 0.3),
@@ -48,7 +48,7 @@ _DEMO = Sketch(
         *[("balloon", "yellow", 0.17)] * 3,
         ("bird", "blue", 0.12),
     ),
-    _sign("PARK", 0.13, (34, 84, 190)),
+    _sign("PARK", 0.16, (34, 84, 190)),
 )
 _SAMPLES = {
     "scene-things.png": Sketch(
