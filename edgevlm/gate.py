@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T", Bound, Loss)
-PICTURES = ("coffee.jpg", "scene-things.png")
+PICTURES = ("coffee.jpg", "scene-tall.png")
 QUESTION = "What is in the picture?"
 
 # By target and by what the engine does to activations. DESIGN section 7 has the float bounds; engines that round

@@ -280,7 +280,7 @@ def test_the_demo_picture_is_the_generators() -> None:
     assert [item.text for item in scene.objects if item.text] == ["PARK"]
     things = {item.name: item for item in scene.objects}
     assert things["car"].colour == "red" and "cat" not in things
-    assert relation(things["bird"], things["house"]) == "left"
+    assert relation(things["dog"], things["house"]) == "left"
 
 
 def test_the_sample_pictures_are_the_generators_and_keep_to_their_split() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training_data import write_data
@@ -90,6 +91,24 @@ def test_a_model_is_shown_what_its_processor_makes(
     assert example.targets[example.targets != IGNORE].tolist() == [*wanted[0], *wanted[1]]
     batch = source.collator()([type("I", (), {"number": 0, "examples": (example,), "bad": ()})()])
     np.testing.assert_allclose(batch["pixel_values"].numpy(), theirs["pixel_values"], atol=1e-6)
+
+
+def test_a_picture_of_one_tile_is_shown_twice_as_llama_cpp_does(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The text is SmolVLM's for a grid of one, which its processor never makes and llama.cpp always does."""
+    from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
+
+    source = open_source(str(tiny_checkpoint))
+    side, tokens = source.image.tile_size, source.spec.image_tokens
+    folder = write_data(tmp_path / "data", 1, size=(side, side))
+    source = replace(source, image=replace(source.image, split=False, longest_edge=side))
+    record = Records(folder / "data.jsonl")[0]
+    once, twice = (source.encoder(tiled=share).encode(record) for share in (0.0, 1.0))
+    assert len(once.tiles) == 1 and np.array_equal(twice.tiles, np.concatenate([once.tiles, once.tiles]))
+    marks = ("<fake_token_around_image>", "<image>", "<global-img>")
+    alone, beside = (get_image_prompt_string(n, n, tokens, *marks) for n in (0, 1))
+    tokenizer = Tokenizer.from_file(str(source.folder / "tokenizer.json"))
+    texts = [tokenizer.decode(example.ids, skip_special_tokens=False) for example in (once, twice)]
+    assert texts[0].replace(alone, beside) == texts[1] != texts[0]
 
 
 def test_dialogues_about_one_picture_are_computed_as_if_each_stood_alone(data: Path, tiny_checkpoint: Path) -> None:

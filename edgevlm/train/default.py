@@ -4,13 +4,16 @@
 2. Labels per patch teach the encoder and the projector.                 DIR/seen
 3. The decoder learns to answer, with labels for the names it reads.     DIR/named
 4. Everything learns from questions, names and labels together.          DIR/both
-5. What users train with goes on; some pictures come in tiles.           DIR/tiled
+5. What users train with goes on; half of the pictures come twice,        DIR/twice
+   as stock llama.cpp shows them: as one tile and as an overview.
 DIR/model is the last of these, stored in fp16.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +38,7 @@ class Recipe:
     label_steps: int = 4900
     name_steps: int = 4500
     both_steps: int = 4500
-    tiled_steps: int = 80
+    twice_steps: int = 100
     batch: int = 8  # pictures
     threads: int = 2
     seed: int = 0
@@ -46,7 +49,8 @@ class Recipe:
             raise EdgeVLMError("Training was given a number below 1: pictures, steps, batch and threads are 1 or more.")
 
 
-NUMBERS = ("pictures", "label_steps", "name_steps", "both_steps", "tiled_steps", "batch", "threads", "seed")
+NUMBERS = ("pictures", "label_steps", "name_steps", "both_steps", "twice_steps", "batch", "threads", "seed")
+PREPROCESSOR = "preprocessor_config.json"
 TEACHER = Shape(vision_layers=8, layers=8)
 
 
@@ -71,20 +75,32 @@ def make(recipe: Recipe) -> Path:
         data = out / "scenes"
         if not data.exists():
             write_scenes(data, "train", recipe.seed + 1, recipe.pictures, rounds=3, progress=progress)
-        if not (out / "tiled").exists():
+        if not (out / "twice").exists():
+            if not (out / "small").exists():
+                longest_edge(out / "both", out / "small", TEACHER.tile)
             options = TrainOptions(
-                str(out / "both"), out=out / "tiled", data=data, train=PARTS, learning_rate=1e-4, encoder_rate=0.3,
-                tiled=0.25, steps=recipe.tiled_steps, batch=recipe.batch, optimizer="muon", per_question=True,
+                str(out / "small"), out=out / "twice", data=data, train=PARTS, learning_rate=1.5e-4, encoder_rate=0.2,
+                tiled=0.5, steps=recipe.twice_steps, batch=recipe.batch, optimizer="muon", per_question=True,
                 bf16=True, cpu=True, save_every=100, seed=recipe.seed,
             )  # fmt: skip
             train(options, progress, note)
     if not (out / "model").exists():
         quiet_transformers()
-        source = open_source(str(out / "tiled"))
+        source = open_source(str(out / "twice"))
         with partial_folder(out / "model") as partial:
             save(source.load(), source, partial, base="", dtype=torch.float16)
+            shutil.copyfile(out / "both" / PREPROCESSOR, partial / PREPROCESSOR)
             publish(partial, out / "model")
     return out / "model"
+
+
+def longest_edge(model: Path, out: Path, pixels: int) -> None:
+    """Copy a checkpoint, with another size of the pictures that are cut into tiles."""
+    with partial_folder(out) as partial:
+        shutil.copytree(model, partial, dirs_exist_ok=True)
+        settings = json.loads((model / PREPROCESSOR).read_text())
+        (partial / PREPROCESSOR).write_text(json.dumps(settings | {"size": {"longest_edge": pixels}}, indent=2) + "\n")
+        publish(partial, out)
 
 
 def main(arguments: list[str] | None = None) -> int:

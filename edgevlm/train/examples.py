@@ -96,7 +96,10 @@ class Encoder:
     def _cut(self, picture: Image, place: str) -> tuple[U8, Grid]:
         cut = zlib.crc32(place.encode()) % 1000 < 1000 * self.tiled
         rule = replace(self.image, split=True) if cut else self.image
-        return resize_and_split(picture, rule, max_tiles=self.max_tiles)
+        tiles, grid = resize_and_split(picture, rule, max_tiles=self.max_tiles)
+        if cut and grid == (0, 0) and self.max_tiles != 1:  # where one tile is enough, stock llama.cpp shows it twice
+            return np.concatenate([tiles, tiles]), (1, 1)
+        return tiles, grid
 
     def _dialogue(self, dialogue: tuple[Message, ...], grids: list[Grid], place: str) -> tuple[I64, I64]:
         """ids and targets, cut after the last answer that fits."""
