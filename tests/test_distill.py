@@ -181,7 +181,7 @@ def test_what_is_trained_quantized_is_what_ships(options: DistillOptions, tmp_pa
     from edgevlm.bundle import open_bundle
     from edgevlm.shipped import ShippedWeights
 
-    options_ = ExportOptions(str(out), tmp_path / "bundle", quantize="int4", preset=preset)
+    options_ = ExportOptions(str(out), tmp_path / "bundle", quantize="int4", preset=preset, gate=False)
     shipped = ShippedWeights(open_bundle(export_model(options_).folder))
     for name, kind in kinds.items():
         trained = round_weight(torch.from_numpy(weights.read(name)), kind).numpy()
