@@ -155,3 +155,16 @@ def test_the_card_states_the_measured_figures(figures: dict[str, Any]) -> None:
     for skill, found in figures["skills"].items():
         row = next((line for line in card if line.startswith(f"| {skill} |")), "")
         assert f"{found['score']:.1%}" in row and str(found["n"]) in row, (skill, row)
+
+
+@pytest.mark.heavy
+def test_the_recipe_goes_from_nothing_to_a_model_like_the_shipped_one(tmp_path: Path) -> None:
+    """Every stage for two steps: what is read here is that they fit together, not what they teach."""
+    from edgevlm.train.default import Recipe, make
+
+    few = {name: 2 for name in ("label_steps", "name_steps", "both_steps", "twice_steps", "batch")}
+    made = make(Recipe(tmp_path / "run", pictures=8, **few))
+    ours, theirs = (open_checkpoint(folder) for folder in (made, SHIPPED))
+    assert {n: ours.shape(n) for n in ours.names()} == {n: theirs.shape(n) for n in theirs.names()}
+    settings = "preprocessor_config.json"
+    assert json.loads((made / settings).read_text()) == json.loads((SHIPPED / settings).read_text())

@@ -61,7 +61,7 @@ def make(recipe: Recipe) -> Path:
     if not (out / "base").exists():
         build(out / "base", TEACHER if recipe.larger else Shape(), recipe.seed)
     with progress_bar() as progress:
-        for seed, (stage, name, source, steps, batch, rate, fall) in enumerate(
+        for seed, (stage, name, start, steps, batch, rate, fall) in enumerate(
             (
                 ("labels", "seen", "base", recipe.label_steps, 24, 1.5e-3, 0.4),
                 ("names", "named", "seen", recipe.name_steps, recipe.batch, 2e-3, 1.0),
@@ -70,20 +70,20 @@ def make(recipe: Recipe) -> Path:
             recipe.seed,
         ):
             if not (out / name).exists():
-                source = str(out / source)
-                pretrain(PretrainOptions(source, out / name, stage, steps, batch, rate, fall, seed=seed), progress)
+                options = PretrainOptions(str(out / start), out / name, stage, steps, batch, rate, fall, seed=seed)
+                pretrain(options, progress)
         data = out / "scenes"
         if not data.exists():
             write_scenes(data, "train", recipe.seed + 1, recipe.pictures, rounds=3, progress=progress)
         if not (out / "twice").exists():
             if not (out / "small").exists():
                 longest_edge(out / "both", out / "small", TEACHER.tile)
-            options = TrainOptions(
+            twice = TrainOptions(
                 str(out / "small"), out=out / "twice", data=data, train=PARTS, learning_rate=1.5e-4, encoder_rate=0.2,
                 tiled=0.5, steps=recipe.twice_steps, batch=recipe.batch, optimizer="muon", per_question=True,
                 bf16=True, cpu=True, save_every=100, seed=recipe.seed,
             )  # fmt: skip
-            train(options, progress, note)
+            train(twice, progress, note)
     if not (out / "model").exists():
         quiet_transformers()
         source = open_source(str(out / "twice"))
