@@ -77,7 +77,7 @@ def make(recipe: Recipe) -> Path:
             write_scenes(data, "train", recipe.seed + 1, recipe.pictures, rounds=3, progress=progress)
         if not (out / "twice").exists():
             if not (out / "small").exists():
-                longest_edge(out / "both", out / "small", TEACHER.tile)
+                longest_edge(out / "both", out / "small", Shape().tile)
             twice = TrainOptions(
                 str(out / "small"), out=out / "twice", data=data, train=PARTS, learning_rate=1.5e-4, encoder_rate=0.2,
                 tiled=0.5, steps=recipe.twice_steps, batch=recipe.batch, optimizer="muon", per_question=True,
