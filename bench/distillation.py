@@ -35,12 +35,11 @@ from edgevlm.train.distill import distill
 from edgevlm.train.examples import Example
 from edgevlm.train.fake_quantize import train_through
 from edgevlm.train.models import open_source, save
-from edgevlm.train.options import DistillOptions, TrainOptions
+from edgevlm.train.options import PARTS, DistillOptions, TrainOptions
 from edgevlm.train.records import Records
 from edgevlm.train.run import train
 
 SEEDS = (0, 1, 2)
-PARTS = ("vision", "projector", "decoder")
 T_95 = 4.303  # Student's t, two degrees of freedom, two-sided
 
 

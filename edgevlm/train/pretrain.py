@@ -1,8 +1,8 @@
 """Teach a model what Scenes knows of its pictures, in three stages, before the verbs train it on.
 
-    python -m edgevlm.train.pretrain MODEL --out SEEN --steps 3600                             resumable
-    python -m edgevlm.train.pretrain SEEN --out NAMED --stage names --steps 3500
-    python -m edgevlm.train.pretrain NAMED --out BOTH --stage both --steps 1500
+    python -m edgevlm.train.pretrain MODEL --out SEEN --steps 4900                             resumable
+    python -m edgevlm.train.pretrain SEEN --out NAMED --stage names --steps 4500
+    python -m edgevlm.train.pretrain NAMED --out BOTH --stage both --steps 4500
 
 Labels: the ground truth of a generated picture is free. Linear heads read from an encoder's patches, and from the image
 tokens of its projector, which thing, colour, letter and box they show. Half of the pictures are of Scenes' own training
