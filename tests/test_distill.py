@@ -26,11 +26,11 @@ from edgevlm.export.recipe import Form, fit, make_recipe
 from edgevlm.train import distill as module
 from edgevlm.train import teacher as teaching
 from edgevlm.train.collate import Items
-from edgevlm.train.distill import distill
+from edgevlm.train.distill import compare, distill
 from edgevlm.train.fake_quantize import round_weight, train_through
 from edgevlm.train.models import open_source
 from edgevlm.train.options import DistillOptions
-from edgevlm.train.outputs import Wanted, relations, run_model, top_kl, top_log_probs
+from edgevlm.train.outputs import Outputs, Wanted, relations, run_model, top_kl, top_log_probs
 from edgevlm.train.records import Records
 
 
@@ -69,7 +69,7 @@ def test_kl_over_all_tokens_is_torchs(temperature: float) -> None:
     wanted = F.kl_div(
         (ours / temperature).log_softmax(-1), (theirs / temperature).log_softmax(-1), reduction="sum", log_target=True
     )
-    assert float(top_kl(ours, ids, logs, temperature)) == pytest.approx(float(wanted) * temperature**2, rel=2e-3)
+    assert float(top_kl(ours, ids, logs, temperature).sum()) == pytest.approx(float(wanted) * temperature**2, rel=2e-3)
 
 
 def test_kl_of_the_likeliest_tokens_counts_the_others_as_one() -> None:
@@ -78,13 +78,13 @@ def test_kl_of_the_likeliest_tokens_counts_the_others_as_one() -> None:
     ids, logs = top_log_probs(theirs, 1.0, 4)
     p, q = theirs.softmax(-1).gather(-1, ids.long()), ours.softmax(-1).gather(-1, ids.long())
     p, q = (torch.cat([x, 1 - x.sum(-1, keepdim=True)], -1) for x in (p, q))
-    assert float(top_kl(ours, ids, logs, 1.0)) == pytest.approx(float((p * (p / q).log()).sum()), rel=2e-3)
-    assert float(top_kl(theirs, ids, logs, 1.0)) == pytest.approx(0, abs=2e-3)
+    assert float(top_kl(ours, ids, logs, 1.0).sum()) == pytest.approx(float((p * (p / q).log()).sum()), rel=2e-3)
+    assert float(top_kl(theirs, ids, logs, 1.0).sum()) == pytest.approx(0, abs=2e-3)
     sharp = torch.full((1, 30), -40.0)
     sharp[0, 3] = 40.0
     ids, logs = top_log_probs(sharp, 1.0, 4)
-    assert float(top_kl(sharp, ids, logs, 1.0)) == pytest.approx(0, abs=1e-4)
-    assert torch.isfinite(top_kl(-sharp, ids, logs, 1.0))
+    assert float(top_kl(sharp, ids, logs, 1.0).sum()) == pytest.approx(0, abs=1e-4)
+    assert torch.isfinite(top_kl(-sharp, ids, logs, 1.0)).all()
 
 
 def test_relations_are_cosines() -> None:
@@ -204,6 +204,22 @@ def test_quantized_training_changes_what_the_model_computes(tiny_checkpoint: Pat
         logits = [model(input_ids=ids).logits for model in (plain, rounded, reference)]
     assert not torch.allclose(logits[0], logits[1], atol=1e-2)
     torch.testing.assert_close(logits[1], logits[2], atol=1e-5, rtol=1e-5)
+
+
+def test_a_question_counts_the_same_however_long_its_answer() -> None:
+    """Answers of 1 and 3 tokens, as --per-question weighs them, are the mean of the two answers' own means."""
+    torch.manual_seed(2)
+    logits, theirs, labels = torch.randn(4, 20), torch.randn(4, 20), torch.tensor([3, 1, 4, 1])
+    ids, logs = top_log_probs(theirs, 2.0, 20)
+
+    def parts(rows: slice, weights: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        lesson = {"ids": ids[rows], "logs": logs[rows]}
+        return compare(Outputs(logits[rows], None, None, None), lesson, labels[rows], 2.0, None, weights)
+
+    together = parts(slice(4), torch.tensor([2.0, 2 / 3, 2 / 3, 2 / 3]))
+    short, long = parts(slice(1)), parts(slice(1, 4))
+    for name, value in together.items():
+        assert float(value) == pytest.approx(float(short[name] + long[name]) / 2, rel=1e-4)
 
 
 def test_models_that_cannot_be_compared_are_refused(

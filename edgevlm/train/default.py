@@ -7,6 +7,9 @@
 5. What users train with goes on; half of the pictures come twice,        DIR/twice
    as stock llama.cpp shows them: as one tile and as an overview.
 DIR/model is the last of these, stored in fp16.
+
+With --larger, the teacher: what learnt in step 4 gets more layers, which begin as the identity, and step 4 goes on.
+DIR/larger is that model.
 """
 
 from __future__ import annotations
@@ -25,9 +28,11 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.folders import partial_folder, publish
 from edgevlm.scenes import write_scenes
 from edgevlm.train.default_parts import Shape, build
+from edgevlm.train.engine import Tell
+from edgevlm.train.grow import grow
 from edgevlm.train.models import open_source, quiet_transformers, save
 from edgevlm.train.options import PARTS, TrainOptions
-from edgevlm.train.pretrain import PretrainOptions, pretrain
+from edgevlm.train.pretrain import HEADS, PretrainOptions, pretrain
 from edgevlm.train.run import train
 
 
@@ -41,17 +46,20 @@ class Recipe:
     twice_steps: int = 100
     batch: int = 8  # pictures
     threads: int = 2
+    larger_steps: int = 1200
     seed: int = 0
-    larger: bool = False  # the teacher's shape
+    larger: bool = False  # the teacher
 
     def __post_init__(self) -> None:
         if min(getattr(self, name) for name in NUMBERS if name != "seed") < 1:
             raise EdgeVLMError("Training was given a number below 1: pictures, steps, batch and threads are 1 or more.")
 
 
-NUMBERS = ("pictures", "label_steps", "name_steps", "both_steps", "twice_steps", "batch", "threads", "seed")
+NUMBERS = (
+    "pictures", "label_steps", "name_steps", "both_steps", "twice_steps", "larger_steps", "batch", "threads", "seed",
+)  # fmt: skip
 PREPROCESSOR = "preprocessor_config.json"
-TEACHER = Shape(vision_layers=8, layers=8)
+VISION_LAYERS, LAYERS = 10, 8  # of the teacher
 
 
 def make(recipe: Recipe) -> Path:
@@ -59,7 +67,7 @@ def make(recipe: Recipe) -> Path:
     out = recipe.out
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "base").exists():
-        build(out / "base", TEACHER if recipe.larger else Shape(), recipe.seed)
+        build(out / "base", Shape(), recipe.seed)
     with progress_bar() as progress:
         for seed, (stage, name, start, steps, batch, rate, fall) in enumerate(
             (
@@ -72,6 +80,8 @@ def make(recipe: Recipe) -> Path:
             if not (out / name).exists():
                 options = PretrainOptions(str(out / start), out / name, stage, steps, batch, rate, fall, seed=seed)
                 pretrain(options, progress)
+        if recipe.larger:
+            return _larger(recipe, progress)
         data = out / "scenes"
         if not data.exists():
             write_scenes(data, "train", recipe.seed + 1, recipe.pictures, rounds=3, progress=progress)
@@ -94,6 +104,19 @@ def make(recipe: Recipe) -> Path:
     return out / "model"
 
 
+def _larger(recipe: Recipe, tell: Tell) -> Path:
+    small, grown, out = (recipe.out / name for name in ("both", "grown", "larger"))
+    if not (grown / HEADS).exists():
+        shutil.rmtree(grown, ignore_errors=True)
+        grow(str(small), grown, VISION_LAYERS, LAYERS)
+        shutil.copyfile(small / HEADS, grown / HEADS)
+    if not out.exists():
+        seed = recipe.seed + 3  # other pictures than any stage before
+        options = PretrainOptions(str(grown), out, "both", recipe.larger_steps, recipe.batch, 6e-4, 1.0, seed=seed)
+        pretrain(options, tell)
+    return out
+
+
 def longest_edge(model: Path, out: Path, pixels: int) -> None:
     """Copy a checkpoint, with another size of the pictures that are cut into tiles."""
     with partial_folder(out) as partial:
@@ -114,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in NUMBERS:
         value = getattr(defaults, name)
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=value, help=f"default {value}")
-    parser.add_argument("--larger", action="store_true", help="the teacher: two more layers in encoder and decoder")
+    parser.add_argument("--larger", action="store_true", help="the teacher: the same, grown by more layers")
     recipe = Recipe(**vars(parser.parse_args(arguments)))
     torch.set_num_threads(recipe.threads)
     try:

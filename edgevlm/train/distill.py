@@ -47,7 +47,7 @@ class Distiller(Engine):
         spec, o = self.source.spec, self.options
         out = run_model(model, inner, inputs, spec.image_token_id, self.wanted, spec.image_tokens)
         lesson = self._lesson(numbers)
-        parts = compare(out, lesson, labels, o.temperature, getattr(inner, MAP, None))
+        parts = compare(out, lesson, labels, o.temperature, getattr(inner, MAP, None), weights)
         factors = {name: getattr(o, name) for name in parts}
         self._batches += 1
         for name, value in parts.items():
@@ -68,17 +68,19 @@ class Distiller(Engine):
 
 
 def compare(
-    out: Outputs, lesson: Lesson, labels: Tensor, temperature: float, mapping: nn.Module | None
-) -> dict[str, Tensor]:
-    """Each part of the loss as a mean: over answer tokens, image tokens or tiles."""
+    out: Outputs, lesson: Lesson, labels: Tensor, temperature: float, mapping: nn.Module | None,
+    weights: Tensor | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Each part of the loss as a mean: over answer tokens (weights, of mean 1), image tokens or tiles."""
     if len(lesson["ids"]) != len(labels):
         raise EdgeVLMError(
             f"The teacher's outputs have {len(lesson['ids'])} answer tokens where the student reads {len(labels)}: "
             "the data changed since; remove the teacher's cache."
         )
+    share = torch.ones(len(labels), device=labels.device) if weights is None else weights
     parts = {
-        "cross_entropy": F.cross_entropy(out.answers, labels),
-        "answer_kl": top_kl(out.answers, lesson["ids"], lesson["logs"], temperature) / len(labels),
+        "cross_entropy": (F.cross_entropy(out.answers, labels, reduction="none") * share).mean(),
+        "answer_kl": (top_kl(out.answers, lesson["ids"], lesson["logs"], temperature) * share).mean(),
     }
     for name, ours, theirs in (
         ("visual_kl", out.visual, lesson.get("visual_ids")),
@@ -94,7 +96,7 @@ def compare(
                 f"--{name.replace('_', '-')}."
             )
         if name == "visual_kl":
-            parts[name] = top_kl(ours, theirs, lesson["visual_logs"], temperature) / max(1, len(ours))
+            parts[name] = top_kl(ours, theirs, lesson["visual_logs"], temperature).sum() / max(1, len(ours))
         elif name == "relation":  # 1 - cosine of the two matrices, LLaVA-KD's RDist
             parts[name] = 1 - F.cosine_similarity(ours.flatten(1), theirs.float().flatten(1)).mean()
         else:
@@ -128,8 +130,8 @@ def distill(options: DistillOptions, tell: Tell, note: Callable[[str], None]) ->
         add_feature_map(model, teacher, student)
         more["ddp_find_unused_parameters"] = False  # the map is used after the forward pass, where DDP does not look
     trainer = Distiller(
-        lessons=lessons, source=student, wanted=wanted, items=items, collator=student.collator(), options=options,
-        model=model, args=run.arguments(**more),
+        lessons=lessons, source=student, wanted=wanted, items=items, options=options, model=model,
+        collator=student.collator(options.per_question), args=run.arguments(**more),
     )  # fmt: skip
     describe(run, model, items)
     run.train(trainer, begun)

@@ -105,7 +105,7 @@ def top_log_probs(logits: Tensor, temperature: float, count: int) -> tuple[Tenso
 
 
 def top_kl(logits: Tensor, ids: Tensor, logs: Tensor, temperature: float) -> Tensor:
-    """Sum over M positions of KL(teacher, student) at that temperature, times its square (Hinton et al. 2015).
+    """(M,) of KL(teacher, student) at that temperature, times its square (Hinton et al. 2015).
 
     The teacher is known by its likeliest tokens; the others count as one.
     """
@@ -116,4 +116,5 @@ def top_kl(logits: Tensor, ids: Tensor, logs: Tensor, temperature: float) -> Ten
     # log of the student's rest, 1 - sum p, floored where rounding leaves nothing of it
     our_rest = torch.log((1 - ours.exp().sum(-1)).clamp(min=1e-7))
     other = torch.where(rest > 1e-4, rest * (rest.clamp(min=1e-7).log() - our_rest), torch.zeros_like(rest))
-    return (known + other).sum() * temperature**2
+    kl: Tensor = (known + other) * temperature**2
+    return kl
