@@ -1,7 +1,7 @@
 """One table for a model: {fp32, fp16, int8, int4 by rounding, int4 calibrated, mixed} x {size, score, KL, ...}.
 
     python bench/quantization_table.py default --out table-default
-    python bench/quantization_table.py smolvlm-256m --out table-256m --tiles 1 --questions 40
+    python bench/quantization_table.py smolvlm-256m --out table-256m --tiles 1 --questions 10
 
 Exports one bundle per row (each in a process of its own), then measures it on every target's engine: bytes, score on
 generated scenes, KL divergence and token agreement with the original along its own answers on held-out scenes, and the
