@@ -160,7 +160,7 @@ def test_the_card_states_the_measured_figures(figures: dict[str, Any]) -> None:
 @pytest.mark.heavy
 def test_the_recipe_goes_from_nothing_to_a_model_like_the_shipped_one(tmp_path: Path) -> None:
     """Every stage for two steps: what is read here is that they fit together, not what they teach."""
-    from edgevlm.train.default import LAYERS, VISION_LAYERS, Recipe, make
+    from edgevlm.train.default import LAYERS, PATCH, VISION_LAYERS, Recipe, make
 
     few = {name: 2 for name in ("label_steps", "name_steps", "both_steps", "twice_steps", "larger_steps", "batch")}
     made = make(Recipe(tmp_path / "run", pictures=8, **few))
@@ -171,3 +171,4 @@ def test_the_recipe_goes_from_nothing_to_a_model_like_the_shipped_one(tmp_path: 
     larger = make(Recipe(tmp_path / "run", pictures=8, larger=True, **few))
     vision, text = (open_checkpoint(larger).config[part] for part in ("vision_config", "text_config"))
     assert (vision["num_hidden_layers"], text["num_hidden_layers"]) == (VISION_LAYERS, LAYERS)
+    assert vision["patch_size"] == PATCH

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.train.default_parts import Shape, build
@@ -22,12 +23,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("grow") / "small", SMALL)
 
 
-def logits(folder: Path) -> torch.Tensor:
+def logits(folder: Path, patch: int = SMALL.patch) -> torch.Tensor:
+    """Of one picture, whose patches are enlarged each by itself."""
     source = open_source(str(folder))
     model = source.load().eval()
-    tokens = source.spec.image_tokens
+    tokens, side = source.spec.image_tokens, SMALL.tile // SMALL.patch
     ids = torch.tensor([[*[model.config.image_token_id] * tokens, 40, 50, 60]])
-    pixels = torch.rand(1, 1, 3, SMALL.tile, SMALL.tile, generator=torch.Generator().manual_seed(0))
+    pixels = torch.rand(1, 3, SMALL.tile, SMALL.tile, generator=torch.Generator().manual_seed(0))
+    patches = F.unfold(pixels, SMALL.patch, stride=SMALL.patch)[0].T.unflatten(1, (3, SMALL.patch, SMALL.patch))
+    if patch != SMALL.patch:
+        patches = F.interpolate(patches, (patch, patch), mode="bicubic", antialias=True)
+    pixels = F.fold(patches.flatten(1).T[None], side * patch, patch, stride=patch)[:, None]
     with torch.no_grad():
         found: torch.Tensor = model(input_ids=ids, pixel_values=pixels).logits
     return found
@@ -41,6 +47,14 @@ def test_a_deeper_model_computes_the_same_until_it_is_trained(small: Path, tmp_p
     model = open_source(str(deep)).load()
     names = {name.split("layers.")[1].split(".")[0] for name in model.state_dict() if "vision_model.encoder" in name}
     assert names == set("01234")
+
+
+def test_a_larger_patch_sees_the_same_in_an_enlarged_picture(small: Path, tmp_path: Path) -> None:
+    large = grow(str(small), tmp_path / "large", patch=13)
+    source = open_source(str(large))
+    assert source.spec.vision.image_size == 52 and source.spec.vision.patch_size == 13
+    assert source.image.tile_size == 52 and source.spec.image_tokens == open_source(str(small)).spec.image_tokens
+    torch.testing.assert_close(logits(large, 13), logits(small), rtol=1e-3, atol=1e-4)
 
 
 def test_every_new_weight_gets_a_gradient_in_two_steps(small: Path, tmp_path: Path) -> None:
@@ -70,5 +84,6 @@ def test_a_model_does_not_shrink_and_nothing_is_overwritten(
 ) -> None:
     assert main([str(small), "--out", str(tmp_path / "out"), "--vision-layers", "1"]) == 2
     assert "it can only grow" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert main([str(small), "--out", str(tmp_path / "out"), "--patch", "4"]) == 2
     with pytest.raises(EdgeVLMError, match="small"):
         grow(str(small), small)

@@ -8,8 +8,8 @@
    as stock llama.cpp shows them: as one tile and as an overview.
 DIR/model is the last of these, stored in fp16.
 
-With --larger, the teacher: what learnt in step 4 gets more layers, which begin as the identity, and step 4 goes on.
-DIR/larger is that model.
+With --larger, the teacher: what learnt in step 4 gets larger patches, and layers that begin as the identity, and goes
+through steps 2 to 4 again, shorter. DIR/larger is that model.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Recipe:
     twice_steps: int = 100
     batch: int = 8  # pictures
     threads: int = 2
-    larger_steps: int = 1200
+    larger_steps: int = 850  # on labels, and on everything; twice as many on names
     seed: int = 0
     larger: bool = False  # the teacher
 
@@ -59,7 +59,8 @@ NUMBERS = (
     "pictures", "label_steps", "name_steps", "both_steps", "twice_steps", "larger_steps", "batch", "threads", "seed",
 )  # fmt: skip
 PREPROCESSOR = "preprocessor_config.json"
-VISION_LAYERS, LAYERS = 10, 8  # of the teacher
+VISION_LAYERS, LAYERS, PATCH = 8, 8, 16  # of the teacher
+Stage = tuple[str, str, str, int, int, float, float]  # stage, folder, start, steps, batch, rate, fall
 
 
 def make(recipe: Recipe) -> Path:
@@ -69,17 +70,12 @@ def make(recipe: Recipe) -> Path:
     if not (out / "base").exists():
         build(out / "base", Shape(), recipe.seed)
     with progress_bar() as progress:
-        for seed, (stage, name, start, steps, batch, rate, fall) in enumerate(
-            (
-                ("labels", "seen", "base", recipe.label_steps, 24, 1.5e-3, 0.4),
-                ("names", "named", "seen", recipe.name_steps, recipe.batch, 2e-3, 1.0),
-                ("both", "both", "named", recipe.both_steps, recipe.batch, 8e-4, 1.0),
-            ),
-            recipe.seed,
-        ):
-            if not (out / name).exists():
-                options = PretrainOptions(str(out / start), out / name, stage, steps, batch, rate, fall, seed=seed)
-                pretrain(options, progress)
+        stages = (
+            ("labels", "seen", "base", recipe.label_steps, 24, 1.5e-3, 0.4),
+            ("names", "named", "seen", recipe.name_steps, recipe.batch, 2e-3, 1.0),
+            ("both", "both", "named", recipe.both_steps, recipe.batch, 8e-4, 1.0),
+        )
+        _run(out, stages, recipe.seed, progress)
         if recipe.larger:
             return _larger(recipe, progress)
         data = out / "scenes"
@@ -104,17 +100,25 @@ def make(recipe: Recipe) -> Path:
     return out / "model"
 
 
+def _run(out: Path, stages: tuple[Stage, ...], seed: int, tell: Tell) -> None:
+    for number, (stage, name, start, steps, batch, rate, fall) in enumerate(stages, seed):
+        if not (out / name).exists():
+            pretrain(PretrainOptions(str(out / start), out / name, stage, steps, batch, rate, fall, seed=number), tell)
+
+
 def _larger(recipe: Recipe, tell: Tell) -> Path:
-    small, grown, out = (recipe.out / name for name in ("both", "grown", "larger"))
-    if not (grown / HEADS).exists():
-        shutil.rmtree(grown, ignore_errors=True)
-        grow(str(small), grown, VISION_LAYERS, LAYERS)
-        shutil.copyfile(small / HEADS, grown / HEADS)
-    if not out.exists():
-        seed = recipe.seed + 3  # other pictures than any stage before
-        options = PretrainOptions(str(grown), out, "both", recipe.larger_steps, recipe.batch, 6e-4, 1.0, seed=seed)
-        pretrain(options, tell)
-    return out
+    out, steps = recipe.out, recipe.larger_steps
+    if not (out / "grown" / HEADS).exists():
+        shutil.rmtree(out / "grown", ignore_errors=True)
+        grow(str(out / "both"), out / "grown", VISION_LAYERS, LAYERS, PATCH)
+        shutil.copyfile(out / "both" / HEADS, out / "grown" / HEADS)
+    stages = (
+        ("labels", "larger-seen", "grown", steps, 24, 5e-4, 0.85),
+        ("names", "larger-named", "larger-seen", 2 * steps, recipe.batch, 8e-4, 1.0),
+        ("both", "larger", "larger-named", steps, recipe.batch, 4e-4, 1.0),
+    )
+    _run(out, stages, recipe.seed + len(stages), tell)  # other pictures than any stage before
+    return out / "larger"
 
 
 def longest_edge(model: Path, out: Path, pixels: int) -> None:
@@ -137,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in NUMBERS:
         value = getattr(defaults, name)
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=value, help=f"default {value}")
-    parser.add_argument("--larger", action="store_true", help="the teacher: the same, grown by more layers")
+    parser.add_argument("--larger", action="store_true", help="the teacher: the same, grown")
     recipe = Recipe(**vars(parser.parse_args(arguments)))
     torch.set_num_threads(recipe.threads)
     try:

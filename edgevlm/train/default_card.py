@@ -1,6 +1,7 @@
 """The default model's card: `python -m edgevlm.train.default_card MODEL FIGURES` writes README.md and figures.json.
 
-FIGURES is what `edgevlm eval --suite scenes --json` wrote of the model's int4 bundle.
+FIGURES is what `edgevlm eval --suite scenes --json` wrote of the model's int4 bundle; with --teacher, MODEL is the
+default model's teacher, which does not ship.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ pipeline_tag: image-text-to-text
 tags: [smolvlm, tiny, synthetic]
 ---
 
-# EdgeVLM default model
+# EdgeVLM default model{whose}
 
 A vision-language model of {millions:.1f} million parameters in the plain SmolVLM layout
-(`SmolVLMForConditionalGeneration`). It exists so that export, gate, demo and tests have a real, trained model that
-ships with the package. It answers questions about drawn scenes of 64 kinds of things in ten colours and of signs, and
-knows nothing else.
+(`SmolVLMForConditionalGeneration`). {purpose}
+It answers questions about drawn scenes of 64 kinds of things in ten colours and of signs, and knows nothing else.
 
 ## Architecture
 
@@ -38,7 +38,7 @@ knows nothing else.
 ## Training
 
 On generated pictures only, with the verbs that train any model, and before them on labels per patch:
-`python -m edgevlm.train.default --out DIR`. Training, validation and test split share no layout, no text on a sign, and
+`{command}`. Training, validation and test split share no layout, no text on a sign, and
 not every pair of colour and thing.
 {training}
 
@@ -55,7 +55,7 @@ by being exactly right.
 Measure it again:
 
     edgevlm scenes test-set --split test --seed 0 --count 300
-    edgevlm export default -o tiny
+    edgevlm export {model} -o tiny
     edgevlm eval tiny --suite scenes --data test-set --json score.json
 
 ## Limits
@@ -66,9 +66,22 @@ Measure it again:
 
 Licence: Apache-2.0.
 """
+_COMMAND = "python -m edgevlm.train.default --out DIR"
+SHIPPED = {
+    "whose": "",
+    "purpose": "It exists so that export, gate, demo and tests have a real, trained model.",
+    "command": _COMMAND,
+    "model": "default",
+}
+TEACHER = {
+    "whose": "'s teacher",
+    "purpose": "It is the default model, grown by layers and pixels, and trained on.",
+    "command": f"{_COMMAND} --larger",
+    "model": "DIR/larger",
+}
 
 
-def write_card(folder: Path, figures: dict[str, Any], training: str) -> None:
+def write_card(folder: Path, figures: dict[str, Any], training: str, about: dict[str, str] = SHIPPED) -> None:
     """`training`: how this model was trained, in sentences."""
     from edgevlm.export.checkpoint import open_checkpoint
     from edgevlm.train.models import open_source
@@ -93,7 +106,7 @@ def write_card(folder: Path, figures: dict[str, Any], training: str) -> None:
         vision_mlp=vision["intermediate_size"], scale=config["scale_factor"], image_tokens=source.spec.image_tokens,
         layers=text["num_hidden_layers"], width=text["hidden_size"], mlp=text["intermediate_size"],
         context=text["max_position_embeddings"], vocabulary=text["vocab_size"], training=training,
-        questions=figures["questions"], quantization="int4", runtime=figures["runtime"], rows="\n".join(rows),
+        questions=figures["questions"], quantization="int4", runtime=figures["runtime"], rows="\n".join(rows), **about,
     )  # fmt: skip
     write_text(folder / "README.md", card)
     write_text(folder / "figures.json", json.dumps(figures, indent=1) + "\n")
@@ -104,8 +117,9 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("figures", type=Path)
     parser.add_argument("--training", default="", help="sentences on how it was trained")
+    parser.add_argument("--teacher", action="store_true", help="the card of the default model's teacher")
     args = parser.parse_args()
-    write_card(args.model, json.loads(args.figures.read_text()), args.training)
+    write_card(args.model, json.loads(args.figures.read_text()), args.training, TEACHER if args.teacher else SHIPPED)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,11 @@ def save(model: Any, source: Source, folder: Path, *, base: str, dtype: torch.dt
         (folder / "README.md").unlink(missing_ok=True)  # peft's form to fill in
         return
     stored = dtype or stored_dtype(source.checkpoint)
-    state = {name: tensor.detach().to(stored) for name, tensor in model.state_dict().items()}
+    converted: dict[tuple[int, torch.Size], torch.Tensor] = {}  # what is tied stays so, and is stored once
+    state = {
+        name: converted.setdefault((tensor.data_ptr(), tensor.shape), tensor.detach().to(stored))
+        for name, tensor in model.state_dict().items()
+    }
     model.save_pretrained(folder, state_dict=state)
     for name in UPSTREAM:
         if (source.folder / name).is_file():
