@@ -51,6 +51,7 @@ def test_the_folder_is_a_plain_checkpoint_within_its_size() -> None:
     assert names >= {f"{stem}.json" for stem in stems.split()} | others
     assert {Path(name).suffix for name in names} == {".json", ".safetensors", ".jinja", ".md"}
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) <= 20_000_000
+    assert "lm_head.weight" not in open_checkpoint("default").names()  # tied, and stored once
     config = json.loads((SHIPPED / "config.json").read_text())
     for part in ("vision_config", "text_config"):  # blocks of 32; llama.cpp swaps an MLP as wide as its model
         width, inner = config[part]["hidden_size"], config[part]["intermediate_size"]
