@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from edgevlm.export.families import read_model
 from edgevlm.export.recipe import fit, make_recipe
+from edgevlm.files import change_json
 from edgevlm.folders import partial_folder, publish
 from edgevlm.scenes import write_scenes
 from edgevlm.train.collate import Item, Items
@@ -74,9 +75,7 @@ def make_student(plan: Plan) -> Path:
             layer.self_attn.layer_idx = number
         with partial_folder(out) as partial:
             save(network, source, partial, base="", dtype=torch.float32)
-            config = json.loads((partial / "config.json").read_text())  # the source's own
-            config["text_config"]["num_hidden_layers"] = len(text.layers)
-            (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            change_json(partial / "config.json", {"text_config": {"num_hidden_layers": len(text.layers)}})
             publish(partial, out)
     return out
 

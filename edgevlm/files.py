@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from edgevlm.errors import EdgeVLMError
 
@@ -40,3 +42,11 @@ def write_text(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(beside)
         raise
+
+
+def change_json(path: Path, changes: dict[str, Any]) -> None:
+    """Write a JSON object's file again with `changes` in it, merged into the sections that are there."""
+    settings = json.loads(path.read_text())
+    for name, value in changes.items():
+        settings[name] = settings.get(name, {}) | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")

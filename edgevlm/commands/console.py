@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from edgevlm.errors import EdgeVLMError
+
 Progress = Callable[[str, int, int], None]
 """progress(what, done, total): `done` of `total` units of the stage `what` are finished."""
 
@@ -13,6 +15,16 @@ Progress = Callable[[str, int, int], None]
 def note(text: str = "") -> None:
     """One line on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def run_module(call: Callable[[], object]) -> int:
+    """The exit code of a `python -m` module: print what `call` gives, or an EdgeVLMError's sentence and 2."""
+    try:
+        print(call())
+    except EdgeVLMError as error:
+        note(str(error))
+        return 2
+    return 0
 
 
 def size(count: int) -> str:

@@ -15,16 +15,15 @@ through steps 2 to 4 again, shorter. DIR/larger is that model.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from edgevlm.commands.console import note, progress_bar
+from edgevlm.commands.console import note, progress_bar, run_module
 from edgevlm.errors import EdgeVLMError
+from edgevlm.files import change_json
 from edgevlm.folders import partial_folder, publish
 from edgevlm.scenes import write_scenes
 from edgevlm.train.default_parts import Shape, build
@@ -125,8 +124,7 @@ def longest_edge(model: Path, out: Path, pixels: int) -> None:
     """Copy a checkpoint, with another size of the pictures that are cut into tiles."""
     with partial_folder(out) as partial:
         shutil.copytree(model, partial, dirs_exist_ok=True)
-        settings = json.loads((model / PREPROCESSOR).read_text())
-        (partial / PREPROCESSOR).write_text(json.dumps(settings | {"size": {"longest_edge": pixels}}, indent=2) + "\n")
+        change_json(partial / PREPROCESSOR, {"size": {"longest_edge": pixels}})
         publish(partial, out)
 
 
@@ -144,12 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--larger", action="store_true", help="the teacher: the same, grown")
     recipe = Recipe(**vars(parser.parse_args(arguments)))
     torch.set_num_threads(recipe.threads)
-    try:
-        print(make(recipe))
-    except EdgeVLMError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run_module(lambda: make(recipe))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from transformers import (
 )
 
 from edgevlm.commands.console import note
+from edgevlm.files import change_json
 from edgevlm.scenes import ask, phrases, scenes
 from edgevlm.scenes.catalogue import COLOUR_NAMES, NOUNS, SIGN
 from edgevlm.scenes.question import LOC_BINS
@@ -145,10 +145,8 @@ def build(out: Path, shape: Shape, seed: int = 0) -> Path:
         str(halves[0]), str(halves[1]), "pixel-shuffle", out, scale_factor=shape.scale, tiles=0, seed=seed, force=True
     )
     compose(options, note)
-    path = out / "preprocessor_config.json"
-    settings = json.loads(path.read_text())
-    settings["size"] = {"longest_edge": 2 * shape.tile}  # --tiles cuts 2 x 2; one tile keeps the short side sharp
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    # --tiles cuts 2 x 2; one tile keeps the short side sharp
+    change_json(out / "preprocessor_config.json", {"size": {"longest_edge": 2 * shape.tile}})
     return out
 
 

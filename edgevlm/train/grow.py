@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgevlm.commands.console import run_module
 from edgevlm.errors import EdgeVLMError
+from edgevlm.files import change_json
 from edgevlm.folders import check_replaceable, partial_folder, publish
 from edgevlm.train.models import open_source, save
 
@@ -61,16 +62,11 @@ def grow(
     with partial_folder(out) as partial:
         save(grown, source, partial, base=model, dtype=torch.float32)
         path = partial / "config.json"  # the source's own
-        written = json.loads(path.read_text())
-        for name in ("num_hidden_layers", "image_size", "patch_size"):
-            written["vision_config"][name] = getattr(vision, name)
-        written["text_config"]["num_hidden_layers"] = text.num_hidden_layers
-        path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+        seen = {name: getattr(vision, name) for name in ("num_hidden_layers", "image_size", "patch_size")}
+        change_json(path, {"vision_config": seen, "text_config": {"num_hidden_layers": text.num_hidden_layers}})
         path = partial / "preprocessor_config.json"
-        written = json.loads(path.read_text())
-        for size in ("size", "max_image_size"):
-            written[size]["longest_edge"] = written[size]["longest_edge"] // was * vision.patch_size
-        path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+        sizes = {name: json.loads(path.read_text())[name]["longest_edge"] for name in ("size", "max_image_size")}
+        change_json(path, {name: {"longest_edge": edge // was * vision.patch_size} for name, edge in sizes.items()})
         publish(partial, out)
     return out
 
@@ -101,7 +97,7 @@ def _deeper(state: dict[str, Tensor], prefix: str, count: int, wanted: int) -> d
             if name.startswith(start):
                 rest = name.removeprefix(start)
                 zero = added and rest.startswith(_OUTPUTS)
-                grown[f"{prefix}{place}.{rest}"] = torch.zeros_like(tensor) if zero else tensor.clone()
+                grown[f"{prefix}{place}.{rest}"] = torch.zeros_like(tensor) if zero else tensor
     return grown
 
 
@@ -115,12 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, help="of the decoder")
     parser.add_argument("--patch", type=int, help="pixels")
     given = parser.parse_args(arguments)
-    try:
-        print(grow(given.model, given.out, given.vision_layers, given.layers, given.patch))
-    except EdgeVLMError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return run_module(lambda: grow(given.model, given.out, given.vision_layers, given.layers, given.patch))
 
 
 if __name__ == "__main__":
