@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.scenes.catalogue import CHARACTERS, NOUN_INDEX, SIGN, pair_split, text_split
-from edgevlm.scenes.crowd import make_crowd, make_mixture
+from edgevlm.scenes.crowd import make_crowd, make_mixture, make_sign, make_signs
 from edgevlm.scenes.generator import make_scene
 from edgevlm.scenes.question import loc_answer
 from edgevlm.train.default_parts import Shape, build, build_tokenizer, waves
@@ -77,10 +77,10 @@ def test_boxes_and_letters_of_labels_are_the_scene_s(index: int) -> None:
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=25, deadline=None)
-def test_crowds_and_mixtures_show_nothing_of_other_splits(index: int) -> None:
-    crowd, mixture = make_crowd(0, index), make_mixture(0, index)
-    assert crowd.split == mixture.split == "train" and crowd.objects and mixture.objects
-    for item in (*crowd.objects, *mixture.objects):
+def test_crowds_mixtures_and_signs_show_nothing_of_other_splits(index: int) -> None:
+    shown = [make(0, index) for make in (make_crowd, make_mixture, make_sign, make_signs)]
+    assert all(scene.split == "train" and scene.objects for scene in shown)
+    for item in (item for scene in shown for item in scene.objects):
         assert item.name == SIGN.name or item.colour is None or pair_split(item.colour, item.noun) in (None, "train")
         assert not item.text or text_split(item.text) == "train"
 
@@ -138,6 +138,17 @@ def test_what_a_name_s_label_says_is_the_answer_about_it(base: str) -> None:
     assert min(checked.values()) > 20
 
 
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_every_other_batch_may_ask_for_texts_alone(base: str, number: int) -> None:
+    side = SMALL.tile // SMALL.patch
+    asked = Questions(base, side, SMALL.scale, 2, 5, texts=12)(number)
+    if number % 2:
+        assert len(asked) == 12 and {one.skills for one in asked} == {("text",)}
+    else:
+        plain = Questions(base, side, SMALL.scale, 2, 5)(number)
+        assert [one.example.ids.tolist() for one in asked] == [one.example.ids.tolist() for one in plain]
+
+
 def test_names_are_found_in_questions(base: str) -> None:
     asked = Questions(base, SMALL.tile // SMALL.patch, SMALL.scale, 12, 6)(0)
     target = stack([one.labels for one in asked])
@@ -157,7 +168,7 @@ def test_a_stopped_run_ends_at_the_same_weights(
         "stage": stage, "steps": 4, "batch": 2, "workers": 0, "save_every": 2, "learning_rate": 1e-3,
     }  # fmt: skip
     whole = pretrain(PretrainOptions(base, tmp_path / "whole", **shared), lambda what, done, total: None)
-    kind = Pictures if stage == "labels" else Questions
+    kind = Pictures if stage in ("labels", "signs") else Questions
     real = kind.__call__
 
     def stopping(self: Any, number: int) -> Any:
@@ -178,8 +189,9 @@ def test_a_stopped_run_ends_at_the_same_weights(
     changed = {name for name in one if not torch.equal(one[name], start[name])}
     eyes = {name for name in one if "vision_model" in name or "connector" in name}
     words = "model.text_model.embed_tokens.weight"
-    if stage == "labels":
-        assert changed - eyes == {words} and any("connector" in name for name in changed)
+    if stage in ("labels", "signs"):
+        assert changed - eyes == ({words} if stage == "labels" else set())
+        assert any("connector" in name for name in changed)
     else:
         assert words in changed and bool(changed & eyes) == (stage == "both") and len(changed - eyes) > 5
     lines = [json.loads(line) for line in (whole / f"{stage}.jsonl").read_text().splitlines()]

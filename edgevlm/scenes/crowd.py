@@ -1,4 +1,4 @@
-"""Pictures for pretraining: crowds of more things and signs than a scene has, and mixtures of kinds to count in."""
+"""Pictures for pretraining: crowds of more things and signs than a scene has, mixtures of kinds, and walls of signs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edgevlm.scenes.plan import SMALLEST, Item, random_item, random_sign
 from edgevlm.scenes.scene import Scene
 from edgevlm.scenes.stream import Stream
 
-_KEY, _MIXTURE = 4, 5  # the first numbers of these streams' keys; Scenes' own is 2
+_KEY, _MIXTURE, _SIGNS, _SIGN = 4, 5, 7, 9  # the first numbers of these streams' keys; Scenes' own is 2
 _MOST = 11  # things in a mixture
 _RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3))
 
@@ -40,3 +40,21 @@ def make_mixture(seed: int, index: int) -> Scene:
     for count in counts:
         items += [random_item(stream, "train", NOUNS, max(SMALLEST, 0.6 * largest), max(SMALLEST, largest))] * count
     return compose(stream, "train", seed, index, size_of(ratio), items)
+
+
+def make_signs(seed: int, index: int) -> Scene:
+    """Wall number `index`: 4 to 7 signs and at most one thing. A scene shows a sign in one picture of four: here are
+    twenty times as many letters."""
+    stream = Stream(_SIGNS, seed, index)
+    items = [random_sign(stream, "train") for _ in range(stream.between(4, 7))]
+    if stream.chance(0.5):
+        items.append(random_item(stream, "train", NOUNS, SMALLEST, 0.2))
+    return compose(stream, "train", seed, index, size_of(stream.choice(_RATIOS)), items)
+
+
+def make_sign(seed: int, index: int) -> Scene:
+    """Sign number `index`, among up to three things."""
+    stream = Stream(_SIGN, seed, index)
+    items = [random_sign(stream, "train")]
+    items += [random_item(stream, "train", NOUNS, SMALLEST, 0.3) for _ in range(stream.below(4))]
+    return compose(stream, "train", seed, index, size_of(stream.choice(_RATIOS)), items)

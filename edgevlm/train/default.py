@@ -1,15 +1,16 @@
 """Train the default model: `python -m edgevlm.train.default --out DIR`; again, it goes on where it stopped.
 
-1. Compose a fresh encoder and a fresh decoder.                          DIR/base
-2. Labels per patch teach the encoder and the projector.                 DIR/seen
-3. The decoder learns to answer, with labels for the names it reads.     DIR/named
-4. Everything learns from questions, names and labels together.          DIR/both
-5. What users train with goes on; half of the pictures come twice,        DIR/twice
+1. Compose a fresh encoder and a fresh decoder.                         DIR/base
+2. Labels per patch teach the encoder and the projector.                DIR/seen
+3. The decoder learns to answer, with labels for the names it reads.    DIR/named
+4. Everything learns from questions, names and labels together.         DIR/both
+5. It gets larger patches, and layers that begin as the identity.       DIR/grown
+6. Labels of pictures that are mostly signs; then again names and both.  DIR/read, DIR/said, DIR/whole
+7. What users train with goes on; half of the pictures come twice,       DIR/twice
    as stock llama.cpp shows them: as one tile and as an overview.
 DIR/model is the last of these, stored in fp16.
 
-With --larger, the teacher: what learnt in step 4 gets larger patches, and layers that begin as the identity, and goes
-through steps 2 to 4 again, shorter. DIR/larger is that model.
+With --larger, the teacher: what learnt in step 6 gets a deeper decoder, and names and both again. DIR/larger is that.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -42,10 +44,12 @@ class Recipe:
     label_steps: int = 4900
     name_steps: int = 4500
     both_steps: int = 4500
+    sign_steps: int = 2000
+    said_steps: int = 2000
+    whole_steps: int = 400
     twice_steps: int = 100
     batch: int = 8  # pictures
     threads: int = 2
-    larger_steps: int = 850  # on labels, and on everything; twice as many on names
     seed: int = 0
     larger: bool = False  # the teacher
 
@@ -54,12 +58,39 @@ class Recipe:
             raise EdgeVLMError("Training was given a number below 1: pictures, steps, batch and threads are 1 or more.")
 
 
+class Stage(NamedTuple):
+    name: str  # its folder
+    start: str
+    kind: str
+    steps: str  # the recipe's number
+    rate: float
+    fall: float = 1.0
+    texts: int = 0
+
+
 NUMBERS = (
-    "pictures", "label_steps", "name_steps", "both_steps", "twice_steps", "larger_steps", "batch", "threads", "seed",
+    "pictures", "label_steps", "name_steps", "both_steps", "sign_steps", "said_steps", "whole_steps",
+    "twice_steps", "batch", "threads", "seed",
 )  # fmt: skip
 PREPROCESSOR = "preprocessor_config.json"
-VISION_LAYERS, LAYERS, PATCH = 8, 8, 16  # of the teacher
-Stage = tuple[str, str, str, int, int, float, float]  # stage, folder, start, steps, batch, rate, fall
+VISION_LAYERS, PATCH = 8, 16  # grown
+LAYERS = 8  # of the teacher's decoder
+LABELLED, TEXTS = 24, 32  # pictures of a step on labels, and of one that asks for texts alone
+FIRST = (
+    Stage("seen", "base", "labels", "label_steps", 1.5e-3, 0.4),
+    Stage("named", "seen", "names", "name_steps", 2e-3),
+    Stage("both", "named", "both", "both_steps", 8e-4),
+)
+AGAIN = (
+    Stage("read", "grown", "signs", "sign_steps", 6e-4, 0.9),
+    Stage("said", "read", "names", "said_steps", 1e-3, texts=TEXTS),
+    Stage("whole", "said", "both", "whole_steps", 4e-4, texts=TEXTS),
+)
+DEEPER = (
+    Stage("larger-said", "deeper", "names", "said_steps", 1e-3, texts=TEXTS),
+    Stage("larger", "larger-said", "both", "whole_steps", 4e-4, texts=TEXTS),
+)
+STAGES = FIRST + AGAIN + DEEPER  # each has a seed of its own
 
 
 def make(recipe: Recipe) -> Path:
@@ -69,20 +100,19 @@ def make(recipe: Recipe) -> Path:
     if not (out / "base").exists():
         build(out / "base", Shape(), recipe.seed)
     with progress_bar() as progress:
-        stages = (
-            ("labels", "seen", "base", recipe.label_steps, 24, 1.5e-3, 0.4),
-            ("names", "named", "seen", recipe.name_steps, recipe.batch, 2e-3, 1.0),
-            ("both", "both", "named", recipe.both_steps, recipe.batch, 8e-4, 1.0),
-        )
-        _run(out, stages, recipe.seed, progress)
+        _run(recipe, progress, FIRST)
+        _grow(out, "both", "grown", VISION_LAYERS, None, PATCH)
+        _run(recipe, progress, AGAIN)
         if recipe.larger:
-            return _larger(recipe, progress)
+            _grow(out, "whole", "deeper", None, LAYERS, None)
+            _run(recipe, progress, DEEPER)
+            return out / "larger"
         data = out / "scenes"
         if not data.exists():
             write_scenes(data, "train", recipe.seed + 1, recipe.pictures, rounds=3, progress=progress)
         if not (out / "twice").exists():
             if not (out / "small").exists():
-                longest_edge(out / "both", out / "small", Shape().tile)
+                longest_edge(out / "whole", out / "small", Shape().tile // Shape().patch * PATCH)
             twice = TrainOptions(
                 str(out / "small"), out=out / "twice", data=data, train=PARTS, learning_rate=1.5e-4, encoder_rate=0.2,
                 tiled=0.5, steps=recipe.twice_steps, batch=recipe.batch, optimizer="muon", per_question=True,
@@ -94,30 +124,28 @@ def make(recipe: Recipe) -> Path:
         source = open_source(str(out / "twice"))
         with partial_folder(out / "model") as partial:
             save(source.load(), source, partial, base="", dtype=torch.float16)
-            shutil.copyfile(out / "both" / PREPROCESSOR, partial / PREPROCESSOR)
+            shutil.copyfile(out / "whole" / PREPROCESSOR, partial / PREPROCESSOR)
             publish(partial, out / "model")
     return out / "model"
 
 
-def _run(out: Path, stages: tuple[Stage, ...], seed: int, tell: Tell) -> None:
-    for number, (stage, name, start, steps, batch, rate, fall) in enumerate(stages, seed):
-        if not (out / name).exists():
-            pretrain(PretrainOptions(str(out / start), out / name, stage, steps, batch, rate, fall, seed=number), tell)
+def _run(recipe: Recipe, tell: Tell, stages: tuple[Stage, ...]) -> None:
+    for seed, stage in enumerate(stages, recipe.seed + STAGES.index(stages[0])):
+        if (recipe.out / stage.name).exists():
+            continue
+        labels = stage.kind in ("labels", "signs")
+        options = PretrainOptions(
+            str(recipe.out / stage.start), recipe.out / stage.name, stage.kind, getattr(recipe, stage.steps),
+            LABELLED if labels else recipe.batch, stage.texts, stage.rate, stage.fall, seed=seed,
+        )  # fmt: skip
+        pretrain(options, tell)
 
 
-def _larger(recipe: Recipe, tell: Tell) -> Path:
-    out, steps = recipe.out, recipe.larger_steps
-    if not (out / "grown" / HEADS).exists():
-        shutil.rmtree(out / "grown", ignore_errors=True)
-        grow(str(out / "both"), out / "grown", VISION_LAYERS, LAYERS, PATCH)
-        shutil.copyfile(out / "both" / HEADS, out / "grown" / HEADS)
-    stages = (
-        ("labels", "larger-seen", "grown", steps, 24, 5e-4, 0.85),
-        ("names", "larger-named", "larger-seen", 2 * steps, recipe.batch, 8e-4, 1.0),
-        ("both", "larger", "larger-named", steps, recipe.batch, 4e-4, 1.0),
-    )
-    _run(out, stages, recipe.seed + len(stages), tell)  # other pictures than any stage before
-    return out / "larger"
+def _grow(out: Path, start: str, name: str, *sizes: int | None) -> None:
+    if not (out / name / HEADS).exists():
+        shutil.rmtree(out / name, ignore_errors=True)
+        grow(str(out / start), out / name, *sizes)
+        shutil.copyfile(out / start / HEADS, out / name / HEADS)
 
 
 def longest_edge(model: Path, out: Path, pixels: int) -> None:

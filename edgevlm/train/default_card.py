@@ -75,7 +75,7 @@ SHIPPED = {
 }
 TEACHER = {
     "whose": "'s teacher",
-    "purpose": "It is the default model, grown by layers and pixels, and trained on.",
+    "purpose": "It is the default model with a deeper decoder, trained on.",
     "command": f"{_COMMAND} --larger",
     "model": "DIR/larger",
 }

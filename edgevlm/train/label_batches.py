@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing import get_context
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,9 @@ from edgevlm.image_spec import ImageSpec
 from edgevlm.preprocess import resize_and_split
 from edgevlm.scenes.ask import ask
 from edgevlm.scenes.catalogue import SIGN
-from edgevlm.scenes.crowd import make_crowd, make_mixture
+from edgevlm.scenes.crowd import make_crowd, make_mixture, make_sign, make_signs
 from edgevlm.scenes.generator import make_scene
+from edgevlm.scenes.question import Question
 from edgevlm.scenes.scene import Scene
 from edgevlm.train.examples import Encoder, Example
 from edgevlm.train.label_heads import Labels, scene_labels
@@ -27,6 +28,11 @@ from edgevlm.train.models import open_source
 
 U8 = npt.NDArray[np.uint8]
 T = TypeVar("T")
+Maker = Callable[[int, int], Scene]  # of a seed and a number
+_SCENE: Maker = partial(make_scene, "train")
+CROWDED: tuple[Maker, ...] = (_SCENE, make_crowd)
+WRITTEN: tuple[Maker, ...] = (_SCENE, make_mixture, make_crowd, *[make_signs] * 5)
+HELD_OUT: tuple[Maker, ...] = (partial(make_scene, "val"),)
 _TURN = 16  # batches that are drawn at once
 _ROUNDS = 3
 _MANY = 5
@@ -35,20 +41,19 @@ _EXISTENCE = 0.3  # of the questions whether something is there, which are most 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Batch n: uint8 tiles (B, S, S, 3) and their labels. Of the train split, every other picture is crowded."""
+    """Batch n: uint8 tiles (B, S, S, 3), drawn by the makers of `mix` in turn, and their labels."""
 
     image: ImageSpec
     side: int  # patches
     scale: int
     size: int
     seed: int
-    split: Any = "train"
+    mix: tuple[Maker, ...] = CROWDED
 
     def __call__(self, number: int) -> tuple[U8, list[Labels]]:
         tiles, labels = [], []
         for index in range(number * self.size, (number + 1) * self.size):
-            crowded = self.split == "train" and index % 2
-            scene = make_crowd(self.seed, index) if crowded else make_scene(self.split, self.seed, index)
+            scene = self.mix[index % len(self.mix)](self.seed, index)
             tiles.append(resize_and_split(np.asarray(scene.picture), self.image, max_tiles=1)[0][0])
             labels.append(scene_labels(scene, self.side, self.scale))
         return np.stack(tiles), labels
@@ -66,7 +71,8 @@ class Asked(NamedTuple):
 class Questions:
     """Batch n of pictures with several rounds of questions each.
 
-    Every other one is a mixture of kinds; of the rest, more have a sign or a crowd than Scenes' own.
+    Every other one is a mixture of kinds; of the rest, more have a sign or a crowd than Scenes' own. With `texts`,
+    every other batch is of that many pictures with a sign, and asks for nothing but its text.
     """
 
     model: str
@@ -74,20 +80,30 @@ class Questions:
     scale: int
     size: int
     seed: int
+    texts: int = 0
 
     @cached_property
     def _encoder(self) -> Encoder:
         return open_source(self.model).encoder(max_tiles=1)
 
     def __call__(self, number: int) -> list[Asked]:
-        return [self._asked(index) for index in range(number * self.size, (number + 1) * self.size)]
+        if self.texts and number % 2:
+            return [self._sign(index) for index in range(number * self.texts, (number + 1) * self.texts)]
+        return [self._picture(index) for index in range(number * self.size, (number + 1) * self.size)]
 
-    def _asked(self, index: int) -> Asked:
+    def _sign(self, index: int) -> Asked:
+        scene = make_sign(self.seed, index)
+        return self._asked(scene, [question for question in ask(scene) if question.skill == "text"], index)
+
+    def _picture(self, index: int) -> Asked:
         if index % 2:
             scene = make_mixture(self.seed, index)
         elif not _rich(scene := make_scene("train", self.seed, 2 * index)):
             scene = make_scene("train", self.seed, 2 * index + 1)
         asked = [question for question in ask(scene, _ROUNDS) if question.skill != "existence" or _kept(question.id)]
+        return self._asked(scene, asked, index)
+
+    def _asked(self, scene: Scene, asked: list[Question], index: int) -> Asked:
         dialogues = tuple(
             (
                 {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.question}]},

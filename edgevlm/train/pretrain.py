@@ -1,12 +1,15 @@
-"""Teach a model what Scenes knows of its pictures, in three stages, before the verbs train it on.
+"""Teach a model what Scenes knows of its pictures, by stages, before the verbs train it on.
 
     python -m edgevlm.train.pretrain MODEL --out SEEN --steps 4900                             resumable
-    python -m edgevlm.train.pretrain SEEN --out NAMED --stage names --steps 4500
+    python -m edgevlm.train.pretrain SEEN --out READ --stage signs --steps 2000
+    python -m edgevlm.train.pretrain READ --out NAMED --stage names --steps 4500
     python -m edgevlm.train.pretrain NAMED --out BOTH --stage both --steps 4500
 
 Labels: the ground truth of a generated picture is free. Linear heads read from an encoder's patches, and from the image
 tokens of its projector, which thing, colour, letter and box they show. Half of the pictures are of Scenes' own training
 split, half are crowded: more things, more signs, so that a picture teaches more letters.
+
+Signs: labels again, of pictures that are mostly signs, in the words that a decoder knows already.
 
 Names: the decoder learns Scenes' questions with encoder and projector standing still, each question weighing the same
 however long its answer; where a text names a thing, a hidden state half-way is to know the thing's box, or its word.
@@ -42,7 +45,7 @@ from edgevlm.preprocess import normalize
 from edgevlm.train.collate import Item
 from edgevlm.train.engine import Tell
 from edgevlm.train.examples import IGNORE
-from edgevlm.train.label_batches import Asked, Pictures, Questions, stream
+from edgevlm.train.label_batches import CROWDED, HELD_OUT, WRITTEN, Asked, Maker, Pictures, Questions, stream
 from edgevlm.train.label_heads import Heads, Targets, Words, stack
 from edgevlm.train.models import Source, choose_trained, open_source, part_of, save
 from edgevlm.train.muon import MuonAdamW
@@ -50,12 +53,13 @@ from edgevlm.train.named import Named, Names
 
 U8 = npt.NDArray[np.uint8]
 HEADS = "heads.pt"
-STAGES = ("labels", "names", "both")
+STAGES = ("labels", "signs", "names", "both")
 _LENGTH = 2.0
 _HELD_OUT = 96  # pictures
 # Embeddings of words that image tokens are written in must not run away from them.
 _EMBEDDINGS = 0.15  # of the decoder's rate
 _SKILLS = {"text": 4.0, "grounding": 2.0, "count": 3.0, "caption": 3.0}  # weights of questions; else 1
+_READING = {"characters": 3.0, "spelled": 4.0, "words": 2.0}  # weights of labels where signs are read; else 1
 _NAMES, _LABELS = 0.3, 0.5  # weights of losses beside the answers' when a decoder learns
 
 
@@ -66,6 +70,7 @@ class PretrainOptions:
     stage: str = "labels"
     steps: int = 3000
     batch: int = 24  # pictures
+    texts: int = 0  # pictures of every other batch that asks, of which only the text of a sign is asked
     learning_rate: float = 1e-3
     fall: float = 0.4  # of the steps, over which the rate falls
     workers: int = 2  # processes that draw
@@ -75,8 +80,11 @@ class PretrainOptions:
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise EdgeVLMError(f"There is no stage '{self.stage}': choose {' or '.join(STAGES)}.")
-        if min(self.steps, self.batch, self.save_every) < 1 or self.workers < 0 or not 0 < self.fall <= 1:
-            raise EdgeVLMError("Steps, batch and save-every are 1 or more, workers 0 or more, fall above 0 to 1.")
+        known = min(self.steps, self.batch, self.save_every) > 0 and min(self.workers, self.texts) >= 0
+        if not known or not 0 < self.fall <= 1:
+            raise EdgeVLMError(
+                "Steps, batch and save-every are 1 or more, workers and texts 0 or more, fall above 0 to 1."
+            )
 
     def rate(self, step: int) -> float:
         left = (self.steps - step) / (self.fall * self.steps)
@@ -96,6 +104,8 @@ class Pretraining:
     """Everything that a checkpoint holds, and a step of the labels' stage."""
 
     parts: tuple[str, ...] = ("vision", "projector")
+    mix = CROWDED
+    learns_words = True
     share = 1.0  # of the learning rate, for all that is not the decoder
     clip = 5.0
 
@@ -113,7 +123,7 @@ class Pretraining:
         if (source.folder / HEADS).exists():
             self.load_heads(torch.load(source.folder / HEADS, weights_only=True))
         choose_trained(self.model, self.parts)
-        self.embeddings = self.model.get_input_embeddings().weight.requires_grad_(True)
+        self.embeddings = self.model.get_input_embeddings().weight.requires_grad_(self.learns_words)
         free = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         decoder = {name: p for name, p in free.items() if part_of(name) in self.parts and part_of(name) == "decoder"}
         others = [(name, p) for name, p in free.items() if name not in decoder]
@@ -131,11 +141,11 @@ class Pretraining:
     def path(self) -> Path:
         return self.options.out.with_name(self.options.out.name + ".part") / "state.pt"
 
-    def pictures(self, size: int, split: str = "train") -> Pictures:
-        return Pictures(self.image, self.side, self.model.config.scale_factor, size, self.options.seed, split)
+    def pictures(self, size: int, mix: tuple[Maker, ...]) -> Pictures:
+        return Pictures(self.image, self.side, self.model.config.scale_factor, size, self.options.seed, mix)
 
     def batches(self) -> Callable[[int], Any]:
-        return self.pictures(self.options.batch)
+        return self.pictures(self.options.batch, self.mix)
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         tiles, labels = batch
@@ -204,6 +214,20 @@ class Pretraining:
             weight.mul_(ratio)
 
 
+class Reading(Pretraining):
+    """A step of the signs' stage."""
+
+    mix = WRITTEN
+    learns_words = False
+
+    def label_losses(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, Tensor]:
+        losses = super().label_losses(patches, tokens, target)
+        return {name: _READING.get(name, 1.0) * loss for name, loss in losses.items()}
+
+    def finish(self, tiles: U8) -> None:
+        """Image tokens stay as the decoder knows them."""
+
+
 class Naming(Pretraining):
     """A step of the names' stage."""
 
@@ -218,7 +242,7 @@ class Naming(Pretraining):
     def batches(self) -> Callable[[int], Any]:
         options = self.options
         scale = self.model.config.scale_factor
-        return Questions(options.model, self.side, scale, options.batch, options.seed)
+        return Questions(options.model, self.side, scale, options.batch, options.seed, options.texts)
 
     def losses(self, batch: list[Asked]) -> dict[str, Tensor]:
         model = self.model
@@ -285,11 +309,11 @@ def pretrain(options: PretrainOptions, tell: Tell) -> Path:
     """Train `options.model` by one stage; the new model's folder."""
     check_replaceable(options.out, False, "config.json", "checkpoint")
     source = open_source(options.model)
-    training = {"labels": Pretraining, "names": Naming, "both": Both}[options.stage](source, options)
+    training = {"labels": Pretraining, "signs": Reading, "names": Naming, "both": Both}[options.stage](source, options)
     training.path.parent.mkdir(parents=True, exist_ok=True)
     if training.path.exists():
         training.resume()
-    tiles, labels = training.pictures(_HELD_OUT, "val")(0)
+    tiles, labels = training.pictures(_HELD_OUT, HELD_OUT)(0)
     target = stack(labels)
     log = training.path.with_name("log.jsonl")
     mean: dict[str, float] = {}
@@ -319,7 +343,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stage", choices=STAGES, default=defaults.stage, help=f"default {defaults.stage}")
-    for name in ("steps", "batch", "learning_rate", "fall", "workers", "save_every", "seed"):
+    for name in ("steps", "batch", "texts", "learning_rate", "fall", "workers", "save_every", "seed"):
         value = getattr(defaults, name)
         parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value, help=f"default {value}")
     parser.add_argument("--threads", type=int, default=2)
