@@ -161,7 +161,7 @@ def test_the_card_states_the_measured_figures(figures: dict[str, Any]) -> None:
 @pytest.mark.heavy
 def test_the_recipe_goes_from_nothing_to_a_model_like_the_shipped_one(tmp_path: Path) -> None:
     """Every stage for two steps: what is read here is that they fit together, not what they teach."""
-    from edgevlm.train.default import LAYERS, Recipe, make
+    from edgevlm.train.default import LAYERS, PATCH, VISION_LAYERS, Recipe, make
 
     steps = ("label_steps", "name_steps", "both_steps", "sign_steps", "said_steps", "whole_steps", "twice_steps")
     few = {name: 2 for name in (*steps, "batch")}
@@ -171,4 +171,6 @@ def test_the_recipe_goes_from_nothing_to_a_model_like_the_shipped_one(tmp_path: 
     settings = "preprocessor_config.json"
     assert json.loads((made / settings).read_text()) == json.loads((SHIPPED / settings).read_text())
     larger = make(Recipe(tmp_path / "run", pictures=8, larger=True, **few))
-    assert open_checkpoint(larger).config["text_config"]["num_hidden_layers"] == LAYERS
+    vision, text = (open_checkpoint(larger).config[part] for part in ("vision_config", "text_config"))
+    assert (vision["num_hidden_layers"], text["num_hidden_layers"]) == (VISION_LAYERS, LAYERS)
+    assert vision["patch_size"] == PATCH

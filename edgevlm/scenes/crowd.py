@@ -43,8 +43,8 @@ def make_mixture(seed: int, index: int) -> Scene:
 
 
 def make_signs(seed: int, index: int) -> Scene:
-    """Wall number `index`: 4 to 7 signs and at most one thing. A scene shows a sign in one picture of four: here are
-    twenty times as many letters."""
+    """Wall number `index`: 4 to 7 signs, a little smaller than a scene's, and at most one thing. A picture holds
+    about eighteen times as many letters as one of Scenes does."""
     stream = Stream(_SIGNS, seed, index)
     items = [random_sign(stream, "train") for _ in range(stream.between(4, 7))]
     if stream.chance(0.5):

@@ -45,8 +45,8 @@ class Recipe:
     name_steps: int = 4500
     both_steps: int = 4500
     sign_steps: int = 2000
-    said_steps: int = 2000
-    whole_steps: int = 400
+    said_steps: int = 2000  # of names, once signs are read
+    whole_steps: int = 400  # of both, after those
     twice_steps: int = 100
     batch: int = 8  # pictures
     threads: int = 2

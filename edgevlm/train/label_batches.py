@@ -48,7 +48,7 @@ class Pictures:
     scale: int
     size: int
     seed: int
-    mix: tuple[Maker, ...] = CROWDED
+    mix: tuple[Maker, ...]
 
     def __call__(self, number: int) -> tuple[U8, list[Labels]]:
         tiles, labels = [], []

@@ -205,7 +205,7 @@ class Pretraining:
         self.words.load_state_dict(state["words"])
 
     @torch.no_grad()
-    def finish(self, tiles: U8) -> None:
+    def scale_tokens(self, tiles: U8) -> None:
         """Scale the projector so that image tokens are _LENGTH times as long as words: a decoder's layers add little to
         a token that is many times longer than what they put out."""
         tokens = encode(self.model, tiles, self.image)[1]
@@ -223,9 +223,6 @@ class Reading(Pretraining):
     def label_losses(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, Tensor]:
         losses = super().label_losses(patches, tokens, target)
         return {name: _READING.get(name, 1.0) * loss for name, loss in losses.items()}
-
-    def finish(self, tiles: U8) -> None:
-        """Image tokens stay as the decoder knows them."""
 
 
 class Naming(Pretraining):
@@ -283,9 +280,6 @@ class Naming(Pretraining):
             losses["spelled"] = F.cross_entropy(letters.flatten(0, 1), named.spelled[named.sign].flatten())
         return losses
 
-    def finish(self, tiles: U8) -> None:
-        """Image tokens stay as the decoder knows them."""
-
 
 class Both(Naming):
     """A step in which everything learns from everything."""
@@ -327,7 +321,8 @@ def pretrain(options: PretrainOptions, tell: Tell) -> Path:
             with log.open("a") as out:
                 out.write(json.dumps(line | {k: round(v, 4) for k, v in mean.items()}) + "\n")
             training.save()
-    training.finish(tiles)
+    if options.stage == "labels":  # later, a decoder knows the tokens as they are
+        training.scale_tokens(tiles)
     with partial_folder(options.out) as partial:
         save(training.model, source, partial, base=options.model, dtype=torch.float32)
         torch.save(training.head_state(), partial / HEADS)
