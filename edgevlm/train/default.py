@@ -8,6 +8,7 @@
 6. Labels of pictures that are mostly signs; then again names and both.  DIR/read, DIR/said, DIR/whole
 7. What users train with goes on; half of the pictures come twice,       DIR/twice
    as stock llama.cpp shows them: as one tile and as an overview.
+8. It learns to answer in int4 as it did in float.                      DIR/aware
 DIR/model is the last of these, stored in fp16.
 
 With --larger, the teacher: what learnt in step 6 gets a deeper decoder, and names and both again. DIR/larger is that.
@@ -29,10 +30,11 @@ from edgevlm.files import change_json
 from edgevlm.folders import partial_folder, publish
 from edgevlm.scenes import write_scenes
 from edgevlm.train.default_parts import Shape, build
+from edgevlm.train.distill import distill
 from edgevlm.train.engine import Tell
 from edgevlm.train.grow import grow
 from edgevlm.train.models import open_source, quiet_transformers, save
-from edgevlm.train.options import PARTS, TrainOptions
+from edgevlm.train.options import PARTS, DistillOptions, TrainOptions
 from edgevlm.train.pretrain import HEADS, PretrainOptions, pretrain
 from edgevlm.train.run import train
 
@@ -45,9 +47,10 @@ class Recipe:
     name_steps: int = 4500
     both_steps: int = 4500
     sign_steps: int = 2000
-    said_steps: int = 2000  # of names, once signs are read
+    said_steps: int = 4500  # of names, once signs are read
     whole_steps: int = 400  # of both, after those
     twice_steps: int = 100
+    aware_steps: int = 350
     batch: int = 8  # pictures
     threads: int = 2
     seed: int = 0
@@ -65,17 +68,17 @@ class Stage(NamedTuple):
     steps: str  # the recipe's number
     rate: float
     fall: float = 1.0
-    texts: int = 0
+    drills: int = 0
 
 
 NUMBERS = (
     "pictures", "label_steps", "name_steps", "both_steps", "sign_steps", "said_steps", "whole_steps",
-    "twice_steps", "batch", "threads", "seed",
+    "twice_steps", "aware_steps", "batch", "threads", "seed",
 )  # fmt: skip
 PREPROCESSOR = "preprocessor_config.json"
-VISION_LAYERS, PATCH = 8, 16  # grown
-LAYERS = 8  # of the teacher's decoder
-LABELLED, TEXTS = 24, 32  # pictures of a step on labels, and of one that asks for texts alone
+VISION_LAYERS, LAYERS, PATCH = 8, 6, 16  # grown
+TEACHER_LAYERS = 10  # of its decoder
+LABELLED, DRILLS = 24, 32  # pictures of a step on labels, and of one that asks for one thing alone
 FIRST = (
     Stage("seen", "base", "labels", "label_steps", 1.5e-3, 0.4),
     Stage("named", "seen", "names", "name_steps", 2e-3),
@@ -83,12 +86,12 @@ FIRST = (
 )
 AGAIN = (
     Stage("read", "grown", "signs", "sign_steps", 6e-4, 0.9),
-    Stage("said", "read", "names", "said_steps", 1e-3, texts=TEXTS),
-    Stage("whole", "said", "both", "whole_steps", 4e-4, texts=TEXTS),
+    Stage("said", "read", "names", "said_steps", 1e-3, drills=DRILLS),
+    Stage("whole", "said", "both", "whole_steps", 4e-4, drills=DRILLS),
 )
 DEEPER = (
-    Stage("larger-said", "deeper", "names", "said_steps", 1e-3, texts=TEXTS),
-    Stage("larger", "larger-said", "both", "whole_steps", 4e-4, texts=TEXTS),
+    Stage("larger-said", "deeper", "names", "said_steps", 1e-3, drills=DRILLS),
+    Stage("larger", "larger-said", "both", "whole_steps", 4e-4, drills=DRILLS),
 )
 STAGES = FIRST + AGAIN + DEEPER  # each has a seed of its own
 
@@ -101,10 +104,10 @@ def make(recipe: Recipe) -> Path:
         build(out / "base", Shape(), recipe.seed)
     with progress_bar() as progress:
         _run(recipe, progress, FIRST)
-        _grow(out, "both", "grown", VISION_LAYERS, None, PATCH)
+        _grow(out, "both", "grown", VISION_LAYERS, LAYERS, PATCH)
         _run(recipe, progress, AGAIN)
         if recipe.larger:
-            _grow(out, "whole", "deeper", None, LAYERS, None)
+            _grow(out, "whole", "deeper", None, TEACHER_LAYERS, None)
             _run(recipe, progress, DEEPER)
             return out / "larger"
         data = out / "scenes"
@@ -119,9 +122,16 @@ def make(recipe: Recipe) -> Path:
                 bf16=True, cpu=True, save_every=100, seed=recipe.seed,
             )  # fmt: skip
             train(twice, progress, note)
+        if not (out / "aware").exists():
+            aware = DistillOptions(
+                str(out / "twice"), out=out / "aware", data=data, train=PARTS, teacher=str(out / "twice"),
+                quantize="int4", learning_rate=5e-5, cross_entropy=0.5, steps=recipe.aware_steps, batch=recipe.batch,
+                per_question=True, bf16=True, cpu=True, save_every=100, seed=recipe.seed,
+            )  # fmt: skip
+            distill(aware, progress, note)
     if not (out / "model").exists():
         quiet_transformers()
-        source = open_source(str(out / "twice"))
+        source = open_source(str(out / "aware"))
         with partial_folder(out / "model") as partial:
             save(source.load(), source, partial, base="", dtype=torch.float16)
             shutil.copyfile(out / "whole" / PREPROCESSOR, partial / PREPROCESSOR)
@@ -136,7 +146,7 @@ def _run(recipe: Recipe, tell: Tell, stages: tuple[Stage, ...]) -> None:
         labels = stage.kind in ("labels", "signs")
         options = PretrainOptions(
             str(recipe.out / stage.start), recipe.out / stage.name, stage.kind, getattr(recipe, stage.steps),
-            LABELLED if labels else recipe.batch, stage.texts, stage.rate, stage.fall, seed=seed,
+            LABELLED if labels else recipe.batch, stage.drills, stage.rate, stage.fall, seed=seed,
         )  # fmt: skip
         pretrain(options, tell)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import count
 from multiprocessing import get_context
 from typing import NamedTuple, TypeVar
 
@@ -17,7 +18,6 @@ import numpy.typing as npt
 from edgevlm.image_spec import ImageSpec
 from edgevlm.preprocess import resize_and_split
 from edgevlm.scenes.ask import ask
-from edgevlm.scenes.catalogue import SIGN
 from edgevlm.scenes.crowd import make_crowd, make_mixture, make_sign, make_signs
 from edgevlm.scenes.generator import make_scene
 from edgevlm.scenes.question import Question
@@ -35,7 +35,8 @@ WRITTEN: tuple[Maker, ...] = (_SCENE, make_mixture, make_crowd, *[make_signs] * 
 HELD_OUT: tuple[Maker, ...] = (partial(make_scene, "val"),)
 _TURN = 16  # batches that are drawn at once
 _ROUNDS = 3
-_MANY = 5
+_MANY = 5  # of a kind
+_TRIES = 64  # scenes until one shows many: they are a quarter
 _EXISTENCE = 0.3  # of the questions whether something is there, which are most and are learnt first
 
 
@@ -71,8 +72,8 @@ class Asked(NamedTuple):
 class Questions:
     """Batch n of pictures with several rounds of questions each.
 
-    Every other one is a mixture of kinds; of the rest, more have a sign or a crowd than Scenes' own. With `texts`,
-    every other batch is of that many pictures with a sign, and asks for nothing but its text.
+    Every other one is a mixture of kinds; of the rest, more have a sign or a crowd than Scenes' own. With `drills`,
+    every other batch is of that many pictures and asks for one thing alone: in turn a sign's text, and counts.
     """
 
     model: str
@@ -80,20 +81,27 @@ class Questions:
     scale: int
     size: int
     seed: int
-    texts: int = 0
+    drills: int = 0
 
     @cached_property
     def _encoder(self) -> Encoder:
         return open_source(self.model).encoder(max_tiles=1)
 
     def __call__(self, number: int) -> list[Asked]:
-        if self.texts and number % 2:
-            return [self._sign(index) for index in range(number * self.texts, (number + 1) * self.texts)]
+        if self.drills and number % 2:
+            drill = self._sign if number % 4 == 1 else self._many
+            return [drill(index) for index in range(number * self.drills, (number + 1) * self.drills)]
         return [self._picture(index) for index in range(number * self.size, (number + 1) * self.size)]
 
     def _sign(self, index: int) -> Asked:
         scene = make_sign(self.seed, index)
         return self._asked(scene, [question for question in ask(scene) if question.skill == "text"], index)
+
+    def _many(self, index: int) -> Asked:
+        scenes = (make_scene("train", self.seed, number) for number in count(_TRIES * index))
+        scene = make_mixture(self.seed, index) if index % 4 == 3 else next(s for s in scenes if _most(s) >= _MANY)
+        asked = {question.question: question for question in ask(scene, _ROUNDS) if question.skill == "count"}
+        return self._asked(scene, list(asked.values()), index)
 
     def _picture(self, index: int) -> Asked:
         if index % 2:
@@ -116,8 +124,11 @@ class Questions:
 
 
 def _rich(scene: Scene) -> bool:
-    kinds = Counter(item.name for item in scene.objects)
-    return SIGN.name in kinds or any(count > _MANY for count in kinds.values())
+    return any(item.text for item in scene.objects) or _most(scene) > _MANY
+
+
+def _most(scene: Scene) -> int:
+    return max(Counter(item.name for item in scene.objects).values())
 
 
 def _kept(name: str) -> bool:

@@ -70,7 +70,7 @@ class PretrainOptions:
     stage: str = "labels"
     steps: int = 3000
     batch: int = 24  # pictures
-    texts: int = 0  # pictures of every other batch that asks, of which only the text of a sign is asked
+    drills: int = 0  # pictures of every other batch that asks: of a sign's text alone, or of counts alone
     learning_rate: float = 1e-3
     fall: float = 0.4  # of the steps, over which the rate falls
     workers: int = 2  # processes that draw
@@ -80,10 +80,10 @@ class PretrainOptions:
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise EdgeVLMError(f"There is no stage '{self.stage}': choose {' or '.join(STAGES)}.")
-        known = min(self.steps, self.batch, self.save_every) > 0 and min(self.workers, self.texts) >= 0
+        known = min(self.steps, self.batch, self.save_every) > 0 and min(self.workers, self.drills) >= 0
         if not known or not 0 < self.fall <= 1:
             raise EdgeVLMError(
-                "Steps, batch and save-every are 1 or more, workers and texts 0 or more, fall above 0 to 1."
+                "Steps, batch and save-every are 1 or more, workers and drills 0 or more, fall above 0 to 1."
             )
 
     def rate(self, step: int) -> float:
@@ -239,7 +239,7 @@ class Naming(Pretraining):
     def batches(self) -> Callable[[int], Any]:
         options = self.options
         scale = self.model.config.scale_factor
-        return Questions(options.model, self.side, scale, options.batch, options.seed, options.texts)
+        return Questions(options.model, self.side, scale, options.batch, options.seed, options.drills)
 
     def losses(self, batch: list[Asked]) -> dict[str, Tensor]:
         model = self.model
@@ -338,7 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stage", choices=STAGES, default=defaults.stage, help=f"default {defaults.stage}")
-    for name in ("steps", "batch", "texts", "learning_rate", "fall", "workers", "save_every", "seed"):
+    for name in ("steps", "batch", "drills", "learning_rate", "fall", "workers", "save_every", "seed"):
         value = getattr(defaults, name)
         parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value, help=f"default {value}")
     parser.add_argument("--threads", type=int, default=2)
