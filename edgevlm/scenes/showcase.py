@@ -38,7 +38,7 @@ def _sign(text: str, size: float, board: tuple[int, int, int]) -> Item:
 
 _DEMO = Sketch(
     "test",
-    17,
+    97,
     (512, 384),
     (
         ("tree", None, 0.3),

@@ -12,7 +12,8 @@ split, half are crowded: more things, more signs, so that a picture teaches more
 Signs: labels again, of pictures that are mostly signs, in the words that a decoder knows already.
 
 Names: the decoder learns Scenes' questions with encoder and projector standing still, each question weighing the same
-however long its answer; where a text names a thing, a hidden state half-way is to know the thing's box, or its word.
+however long its answer; where a text names a thing, a hidden state half-way is to know the thing's box, or its word,
+and where that word is said, its next letters. Drills ask for one thing alone of more pictures.
 
 Both: encoder, projector and decoder learn from questions, names and labels together.
 
