@@ -145,8 +145,9 @@ def _run(recipe: Recipe, tell: Tell, stages: tuple[Stage, ...]) -> None:
             continue
         labels = stage.kind in ("labels", "signs")
         options = PretrainOptions(
-            str(recipe.out / stage.start), recipe.out / stage.name, stage.kind, getattr(recipe, stage.steps),
-            LABELLED if labels else recipe.batch, stage.drills, stage.rate, stage.fall, seed=seed,
+            str(recipe.out / stage.start), recipe.out / stage.name, stage.kind, steps=getattr(recipe, stage.steps),
+            batch=LABELLED if labels else recipe.batch, drills=stage.drills, learning_rate=stage.rate, fall=stage.fall,
+            seed=seed,
         )  # fmt: skip
         pretrain(options, tell)
 
