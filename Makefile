@@ -18,7 +18,7 @@ test: lint types docs
 # long, wants 8 GB of memory and the package index.
 test-heavy: .venv/test.done .venv/llama.done .venv/coreai.done
 	$(PYTEST) -m heavy
-	$(PYTEST) tests/test_llama.py tests/test_across.py tests/test_gguf.py tests/test_coreai.py
+	$(PYTEST) tests/runtimes/test_llama.py tests/verify/test_across.py tests/export/test_gguf.py tests/export/test_coreai.py
 
 lint: .venv/test.done
 	$(BIN)/ruff check .

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgevlm.export.families import read_model
-from edgevlm.export.recipe import fit, make_recipe
-from edgevlm.files import change_json
-from edgevlm.folders import partial_folder, publish
+from edgevlm.checkpoint.families import read_model
+from edgevlm.export.quantize.recipe import fit, make_recipe
+from edgevlm.io.files import change_json
+from edgevlm.io.folders import partial_folder, publish
 from edgevlm.scenes import write_scenes
 from edgevlm.train.collate import Item, Items
 from edgevlm.train.distill import distill

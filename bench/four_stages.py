@@ -29,7 +29,7 @@ STAGES = ("preprocess", "encode", "prefill", "decode")  # seconds; decode is per
 
 
 def run_edgevlm(task: dict[str, Any]) -> dict[str, Any]:
-    from edgevlm.bench_worker import Worker
+    from edgevlm.bench.worker import Worker
 
     worker = Worker({**task, "runtime": None, "device": "cpu", "tokens": task["max_tokens"]})
     try:
@@ -44,7 +44,7 @@ def run_transformers(task: dict[str, Any]) -> dict[str, Any]:
     from build_smolvlm import load_model, load_processor
     from PIL import Image
 
-    from edgevlm.generate import peak_memory
+    from edgevlm.generate.loop import peak_memory
 
     torch.set_num_threads(task["threads"])
     folder = Path(task["model"])

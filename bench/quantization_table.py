@@ -68,7 +68,7 @@ class Table:
                     "warm": {stage: subject["warm"][stage]["median"] for stage in STAGES},
                     "image_tokens": subject["image_tokens"], "peak_memory": subject["peak_memory"],
                 }  # fmt: skip
-        from edgevlm.device_card import device_card
+        from edgevlm.bench.device_card import device_card
 
         return {"model": self.args.model, "device": device_card(), "settings": vars(self.args),
                 "missing": self.missing, "cells": cells}  # fmt: skip
@@ -130,26 +130,26 @@ class Table:
 
     def _needed(self, row: str) -> int:
         """Bytes that a device needs of the row's bundle, for the engine that needs most: what --budget counts."""
-        from edgevlm.bench import runtime_bytes
+        from edgevlm.bench.measure import runtime_bytes
         from edgevlm.runtimes import DEFAULTS
 
         return max(runtime_bytes(self._bundle(row), DEFAULTS[target])["runtime"] for target in self.targets)
 
     def _slow(self, engine: str) -> int:
         """How many times fewer questions an engine gets: a large model takes the evaluator minutes for each."""
-        from edgevlm.gate_runtime import is_large
         from edgevlm.report.measure import is_evaluator
+        from edgevlm.verify.runtime import is_large
 
         return 40 if is_evaluator(engine) and is_large(self._bundle(self.rows[0]).manifest.spec.vision) else 1
 
     def _bundle(self, row: str) -> Any:
-        from edgevlm.bundle import open_bundle
+        from edgevlm.bundle.manifest import open_bundle
 
         return open_bundle(self._folder(row))
 
     def _bench(self, engine: str) -> dict[str, Any]:
         """All rows in turns; once and briefly where that takes minutes."""
-        from edgevlm.bench import BenchOptions, Subject, bench
+        from edgevlm.bench.measure import BenchOptions, Subject, bench
 
         slow = self._slow(engine) > 1
         options = BenchOptions(
@@ -167,10 +167,10 @@ class Table:
     @cached_property
     def _lessons(self) -> tuple[list[Any], list[Any]]:
         """Held-out questions and what the original says, computed on its own weights in float32."""
-        from edgevlm.export.checkpoint import open_checkpoint
-        from edgevlm.export.families import read_model
-        from edgevlm.fidelity import held_out, teach
+        from edgevlm.checkpoint.checkpoint import open_checkpoint
+        from edgevlm.checkpoint.families import read_model
         from edgevlm.runtimes.eager import EagerRuntime
+        from edgevlm.verify.fidelity import held_out, teach
 
         print("the original's answers ...", file=sys.stderr, flush=True)
         spec, weights = read_model(open_checkpoint(self.args.model))
@@ -179,8 +179,8 @@ class Table:
         return questions, teach(bundle, EagerRuntime(spec, weights), questions, self.args.tokens, self.args.tiles)
 
     def _fidelity(self, row: str, engine: str) -> dict[str, Any]:
-        from edgevlm.fidelity import follow
         from edgevlm.runtimes import open_runtime
+        from edgevlm.verify.fidelity import follow
 
         questions, lessons = self._lessons
         count = max(4, len(lessons) // self._slow(engine))
@@ -194,8 +194,8 @@ class Table:
 
 def markdown(table: dict[str, Any]) -> str:
     """One table per engine, and what calibration recovers."""
-    from edgevlm.commands.console import seconds, size
-    from edgevlm.device_card import card_line
+    from edgevlm.bench.device_card import card_line
+    from edgevlm.io.console import seconds, size
 
     cells = list(table["cells"].values())
     lines = [f"# {table['model']}", "", f"{card_line(table['device'])}, load {table['device']['load']}.", ""]

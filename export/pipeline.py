@@ -11,42 +11,29 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgevlm import __version__
-from edgevlm.bundle import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
+from edgevlm.bundle.files import check_free, list_files, write_json, write_manifest
+from edgevlm.bundle.manifest import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
+from edgevlm.bundle.qtensor import PALETTES, PREFILL, QTensor
+from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, open_checkpoint
+from edgevlm.checkpoint.families import Weights, read_model
+from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
 from edgevlm.errors import EdgeVLMError, GateError
-from edgevlm.export.bundle_writer import check_free, list_files, write_json, write_manifest
-from edgevlm.export.calibrate_plan import Calibration, CalibrationOptions, run
-from edgevlm.export.calibrate_record import recorded
-from edgevlm.export.checkpoint import Checkpoint, open_checkpoint
-from edgevlm.export.families import Weights, read_model
-from edgevlm.export.processor import read_image_spec, read_prompt_spec
-from edgevlm.export.quantize import quantize
-from edgevlm.export.recipe import Recipe, fit, is_linear, make_recipe
+from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
+from edgevlm.export.calibrate.record import recorded
+from edgevlm.export.quantize.recipe import Recipe, fit, is_linear, make_recipe
+from edgevlm.export.quantize.round import quantize
 from edgevlm.export.source import read_source
-from edgevlm.folders import partial_folder, publish
-from edgevlm.gate import GateOptions, run_gate
-from edgevlm.gate_answers import QUESTIONS, maybe_questions
-from edgevlm.gate_report import GateReport
+from edgevlm.inputs.prompt import Prompter
+from edgevlm.io.folders import partial_folder, publish
 from edgevlm.models.ops import F32
-from edgevlm.prompt import Prompter
-from edgevlm.qtensor import PALETTES, PREFILL, QTensor
-from edgevlm.spec import ModelSpec, to_dict
+from edgevlm.models.spec import ModelSpec, to_dict
+from edgevlm.verify.answers import QUESTIONS, maybe_questions
+from edgevlm.verify.gate import GateOptions, run_gate
+from edgevlm.verify.report import GateReport
 
 Progress = Callable[[str, int, int], None]
 TARGETS = ("onnx", "gguf", "coreml")
 COREML_PROFILES = ("gpu", "ane")
-# Small files that upstream tools (transformers.js, tokenizers, llama.cpp's converters) look for beside the graphs.
-UPSTREAM = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 _TOOLS = ("numpy", "pillow", "tokenizers", "onnx", "onnxruntime", "gguf", "coremltools")
 
 

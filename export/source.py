@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgevlm.export.processor import read_image_spec, read_prompt_spec
-from edgevlm.gate_inputs import Source
-from edgevlm.spec import ModelSpec
+from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
+from edgevlm.models.spec import ModelSpec
+from edgevlm.verify.inputs import Source
 
 
 def read_source(folder: Path, spec: ModelSpec) -> Source:

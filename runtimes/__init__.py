@@ -8,7 +8,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.runtimes.base import Runtime
 
 if TYPE_CHECKING:
-    from edgevlm.bundle import Bundle
+    from edgevlm.bundle.manifest import Bundle
 
 DEVICES = ("cpu", "gpu", "npu")
 RUNTIMES = ("onnxruntime", "llama.cpp", "coreml", "eager")
@@ -64,14 +64,14 @@ def open_runtime(
 
         return open_eager(bundle, device)
     if runtime == "llama.cpp":
-        from edgevlm.runtimes.llama import LlamaRuntime
+        from edgevlm.runtimes.llama.runtime import LlamaRuntime
 
         return LlamaRuntime(bundle, device, threads)
     if runtime == "coreml":
         from edgevlm.runtimes.coreml import CoreMLRuntime
 
         return CoreMLRuntime(bundle, device, threads, storage=storage)
-    from edgevlm.runtimes.ort import OrtRuntime
+    from edgevlm.runtimes.ort.runtime import OrtRuntime
 
     return OrtRuntime(bundle, device, threads, portable, parts)
 

@@ -1,4 +1,4 @@
-"""What every engine offers. The loop in edgevlm.generate is written against this and nothing else."""
+"""What every engine offers. The loop in edgevlm.generate.loop is written against this and nothing else."""
 
 from __future__ import annotations
 

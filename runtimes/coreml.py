@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.llama import rope_tables
+from edgevlm.models.spec import ModelSpec, from_dict
 from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.eager import context_error
-from edgevlm.runtimes.mil import MilEvaluator, Observer, State
-from edgevlm.runtimes.mil_blob import unpack
-from edgevlm.spec import ModelSpec, from_dict
+from edgevlm.runtimes.mil.blob import unpack
+from edgevlm.runtimes.mil.evaluator import MilEvaluator, Observer, State
 
 if TYPE_CHECKING:
-    from edgevlm.bundle import Bundle
+    from edgevlm.bundle.manifest import Bundle
 
 PROMPT_ROWS = 512  # rows per call of a flexible decoder: bounds the attention scores of a long prompt
 KEPT_TILES = 32

@@ -6,7 +6,7 @@ import ctypes
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.runtimes.llama_engine import TESTED, load_engine
+from edgevlm.runtimes.llama.engine import TESTED, load_engine
 
 # ggml_backend_dev_type, ggml-backend.h; what it calls accelerators are BLAS and AMX, which work for the CPU
 _KINDS = {0: "cpu", 1: "gpu", 2: "gpu", 3: "cpu"}
@@ -28,7 +28,7 @@ def list_devices() -> list[dict[str, Any]]:
 
 
 def _onnxruntime() -> dict[str, Any]:
-    from edgevlm.runtimes.ort import _PROVIDERS, import_onnxruntime
+    from edgevlm.runtimes.ort.runtime import _PROVIDERS, import_onnxruntime
 
     ort = import_onnxruntime()
     kinds = {"TensorrtExecutionProvider": "gpu", "XnnpackExecutionProvider": "cpu"}

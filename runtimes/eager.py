@@ -12,18 +12,18 @@ from edgevlm.models.llama import decoder, embed_tokens
 from edgevlm.models.ops import Weights
 from edgevlm.models.projector import projector
 from edgevlm.models.siglip import vision_tower
+from edgevlm.models.spec import ModelSpec
 from edgevlm.runtimes.base import F32, I64
-from edgevlm.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from edgevlm.bundle import Bundle
+    from edgevlm.bundle.manifest import Bundle
 
 
 def open_eager(bundle: Bundle, device: str = "cpu") -> EagerRuntime:
     """The runtime on the weights of the bundle's own files, dequantized as they are read."""
     if device != "cpu":
         raise EdgeVLMError(f"Runtime 'eager' has no {device.upper()}: it is plain numpy, use --device cpu.")
-    from edgevlm.shipped import ShippedWeights
+    from edgevlm.bundle.weights import ShippedWeights
 
     return EagerRuntime(bundle.manifest.spec, ShippedWeights(bundle))
 

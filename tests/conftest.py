@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from edgevlm.bundle import Bundle
+    from edgevlm.bundle.manifest import Bundle
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +76,7 @@ def gguf_bundle(gguf_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     made: dict[tuple[str, str], Bundle] = {}
 
     def make(quantize: str, model: str = "tiny") -> Bundle:
-        from edgevlm.bundle import open_bundle
+        from edgevlm.bundle.manifest import open_bundle
         from edgevlm.export.pipeline import ExportOptions, export_model
 
         if (quantize, model) not in made:

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from edgevlm import __version__, gate
+from edgevlm import __version__
 from edgevlm.cli import edgevlm, main
 from edgevlm.commands import demo
 from edgevlm.scenes.showcase import DEMO
+from edgevlm.verify import gate
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "edgevlm" / "assets" / "pictures"
@@ -485,7 +486,7 @@ def test_damaged_bundles(cli: Any, copy: Path) -> None:
 
 def test_verify_fails_with_a_table_where_weights_were_exchanged(cli: Any, copy: Path) -> None:
     """Sizes and hashes agree with the manifest, and yet these are not the model's weights."""
-    from edgevlm.bundle import sha256
+    from edgevlm.bundle.manifest import sha256
 
     data = copy / "onnx" / "decoder_model_merged.onnx_data"
     content = bytearray(data.read_bytes())

@@ -17,8 +17,8 @@ OURS = """
 import sys
 events = []
 sys.addaudithook(lambda name, args: events.append(name) if name.startswith("socket.") else None)
-from edgevlm.bundle import open_bundle
-from edgevlm.generate import GenerateOptions, Pipeline
+from edgevlm.bundle.manifest import open_bundle
+from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.runtimes import open_runtime
 bundle = open_bundle(sys.argv[1])
 answer = Pipeline(bundle, open_runtime(bundle)).answer([], "What?", GenerateOptions(max_tokens=3))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevlm.commands.console import note, progress_bar, seconds, size, table
 from edgevlm.commands.run import bundle_folder
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.console import note, progress_bar, seconds, size, table
 
 if TYPE_CHECKING:
-    from edgevlm.bench import Subject
+    from edgevlm.bench.measure import Subject
 
 
 @click.command()
@@ -41,9 +41,9 @@ def bench(
     spread; image tokens, peak memory, bytes on disk, and the device. With --vs, bundles or runtimes take turns, and
     their ratios are medians over neighbouring runs.
     """
-    from edgevlm.bench import PICTURE, QUESTION, BenchOptions, Subject
-    from edgevlm.bench import bench as measure
-    from edgevlm.files import check_new, write_text
+    from edgevlm.bench.measure import PICTURE, QUESTION, BenchOptions, Subject
+    from edgevlm.bench.measure import bench as measure
+    from edgevlm.io.files import check_new, write_text
 
     if json_file not in (None, "-"):
         check_new(Path(json_file), force)
@@ -65,7 +65,7 @@ def bench(
 
 def _other(text: str, first: Subject) -> Subject:
     """What a --vs names: a runtime for the same bundle, BUNDLE@RUNTIME, or a bundle on the same runtime."""
-    from edgevlm.bench import Subject
+    from edgevlm.bench.measure import Subject
     from edgevlm.runtimes import ALIASES, RUNTIMES
 
     def known(name: str) -> bool:
@@ -87,7 +87,7 @@ def _other(text: str, first: Subject) -> Subject:
 
 def describe(report: dict[str, Any]) -> str:
     """The report for people."""
-    from edgevlm.device_card import card_line
+    from edgevlm.bench.device_card import card_line
 
     card, settings, subjects = report["device"], report["settings"], report["subjects"]
     threads = settings["threads"]

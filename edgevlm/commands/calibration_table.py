@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgevlm.commands.console import size, table
+from edgevlm.io.console import size, table
 
 
 def calibration_table(report: dict[str, Any]) -> str:

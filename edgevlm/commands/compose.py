@@ -33,7 +33,7 @@ def compose(**values: Any) -> None:
     need_training()
     from pathlib import Path
 
-    from edgevlm.commands.console import note
+    from edgevlm.io.console import note
     from edgevlm.train.compose import ComposeOptions
     from edgevlm.train.compose import compose as run
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from edgevlm.commands.console import note
 from edgevlm.commands.export import export_bundle
 from edgevlm.commands.run import show_answer, timings_table
+from edgevlm.io.console import note
 
 PICTURE = Path(__file__).parent.parent / "assets" / "scenes" / "demo.png"
 QUESTIONS = (
@@ -28,10 +28,10 @@ QUESTIONS = (
 @click.option("--quantize", default="int4", show_default=True, metavar="[fp32|fp16|int8|int4]")
 def demo(out: str, quantize: str) -> None:
     """Export the shipped model, check it, ask about a picture."""
-    from edgevlm.bundle import open_bundle
-    from edgevlm.generate import Pipeline
+    from edgevlm.bundle.manifest import open_bundle
+    from edgevlm.generate.loop import Pipeline
+    from edgevlm.generate.sampling import GenerateOptions
     from edgevlm.runtimes import open_runtime
-    from edgevlm.sampling import GenerateOptions
 
     note(f"$ edgevlm export default --target onnx --quantize {quantize} -o {shlex.quote(out)}")
     bundle = open_bundle(export_bundle("default", out, quantize=quantize, force=_is_demo(Path(out))))

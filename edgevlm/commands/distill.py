@@ -40,7 +40,7 @@ def distill(teacher: str, student: str, **values: Any) -> None:
     need_training()
     from pathlib import Path
 
-    from edgevlm.commands.console import note, progress_bar
+    from edgevlm.io.console import note, progress_bar
     from edgevlm.train.distill import distill as run
     from edgevlm.train.options import DistillOptions
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.commands.console import note, progress_bar, seconds, table
 from edgevlm.commands.run import bundle_folder
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.console import note, progress_bar, seconds, table
 
 if TYPE_CHECKING:
     from edgevlm.evaluation.item import Item, Suite
@@ -51,10 +51,10 @@ def eval(
     Without --data the suite scenes draws its test pictures itself; the others need their files. The score, between 0
     and 1, is the only line on standard output; the table on standard error has it by skill with its 95 % interval.
     """
-    from edgevlm.bundle import open_bundle
+    from edgevlm.bundle.manifest import open_bundle
     from edgevlm.evaluation.runner import EvalOptions, evaluate
     from edgevlm.evaluation.suites import SUITES as READY
-    from edgevlm.files import check_new, write_text
+    from edgevlm.io.files import check_new, write_text
     from edgevlm.runtimes import open_runtime
 
     if suite not in READY:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgevlm.commands.calibration_table import calibration_table
-from edgevlm.commands.console import note, progress_bar, size, table
 from edgevlm.commands.gate_table import gate_table, read_bounds
 from edgevlm.errors import EdgeVLMError, GateError
+from edgevlm.io.console import note, progress_bar, size, table
 
 if TYPE_CHECKING:
-    from edgevlm.export.calibrate_plan import CalibrationOptions
+    from edgevlm.export.calibrate.plan import CalibrationOptions
 
 TARGETS = ("onnx", "gguf", "coreml")
 KINDS = "[fp32|fp16|int8|int4|palette6|palette4]"
@@ -146,7 +146,7 @@ def export_bundle(model: str, out: str, **options: Any) -> Path:
 
     `options` are those of edgevlm.export.pipeline.ExportOptions. Raises GateError after the table is shown.
     """
-    from edgevlm.bundle import open_bundle
+    from edgevlm.bundle.manifest import open_bundle
     from edgevlm.export.pipeline import ExportOptions, export_model
 
     try:
@@ -213,7 +213,7 @@ def _calibration(
         if method is not None:
             raise EdgeVLMError(f"--method {method} needs pictures: add --calibrate default, or a folder of your own.")
         return None
-    from edgevlm.export.calibrate_plan import DEFAULT_METHOD, CalibrationOptions
+    from edgevlm.export.calibrate.plan import DEFAULT_METHOD, CalibrationOptions
 
     if (budget or max_loss) and overrides:
         limit = "--budget" if budget else "--max-loss"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgevlm.commands.console import table
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.console import table
 
 
 def gate_table(report: dict[str, Any]) -> str:
@@ -23,7 +23,7 @@ def gate_table(report: dict[str, Any]) -> str:
 
 
 def read_bounds(words: Sequence[str]) -> dict[str, float]:
-    """`--bound NAME=X` options; the names are checked by edgevlm.gate.GateOptions."""
+    """`--bound NAME=X` options; the names are checked by edgevlm.verify.gate.GateOptions."""
     bounds = {}
     for word in words:
         name, _, value = word.partition("=")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevlm.commands.console import size, table
 from edgevlm.commands.gate_table import gate_table
 from edgevlm.commands.run import bundle_folder
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.console import size, table
 
 if TYPE_CHECKING:
-    from edgevlm.bundle import Bundle
+    from edgevlm.bundle.manifest import Bundle
 
 
 @click.command()
@@ -34,7 +34,7 @@ def info(bundle: str | None, as_json: bool, devices: bool) -> None:
         engines = list_devices()
         text = json.dumps(engines, indent=2) if as_json else _engines_text(engines)
     else:
-        from edgevlm.bundle import MANIFEST, open_bundle
+        from edgevlm.bundle.manifest import MANIFEST, open_bundle
 
         opened = open_bundle(bundle_folder(bundle))
         text = opened.folder.joinpath(MANIFEST).read_text(encoding="utf-8") if as_json else describe(opened)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgevlm.commands.console import note, progress_bar, size
 from edgevlm.commands.run import bundle_folder
+from edgevlm.io.console import note, progress_bar, size
 
 
 @click.command()
@@ -33,7 +33,7 @@ def report(
     Size against score against speed, loss by skill, divergence by layer, time by stage, the gates' tables, and each
     target's answers side by side. The page needs nothing but itself. What no JSON file holds is measured here, briefly.
     """
-    from edgevlm.files import check_new, write_text
+    from edgevlm.io.files import check_new, write_text
     from edgevlm.report import ReportOptions, gather, page
 
     path = Path(out)

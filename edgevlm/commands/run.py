@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.commands.console import note, seconds, size, table
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.console import note, seconds, size, table
 
 if TYPE_CHECKING:
-    from edgevlm.generate import Answer, GenerateOptions, Pipeline, Timings
+    from edgevlm.generate.loop import Answer, GenerateOptions, Pipeline, Timings
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
 
@@ -65,7 +65,7 @@ def run(
     pictures, question = _inputs(bundle, inputs)
     folder = bundle_folder(bundle)
 
-    from edgevlm.sampling import GenerateOptions
+    from edgevlm.generate.sampling import GenerateOptions
 
     options = GenerateOptions(
         max_tokens=max_tokens,
@@ -99,8 +99,8 @@ def ask(
     storage: str = "fp16",
 ) -> Answer:
     """Open the bundle on an engine and put the question; `stream` writes the answer to standard output as it comes."""
-    from edgevlm.bundle import open_bundle
-    from edgevlm.generate import Pipeline
+    from edgevlm.bundle.manifest import open_bundle
+    from edgevlm.generate.loop import Pipeline
     from edgevlm.runtimes import open_runtime
 
     bundle = open_bundle(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgevlm.commands.console import note, progress_bar
+from edgevlm.io.console import note, progress_bar
 
 
 @click.command()

@@ -89,7 +89,7 @@ def train(
     trained model is the only line on standard output.
     """
     need_training()
-    from edgevlm.commands.console import note, progress_bar
+    from edgevlm.io.console import note, progress_bar
     from edgevlm.train.options import TrainOptions
     from edgevlm.train.run import train as run
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.commands.console import note, progress_bar, size, table
 from edgevlm.commands.gate_table import gate_table, read_bounds
 from edgevlm.commands.run import bundle_folder
 from edgevlm.errors import EdgeVLMError, GateError
+from edgevlm.io.console import note, progress_bar, size, table
 
 if TYPE_CHECKING:
-    from edgevlm.bundle import Bundle
+    from edgevlm.bundle.manifest import Bundle
     from edgevlm.export.pipeline import Expected
-    from edgevlm.gate_inputs import Source
+    from edgevlm.verify.inputs import Source
 
 
 @click.command()
@@ -54,10 +54,10 @@ def verify(
     extra coreai: the model in float32, as .aimodel in a temporary folder, on Core AI's own runtime, which also runs on
     Linux.
     """
-    from edgevlm.bundle import open_bundle
-    from edgevlm.files import check_new, write_text
-    from edgevlm.gate import GateOptions, run_gate
-    from edgevlm.gate_answers import maybe_questions
+    from edgevlm.bundle.manifest import open_bundle
+    from edgevlm.io.files import check_new, write_text
+    from edgevlm.verify.answers import maybe_questions
+    from edgevlm.verify.gate import GateOptions, run_gate
 
     options = GateOptions(strict=strict, bounds=read_bounds(bound))
     if json_file is not None:
@@ -93,7 +93,7 @@ def verify(
 
 
 def _lint(bundle: Bundle, rules: str) -> None:
-    from edgevlm.lint import lint_bundle
+    from edgevlm.verify.lint_ane import lint_bundle
 
     if rules != "ane":
         raise EdgeVLMError(f"There are no rules '{rules}' to lint by: use --lint ane.")
@@ -113,10 +113,11 @@ def _lint(bundle: Bundle, rules: str) -> None:
 def _overflow(bundle: Bundle) -> None:
     from dataclasses import replace
 
-    from edgevlm.gate import PICTURES, QUESTION, picture_folder
-    from edgevlm.preprocess import open_image, preprocess
-    from edgevlm.prompt import Prompter
-    from edgevlm.runtimes.mil_overflow import overflow_report
+    from edgevlm.inputs.decode import open_image
+    from edgevlm.inputs.preprocess import preprocess
+    from edgevlm.inputs.prompt import Prompter
+    from edgevlm.runtimes.mil.overflow import overflow_report
+    from edgevlm.verify.gate import PICTURES, QUESTION, picture_folder
 
     single = replace(bundle.image_spec, split=False)
     tiles = [preprocess(open_image(picture_folder() / name), single).pixels for name in PICTURES]
@@ -130,7 +131,7 @@ def _overflow(bundle: Bundle) -> None:
 
 
 def _across(bundle: Bundle) -> None:
-    from edgevlm.across import HEAD, verify_across
+    from edgevlm.verify.across import HEAD, verify_across
 
     with progress_bar() as progress:
         report = verify_across(bundle, progress=progress)
@@ -148,10 +149,10 @@ def _across(bundle: Bundle) -> None:
 def _second_opinion(bundle: Bundle) -> None:
     from tempfile import TemporaryDirectory
 
-    from edgevlm.across import bundle_weights
     from edgevlm.export.coreai_.write import write_aimodel
     from edgevlm.runtimes.coreai import CoreAIRuntime
-    from edgevlm.second_opinion import BOUND, HEAD, questions, second_opinion
+    from edgevlm.verify.across import bundle_weights
+    from edgevlm.verify.second_opinion import BOUND, HEAD, questions, second_opinion
 
     spec, weights, asked = bundle.manifest.spec, bundle_weights(bundle), questions(bundle)
     context = max(len(question.ids) for question in asked)
@@ -168,13 +169,13 @@ def _expected(
     bundle: Bundle, model: str, adapter: str | None, revision: str | None, cache_dir: Path | None
 ) -> tuple[Expected, Source]:
     """What the quantizer makes of the original, and its rules; refused where the bundle was made from other weights."""
-    from edgevlm.export.calibrate_record import open_recorded
-    from edgevlm.export.checkpoint import open_checkpoint
-    from edgevlm.export.families import read_model
+    from edgevlm.checkpoint.checkpoint import open_checkpoint
+    from edgevlm.checkpoint.families import read_model
+    from edgevlm.export.calibrate.record import open_recorded
     from edgevlm.export.pipeline import Expected
-    from edgevlm.export.recipe import Recipe
+    from edgevlm.export.quantize.recipe import Recipe
     from edgevlm.export.source import read_source
-    from edgevlm.spec import from_dict
+    from edgevlm.models.spec import from_dict
 
     checkpoint = open_checkpoint(model, revision=revision, cache_dir=cache_dir, adapter=adapter)
     made_from = bundle.manifest.model

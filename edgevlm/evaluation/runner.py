@@ -15,15 +15,15 @@ from typing import IO, Any
 from PIL import Image
 from tokenizers import Tokenizer
 
-from edgevlm.bundle import MANIFEST, Bundle, sha256
+from edgevlm.bundle.manifest import MANIFEST, Bundle, sha256
 from edgevlm.errors import EdgeVLMError
 from edgevlm.evaluation.item import Item, Picture, Result, Suite
 from edgevlm.evaluation.statistics import summary
 from edgevlm.evaluation.suites import fingerprint
-from edgevlm.generate import GenerateOptions, Pipeline
-from edgevlm.preprocess import F32, decode_image
-from edgevlm.prompt import Prompter, load_tokenizer
-from edgevlm.reference import tile_key
+from edgevlm.generate.loop import GenerateOptions, Pipeline
+from edgevlm.inputs.decode import decode_image
+from edgevlm.inputs.preprocess import F32, tile_key
+from edgevlm.inputs.prompt import Prompter, load_tokenizer
 from edgevlm.runtimes.base import I64, Runtime
 
 Progress = Callable[[str, int, int], None]

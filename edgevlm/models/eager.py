@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgevlm.models.llama import rope_tables
 from edgevlm.models.ops import F32, Weights
-from edgevlm.spec import DecoderSpec
+from edgevlm.models.spec import DecoderSpec
 
 _SQRT_2_OVER_PI = np.float32(math.sqrt(2.0 / math.pi))
 

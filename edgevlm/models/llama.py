@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from edgevlm.models.ops import F32, Ops, X
-from edgevlm.spec import DecoderSpec
+from edgevlm.models.spec import DecoderSpec
 
 
 def embed_tokens(ops: Ops, ids: X) -> X:

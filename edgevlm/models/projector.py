@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgevlm.models.ops import Ops, X
-from edgevlm.spec import ProjectorSpec
+from edgevlm.models.spec import ProjectorSpec
 
 
 def projector(ops: Ops, x: X, spec: ProjectorSpec) -> X:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgevlm.models.ops import Ops, X
-from edgevlm.spec import VisionSpec
+from edgevlm.models.spec import VisionSpec
 
 
 def vision_tower(ops: Ops, pixels: X, spec: VisionSpec) -> X:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgevlm.bench_worker import STAGES
-from edgevlm.commands.console import seconds
-from edgevlm.device_card import card_line
+from edgevlm.bench.device_card import card_line
+from edgevlm.bench.worker import STAGES
+from edgevlm.io.console import seconds
 from edgevlm.report.charts import Bar, Series, stacked_bars
 from edgevlm.report.gather import Findings
 from edgevlm.report.markup import Html, h, join

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.generate import GenerateOptions, Pipeline
-from edgevlm.preprocess import open_image
+from edgevlm.generate.loop import GenerateOptions, Pipeline
+from edgevlm.inputs.decode import open_image
 from edgevlm.report.markup import Html, h, join
 from edgevlm.runtimes import open_runtime
 
 if TYPE_CHECKING:
-    from edgevlm.bundle import Bundle
+    from edgevlm.bundle.manifest import Bundle
 
 TOKENS = 48
 SIDE = 320  # pixels of the longest side as shown

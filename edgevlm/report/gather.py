@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from edgevlm.bench import read_bench, runtime_bytes
-from edgevlm.bundle import Bundle, open_bundle
+from edgevlm.bench.measure import read_bench, runtime_bytes
+from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.report.gallery import Asked, Question, ask_all
 from edgevlm.report.measure import is_evaluator, scenes_score, short_bench
@@ -162,9 +162,9 @@ def _load(path: Path) -> Any:
 
 
 def _members(folders: Sequence[Path], notes: list[str]) -> tuple[Member, ...]:
-    from edgevlm.gate import OPTIONAL
-    from edgevlm.gate_runtime import is_large
     from edgevlm.runtimes import DEFAULTS
+    from edgevlm.verify.gate import OPTIONAL
+    from edgevlm.verify.runtime import is_large
 
     members: list[Member] = []
     for folder in folders:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgevlm.bench_worker import STAGES
-from edgevlm.commands.console import seconds, size
+from edgevlm.bench.worker import STAGES
+from edgevlm.io.console import seconds, size
 from edgevlm.report.charts import Estimate, Point, Series, estimate_rows, layer_lines, scatter
 from edgevlm.report.gather import Findings, Member, is_number
 from edgevlm.report.markup import Html, h, join

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bench import BenchOptions, Subject, bench
-from edgevlm.bundle import Bundle
+from edgevlm.bench.measure import BenchOptions, Subject, bench
+from edgevlm.bundle.manifest import Bundle
 from edgevlm.runtimes import open_runtime
 
 _PER_SCENE = 8  # questions, at least

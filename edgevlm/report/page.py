@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 from edgevlm import __version__
-from edgevlm.commands.console import size
-from edgevlm.device_card import card_line, device_card
+from edgevlm.bench.device_card import card_line, device_card
+from edgevlm.io.console import size
 from edgevlm.report.charts import Series
 from edgevlm.report.costs import gates, times
 from edgevlm.report.gallery import gallery

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.folders import check_replaceable, partial_folder, publish
+from edgevlm.io.folders import check_replaceable, partial_folder, publish
 from edgevlm.scenes.catalogue import SPLITS, Split
 from edgevlm.scenes.question import LOC_BINS, Question, parse_question
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from edgevlm.image_spec import ImageSpec
-from edgevlm.preprocess import normalize
+from edgevlm.inputs.preprocess import normalize
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.train.conversations import BadRecord
 from edgevlm.train.examples import IGNORE, Encoder, Example
 from edgevlm.train.records import Records

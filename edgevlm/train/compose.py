@@ -16,10 +16,10 @@ import torch
 import transformers
 from torch import Tensor
 
+from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from edgevlm.checkpoint.families.parts import patch_positions
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.checkpoint import Checkpoint, open_checkpoint
-from edgevlm.export.families.parts import patch_positions
-from edgevlm.folders import check_replaceable, partial_folder, publish
+from edgevlm.io.folders import check_replaceable, partial_folder, publish
 from edgevlm.train.compose_files import Vocabulary, extend_tokenizer, write_processor
 from edgevlm.train.models import open_source, quiet_transformers
 

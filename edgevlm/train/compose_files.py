@@ -10,11 +10,11 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from edgevlm.checkpoint.chat_template import END, FAMILY_TEMPLATE, IMAGE
+from edgevlm.checkpoint.processor import FAKE, GLOBAL
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.chat_template import END, FAMILY_TEMPLATE, IMAGE
-from edgevlm.export.json_file import read_json_file
-from edgevlm.export.processor import FAKE, GLOBAL
-from edgevlm.prompt import load_tokenizer
+from edgevlm.inputs.prompt import load_tokenizer
+from edgevlm.io.json import read_json_file
 
 
 @dataclass(frozen=True)

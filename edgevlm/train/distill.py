@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgevlm.checkpoint.families import read_model
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.families import read_model
-from edgevlm.export.recipe import fit, make_recipe
+from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.train.collate import Items
 from edgevlm.train.engine import TEACHER, Engine, Run, Tell
 from edgevlm.train.fake_quantize import train_through

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.folders import check_replaceable, publish
+from edgevlm.io.folders import check_replaceable, publish
 from edgevlm.train.collate import Collator, Items
 from edgevlm.train.conversations import BadRecord
 from edgevlm.train.models import part_of, quiet_transformers

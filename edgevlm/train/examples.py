@@ -1,7 +1,6 @@
 """A conversation as a model reads it: token ids, where the answers are, and the pictures' tiles.
 
-Pictures and prompts go through the specifications of the export (edgevlm.preprocess, edgevlm.prompt), so that what
-is trained is what ships.
+Pictures and prompts go through the specifications of the export (edgevlm.inputs): what is trained is what ships.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ import numpy.typing as npt
 from PIL.Image import Image
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.image_spec import ImageSpec
-from edgevlm.preprocess import decode_image, resize_and_split
-from edgevlm.prompt import Grid, Prompter
+from edgevlm.inputs.decode import decode_image
+from edgevlm.inputs.preprocess import resize_and_split
+from edgevlm.inputs.prompt import Grid, Prompter
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.train.conversations import BadRecord, Conversation, Message
 
 IGNORE = -100

@@ -1,6 +1,6 @@
 """Training through the quantizer of the export, so that what is trained is what ships.
 
-`round_weight` is edgevlm.export.quantize in torch, equal bit for bit (a property test holds this). Backwards the
+`round_weight` is edgevlm.export.quantize.round in torch, equal bit for bit (a property test holds this). Backwards the
 rounding is left out, the straight-through estimator (Bengio et al. 2013, arXiv 1308.3432).
 """
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgevlm.bundle.qtensor import BLOCK
+from edgevlm.checkpoint.families.parts import MappedWeights
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.families.parts import MappedWeights
-from edgevlm.export.recipe import Recipe, is_linear
-from edgevlm.qtensor import BLOCK
-from edgevlm.spec import ModelSpec
+from edgevlm.export.quantize.recipe import Recipe, is_linear
+from edgevlm.models.spec import ModelSpec
 
 TRAINED = ("fp16", "int8", "int4")
 

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, open_checkpoint
+from edgevlm.checkpoint.families import read_checkpoint
+from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.checkpoint import Checkpoint, open_checkpoint
-from edgevlm.export.families import read_checkpoint
-from edgevlm.export.pipeline import UPSTREAM
-from edgevlm.export.processor import read_image_spec, read_prompt_spec
-from edgevlm.image_spec import ImageSpec, PromptSpec
-from edgevlm.prompt import Prompter
-from edgevlm.spec import ModelSpec
+from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.models.spec import ModelSpec
 from edgevlm.train.collate import Collator
 from edgevlm.train.examples import Encoder
 from edgevlm.train.options import PARTS, TrainOptions

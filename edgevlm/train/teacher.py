@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.checkpoint import Checkpoint
-from edgevlm.prompt import load_tokenizer
+from edgevlm.inputs.prompt import load_tokenizer
 from edgevlm.train.collate import Items
 from edgevlm.train.models import Source
 from edgevlm.train.options import DistillOptions

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.ops import F32, Weights, X
-from edgevlm.spec import DecoderSpec
+from edgevlm.models.spec import DecoderSpec
 
 
 def dims(*values: int) -> npt.NDArray[np.uint32]:

@@ -15,8 +15,8 @@ from edgevlm.models.llama import decoder
 from edgevlm.models.ops import Weights, X
 from edgevlm.models.projector import projector
 from edgevlm.models.siglip import vision_tower
+from edgevlm.models.spec import ModelSpec
 from edgevlm.runtimes.coreai import DECODER, ROWS, VISION, load_coreai
-from edgevlm.spec import ModelSpec
 
 Shapes = dict[str, tuple[int, ...]]
 

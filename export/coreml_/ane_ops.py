@@ -14,8 +14,8 @@ import numpy.typing as npt
 from edgevlm.export.coreml_.mil_ops import MilOps, Store, mil_name
 from edgevlm.export.coreml_.package import Mil
 from edgevlm.models.ops import X
-from edgevlm.runtimes.mil_trace import value_name
-from edgevlm.spec import DecoderSpec
+from edgevlm.models.spec import DecoderSpec
+from edgevlm.runtimes.mil.trace import value_name
 
 HEADS = ("decoder.embed", "decoder.head")
 MAX_DIM = 65536  # larger axes leave the Neural Engine (maderix/ANE #26)

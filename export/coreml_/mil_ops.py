@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgevlm.bundle.qtensor import PALETTES, QTensor
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreml_.package import Mil
 from edgevlm.models.ops import Weights, X
-from edgevlm.qtensor import PALETTES, QTensor
-from edgevlm.runtimes.mil_trace import value_name
-from edgevlm.spec import DecoderSpec
+from edgevlm.models.spec import DecoderSpec
+from edgevlm.runtimes.mil.trace import value_name
 
 F16 = npt.NDArray[np.float16]
 FP16_MAX = 65504.0

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgevlm.bundle.qtensor import QTensor
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreml_.ane_ops import MAX_DIM, AneOps
 from edgevlm.export.coreml_.mil_ops import MilOps, Store, half
 from edgevlm.export.coreml_.package import Mil, load_coremltools, save_package
-from edgevlm.export.recipe import Recipe
+from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.models.llama import decoder
 from edgevlm.models.ops import Weights
 from edgevlm.models.projector import projector
 from edgevlm.models.siglip import vision_tower
-from edgevlm.qtensor import QTensor
-from edgevlm.spec import DecoderSpec, ModelSpec
+from edgevlm.models.spec import DecoderSpec, ModelSpec
 
 PROFILES = ("gpu", "ane")
 MASK_VALUE = -1e4  # finite: the Neural Engine mishandles -inf (ml-ane-transformers, coreai-models' rules)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from edgevlm.qtensor import BLOCK, QTensor
+from edgevlm.bundle.qtensor import BLOCK, QTensor
 
 U8 = npt.NDArray[np.uint8]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from gguf import GGMLQuantizationType
 
 from edgevlm.export.gguf_.blocks import ggml_type
-from edgevlm.export.recipe import Recipe, is_linear
+from edgevlm.export.quantize.recipe import Recipe, is_linear
 from edgevlm.models.llama import head_name
-from edgevlm.runtimes.gguf_file import ROPE_FACTORS, gguf_name
-from edgevlm.spec import ModelSpec
+from edgevlm.models.spec import ModelSpec
+from edgevlm.runtimes.gguf import ROPE_FACTORS, gguf_name
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import json
 from gguf import GGUFWriter, LlamaFileType
 
 from edgevlm.export.gguf_.tokenizer import Vocabulary, chat_template
-from edgevlm.export.recipe import Recipe
-from edgevlm.image_spec import ImageSpec, PromptSpec
-from edgevlm.spec import ModelSpec, to_dict
+from edgevlm.export.quantize.recipe import Recipe
+from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.models.spec import ModelSpec, to_dict
 
 SCHEMA = 1
 _FILE_TYPES = {

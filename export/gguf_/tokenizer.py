@@ -10,7 +10,7 @@ from typing import Any
 from gguf import TokenType
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.image_spec import PromptSpec
+from edgevlm.inputs.spec import PromptSpec
 
 MEDIA_MARKER = "<__media__>"  # what llama.cpp puts where a message holds a picture (mtmd_default_marker)
 

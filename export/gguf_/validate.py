@@ -16,9 +16,9 @@ import numpy as np
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.gguf_.layout import Entry, decoder_entries, mmproj_entries
 from edgevlm.export.gguf_.tokenizer import Vocabulary
-from edgevlm.export.recipe import is_linear, make_recipe
-from edgevlm.runtimes.gguf_file import GgufFile, gguf_name
-from edgevlm.spec import ModelSpec
+from edgevlm.export.quantize.recipe import is_linear, make_recipe
+from edgevlm.models.spec import ModelSpec
+from edgevlm.runtimes.gguf import GgufFile, gguf_name
 
 _VOCABULARY = ("tokens", "token_type", "merges", "pre", "eos_token_id")
 _MARKERS = ("<fake_token_around_image>", "<global-img>", "\n", "\n\n")

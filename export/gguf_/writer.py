@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from gguf import GGUFWriter
 
+from edgevlm.bundle.qtensor import QTensor
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.gguf_ import metadata
 from edgevlm.export.gguf_.blocks import nbytes, pack
 from edgevlm.export.gguf_.layout import Entry, decoder_entries, mmproj_entries
 from edgevlm.export.gguf_.tokenizer import read_vocabulary
 from edgevlm.export.gguf_.validate import check_model, validate_gguf
-from edgevlm.export.recipe import Recipe, is_linear
-from edgevlm.image_spec import ImageSpec, PromptSpec
+from edgevlm.export.quantize.recipe import Recipe, is_linear
+from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.models.llama import rope_factors
 from edgevlm.models.ops import Weights
-from edgevlm.qtensor import QTensor
-from edgevlm.runtimes.gguf_file import ROPE_FACTORS, rope_order
-from edgevlm.spec import ModelSpec
+from edgevlm.models.spec import ModelSpec
+from edgevlm.runtimes.gguf import ROPE_FACTORS, rope_order
 
 MODEL, MMPROJ = "model.gguf", "mmproj.gguf"
 Progress = Callable[[str, int, int], None]

@@ -9,19 +9,19 @@ from typing import Any
 
 from onnx import TensorProto
 
+from edgevlm.bundle.qtensor import PREFILL, QTensor
 from edgevlm.export.onnx_.graph import Graph
 from edgevlm.export.onnx_.ops import OnnxOps
 from edgevlm.export.onnx_.placement import Linear, Placement
 from edgevlm.export.onnx_.portable import PortableOps
 from edgevlm.export.onnx_.storage import DataFile, TensorTable
-from edgevlm.export.quantize import quantize
-from edgevlm.export.recipe import Recipe
+from edgevlm.export.quantize.recipe import Recipe
+from edgevlm.export.quantize.round import quantize
 from edgevlm.models.llama import decoder, embed_tokens
 from edgevlm.models.ops import Weights
 from edgevlm.models.projector import projector
 from edgevlm.models.siglip import vision_tower
-from edgevlm.qtensor import PREFILL, QTensor
-from edgevlm.spec import ModelSpec
+from edgevlm.models.spec import ModelSpec
 
 
 def write_onnx(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgevlm.image_spec import PromptSpec
-from edgevlm.spec import ModelSpec
+from edgevlm.inputs.spec import PromptSpec
+from edgevlm.models.spec import ModelSpec
 
 
 def genai_config(spec: ModelSpec, prompt: PromptSpec, graphs: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 from onnx import TensorProto
 
+from edgevlm.bundle.qtensor import BLOCK
 from edgevlm.export.onnx_.graph import MICROSOFT, Graph
 from edgevlm.export.onnx_.placement import DTYPES, Linear, Placement
 from edgevlm.models.llama import rope_tables
-from edgevlm.qtensor import BLOCK
-from edgevlm.spec import DecoderSpec
+from edgevlm.models.spec import DecoderSpec
 
 
 class OnnxOps:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
+from edgevlm.bundle.qtensor import BLOCK, QTensor
 from edgevlm.export.onnx_.graph import Graph
 from edgevlm.export.onnx_.storage import DataFile, Region, TensorTable, pack_rows
-from edgevlm.export.recipe import Form
+from edgevlm.export.quantize.recipe import Form
 from edgevlm.models.ops import F32, Weights
-from edgevlm.qtensor import BLOCK, QTensor
 
 DTYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
+from edgevlm.bundle.qtensor import BLOCK
 from edgevlm.export.onnx_.ops import OnnxOps
 from edgevlm.export.onnx_.placement import Linear
-from edgevlm.qtensor import BLOCK
 
 
 class PortableOps(OnnxOps):

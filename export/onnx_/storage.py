@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm.qtensor import QTensor
+from edgevlm.bundle.qtensor import QTensor
 
 PAGE = 4096  # large tensors start on a page, so that a runtime can map them
 

@@ -1,0 +1,37 @@
+"""What a bundle's folder holds beside its graphs: the manifest, file hashes, and what may be replaced."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgevlm.bundle.manifest import MANIFEST, FileInfo, Manifest, sha256
+from edgevlm.io.folders import check_replaceable
+from edgevlm.models.spec import to_dict
+
+
+def check_free(out: Path, force: bool) -> None:
+    """Refuse an output that exists before any work is done. `force` replaces bundles and empty folders only."""
+    check_replaceable(out, force, MANIFEST, "bundle")
+
+
+def write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def list_files(folder: Path) -> dict[str, FileInfo]:
+    """Size and sha256 of every file below `folder` but the manifest."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST:
+            files[name] = FileInfo(path.stat().st_size, sha256(path))
+    return files
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace the manifest in one step."""
+    beside = folder / f"{MANIFEST}.new"
+    write_json(beside, to_dict(manifest))
+    beside.replace(folder / MANIFEST)

@@ -1,0 +1,144 @@
+"""The bundle: a folder with one manifest, shared specs, and one sub-folder per target. Refuses what does not match."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.models.spec import ModelSpec, from_dict
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+# Graphs and JSON are small and decide what the weights mean, so opening hashes them; weights are only measured then.
+SMALL = 4 << 20
+_MAX_MANIFEST = 32 << 20
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where the weights came from."""
+
+    name: str
+    source: str  # Hub id, folder name or "default"
+    revision: str | None  # Hub commit
+    weights_sha256: str
+    adapter: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    schema: int
+    model: ModelInfo
+    spec: ModelSpec
+    recipe: dict[str, Any]  # forms by component, see export/quantize/recipe.py
+    targets: dict[str, Any]  # per target: graphs with their inputs and outputs
+    files: dict[str, FileInfo]  # by path relative to the bundle, "/" between parts
+    tools: dict[str, str]  # versions of what wrote the bundle
+    gate: dict[str, Any] | None  # results of the export's gate
+    calibration: dict[str, Any] | None = None  # how codes and scales were chosen, see docs/calibration.md
+
+
+@dataclass(frozen=True)
+class Bundle:
+    folder: Path
+    manifest: Manifest
+
+    def path(self, relative: str) -> Path:
+        """An existing file of the bundle by its name in the manifest."""
+        if relative not in self.manifest.files:
+            raise EdgeVLMError(f"The bundle '{self.folder}' has no file '{relative}': export it again.")
+        return self.folder / relative
+
+    def read_json(self, relative: str) -> Any:
+        return _read_json(self.path(relative), relative)
+
+    @cached_property
+    def image_spec(self) -> ImageSpec:
+        return from_dict(ImageSpec, self.read_json("preprocess.json"), "preprocess.json")
+
+    @cached_property
+    def prompt_spec(self) -> PromptSpec:
+        return from_dict(PromptSpec, self.read_json("prompt.json"), "prompt.json")
+
+
+def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
+    """Open `folder`. check: "size" compares every size and hashes small files; "hash" hashes all of them.
+
+    Raises EdgeVLMError when the folder is no bundle, was written by another schema, or a file is missing, changed
+    or outside the folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise EdgeVLMError(
+            f"There is no bundle '{folder}': make one with `edgevlm export MODEL -o {folder}`."
+        )
+    if not (folder / MANIFEST).is_file():
+        if (folder / "config.json").is_file():
+            raise EdgeVLMError(
+                f"'{folder}' is a checkpoint, not a bundle: export it first, with "
+                f"`edgevlm export {folder} -o {folder.resolve().name}-bundle`."
+            )
+        raise EdgeVLMError(f"'{folder}' is not a bundle: it has no {MANIFEST}; make one with `edgevlm export`.")
+    data = _read_json(folder / MANIFEST, MANIFEST)
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        raise EdgeVLMError(
+            f"The bundle '{folder}' has schema {schema!r}, and this edgevlm reads schema {SCHEMA}: "
+            "export the bundle again, or update edgevlm."
+        )
+    bundle = Bundle(folder, from_dict(Manifest, data, MANIFEST))
+    for name, info in bundle.manifest.files.items():
+        _check_file(bundle, name, info, everything=check == "hash")
+    return bundle
+
+
+def _check_file(bundle: Bundle, name: str, info: FileInfo, everything: bool) -> None:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or "\\" in name or ":" in name or any(part in ("..", ".") for part in parts):
+        raise EdgeVLMError(
+            f"The manifest of '{bundle.folder}' names the file '{name}', which is outside the bundle: do not use it."
+        )
+    path = bundle.folder / name
+    if not path.is_file():
+        raise EdgeVLMError(f"The bundle '{bundle.folder}' lacks its file '{name}': export or copy it again.")
+    if not path.resolve().is_relative_to(bundle.folder.resolve()):
+        raise EdgeVLMError(
+            f"The file '{name}' of '{bundle.folder}' is a link to the outside: copy the real file into the bundle."
+        )
+    size = path.stat().st_size
+    if size != info.size:
+        raise EdgeVLMError(
+            f"The file '{name}' of '{bundle.folder}' has {size} bytes, and the manifest says {info.size}: "
+            "it is damaged or incomplete; export or copy the bundle again."
+        )
+    if (everything or size <= SMALL) and sha256(path) != info.sha256:
+        raise EdgeVLMError(
+            f"The file '{name}' of '{bundle.folder}' was changed after the export (its sha256 differs): "
+            "export or copy the bundle again."
+        )
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_json(path: Path, name: str) -> Any:
+    if path.stat().st_size > _MAX_MANIFEST:
+        raise EdgeVLMError(f"'{name}' is larger than {_MAX_MANIFEST} bytes, so it is none of edgevlm's: export again.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise EdgeVLMError(f"'{path}' is no valid JSON ({str(error)[:99]}): export or copy the bundle again.") from None

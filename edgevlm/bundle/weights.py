@@ -1,0 +1,95 @@
+"""Reads a bundle's weights back from its own files, through weights.json: what the gate's reference computes with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevlm.bundle.manifest import Bundle
+from edgevlm.bundle.qtensor import BLOCK, KINDS, PREFILL, QTensor
+from edgevlm.errors import EdgeVLMError
+
+F32 = npt.NDArray[np.float32]
+_STORED: dict[str, np.dtype[Any]] = {
+    "fp32": np.dtype("<f4"),
+    "fp16": np.dtype("<f2"),
+    "int8": np.dtype("i1"),
+    "int4": np.dtype("u1"),
+}
+
+
+class ShippedWeights:
+    """`Weights` over the files that a runtime loads. Each call reads from disk; nothing is kept.
+
+    prompt: give the decoder's weights in the form of the prompt's own graph, where the bundle has one.
+    """
+
+    def __init__(self, bundle: Bundle, *, prompt: bool = False) -> None:
+        self._bundle = bundle
+        self._prompt = prompt
+        table = bundle.read_json("weights.json")
+        self._entries: dict[str, Any] = table["tensors"] if isinstance(table, dict) and "tensors" in table else {}
+
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def read(self, name: str) -> F32:
+        """The tensor as float32, dequantized."""
+        tensor = self.quantized(name)
+        return tensor.dequantize()
+
+    def quantized(self, name: str) -> QTensor:
+        """Codes and scales as shipped; tensors that are no matrix keep their shape."""
+        entry = self._entries.get(name)
+        if self._prompt:
+            entry = self._entries.get(PREFILL + name, entry)
+        if entry is None:
+            raise EdgeVLMError(f"The bundle '{self._bundle.folder}' lacks the weight '{name}': export it again.")
+        try:
+            return self._read(entry)
+        except (KeyError, TypeError, ValueError) as error:
+            raise EdgeVLMError(
+                f"The entry of '{name}' in weights.json does not fit its file ({error}): export the bundle again."
+            ) from None
+
+    def _read(self, entry: dict[str, Any]) -> QTensor:
+        kind, shape, codes = entry["kind"], tuple(entry["shape"]), entry["codes"]
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind {kind!r}")
+        path = self._bundle.path(entry["file"])
+        dtype = _STORED[kind]
+        if codes["layout"] == "columns":
+            stride, start = codes["stride"], codes["start"]
+            matrix = _load(path, codes["offset"], (shape[1], stride), dtype)
+            values = np.ascontiguousarray(matrix[:, start : start + shape[0]].T)
+        elif kind == "int4":
+            packed = _load(path, codes["offset"], (shape[0], shape[1] // 2), dtype)
+            values = np.empty(shape, np.int8)
+            values[:, 0::2], values[:, 1::2] = packed & 15, packed >> 4
+            values -= 8
+        elif kind == "int8":
+            values = (_load(path, codes["offset"], shape, np.dtype("u1")) ^ np.uint8(0x80)).view(np.int8)
+        else:
+            values = np.array(_load(path, codes["offset"], shape, dtype))
+        if "scale" not in entry:
+            return QTensor(kind, values)
+        per_row = entry["scale"]["layout"] == "row" or kind == "int8"
+        blocks = 1 if entry["scale"]["layout"] == "row" else shape[1] // BLOCK
+        scale = _load(path, entry["scale"]["offset"], (shape[0], blocks), np.dtype("<f4"))
+        return QTensor(kind, values, (scale[:, :1] if per_row else scale).astype(np.float16))
+
+
+def _load(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """`shape` items at `offset`, read rather than mapped, so that they leave memory with the array."""
+    if offset < 0 or any(size < 0 for size in shape):
+        raise ValueError("negative offset or size")
+    count = int(np.prod(shape, dtype=np.int64))
+    if offset + count * dtype.itemsize > path.stat().st_size:
+        raise ValueError("beyond the end of the file")
+    return np.fromfile(path, dtype, count, offset=offset).reshape(shape)

@@ -1,0 +1,243 @@
+"""A checkpoint: a folder in Hugging Face layout, read tensor by tensor without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevlm.checkpoint import hub
+from edgevlm.checkpoint.safetensors import SafetensorsFile
+from edgevlm.errors import EdgeVLMError
+
+if TYPE_CHECKING:
+    from edgevlm.checkpoint.adapter import LoraAdapter
+
+_MAX_JSON_BYTES = 64 << 20
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
+# Small files that upstream tools (transformers.js, tokenizers, llama.cpp's converters) look for beside the graphs.
+UPSTREAM = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+
+
+class Weights(Protocol):
+    """The weight tree of a model under edgevlm's canonical names, read one tensor at a time."""
+
+    def names(self) -> list[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def read(self, name: str) -> npt.NDArray[np.float32]: ...
+    def __contains__(self, name: object) -> bool: ...
+
+
+class Checkpoint:
+    """A source of tensors by Hugging Face name.
+
+    folder: holds config.json, the weights, the tokenizer's and the processor's files.
+    name: the Hub id or the folder's name. revision: the Hub commit, or None for a plain folder.
+    Opening reads and checks headers only. Raises EdgeVLMError for everything that is wrong with the files.
+    """
+
+    def __init__(self, folder: Path, *, name: str | None = None) -> None:
+        self.folder = folder
+        self.name = name or folder.resolve().name
+        self.config = read_json(folder / "config.json")
+        parent, own = folder.parent.name, folder.name
+        self.revision = own if parent == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", own) else None
+        self.adapter: LoraAdapter | None = None
+        self._files = _open_weights(folder)
+        self._hash: str | None = None
+
+    def names(self) -> list[str]:
+        """All tensor names, in the order of the files."""
+        added = self.adapter.added() if self.adapter else {}
+        return [*self._files, *(name for name in added if name not in self._files)]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name not in self._files and self.adapter:
+            return self.adapter.added()[name]
+        return self._files[name].tensors[name].shape
+
+    def dtype(self, name: str) -> str:
+        """How the tensor is stored: "float32", "float16", "bfloat16", or the file's word for another type."""
+        return self._files[name].dtype(name) if name in self._files else "float32"
+
+    def read(self, name: str) -> npt.NDArray[np.float32]:
+        """One tensor as a new C-contiguous float32 array, an adapter merged where one is given."""
+
+        def stored() -> npt.NDArray[np.float32]:
+            return self._files[name].read(name)
+
+        return self.adapter.apply(name, stored) if self.adapter else stored()
+
+    def same(self, first: str, second: str) -> bool:
+        """Whether two tensors of one shape and type hold the same bytes; compared in pieces."""
+        if self.adapter and (self.adapter.changes(first) or self.adapter.changes(second)):
+            return False
+        one, two = self._files[first], self._files[second]
+        if self.dtype(first) != self.dtype(second) or self.shape(first) != self.shape(second):
+            return False
+        step = 8 << 20
+        return all(
+            one.read_bytes(first, start, step) == two.read_bytes(second, start, step)
+            for start in range(0, one.tensors[first].nbytes, step)
+        )
+
+    def content_hash(self) -> str:
+        """sha256 of the weights file (the figure that the Hub shows); of several, sha256 over their list.
+
+        The list is one line "digest  name" per file, sorted by name; an adapter's files count too.
+        """
+        if self._hash is None:
+            paths = sorted({file.path for file in self._files.values()}, key=lambda path: path.name)
+            digests = [(_sha256(path), path.name) for path in paths]
+            digests += [
+                (_sha256(path), f"adapter/{path.name}")
+                for path in (self.adapter.files() if self.adapter else [])
+            ]
+            if len(digests) == 1:
+                self._hash = digests[0][0]
+            else:
+                lines = "".join(f"{digest}  {name}\n" for digest, name in digests)
+                self._hash = hashlib.sha256(lines.encode()).hexdigest()
+        return self._hash
+
+
+def open_checkpoint(
+    model: str,
+    *,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    adapter: Path | str | None = None,
+) -> Checkpoint:
+    """Open `model`: a local folder, a Hub id "owner/name", or "default", the model that ships with edgevlm.
+
+    revision and cache_dir matter to the Hub alone. adapter: a LoRA folder or Hub id, merged tensor by tensor.
+    """
+    if model == "default":
+        folder = Path(str(importlib.resources.files("edgevlm"))) / "assets" / "default"
+        checkpoint = Checkpoint(folder, name="default")
+    else:
+        folder = _folder(model, "model", revision, cache_dir)
+        checkpoint = Checkpoint(folder, name=None if Path(model).is_dir() else model)
+    if adapter is not None:
+        from edgevlm.checkpoint.adapter import LoraAdapter
+
+        where = _folder(str(adapter), "adapter", None, cache_dir)
+        shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
+        tied = checkpoint.config.get("tie_word_embeddings") is True
+        checkpoint.adapter = LoraAdapter(where, shapes, tied=tied or "lm_head.weight" not in shapes)
+    return checkpoint
+
+
+def _folder(model: str, what: str, revision: str | None, cache_dir: Path | None) -> Path:
+    path = Path(model)
+    try:
+        if model and path.is_dir():
+            return path
+        if model and path.exists():
+            raise EdgeVLMError(f"'{model}' is a file: give the folder that holds the {what}.")
+    except (OSError, ValueError):
+        raise EdgeVLMError(
+            f"'{model[:200]}' is not a usable path: give a local folder or a Hub id."
+        ) from None
+    if hub.is_hub_id(model):
+        return hub.fetch(model, revision=revision, cache_dir=cache_dir)
+    raise EdgeVLMError(
+        f"there is no folder '{model}': give a local {what} folder or a Hub id such as 'owner/name'."
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; EdgeVLMError when it is missing, unreadable, huge or not an object."""
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise EdgeVLMError(
+                f"{path} is larger than {_MAX_JSON_BYTES} bytes: it is not a model's {path.name}."
+            )
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EdgeVLMError(
+            f"{path.parent} has no {path.name}: give a folder in Hugging Face layout (config.json, "
+            "*.safetensors, tokenizer.json)."
+        ) from None
+    except OSError as error:
+        raise EdgeVLMError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
+    except (ValueError, RecursionError) as error:
+        raise EdgeVLMError(f"{path} is not valid JSON ({str(error)[:200]}): download it again.") from None
+    if not isinstance(data, dict):
+        raise EdgeVLMError(f"{path} holds no JSON object: download it again.")
+    return data
+
+
+def _open_weights(folder: Path) -> dict[str, SafetensorsFile]:
+    """Tensor name -> file. As transformers does, a whole model.safetensors goes before an index."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        file = SafetensorsFile(single)
+        return dict.fromkeys(file.tensors, file)
+    if index.exists():
+        return _open_shards(folder, index)
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise EdgeVLMError(
+            f"{folder} holds its weights as pickle ({pickles[0]}), which can run any code when it is read: "
+            "safetensors was expected; convert it once where you trust it, with "
+            "AutoModelForImageTextToText.from_pretrained(...).save_pretrained(...)."
+        )
+    if (folder / "adapter_config.json").exists():
+        raise EdgeVLMError(
+            f"{folder} is an adapter, not a model: give its base model, and this folder with --adapter."
+        )
+    raise EdgeVLMError(
+        f"{folder} has no weights: model.safetensors or model.safetensors.index.json was expected; download "
+        "it again."
+    )
+
+
+def _open_shards(folder: Path, index: Path) -> dict[str, SafetensorsFile]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise EdgeVLMError(f"{index} has no 'weight_map' from tensor names to file names: download it again.")
+    shards: dict[str, SafetensorsFile] = {}
+    for shard in sorted(set(weight_map.values())):
+        if not _SHARD.fullmatch(shard):
+            raise EdgeVLMError(
+                f"{index} names the weights file {shard[:200]!r}: a *.safetensors file in the same folder "
+                "was expected; do not use this checkpoint."
+            )
+        if not (folder / shard).exists():
+            raise EdgeVLMError(
+                f"{folder} lacks the weights file {shard} that its index names: download it again."
+            )
+        shards[shard] = SafetensorsFile(folder / shard)
+    for name, shard in weight_map.items():
+        if name not in shards[shard].tensors:
+            raise EdgeVLMError(
+                f"{folder / shard} lacks the tensor '{name}' that {index.name} names: download it again."
+            )
+    return {name: shards[shard] for name, shard in weight_map.items()}
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise EdgeVLMError(f"{path} cannot be read ({error.strerror}): check the disk.") from None

@@ -1,0 +1,1 @@
+"""What the user sees, and what is read and written whole."""

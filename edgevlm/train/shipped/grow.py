@@ -1,0 +1,120 @@
+"""Make a model larger that computes the same: `python -m edgevlm.train.shipped.grow MODEL --out OUT --layers 8`.
+
+A new layer is a copy of the one before it whose two outputs into the residual stream are zero, so that it begins as the
+identity (Net2Net, Chen et al. 2016, arXiv 1511.05641; as LLaMA Pro, arXiv 2401.02415, does it). What the smaller model
+learnt is kept, and training goes on from there.
+
+A larger patch has more pixels of the same part of a picture, so there are as many patches as before. Its kernel gives
+to a patch that was enlarged what the old kernel gave to the patch (FlexiViT, Beyer et al. 2023, arXiv 2212.08013).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.io.console import run_module
+from edgevlm.io.files import change_json
+from edgevlm.io.folders import check_replaceable, partial_folder, publish
+from edgevlm.train.models import open_source, save
+
+_VISION, _DECODER = "model.vision_model.encoder.layers.", "model.text_model.layers."
+_KERNEL = "model.vision_model.embeddings.patch_embedding.weight"
+_OUTPUTS = ("self_attn.out_proj", "self_attn.o_proj", "mlp.fc2", "mlp.down_proj")
+
+
+def grow(
+    model: str, out: Path, vision_layers: int | None = None, layers: int | None = None, patch: int | None = None
+) -> Path:
+    """Write `model`, a SmolVLM, with that many layers in encoder and decoder and patches of that many pixels a side.
+
+    None: as it has them. Raises EdgeVLMError where it has more.
+    """
+    check_replaceable(out, False, "config.json", "checkpoint")
+    source = open_source(model)
+    if source.spec.family != "smolvlm":
+        raise EdgeVLMError(f"'{model}' is of the family {source.spec.family}, and only SmolVLM models can be grown.")
+    small = source.load()
+    config = copy.deepcopy(small.config)
+    vision, text = config.vision_config, config.text_config
+    state = small.state_dict()
+    for part, prefix, wanted in ((vision, _VISION, vision_layers), (text, _DECODER, layers)):
+        count = part.num_hidden_layers
+        if wanted is not None and wanted < count:
+            raise EdgeVLMError(f"'{model}' has {count} layers where {wanted} were asked for: it can only grow.")
+        state = _deeper(state, prefix, count, wanted or count)
+        part.num_hidden_layers = wanted or count
+    was = vision.patch_size
+    if patch is not None and patch < was:
+        raise EdgeVLMError(f"'{model}' has patches of {was} pixels where {patch} were asked for: it can only grow.")
+    if patch is not None and patch > was:
+        state[_KERNEL] = larger_kernel(state[_KERNEL], patch)
+        vision.image_size, vision.patch_size = vision.image_size // was * patch, patch
+    grown = type(small)(config)
+    grown.load_state_dict(state)
+    with partial_folder(out) as partial:
+        save(grown, source, partial, base=model, dtype=torch.float32)
+        path = partial / "config.json"  # the source's own
+        seen = {name: getattr(vision, name) for name in ("num_hidden_layers", "image_size", "patch_size")}
+        change_json(path, {"vision_config": seen, "text_config": {"num_hidden_layers": text.num_hidden_layers}})
+        path = partial / "preprocessor_config.json"
+        sizes = {name: json.loads(path.read_text())[name]["longest_edge"] for name in ("size", "max_image_size")}
+        change_json(path, {name: {"longest_edge": edge // was * vision.patch_size} for name, edge in sizes.items()})
+        publish(partial, out)
+    return out
+
+
+def larger_kernel(kernel: Tensor, patch: int) -> Tensor:
+    """(W, 3, p, p) to (W, 3, patch, patch)."""
+    side = kernel.shape[-1]
+    pixels = torch.eye(side * side).reshape(-1, 1, side, side)
+    enlarge = F.interpolate(pixels, (patch, patch), mode="bicubic", antialias=True).flatten(1)
+    solved: Tensor = kernel.flatten(2) @ torch.linalg.pinv(enlarge).T
+    return solved.reshape(*kernel.shape[:2], patch, patch)
+
+
+def places(count: int, wanted: int) -> list[int]:
+    """Of which old layer each new one is, in order; the added ones are spread evenly and follow their original."""
+    added = wanted - count
+    after = [-(-(n + 1) * count // added) - 1 for n in range(added)]
+    return sorted([*range(count), *after])
+
+
+def _deeper(state: dict[str, Tensor], prefix: str, count: int, wanted: int) -> dict[str, Tensor]:
+    grown = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+    order = places(count, wanted)
+    for place, old in enumerate(order):
+        added = place > 0 and order[place - 1] == old
+        start = f"{prefix}{old}."
+        for name, tensor in state.items():
+            if name.startswith(start):
+                rest = name.removeprefix(start)
+                zero = added and rest.startswith(_OUTPUTS)
+                grown[f"{prefix}{place}.{rest}"] = torch.zeros_like(tensor) if zero else tensor
+    return grown
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m edgevlm.train.shipped.grow",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--vision-layers", type=int)
+    parser.add_argument("--layers", type=int, help="of the decoder")
+    parser.add_argument("--patch", type=int, help="pixels")
+    given = parser.parse_args(arguments)
+    return run_module(lambda: grow(given.model, given.out, given.vision_layers, given.layers, given.patch))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

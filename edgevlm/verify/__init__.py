@@ -1,0 +1,1 @@
+"""Whether what was written computes what the checkpoint computes."""

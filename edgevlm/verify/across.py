@@ -1,0 +1,347 @@
+"""`edgevlm verify --across`: every engine of a bundle on the same pictures, side by side with the eager reference.
+
+The gate judges each target alone; this shows how far the targets of one bundle are from each other, names the first
+component that diverges, and tells what llama.cpp would make of the raw files without edgevlm's preprocessing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from edgevlm.bundle.manifest import Bundle
+from edgevlm.bundle.weights import ShippedWeights
+from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.decode import open_image
+from edgevlm.inputs.preprocess import plan, preprocess
+from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.spec import ImageSpec
+from edgevlm.models.ops import F32, Weights
+from edgevlm.runtimes import open_runtime
+from edgevlm.runtimes.base import Runtime
+from edgevlm.runtimes.eager import EagerRuntime
+from edgevlm.runtimes.gguf import GgufFile, GgufWeights
+from edgevlm.verify.gate import BOUNDS, ENGINES, PICTURES, QUESTION, picture_folder
+from edgevlm.verify.reference import cosine
+from edgevlm.verify.report import Bound
+from edgevlm.verify.weights import difference
+
+Progress = Callable[[str, int, int], None]
+TOKENS = 32  # of the reference's own greedy answer, on which every engine is judged
+TILED = 5  # tiles of the tiled cases
+HEAD = ("pair", "case", "features", "first logits", "largest error", "same tokens", "top-1", "first divergence")
+
+
+@dataclass(frozen=True)
+class AcrossRow:
+    """Two engines on one prompt. Both read the reference's answer, so that every position has the same history."""
+
+    first: str
+    second: str
+    case: str
+    features: float  # lowest cosine of an image token's features
+    logits: float  # cosine of the first token's logits
+    logits_error: float  # largest absolute difference of those
+    prefix: int  # tokens until the two first choose differently; `tokens` when they never do
+    agreement: float  # share of positions with the same choice
+    near_ties: int  # different choices between tokens that both engines find nearly equal
+    tokens: int
+    divergence: str  # "none", or the first component beyond its bound: weights, embeddings, encoder, decoder, tokens
+
+
+@dataclass(frozen=True)
+class AcrossReport:
+    rows: tuple[AcrossRow, ...]
+    tensors: int  # compared between the ONNX files and the other targets'; 0 where the bundle has no two of them
+    different: tuple[str, ...]  # of these, the ones that are not equal bit for bit, as "gguf: decoder.norm.weight"
+    warnings: tuple[str, ...]  # what stock llama.cpp would do differently
+    skipped: tuple[str, ...]  # why an engine is missing from the table
+
+    @property
+    def agreed(self) -> bool:
+        return not self.different and all(row.divergence == "none" for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"agreed": self.agreed, **asdict(self)}
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Cells under `HEAD`."""
+        return [
+            (
+                f"{row.first} / {row.second}",
+                row.case,
+                f"{row.features:.6f}",
+                f"{row.logits:.6f}",
+                f"{row.logits_error:.2g}",
+                f"{row.prefix} of {row.tokens}",
+                f"{row.agreement:.0%}" + (f", {row.near_ties} tied" if row.near_ties else ""),
+                row.divergence,
+            )
+            for row in self.rows
+        ]
+
+
+def verify_across(
+    bundle: Bundle,
+    pictures: Sequence[Path] | None = None,
+    *,
+    tokens: int = TOKENS,
+    tiles: int = TILED,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> AcrossReport:
+    """Compare every engine that the bundle has files for with the reference and with each other.
+
+    pictures: None is the shipped ones; each is asked about as one tile, the first also in up to `tiles` tiles.
+    An engine that is not installed is left out and named in `skipped`; EdgeVLMError when none is left.
+    """
+    if tokens < 1 or tiles < 1:
+        raise EdgeVLMError(f"tokens is {tokens} and tiles is {tiles}: both should be 1 or more.")
+    paths = [picture_folder() / name for name in PICTURES] if pictures is None else list(pictures)
+    if not paths:
+        raise EdgeVLMError("There is no picture to compare on: give at least one.")
+    cases = _cases(bundle, paths, tiles)
+    reference = EagerRuntime(bundle.manifest.spec, bundle_weights(bundle))
+    tensors, different = _compare_weights(bundle)
+    runs: dict[str, list[_Run]] = {"eager": []}
+    targets = [target for target in bundle.manifest.targets if target in ENGINES]
+    steps = len(cases) * (len(targets) + 1)
+    skipped = []
+
+    def follow(name: str, runtime: Runtime) -> None:
+        told = runs["eager"]
+        runs[name] = []
+        for i, case in enumerate(cases):
+            if progress:
+                progress("across", len(cases) * (len(runs) - 1) + i, steps)
+            answer = told[i].choices() if name != "eager" else None
+            runs[name].append(_run(bundle, runtime, case, answer, tokens))
+
+    follow("eager", reference)
+    reference.close()
+    for target in targets:
+        try:
+            runtime = open_runtime(bundle, ENGINES[target], threads=threads)
+        except EdgeVLMError as error:
+            skipped.append(f"{ENGINES[target]}: {error}")
+            continue
+        try:
+            follow(ENGINES[target], runtime)
+        finally:
+            runtime.close()
+    if len(runs) == 1:
+        raise EdgeVLMError(f"No engine of this bundle can be compared: {' '.join(skipped) or 'it has no targets.'}")
+    if progress:
+        progress("across", steps, steps)
+    engines = list(runs)
+    spoiled = {ENGINES[name.partition(":")[0]] for name in different}
+    bounds = {ENGINES[target]: _bound(bundle, target) for target in targets}
+    rows = [
+        _compare(first, second, case.name, runs[first][i], runs[second][i], bounds, {first, second} & spoiled)
+        for j, second in enumerate(engines)
+        for first in engines[:j]
+        for i, case in enumerate(cases)
+    ]
+    warnings = [warning for path in paths for warning in stock_warnings(bundle, path)]
+    return AcrossReport(tuple(rows), tensors, tuple(different), tuple(warnings), tuple(skipped))
+
+
+@dataclass(frozen=True)
+class _Case:
+    name: str
+    ids: np.ndarray[Any, np.dtype[np.int64]]
+    tiles: F32
+
+
+@dataclass(frozen=True)
+class _Run:
+    embeds: F32
+    features: F32
+    logits: F32  # (tokens, V)
+
+    def choices(self) -> list[int]:
+        return [int(token) for token in self.logits.argmax(-1)]
+
+
+def _cases(bundle: Bundle, paths: list[Path], tiles: int) -> list[_Case]:
+    prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
+    cases = []
+    for split, path in [(False, path) for path in paths] + [(True, paths[0])]:
+        parts = preprocess(open_image(path), replace(bundle.image_spec, split=split), max_tiles=tiles)
+        count = len(parts.pixels)
+        if split and count == 1:
+            continue
+        name = f"{path.name}, {count} tile{'s' * (count > 1)}"
+        cases.append(_Case(name, prompter.encode(QUESTION, [parts.grid]), parts.pixels))
+    return cases
+
+
+def bundle_weights(bundle: Bundle) -> Weights:
+    """What the reference computes with: the weights of the bundle's own files."""
+    if "onnx" in bundle.manifest.targets:
+        return ShippedWeights(bundle)
+    return _gguf_weights(bundle)
+
+
+def _gguf_weights(bundle: Bundle) -> GgufWeights:
+    return GgufWeights(*_gguf_files(bundle), bundle.manifest.spec)
+
+
+def _gguf_files(bundle: Bundle) -> tuple[Path, Path]:
+    target = bundle.manifest.targets.get("gguf")
+    if not isinstance(target, dict) or not {"model", "mmproj"} <= set(target):
+        raise EdgeVLMError(f"The bundle '{bundle.folder}' has no usable GGUF files: export it again.")
+    return bundle.path(target["model"]), bundle.path(target["mmproj"])
+
+
+def _compare_weights(bundle: Bundle) -> tuple[int, list[str]]:
+    """Against the ONNX files, bit for bit: every tensor of the GGUF files, dequantized, and every quantized matrix of
+    the CoreML packages, whose floats are all fp16."""
+    count, different = 0, []
+    if "onnx" not in bundle.manifest.targets:
+        return 0, []
+    ours = ShippedWeights(bundle)
+    if "gguf" in bundle.manifest.targets:
+        theirs, names = _gguf_weights(bundle), ours.names()
+        count += len(names)
+        wrong = (n for n in names if n not in theirs or not _same_bits(ours.read(n), theirs.read(n)))
+        different += [f"gguf: {name}" for name in wrong]
+    if "coreml" in bundle.manifest.targets:
+        from edgevlm.runtimes.mil.weights import CoreMLWeights
+
+        stored = CoreMLWeights(bundle)
+        names = [name for name in stored.names() if ours.quantized(name).scale is not None]
+        count += len(names)
+        wrong = (n for n in names if difference(stored.quantized(n), ours.quantized(n)))
+        different += [f"coreml: {name}" for name in wrong]
+    return count, different
+
+
+def _same_bits(ours: F32, theirs: F32) -> bool:
+    return ours.shape == theirs.shape and np.array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+
+
+def _run(bundle: Bundle, runtime: Runtime, case: _Case, told: list[int] | None, tokens: int) -> _Run:
+    """One engine over one prompt, then over the tokens it is told; over its own choices if it is told none."""
+    embeds = np.array(runtime.embed(case.ids))
+    features = runtime.encode(case.tiles)
+    prompt = embeds.copy()
+    prompt[case.ids == bundle.prompt_spec.image_token_id] = features.reshape(-1, features.shape[-1])
+    runtime.truncate(0)
+    steps = [runtime.prefill(prompt)]
+    while len(steps) < tokens:
+        token = int(steps[-1].argmax()) if told is None else told[len(steps) - 1]
+        steps.append(runtime.step(token))
+    return _Run(embeds, features, np.stack(steps))
+
+
+def _bound(bundle: Bundle, target: str) -> Bound:
+    """The gate's bound; any weight in int8 or int4 makes the engine round activations somewhere."""
+    forms = [form for form in bundle.manifest.recipe.values() if isinstance(form, dict)]
+    return BOUNDS[target, "int8" if any(form.get("kind") in ("int8", "int4") for form in forms) else "float"]
+
+
+def _compare(
+    first: str, second: str, case: str, one: _Run, two: _Run, bounds: dict[str, Bound], spoiled: set[str]
+) -> AcrossRow:
+    pair = [bounds[name] for name in (first, second) if name in bounds]
+    features, logits = cosine(one.features, two.features), cosine(one.logits[0], two.logits[0])
+    error = float(np.abs(one.logits[0] - two.logits[0]).max())
+    ours, theirs = one.logits.argmax(-1), two.logits.argmax(-1)
+    places, other = np.arange(len(ours)), np.flatnonzero(ours != theirs)
+    # How far each engine prefers its own choice to the other's; they differ only by noise where one hardly does.
+    gaps = np.minimum(
+        one.logits[places, ours] - one.logits[places, theirs], two.logits[places, theirs] - two.logits[places, ours]
+    )
+    # Two engines may each be off by their own bound.
+    tied = int((gaps[other] < sum(bound.near_tie for bound in pair)).sum())
+    if spoiled:
+        divergence = "weights"
+    elif np.abs(one.embeds - two.embeds).max() > 1e-3:
+        divergence = "embeddings"
+    elif features < 1 - sum(1 - bound.features for bound in pair):
+        divergence = "encoder"
+    elif logits < 1 - sum(1 - bound.logits for bound in pair):
+        divergence = "decoder"
+    elif tied < len(other):
+        divergence = "tokens"
+    else:
+        divergence = "none"
+    count = len(ours)
+    prefix, agreement = int(other[0]) if len(other) else count, 1 - len(other) / count
+    return AcrossRow(first, second, case, features, logits, error, prefix, agreement, tied, count, divergence)
+
+
+@dataclass(frozen=True)
+class StockPlan:
+    """What llama.cpp's own idefics3 preprocessing does with a picture (tools/mtmd/mtmd-image.cpp)."""
+
+    resizes: tuple[tuple[int, int], tuple[int, int]]
+    grid: tuple[int, int]  # rows, columns; an overview of the whole picture always follows
+
+    @property
+    def num_tiles(self) -> int:
+        """0 where the engine refuses the picture: it scales a very narrow one to no pixels at all."""
+        return self.grid[0] * self.grid[1] + 1 if all(self.grid) else 0
+
+
+def stock_plan(width: int, height: int, tile: int, longest_edge: int) -> StockPlan:
+    """`longest_edge` is the mmproj's clip.vision.preproc_image_size. The arithmetic is the engine's, C++ doubles."""
+    aspect = width / height
+    if width >= height:
+        wide, high = longest_edge, int(longest_edge / aspect)
+        high += high % 2
+    else:
+        wide, high = int(longest_edge * aspect), longest_edge
+        wide += wide % 2
+    columns, rows = math.ceil(wide / tile), math.ceil(high / tile)
+    return StockPlan(((wide, high), (columns * tile, rows * tile)), (rows, columns))
+
+
+def stock_warnings(bundle: Bundle, picture: Path) -> list[str]:
+    """Sentences on what `llama-server` or llama-cpp-python alone would do with the raw file, other than the spec says.
+
+    Empty for a bundle without GGUF files, and for a picture that both treat alike.
+    """
+    if "gguf" not in bundle.manifest.targets:
+        return []
+    keys = GgufFile(_gguf_files(bundle)[1]).keys
+    spec, per_tile = bundle.image_spec, bundle.manifest.spec.image_tokens
+    with Image.open(picture) as raw:
+        size, turned = raw.size, raw.getexif().get(0x0112, 1) != 1
+        transparent = "A" in raw.getbands() or "transparency" in raw.info
+    seen = open_image(picture, spec.background)
+    ours = plan(seen.shape[1], seen.shape[0], spec)
+    stock = stock_plan(*size, spec.tile_size, int(keys["clip.vision.preproc_image_size"]))
+    found = []
+    if not stock.num_tiles:
+        found.append("refuse it, because it scales it to no pixels")
+    elif stock.num_tiles != ours.num_tiles:
+        found.append(
+            f"encode {stock.num_tiles} tiles ({stock.num_tiles * per_tile} image tokens) where the spec has "
+            f"{ours.num_tiles} ({ours.num_tiles * per_tile})"
+        )
+    elif _sizes(stock.resizes) != _sizes(ours.resizes):
+        found.append(f"scale it to {_sizes(stock.resizes)} where the spec has {_sizes(ours.resizes)}")
+    if spec.resample != "lanczos":
+        found.append(f"resample with lanczos where the spec has {spec.resample}")
+    if turned:
+        found.append("ignore its EXIF orientation")
+    if transparent:
+        found.append(f"drop its transparency instead of laying it over {_colour(spec)}")
+    name = f"{picture.name} ({size[0]} x {size[1]})"
+    return [f"{name}: llama.cpp without edgevlm would {reason}." for reason in found]
+
+
+def _sizes(resizes: Sequence[tuple[int, int]]) -> str:
+    return ", then ".join(f"{width} x {height}" for width, height in resizes)
+
+
+def _colour(spec: ImageSpec) -> str:
+    return "RGB " + ", ".join(map(str, spec.background))

@@ -1,0 +1,53 @@
+"""The gate on what only CoreML packages have: functions for several contexts, and operations with names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from edgevlm.bundle.manifest import Bundle
+from edgevlm.models.ops import F32
+from edgevlm.verify.reference import Reference, cosine
+from edgevlm.verify.report import Row, at_least
+from edgevlm.verify.runtime import Case
+
+STEPS = 4  # tokens of a context that is not the longest
+
+
+def other_contexts(bundle: Bundle, reference: Reference, case: Case, bound: float) -> Iterator[Row]:
+    """The functions of shorter contexts: the same weights, in graphs that nothing else here calls.
+
+    bound: the least cosine of logits, over half a context of prompt at most and a few steps after it.
+    """
+    from edgevlm.runtimes.coreml import CoreMLRuntime
+
+    functions = bundle.manifest.targets["coreml"]["decoder"]["functions"].values()
+    for context in sorted({int(function["context"]) for function in functions})[:-1]:
+        prompt = _prompt(bundle, reference, case)[: context // 2]
+        runtime = CoreMLRuntime(bundle, context=context)
+        try:
+            steps = [runtime.prefill(prompt)]
+            while len(steps) < STEPS:
+                steps.append(runtime.step(int(steps[-1].argmax())))
+        finally:
+            runtime.close()
+        logits = np.stack(steps)
+        low = cosine(logits, reference.logits(prompt, reference.embed(logits.argmax(-1)[:-1])))
+        yield at_least("coreml", f"logits with context {context}, cosine", low, bound)
+        if not low >= bound:
+            yield first_operation(bundle, reference, case, context)
+
+
+def first_operation(bundle: Bundle, reference: Reference, case: Case, context: int | None = None) -> Row:
+    """Where a package leaves the reference, by the name of its operation. context: None is the longest."""
+    from edgevlm.runtimes.mil.trace import find_divergence
+
+    prompt = _prompt(bundle, reference, case)
+    found = find_divergence(bundle, reference.weights, case.tiles[:1], prompt, context=context)
+    note = str(found) if found else "none in fp32 storage: precision, not the graph"
+    return Row("coreml", "first operation that differs", 0, None, True, note, where=found.name if found else "")
+
+
+def _prompt(bundle: Bundle, reference: Reference, case: Case) -> F32:
+    return reference.merge(case.ids, reference.features(case.tiles), bundle.prompt_spec.image_token_id)

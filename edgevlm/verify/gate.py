@@ -1,0 +1,317 @@
+"""The gate: every artifact against the eager reference, component by component and token by token.
+
+Three levels. Numbers: the weights in the files, the arithmetic of pictures, features, logits, KL divergence. Tokens:
+prompt ids, and the choice at every position of a greedy answer. Answers: the score on a set of questions.
+
+The reference computes in float32 on the very weights that ship, so that a bound judges the graph and the engine.
+What quantization itself costs is measured apart, against the original weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from edgevlm.bundle.manifest import Bundle
+from edgevlm.bundle.weights import ShippedWeights
+from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.decode import decode_image, open_image
+from edgevlm.inputs.preprocess import Tiles, preprocess
+from edgevlm.inputs.prompt import Prompter
+from edgevlm.models.ops import Weights
+from edgevlm.runtimes import DEFAULTS, open_runtime
+from edgevlm.runtimes.base import Runtime
+from edgevlm.verify.coreml import first_operation, other_contexts
+from edgevlm.verify.inputs import Source, check_golden, check_inputs, golden
+from edgevlm.verify.layers import first_layer, layer_losses
+from edgevlm.verify.reference import Reference
+from edgevlm.verify.report import Bound, GateReport, Loss, Row
+from edgevlm.verify.runtime import TILE_COUNTS, TOKENS, Case, check_loss, check_runtime, is_large
+from edgevlm.verify.weights import Expected, check_gguf, check_stored, check_weights, gguf_weights
+
+if TYPE_CHECKING:
+    from edgevlm.evaluation.runner import Report
+    from edgevlm.verify.answers import Questions
+
+Progress = Callable[[str, int, int], None]
+T = TypeVar("T", Bound, Loss)
+PICTURES = ("coffee.jpg", "scene-tall.png")
+QUESTION = "What is in the picture?"
+
+# By target and by what the engine does to activations. DESIGN section 7 has the float bounds; engines that round
+# activations to int8 are held to the cosine published for int8, and to half a nat between two tokens.
+BOUNDS = {
+    ("onnx", "float"): Bound(0.99999, 0.99999, 1e-3, 1e-5, 0.95, 0.005),
+    ("onnx", "int8"): Bound(0.999, 0.998, 0.5, 0.02, 0.85, 0.01),
+    ("onnx", "dynamic"): Bound(0.999, 0.99, 1.0, 0.1, 0.75, 0.02),  # one range for a whole prompt: outliers stretch it
+    ("gguf", "float"): Bound(0.9999, 0.9999, 2e-2, 1e-3, 0.9, 0.005),  # fp16 GELU table, fp16 KV cache
+    ("gguf", "int8"): Bound(0.999, 0.998, 0.5, 0.02, 0.85, 0.01),
+    ("coreml", "float"): Bound(0.9999, 0.999, 5e-2, 1e-3, 0.9, 0.005),  # fp16 storage after every operation
+    ("coreml", "int8"): Bound(0.9999, 0.999, 5e-2, 1e-3, 0.9, 0.005),  # weights only: activations stay fp16
+}
+# By the coarsest form of the weights: the least the original's and the quantized model's outputs may agree.
+# int4 is judged by answers, where there are questions to ask.
+LOSS_BOUNDS = {
+    "fp32": Loss(0.99999, 0.99999, 1e-5, 0.99, 0.0),
+    "fp16": Loss(0.9999, 0.9999, 1e-3, 0.95, 0.005),
+    "int8": Loss(0.999, 0.99, 0.1, 0.8, 0.02),
+    "int4": Loss(None, None, None, None, 0.1),
+    "palette6": Loss(0.99, 0.97, 0.2, 0.7, 0.03),  # an error about three times that of int8
+    "palette4": Loss(None, None, None, None, 0.1),
+}
+ENGINES = DEFAULTS
+# An engine that is not installed leaves its target unjudged, and the table says so: (module, extra).
+OPTIONAL = {"gguf": ("llama_cpp", "llama"), "coreml": ("coremltools", "coreml")}
+UNJUDGED = "NOT JUDGED"
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """thorough: for large encoders too, run several tiles in one call and the graphs of standard operators, which take
+    over a gigabyte and most of the time; without it the report says that they were not judged.
+    strict: what was not judged, for whatever reason, fails.
+    bounds: values in place of the tables', by name: "kl", "onnx.kl" for one target, "loss.kl" for quantization.
+    """
+
+    thorough: bool = True
+    strict: bool = False
+    bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        fields = {"": [f.name for f in dataclasses.fields(Bound)], "loss": [f.name for f in dataclasses.fields(Loss)]}
+        for name in self.bounds:
+            scope, _, field = name.rpartition(".")
+            if field not in fields["loss" if scope == "loss" else ""] or scope not in ("", "loss", *ENGINES):
+                raise EdgeVLMError(
+                    f"There is no bound '{name}': choose one of {', '.join(fields[''])}, for one target as in "
+                    f"onnx.kl, or for what quantization costs as in loss.kl."
+                )
+
+    def apply(self, scope: str, bound: T) -> T:
+        """`bound` with the values that stand for all targets or for `scope`, a target or "loss"."""
+        names = {f.name for f in dataclasses.fields(bound)}
+        plain = {name: value for name, value in self.bounds.items() if name in names and scope != "loss"}
+        own = {
+            name.removeprefix(f"{scope}."): value
+            for name, value in self.bounds.items()
+            if name.startswith(f"{scope}.")
+        }
+        changed: dict[str, Any] = {**plain, **own}
+        return replace(bound, **changed)
+
+
+def bound_of(target: str, numerics: str) -> Bound:
+    """The bound of a target; an engine without a form of its own for dynamic int8 is held to that of int8."""
+    return BOUNDS.get((target, numerics)) or BOUNDS[target, "int8"]
+
+
+def run_gate(
+    bundle: Bundle,
+    *,
+    original: Weights | None = None,
+    expected: Expected | None = None,
+    source: Source | None = None,
+    questions: Questions | None = None,
+    progress: Progress | None = None,
+    options: GateOptions | None = None,
+) -> GateReport:
+    """Compare every target of `bundle` with the reference.
+
+    original: the checkpoint's weights, to measure what quantization costs. expected: what the quantizer makes of
+    them, to hold the files to. source: the checkpoint's own processor files, to hold pictures and prompts to.
+    Without them (a bundle alone) these parts are left out, and the inputs are held to what the export recorded.
+    questions: what each target is to answer, for the third level; the score is held to the original's, or without
+    that to the reference's. It is the slowest part: the reference answers every question in numpy.
+    """
+    options = options or GateOptions()
+    rows: list[Row] = []
+    targets = list(bundle.manifest.targets)
+    stages = ["weights", "inputs"] + targets + ["onnx portable"] * ("onnx" in targets) + ["loss"]
+    stages += ["answers"] * (questions is not None)
+
+    def tell(stage: str) -> None:
+        if progress:
+            progress("gate", stages.index(stage), len(stages))
+
+    tell("weights")
+    shipped, found = _weights(bundle, expected)
+    rows += found
+    spec = bundle.manifest.spec
+    reference = Reference(spec, shipped)
+    fast = bundle.manifest.recipe.get("prefill") is not None and "onnx" in targets
+    prompt = Reference(spec, shipped, ShippedWeights(bundle, prompt=True)) if fast else reference
+    tell("inputs")
+    rows += check_inputs(bundle, source, decode_image(picture_folder() / PICTURES[0]), QUESTION)
+    cases = _cases(bundle)
+    rows += check_golden(cases, reference, (bundle.manifest.gate or {}).get("golden"))
+    answers: list[int] = []
+    layers: dict[str, dict[str, float]] = {}
+    asked: list[Report] = []
+
+    def bounds(target: str) -> tuple[Bound, Bound]:
+        vision, text = (options.apply(target, bound_of(target, form)) for form in _by_part(bundle).values())
+        return vision, text
+
+    for target in targets:
+        tell(target)
+        module, extra = OPTIONAL.get(target, (None, None))
+        if module is not None and importlib.util.find_spec(module) is None:
+            note = f"{module} is not installed: pip install 'edgevlm[{extra}]', then edgevlm verify"
+            rows.append(Row(target, UNJUDGED, 0, None, not options.strict, note))
+            continue
+        runtime = open_runtime(bundle, ENGINES[target])
+        try:
+            judge = prompt if target == "onnx" else reference  # only this target has a second decoder
+            together = options.thorough or not is_large(spec.vision)
+            found = list(
+                check_runtime(bundle, target, runtime, judge, cases, answers, *bounds(target), together=together)
+            )
+            if questions is not None:
+                tell("answers")
+                found.append(_check_answers(bundle, target, runtime, questions, shipped, original, options, asked))
+            rows.extend(found)
+            passed = all(row.passed for row in found)
+            if target == "coreml" and passed:
+                rows.extend(other_contexts(bundle, reference, cases[0], bounds(target)[1].logits))
+            elif target == "coreml":
+                rows.append(first_operation(bundle, reference, cases[0]))
+            elif target == "onnx" and not passed:
+                row, layers[target] = first_layer(bundle, judge, cases[0], _by_part(bundle))
+                rows.append(row)
+        finally:
+            runtime.close()
+    brief = is_large(spec.vision) and not options.thorough
+    if "onnx" in targets and brief:
+        rows.append(Row("onnx portable", UNJUDGED, 0, None, not options.strict, "edgevlm verify judges these"))
+    elif "onnx" in targets:
+        tell("onnx portable")
+        runtime = open_runtime(bundle, "onnxruntime", portable=True)
+        try:
+            portable = check_runtime(
+                bundle, "onnx portable", runtime, prompt, cases[:1], [], *bounds("onnx"), few=True
+            )
+            rows.extend(portable)
+        finally:
+            runtime.close()
+    if original is not None:
+        tell("loss")
+        losses = (options.apply("loss", loss) for loss in _losses(bundle))
+        whole = Reference(spec, original)
+        rows.extend(check_loss(bundle, reference, whole, cases[0], answers, *losses))
+        if not brief:
+            layers["quantization"] = layer_losses(bundle, reference, whole, cases[0])
+        if questions is None and any(row.bound is None for row in rows if row.target == "quantization"):
+            note = "four bits are judged by answers: give questions (--answers)"
+            rows.append(Row("quantization", UNJUDGED, 0, None, not options.strict, note, "answers"))
+    if progress:
+        progress("gate", len(stages), len(stages))
+    return GateReport(tuple(rows), layers, golden(cases, reference))
+
+
+def _weights(bundle: Bundle, expected: Expected | None) -> tuple[Weights, list[Row]]:
+    """The weights that the reference computes with, and the rows that hold every target's files to `expected`."""
+    targets, rows = bundle.manifest.targets, []
+    shipped: Weights
+    if "onnx" in targets:
+        onnx = shipped = ShippedWeights(bundle)
+        if expected is not None:
+            rows.append(check_weights(onnx, expected))
+    elif expected is not None:
+        shipped = expected
+    elif "gguf" in targets:
+        shipped = gguf_weights(bundle)
+    else:
+        raise EdgeVLMError(f"'{bundle.folder}' holds no weights to judge by: add --model with the original.")
+    if "gguf" in targets and expected is not None:
+        rows.append(check_gguf(gguf_weights(bundle), expected))
+    if "coreml" in targets and expected is not None:
+        from edgevlm.runtimes.mil.weights import CoreMLWeights
+
+        rows.append(check_stored("coreml", CoreMLWeights(bundle), expected))
+    return shipped, rows
+
+
+def _check_answers(
+    bundle: Bundle,
+    target: str,
+    runtime: Runtime,
+    questions: Questions,
+    shipped: Weights,
+    original: Weights | None,
+    options: GateOptions,
+    asked: list[Report],
+) -> Row:
+    """The target's score against the baseline's, which is computed once and kept in `asked`."""
+    from edgevlm.runtimes.eager import EagerRuntime
+    from edgevlm.verify.answers import check_answers
+
+    if not asked:
+        baseline = EagerRuntime(bundle.manifest.spec, shipped if original is None else original)
+        asked.append(questions.ask(bundle, baseline))
+        baseline.close()
+    numerics = _numerics(bundle, "vision", "projector", "decoder", "embed")
+    bound: float | None = options.apply(target, bound_of(target, numerics)).answers
+    if original is not None and bound is not None:
+        loss = options.apply("loss", _losses(bundle)[1]).answers
+        bound = None if loss is None else bound + loss
+    return check_answers(target, asked[0], questions.ask(bundle, runtime), bound)
+
+
+def picture_folder() -> Path:
+    """The pictures that ship with edgevlm."""
+    return Path(str(importlib.resources.files("edgevlm"))) / "assets" / "pictures"
+
+
+def _cases(bundle: Bundle) -> list[Case]:
+    """Single-tile and tiled prompts over the shipped pictures."""
+    spec = bundle.manifest.spec
+    images = [open_image(picture_folder() / name) for name in PICTURES]
+    single, tiled = (replace(bundle.image_spec, split=split) for split in (False, True))
+    prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
+
+    def case(name: str, parts: list[Tiles]) -> Case:
+        ids = prompter.encode(QUESTION, [part.grid for part in parts])
+        return Case(name, ids, np.concatenate([part.pixels for part in parts]))
+
+    singles = [preprocess(image, single) for image in images]
+    cases = [case("one tile", singles[:1])]
+    if is_large(spec.vision):
+        different = np.concatenate([part.pixels for part in singles])
+        cases.append(case("tiled", [Tiles(different[np.arange(max(TILE_COUNTS)) % len(different)], (3, 4))]))
+    else:
+        cases.append(case("two pictures", singles))
+        cases.append(case("tiled", [preprocess(images[0], tiled, max_tiles=max(TILE_COUNTS))]))
+    limit = spec.decoder.context_length - TOKENS
+    return [c for c in cases if len(c.ids) <= limit]
+
+
+def _numerics(bundle: Bundle, *components: str) -> str:
+    """How an engine may round these components' activations: "float", "int8" per block, "dynamic" int8 per call."""
+    recipe = bundle.manifest.recipe
+    forms = [recipe[component] for component in components]
+    if "decoder" in components and recipe.get("prefill"):
+        forms.append(recipe["prefill"])
+    if any(form["dynamic"] for form in forms):
+        return "dynamic"
+    return "int8" if any(form["kind"] in ("int8", "int4") for form in forms) else "float"
+
+
+def _by_part(bundle: Bundle) -> dict[str, str]:
+    return {"vision": _numerics(bundle, "vision", "projector"), "decoder": _numerics(bundle, "decoder", "embed")}
+
+
+def _losses(bundle: Bundle) -> tuple[Loss, Loss]:
+    """The bounds of the coarsest form in the encoder, and in the whole model."""
+    order = ("palette4", "int4", "palette6", "int8", "fp16", "fp32")
+
+    def coarsest(*components: str) -> Loss:
+        return LOSS_BOUNDS[min((bundle.manifest.recipe[name]["kind"] for name in components), key=order.index)]
+
+    return coarsest("vision", "projector"), coarsest("vision", "projector", "decoder", "embed")

@@ -1,0 +1,237 @@
+"""The gate on what goes into a model: pictures to tiles, questions to ids, against statements from outside.
+
+Reference and runtimes share one preprocessing, so a fault in it moves both alike and no cosine shows it. Hence three
+other witnesses: the original's own processor files, read again; Pillow and plain string building, which know nothing
+of `edgevlm.inputs.preprocess` and `edgevlm.inputs.prompt`; and, for a bundle alone, what the export computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+
+from edgevlm.bundle.manifest import Bundle
+from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.preprocess import plan, preprocess
+from edgevlm.inputs.prompt import Grid, Prompter
+from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.models.ops import F32
+from edgevlm.verify.reference import Reference, cosine
+from edgevlm.verify.report import Row, at_least
+from edgevlm.verify.runtime import Case
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC,
+            "lanczos": Image.Resampling.LANCZOS}  # fmt: skip
+_TOLERANCE = 1e-5  # between float32 orders of rescaling and normalizing; a wrong std is 1e-2 and more
+GRIDS: tuple[tuple[Grid, ...], ...] = (((0, 0),), ((3, 4),), ((0, 0), (2, 1)))
+_TARGET = "inputs"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rules of the original, read again from its own files."""
+
+    image: ImageSpec
+    prompt: PromptSpec
+    tokenizer: Path
+
+
+def check_inputs(bundle: Bundle, source: Source | None, picture: Image.Image, question: str) -> Iterator[Row]:
+    """picture: RGB, large enough for several tiles. Without `source` the bundle's own rules are the measure."""
+    image, prompt = bundle.image_spec, bundle.prompt_spec
+    wrong = _upstream_differences(bundle.folder, image)
+    if source is not None:
+        wrong = _differences(image, source.image) + wrong
+    yield _rules("image rules that differ from the original's", wrong, "preprocess.json", "numbers")
+    yield _check_tiles(image, source.image if source else image, picture)
+    if source is not None:
+        yield _rules(
+            "prompt rules that differ from the original's", _differences(prompt, source.prompt), "prompt.json", "tokens"
+        )
+    prompter = Prompter(prompt, bundle.path("tokenizer.json"))
+    measure = source.prompt if source else prompt
+    tokenizer = Tokenizer.from_file(str(source.tokenizer if source else bundle.path("tokenizer.json")))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    for grids in GRIDS:
+        yield _check_ids(prompter, measure, tokenizer, question, grids)
+
+
+def _rules(check: str, wrong: list[tuple[str, str]], file: str, level: str) -> Row:
+    note = f"{wrong[0][0]}: {wrong[0][1]}" if wrong else ""
+    return Row(_TARGET, check, len(wrong), 0, not wrong, note, level, f"{file}: {wrong[0][0]}" if wrong else "")
+
+
+def _differences(ours: ImageSpec | PromptSpec, theirs: ImageSpec | PromptSpec) -> list[tuple[str, str]]:
+    """(field, what it is and should be) of two specs."""
+    pairs = ((f.name, getattr(ours, f.name), getattr(theirs, f.name)) for f in dataclasses.fields(ours))
+    return [(name, f"{one!r} instead of {other!r}") for name, one, other in pairs if one != other]
+
+
+def _upstream_differences(folder: Path, spec: ImageSpec) -> list[tuple[str, str]]:
+    """What the processor's file beside preprocess.json, as the checkpoint ships it, says otherwise.
+
+    Its keys are read plainly here, apart from the exporter's reader, which a fault may lie in.
+    """
+    found = _upstream(folder)
+    wanted: dict[str, Any] = {}
+    if found.get("do_normalize", True):
+        wanted |= {name: found.get(f"image_{name}") for name in ("mean", "std")}
+    if found.get("do_rescale", True):
+        wanted["rescale_factor"] = found.get("rescale_factor")
+    wanted["split"] = found.get("do_image_splitting")
+    side = found.get("max_image_size")
+    wanted["tile_size"] = side.get("longest_edge") if isinstance(side, dict) else None
+
+    def same(name: str, value: Any) -> bool:
+        own = getattr(spec, name)
+        return tuple(value) == tuple(own) if isinstance(value, list) else bool(value == own)
+
+    return [
+        (name, f"{getattr(spec, name)!r} instead of {value!r}")
+        for name, value in wanted.items()
+        if value is not None and not same(name, value)
+    ]
+
+
+def _upstream(folder: Path) -> Mapping[str, Any]:
+    for name, key in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
+        path = folder / name
+        if path.is_file():
+            data = json.loads(path.read_text(encoding="utf-8"))
+            data = data.get(key) if key and isinstance(data, dict) else data
+            if isinstance(data, dict):
+                return data
+    return {}
+
+
+def _check_tiles(spec: ImageSpec, wanted: ImageSpec, picture: Image.Image) -> Row:
+    """Tile by tile against crops that Pillow makes by itself, normalized with the original's numbers."""
+    spec, wanted = (dataclasses.replace(s, split=True, longest_edge=2 * s.tile_size) for s in (spec, wanted))
+    grid = plan(picture.width, picture.height, wanted).grid
+    ours, theirs = preprocess(picture, spec), _pillow_tiles(picture, wanted)
+    where = [f"row {i // grid[1] + 1}, column {i % grid[1] + 1}" for i in range(len(theirs) - 1)] + ["whole picture"]
+    wrong = [i for i, tile in enumerate(theirs) if i >= len(ours.pixels) or not _same(ours.pixels[i], tile)]
+    note, place = f"{grid[0]} x {grid[1]} and the whole", ""
+    if wrong:
+        first = wrong[0]
+        place = f"tile {first + 1} ({where[first]})"
+        if len(ours.pixels) != len(theirs):
+            note = f"{len(ours.pixels)} tiles, expected {len(theirs)}"
+        else:
+            other = next((k for k, tile in enumerate(theirs) if _same(ours.pixels[first], tile)), None)
+            error = float(np.abs(ours.pixels[first] - theirs[first]).max())
+            said = f"its values are off by up to {error:.3g}" if other is None else f"holds {where[other]}: tile order"
+            note = f"{place} {said}"
+    check = "tiles that differ from Pillow's"
+    return Row(_TARGET, check, len(wrong), 0, not wrong, note, "numbers", place)
+
+
+def _same(ours: F32, theirs: F32) -> bool:
+    return ours.shape == theirs.shape and float(np.abs(ours - theirs).max()) <= _TOLERANCE
+
+
+def _pillow_tiles(picture: Image.Image, spec: ImageSpec) -> list[F32]:
+    """Docs/preprocessing.md, sections 4 to 6, with Pillow alone: resize, cut row by row, then the whole picture."""
+    for size in plan(picture.width, picture.height, spec).resizes:
+        picture = picture.resize(size, _FILTERS[spec.resample])
+    side, tiles = spec.tile_size, []
+    if picture.size != (side, side):
+        for top in range(0, picture.height, side):
+            for left in range(0, picture.width, side):
+                tiles.append(picture.crop((left, top, left + side, top + side)))
+        picture = picture.resize((side, side), _FILTERS[spec.resample])
+    mean, std = (np.array(v, np.float32) for v in (spec.mean, spec.std))
+
+    def normalized(tile: Image.Image) -> F32:
+        values = (np.asarray(tile, np.float32) * np.float32(spec.rescale_factor) - mean) / std
+        return np.asarray(values.transpose(2, 0, 1), np.float32)
+
+    return [normalized(tile) for tile in [*tiles, picture]]
+
+
+def _check_ids(
+    prompter: Prompter, spec: PromptSpec, tokenizer: Tokenizer, question: str, grids: tuple[Grid, ...]
+) -> Row:
+    """The prompt's ids against one string, encoded whole with its special tokens, as transformers does it."""
+    ours = prompter.encode(question, grids).tolist()
+    theirs = tokenizer.encode(_text(spec, question, grids), add_special_tokens=False).ids
+    name = " and ".join(f"{rows} x {cols}" if rows else "one tile" for rows, cols in grids)
+    note, where = f"{len(theirs)} ids", ""
+    wrong = 0
+    if ours != theirs:
+        first = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), 0)
+        first = first or min(len(ours), len(theirs))
+        wrong = sum(a != b for a, b in zip(ours, theirs, strict=False)) + abs(len(ours) - len(theirs))
+        found, expected = (_token(tokenizer, ids, first) for ids in (ours, theirs))
+        after = _token(tokenizer, theirs, first - 1) if first else "the start"
+        where = f"token {first + 1}"
+        note = f"{where}, after {after}: {found} instead of {expected}"
+    return Row(_TARGET, f"prompt ids that differ, {name}", wrong, 0, not wrong, note, "tokens", where)
+
+
+def _token(tokenizer: Tokenizer, ids: list[int], place: int) -> str:
+    if not 0 <= place < len(ids):
+        return "the end"
+    return repr(tokenizer.decode([ids[place]], skip_special_tokens=False))
+
+
+def _text(spec: PromptSpec, question: str, grids: tuple[Grid, ...]) -> str:
+    """The prompt as transformers' Idefics3Processor writes it, with every image token spelled out."""
+    image = spec.image_token * spec.image_tokens
+    parts = [spec.prefix, spec.roles["user"].open_image]
+    for rows, cols in grids:
+        for row in range(1, rows + 1):
+            for col in range(1, cols + 1):
+                parts.append(spec.tile_open.format(row=row, col=col) + image)
+            parts.append(spec.row_close)
+        parts += [spec.global_open if rows else spec.single_open, image, spec.image_close]
+    return "".join([*parts, question, spec.roles["user"].close, spec.generation])
+
+
+def golden(cases: list[Case], reference: Reference) -> dict[str, Any]:
+    """What an export computed for its own cases, for `check_golden` on another machine or with a later edgevlm."""
+    first = reference.features(cases[0].tiles)[0, 0]
+    return {
+        "tiles": {case.name: _digest(case.tiles) for case in cases},
+        "ids": {case.name: _digest(case.ids) for case in cases},
+        "features": [float(f"{value:.7g}") for value in first],  # of the first image token of the first case
+    }
+
+
+def check_golden(cases: list[Case], reference: Reference, recorded: Any) -> Iterator[Row]:
+    """This machine's inputs and reference against `golden` of the export."""
+    if recorded is None:
+        return
+    try:
+        yield from _check_golden(cases, reference, recorded)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise EdgeVLMError(
+            "manifest.json: what the export recorded for its gate ('golden') is malformed: export the bundle again."
+        ) from None
+
+
+def _check_golden(cases: list[Case], reference: Reference, recorded: Any) -> Iterator[Row]:
+    for what, level in (("tiles", "numbers"), ("ids", "tokens")):
+        known = recorded[what]
+        wrong = [c.name for c in cases if known.get(c.name) not in (None, _digest(getattr(c, what)))]
+        note = f"first: {wrong[0]}" if wrong else f"{len(cases)} prompts"
+        check = f"{what} other than at the export"
+        yield Row(_TARGET, check, len(wrong), 0, not wrong, note, level, wrong[0] if wrong else "")
+    features = np.array(recorded["features"], np.float32)
+    ours = reference.features(cases[0].tiles)[0, 0]
+    low = cosine(ours, features) if ours.shape == features.shape else 0.0
+    yield at_least(_TARGET, "reference features as at the export, cosine", low, 0.99999)
+
+
+def _digest(array: np.ndarray[Any, np.dtype[Any]]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()

@@ -1,0 +1,94 @@
+"""Where two computations of one model part: named results of the layers, in order, side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgevlm.bundle.manifest import Bundle
+from edgevlm.models.eager import EagerOps, KVCache
+from edgevlm.models.llama import decoder
+from edgevlm.models.ops import F32
+from edgevlm.models.projector import projector
+from edgevlm.models.siglip import vision_tower
+from edgevlm.runtimes.mil.trace import TracingOps
+from edgevlm.verify.reference import Reference
+from edgevlm.verify.report import Row, divergence
+from edgevlm.verify.runtime import Case
+
+# Largest divergence of a named value that rounding explains, by what the engine does to activations.
+FIRST = {"float": 0.002, "int8": 0.1, "dynamic": 0.2}
+
+
+class LayerOps(TracingOps):
+    """The eager backend, keeping the results of norms and of attention only: two per layer say where."""
+
+    values: dict[str, F32]
+
+    def _keep(self, name: str, x: F32) -> F32:
+        last = name.rpartition(".")[2]
+        return super()._keep(name, x) if last.startswith(("norm", "post_norm", "attention")) else x
+
+
+class ResidualOps(EagerOps):
+    """The eager backend, keeping what enters each norm: sums that no scale folded between two layers changes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.values: dict[str, F32] = {}
+
+    def layer_norm(self, x: F32, name: str, eps: float) -> F32:
+        self.values[name] = x
+        return super().layer_norm(x, name, eps)
+
+    def rms_norm(self, x: F32, name: str, eps: float) -> F32:
+        self.values[name] = x
+        return super().rms_norm(x, name, eps)
+
+
+def trace_reference(
+    reference: Reference, tile: F32, embeds: F32, backend: type[LayerOps] | type[ResidualOps] = LayerOps
+) -> dict[str, F32]:
+    """Named results of one tile (1, 3, S, S) and of one prompt (S, D) that stands alone."""
+    spec = reference.spec
+    ops = backend(reference.weights)
+    projector(ops, vision_tower(ops, tile, spec.vision), spec.projector)
+    found = ops.values
+    ops = backend(reference.prompt_weights, KVCache(spec.decoder))
+    decoder(ops, embeds, spec.decoder)
+    return found | ops.values
+
+
+def first_layer(
+    bundle: Bundle, reference: Reference, case: Case, numerics: dict[str, str]
+) -> tuple[Row, dict[str, float]]:
+    """The first layer of the ONNX graphs whose result is not the reference's, and the divergence of all.
+
+    numerics: by the first part of a value's name ("vision", "decoder"), what the engine does to activations.
+    """
+    from edgevlm.runtimes.ort.trace import trace_onnx
+
+    embeds = _prompt(bundle, reference, case)
+    theirs = trace_reference(reference, case.tiles[:1], embeds)
+    try:
+        ours = trace_onnx(bundle, case.tiles[:1], embeds)
+    except ModuleNotFoundError:
+        note = "not looked for: pip install 'edgevlm[export]'"
+        return Row("onnx", "first layer that differs", 0, None, True, note), {}
+    found = {name: divergence(theirs[name], ours[name]) for name in theirs if name in ours}
+    place = next((n for n, value in found.items() if value > FIRST[numerics[n.split(".")[0]]]), "")
+    note = place or "none of them on this prompt"
+    return Row("onnx", "first layer that differs", found.get(place, 0.0), None, True, note, where=place), found
+
+
+def layer_losses(bundle: Bundle, reference: Reference, original: Reference, case: Case) -> dict[str, float]:
+    """Divergence of the quantized model from the original where each norm reads, each on its own inputs."""
+    tile = case.tiles[:1]
+    theirs, ours = (
+        trace_reference(model, tile, _prompt(bundle, model, case), ResidualOps) for model in (original, reference)
+    )
+    return {name: divergence(theirs[name], ours[name]) for name in theirs}
+
+
+def _prompt(bundle: Bundle, reference: Reference, case: Case) -> F32:
+    return reference.merge(case.ids, reference.features(case.tiles), bundle.prompt_spec.image_token_id)
+

@@ -1,0 +1,172 @@
+"""The gate on one runtime: features and logits, then tokens, each against the reference on the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgevlm.bundle.manifest import Bundle
+from edgevlm.inputs.preprocess import tile_key
+from edgevlm.models.ops import F32
+from edgevlm.models.spec import VisionSpec
+from edgevlm.runtimes.base import Runtime
+from edgevlm.verify.reference import Reference, cosine
+from edgevlm.verify.report import Bound, Loss, Row, at_least, at_most, kl_divergence
+
+TOKENS = 64  # greedy tokens per prompt
+TILE_COUNTS = (1, 2, 13)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt with its tiles."""
+
+    name: str
+    ids: np.ndarray[Any, np.dtype[np.int64]]
+    tiles: F32  # (T, 3, S, S)
+
+
+def is_large(vision: VisionSpec) -> bool:
+    """Whether a tile takes seconds in numpy: then 13 tiles are a cycle of two, one by one for memory's sake."""
+    return vision.num_patches * vision.hidden_size**2 * vision.num_layers > 10**9
+
+
+def check_runtime(
+    bundle: Bundle,
+    target: str,
+    runtime: Runtime,
+    reference: Reference,
+    cases: list[Case],
+    answers: list[int],
+    vision: Bound,
+    text: Bound,
+    few: bool = False,
+    together: bool = True,
+) -> Iterator[Row]:
+    """vision, text: the bounds of encoder and decoder. answers: filled with the first case's tokens if empty.
+
+    few: fewer tiles and tokens, for a variant whose weights are checked already and which is slow.
+    together: also several tiles in one call, where the runtime can.
+    """
+    ids = np.unique(np.concatenate([case.ids for case in cases]))
+    worst = float(np.abs(runtime.embed(ids) - reference.embed(ids)).max())
+    yield at_most(target, "embeddings, largest error", worst, 1e-3)
+
+    pool, known = np.concatenate([case.tiles for case in cases]), _Once(runtime)
+    for count in TILE_COUNTS[:2] if few else TILE_COUNTS:
+        tiles = pool[np.arange(count) % len(pool)]
+        low = cosine(known(tiles) if not together else runtime.encode(tiles), reference.features(tiles))
+        yield at_least(target, f"features of {count} tile{'s' * (count > 1)}, cosine", low, vision.features)
+    if together and hasattr(runtime, "encode_together"):
+        # Proof that no tile count is baked in. Dynamic int8 then shares one range among the tiles, which costs a
+        # little: runtimes encode one by one.
+        count = TILE_COUNTS[1 if few or is_large(bundle.manifest.spec.vision) else 2]
+        tiles = pool[np.arange(count) % len(pool)]
+        low = cosine(runtime.encode_together(tiles), reference.features(tiles))
+        yield at_least(target, f"features of {count} tiles in one call, cosine", low, min(vision.features, 0.99))
+
+    first = cases[0]
+    embeds = reference.merge(first.ids, reference.features(first.tiles), bundle.prompt_spec.image_token_id)
+    wanted = reference.logits(embeds)[-1]
+    runtime.truncate(0)
+    yield at_least(target, "prefill logits, cosine", cosine(runtime.prefill(embeds), wanted), text.logits)
+    half = len(embeds) // 2
+    runtime.truncate(0)
+    runtime.prefill(embeds[:half])
+    low = cosine(runtime.prefill(embeds[half:]), wanted)
+    yield at_least(target, f"prefill after {half} positions, cosine", low, text.logits)
+    if hasattr(runtime, "prefill_padded"):
+        rows = runtime.prefill_padded([embeds, embeds[:half]])
+        low = cosine(rows, np.stack([wanted, reference.logits(embeds[:half])[-1]]))
+        yield at_least(target, "prefill of a padded batch, cosine", low, text.logits)
+
+    for case in cases:
+        yield from _check_tokens(bundle, target, runtime, known, reference, case, text, answers, 4 if few else TOKENS)
+
+
+class _Once:
+    """A runtime's features, each tile encoded once."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._known: dict[bytes, F32] = {}
+
+    def __call__(self, tiles: F32) -> F32:
+        keys = [tile_key(tile) for tile in tiles]
+        for key, tile in zip(keys, tiles, strict=True):
+            if key not in self._known:
+                self._known[key] = self._runtime.encode(tile[None])[0]
+        return np.stack([self._known[key] for key in keys])
+
+
+def _check_tokens(
+    bundle: Bundle,
+    target: str,
+    runtime: Runtime,
+    encode: Callable[[F32], F32],
+    reference: Reference,
+    case: Case,
+    bound: Bound,
+    answers: list[int],
+    count: int,
+) -> Iterator[Row]:
+    """`count` greedy tokens of the runtime on its own features, each judged by the reference at the same prefix.
+
+    One pass of the reference over the runtime's tokens gives its choice at every step. It equals the reference's own
+    greedy answer as long as the two agree, and goes on to judge every later token after they do not.
+    """
+    image_token = bundle.prompt_spec.image_token_id
+    features = encode(case.tiles)
+    runtime.truncate(0)
+    steps = [runtime.prefill(reference.merge(case.ids, features, image_token, embeds=runtime.embed(case.ids)))]
+    while len(steps) < count:
+        steps.append(runtime.step(int(steps[-1].argmax())))
+    logits = np.stack(steps)
+    tokens = [int(token) for token in logits.argmax(-1)]
+    if not answers:
+        answers.extend(tokens)
+    prompt = reference.merge(case.ids, reference.features(case.tiles), image_token)
+    judged = reference.logits(prompt, reference.embed(np.array(tokens[:-1], np.int64)))
+    gaps = judged.max(-1) - judged[np.arange(count), tokens]
+    agreed = int((gaps == 0).sum())
+    worst = float(gaps.max())
+    note = f"{agreed} of {count} tokens equal"
+    if agreed < count:
+        ties = int(((gaps > 0) & (gaps < bound.near_tie)).sum())
+        note += f", {ties} near-tie{'s' * (ties != 1)}, first at token {int(np.flatnonzero(gaps)[0]) + 1}"
+    yield at_most(target, f"{case.name}, KL divergence", kl_divergence(judged, logits), bound.kl)
+    passed = worst < bound.near_tie
+    yield Row(target, f"{case.name}, largest logit gap", worst, bound.near_tie, passed, note, "tokens")
+    yield at_least(target, f"{case.name}, top-1 agreement", agreed / count, bound.agreement, level="tokens")
+
+
+def check_loss(
+    bundle: Bundle,
+    reference: Reference,
+    original: Reference,
+    case: Case,
+    answers: list[int],
+    encoder: Loss,
+    whole: Loss,
+) -> Iterator[Row]:
+    """What the shipped weights lose against the original's, both computed by the reference.
+
+    Each token of `answers` is judged at the same prefix. encoder, whole: the bounds of the coarsest form in the
+    encoder and in the model.
+    """
+    low = cosine(reference.features(case.tiles), original.features(case.tiles))
+    yield at_least("quantization", "features, cosine", low, encoder.features)
+    image_token = bundle.prompt_spec.image_token_id
+    tokens = reference.embed(np.array(answers[:-1], np.int64))
+    logits = []
+    for model in (original, reference):
+        prompt = model.merge(case.ids, model.features(case.tiles), image_token)
+        logits.append(model.logits(prompt, tokens))
+    yield at_least("quantization", "logits, mean cosine", cosine(*logits, lowest=False), whole.logits)
+    yield at_most("quantization", "KL divergence", kl_divergence(*logits), whole.kl)
+    same = float((logits[0].argmax(-1) == logits[1].argmax(-1)).mean())
+    note = f"over {len(answers)} tokens" + ("" if whole.agreement is not None else ", reported only")
+    yield at_least("quantization", "top-1 agreement", same, whole.agreement, note, "tokens")

@@ -1,0 +1,114 @@
+"""The gate's first look: do the files hold what the quantizer made of the original, and if not, how do they differ?"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from edgevlm.bundle.manifest import Bundle
+from edgevlm.bundle.qtensor import PREFILL, QTensor
+from edgevlm.bundle.weights import ShippedWeights
+from edgevlm.models.ops import Weights
+from edgevlm.verify.report import Row
+
+_RESEMBLES = 0.95  # cosine from which a matrix is taken for the other one, turned
+
+
+class Expected(Weights, Protocol):
+    """The quantizer's own result for the original weights."""
+
+    def names(self) -> list[str]: ...
+    def quantized(self, name: str) -> QTensor: ...
+
+
+class Stored(Protocol):
+    """A target's matrices read back from its files."""
+
+    def names(self) -> list[str]: ...
+    def quantized(self, name: str) -> QTensor: ...
+
+
+def check_weights(shipped: ShippedWeights, expected: Expected) -> Row:
+    """Every tensor of the original is in the ONNX files, as the quantizer made it."""
+    wrong = []
+    names = expected.names()
+    for name in names:
+        if name not in shipped:
+            wrong.append((name, "missing"))
+        elif found := difference(shipped.quantized(name), expected.quantized(name)):
+            wrong.append((name, found))
+    return _row("onnx", wrong, len(names))
+
+
+def check_stored(target: str, stored: Stored, expected: Expected) -> Row:
+    """Every matrix that a target keeps in the shared form has the quantizer's codes and scales."""
+    names = [name for name in stored.names() if name in expected]
+    found = ((name, difference(stored.quantized(name), expected.quantized(name))) for name in names)
+    return _row(target, [(name, how) for name, how in found if how], len(names))
+
+
+def gguf_weights(bundle: Bundle) -> Weights:
+    """The weights of the GGUF pair under their canonical names."""
+    from edgevlm.runtimes.gguf import GgufWeights
+
+    entry = bundle.manifest.targets["gguf"]
+    return GgufWeights(bundle.path(entry["model"]), bundle.path(entry["mmproj"]), bundle.manifest.spec)
+
+
+def check_gguf(pair: Weights, expected: Expected) -> Row:
+    """Every matrix and vector of the pair, dequantized, has the bits of the quantizer's."""
+    wrong = []
+    names = [name for name in expected.names() if not name.startswith(PREFILL)]
+    for name in names:
+        if name not in pair:
+            wrong.append((name, "missing"))
+            continue
+        ours, theirs = pair.read(name), expected.read(name)
+        if ours.tobytes() != theirs.tobytes():
+            wrong.append((name, _values_differ(ours, theirs.reshape(ours.shape)) or "signs of zero differ"))
+    return _row("gguf", wrong, len(names))
+
+
+def _row(target: str, wrong: list[tuple[str, str]], count: int) -> Row:
+    note = f"first: {wrong[0][0]}: {wrong[0][1]}" if wrong else f"{count} tensors"
+    where = wrong[0][0] if wrong else ""
+    return Row(target, "weights that differ", len(wrong), 0, not wrong, note, "numbers", where)
+
+
+def difference(ours: QTensor, theirs: QTensor) -> str:
+    """How a stored tensor differs from the expected one, in words; empty where it does not."""
+    if ours.kind != theirs.kind:
+        return f"stored as {ours.kind}, expected {theirs.kind}"
+    if ours.codes.size != theirs.codes.size:
+        return f"shape {ours.codes.shape}, expected {theirs.codes.shape}"
+    expected = theirs.codes.reshape(ours.codes.shape)
+    if not np.array_equal(ours.codes, expected):
+        turned = ours.codes.ndim == 2 and _resembles(ours.dequantize().T, theirs.dequantize())
+        return "transposed" if turned else _values_differ(ours.codes, expected)
+    if ours.palette is not None:  # more of them than expected, where matrices on top of each other share rows
+        return _values_differ(ours.dequantize(), theirs.dequantize())
+    if (ours.scale is None) != (theirs.scale is None):
+        return "scales missing" if ours.scale is None else "scales that should not be there"
+    if ours.scale is None or theirs.scale is None or np.array_equal(ours.scale, theirs.scale):
+        return ""
+    if ours.scale.shape != theirs.scale.shape:
+        return f"scales of shape {ours.scale.shape}, expected {theirs.scale.shape}"
+    places = np.argwhere(ours.scale != theirs.scale)
+    first = f"row {places[0][0]}, block {places[0][1]}"
+    moved = np.array_equal(np.sort(ours.scale, axis=None), np.sort(theirs.scale, axis=None))
+    return f"{len(places)} scales {'swapped' if moved else 'differ'}, first in {first}"
+
+
+def _values_differ(ours: np.ndarray, theirs: np.ndarray) -> str:  # type: ignore[type-arg]
+    if ours.ndim == 2 and _resembles(ours.T, theirs) and not np.array_equal(ours, theirs):
+        return "transposed"
+    places = np.argwhere(ours != theirs)
+    return f"{len(places)} of {ours.size} values differ, first at {tuple(map(int, places[0]))}" if len(places) else ""
+
+
+def _resembles(ours: np.ndarray, theirs: np.ndarray) -> bool:  # type: ignore[type-arg]
+    if ours.shape != theirs.shape:
+        return False
+    a, b = ours.astype(np.float64).ravel(), theirs.astype(np.float64).ravel()
+    return float(a @ b) > _RESEMBLES * float(np.linalg.norm(a) * np.linalg.norm(b))

@@ -1,0 +1,112 @@
+"""AWQ (Lin et al. 2023, arXiv 2306.00978): inputs that matter are scaled up before rounding, and down at their source.
+
+The scaling is folded into the norm, or into the rows of the linear map, that the inputs come from, so that the graph
+stays as it is and the float model computes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevlm.checkpoint.checkpoint import Weights
+from edgevlm.export.quantize.round import quantize
+from edgevlm.models.spec import ModelSpec
+
+F32 = npt.NDArray[np.float32]
+EXPONENTS = np.linspace(0, 0.9, 10)  # 0 is no scaling, which is always tried
+
+
+@dataclass
+class Fold:
+    """Factors by tensor name: of a matrix's columns (K,), and of a matrix's or a vector's rows (N,)."""
+
+    columns: dict[str, F32] = field(default_factory=dict)
+    rows: dict[str, F32] = field(default_factory=dict)
+
+    def apply(self, name: str, tensor: F32) -> F32:
+        """A tensor of the checkpoint as the folded model has it."""
+        if name in self.columns:
+            tensor = tensor * self.columns[name]
+        if name in self.rows:
+            tensor = tensor * (self.rows[name] if tensor.ndim == 1 else self.rows[name][:, None])
+        return tensor
+
+    def undo(self, name: str, tensor: F32) -> F32:
+        """The other way."""
+        if name in self.columns:
+            tensor = tensor / self.columns[name]
+        if name in self.rows:
+            tensor = tensor / (self.rows[name] if tensor.ndim == 1 else self.rows[name][:, None])
+        return tensor
+
+
+class FoldedWeights:
+    """`Weights` after folding: computes what the original computes."""
+
+    def __init__(self, weights: Weights, fold: Fold) -> None:
+        self._weights, self._fold = weights, fold
+
+    def names(self) -> list[str]:
+        return self._weights.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._weights.shape(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._weights
+
+    def read(self, name: str) -> F32:
+        return self._fold.apply(name, self._weights.read(name))
+
+
+def source_of(linear: str, spec: ModelSpec) -> tuple[str, int] | None:
+    """What the inputs of the map `linear` come from, where a factor can move into it, and heads per shared input.
+
+    A norm, or a linear map whose rows pass on unchanged in proportion: v through attention to o, up through SwiGLU to
+    down. GELU is not proportional, and a tied head shares its columns with the embedding: no source.
+    """
+    stem, _, part = linear.rpartition(".")
+    vision = stem.startswith("vision.")
+    if part in ("q", "k", "v"):
+        return f"{stem}.norm1", 1
+    if part in ("gate", "up", "fc1"):
+        return f"{stem}.norm2", 1
+    if part == "o":
+        return f"{stem}.v", 1 if vision else spec.decoder.num_heads // spec.decoder.num_kv_heads
+    if part == "down":
+        return f"{stem}.up", 1
+    return ("decoder.norm", 1) if linear == "decoder.head" else None
+
+
+def shared(values: F32, heads: int, head_dim: int) -> F32:
+    """(K,) largest value among the query heads that read the same key-value head, for every input of `o`."""
+    if heads == 1:
+        return values
+    grouped = values.reshape(-1, heads, head_dim)
+    return np.broadcast_to(grouped.max(1, keepdims=True), grouped.shape).reshape(-1)
+
+
+def choose(
+    weights: Sequence[tuple[str, F32]], kind: str, magnitude: F32, hessian: Sequence[F32], at: Sequence[slice]
+) -> F32:
+    """(K,) the factor of a grid that loses least in the outputs of all `weights` (name, (N, K)), which share an input.
+
+    magnitude (K,): the inputs' root mean squares; `hessian`: blocks of their second moment, at the columns `at`.
+    """
+    best, least = np.ones_like(magnitude), np.inf
+    typical = np.maximum(magnitude, 1e-4 * float(magnitude.max()) + 1e-12)
+    for exponent in EXPONENTS:
+        factor = (typical**exponent).astype(np.float32)
+        factor /= np.sqrt(factor.max() * factor.min())
+        loss = 0.0
+        for name, weight in weights:
+            error = quantize(weight * factor, kind, name).dequantize() / factor - weight
+            for part, moment in zip(at, hessian, strict=True):
+                loss += float(np.einsum("nk,nk->", error[:, part] @ moment, error[:, part], dtype=np.float64))
+        if loss < least:
+            best, least = factor, loss
+    return best

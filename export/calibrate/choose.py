@@ -1,0 +1,151 @@
+"""Bits per component, and per decoder layer, from what each alone loses and takes: `--budget` and `--max-loss`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgevlm.bundle.qtensor import BLOCK
+from edgevlm.checkpoint.checkpoint import Weights
+from edgevlm.errors import EdgeVLMError
+from edgevlm.export.quantize.recipe import COMPONENTS, Form, Recipe, component_of, fit, is_linear
+from edgevlm.models.spec import ModelSpec
+
+KINDS = ("int4", "int8", "fp16")  # what a component may become
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to hold a component. `layers` of the decoder keep int8 where the rest is int4."""
+
+    component: str
+    kind: str
+    size: int  # bytes in the largest target
+    loss: float  # KL in nats when only this component is quantized
+    layers: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        return f"{self.kind}, {len(self.layers)} layers int8" if self.layers else self.kind
+
+
+def with_choices(recipe: Recipe, chosen: Iterable[Choice], weights: Weights) -> Recipe:
+    """`recipe` with the forms of `chosen`; an int8 encoder is as fast as the preset makes it."""
+    for choice in chosen:
+        form = Form(choice.kind, choice.kind == "int8" and choice.component == "vision" and recipe.vision.dynamic)
+        changed: dict[str, Any] = {choice.component: form}
+        if choice.component == "decoder":
+            changed["int8"] = choice.layers
+        recipe = replace(recipe, **changed)
+    return fit(recipe, weights)
+
+
+def decoder_choices(plain: Choice, better: Choice, layers: dict[str, tuple[int, float]]) -> list[Choice]:
+    """`plain` (int4) with ever more layers as in `better` (int8), those first that gain most per byte.
+
+    layers: by prefix, the bytes that int8 takes more than int4, and the KL when that layer alone is int4. The gains of
+    several are taken to add up, in proportion to what the whole loses.
+    """
+    total = sum(loss for _, loss in layers.values())
+    order = sorted(layers, key=lambda name: layers[name][1] / layers[name][0], reverse=True)
+    out, size, left = [], plain.size, 1.0
+    for count, name in enumerate(order[:-1], 1):
+        more, loss = layers[name]
+        size, left = size + more, left - (loss / total if total > 0 else 0)
+        out.append(replace(plain, size=size, loss=better.loss + max(0.0, plain.loss - better.loss) * max(0.0, left),
+                           layers=tuple(order[:count])))  # fmt: skip
+    return out
+
+
+def choose(
+    choices: Sequence[Sequence[Choice]], rest: int, *, budget: int | None = None, max_loss: float | None = None
+) -> tuple[Choice, ...]:
+    """One choice per component: the least loss within `budget` bytes, or the fewest bytes within `max_loss` nats.
+
+    Losses of components are taken to add up. rest: bytes that no choice changes. Both limits may be given: then the
+    fewest bytes within both. EdgeVLMError where nothing fits.
+    """
+    fits, least, smallest = [], math.inf, math.inf
+    for combination in itertools.product(*choices):
+        size = rest + sum(choice.size for choice in combination)
+        loss = sum(choice.loss for choice in combination)
+        smallest = min(smallest, size)
+        if budget is None or size <= budget:
+            least = min(least, loss)
+            if max_loss is None or loss <= max_loss:
+                fits.append((size, loss, combination))
+    if fits:
+        key = (lambda f: (f[1], f[0])) if max_loss is None else (lambda f: (f[0], f[1]))
+        return min(fits, key=key)[2]
+    if least == math.inf:
+        raise EdgeVLMError(
+            f"The budget of {_mb(budget or 0)} is too small: this model takes at least {_mb(smallest)}; allow that "
+            "much, or take a smaller model."
+        )
+    assert max_loss is not None
+    within = f" within {_mb(budget)}" if budget is not None else ""
+    raise EdgeVLMError(
+        f"A loss of at most {percent(max_loss)} cannot be had{within}: the best is {percent(least)}; allow that much."
+    )
+
+
+def percent(kl: float) -> str:
+    """A KL divergence in nats as what it does to the perplexity of the original's own answers."""
+    return f"{math.expm1(kl) * 100:.2f} %"
+
+
+def component_size(spec: ModelSpec, weights: Weights, recipe: Recipe, component: str, targets: Sequence[str]) -> int:
+    """Bytes of a component's linear maps in the target that holds them largest."""
+    names = [n for n in weights.names() if is_linear(n) and component_of(n) == component]
+    return max(
+        sum(tensor_size(target, n, weights.shape(n), recipe.form(n), spec) for n in names) for target in targets
+    )
+
+
+def tensor_size(target: str, name: str, shape: tuple[int, ...], form: Form, spec: ModelSpec) -> int:
+    """Bytes of a matrix (N, K) as `target` holds it."""
+    rows, columns = shape
+    count, blocks = rows * columns, rows * -(-columns // BLOCK)
+    scale = 4 if target == "onnx" else 2
+    if form.kind == "int4":
+        size = count // 2 + blocks * scale
+    elif form.kind == "int8":
+        per_row = target == "coreml" or (target == "onnx" and form.dynamic)
+        size = count + (rows if per_row else blocks) * scale
+    else:
+        size = count * (2 if form.kind == "fp16" or target == "coreml" else 4)
+    twice = target == "coreml" and name == "decoder.embed.weight" and spec.decoder.tie_embeddings
+    return size * (2 if twice else 1)  # CoreML's head cannot read the table that an app looks rows up in
+
+
+def other_size(spec: ModelSpec, weights: Weights, recipe: Recipe, shared: int) -> int:
+    """Bytes of everything else that a device needs: float tensors, tables, graphs, and `shared` files, rounded up."""
+    plain = sum(4 * math.prod(weights.shape(n)) for n in weights.names() if not is_linear(n))
+    tables = 4 * spec.decoder.context_length * spec.decoder.head_dim
+    zeros = max(math.prod(weights.shape(n)) // BLOCK for n in weights.names() if is_linear(n))
+    graphs = 26_000 * (spec.decoder.num_layers + spec.vision.num_layers)
+    second = 0
+    if recipe.prefill is not None:
+        names = [n for n in weights.names() if is_linear(n) and component_of(n) == "decoder"]
+        second = tables + sum(tensor_size("onnx", n, weights.shape(n), recipe.prefill, spec) for n in names)
+    return plain + tables + zeros + graphs + second + shared
+
+
+def table_of(chosen: Sequence[Choice], choices: Sequence[Sequence[Choice]]) -> list[dict[str, Any]]:
+    """Rows for the manifest: what was taken, and what each uniform alternative would have cost."""
+    rows = []
+    for choice, offered in zip(chosen, choices, strict=True):
+        rows.append({
+            "component": choice.component, "chosen": choice.describe(), "bytes": choice.size, "kl": choice.loss,
+            "alternatives": {c.kind: {"bytes": c.size, "kl": c.loss} for c in offered if not c.layers},
+        })  # fmt: skip
+    return rows
+
+
+def _mb(count: float) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+__all__ = ["COMPONENTS", "KINDS", "Choice", "choose", "decoder_choices", "percent", "table_of", "with_choices"]

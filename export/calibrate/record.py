@@ -1,0 +1,103 @@
+"""What a bundle remembers of its calibration, so that its files can be held to it later, without the pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from edgevlm.bundle.qtensor import PREFILL, QTensor
+from edgevlm.bundle.weights import ShippedWeights
+from edgevlm.errors import EdgeVLMError
+from edgevlm.models.ops import F32, Weights
+from edgevlm.runtimes.mil.weights import CoreMLWeights
+from edgevlm.verify.weights import gguf_weights
+
+if TYPE_CHECKING:
+    from edgevlm.bundle.manifest import Bundle
+    from edgevlm.export.calibrate.solve import Calibrated
+    from edgevlm.export.pipeline import Expected
+
+
+class Stored(Protocol):
+    def names(self) -> list[str]: ...
+    def quantized(self, name: str) -> QTensor: ...
+
+
+def digest(values: F32) -> str:
+    """sha256 of a tensor's float32 values, which every container gives back alike."""
+    return hashlib.sha256(np.ascontiguousarray(values, "<f4").tobytes()).hexdigest()
+
+
+def recorded(expected: Expected, found: Calibrated) -> dict[str, str]:
+    """`digest` of every tensor that the calibration chose or folded, for the manifest: these cannot be recomputed."""
+    touched = {*found.names(), *found.fold.columns, *found.fold.rows}
+    names = [name for name in expected.names() if name.removeprefix(PREFILL) in touched]
+    return {name: digest(expected.quantized(name).dequantize()) for name in names}
+
+
+class Recorded:
+    """The calibrated tensors of a bundle, by their recorded digests.
+
+    A calibration depends on pictures that need not be there any more, and on the order of float sums in the BLAS of the
+    machine that made it, so that it is not repeated: a tensor of the files counts as the calibration's own where its
+    values have the recorded digest. Others are not held here, and then the quantizer's plain result differs from them.
+    """
+
+    def __init__(self, digests: dict[str, str], stored: Sequence[Stored]) -> None:
+        self._digests, self._stored = digests, stored
+        self._names = [set(each.names()) for each in stored]
+        self._last: tuple[str, QTensor | None] = "", None
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        self._last = name, self._find(name)
+        return self._last[1] is not None
+
+    def quantized(self, name: str) -> QTensor:
+        tensor = self._last[1] if self._last[0] == name else self._find(name)
+        assert tensor is not None
+        return tensor
+
+    def _find(self, name: str) -> QTensor | None:
+        wanted = self._digests.get(name)
+        for names, stored in zip(self._names, self._stored, strict=True):
+            if wanted is not None and name in names:
+                tensor = stored.quantized(name)
+                if digest(tensor.dequantize()) == wanted:
+                    return tensor
+        return None
+
+
+def open_recorded(bundle: Bundle) -> Recorded | None:
+    """The calibration that the manifest of `bundle` remembers, if it has one; EdgeVLMError where it is malformed."""
+    report = bundle.manifest.calibration
+    if report is None:
+        return None
+    digests = report.get("tensors")
+    if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
+        raise EdgeVLMError(f"The manifest of '{bundle.folder}' has a calibration without tensors: export it again.")
+    stored: list[Stored] = []
+    if "onnx" in bundle.manifest.targets:
+        stored.append(ShippedWeights(bundle))
+    if "gguf" in bundle.manifest.targets:
+        stored.append(_Values(gguf_weights(bundle), list(digests)))
+    if "coreml" in bundle.manifest.targets:
+        stored.append(CoreMLWeights(bundle))
+    return Recorded(digests, stored)
+
+
+class _Values:
+    """A GGUF pair, which is read as float32 values, as `Stored`."""
+
+    def __init__(self, weights: Weights, names: list[str]) -> None:
+        self._weights, self._names = weights, [name for name in names if name in weights]
+
+    def names(self) -> list[str]:
+        return self._names
+
+    def quantized(self, name: str) -> QTensor:
+        return QTensor("fp32", self._weights.read(name))

@@ -1,0 +1,164 @@
+"""llama.cpp through llama-cpp-python's low-level bindings: import, log, load, and the trial in a child process.
+
+llama.cpp answers a bad file with a null pointer and a log line, or with abort(), which would take this process along.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from edgevlm.errors import EdgeVLMError
+
+TESTED = "0.3.36"  # llama-cpp-python; mtmd's structures change between versions
+PROBE_SECONDS = 300.0
+_WARN, _ERROR = 3, 4  # ggml_log_level
+
+_PROBE = "import sys; from edgevlm.runtimes.llama.engine import probe; probe(sys.argv[1], sys.argv[2])"
+
+
+class Engine:
+    """The loaded library. Its log goes to `messages` and never to the user's terminal."""
+
+    def __init__(self) -> None:
+        try:
+            import llama_cpp
+            from llama_cpp import mtmd_cpp
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            raise EdgeVLMError(
+                f"llama.cpp could not be imported ({str(error)[:120]}): install it with "
+                f"`pip install llama-cpp-python=={TESTED}`, which compiles it once (5 to 20 minutes)."
+            ) from None
+        self.llama: Any = llama_cpp
+        self.mtmd: Any = mtmd_cpp
+        self.version: str = llama_cpp.__version__
+        self.messages: deque[str] = deque(maxlen=20)
+        self._log = llama_cpp.llama_log_callback(self._keep)  # ctypes frees a callback that nobody holds
+        self.silence()
+        llama_cpp.llama_backend_init()
+
+    def silence(self) -> None:
+        """Take over the log, which whoever imported llama_cpp last has pointed at standard error."""
+        for setter in (self.llama.llama_log_set, self.mtmd.mtmd_log_set, self.mtmd.mtmd_helper_log_set):
+            setter(self._log, ctypes.c_void_p(0))
+
+    def _keep(self, level: int, text: bytes | None, _data: Any) -> None:
+        line = (text or b"").decode("utf-8", "replace").strip()
+        if line and level >= _WARN and level <= _ERROR:
+            self.messages.append(line)
+
+    def reason(self) -> str:
+        """The last thing that the engine complained of."""
+        line = self.messages[-1] if self.messages else "it gave no reason"
+        return line.splitlines()[0][:200].rstrip(".")
+
+    def load_model(self, path: Path, gpu: bool = False, check: bool = False) -> Any:
+        params = self.llama.llama_model_default_params()
+        params.n_gpu_layers = 999 if gpu else 0
+        params.check_tensors = check
+        model = self.llama.llama_model_load_from_file(os.fsencode(path), params)
+        if not model:
+            raise EdgeVLMError(
+                f"llama.cpp cannot load '{path}' ({self.reason()}): the file is damaged, incomplete or needs a newer "
+                "llama-cpp-python; export the bundle again."
+            )
+        return model
+
+    def load_mmproj(
+        self, path: Path, model: Any, tokens: int, threads: int, gpu: bool = False, warmup: bool = False
+    ) -> Any:
+        """An mtmd context whose pictures of tile size stay one tile.
+
+        mtmd would scale every picture to the file's longest edge and cut it; a limit of one tile's tokens makes it
+        take a bitmap of exactly tile size as it is (mtmd-image.cpp: the resize to the same size is a copy).
+        """
+        params = self.mtmd.mtmd_context_params_default()
+        params.use_gpu = gpu
+        params.print_timings = False
+        params.n_threads = threads
+        params.warmup = warmup
+        params.image_max_tokens = tokens
+        context = self.mtmd.mtmd_init_from_file(os.fsencode(path), model, params)
+        if not context:
+            raise EdgeVLMError(
+                f"llama.cpp cannot load '{path}' ({self.reason()}): the file is damaged or belongs to another model; "
+                "export the bundle again."
+            )
+        return context
+
+    def new_context(self, model: Any, positions: int, batch: int, threads: int, exact: bool = False) -> Any:
+        """exact: keys, values and attention in float32. llama.cpp's own choice is a cache in fp16 and fused attention,
+        which computes in fp16 whatever the cache holds: together up to 0.02 on a logit, where the rest of a float32
+        decoder is within 2e-5 of the reference."""
+        params = self.llama.llama_context_default_params()
+        if exact:
+            params.type_k = params.type_v = self.llama.GGML_TYPE_F32
+            params.flash_attn_type = self.llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.n_ctx = positions
+        params.n_batch = params.n_ubatch = batch
+        params.n_threads = params.n_threads_batch = threads
+        params.no_perf = True
+        context = self.llama.llama_init_from_model(model, params)
+        if not context:
+            raise EdgeVLMError(
+                f"llama.cpp has no memory for {positions} positions ({self.reason()}): free some, or ask for less."
+            )
+        return context
+
+
+@functools.cache
+def load_engine() -> Engine:
+    """The one engine of this process (llama.cpp's log and backends are global to it)."""
+    return Engine()
+
+
+def probe(model: str, mmproj: str) -> None:
+    """In the child: load both files, check every block, build both graphs. Exits with 0, or with 3 and one line."""
+    engine = load_engine()
+    try:
+        loaded = engine.load_model(Path(model), check=True)
+        engine.new_context(loaded, positions=256, batch=32, threads=1)
+        engine.load_mmproj(Path(mmproj), loaded, tokens=1, threads=1, warmup=True)
+    except EdgeVLMError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(3)
+    os._exit(0)  # nothing here is worth freeing
+
+
+def probe_in_child(model: Path, mmproj: Path) -> None:
+    """Try files from who knows where in a process that may die; EdgeVLMError if it does. Once per state of a file."""
+    _probe_once(*(part for path in (model, mmproj) for part in (path.resolve(), path.stat().st_mtime_ns)))
+
+
+@functools.lru_cache(maxsize=64)
+def _probe_once(model: Path, _changed: int, mmproj: Path, _changed_too: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", _PROBE, str(model), str(mmproj)],
+            env=environment,
+            capture_output=True,
+            timeout=PROBE_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise EdgeVLMError(
+            f"llama.cpp did not finish loading '{model.parent}' within {PROBE_SECONDS:.0f} s: export the bundle again."
+        ) from None
+    if child.returncode == 0:
+        return
+    lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
+    if child.returncode == 3 and lines:
+        raise EdgeVLMError(lines[-1])
+    reason = next(
+        (line for line in lines if "GGML_ASSERT" in line or "abort" in line), f"exit {child.returncode}"
+    )
+    raise EdgeVLMError(
+        f"llama.cpp crashed on the files in '{model.parent}' ({reason[:160]}): they are damaged or not from edgevlm; "
+        "export the bundle again."
+    )

@@ -1,0 +1,228 @@
+"""The gguf/ folder of a bundle on llama.cpp: our tiles in, our embeddings through its batch, logits out."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.preprocess import normalize, normalize_tables
+from edgevlm.runtimes.base import F32, I64
+from edgevlm.runtimes.devices import llama_device
+from edgevlm.runtimes.eager import context_error
+from edgevlm.runtimes.gguf import GgufFile, gguf_name
+from edgevlm.runtimes.llama.engine import load_engine, probe_in_child
+
+if TYPE_CHECKING:
+    from edgevlm.bundle.manifest import Bundle
+    from edgevlm.inputs.spec import ImageSpec
+
+BATCH = 512  # positions per call of the engine; its working memory grows with it
+FIRST_POSITIONS = 512  # of the KV cache, which doubles when it is full
+
+
+class LlamaRuntime:
+    """`Runtime` on llama.cpp. The vision half is loaded when the first picture comes, the text half at once."""
+
+    name = "llama.cpp"
+
+    def __init__(self, bundle: Bundle, device: str = "cpu", threads: int | None = None) -> None:
+        target = bundle.manifest.targets.get("gguf")
+        if target is None:
+            raise EdgeVLMError(
+                f"The bundle '{bundle.folder}' holds no GGUF files: export it again with them, "
+                f"`edgevlm export MODEL --target gguf -o {bundle.folder} --force`."
+            )
+        try:
+            model, self._mmproj_path = bundle.path(target["model"]), bundle.path(target["mmproj"])
+        except (KeyError, TypeError):
+            raise EdgeVLMError(
+                f"The manifest of '{bundle.folder}' does not describe its GGUF files: export the bundle again."
+            ) from None
+        self._spec, self._image = bundle.manifest.spec, bundle.image_spec
+        self._embeddings = GgufFile(model)
+        self._check_table()
+        GgufFile(self._mmproj_path)  # the engine reads a cut one without a word
+        self._engine = load_engine()
+        gpu = llama_device(device)
+        self._gpu = bool(gpu)
+        # Whoever ships float weights wants their numbers; quantized ones are rounded more by every product.
+        decoder = bundle.manifest.recipe.get("decoder") or {}
+        self._exact = not self._gpu and decoder.get("kind") in ("fp32", "fp16")
+        self._threads = threads or _cores()
+        probe_in_child(model, self._mmproj_path)
+        self._engine.silence()
+        self._model: Any = self._engine.load_model(model, self._gpu)
+        self._mtmd: Any = None
+        self._context: Any = None
+        self._capacity = self._position = 0
+        count = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
+        self.device = gpu or f"CPU ({count})"
+
+    def _check_table(self) -> None:
+        table = self._embeddings.tensors.get(gguf_name("decoder.embed.weight"))
+        expected = (self._spec.decoder.vocab_size, self._spec.decoder.hidden_size)
+        if table is None or table.shape != expected:
+            raise EdgeVLMError(
+                f"'{self._embeddings.path}' has {table.shape if table else 'no'} embeddings, and the manifest says "
+                f"{expected}: the file belongs to another model; export the bundle again."
+            )
+
+    def encode(self, pixels: F32) -> F32:
+        assert self._model, "the runtime is closed"
+        spec = self._spec
+        if self._mtmd is None:
+            self._mtmd = self._engine.load_mmproj(
+                self._mmproj_path, self._model, spec.image_tokens, self._threads, self._gpu
+            )
+        features = np.empty((len(pixels), spec.image_tokens, spec.decoder.hidden_size), np.float32)
+        for tile, out in zip(to_bytes(pixels, self._image), features, strict=True):
+            self._encode_tile(tile, out)
+        return features
+
+    def _encode_tile(self, tile: np.ndarray[Any, Any], out: F32) -> None:
+        """uint8 (S, S, 3) to `out` (n, D). mtmd wraps one bitmap into texts, a tile and an overview, which are equal
+        here; the first image chunk is taken."""
+        mtmd, side = self._engine.mtmd, tile.shape[0]
+        bitmap = mtmd.mtmd_bitmap_init(side, side, tile.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
+        chunks = mtmd.mtmd_input_chunks_init()
+        try:
+            marker = mtmd.mtmd_default_marker()
+            text = mtmd.mtmd_input_text(
+                text=marker, text_len=len(marker), add_special=False, parse_special=True
+            )
+            bitmaps = (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap)
+            failed = mtmd.mtmd_tokenize(self._mtmd, chunks, ctypes.byref(text), bitmaps, 1)
+            found = (
+                []
+                if failed
+                else [
+                    chunk
+                    for chunk in (
+                        mtmd.mtmd_input_chunks_get(chunks, i)
+                        for i in range(mtmd.mtmd_input_chunks_size(chunks))
+                    )
+                    if mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE
+                ]
+            )
+            if not found or mtmd.mtmd_input_chunk_get_n_tokens(found[0]) != len(out):
+                raise EdgeVLMError(
+                    f"llama.cpp did not take a tile of {side} pixels as one: use llama-cpp-python's tested version."
+                )
+            if mtmd.mtmd_encode_chunk(self._mtmd, found[0]) != 0:
+                raise EdgeVLMError(
+                    f"llama.cpp could not encode a tile ({self._engine.reason()}): free some memory."
+                )
+            ctypes.memmove(out.ctypes.data, mtmd.mtmd_get_output_embd(self._mtmd), out.nbytes)
+        finally:
+            mtmd.mtmd_input_chunks_free(chunks)
+            mtmd.mtmd_bitmap_free(bitmap)
+
+    def embed(self, ids: I64) -> F32:
+        return self._embeddings.rows(gguf_name("decoder.embed.weight"), np.asarray(ids, np.int64))
+
+    def prefill(self, embeds: F32) -> F32:
+        assert self._model, "the runtime is closed"
+        self._reserve(self._position + len(embeds))
+        embeds = np.ascontiguousarray(embeds, np.float32)
+        for start in range(0, len(embeds), BATCH):
+            self._decode(embeds=embeds[start : start + BATCH])
+        return self._logits()
+
+    def step(self, token: int) -> F32:
+        assert self._model, "the runtime is closed"
+        self._reserve(self._position + 1)
+        self._decode(token=token)
+        return self._logits()
+
+    def _decode(self, *, embeds: F32 | None = None, token: int = 0) -> None:
+        llama, count = self._engine.llama, 1 if embeds is None else len(embeds)
+        batch = llama.llama_batch_init(count, 0 if embeds is None else embeds.shape[1], 1)
+        try:
+            batch.n_tokens = count
+            if embeds is None:
+                batch.token[0] = token
+            else:
+                ctypes.memmove(batch.embd, embeds.ctypes.data, embeds.nbytes)
+            for i in range(count):
+                batch.pos[i] = self._position + i
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = 0
+                batch.logits[i] = i == count - 1
+            if llama.llama_decode(self._context, batch) != 0:
+                raise EdgeVLMError(
+                    f"llama.cpp could not compute {count} positions ({self._engine.reason()}): free some memory."
+                )
+        finally:
+            llama.llama_batch_free(batch)
+        self._position += count
+
+    def _logits(self) -> F32:
+        pointer = self._engine.llama.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(pointer, (self._spec.decoder.vocab_size,)).copy()
+
+    def _reserve(self, total: int) -> None:
+        """A KV cache for `total` positions: a model of 8192 never allocates them for a short question."""
+        limit = self._spec.decoder.context_length
+        if total > limit:
+            raise context_error(total, limit)
+        if total <= self._capacity:
+            return
+        llama, old = self._engine.llama, self._context
+        capacity = min(max(FIRST_POSITIONS, 2 * self._capacity, -(-total // 256) * 256), limit)
+        batch = min(BATCH, capacity)
+        new = self._engine.new_context(self._model, capacity, batch, self._threads, self._exact)
+        if self._position:
+            size = llama.llama_state_seq_get_size(old, 0)
+            state = (ctypes.c_uint8 * size)()
+            llama.llama_state_seq_get_data(old, state, size, 0)
+            llama.llama_state_seq_set_data(new, state, size, 0)
+        if old:
+            llama.llama_free(old)
+        self._context, self._capacity = new, capacity
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    def truncate(self, length: int) -> None:
+        if length >= self._position:
+            return
+        llama = self._engine.llama
+        llama.llama_memory_seq_rm(llama.llama_get_memory(self._context), 0, length, -1)
+        self._position = length
+
+    def close(self) -> None:
+        llama, mtmd = self._engine.llama, self._engine.mtmd
+        if self._mtmd:
+            mtmd.mtmd_free(self._mtmd)
+        if self._context:
+            llama.llama_free(self._context)
+        if self._model:
+            llama.llama_model_free(self._model)
+        self._mtmd = self._context = self._model = None
+        self._capacity = self._position = 0
+
+
+def to_bytes(pixels: F32, spec: ImageSpec) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Normalized tiles (T, 3, S, S) back to the uint8 (T, S, S, 3) that they were made from, exactly.
+
+    EdgeVLMError for values that `normalize` cannot have made: llama.cpp takes 8-bit pictures only.
+    """
+    tables = normalize_tables(spec).astype(np.float64)
+    scale, shift = tables[:, 255] - tables[:, 0], tables[:, 0]
+    values = np.rint((pixels.transpose(0, 2, 3, 1) - shift) / scale * 255)
+    tiles = np.ascontiguousarray(np.clip(values, 0, 255).astype(np.uint8))
+    if not np.array_equal(normalize(tiles, spec), pixels):
+        raise EdgeVLMError(
+            "llama.cpp takes 8-bit pictures, and these tiles hold other values than the bundle's preprocessing makes: "
+            "preprocess pictures with the bundle's own image spec."
+        )
+    return tiles
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

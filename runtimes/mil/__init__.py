@@ -1,0 +1,1 @@
+"""CoreML's packages, read and executed in numpy."""

@@ -1,0 +1,165 @@
+"""Opening bundles: what does not match is refused in one sentence. Writing them: whole or not at all."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from edgevlm.bundle.files import check_free
+from edgevlm.bundle.manifest import open_bundle
+from edgevlm.bundle.weights import ShippedWeights
+from edgevlm.errors import EdgeVLMError
+from edgevlm.io.folders import partial_folder, publish
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def edit(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / "manifest.json"
+        data = json.loads(path.read_text())
+        change(data)
+        path.write_text(json.dumps(data))
+
+    return apply
+
+
+def flip(name: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+
+    return apply
+
+
+def shorten(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-7])
+
+
+def rename_file(data: dict, new: str) -> None:
+    data["files"][new] = data["files"].pop("tokenizer.json")
+
+
+CASES: list[tuple[str, Callable[[Path], object], str]] = [
+    ("no manifest", lambda f: (f / "manifest.json").unlink(), "is a checkpoint, not a bundle: export it first"),
+    ("not json", lambda f: (f / "manifest.json").write_text("{"), "is no valid JSON"),
+    ("a list", lambda f: (f / "manifest.json").write_text("[]"), "has schema None, and this edgevlm reads schema 1"),
+    ("new schema", edit(lambda d: d.update(schema=2)), "has schema 2, and this edgevlm reads schema 1"),
+    ("unknown field", edit(lambda d: d.update(extra=1)), "unknown field 'extra'"),
+    ("no spec", edit(lambda d: d.pop("spec")), "lacks the field 'spec'"),
+    ("spec of words", edit(lambda d: d["spec"]["vision"].update(num_layers="two")), "num_layers should be int"),
+    ("missing file", lambda f: (f / "onnx/embed_tokens.onnx").unlink(), "lacks its file 'onnx/embed_tokens.onnx'"),
+    ("truncated", shorten("onnx/embed_tokens.onnx_data"), "it is damaged or incomplete"),
+    ("changed spec", flip("preprocess.json"), "was changed after the export"),
+    ("changed graph", flip("onnx/vision_encoder.onnx"), "was changed after the export"),
+    ("traversal", edit(lambda d: rename_file(d, "../../etc/passwd")), "is outside the bundle"),
+    ("absolute", edit(lambda d: rename_file(d, "/etc/passwd")), "is outside the bundle"),
+    ("drive", edit(lambda d: rename_file(d, "C:\\x")), "is outside the bundle"),
+]
+
+
+@pytest.mark.parametrize(("break_it", "sentence"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_refusals(bundle: Path, break_it: Callable[[Path], object], sentence: str) -> None:
+    break_it(bundle)
+    with pytest.raises(EdgeVLMError) as error:
+        open_bundle(bundle)
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_link_to_the_outside_is_refused(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "tokenizer.json").rename(tmp_path / "elsewhere.json")
+    (bundle / "tokenizer.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(EdgeVLMError, match="is a link to the outside"):
+        open_bundle(bundle)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(EdgeVLMError, match="There is no bundle"):
+        open_bundle(tmp_path / "nothing")
+
+
+def test_full_check_hashes_large_files_too(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgevlm.bundle.manifest.SMALL", 0)
+    flip("onnx/decoder_model_merged.onnx_data")(bundle)
+    open_bundle(bundle)
+    with pytest.raises(EdgeVLMError, match="was changed after the export"):
+        open_bundle(bundle, check="hash")
+
+
+def test_shipped_weights_are_what_the_onnx_package_reads(bundle: Path) -> None:
+    shipped = ShippedWeights(open_bundle(bundle))
+    model = onnx.load(bundle / "onnx/vision_encoder.onnx")
+    arrays = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    assert np.array_equal(shipped.read("vision.post_norm.weight"), arrays["vision.post_norm.weight"])
+    assert np.array_equal(shipped.read("vision.layers.1.fc2.weight"), arrays["vision.layers.1.fc2.weight"].T)
+    packed = arrays["vision.layers.0.q+vision.layers.0.k+vision.layers.0.v.weight"]
+    assert np.array_equal(shipped.read("vision.layers.0.k.weight"), np.split(packed, 3, axis=1)[1].T)
+
+
+def test_hostile_table_is_one_sentence(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    table = json.loads((bundle / "weights.json").read_text())
+    table["tensors"]["vision.post_norm.weight"]["codes"]["offset"] = 10**12
+    table["tensors"]["decoder.norm.weight"]["shape"] = [-1]
+    table["tensors"]["vision.post_norm.bias"]["kind"] = "int3"
+    (bundle / "weights.json").write_text(json.dumps(table))
+    shipped = ShippedWeights(opened)
+    for name in ("vision.post_norm.weight", "decoder.norm.weight", "vision.post_norm.bias"):
+        with pytest.raises(EdgeVLMError, match="does not fit its file"):
+            shipped.read(name)
+    with pytest.raises(EdgeVLMError, match=r"lacks the weight 'decoder\.head\.weight'"):
+        shipped.read("decoder.head.weight")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_the_current_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EdgeVLMError, match="'\\.' is the current folder"):
+        check_free(Path("."), force=force)
+
+
+def test_existing_output_needs_force_and_force_replaces_bundles_only(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(EdgeVLMError, match="already exists: choose another output folder, or replace it with --force"):
+        check_free(bundle, force=False)
+    check_free(bundle, force=True)
+    check_free(tmp_path / "new", force=False)
+    (tmp_path / "photos").mkdir()
+    check_free(tmp_path / "photos", force=False)
+    (tmp_path / "photos" / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(EdgeVLMError, match=r"--force replaces bundles only"):
+        check_free(tmp_path / "photos", force=True)
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(EdgeVLMError, match="exists and is no folder"):
+        check_free(tmp_path / "file", force=True)
+
+
+def test_publishing_replaces_in_one_step_and_leaves_nothing_else(bundle: Path) -> None:
+    with partial_folder(bundle) as partial:
+        (partial / "manifest.json").write_text("new")
+        publish(partial, bundle)
+    assert (bundle / "manifest.json").read_text() == "new"
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_interrupt_leaves_the_old_bundle(bundle: Path) -> None:
+    before = (bundle / "manifest.json").read_text()
+    with pytest.raises(KeyboardInterrupt), partial_folder(bundle) as partial:
+        (partial / "half").write_text("half")
+        raise KeyboardInterrupt
+    assert (bundle / "manifest.json").read_text() == before
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_failed_rename_puts_the_old_bundle_back(bundle: Path) -> None:
+    with pytest.raises(OSError), partial_folder(bundle) as partial:
+        gone = partial / "gone"
+        publish(gone.with_name("never-written"), bundle)
+    assert (bundle / "manifest.json").is_file()

@@ -1,0 +1,420 @@
+"""The arithmetic of preprocessing against Pillow, transformers' PIL processors and the golden vectors."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import io
+import json
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import PIL
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs import preprocess as pre
+from edgevlm.inputs import resample
+from edgevlm.inputs.decode import open_image
+from edgevlm.inputs.spec import ImageSpec
+from edgevlm.models.spec import from_dict, to_dict
+
+VECTORS = Path(__file__).parents[1] / "vectors"
+PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
+needs_pillow_13 = pytest.mark.skipif(
+    not PILLOW_13, reason="the oracle is Pillow 13; older ones resize rows first"
+)
+
+
+def _load_make() -> ModuleType:
+    module_spec = importlib.util.spec_from_file_location("vectors_make", VECTORS / "make.py")
+    assert module_spec and module_spec.loader
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def hf() -> ModuleType:
+    """The oracle: transformers' PIL processors, as tests/vectors/make.py drives them."""
+    return _load_make()
+
+
+def vectors(name: str) -> dict[str, Any]:
+    return json.loads((VECTORS / name).read_text("utf-8"))
+
+
+def image_spec(values: dict[str, Any], **changes: Any) -> ImageSpec:
+    return from_dict(ImageSpec, values | changes, "spec")
+
+
+SPECS = vectors("preprocess.json")["specs"]
+SMALL = image_spec(SPECS["small"])
+
+
+def rgb_vector(name: str) -> pre.U8:
+    return np.asarray(Image.open(VECTORS / vectors("preprocess.json")["images"][name]["rgb"]))
+
+
+def noise(width: int, height: int, seed: int = 0) -> pre.U8:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+# ---- the resampler -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case", vectors("resample.json")["cases"], ids=lambda c: f"{c['resample']}-{c['to']}"
+)
+def test_resampler_vectors(case: dict[str, Any]) -> None:
+    (width, height), to = case["from"], tuple(case["to"])
+    rgb = np.frombuffer(base64.b64decode(case["input"]), np.uint8).reshape(height, width, 3)
+    expected = np.frombuffer(base64.b64decode(case["output"]), np.uint8).reshape(to[1], to[0], 3)
+    np.testing.assert_array_equal(resample.resize(rgb, *to, case["resample"]), expected)
+    made = resample.resize_image(Image.fromarray(rgb), to, case["resample"])
+    np.testing.assert_array_equal(np.asarray(made), expected)
+
+
+SIDE = st.integers(1, 70)
+
+
+@needs_pillow_13
+@given(
+    SIDE,
+    SIDE,
+    SIDE,
+    SIDE,
+    st.sampled_from(sorted(resample.KERNELS)),
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+def test_resampler_equals_pillow(
+    width: int, height: int, new_width: int, new_height: int, name: str, seed: int, extremes: bool
+) -> None:
+    rgb = noise(width, height, seed)
+    if extremes:  # overshoot on both sides
+        rgb = np.where(rgb > 127, 255, 0).astype(np.uint8)
+    image = Image.fromarray(rgb)
+    expected = np.asarray(image.resize((new_width, new_height), Image.Resampling[name.upper()]))
+    np.testing.assert_array_equal(resample.resize(rgb, new_width, new_height, name), expected)
+    np.testing.assert_array_equal(
+        np.asarray(resample.resize_image(image, (new_width, new_height), name)), expected
+    )
+
+
+def test_resampler_refuses() -> None:
+    with pytest.raises(EdgeVLMError, match=r"filter 'nearest' is unknown: use bilinear, bicubic, lanczos\."):
+        resample.resize(noise(3, 3), 2, 2, "nearest")
+    with pytest.raises(EdgeVLMError, match="sizes start at 1"):
+        resample.resize(noise(3, 3), 0, 2, "bilinear")
+
+
+# ---- tiles -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case",
+    vectors("preprocess.json")["cases"],
+    ids=lambda c: f"{c['image']}-{c['spec']}-{c['max_tiles']}",
+)
+def test_preprocess_vectors(case: dict[str, Any]) -> None:
+    spec, rgb = image_spec(SPECS[case["spec"]]), rgb_vector(case["image"])
+    planned = pre.plan(rgb.shape[1], rgb.shape[0], spec, max_tiles=case["max_tiles"])
+    assert [list(size) for size in planned.resizes] == case["resizes"]
+    assert list(planned.grid) == case["grid"] and planned.num_tiles == case["tiles"]
+    tiles, grid = pre.resize_and_split(rgb, spec, max_tiles=case["max_tiles"])
+    assert list(grid) == case["grid"]
+    assert hashlib.sha256(tiles.tobytes()).hexdigest() == case["uint8_sha256"]
+    made = pre.preprocess(Image.fromarray(rgb), spec, max_tiles=case["max_tiles"])
+    assert made.grid == grid and made.pixels.dtype == np.float32
+    assert hashlib.sha256(made.pixels.astype("<f4").tobytes()).hexdigest() == case["float32_sha256"]
+    for t, c, y, x, value in case["values"]:
+        assert float(made.pixels[t, c, y, x]) == value
+
+
+def test_plan_vectors() -> None:
+    table = vectors("plan.json")
+    specs = {name: image_spec(values) for name, values in table["specs"].items()}
+    for name, width, height, budget, resizes, grid in table["cases"]:
+        planned = pre.plan(width, height, specs[name], max_tiles=budget)
+        found = ([list(size) for size in planned.resizes], list(planned.grid))
+        assert found == (resizes, grid), (name, width, height, budget)
+        assert budget is None or planned.num_tiles <= budget
+
+
+@needs_pillow_13
+def test_vectors_are_what_the_oracles_say(hf: ModuleType, tmp_path: Path) -> None:
+    hf.write_goldens(VECTORS / "images", VECTORS / "tokenizer.json", tmp_path)
+    assert hf.changed(tmp_path, VECTORS) == []
+
+
+def test_photographs_at_full_size(hf: ModuleType) -> None:
+    from skimage import data
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    spec = image_spec(SPECS["smolvlm"])
+    idefics = Idefics3ImageProcessorPil(size={"longest_edge": 1456}, max_image_size={"longest_edge": 364})
+    for name in ("astronaut", "coffee", "rocket"):
+        rgb = getattr(data, name)()
+        for split, budget in ((True, None), (False, 1)):
+            expected, grid = hf.hf_tiles(rgb, SPECS["smolvlm"], do_image_splitting=split)
+            made = pre.preprocess(rgb, spec, max_tiles=budget)
+            assert made.grid == grid
+            np.testing.assert_array_equal(made.pixels, expected)
+    out = idefics(Image.fromarray(rgb), return_row_col_info=True, return_tensors="np")
+    made = pre.preprocess(rgb, image_spec(SPECS["idefics3"]))
+    assert made.grid == (out["rows"][0][0], out["cols"][0][0])
+    np.testing.assert_array_equal(made.pixels, out["pixel_values"][0])
+
+
+def test_beyond_the_largest_edge(hf: ModuleType) -> None:
+    values = hf.spec(1024, 6000)
+    rgb = noise(5000, 25)
+    expected, grid = hf.hf_tiles(rgb, values)
+    made = pre.preprocess(rgb, image_spec(values))
+    assert made.grid == grid == (1, 4)
+    np.testing.assert_array_equal(made.pixels, expected)
+
+
+PICTURE_SIDE = st.one_of(st.integers(1, 40), st.integers(1, 400))
+
+
+@given(
+    PICTURE_SIDE,
+    PICTURE_SIDE,
+    st.sampled_from(["small", "whole", "uneven", "as_is"]),
+    st.one_of(st.none(), st.integers(1, 40)),
+)
+@settings(max_examples=80, deadline=None)
+def test_preprocess_equals_transformers(width: int, height: int, name: str, budget: int | None) -> None:
+    hf = _MAKE
+    rgb = noise(width, height, width * 1000 + height)
+    options = hf.hf_options((width, height), SPECS[name], budget)
+    expected, grid = hf.hf_tiles(rgb, SPECS[name], **options)
+    made = pre.preprocess(rgb, image_spec(SPECS[name]), max_tiles=budget)
+    assert made.grid == grid
+    assert len(made.pixels) == grid[0] * grid[1] + 1 and (budget is None or len(made.pixels) <= budget)
+    np.testing.assert_array_equal(made.pixels, expected)
+
+
+_MAKE = _load_make()
+
+
+def test_budget_of_one_is_the_unsplit_mode() -> None:
+    rgb = noise(90, 70)
+    whole = pre.preprocess(rgb, image_spec(SPECS["small"], split=False))
+    one = pre.preprocess(rgb, SMALL, max_tiles=1)
+    assert whole.grid == one.grid == (0, 0)
+    np.testing.assert_array_equal(whole.pixels, one.pixels)
+    two = pre.preprocess(rgb, SMALL, max_tiles=2)  # no grid has one tile: the same
+    np.testing.assert_array_equal(two.pixels, one.pixels)
+
+
+def test_preprocess_leaves_its_input_alone() -> None:
+    rgb = noise(32, 32)
+    before = rgb.copy()
+    pre.preprocess(rgb, SMALL)
+    np.testing.assert_array_equal(rgb, before)
+
+
+@pytest.mark.parametrize("budget", [0, -3])
+def test_refuses_an_empty_budget(budget: int) -> None:
+    with pytest.raises(EdgeVLMError, match=f"tile budget is {budget}: it should be 1"):
+        pre.preprocess(noise(4, 4), SMALL, max_tiles=budget)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3)),
+        np.zeros((0, 4, 3), "u1"),
+    ],
+)
+def test_refuses_what_is_not_decoded_rgb(array: Any) -> None:
+    with pytest.raises(EdgeVLMError, match="open it with open_image"):
+        pre.preprocess(array, SMALL)
+    with pytest.raises(EdgeVLMError, match="found mode L: open it with open_image"):
+        pre.preprocess(Image.new("L", (4, 4)), SMALL)
+
+
+# ---- decoding ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((VECTORS / "images").iterdir()), ids=lambda p: p.name)
+def test_decode_vectors(path: Path) -> None:
+    golden = vectors("preprocess.json")["images"][path.name]
+    for source in (path, str(path), path.read_bytes()):
+        rgb = open_image(source)
+        assert rgb.dtype == np.uint8 and rgb.shape == (golden["height"], golden["width"], 3)
+        assert hashlib.sha256(rgb.tobytes()).hexdigest() == golden["sha256"]
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(open_image(image), rgb)
+    np.testing.assert_array_equal(rgb, rgb_vector(path.name))
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I", "F"]
+)
+def test_decode_modes_as_transformers(mode: str) -> None:
+    from transformers.image_transforms import convert_to_rgb
+
+    rgba = np.dstack([noise(19, 11), noise(19, 11, 1)[..., 0]])
+    image = Image.fromarray(rgba)
+    if mode in ("I", "F"):
+        image = Image.fromarray(noise(19, 11)[..., 0].astype(np.int32) * 3 - 100).convert(mode)
+    elif mode in ("PA", "HSV", "YCbCr", "CMYK"):
+        image = image.convert("RGB").convert("P" if mode == "PA" else mode).convert(mode)
+    else:
+        image = image.convert(mode)
+    before = image.copy()
+    np.testing.assert_array_equal(open_image(image), convert_to_rgb(image, return_numpy=True))
+    assert image == before
+
+
+@pytest.mark.parametrize("format_", ["AVIF", "JPEG2000", "ICO", "PPM", "TIFF"])
+def test_decode_other_formats(format_: str) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(noise(32, 32)).save(stream, format_)
+    with Image.open(io.BytesIO(stream.getvalue())) as image:
+        expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(open_image(stream.getvalue()), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_with_alpha(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    rgba = np.dstack([noise(13, 7), noise(13, 7, 1)[..., 0]])
+    Image.fromarray(rgba).save(stream, "PNG", exif=exif)
+    with Image.open(io.BytesIO(stream.getvalue())) as image:
+        upright = ImageOps.exif_transpose(image)
+        base = Image.new("RGBA", upright.size, (10, 200, 30, 255))
+        expected = np.asarray(Image.alpha_composite(base, upright).convert("RGB"))
+    np.testing.assert_array_equal(open_image(stream.getvalue(), (10, 200, 30)), expected)
+
+
+def test_damaged_exif_is_ignored() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(noise(8, 8)).save(
+        stream, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12" * 9
+    )
+    assert open_image(stream.getvalue()).shape == (8, 8, 3)
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    ihdr = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + ihdr + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+def whole(name: str) -> bytes:
+    return (VECTORS / "images" / name).read_bytes()
+
+
+BAD_BYTES = {
+    "empty": (b"", "is not a picture"),
+    "text": (b"hello, this is no picture\n" * 10, "is not a picture that can be opened: use JPEG, PNG"),
+    "pickle": (b"\x80\x04K\x01.", "is not a picture"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "is not a picture"),
+    "truncated jpeg": (whole("photo_chelsea.jpg")[:3000], "is damaged or incomplete and cannot be decoded"),
+    "truncated png": (whole("prime.png")[:4000], "is damaged or incomplete"),
+    "truncated gif": (whole("animated.gif")[:500], "is damaged or incomplete"),
+    "truncated webp": (whole("lossy.webp")[:400], "picture|damaged"),
+    "truncated tiff": (whole("tiff_lzw.tiff")[:900], "picture|damaged"),
+    "bomb": (png_header(50_000, 50_000), "pixels, at most 89.5 million are read: scale it down first"),
+    "large": (png_header(10_000, 9_000), "10000 x 9000 pixels, at most 89.5 million"),
+    "no pixels": (png_header(0, 10), "is not a picture|has no pixels"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BYTES)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_refuses_bad_bytes(name: str, tmp_path: Path) -> None:
+    data, sentence = BAD_BYTES[name]
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(data)
+    for source in (data, path):
+        with pytest.raises(EdgeVLMError, match=sentence) as caught:
+            open_image(source)
+        assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+    assert str(path) in str(caught.value)
+
+
+def test_a_bomb_is_refused_whatever_the_warning_filter() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(EdgeVLMError, match="scale it down first"):
+            open_image(png_header(10_000, 9_000))
+
+
+@given(st.sampled_from(["prime.png", "exif_3.jpg", "animated.gif", "lossless.webp", "bitmap.bmp"]), st.data())
+@settings(max_examples=120, deadline=None)
+def test_damaged_files_give_a_picture_or_a_sentence(name: str, data: st.DataObject) -> None:
+    content = bytearray(whole(name))
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(1, len(content)))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            assert open_image(bytes(content)).shape[2] == 3
+        except EdgeVLMError as error:
+            assert "The image" in str(error)
+
+
+def test_refuses_bad_paths(tmp_path: Path) -> None:
+    with pytest.raises(EdgeVLMError, match=r"no\.jpg' does not exist: check the path \(only local files"):
+        open_image(tmp_path / "no.jpg")
+    with pytest.raises(EdgeVLMError, match="is a folder: give the path of one picture"):
+        open_image(tmp_path)
+    with pytest.raises(EdgeVLMError, match=r"cannot be read|does not exist"):
+        open_image("a\0b")
+    with pytest.raises(EdgeVLMError, match=r"cannot be read|does not exist"):
+        open_image("x" * 5000)
+    with pytest.raises(EdgeVLMError, match="is not a regular file"):
+        open_image("/dev/null")
+    with pytest.raises(EdgeVLMError, match=r"has no pixels \(0 x 5\)"):
+        open_image(Image.new("RGB", (0, 5)))
+
+
+# ---- the spec ----------------------------------------------------------------------------------------------
+
+
+def test_spec_round_trip() -> None:
+    assert from_dict(ImageSpec, json.loads(json.dumps(to_dict(SMALL))), "preprocess.json") == SMALL
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("version", 2),
+        ("strategy", "stretch"),
+        ("resample", "nearest"),
+        ("tile_size", 0),
+        ("longest_edge", -1),
+        ("max_edge", 10**9),
+        ("short_edge_multiple", 0),
+        ("background", [0, 0, 300]),
+        ("std", [1, 0, 1]),
+        ("mean", [float("nan"), 0, 0]),
+        ("rescale_factor", float("inf")),
+    ],
+)
+def test_spec_refuses(field: str, value: Any) -> None:
+    with pytest.raises(EdgeVLMError, match=rf"image spec has .*{field}.* = .*expected"):
+        image_spec(SPECS["small"], **{field: value})

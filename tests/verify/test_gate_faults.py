@@ -1,0 +1,272 @@
+"""Faults planted in the export, so that every hash fits: each is caught at its level and named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import edgevlm.export.coreml_
+import edgevlm.export.gguf_
+import edgevlm.export.onnx_.emit
+from edgevlm.bundle.manifest import open_bundle
+from edgevlm.bundle.qtensor import QTensor
+from edgevlm.checkpoint import processor
+from edgevlm.checkpoint.checkpoint import open_checkpoint
+from edgevlm.checkpoint.families import read_model
+from edgevlm.errors import EdgeVLMError, GateError
+from edgevlm.export import pipeline, source
+from edgevlm.export.pipeline import Expected, ExportOptions, export_model
+from edgevlm.export.quantize.recipe import fit, make_recipe
+from edgevlm.inputs import preprocess
+from edgevlm.inputs.prompt import Prompter
+from edgevlm.verify import gate
+from edgevlm.verify.gate import GateOptions, run_gate
+from edgevlm.verify.report import GateReport, Row, divergence, kl_divergence
+
+WEIGHT = "vision.layers.1.o.weight"
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def failed_export(checkpoint: Path, out: Path, quantize: str = "fp32") -> GateReport:
+    """The report of an export that the gate must refuse; its manifest holds the same result."""
+    with pytest.raises(GateError) as caught:
+        export_model(ExportOptions(str(checkpoint), out, quantize=quantize, preset="size"))
+    assert not out.exists()
+    saved = open_bundle(out.with_name(f"{out.name}.failed")).manifest.gate
+    assert saved is not None and saved == caught.value.report.to_dict()
+    return caught.value.report
+
+
+def by_check(report: GateReport, check: str) -> Row:
+    return next(row for row in report.rows if row.check == check)
+
+
+def change_weight(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[QTensor], QTensor], module: Any = edgevlm.export.onnx_.emit,
+    function: str = "write_onnx",
+) -> None:  # fmt: skip
+    """Let an emitter receive WEIGHT changed, while the gate still knows what the quantizer makes of it."""
+    real = getattr(module, function)
+
+    def write(*arguments: Any) -> Any:
+        index = next(i for i, value in enumerate(arguments) if getattr(value, "__name__", "") == "quantized")
+        quantized = arguments[index]
+
+        def faulty(name: str) -> QTensor:
+            return change(quantized(name)) if name == WEIGHT else quantized(name)
+
+        return real(*arguments[:index], faulty, *arguments[index + 1 :])
+
+    monkeypatch.setattr(module, function, write)
+
+
+def transpose(tensor: QTensor) -> QTensor:
+    return replace(tensor, codes=np.ascontiguousarray(tensor.codes.T))
+
+
+def swap_scales(tensor: QTensor) -> QTensor:
+    assert tensor.scale is not None
+    scale = tensor.scale.copy()
+    scale[[3, 4]] = scale[[4, 3]]
+    return replace(tensor, scale=scale)
+
+
+def test_a_transposed_weight_is_caught_among_the_numbers(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_weight(monkeypatch, transpose)
+    report = failed_export(tiny_checkpoint, tmp_path / "out")
+    row = report.failures()[0]
+    assert (row.level, row.where, row.measured) == ("numbers", WEIGHT, 1)
+    assert row.note == f"first: {WEIGHT}: transposed"
+    assert f"{WEIGHT}: transposed" in report.first_failure()
+
+
+def test_a_swapped_scale_is_caught_among_the_numbers(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_weight(monkeypatch, swap_scales)
+    report = failed_export(tiny_checkpoint, tmp_path / "out", "int8")
+    row = report.failures()[0]
+    assert (row.level, row.where) == ("numbers", WEIGHT)
+    assert row.note == f"first: {WEIGHT}: 2 scales swapped, first in row 3, block 0"
+
+
+@pytest.mark.parametrize(
+    ("target", "module", "function"),
+    [
+        ("gguf", edgevlm.export.gguf_, "write_gguf"),
+        ("coreml", edgevlm.export.coreml_, "write_coreml"),
+    ],
+)
+@pytest.mark.parametrize(("change", "kind"), [(transpose, "int8"), (swap_scales, "int4")])
+def test_other_targets_are_held_to_the_quantizer_too(
+    gguf_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, module: Any, function: str,
+    change: Callable[[QTensor], QTensor], kind: str,
+) -> None:  # fmt: skip
+    pytest.importorskip({"gguf": "gguf", "coreml": "coremltools"}[target])
+    change_weight(monkeypatch, change, module, function)
+    options = ExportOptions(str(gguf_checkpoint), tmp_path / "out", (target,), kind, "size", gate=False)
+    bundle = open_bundle(export_model(options).folder)
+    _, weights = read_model(open_checkpoint(str(gguf_checkpoint)))
+    _, rows = gate._weights(bundle, Expected(weights, fit(make_recipe(kind, "size"), weights)))
+    (row,) = rows
+    assert (row.target, row.passed, row.measured, row.where) == (target, False, 1, WEIGHT)
+
+
+def test_a_wrong_std_is_caught_and_named(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = processor.read_image_spec
+    monkeypatch.setattr(pipeline, "read_image_spec", lambda *a: replace(real(*a), std=CLIP_STD))
+    report = failed_export(tiny_checkpoint, tmp_path / "out")
+    rules, tiles = report.failures()
+    assert (rules.level, rules.where) == ("numbers", "preprocess.json: std")
+    assert rules.note.startswith("std: (0.26862954, 0.26130258, 0.27577711) instead of (0.5, 0.5, 0.5)")
+    assert tiles.check == "tiles that differ from Pillow's" and "values are off by up to" in tiles.note
+
+
+def test_a_wrong_mean_is_caught_even_where_the_exporters_own_reader_is_at_fault(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = processor.read_image_spec
+    for module in (pipeline, source):
+        monkeypatch.setattr(module, "read_image_spec", lambda *a: replace(real(*a), mean=(0.48, 0.46, 0.41)))
+    (row,) = failed_export(tiny_checkpoint, tmp_path / "out").failures()
+    assert (row.level, row.where) == ("numbers", "preprocess.json: mean")
+
+
+def roll_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tile of a grid one place late; the whole picture stays last."""
+    real = preprocess.resize_and_split
+
+    def rolled(*arguments: Any, **options: Any) -> Any:
+        tiles, grid = real(*arguments, **options)
+        return np.concatenate([np.roll(tiles[:-1], 1, axis=0), tiles[-1:]]), grid
+
+    monkeypatch.setattr(preprocess, "resize_and_split", rolled)
+
+
+def test_a_tile_order_off_by_one_is_caught_and_named(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roll_tiles(monkeypatch)
+    (row,) = failed_export(tiny_checkpoint, tmp_path / "out").failures()
+    assert (row.level, row.check, row.measured) == ("numbers", "tiles that differ from Pillow's", 4)
+    assert row.where == "tile 1 (row 1, column 1)"
+    assert row.note == "tile 1 (row 1, column 1) holds row 2, column 2: tile order"
+
+
+def test_a_missing_newline_is_caught_among_the_tokens(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = processor.read_prompt_spec
+    monkeypatch.setattr(pipeline, "read_prompt_spec", lambda *a: replace(real(*a), row_close=""))
+    report = failed_export(tiny_checkpoint, tmp_path / "out")
+    assert {row.level for row in report.failures()} == {"tokens"}
+    rules, tiled, two = report.failures()
+    assert rules.where == "prompt.json: row_close" and rules.note == "row_close: '' instead of '\\n'"
+    assert tiled.check == "prompt ids that differ, 3 x 4" and "instead of '\\n'" in tiled.note
+    assert two.check == "prompt ids that differ, one tile and 2 x 1"
+
+
+def test_a_newline_that_the_code_drops_is_caught_too(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rules are right and the program that follows them is not."""
+    real = Prompter.encode
+
+    def encode(self: Prompter, *arguments: Any, **options: Any) -> Any:
+        spec = self.spec
+        self.spec = replace(spec, row_close="")
+        try:
+            return real(self, *arguments, **options)
+        finally:
+            self.spec = spec
+
+    monkeypatch.setattr(Prompter, "encode", encode)
+    report = failed_export(tiny_checkpoint, tmp_path / "out")
+    assert [row.check for row in report.failures()] == [
+        "prompt ids that differ, 3 x 4", "prompt ids that differ, one tile and 2 x 1",
+    ]  # fmt: skip
+
+
+def test_a_bundle_alone_is_held_to_what_its_export_recorded(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ExportOptions(str(tiny_checkpoint), tmp_path / "out", quantize="fp32")
+    bundle = open_bundle(export_model(options).folder)
+    report = run_gate(bundle)
+    assert report.passed
+    assert by_check(report, "ids other than at the export").passed
+    assert by_check(report, "reference features as at the export, cosine").measured > 0.999999
+    assert report.golden == (bundle.manifest.gate or {})["golden"]
+
+    real = preprocess.normalize
+    monkeypatch.setattr(preprocess, "normalize", lambda tiles, spec: real(tiles, spec) * np.float32(1.001))
+    report = run_gate(bundle)
+    assert {row.where for row in report.failures()} == {"tile 1 (row 1, column 1)", "one tile"}
+    assert by_check(report, "tiles other than at the export").measured == 3
+
+    manifest = replace(bundle.manifest, gate={"golden": {"tiles": 3, "ids": {}, "features": []}})
+    with pytest.raises(EdgeVLMError, match="is malformed: export"):
+        run_gate(replace(bundle, manifest=manifest))
+
+
+def test_the_layer_where_a_graph_departs_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A fault in the graph of block 1 of the encoder, between its attention and its second norm."""
+    options = ExportOptions(str(tiny_checkpoint), tmp_path / "out", quantize="fp32", gate=False)
+    bundle = open_bundle(export_model(options).folder)
+    path = bundle.path("onnx/vision_encoder.onnx")
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        names = ["vision.layers.1.o.bias" if name == "vision.layers.1.fc2.bias" else name for name in node.input]
+        node.input[:] = names
+    onnx.save(model, path)
+    report = run_gate(bundle)
+    layer = by_check(report, "first layer that differs")
+    assert layer.where == "vision.post_norm"
+    assert report.first_failure().endswith("; first at vision.post_norm")
+    values = report.layers["onnx"]
+    names = list(values)
+    assert names.index("vision.layers.0.norm1") < names.index("vision.post_norm")
+    assert values["vision.layers.1.norm2"] < 1e-5 < values["vision.post_norm"]
+
+
+def test_what_was_not_judged_fails_where_it_must_be(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ExportOptions(str(tiny_checkpoint), tmp_path / "out", ("onnx", "coreml"), "fp32", gate=False)
+    bundle = open_bundle(export_model(options).folder)
+    monkeypatch.setattr(gate, "OPTIONAL", {"coreml": ("no_such_engine", "coreml")})
+    assert run_gate(bundle).passed
+    strict = run_gate(bundle, options=GateOptions(strict=True))
+    assert [row.check for row in strict.failures()] == ["NOT JUDGED"]
+    assert strict.first_failure().startswith("coreml, NOT JUDGED no_such_engine is not installed")
+
+
+def test_bounds_by_name(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    report = run_gate(bundle, options=GateOptions(bounds={"onnx.agreement": 1.1, "logits": 0.5}))
+    assert {row.check.split(", ")[-1] for row in report.failures()} == {"top-1 agreement"}
+    assert by_check(report, "prefill logits, cosine").bound == 0.5
+    for name in ("speed", "loss.near_tie", "tensorrt.kl", "loss.onnx.kl"):
+        with pytest.raises(EdgeVLMError, match=f"There is no bound '{name}'"):
+            GateOptions(bounds={name: 1.0})
+
+
+def test_kl_and_divergence_by_hand() -> None:
+    """KL of (1/2, 1/2) from (1/4, 3/4) is ln 2 - ln 3 / 2 = 0.143841 (Cover and Thomas, example 2.3.1, in nats)."""
+    half, quarter = np.log([[0.5, 0.5]]).astype(np.float32), np.log([[0.25, 0.75]]).astype(np.float32)
+    assert kl_divergence(half, quarter) == pytest.approx(np.log(2) - np.log(3) / 2, abs=1e-6)
+    assert kl_divergence(quarter, half) == pytest.approx(0.75 * np.log(3) - np.log(2), abs=1e-6)
+    assert kl_divergence(half + 7, half) == pytest.approx(0, abs=1e-6)
+    assert kl_divergence(half, half * np.float32("nan")) == np.inf
+    assert divergence(np.array([3.0, 4.0], np.float32), np.array([3.0, 3.0], np.float32)) == pytest.approx(0.2)
+    assert divergence(np.ones(2, np.float32), np.ones(3, np.float32)) == np.inf
