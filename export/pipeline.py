@@ -25,8 +25,9 @@ from edgevlm.export.quantize.round import quantize
 from edgevlm.export.source import read_source
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.io.folders import partial_folder, publish
+from edgevlm.io.records import to_dict
+from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import F32
-from edgevlm.models.spec import ModelSpec, to_dict
 from edgevlm.verify.answers import QUESTIONS, maybe_questions
 from edgevlm.verify.gate import GateOptions, run_gate
 from edgevlm.verify.report import GateReport

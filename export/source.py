@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
-from edgevlm.models.spec import ModelSpec
+from edgevlm.models.model import ModelSpec
 from edgevlm.verify.inputs import Source
 
 

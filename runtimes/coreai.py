@@ -18,8 +18,8 @@ import numpy as np
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.llama import embed_tokens, rope_tables
+from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
-from edgevlm.models.spec import ModelSpec
 from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.eager import context_error
 

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.records import from_dict
 from edgevlm.models.llama import rope_tables
-from edgevlm.models.spec import ModelSpec, from_dict
+from edgevlm.models.model import ModelSpec
 from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.eager import context_error
 from edgevlm.runtimes.mil.blob import unpack

@@ -9,10 +9,10 @@ import numpy as np
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.eager import EagerOps, KVCache
 from edgevlm.models.llama import decoder, embed_tokens
+from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.models.projector import projector
 from edgevlm.models.siglip import vision_tower
-from edgevlm.models.spec import ModelSpec
 from edgevlm.runtimes.base import F32, I64
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.spec import DecoderSpec, ModelSpec
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import Decoder
 
 F32 = npt.NDArray[np.float32]
 
@@ -186,7 +187,7 @@ def gguf_name(weight: str) -> str:
     )
 
 
-def rope_order(weight: str, spec: DecoderSpec) -> npt.NDArray[np.intp] | None:
+def rope_order(weight: str, spec: Decoder) -> npt.NDArray[np.intp] | None:
     """Row i of the file is row `order[i]` of the weight; None where rows keep their order.
 
     llama.cpp rotates neighbouring pairs of rows where the checkpoint rotates split halves, so the q and k rows of

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgevlm.bundle.manifest import MANIFEST, FileInfo, Manifest, sha256
 from edgevlm.io.folders import check_replaceable
-from edgevlm.models.spec import to_dict
+from edgevlm.io.records import to_dict
 
 
 def check_free(out: Path, force: bool) -> None:

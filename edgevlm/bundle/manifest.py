@@ -11,7 +11,8 @@ from typing import Any
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
-from edgevlm.models.spec import ModelSpec, from_dict
+from edgevlm.io.records import from_dict
+from edgevlm.models.model import ModelSpec
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -15,7 +15,8 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import load_tokenizer
 from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, PROMPT_SPEC_VERSION, ImageSpec, PromptSpec
 from edgevlm.io.json import JsonFile, read_json_file
-from edgevlm.models.spec import ModelSpec, VisionSpec
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.towers.vit import Vit
 
 IMAGE_PROCESSORS = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
 WHOLE_PICTURE = "SiglipImageProcessor"  # one tile, stretched to a square: what LLaVA has with a SigLIP tower
@@ -30,7 +31,7 @@ BACKGROUND = (255, 255, 255)
 FAKE, GLOBAL = "<fake_token_around_image>", "<global-img>"
 
 
-def read_image_spec(folder: Path, vision: VisionSpec) -> ImageSpec:
+def read_image_spec(folder: Path, vision: Vit) -> ImageSpec:
     """The image rules of the checkpoint in `folder`; EdgeVLMError names the file and key that are wrong."""
     file = _image_processor(folder)
     name = file.data.get("image_processor_type")

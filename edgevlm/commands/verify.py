@@ -175,7 +175,7 @@ def _expected(
     from edgevlm.export.pipeline import Expected
     from edgevlm.export.quantize.recipe import Recipe
     from edgevlm.export.source import read_source
-    from edgevlm.models.spec import from_dict
+    from edgevlm.io.records import from_dict
 
     checkpoint = open_checkpoint(model, revision=revision, cache_dir=cache_dir, adapter=adapter)
     made_from = bundle.manifest.model

@@ -3,149 +3,186 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from edgevlm.models.llama import rope_tables
-from edgevlm.models.ops import F32, Weights
-from edgevlm.models.spec import DecoderSpec
+from edgevlm.models.blocks import rope_inputs
+from edgevlm.models.ops import Ops, Weights
+from edgevlm.models.spec import Attention, Norm
+from edgevlm.models.states import States
+from edgevlm.types import F32, I64
 
 _SQRT_2_OVER_PI = np.float32(math.sqrt(2.0 / math.pi))
 
 
-@dataclass
-class KVCache:
-    """Keys after RoPE and values, one (kv heads, positions, head size) pair per layer."""
+class EagerOps(Ops):
+    """Plays operations on arrays. Weights are read when an operation needs them and dropped after it."""
 
-    spec: DecoderSpec
-    keys: dict[int, F32] = field(default_factory=dict)
-    values: dict[int, F32] = field(default_factory=dict)
+    backend = "The eager reference"
 
-    def length(self, layer: int = 0) -> int:
-        return self.keys[layer].shape[1] if layer in self.keys else 0
-
-    def append(self, layer: int, keys: F32, values: F32) -> tuple[F32, F32]:
-        if layer in self.keys:
-            keys = np.concatenate([self.keys[layer], keys], axis=1)
-            values = np.concatenate([self.values[layer], values], axis=1)
-        self.keys[layer], self.values[layer] = keys, values
-        return keys, values
-
-    def truncate(self, length: int) -> None:
-        for store in (self.keys, self.values):
-            for layer in store:
-                store[layer] = store[layer][:, :length]
-
-
-class EagerOps:
-    """Plays `Ops` on arrays. Weights are read when an operation needs them and dropped after it."""
-
-    def __init__(self, weights: Weights, cache: KVCache | None = None, *, keep: int = 1) -> None:
-        """keep: how many of the last positions get logits."""
-        self.weights, self.cache, self.keep = weights, cache, keep
+    def __init__(
+        self,
+        weights: Weights,
+        states: States | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        keep: int = 1,
+    ) -> None:
+        """inputs: RoPE rows, masks and additions of this call. keep: how many of the last positions get logits."""
+        self.weights, self.states, self.inputs, self.keep = weights, states, inputs or {}, keep
 
     def _weight(self, name: str) -> F32:
         return self.weights.read(name)
 
-    def patch_embed(self, pixels: F32, name: str, patch_size: int) -> F32:
-        t, c, height, width = pixels.shape
-        rows, cols = height // patch_size, width // patch_size
-        patches = pixels.reshape(t, c, rows, patch_size, cols, patch_size).transpose(0, 2, 4, 1, 3, 5)
-        kernel = self._weight(f"{name}.weight")
-        flat = patches.reshape(t, rows * cols, -1) @ kernel.reshape(kernel.shape[0], -1).T
-        return self._add_bias(flat, name)
+    def linear(self, x: F32, *maps: tuple[str, int], bias: bool = False) -> list[F32]:
+        outs = [x @ self._weight(f"{name}.weight").T for name, _ in maps]
+        return [out + self._weight(f"{name}.bias") for out, (name, _) in zip(outs, maps, strict=True)] if bias else outs
 
-    def _add_bias(self, x: F32, name: str) -> F32:
-        return x + self._weight(f"{name}.bias") if f"{name}.bias" in self.weights else x
+    def patch_embed(self, pixels: F32, name: str, width: int, patch: int, bias: bool = True) -> F32:
+        t, c, height, wide = pixels.shape
+        rows, cols = height // patch, wide // patch
+        pixels = pixels[:, :, : rows * patch, : cols * patch]
+        patches = pixels.reshape(t, c, rows, patch, cols, patch).transpose(0, 2, 4, 1, 3, 5)
+        flat = patches.reshape(t, rows * cols, -1) @ self._weight(f"{name}.weight").reshape(width, -1).T
+        return flat + self._weight(f"{name}.bias") if bias else flat
 
-    def add_table(self, x: F32, name: str) -> F32:
+    def patch_linear(self, x: F32, name: str, width: int) -> F32:
+        out: F32 = x @ self._weight(f"{name}.weight").T
+        return out
+
+    def embed(self, ids: I64, name: str, rows: int, width: int) -> F32:
+        found: F32 = self._weight(f"{name}.weight")[ids]
+        return found
+
+    def add_table(self, x: F32, name: str, rows: int, width: int) -> F32:
         return x + self._weight(name)
+
+    def prepend(self, x: F32, name: str, width: int) -> F32:
+        first = np.broadcast_to(self._weight(name), (len(x), 1, width))
+        return np.concatenate([first, x], axis=1)
+
+    def drop_first(self, x: F32) -> F32:
+        return x[:, 1:]
+
+    def vector(self, name: str, size: int) -> F32:
+        return self._weight(name)
+
+    def norm(self, x: F32, name: str, spec: Norm) -> F32:
+        x = x - x.mean(-1, keepdims=True) if spec.kind == "layer" else x
+        mean_square = np.square(x).mean(-1, keepdims=True)
+        normed: F32 = x / np.sqrt(mean_square + np.float32(spec.eps)) * self._weight(f"{name}.weight")
+        return normed + self._weight(f"{name}.bias") if spec.kind == "layer" else normed
+
+    def act(self, x: F32, kind: str) -> F32:
+        return np.asarray(_ACTS[kind](x), dtype=np.float32)
 
     def add(self, x: F32, y: F32) -> F32:
         return x + y
 
-    def layer_norm(self, x: F32, name: str, eps: float) -> F32:
-        centred = x - x.mean(-1, keepdims=True)
-        variance = np.square(centred).mean(-1, keepdims=True)
-        normed = centred / np.sqrt(variance + np.float32(eps)) * self._weight(f"{name}.weight")
-        return self._add_bias(normed, name)
+    def mul(self, x: F32, y: F32 | float) -> F32:
+        return x * (np.float32(y) if isinstance(y, float) else y)
 
-    def rms_norm(self, x: F32, name: str, eps: float) -> F32:
-        mean_square = np.square(x).mean(-1, keepdims=True)
-        normed: F32 = x / np.sqrt(mean_square + np.float32(eps)) * self._weight(f"{name}.weight")
-        return normed
+    def heads(self, x: F32, count: int, size: int) -> F32:
+        return x.reshape(*x.shape[:-1], count, size).swapaxes(-2, -3)
 
-    def add_rms_norm(self, x: F32, delta: F32, name: str, eps: float) -> tuple[F32, F32]:
-        total = x + delta
-        return total, self.rms_norm(total, name, eps)
+    def merge(self, x: F32) -> F32:
+        x = x.swapaxes(-2, -3)
+        return np.ascontiguousarray(x).reshape(*x.shape[:-2], -1)
 
-    def linear(self, x: F32, *names: str) -> F32:
-        outs = [self._add_bias(x @ self._weight(f"{name}.weight").T, name) for name in names]
-        return outs[0] if len(outs) == 1 else np.concatenate(outs, axis=-1)
+    def rotate(self, x: F32, rope: str, size: int) -> F32:
+        cos, sin = (self.inputs[name] for name in rope_inputs(rope))
+        half = cos.shape[-1]
+        first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
-    def gelu(self, x: F32, kind: str) -> F32:
-        if kind == "gelu_tanh":
-            squashed = np.tanh(_SQRT_2_OVER_PI * (x + np.float32(0.044715) * x * x * x))
-        else:
-            squashed = _erf(x / np.float32(math.sqrt(2.0)))
-        return np.asarray(0.5 * x * (1.0 + squashed), dtype=np.float32)
+    def attend(self, q: F32, k: F32, v: F32, a: Attention, mask: str | None) -> F32:
+        allowed = None if mask is None else self.inputs[mask]
+        if q.ndim == 3:
+            return _attend(q, k, v, a, allowed)
+        out = np.empty_like(q)  # one tile or window at a time bounds the (heads, S, T) scores
+        for i in range(len(q)):
+            seen = allowed[i if len(allowed) > 1 else 0] if allowed is not None and allowed.ndim == 4 else allowed
+            out[i] = _attend(q[i], k[i], v[i], a, seen)
+        return out
 
-    def swiglu(self, x: F32) -> F32:
-        gate, up = np.split(x, 2, axis=-1)
-        with np.errstate(over="ignore"):  # exp overflows to inf for very negative gates, and 1/inf is the right 0
-            return np.asarray(gate / (1.0 + np.exp(-gate)) * up, dtype=np.float32)
+    def append(self, state: str, x: F32) -> F32:
+        assert self.states is not None, "a decoder needs states"
+        return self.states.append(state, x)
 
-    def attention(self, qkv: F32, num_heads: int) -> F32:
-        tiles, patches, width = qkv.shape
-        heads = qkv.reshape(tiles, patches, 3, num_heads, width // 3 // num_heads).transpose(2, 0, 3, 1, 4)
-        out = np.empty_like(heads[0])
-        for tile in range(tiles):  # one tile at a time bounds the (heads, P, P) scores
-            q, k, v = heads[0, tile], heads[1, tile], heads[2, tile]
-            out[tile] = _softmax(q @ k.transpose(0, 2, 1) * np.float32(q.shape[-1] ** -0.5)) @ v
-        return np.ascontiguousarray(out.transpose(0, 2, 1, 3)).reshape(tiles, patches, width // 3)
+    def held(self, state: str) -> F32:
+        assert self.states is not None, "a decoder needs states"
+        return self.states.memory[state]
 
-    def cached_attention(self, qkv: F32, layer: int) -> F32:
-        assert self.cache is not None, "cached_attention needs a KVCache"
-        spec, new = self.cache.spec, qkv.shape[0]
-        past = self.cache.length(layer)
-        heads = qkv.reshape(new, spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim).transpose(1, 0, 2)
-        q, k, v = np.split(heads, [spec.num_heads, spec.num_heads + spec.num_kv_heads])
-        cos, sin = (table[past:] for table in rope_tables(spec, past + new))
-        keys, values = self.cache.append(layer, _rotate(k, cos, sin), v)
-        group = spec.num_heads // spec.num_kv_heads
-        q = _rotate(q, cos, sin).reshape(spec.num_kv_heads, group, new, spec.head_dim)
-        scores = q @ keys[:, None].transpose(0, 1, 3, 2) * np.float32(spec.head_dim**-0.5)
-        future = np.arange(past + new)[None, :] > (past + np.arange(new))[:, None]
-        out = _softmax(np.where(future, np.float32(-np.inf), scores)) @ values[:, None]
-        merged = out.reshape(spec.num_heads, new, spec.head_dim).transpose(1, 0, 2)
-        return np.ascontiguousarray(merged).reshape(new, spec.num_heads * spec.head_dim)
+    def causal_conv(self, x: F32, name: str, width: int, kernel: int, state: str) -> F32:
+        assert self.states is not None, "a decoder needs states"
+        past = self.states.replaced.get(state)
+        past = np.zeros((*x.shape[:-2], kernel - 1, width), np.float32) if past is None else past
+        whole = np.concatenate([past, x], axis=-2)
+        self.states.replaced[state] = whole[..., whole.shape[-2] - kernel + 1 :, :]
+        taps = self._weight(f"{name}.weight").T  # (kernel, D)
+        out: F32 = sum((whole[..., i : i + x.shape[-2], :] * taps[i] for i in range(kernel)), np.float32(0))
+        return out
 
-    def pixel_shuffle(self, x: F32, scale: int) -> F32:
-        tiles, patches, width = x.shape
-        side = math.isqrt(patches)
-        grid = x.reshape(tiles, side // scale, scale, side // scale, scale, width).transpose(0, 1, 3, 2, 4, 5)
-        return grid.reshape(tiles, patches // scale**2, width * scale**2)
+    def windows(self, x: F32, size: int) -> F32:
+        _, heads, positions, width = x.shape
+        return x.reshape(heads, positions // size, size, width).swapaxes(0, 1)
 
-    def embed(self, ids: npt.NDArray[np.int64], name: str) -> F32:
-        rows: F32 = self._weight(f"{name}.weight")[ids]
-        return rows
+    def unwindow(self, x: F32) -> F32:
+        return x.swapaxes(0, 1).reshape(1, x.shape[1], -1, x.shape[3])
 
-    def last_position(self, x: F32) -> F32:
+    def pixel_shuffle(self, x: F32, grid: tuple[int, int], scale: int, width: int) -> F32:
+        (rows, cols), (tiles, patches, _) = grid, x.shape
+        cells = x.reshape(tiles, rows // scale, scale, cols // scale, scale, width).transpose(0, 1, 3, 2, 4, 5)
+        return cells.reshape(tiles, patches // scale**2, width * scale**2)
+
+    def group(self, x: F32, count: int, width: int) -> F32:
+        return x.reshape(x.shape[0], -1, count * width)
+
+    def take(self, x: F32, index: str) -> F32:
+        return x[:, self.inputs[index]]
+
+    def input(self, name: str) -> Any:
+        return self.inputs[name]
+
+    def last(self, x: F32) -> F32:
         return x[-self.keep :]
 
 
-def _rotate(x: F32, cos: F32, sin: F32) -> F32:
-    first, second = np.split(x, 2, axis=-1)
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def _softmax(scores: F32) -> F32:
+def _attend(q: F32, k: F32, v: F32, a: Attention, allowed: Any) -> F32:
+    """(H, S, d) over (kv heads, T, d); allowed: bool, broadcast to (.., S, T)."""
+    group = a.heads // a.kv_heads
+    scale = np.float32(a.head_dim**-0.5 if a.scale is None else a.scale)
+    scores = q.reshape(a.kv_heads, group, *q.shape[1:]) @ k[:, None].transpose(0, 1, 3, 2) * scale
+    if a.softcap is not None:
+        scores = np.float32(a.softcap) * np.tanh(scores / np.float32(a.softcap))
+    if allowed is not None:
+        scores = np.where(allowed, scores, np.float32(-np.inf))
     weights = np.exp(scores - scores.max(-1, keepdims=True))
-    normed: F32 = weights / weights.sum(-1, keepdims=True)
-    return normed
+    out: F32 = (weights / weights.sum(-1, keepdims=True)) @ v[:, None]
+    return out.reshape(q.shape)
 
 
-def _erf(x: F32) -> F32:
-    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), dtype=np.float32)
+def _silu(x: F32) -> F32:
+    with np.errstate(over="ignore"):  # exp overflows to inf for very negative values, and 1/inf is the right 0
+        return x / (1.0 + np.exp(-x))
+
+
+def _gelu_tanh(x: F32) -> F32:
+    return 0.5 * x * (1.0 + np.tanh(_SQRT_2_OVER_PI * (x + np.float32(0.044715) * x * x * x)))
+
+
+def _gelu(x: F32) -> F32:
+    return 0.5 * x * (1.0 + np.asarray(np.frompyfunc(math.erf, 1, 1)(x / np.float32(math.sqrt(2.0))), np.float32))
+
+
+def _quick_gelu(x: F32) -> F32:
+    with np.errstate(over="ignore"):
+        return x / (1.0 + np.exp(np.float32(-1.702) * x))
+
+
+_ACTS = {
+    "silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh, "quick_gelu": _quick_gelu,
+    "relu": lambda x: np.maximum(x, 0), "tanh": np.tanh,
+}  # fmt: skip

@@ -1,18 +1,22 @@
-"""The vocabulary that architectures are written in. Each backend plays it: eager computes, onnx and mil emit nodes.
+"""The operations that architectures are written in, on two floors. A backend plays them: eager computes, others emit.
 
-Values are opaque handles (`X`): arrays for eager, value names for emitters. Weights are named, never passed:
-a backend finds `<name>.weight` and, where the checkpoint has one, `<name>.bias` in its own store.
+Primitives are what a backend has; macros are written here with primitives, and a backend may replace one by its fused
+kernel. Values are opaque handles (`X`). Weights are named, never passed: a backend finds `<name>.weight` and
+`<name>.bias` in its own store, and an operation says every shape, so that playing a model on shapes (`record`) gives
+its whole weight tree.
+
+Shapes: B batch (tiles, windows; absent in eager's decoder), S positions, D channels, H heads.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
-import numpy as np
-import numpy.typing as npt
+from edgevlm.errors import EdgeVLMError
+from edgevlm.models.spec import Attention, Mlp, Norm, ShortConv
+from edgevlm.types import F32
 
 X = Any
-F32 = npt.NDArray[np.float32]
 
 
 class Weights(Protocol):
@@ -23,46 +27,161 @@ class Weights(Protocol):
     def __contains__(self, name: object) -> bool: ...
 
 
-class Ops(Protocol):
-    """Macro-operations. Shapes: T tiles, P patches, S positions, D hidden size."""
+class Ops:
+    """All operations; what a backend lacks is refused in one sentence when a model asks for it."""
 
-    def patch_embed(self, pixels: X, name: str, patch_size: int) -> X:
-        """Convolve (T, C, H, W) with stride `patch_size` and flatten row by row to (T, P, D)."""
+    backend = "this backend"
 
-    def add_table(self, x: X, name: str) -> X:
-        """Add the weight `name` (P, D) to every tile of (T, P, D)."""
+    def _lacks(self, operation: str) -> NoReturn:
+        raise EdgeVLMError(
+            f"{self.backend} has no operation '{operation}', which this model needs: choose another target or runtime."
+        )
 
-    def add(self, x: X, y: X) -> X: ...
+    # Primitives
 
-    def layer_norm(self, x: X, name: str, eps: float) -> X: ...
+    def linear(self, x: X, *maps: tuple[str, int], bias: bool = False) -> list[X]:
+        """x @ W.T + b for each (name, rows), W (rows, D): one product in most backends, one value for each map."""
+        self._lacks("linear")
 
-    def rms_norm(self, x: X, name: str, eps: float) -> X: ...
+    def patch_embed(self, pixels: X, name: str, width: int, patch: int, bias: bool = True) -> X:
+        """Convolve (B, 3, height, width) with stride `patch` and flatten row by row to (B, S, D)."""
+        self._lacks("patch_embed")
 
-    def add_rms_norm(self, x: X, delta: X, name: str, eps: float) -> tuple[X, X]:
-        """(x + delta, rms_norm(x + delta)): one fused kernel in most runtimes."""
+    def patch_linear(self, x: X, name: str, width: int) -> X:
+        """Patches (B, S, 3 * patch * patch) to (B, S, D) by the weight `name`, which like a kernel is not quantized."""
+        self._lacks("patch_linear")
 
-    def linear(self, x: X, *names: str) -> X:
-        """x @ W.T + b; several names give their outputs side by side (packed QKV, packed gate and up)."""
+    def embed(self, ids: X, name: str, rows: int, width: int) -> X:
+        """Rows of the table `name` (rows, D) by ids (B, S)."""
+        self._lacks("embed")
 
-    def gelu(self, x: X, kind: str) -> X:
-        """"gelu_tanh" (Hendrycks and Gimpel's tanh form) or "gelu" (erf)."""
+    def add_table(self, x: X, name: str, rows: int, width: int) -> X:
+        """Add the weight `name` (S, D) to every (S, D) of x."""
+        self._lacks("add_table")
 
-    def swiglu(self, x: X) -> X:
-        """Packed (.., 2F) gate and up to silu(gate) * up (.., F)."""
+    def prepend(self, x: X, name: str, width: int) -> X:
+        """(B, S, D) to (B, 1 + S, D): the weight `name` (D,) as a first position, a class token."""
+        self._lacks("prepend")
 
-    def attention(self, qkv: X, num_heads: int) -> X:
-        """Bidirectional softmax attention over packed (T, P, 3D), scaled by 1/sqrt(head size), to (T, P, D)."""
+    def drop_first(self, x: X) -> X:
+        """(B, 1 + S, D) to (B, S, D)."""
+        self._lacks("drop_first")
 
-    def cached_attention(self, qkv: X, layer: int) -> X:
-        """Causal grouped-query attention with RoPE over packed (S, (heads + 2 kv heads) * head size).
+    def vector(self, name: str, size: int) -> X:
+        """The weight `name` (size,) as a value."""
+        self._lacks("vector")
 
-        Appends this call's keys and values to the cache of `layer` and attends to all of it.
-        """
+    def norm(self, x: X, name: str, spec: Norm) -> X:
+        self._lacks("norm")
 
-    def pixel_shuffle(self, x: X, scale: int) -> X:
-        """(T, P, D) to (T, P / scale^2, D * scale^2): scale x scale neighbours become channels, row by row."""
+    def act(self, x: X, kind: str) -> X:
+        """ "silu", "gelu" (erf), "gelu_tanh", "quick_gelu" (x * sigmoid(1.702 x)), "relu" or "tanh"."""
+        self._lacks("act")
 
-    def embed(self, ids: X, name: str) -> X: ...
+    def add(self, x: X, y: X) -> X:
+        self._lacks("add")
 
-    def last_position(self, x: X) -> X:
-        """Keep the last real position of each sequence."""
+    def mul(self, x: X, y: X | float) -> X:
+        self._lacks("mul")
+
+    def heads(self, x: X, count: int, size: int) -> X:
+        """(B, S, count * size) to (B, count, S, size)."""
+        self._lacks("heads")
+
+    def merge(self, x: X) -> X:
+        """(B, H, S, size) to (B, S, H * size)."""
+        self._lacks("merge")
+
+    def rotate(self, x: X, rope: str, size: int) -> X:
+        """Turn the first `size` values of each head in split halves by this call's rows, the input `rope`."""
+        self._lacks("rotate")
+
+    def attend(self, q: X, k: X, v: X, a: Attention, mask: str | None) -> X:
+        """Softmax attention of (B, H, S, d) over (B, kv heads, T, d); mask: the name of an input, None sees all."""
+        self._lacks("attend")
+
+    def append(self, state: str, x: X) -> X:
+        """Write (B, kv heads, S, d) at the end of a growing state; all that it holds."""
+        self._lacks("append")
+
+    def held(self, state: str) -> X:
+        """A state of kind "memory" as it is."""
+        self._lacks("held")
+
+    def causal_conv(self, x: X, name: str, width: int, kernel: int, state: str) -> X:
+        """Depthwise causal convolution over positions with the weight `name` (D, kernel); keeps its last inputs."""
+        self._lacks("causal_conv")
+
+    def windows(self, x: X, size: int) -> X:
+        """(1, H, S, d) to (S / size, H, size, d): positions in groups of `size`, which then see only each other."""
+        self._lacks("windows")
+
+    def unwindow(self, x: X) -> X:
+        """(W, H, size, d) to (1, H, W * size, d)."""
+        self._lacks("unwindow")
+
+    def pixel_shuffle(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
+        """(B, S, D) on a grid to (B, S / scale^2, D * scale^2): scale x scale neighbours become channels."""
+        self._lacks("pixel_shuffle")
+
+    def group(self, x: X, count: int, width: int) -> X:
+        """(B, S, D) to (B, S / count, count * D): consecutive positions become channels."""
+        self._lacks("group")
+
+    def take(self, x: X, index: str) -> X:
+        """(1, S, D) to (1, N, D): the rows that the input `index` (N,) names."""
+        self._lacks("take")
+
+    def input(self, name: str) -> X:
+        self._lacks("input")
+
+    def last(self, x: X) -> X:
+        """The last real position of each sequence."""
+        self._lacks("last")
+
+    def named(self, name: str, x: X) -> X:
+        """Mark a value that traces compare between backends."""
+        return x
+
+    # Macros
+
+    def attention(self, x: X, w: str, a: Attention, width: int, state: str | None, mask: str | None) -> X:
+        """(B, S, D) to (B, S, D) by the maps w.q, w.k, w.v and w.o; state: where keys and values grow, or None."""
+        q, k, v = self._qkv(x, w, a, state)
+        out = self.merge(self.attend(q, k, v, a, mask))
+        return self.linear(self.named(f"{w}.attention", out), (f"{w}.o", width), bias=a.out_bias)[0]
+
+    def window_attention(self, x: X, w: str, a: Attention, width: int, size: int, mask: str) -> X:
+        """As `attention`, inside groups of `size` positions."""
+        parts = (self.windows(part, size) for part in self._qkv(x, w, a, None))
+        out = self.merge(self.unwindow(self.attend(*parts, a, mask)))
+        return self.linear(self.named(f"{w}.attention", out), (f"{w}.o", width), bias=a.out_bias)[0]
+
+    def _qkv(self, x: X, w: str, a: Attention, state: str | None) -> tuple[X, X, X]:
+        rows, kv_rows = a.heads * a.head_dim, a.kv_heads * a.head_dim
+        if a.reads == "memory":
+            q = self.linear(x, (f"{w}.q", rows), bias=a.bias)[0]
+            return self._turned(q, f"{w}.q_norm", a, a.heads), self.held(f"{state}.key"), self.held(f"{state}.value")
+        q, k, v = self.linear(x, (f"{w}.q", rows), (f"{w}.k", kv_rows), (f"{w}.v", kv_rows), bias=a.bias)
+        q, k = self._turned(q, f"{w}.q_norm", a, a.heads), self._turned(k, f"{w}.k_norm", a, a.kv_heads)
+        v = self.heads(v, a.kv_heads, a.head_dim)
+        return (q, k, v) if state is None else (q, self.append(f"{state}.key", k), self.append(f"{state}.value", v))
+
+    def _turned(self, x: X, norm: str, a: Attention, count: int) -> X:
+        x = self.heads(x, count, a.head_dim)
+        x = self.norm(x, norm, a.qk_norm) if a.qk_norm else x
+        return self.rotate(x, a.rope, a.head_dim) if a.rope else x
+
+    def short_conv(self, x: X, w: str, c: ShortConv, width: int, state: str) -> X:
+        """LFM2's mixer: y = C * conv(B * x), each a linear map of the input."""
+        b, gate, x = self.linear(x, (f"{w}.b", width), (f"{w}.c", width), (f"{w}.x", width))
+        y = self.causal_conv(self.mul(b, x), f"{w}.conv", width, c.kernel, f"{state}.conv")
+        return self.linear(self.mul(gate, y), (f"{w}.o", width))[0]
+
+    def mlp(self, x: X, w: str, m: Mlp, width: int) -> X:
+        """Gated: w.gate, w.up and w.down; otherwise w.fc1 and w.fc2."""
+        if m.gated:
+            gate, up = self.linear(x, (f"{w}.gate", m.size), (f"{w}.up", m.size), bias=m.bias)
+            return self.linear(self.mul(self.act(gate, m.act), up), (f"{w}.down", width), bias=m.bias)[0]
+        h = self.act(self.linear(x, (f"{w}.fc1", m.size), bias=m.bias)[0], m.act)
+        return self.linear(h, (f"{w}.fc2", width), bias=m.bias)[0]

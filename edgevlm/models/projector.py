@@ -1,13 +1,118 @@
-"""Projectors: patch states to decoder embeddings."""
+"""Projectors: a chain of steps from patch states to the decoder's embeddings."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from edgevlm.models.ops import Ops, X
-from edgevlm.models.spec import ProjectorSpec
+from edgevlm.models.spec import Norm
+
+Grid = tuple[int, int]  # rows, columns
 
 
-def projector(ops: Ops, x: X, spec: ProjectorSpec) -> X:
-    """Patch states (T, P, D) to features (T, P / scale^2, decoder hidden size): Idefics3's connector or LLaVA's."""
-    if spec.kind == "mlp":
-        return ops.linear(ops.gelu(ops.linear(x, "projector.linear_1"), spec.activation), "projector.linear_2")
-    return ops.linear(ops.pixel_shuffle(x, spec.scale_factor), "projector.linear")
+@dataclass(frozen=True)
+class Linear:
+    name: str  # the weight is projector.<name>
+    rows: int
+    bias: bool = True
+    kind: str = "linear"
+
+    def walk(self, ops: Ops, x: X, grid: Grid) -> X:
+        return ops.linear(x, (f"projector.{self.name}", self.rows), bias=self.bias)[0]
+
+    def grid(self, grid: Grid) -> Grid:
+        return grid
+
+
+@dataclass(frozen=True)
+class Act:
+    act: str
+    kind: str = "act"
+
+    def walk(self, ops: Ops, x: X, grid: Grid) -> X:
+        return ops.act(x, self.act)
+
+    def grid(self, grid: Grid) -> Grid:
+        return grid
+
+
+@dataclass(frozen=True)
+class Normalize:
+    norm: Norm
+    kind: str = "norm"
+
+    def walk(self, ops: Ops, x: X, grid: Grid) -> X:
+        return ops.norm(x, "projector.norm", self.norm)
+
+    def grid(self, grid: Grid) -> Grid:
+        return grid
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """scale x scale neighbours on the grid become channels, row by row (pixel shuffle, arXiv 2408.12637)."""
+
+    scale: int
+    width: int  # channels before
+    kind: str = "shuffle"
+
+    def walk(self, ops: Ops, x: X, grid: Grid) -> X:
+        return ops.pixel_shuffle(x, grid, self.scale, self.width)
+
+    def grid(self, grid: Grid) -> Grid:
+        return grid[0] // self.scale, grid[1] // self.scale
+
+
+@dataclass(frozen=True)
+class Group:
+    """side x side neighbours, which a grid tower leaves next to each other, become channels."""
+
+    side: int
+    width: int  # channels before
+    kind: str = "group"
+
+    def walk(self, ops: Ops, x: X, grid: Grid) -> X:
+        return ops.group(x, self.side**2, self.width)
+
+    def grid(self, grid: Grid) -> Grid:
+        return grid[0] // self.side, grid[1] // self.side
+
+
+@dataclass(frozen=True)
+class Take:
+    """Tokens in reading order: the rows that an input of the tower names."""
+
+    index: str
+    kind: str = "take"
+
+    def walk(self, ops: Ops, x: X, grid: Grid) -> X:
+        return ops.take(x, self.index)
+
+    def grid(self, grid: Grid) -> Grid:
+        return grid
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Learned queries that attend to patch states (Q-Former or resampler): trained here, not exported."""
+
+    connector: str  # "qformer" | "resampler"
+    count: int
+    kind: str = "queries"
+
+    def walk(self, ops: Ops, x: X, grid: Grid) -> X:
+        raise NotImplementedError("a query connector is played by torch alone")
+
+    def grid(self, grid: Grid) -> Grid:
+        return 1, self.count
+
+
+Step = Linear | Act | Normalize | Shuffle | Group | Take | Queries
+
+
+def projector(ops: Ops, x: X, steps: tuple[Step, ...], grid: Grid) -> X:
+    """Patch states (B, P, D) on a grid to features (B, tokens, decoder hidden size)."""
+    for step in steps:
+        x = step.walk(ops, x, grid)
+        grid = step.grid(grid)
+    return x

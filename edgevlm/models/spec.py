@@ -1,54 +1,19 @@
-"""What a vision-language model is: frozen dataclasses that every stage reads and no stage changes."""
+"""What a language model is: small frozen parts that a family file puts together. No part knows a family.
+
+Llama, Qwen2, Qwen3, Gemma, LFM2, Llama 3.2 Vision, OPT and BART are values of these dataclasses.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
-from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from edgevlm.errors import EdgeVLMError
-
-T = TypeVar("T")
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class VisionSpec:
-    """A SigLIP-type tower: square image, square patches, learned positions, pre-norm blocks, final norm."""
+class Norm:
+    """A norm over the last axis: root mean square (arXiv 1910.07467) or layer norm (arXiv 1607.06450)."""
 
-    image_size: int  # pixels per side of one tile
-    patch_size: int  # pixels per side of one patch
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    layer_norm_eps: float
-    activation: str  # "gelu_tanh" | "gelu"
-    num_channels: int = 3
-    post_norm: bool = True  # False: patch states are taken before the final norm, as LLaVA does
-
-    @property
-    def patches_per_side(self) -> int:
-        return self.image_size // self.patch_size
-
-    @property
-    def num_patches(self) -> int:
-        return self.patches_per_side**2
-
-
-@dataclass(frozen=True)
-class ProjectorSpec:
-    """"pixel_shuffle": by `scale_factor`, then one linear map without bias (Idefics3).
-
-    "mlp": two linear maps with an activation between them (LLaVA 1.5, arXiv 2310.03744). "qformer" and "resampler":
-    `queries` learned queries per tile; these can be trained and are not exported.
-    """
-
-    kind: str  # "pixel_shuffle" | "mlp" | "qformer" | "resampler"
-    scale_factor: int = 1
-    activation: str = "gelu"  # mlp: "gelu" | "gelu_tanh"
-    queries: int | None = None
+    kind: str = "rms"  # "rms" | "layer"; a layer norm has a bias
+    eps: float = 1e-6
 
 
 @dataclass(frozen=True)
@@ -62,85 +27,134 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
-class DecoderSpec:
-    """A Llama-type decoder: RMSNorm, RoPE (split halves), grouped-query attention, SwiGLU."""
+class Rope:
+    """Rotary position embedding (arXiv 2104.09864) of split halves, over one or several position axes."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    context_length: int  # positions, prompt and answer together
-    tie_embeddings: bool
-    rope_scaling: RopeScaling | None = None
+    theta: float
+    size: int  # values of a head that turn
+    scaling: RopeScaling | None = None
+    sections: tuple[int, ...] = ()  # frequencies per position axis, of size / 2; () is one axis (M-RoPE has three)
+    interleaved: bool = False  # the axes take turns (Qwen3-VL); otherwise one run of frequencies after the other
+
+    @property
+    def axes(self) -> int:
+        return len(self.sections) or 1
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    name: str
-    family: str
-    vision: VisionSpec
-    projector: ProjectorSpec
-    decoder: DecoderSpec
-    image_token_id: int  # the placeholder that image features replace
+class Attention:
+    """Softmax attention; query heads share key heads in groups (arXiv 2305.13245)."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    bias: bool = False  # on q, k and v
+    out_bias: bool = False
+    rope: str | None = None  # a key of Decoder.ropes, or of the tower's inputs; None: heads are not turned
+    qk_norm: Norm | None = None  # per head, before RoPE
+    scale: float | None = None  # None: head_dim ** -0.5
+    softcap: float | None = None
+    window: int | None = None  # positions that a query looks back, its own included; None: all
+    reads: str = "self"  # "self" | "memory": keys and values of the encoder or the picture, made once per prompt
+
+    kind: str = "attention"
+
+
+@dataclass(frozen=True)
+class ShortConv:
+    """LFM2's gated causal convolution over positions; its state is the last kernel - 1 inputs."""
+
+    kernel: int
+    kind: str = "short_conv"
+
+
+Mixer = Attention | ShortConv
+
+
+@dataclass(frozen=True)
+class Mlp:
+    size: int
+    act: str = "silu"  # "silu" | "gelu" | "gelu_tanh" | "quick_gelu" | "relu"
+    gated: bool = True  # act(gate) * up (arXiv 2002.05202); otherwise two maps with the activation between
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer: mixers, then an MLP, each beside a residual connection."""
+
+    mixers: tuple[Mixer, ...]  # one; two in an encoder-decoder: attention to itself, then to the memory
+    mlp: Mlp
+    norm: Norm = Norm()
+    places: str = "pre"  # where norms stand: "pre" | "sandwich" (also behind each part, Gemma 2) | "post" (BART)
+    gated: bool = False  # tanh(gate) before each residual sum (Llama 3.2 Vision)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Embeddings to logits: blocks over a growing context."""
+
+    vocab_size: int
+    hidden_size: int
+    context_length: int  # positions, prompt and answer together
+    blocks: tuple[Block, ...]  # the different ones
+    layers: tuple[int, ...]  # which of `blocks` each layer is
+    norm: Norm | None = Norm()  # before the head
+    ropes: dict[str, Rope] = field(default_factory=dict)
+    mask: str = "causal"  # "causal" | "image" (image tokens see their whole picture) | "prompt" (a prompt sees itself)
+    learned_positions: int = 0  # rows of a table of positions (OPT, BART); 0: none
+    embed_norm: Norm | None = None  # of embeddings with their positions (BART)
+    embed_scale: float = 1.0
+    logit_cap: float | None = None
+    deepstack: int = 0  # levels of extra image features, added behind the first layers (Qwen3-VL)
+    tie_embeddings: bool = False
 
     @property
-    def image_tokens(self) -> int:
-        """Decoder positions that one tile takes."""
-        return self.projector.queries or self.vision.num_patches // self.projector.scale_factor**2
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def block(self, layer: int) -> Block:
+        return self.blocks[self.layers[layer]]
+
+    @property
+    def axes(self) -> int:
+        """Position axes: 1, or 3 (time, row, column) under M-RoPE."""
+        return max((rope.axes for rope in self.ropes.values()), default=1)
+
+    @property
+    def is_plain(self) -> bool:
+        """One position axis under the causal mask: a position is its index, so that graphs need no more than a length."""
+        windows = any(getattr(mixer, "window", None) for block in self.blocks for mixer in block.mixers)
+        return self.axes == 1 and self.mask == "causal" and not windows and not self.deepstack
 
 
-def to_dict(spec: Any) -> dict[str, Any]:
-    """A spec as plain JSON values."""
-    return dataclasses.asdict(spec)
+@dataclass(frozen=True)
+class State:
+    """One tensor that a decoder carries from call to call; one axis is None where it grows."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    kind: str  # "append": grows along its free axis | "replace": written whole | "memory": set once per prompt
 
 
-def from_dict(cls: type[T], data: Any, where: str) -> T:
-    """Build `cls` from JSON values, strictly: unknown, missing and mistyped fields are refused, naming `where`."""
-    if not isinstance(data, dict):
-        raise EdgeVLMError(f"{where} should hold a JSON object, found {type(data).__name__}: export the bundle again.")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(data) - set(fields)):
-        raise EdgeVLMError(
-            f"{where} has the unknown field '{unknown[0]}': it was written by another version of edgevlm; "
-            "export the bundle again."
-        )
-    values = {}
-    for name, field in fields.items():
-        if name in data:
-            values[name] = _convert(hints[name], data[name], f"{where}: {name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise EdgeVLMError(f"{where} lacks the field '{name}': export the bundle again.")
-    return cls(**values)
+def states(decoder: Decoder) -> list[State]:
+    """What a runtime holds between calls, in the order of layers. Runtimes allocate by this and know no architecture."""
+    found = []
+    for layer in range(decoder.num_layers):
+        for m, mixer in enumerate(decoder.block(layer).mixers):
+            name = state_name(layer, m)
+            if isinstance(mixer, ShortConv):
+                found.append(State(f"{name}.conv", (mixer.kernel - 1, decoder.hidden_size), "replace"))
+            else:
+                kind = "append" if mixer.reads == "self" else "memory"
+                shape = (mixer.kv_heads, None, mixer.head_dim)
+                found += [State(f"{name}.{side}", shape, kind) for side in ("key", "value")]
+    return found
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where)
-    if origin is tuple and isinstance(value, list):
-        inner = args[0] if len(args) == 2 and args[1] is Ellipsis else None
-        if inner is None and len(args) != len(value):
-            raise EdgeVLMError(f"{where} should have {len(args)} items, found {len(value)}: export the bundle again.")
-        return tuple(
-            _convert(inner or args[i], item, f"{where}[{i}]") for i, item in enumerate(value)
-        )
-    if origin is dict and isinstance(value, dict):
-        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    name = getattr(hint, "__name__", str(hint))
-    raise EdgeVLMError(f"{where} should be {name}, found {value!r}: export the bundle again.")
+def state_name(layer: int, mixer: int) -> str:
+    return f"{layer}" if mixer == 0 else f"{layer}.mixer{mixer}"
+
+
+def head_name(decoder: Decoder) -> str:
+    return "decoder.embed" if decoder.tie_embeddings else "decoder.head"

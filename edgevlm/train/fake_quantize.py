@@ -17,7 +17,7 @@ from edgevlm.bundle.qtensor import BLOCK
 from edgevlm.checkpoint.families.parts import MappedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.quantize.recipe import Recipe, is_linear
-from edgevlm.models.spec import ModelSpec
+from edgevlm.models.model import ModelSpec
 
 TRAINED = ("fp16", "int8", "int4")
 

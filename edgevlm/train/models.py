@@ -18,7 +18,7 @@ from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
-from edgevlm.models.spec import ModelSpec
+from edgevlm.models.model import ModelSpec
 from edgevlm.train.collate import Collator
 from edgevlm.train.examples import Encoder
 from edgevlm.train.options import PARTS, TrainOptions

@@ -11,7 +11,7 @@ import numpy as np
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.inputs.preprocess import tile_key
 from edgevlm.models.ops import F32
-from edgevlm.models.spec import VisionSpec
+from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.base import Runtime
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.report import Bound, Loss, Row, at_least, at_most, kl_divergence
@@ -29,7 +29,7 @@ class Case:
     tiles: F32  # (T, 3, S, S)
 
 
-def is_large(vision: VisionSpec) -> bool:
+def is_large(vision: Vit) -> bool:
     """Whether a tile takes seconds in numpy: then 13 tiles are a cycle of two, one by one for memory's sake."""
     return vision.num_patches * vision.hidden_size**2 * vision.num_layers > 10**9
 

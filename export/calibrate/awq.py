@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.export.quantize.round import quantize
-from edgevlm.models.spec import ModelSpec
+from edgevlm.models.model import ModelSpec
 
 F32 = npt.NDArray[np.float32]
 EXPONENTS = np.linspace(0, 0.9, 10)  # 0 is no scaling, which is always tried

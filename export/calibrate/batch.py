@@ -16,10 +16,10 @@ from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.eager import EagerOps, KVCache
 from edgevlm.models.llama import decoder, embed_tokens, head_name
+from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import F32, Weights
 from edgevlm.models.projector import projector
 from edgevlm.models.siglip import vision_tower
-from edgevlm.models.spec import ModelSpec
 
 I64 = npt.NDArray[np.int64]
 WIDEST = 128 << 20  # bytes that the widest activation of the vision encoder may take: more pictures are left out

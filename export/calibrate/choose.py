@@ -12,7 +12,7 @@ from edgevlm.bundle.qtensor import BLOCK
 from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.quantize.recipe import COMPONENTS, Form, Recipe, component_of, fit, is_linear
-from edgevlm.models.spec import ModelSpec
+from edgevlm.models.model import ModelSpec
 
 KINDS = ("int4", "int8", "fp16")  # what a component may become
 

@@ -34,7 +34,7 @@ from edgevlm.export.quantize.round import F32, LIMITS, quantize
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models import ops
-from edgevlm.models.spec import ModelSpec
+from edgevlm.models.model import ModelSpec
 
 DEFAULT_METHOD = "gptq"
 _ATTEMPTS = 4  # at a choice whose measured loss keeps to --max-loss

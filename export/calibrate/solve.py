@@ -17,7 +17,7 @@ from edgevlm.export.calibrate.gptq import gptq, pieces
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.export.quantize.round import F32, LIMITS, half, quantize, search
 from edgevlm.models.llama import decoder, embed_tokens, head_name
-from edgevlm.models.spec import ModelSpec
+from edgevlm.models.model import ModelSpec
 
 METHODS = ("rtn", "search", "awq", "gptq", "awq+gptq")
 # Shares of image tokens, other prompt tokens and answer tokens in the decoder's statistics. Image tokens are most of a

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.ops import F32, Weights, X
-from edgevlm.models.spec import DecoderSpec
+from edgevlm.models.spec import Decoder
 
 
 def dims(*values: int) -> npt.NDArray[np.uint32]:
@@ -35,7 +35,7 @@ class CoreAiOps:
     """
 
     def __init__(
-        self, authoring: Any, weights: Weights, spec: DecoderSpec | None = None, inputs: dict[str, X] | None = None
+        self, authoring: Any, weights: Weights, spec: Decoder | None = None, inputs: dict[str, X] | None = None
     ) -> None:
         self.a, self.weights, self.spec, self.inputs = authoring, weights, spec, inputs or {}
         self.keys: list[X] = []  # of this call, one (1, kv heads, S, head size) per layer
@@ -127,7 +127,7 @@ class CoreAiOps:
     def cached_attention(self, qkv: X, layer: int) -> X:
         """The cache is an input and this call's rows are outputs; whoever calls writes them into it."""
         spec = self.spec
-        assert spec is not None, "cached_attention needs a DecoderSpec"
+        assert spec is not None, "cached_attention needs a Decoder"
         kv, size, rows = spec.num_kv_heads, spec.head_dim, qkv.type.shape[1]
         heads = self._swap(self._reshape(qkv, 1, rows, spec.num_heads + 2 * kv, size), 0, 2, 1, 3)
         qk, v = self._split(heads, spec.num_heads + kv, kv, axis=1)

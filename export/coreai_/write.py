@@ -12,10 +12,10 @@ import numpy as np
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreai_.ops import CoreAiOps
 from edgevlm.models.llama import decoder
+from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights, X
 from edgevlm.models.projector import projector
 from edgevlm.models.siglip import vision_tower
-from edgevlm.models.spec import ModelSpec
 from edgevlm.runtimes.coreai import DECODER, ROWS, VISION, load_coreai
 
 Shapes = dict[str, tuple[int, ...]]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgevlm.export.coreml_.mil_ops import MilOps, Store, mil_name
 from edgevlm.export.coreml_.package import Mil
 from edgevlm.models.ops import X
-from edgevlm.models.spec import DecoderSpec
+from edgevlm.models.spec import Decoder
 from edgevlm.runtimes.mil.trace import value_name
 
 HEADS = ("decoder.embed", "decoder.head")
@@ -27,7 +27,7 @@ class AneOps(MilOps):
     channel_axis = 1
 
     def __init__(
-        self, mil: Mil, store: Store, decoder: DecoderSpec | None = None, max_dim: int = MAX_DIM
+        self, mil: Mil, store: Store, decoder: Decoder | None = None, max_dim: int = MAX_DIM
     ) -> None:
         super().__init__(mil, store, decoder)
         self.max_dim = max_dim

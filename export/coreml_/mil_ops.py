@@ -19,7 +19,7 @@ from edgevlm.bundle.qtensor import PALETTES, QTensor
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreml_.package import Mil
 from edgevlm.models.ops import Weights, X
-from edgevlm.models.spec import DecoderSpec
+from edgevlm.models.spec import Decoder
 from edgevlm.runtimes.mil.trace import value_name
 
 F16 = npt.NDArray[np.float16]
@@ -94,7 +94,7 @@ class MilOps:
 
     channel_axis = -1
 
-    def __init__(self, mil: Mil, store: Store, decoder: DecoderSpec | None = None) -> None:
+    def __init__(self, mil: Mil, store: Store, decoder: Decoder | None = None) -> None:
         self.mil, self.mb, self.store, self.decoder = mil, mil.mb, store, decoder
         self._attentions = 0
 

@@ -17,10 +17,11 @@ from edgevlm.export.coreml_.mil_ops import MilOps, Store, half
 from edgevlm.export.coreml_.package import Mil, load_coremltools, save_package
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.models.llama import decoder
+from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.models.projector import projector
 from edgevlm.models.siglip import vision_tower
-from edgevlm.models.spec import DecoderSpec, ModelSpec
+from edgevlm.models.spec import Decoder
 
 PROFILES = ("gpu", "ane")
 MASK_VALUE = -1e4  # finite: the Neural Engine mishandles -inf (ml-ane-transformers, coreai-models' rules)
@@ -158,7 +159,7 @@ def _write_vision(
 def _write_decoder(
     mil: Mil,
     target: Path,
-    spec: DecoderSpec,
+    spec: Decoder,
     weights: Weights,
     quantized: Callable[[str], QTensor],
     options: CoreMLOptions,
@@ -193,7 +194,7 @@ def _write_decoder(
     }
 
 
-def _gpu_function(mil: Mil, store: Store, spec: DecoderSpec, context: int) -> Any:
+def _gpu_function(mil: Mil, store: Store, spec: Decoder, context: int) -> Any:
     mb, types, ct = mil.mb, mil.types, mil.ct
     rows, end = mil.new_symbol(), mil.new_symbol()
     cache = (spec.num_layers, spec.num_kv_heads, context, spec.head_dim)
@@ -223,7 +224,7 @@ def _gpu_function(mil: Mil, store: Store, spec: DecoderSpec, context: int) -> An
     return function
 
 
-def _ane_function(mil: Mil, store: Store, spec: DecoderSpec, context: int, rows: int, max_dim: int) -> Any:
+def _ane_function(mil: Mil, store: Store, spec: Decoder, context: int, rows: int, max_dim: int) -> Any:
     mb, types = mil.mb, mil.types
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings": (1, rows, spec.hidden_size),

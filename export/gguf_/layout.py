@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType
 from edgevlm.export.gguf_.blocks import ggml_type
 from edgevlm.export.quantize.recipe import Recipe, is_linear
 from edgevlm.models.llama import head_name
-from edgevlm.models.spec import ModelSpec
+from edgevlm.models.model import ModelSpec
 from edgevlm.runtimes.gguf import ROPE_FACTORS, gguf_name
 
 

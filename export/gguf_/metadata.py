@@ -9,7 +9,8 @@ from gguf import GGUFWriter, LlamaFileType
 from edgevlm.export.gguf_.tokenizer import Vocabulary, chat_template
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
-from edgevlm.models.spec import ModelSpec, to_dict
+from edgevlm.io.records import to_dict
+from edgevlm.models.model import ModelSpec
 
 SCHEMA = 1
 _FILE_TYPES = {

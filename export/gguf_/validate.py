@@ -17,7 +17,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.export.gguf_.layout import Entry, decoder_entries, mmproj_entries
 from edgevlm.export.gguf_.tokenizer import Vocabulary
 from edgevlm.export.quantize.recipe import is_linear, make_recipe
-from edgevlm.models.spec import ModelSpec
+from edgevlm.models.model import ModelSpec
 from edgevlm.runtimes.gguf import GgufFile, gguf_name
 
 _VOCABULARY = ("tokens", "token_type", "merges", "pre", "eos_token_id")

@@ -20,8 +20,8 @@ from edgevlm.export.gguf_.validate import check_model, validate_gguf
 from edgevlm.export.quantize.recipe import Recipe, is_linear
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.models.llama import rope_factors
+from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
-from edgevlm.models.spec import ModelSpec
 from edgevlm.runtimes.gguf import ROPE_FACTORS, rope_order
 
 MODEL, MMPROJ = "model.gguf", "mmproj.gguf"

@@ -18,10 +18,10 @@ from edgevlm.export.onnx_.storage import DataFile, TensorTable
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.models.llama import decoder, embed_tokens
+from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.models.projector import projector
 from edgevlm.models.siglip import vision_tower
-from edgevlm.models.spec import ModelSpec
 
 
 def write_onnx(

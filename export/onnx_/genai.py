@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgevlm.inputs.spec import PromptSpec
-from edgevlm.models.spec import ModelSpec
+from edgevlm.models.model import ModelSpec
 
 
 def genai_config(spec: ModelSpec, prompt: PromptSpec, graphs: dict[str, Any]) -> dict[str, Any]:

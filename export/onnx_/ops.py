@@ -11,13 +11,13 @@ from edgevlm.bundle.qtensor import BLOCK
 from edgevlm.export.onnx_.graph import MICROSOFT, Graph
 from edgevlm.export.onnx_.placement import DTYPES, Linear, Placement
 from edgevlm.models.llama import rope_tables
-from edgevlm.models.spec import DecoderSpec
+from edgevlm.models.spec import Decoder
 
 
 class OnnxOps:
     """Emits nodes into `graph`; handles are value names. Activations are (batch, positions, channels) float32."""
 
-    def __init__(self, graph: Graph, placement: Placement, decoder: DecoderSpec | None = None) -> None:
+    def __init__(self, graph: Graph, placement: Placement, decoder: Decoder | None = None) -> None:
         self.graph, self.placement, self.decoder = graph, placement, decoder
 
     # -- vision ------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ class OnnxOps:
         return self.placement.constant(self.graph, name, make)
 
     @property
-    def _spec(self) -> DecoderSpec:
+    def _spec(self) -> Decoder:
         assert self.decoder is not None, "a decoder graph needs its spec"
         return self.decoder
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.spec import DecoderSpec
+from edgevlm.models.spec import Decoder
 from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.eager import context_error
 
@@ -202,7 +202,7 @@ class SharedCache:
     them for a short question. Forgetting is free: the kernel reads as far as the attention mask is long.
     """
 
-    def __init__(self, ort: Any, spec: DecoderSpec, sessions: list[Any]) -> None:
+    def __init__(self, ort: Any, spec: Decoder, sessions: list[Any]) -> None:
         self.position = 0
         self.capacity = 0
         self._ort, self._spec, self._sessions = ort, spec, sessions
@@ -261,7 +261,7 @@ class SharedCache:
 class PassedCache:
     """Past goes in, past and new come out, a copy for each call: what graphs of standard operators can do."""
 
-    def __init__(self, ort: Any, spec: DecoderSpec, sessions: list[Any]) -> None:
+    def __init__(self, ort: Any, spec: Decoder, sessions: list[Any]) -> None:
         self.position = 0
         self._ort, self._spec, self._sessions = ort, spec, sessions
         self._names = [f"{i}.{side}" for i in range(spec.num_layers) for side in ("key", "value")]

@@ -30,7 +30,8 @@ from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.checkpoint.families import read_model
 from edgevlm.checkpoint.families.smolvlm import MappedWeights, patch_positions
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.spec import ModelSpec, RopeScaling
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import RopeScaling
 
 CONFIGS = {"smolvlm": SmolVLMConfig, "idefics3": Idefics3Config}
 MODELS = {"smolvlm": SmolVLMForConditionalGeneration, "idefics3": Idefics3ForConditionalGeneration}

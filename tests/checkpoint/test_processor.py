@@ -22,7 +22,9 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.preprocess import preprocess
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import RoleText
-from edgevlm.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import Decoder, ProjectorSpec
+from edgevlm.models.towers.vit import Vit
 
 TOKENIZER = Path(__file__).parents[1] / "vectors" / "tokenizer.json"
 TEMPLATE = (
@@ -39,11 +41,11 @@ CHATML = (
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-VISION = VisionSpec(
+VISION = Vit(
     image_size=32, patch_size=8, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2,
     layer_norm_eps=1e-6, activation="gelu_tanh",
 )  # fmt: skip
-DECODER = DecoderSpec(
+DECODER = Decoder(
     vocab_size=500, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1,
     head_dim=8, rms_norm_eps=1e-5, rope_theta=1e4, context_length=512, tie_embeddings=True,
 )  # fmt: skip

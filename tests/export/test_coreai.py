@@ -16,7 +16,9 @@ from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.cli import main
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreai_.write import write_aimodel
-from edgevlm.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import Decoder, ProjectorSpec
+from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes import coreai
 from edgevlm.runtimes.coreai import DECODER, ROWS, VISION, CoreAIRuntime
 from edgevlm.verify import second_opinion as opinions
@@ -101,9 +103,9 @@ def test_a_wrong_rotation_or_cache_is_found(
 SPEC = ModelSpec(
     "small",
     "llava",
-    VisionSpec(16, 4, 24, 40, 2, 3, 1e-6, "gelu", post_norm=False),
+    Vit(16, 4, 24, 40, 2, 3, 1e-6, "gelu", post_norm=False),
     ProjectorSpec("mlp", activation="gelu"),
-    DecoderSpec(50, 32, 48, 2, 4, 1, 8, 1e-5, 10000.0, 128, False),
+    Decoder(50, 32, 48, 2, 4, 1, 8, 1e-5, 10000.0, 128, False),
     49,
 )
 

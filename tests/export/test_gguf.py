@@ -27,7 +27,9 @@ from edgevlm.export.gguf_.validate import check_model
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.prompt import Control, Plain, render
-from edgevlm.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import Decoder, ProjectorSpec
+from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.gguf import GgufFile, GgufWeights, gguf_name, rope_order
 from edgevlm.verify.across import verify_across
 
@@ -181,7 +183,7 @@ def test_one_changed_code_is_found(gguf_bundle, tmp_path, kind, side):
 def open_changed(folder):
     """A bundle whose weights are not the ones it was hashed with: only small files are hashed on opening."""
     from edgevlm.bundle.manifest import FileInfo, Manifest, sha256
-    from edgevlm.models.spec import from_dict, to_dict
+    from edgevlm.io.records import from_dict, to_dict
 
     data = json.loads((folder / "manifest.json").read_text())
     for name in data["files"]:
@@ -242,7 +244,7 @@ def test_rows_that_blocks_do_not_divide_keep_their_values():
 
 def test_rope_rows_interleave_what_split_halves_rotate():
     """Rotating neighbouring pairs of permuted rows equals rotating split halves (Su et al. 2021, both layouts)."""
-    spec = DecoderSpec(1, 1, 1, 1, 3, 1, 8, 1e-5, 1e4, 8, True)
+    spec = Decoder(1, 1, 1, 1, 3, 1, 8, 1e-5, 1e4, 8, True)
     x, angles = np.random.default_rng(0).normal(size=(3, 8)), np.random.default_rng(1).normal(size=4)
     cos, sin = np.cos(angles), np.sin(angles)
     first, second = x[:, :4], x[:, 4:]
@@ -447,8 +449,8 @@ def test_files_of_another_model_are_refused(gguf_bundle):
 
 
 def spec_of(**vision):
-    eyes = VisionSpec(64, 8, 64, 96, 2, 2, 1e-6, "gelu_tanh")
-    text = DecoderSpec(512, 64, 96, 3, 4, 2, 16, 1e-5, 1e4, 2048, True)
+    eyes = Vit(64, 8, 64, 96, 2, 2, 1e-6, "gelu_tanh")
+    text = Decoder(512, 64, 96, 3, 4, 2, 16, 1e-5, 1e4, 2048, True)
     return ModelSpec("m", "smolvlm", dataclasses.replace(eyes, **vision), ProjectorSpec("pixel_shuffle", 2), text, 442)
 
 

@@ -26,7 +26,7 @@ from edgevlm.inputs import preprocess as pre
 from edgevlm.inputs import resample
 from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.spec import ImageSpec
-from edgevlm.models.spec import from_dict, to_dict
+from edgevlm.io.records import from_dict, to_dict
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13

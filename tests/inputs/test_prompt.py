@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import Prompter, StreamDecoder
 from edgevlm.inputs.spec import PromptSpec
-from edgevlm.models.spec import from_dict, to_dict
+from edgevlm.io.records import from_dict, to_dict
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 GOLDEN = json.loads((VECTORS / "prompt.json").read_text("utf-8"))

@@ -1,23 +1,19 @@
-"""Model families: how a checkpoint's config and tensor names map to the spec and the weight tree."""
+"""Model families: one file each says how a checkpoint's config and tensor names give a description and its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from edgevlm.checkpoint.checkpoint import Checkpoint, Weights
-from edgevlm.checkpoint.families import llava, query, smolvlm
-from edgevlm.checkpoint.families.parts import MappedWeights
+from edgevlm.checkpoint.checkpoint import Checkpoint
+from edgevlm.checkpoint.families import internvl, llava, qwen2_5_vl, smolvlm
+from edgevlm.checkpoint.families.check import check_model
+from edgevlm.checkpoint.families.config import Section
+from edgevlm.checkpoint.families.family import Family
+from edgevlm.checkpoint.families.tensors import MappedWeights, map_tree
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.spec import ModelSpec
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.projector import Queries
+from edgevlm.models.record import weight_tree
 
-# config.json's model_type -> reader. SmolVLM 1 says "idefics3", SmolVLM2 says "smolvlm".
-FAMILIES: dict[str, Callable[[Checkpoint], tuple[ModelSpec, MappedWeights]]] = {
-    "smolvlm": smolvlm.read,
-    "idefics3": smolvlm.read,
-    "llava": llava.read,
-    "edgevlm_query": query.read,
-}
-EXPORTED = ("pixel_shuffle", "mlp")  # projectors that are described in macro-operations
+FAMILIES = (smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_5_vl.FAMILY)
 
 
 def read_model(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
@@ -27,9 +23,9 @@ def read_model(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
     unknown, or of another shape than the config says.
     """
     spec, weights = read_checkpoint(checkpoint)
-    if spec.projector.kind not in EXPORTED:
+    if connectors := [step.connector for step in spec.projector if isinstance(step, Queries)]:
         raise EdgeVLMError(
-            f"{checkpoint.name} has a {spec.projector.kind} as its projector, which can be trained but not exported: "
+            f"{checkpoint.name} has a {connectors[0]} as its projector, which can be trained but not exported: "
             "compose the model with --projector mlp, linear or pixel-shuffle."
         )
     return spec, weights
@@ -37,13 +33,22 @@ def read_model(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
 
 def read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
     """As `read_model`, for a checkpoint that is to be trained: its projector may be one that is not exported."""
+    family = find_family(checkpoint)
+    spec = family.read(checkpoint, Section(checkpoint.config, "config.json"))
+    check_model(spec)
+    unused = family.unused(checkpoint, spec)
+    names = family.tensor_names(checkpoint, spec)
+    head = names["decoder.head"]
+    tied = (f"{head}.weight",) if spec.decoder.tie_embeddings else ()
+    return spec, map_tree(checkpoint, weight_tree(spec), names, lambda name: name.startswith((*unused, *tied)))
+
+
+def find_family(checkpoint: Checkpoint) -> Family:
     kind = checkpoint.config.get("model_type")
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise EdgeVLMError(
-            f"{checkpoint.name} is of the model family {kind!r}, which edgevlm does not support: "
-            f"supported are {', '.join(sorted(FAMILIES))} (SmolVLM, SmolVLM2, Idefics3, LLaVA with SigLIP and Llama)."
-        )
-    return FAMILIES[kind](checkpoint)
-
-
-__all__ = ["FAMILIES", "Weights", "read_checkpoint", "read_model"]
+    for family in FAMILIES:
+        if kind in family.model_types:
+            return family
+    raise EdgeVLMError(
+        f"{checkpoint.name} is of the model family {kind!r}, which edgevlm does not support: supported are "
+        f"{', '.join(family.title for family in FAMILIES)}."
+    )

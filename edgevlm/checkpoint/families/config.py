@@ -19,8 +19,12 @@ class Section:
     def section(self, key: str) -> Section:
         value = self.value(key)
         if value is not None and not isinstance(value, dict):
-            raise self._wrong(key, "an object", value)
+            raise self.wrong(key, "an object", value)
         return Section(value or {}, f"{self.where}: {key}", given=value is not None)
+
+    def without(self, key: str) -> Section:
+        """The same object as if it had no `key`."""
+        return Section({k: v for k, v in self._values.items() if k != key}, self.where, given=self.given)
 
     def value(self, key: str) -> Any:
         return self._values.get(key)
@@ -28,36 +32,36 @@ class Section:
     def count(self, key: str, default: int | None = None, *, least: int = 1) -> int:
         value = default if self.value(key) is None else self.value(key)
         if type(value) is not int or not least <= value < 1 << 31:
-            raise self._wrong(key, f"an integer of at least {least}", value)
+            raise self.wrong(key, f"an integer of at least {least}", value)
         return value
 
     def side(self, key: str, default: int) -> int:
         value = self.value(key)
         if isinstance(value, list):
             if len(value) != 2 or value[0] != value[1]:
-                raise self._wrong(key, "one number or two equal ones", value)
+                raise self.wrong(key, "one number or two equal ones", value)
             return Section({key: value[0]}, self.where).count(key, default)
         return self.count(key, default)
 
     def number(self, key: str, default: float | None = None) -> float:
         value = default if self.value(key) is None else self.value(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self._wrong(key, "a positive number", value)
+            raise self.wrong(key, "a positive number", value)
         return float(value)
 
     def flag(self, key: str) -> bool:
         value = self.value(key)
         if value is not None and not isinstance(value, bool):
-            raise self._wrong(key, "true or false", value)
+            raise self.wrong(key, "true or false", value)
         return bool(value)
 
     def choice(self, key: str, default: Any, choices: dict[Any, str]) -> str:
         value = default if self.value(key) is None else self.value(key)
         if not isinstance(value, str | int) or value not in choices:
-            raise self._wrong(key, " or ".join(repr(choice) for choice in choices), value)
+            raise self.wrong(key, " or ".join(repr(choice) for choice in choices), value)
         return choices[value]
 
-    def _wrong(self, key: str, expected: str, found: Any) -> EdgeVLMError:
+    def wrong(self, key: str, expected: str, found: Any) -> EdgeVLMError:
         return EdgeVLMError(
             f"{self.where}: {key} is {str(found)[:100]!r} where edgevlm supports {expected}: use a supported "
             "checkpoint, or download config.json again."

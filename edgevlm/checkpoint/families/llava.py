@@ -1,74 +1,57 @@
-"""LLaVA 1.5's layout (arXiv 2310.03744) with a SigLIP tower, a projector of two linear maps, and a Llama decoder."""
+"""LLaVA 1.5's layout (arXiv 2310.03744): a SigLIP or CLIP tower, a projector of two linear maps, and a decoder."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
+from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.config import Section
-from edgevlm.checkpoint.families.parts import (
-    ACTIVATIONS,
-    MappedWeights,
-    Sources,
-    check_spec,
-    is_tied,
-    read_decoder,
-    read_vision,
-)
+from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
+from edgevlm.checkpoint.families.family import Family
+from edgevlm.checkpoint.families.tensors import Names, prefix_of
+from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_vit
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.spec import ModelSpec, ProjectorSpec, VisionSpec
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.projector import Act, Linear
+from edgevlm.models.towers.vit import Vit
 
 
-def read(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
-    """The spec and the weights of a LLaVA checkpoint; transformers has had several ways to name its tensors."""
-    config = Section(checkpoint.config, "config.json")
-    text = config.section("text_config")
-    tower, language, linear = (
-        _prefix(checkpoint, mark)
-        for mark in ("embeddings.patch_embedding.weight", "embed_tokens.weight", "linear_1.weight")
-    )
-    head = next((name for name in checkpoint.names() if name.endswith("lm_head.weight")), "lm_head.weight")
-    config.choice("vision_feature_select_strategy", "default", {"full": "full"})
-    activation = config.choice("projector_hidden_act", "gelu", ACTIVATIONS)
-    whole = _vision(config.section("vision_config"))
-    spec = ModelSpec(
+def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
+    text, prefix = config.section("text_config"), prefix_of(checkpoint, "embed_tokens.weight")
+    tied = is_tied(checkpoint, config, text, f"{_head(checkpoint)}.weight", f"{prefix}embed_tokens.weight")
+    decoder = read_decoder(text, tied=tied)
+    bias = config.value("multimodal_projector_bias") is None or config.flag("multimodal_projector_bias")
+    key = "image_token_index" if config.value("image_token_id") is None else "image_token_id"
+    return ModelSpec(
         name=checkpoint.name,
         family="llava",
-        vision=_used_layers(whole, config.value("vision_feature_layer")),
-        projector=ProjectorSpec("mlp", activation=activation),
-        decoder=read_decoder(text, tied=is_tied(checkpoint, config, text, head, f"{language}embed_tokens.weight")),
-        image_token_id=_image_token_id(config),
+        vision=_used_layers(_tower(config), config.value("vision_feature_layer")),
+        projector=(
+            Linear("linear_1", decoder.hidden_size, bias),
+            Act(config.choice("projector_hidden_act", "gelu", ACTIVATIONS)),
+            Linear("linear_2", decoder.hidden_size, bias),
+        ),
+        decoder=decoder,
+        image_token_id=config.count(key, 32000, least=0),
     )
-    check_spec(spec)
-    sources = Sources()
-    sources.vision(spec.vision, tower, None)
-    sources.decoder(spec.decoder, language, head, text)
-    bias = config.value("multimodal_projector_bias") is None or config.flag("multimodal_projector_bias")
-    hidden = spec.decoder.hidden_size
-    sources.linear("projector.linear_1", f"{linear}linear_1", hidden, whole.hidden_size, bias=bias)
-    sources.linear("projector.linear_2", f"{linear}linear_2", hidden, hidden, bias=bias)
-    last = tuple(f"{tower}encoder.layers.{i}." for i in range(spec.vision.num_layers, whole.num_layers))
-    aside = (f"{tower}post_layernorm.", f"{tower}head.", *last)
-    tied = spec.decoder.tie_embeddings
-    return spec, sources.weights(checkpoint, lambda name: name.startswith(aside) or (tied and name == head))
 
 
-def _prefix(checkpoint: Checkpoint, mark: str) -> str:
-    """What stands before `mark` in the one tensor name that ends with it."""
-    found = [name.removesuffix(mark) for name in checkpoint.names() if name.endswith(mark)]
-    if len(found) != 1:
-        raise EdgeVLMError(f"{checkpoint.folder} lacks the tensor '{mark}' of a LLaVA model: download it again.")
-    return found[0]
+def _tower(config: Section) -> Vit:
+    """As LLaVA takes it: without its final norm, and without the class token that CLIP's has."""
+    vision = config.section("vision_config")
+    kind = vision.choice("model_type", "clip_vision_model", {"siglip_vision_model": "siglip", "clip_vision_model": "clip"})
+    whole = {"siglip": "full", "clip": "default"}[kind]  # every patch, and nothing else
+    config.choice("vision_feature_select_strategy", "default", {whole: whole})
+    if kind == "siglip":
+        return read_vit(vision, image_size=224, patch_size=16, hidden_size=768, post_norm=False)
+    return read_vit(
+        vision, image_size=224, patch_size=32, hidden_size=768, heads=12, eps=1e-5, act="quick_gelu",
+        patch_bias=False, class_token=True, pre_norm=True, post_norm=False,
+    )  # fmt: skip
 
 
-def _vision(config: Section) -> VisionSpec:
-    config.choice("model_type", "clip_vision_model", {"siglip_vision_model": "siglip"})
-    # The defaults of transformers' SiglipVisionConfig, which are not SmolVLM's.
-    defaults = {"image_size": 224, "patch_size": 16, "hidden_size": 768}
-    return replace(read_vision(config, defaults), post_norm=False)
-
-
-def _used_layers(vision: VisionSpec, layer: object) -> VisionSpec:
+def _used_layers(vision: Vit, layer: object) -> Vit:
     """hidden_states[layer] of the tower: -1 is after its last layer, -2 after the one before, as in LLaVA."""
     kept = vision.num_layers + 1 + layer if type(layer) is int and layer < 0 else layer
     if type(layer) is int and type(kept) is int and 1 <= kept <= vision.num_layers:
@@ -81,6 +64,32 @@ def _used_layers(vision: VisionSpec, layer: object) -> VisionSpec:
     )
 
 
-def _image_token_id(config: Section) -> int:
-    key = "image_token_index" if config.value("image_token_id") is None else "image_token_id"
-    return config.count(key, 32000, least=0)
+def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
+    tower = prefix_of(checkpoint, "embeddings.patch_embedding.weight")
+    projector = prefix_of(checkpoint, "linear_1.weight")
+    return {
+        **names.clip(tower),
+        "projector.linear_1": f"{projector}linear_1",
+        "projector.linear_2": f"{projector}linear_2",
+        **names.llama(prefix_of(checkpoint, "embed_tokens.weight"), _head(checkpoint)),
+    }
+
+
+def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
+    """What stands in the tower's files behind the layer that is taken."""
+    tower = prefix_of(checkpoint, "embeddings.patch_embedding.weight")
+    total = 1 + max(
+        (int(name.removeprefix(f"{tower}encoder.layers.").split(".")[0]) for name in checkpoint.names()
+         if name.startswith(f"{tower}encoder.layers.")),
+        default=-1,
+    )  # fmt: skip
+    layers = (f"{tower}encoder.layers.{i}." for i in range(spec.vision.num_layers, total))
+    return (f"{tower}post_layernorm.", f"{tower}head.", *layers)
+
+
+def _head(checkpoint: Checkpoint) -> str:
+    found = (name for name in checkpoint.names() if name.endswith("lm_head.weight"))
+    return next(found, "lm_head.weight").removesuffix(".weight")
+
+
+FAMILY = Family(("llava",), "LLaVA 1.5 with a SigLIP or CLIP tower", read, tensor_names, unused)

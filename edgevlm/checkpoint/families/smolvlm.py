@@ -3,52 +3,59 @@
 from __future__ import annotations
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
+from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.config import Section
-from edgevlm.checkpoint.families.parts import (
-    MappedWeights,
-    Sources,
-    check_spec,
-    is_tied,
-    patch_positions,
-    read_decoder,
-    read_vision,
-)
-from edgevlm.models.spec import ModelSpec, ProjectorSpec
+from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
+from edgevlm.checkpoint.families.family import Family
+from edgevlm.checkpoint.families.tensors import Names, Rows
+from edgevlm.checkpoint.families.towers import bucketed_positions, read_vit
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.projector import Linear, Queries, Shuffle, Step
 
-_HEAD = "lm_head.weight"
+HEAD = "lm_head"
 
 
-def read(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
-    """The spec and the weights of a SmolVLM, SmolVLM2 or Idefics3 checkpoint."""
-    config = Section(checkpoint.config, "config.json")
-    projector = ProjectorSpec("pixel_shuffle", config.count("scale_factor", 2))
-    spec, sources, prefix = read_towers(checkpoint, config, projector)
-    hidden, shuffled = spec.decoder.hidden_size, spec.vision.hidden_size * projector.scale_factor**2
-    source = f"{prefix}connector.modality_projection.proj"
-    sources.linear("projector.linear", source, hidden, shuffled, bias=False)
-    return spec, sources.weights(checkpoint, lambda name: spec.decoder.tie_embeddings and name == _HEAD)
-
-
-def read_towers(
-    checkpoint: Checkpoint, config: Section, projector: ProjectorSpec
-) -> tuple[ModelSpec, Sources, str]:
-    """All but the projector: the spec, where the tensors stand, and what their names start with."""
-    text = config.section("text_config")
-    prefix = "" if any(name.startswith("text_model.") for name in checkpoint.names()) else "model."
-    tied = is_tied(checkpoint, config, text, _HEAD, f"{prefix}text_model.embed_tokens.weight")
-    spec = ModelSpec(
+def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
+    text, prefix = config.section("text_config"), _prefix(checkpoint)
+    tied = is_tied(checkpoint, config, text, f"{HEAD}.weight", f"{prefix}text_model.embed_tokens.weight")
+    vision = read_vit(config.section("vision_config"), image_size=224, patch_size=32, hidden_size=1152)
+    decoder = read_decoder(text, tied=tied)
+    return ModelSpec(
         name=checkpoint.name,
         family=str(checkpoint.config["model_type"]),
-        vision=read_vision(config.section("vision_config")),
-        projector=projector,
-        decoder=read_decoder(text, tied=tied),
+        vision=vision,
+        projector=_projector(config, vision.hidden_size, decoder.hidden_size),
+        decoder=decoder,
         image_token_id=config.count("image_token_id", 128257, least=0),
     )
-    check_spec(spec)
-    sources = Sources()
-    sources.vision(spec.vision, f"{prefix}vision_model.", patch_positions(spec.vision.patches_per_side))
-    sources.decoder(spec.decoder, f"{prefix}text_model.", _HEAD, text)
-    return spec, sources, prefix
 
 
-__all__ = ["MappedWeights", "patch_positions", "read", "read_towers"]
+def _projector(config: Section, width: int, hidden: int) -> tuple[Step, ...]:
+    connector = config.section("query_connector")
+    if connector.given:  # edgevlm.train's own
+        kind = connector.choice("kind", "", {"qformer": "qformer", "resampler": "resampler"})
+        return (Queries(kind, connector.count("queries")),)
+    scale = config.count("scale_factor", 2)
+    return (Shuffle(scale, width), Linear("linear", hidden, bias=False))
+
+
+def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
+    prefix, side = _prefix(checkpoint), spec.vision.patches_per_side
+    table = f"{prefix}vision_model.embeddings.position_embedding.weight"
+    return {
+        **names.siglip(f"{prefix}vision_model."),
+        "vision.position_embedding": Rows(table, lambda: bucketed_positions(side)),
+        "projector.linear": f"{prefix}connector.modality_projection.proj",
+        **names.llama(f"{prefix}text_model.", HEAD),
+    }
+
+
+def _prefix(checkpoint: Checkpoint) -> str:
+    return "" if any(name.startswith("text_model.") for name in checkpoint.names()) else "model."
+
+
+def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
+    return (f"{_prefix(checkpoint)}connector.",) if any(isinstance(step, Queries) for step in spec.projector) else ()
+
+
+FAMILY = Family(("smolvlm", "idefics3", "edgevlm_query"), "SmolVLM, SmolVLM2 and Idefics3", read, tensor_names, unused)

@@ -1,0 +1,96 @@
+"""Decoders of text_config: Llama's kind, and Qwen2 and Qwen3, which are the same blocks with other options.
+
+Options and defaults follow transformers' config classes: a field that config.json leaves out has the default there.
+"""
+
+from __future__ import annotations
+
+from edgevlm.checkpoint.checkpoint import Checkpoint
+from edgevlm.checkpoint.families.config import Section
+from edgevlm.errors import EdgeVLMError
+from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling
+
+
+def read_decoder(
+    config: Section, *, tied: bool, kind: str | None = None, sections: tuple[int, ...] = ()
+) -> Decoder:
+    """The decoder of a text_config.
+
+    kind: "llama", "qwen2" or "qwen3", where the family knows it; None is the config's own model_type.
+    sections: M-RoPE's frequencies per position axis, for families that have it.
+    """
+    kind = kind or config.choice("model_type", "llama", {name: name for name in _DEFAULTS})
+    config.choice("hidden_act", "silu", {"silu": "silu"})
+    if config.flag("use_sliding_window"):
+        raise config.wrong("use_sliding_window", "false")
+    defaults = _DEFAULTS[kind]
+    hidden, heads = config.count("hidden_size", 4096), config.count("num_attention_heads", 32)
+    eps = config.number("rms_norm_eps", 1e-6 if config.given else 1e-5)
+    size = config.count("head_dim", defaults.get("head_dim") or max(1, hidden // heads))
+    norm, attention_bias = Norm("rms", eps), config.flag("attention_bias")
+    attention = Attention(
+        heads,
+        config.count("num_key_value_heads", heads),
+        size,
+        bias=attention_bias or kind == "qwen2",
+        out_bias=attention_bias and kind != "qwen2",
+        rope="main",
+        qk_norm=norm if kind == "qwen3" else None,
+    )
+    mlp = Mlp(config.count("intermediate_size", defaults["inner"]), bias=config.flag("mlp_bias"))
+    layers = config.count("num_hidden_layers", 32)
+    return Decoder(
+        vocab_size=config.count("vocab_size", defaults["vocab"]),
+        hidden_size=hidden,
+        context_length=config.count("max_position_embeddings", defaults["context"]),
+        blocks=(Block((attention,), mlp, norm),),
+        layers=(0,) * min(layers, 1001),  # more are refused by check_model
+        norm=norm,
+        ropes={"main": _rope(config, size, defaults["theta"], sections)},
+        tie_embeddings=tied,
+    )
+
+
+_DEFAULTS = {
+    "llama": {"inner": 11008, "vocab": 32000, "context": 2048, "theta": 10000},
+    "qwen2": {"inner": 22016, "vocab": 151936, "context": 32768, "theta": 10000},
+    "qwen3": {"inner": 22016, "vocab": 151936, "context": 32768, "theta": 10000, "head_dim": 128},
+}
+
+
+def _rope(config: Section, size: int, theta: float, sections: tuple[int, ...]) -> Rope:
+    """Base and scaling: transformers 4 has rope_theta beside rope_scaling, transformers 5 both in rope_parameters."""
+    rope = config.section("rope_scaling") if config.value("rope_scaling") else config.section("rope_parameters")
+    kind = rope.value("rope_type") or rope.value("type") or "default"
+    if kind not in ("default", "llama3", *(("mrope",) if sections else ())):
+        raise EdgeVLMError(
+            f"config.json asks for the RoPE scaling {kind!r} ({rope.where}): edgevlm supports 'default' and "
+            "'llama3'; use a checkpoint with one of these."
+        )
+    for section in (rope, config):
+        if section.number("partial_rotary_factor", 1.0) != 1.0:
+            raise EdgeVLMError(
+                f"{section.where}: partial_rotary_factor is not 1: edgevlm supports RoPE over whole heads only; use "
+                "another checkpoint."
+            )
+    base = rope.number("rope_theta", config.number("rope_theta", theta))
+    if kind != "llama3":
+        return Rope(base, size, sections=sections)
+    scaling = RopeScaling(
+        rope.number("factor"), rope.number("low_freq_factor"), rope.number("high_freq_factor"),
+        original_context=rope.count("original_max_position_embeddings"),
+    )  # fmt: skip
+    if scaling.low_freq_factor >= scaling.high_freq_factor:
+        raise EdgeVLMError(f"{rope.where}: low_freq_factor is not below high_freq_factor: download config.json again.")
+    return Rope(base, size, scaling, sections)
+
+
+def is_tied(checkpoint: Checkpoint, config: Section, text: Section, head: str, embed: str) -> bool:
+    """As transformers: the top-level field decides, except that a stored head which differs stays a head.
+
+    A file without a head can only mean a tied one, where either config says so.
+    """
+    names, tied = checkpoint.names(), config.flag("tie_word_embeddings")
+    if head not in names:
+        return tied or text.flag("tie_word_embeddings")
+    return tied and embed in names and checkpoint.same(head, embed)

@@ -1,0 +1,29 @@
+"""What a family's file says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgevlm.checkpoint.checkpoint import Checkpoint
+from edgevlm.checkpoint.families.config import Section
+from edgevlm.checkpoint.families.tensors import Names
+from edgevlm.models.model import ModelSpec
+
+
+def _none(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """model_types: what config.json calls it. read: the description. tensor_names: where its weights stand.
+
+    unused: beginnings of tensor names that the files may hold and nothing reads.
+    """
+
+    model_types: tuple[str, ...]
+    title: str  # in words, for messages and docs
+    read: Callable[[Checkpoint, Section], ModelSpec]
+    tensor_names: Callable[[Checkpoint, ModelSpec], Names]
+    unused: Callable[[Checkpoint, ModelSpec], tuple[str, ...]] = _none

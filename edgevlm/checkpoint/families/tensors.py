@@ -1,0 +1,220 @@
+"""Where each weight of the tree stands in a checkpoint's files, and what is done to it on the way.
+
+A family lists patterns; the tree itself, with every shape, follows from the model's description (`weight_tree`), so
+that a tensor too few, too many or of another shape is found without a second list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevlm.checkpoint.checkpoint import Checkpoint
+from edgevlm.errors import EdgeVLMError
+from edgevlm.models.record import WeightInfo
+from edgevlm.types import F32
+
+Shape = tuple[int, ...]
+Read = Callable[[str], F32]
+# Buffers that old versions of transformers saved; all are computed.
+_COMPUTED = (".position_ids", ".inv_freq")
+
+
+class Source(Protocol):
+    """One or several stored tensors that give one of the tree. `part` is "weight", "bias" or "" for a bare tensor."""
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        """The names and shapes that must be in the files for a tensor of the tree with `shape`."""
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32: ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The stored tensor as it is, or as another shape of as many values."""
+
+    stem: str
+    shape: Shape | None = None  # as it is stored, where that differs
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {_name(self.stem, part): self.shape or shape}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        return read(_name(self.stem, part)).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a tensor that stacks several maps, from row `start` on, of `total` rows."""
+
+    stem: str
+    start: int
+    total: int
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {_name(self.stem, part): (self.total, *shape[1:])}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        return np.ascontiguousarray(read(_name(self.stem, part))[self.start : self.start + shape[0]])
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A map whose every output is multiplied by a stored vector: layer scale, folded into the map before it."""
+
+    source: Source
+    scale: str
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return self.source.stored(part, shape) | {self.scale: shape[:1]}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        values = self.source.make(read, part, shape)
+        scaled: F32 = values * read(self.scale).reshape(-1, *(1,) * (values.ndim - 1))
+        return scaled
+
+
+@dataclass(frozen=True)
+class PlusOne:
+    """A norm that is stored as its difference from one (Gemma)."""
+
+    stem: str
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {_name(self.stem, part): shape}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        return read(_name(self.stem, part)) + np.float32(1 if part == "weight" else 0)
+
+
+@dataclass(frozen=True)
+class SumFrames:
+    """A convolution over two frames, summed over them: what it gives for a still picture, which is both frames."""
+
+    stem: str
+    patch: int
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {_name(self.stem, part): (shape[0], 3, 2, self.patch, self.patch)}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        total: F32 = read(_name(self.stem, part)).sum(axis=2)
+        return total.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Chosen rows of a stored table."""
+
+    stem: str
+    rows: Callable[[], npt.NDArray[np.int64]]
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {_name(self.stem, part): shape}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        return read(_name(self.stem, part))[self.rows()]
+
+
+def _name(stem: str, part: str) -> str:
+    return f"{stem}.{part}" if part else stem
+
+
+Names = Mapping[str, "str | Source | Callable[[int], Source]"]
+"""Patterns of the tree -> stored stems. Keys leave out ".weight" and ".bias"; "{i}" is the layer in keys and stems; a
+function is called with the layer."""
+
+
+class MappedWeights:
+    """A checkpoint's tensors under edgevlm's canonical names."""
+
+    def __init__(self, checkpoint: Checkpoint, tree: dict[str, WeightInfo], sources: dict[str, Source]) -> None:
+        self._checkpoint, self.tree, self._sources = checkpoint, tree, sources
+
+    def names(self) -> list[str]:
+        return list(self.tree)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tree
+
+    def shape(self, name: str) -> Shape:
+        return self.tree[name].shape
+
+    def is_linear(self, name: str) -> bool:
+        """Whether it is a matrix of a linear map or the embedding table, which are quantized."""
+        return self.tree[name].is_linear
+
+    def stored_names(self, name: str) -> list[str]:
+        """The tensors of the checkpoint that it is made of."""
+        return list(self._sources[name].stored(_part(name), self.shape(name)))
+
+    def dtype(self, name: str) -> str:
+        """How the checkpoint stores the tensor: "float32", "float16" or "bfloat16"."""
+        return self._checkpoint.dtype(self.stored_names(name)[0])
+
+    def read(self, name: str) -> F32:
+        """One tensor as a new C-contiguous float32 array."""
+        made = self._sources[name].make(self._checkpoint.read, _part(name), self.shape(name))
+        return np.ascontiguousarray(made, np.float32)
+
+
+def map_tree(
+    checkpoint: Checkpoint, tree: dict[str, WeightInfo], names: Names, unused: Callable[[str], bool]
+) -> MappedWeights:
+    """The tree, once every tensor is there with its shape, and none more but buffers and `unused` ones."""
+    sources = {name: _source(name, names) for name in tree}
+    have, known = set(checkpoint.names()), set()
+    for name, source in sources.items():
+        for stored, shape in source.stored(_part(name), tree[name].shape).items():
+            _check(checkpoint, stored, shape, have)
+            known.add(stored)
+    extra = sorted(n for n in have - known if not n.endswith(_COMPUTED) and not unused(n))
+    if extra:
+        raise EdgeVLMError(
+            f"{checkpoint.folder} holds the tensor '{extra[0]}', which no {checkpoint.config.get('model_type')} "
+            f"model has ({len(extra)} such): it is of another architecture, or quantized; use the original "
+            "checkpoint."
+        )
+    return MappedWeights(checkpoint, tree, sources)
+
+
+def _check(checkpoint: Checkpoint, name: str, shape: Shape, have: set[str]) -> None:
+    if name not in have:
+        raise EdgeVLMError(
+            f"{checkpoint.folder} lacks the tensor '{name}' that its config.json asks for: download it again."
+        )
+    if (found := checkpoint.shape(name)) != shape:
+        raise EdgeVLMError(
+            f"{checkpoint.folder} holds '{name}' with the shape {list(found)} where its config.json asks for "
+            f"{list(shape)}: config and weights belong to different models; download both again."
+        )
+
+
+def prefix_of(checkpoint: Checkpoint, mark: str) -> str:
+    """What stands before `mark` in the one tensor name that ends with it: a part's prefix, whatever the layout."""
+    found = [name.removesuffix(mark) for name in checkpoint.names() if name.endswith(mark)]
+    if len(found) != 1:
+        raise EdgeVLMError(
+            f"{checkpoint.folder} has {len(found)} tensors that end in '{mark}', where its config.json asks for one: "
+            "download it again."
+        )
+    return found[0]
+
+
+def _source(name: str, names: Names) -> Source:
+    stem = name.removesuffix(".weight").removesuffix(".bias")
+    layer = next((int(part) for part in stem.split(".") if part.isdigit()), None)
+    pattern = stem if layer is None else stem.replace(f".{layer}.", ".{i}.", 1)
+    found = names[pattern]
+    if isinstance(found, str):
+        return Plain(found if layer is None else found.replace("{i}", str(layer)))
+    return found(layer or 0) if callable(found) else found
+
+
+def _part(name: str) -> str:
+    last = name.rpartition(".")[2]
+    return last if last in ("weight", "bias") else ""

@@ -1,0 +1,63 @@
+"""Towers of vision_config: SigLIP's and CLIP's kind. Defaults are those of transformers' config classes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevlm.checkpoint.families.config import Section
+from edgevlm.models.spec import Attention, Block, Mlp, Norm
+from edgevlm.models.towers.vit import Vit
+
+ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}
+
+
+def read_vit(
+    config: Section, *, image_size: int, patch_size: int, hidden_size: int, inner: int = 3072, heads: int = 16,
+    eps: float = 1e-6, act: str = "gelu_pytorch_tanh", **options: bool,
+) -> Vit:  # fmt: skip
+    """A tower on square pictures; the keyword arguments are the family's defaults, `options` further fields of `Vit`."""
+    hidden, count = config.count("hidden_size", hidden_size), config.count("num_attention_heads", heads)
+    config.choice("num_channels", 3, {3: "3"})
+    mlp = Mlp(
+        config.count("intermediate_size", inner), config.choice("hidden_act", act, ACTIVATIONS), gated=False, bias=True
+    )
+    attention = Attention(count, count, max(1, hidden // count), bias=True, out_bias=True)
+    return Vit(
+        image_size=config.side("image_size", image_size),
+        patch_size=config.side("patch_size", patch_size),
+        hidden_size=hidden,
+        num_layers=config.count("num_hidden_layers", 12),
+        block=Block((attention,), mlp, Norm("layer", config.number("layer_norm_eps", eps))),
+        **options,
+    )
+
+
+def bucketed_positions(side: int) -> npt.NDArray[np.int64]:
+    """The row of the position table that each of side x side patches takes, in raster order (Idefics2 and its kin).
+
+    transformers buckets float32 fractions i/side, and rounding puts some patches of some sizes (19, 25, 29) into their
+    neighbour's bucket. Models are trained with that, so it is reproduced to the bit. At the published sizes (26, 27 and
+    32 patches per side) every patch has its own row.
+    """
+    fractions = np.arange(side, dtype=np.float32) * (np.float32(1.0) / np.float32(side))
+    fractions = np.minimum(fractions, np.float32(1.0 - 1e-6))
+    buckets = np.searchsorted(_torch_arange(1 / side, 1.0, 1 / side), fractions, side="right")
+    rows: npt.NDArray[np.int64] = (buckets[:, None] * side + buckets[None, :]).reshape(-1).astype(np.int64)
+    return rows
+
+
+def _torch_arange(start: float, end: float, step: float) -> npt.NDArray[np.float32]:
+    """torch.arange in float32 as its AVX2 kernel computes it (aten/src/ATen/native/cpu/RangeFactoriesKernel.cpp).
+
+    Whole pairs of 8-lane vectors round their first lane to float32 before the lanes are added in double; the rest is
+    computed in double. That moves some boundaries by one unit in the last place, which decides between buckets.
+    """
+    count = math.ceil((end - start) / step)
+    index = np.arange(count)
+    exact = start + step * index
+    bases = exact[index // 8 * 8].astype(np.float32).astype(np.float64)
+    in_vectors = index < count // 16 * 16
+    return np.where(in_vectors, bases + step * (index % 8), exact).astype(np.float32)

@@ -1,0 +1,134 @@
+"""A prompt in space: where its pictures lie, which positions its tokens have, and who sees whom.
+
+What depends on the prompt is an input of every graph, computed here once: graphs know no position rule.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevlm.models.blocks import mask_input, rope_inputs
+from edgevlm.models.spec import Attention, Decoder, Rope
+from edgevlm.types import F32, I64
+
+
+@dataclass(frozen=True)
+class Span:
+    """The image tokens of one view."""
+
+    start: int  # position of the first one in the prompt
+    grid: tuple[int, int]  # rows, columns
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A prompt of `length` tokens; what follows it is the answer."""
+
+    length: int
+    spans: tuple[Span, ...] = ()
+
+
+def positions(layout: Layout, axes: int, start: int = 0, stop: int | None = None) -> I64:
+    """(axes, stop - start) positions of the tokens from `start` to `stop` (None: the prompt's end), answer included.
+
+    Of three axes (time, row, column), a view takes as many positions as its longer side has tokens: get_rope_index in
+    transformers' models/qwen2_vl/modeling_qwen2_vl.py.
+    """
+    stop = layout.length if stop is None else stop
+    if axes == 1:
+        return np.arange(start, stop)[None]
+    prompt = _prompt_positions(layout, axes)
+    answer = int(prompt.max(initial=-1)) + 1 + np.arange(max(0, stop - layout.length))
+    return np.concatenate([prompt, np.broadcast_to(answer, (axes, len(answer)))], axis=1)[:, start:stop]
+
+
+def _prompt_positions(layout: Layout, axes: int) -> I64:
+    out, at, place = np.zeros((axes, layout.length), np.int64), 0, 0
+    for span in (*layout.spans, Span(layout.length, (0, 0))):
+        text = span.start - place
+        out[:, place : span.start] = at + np.arange(text)
+        at, (rows, cols) = at + text, span.grid
+        out[:, span.start : span.start + span.tokens] = at + np.indices((1, rows, cols)).reshape(3, -1)[-axes:]
+        at, place = at + max(rows, cols), span.start + span.tokens
+    return out
+
+
+def rope_rows(rope: Rope, places: I64) -> tuple[F32, F32]:
+    """cos and sin (S, size / 2) of positions (axes, S), in the float32 arithmetic of transformers' rotary embeddings."""
+    frequencies = rope_frequencies(rope)
+    if rope.scaling is not None:
+        frequencies = frequencies / rope_factors(rope)
+    axis = np.zeros(rope.size // 2, np.intp)  # the position axis that each frequency takes
+    if rope.sections and not rope.interleaved:
+        axis = np.repeat(np.arange(len(rope.sections)), rope.sections)
+    elif rope.sections:  # time, row, column, time, row, column ..., then time for what is left
+        for number in (1, 2):
+            axis[number : rope.sections[number] * 3 : 3] = number
+    angles = places.astype(np.float32)[axis].T * frequencies
+    return np.cos(angles), np.sin(angles)
+
+
+def rope_factors(rope: Rope) -> F32:
+    """What scaling divides each frequency by, (size / 2).
+
+    Of transformers' _compute_llama3_parameters; llama.cpp reads these as the tensor rope_freqs.
+    """
+    frequencies, scaling = rope_frequencies(rope), rope.scaling
+    if scaling is None:
+        return np.ones_like(frequencies)
+    turns = scaling.original_context * frequencies / np.float32(2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    factors: F32 = (1 / ((1 - kept) / scaling.factor + kept)).astype(np.float32)
+    return factors
+
+
+def rope_frequencies(rope: Rope) -> F32:
+    """(size / 2) radians per position, before scaling."""
+    exponents = np.arange(0, rope.size, 2, dtype=np.float32) / np.float32(rope.size)
+    frequencies: F32 = (1.0 / np.power(np.float32(rope.theta), exponents)).astype(np.float32)
+    return frequencies
+
+
+def visible(
+    layout: Layout, rule: str, past: int, new: int, window: int | None = None
+) -> npt.NDArray[np.bool_]:
+    """(new, past + new): which positions each new one sees, under a decoder's mask rule and an attention's window."""
+    row, col = np.arange(past, past + new)[:, None], np.arange(past + new)[None]
+    seen = col <= row
+    if window is not None:
+        seen &= col > row - window
+    if rule == "prompt":
+        seen |= (row < layout.length) & (col < layout.length)
+    if rule == "image":
+        for span in layout.spans:
+            end = span.start + span.tokens
+            seen |= (row >= span.start) & (row < end) & (col >= span.start) & (col < end)
+    return seen
+
+
+def decoder_inputs(d: Decoder, layout: Layout, past: int, new: int) -> dict[str, npt.NDArray[Any]]:
+    """Everything that a decoder call of `new` positions after `past` takes beside embeddings and states."""
+    found: dict[str, npt.NDArray[Any]] = {}
+    for name, rope in d.ropes.items():
+        found |= dict(zip(rope_inputs(name), rope_rows(rope, positions(layout, rope.axes, past, past + new)), strict=True))
+    for window in windows(d):
+        found[mask_input(window)] = visible(layout, d.mask, past, new, window)
+    if d.learned_positions:
+        found["positions"] = np.arange(past, past + new)
+    return found
+
+
+def windows(d: Decoder) -> set[int | None]:
+    """The different windows of a decoder's attention to itself; None sees all."""
+    mixers = (mixer for block in d.blocks for mixer in block.mixers)
+    return {mixer.window for mixer in mixers if isinstance(mixer, Attention) and mixer.reads == "self"}

@@ -1,0 +1,64 @@
+"""The parts that a model is written and run as: signatures derived once, for emitters, manifests and runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgevlm.models.blocks import mask_input, rope_inputs
+from edgevlm.models.decoder import decoder, embed_tokens
+from edgevlm.models.model import ModelSpec, feature_shape, image_features
+from edgevlm.models.ops import Ops, X
+from edgevlm.models.spec import Attention, Decoder, State, states
+from edgevlm.models.tensor import Tensor
+
+Values = dict[str, X]
+
+
+@dataclass(frozen=True)
+class Component:
+    """One graph of a model: what goes in and comes out, what it keeps between calls, and how to play it."""
+
+    name: str  # "vision_encoder" | "embed_tokens" | "decoder"
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    states: tuple[State, ...]
+    build: Callable[[Ops, Values], Values]
+
+
+def components(spec: ModelSpec) -> list[Component]:
+    """The graphs of a model, in the order of a run."""
+    d = spec.decoder
+    ids = {"input_ids": Tensor("int64", ("batch_size", "sequence_length"))}
+    embeds = {"inputs_embeds": Tensor("float32", ("batch_size", "sequence_length", d.hidden_size))}
+    logits = {"logits": Tensor("float32", ("batch_size", 1, d.vocab_size))}
+    return [
+        Component(
+            "vision_encoder", spec.vision.inputs(), {"image_features": feature_shape(spec)}, (),
+            lambda ops, values: {"image_features": image_features(ops, spec, values)},
+        ),
+        Component(
+            "embed_tokens", ids, embeds, (),
+            lambda ops, values: {"inputs_embeds": embed_tokens(ops, values["input_ids"], d)},
+        ),
+        Component(
+            "decoder", embeds | position_inputs(d), logits, tuple(states(d)),
+            lambda ops, values: {"logits": decoder(ops, values["inputs_embeds"], d)},
+        ),
+    ]  # fmt: skip
+
+
+def position_inputs(d: Decoder) -> dict[str, Tensor]:
+    """What a decoder takes besides embeddings where positions are more than indices: nothing for a plain one."""
+    if d.is_plain:
+        return {}
+    found = {}
+    for name, rope in d.ropes.items():
+        found |= {part: Tensor("float32", ("sequence_length", rope.size // 2)) for part in rope_inputs(name)}
+    if d.mask != "causal":
+        mixers = (mixer for block in d.blocks for mixer in block.mixers)
+        for window in {m.window for m in mixers if isinstance(m, Attention) and m.reads == "self"}:
+            found[mask_input(window)] = Tensor("bool", ("sequence_length", "total_sequence_length"))
+    for level in range(d.deepstack):
+        found[f"deepstack_{level}"] = Tensor("float32", ("sequence_length", d.hidden_size))
+    return found

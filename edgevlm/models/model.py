@@ -1,0 +1,47 @@
+"""A vision-language model: tower, projector, decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgevlm.models.ops import Ops, X
+from edgevlm.models.projector import Grid, Step, projector
+from edgevlm.models.spec import Decoder
+from edgevlm.models.tensor import Tensor
+from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.models.towers.vit import Vit
+
+Tower = Vit | QwenVit
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    name: str
+    family: str
+    vision: Tower
+    projector: tuple[Step, ...]
+    decoder: Decoder
+    image_token_id: int  # the placeholder that image features replace
+
+    def token_grid(self, height: int, width: int) -> Grid:
+        """Rows and columns of image tokens of a view of that size in pixels."""
+        grid = self.vision.grid(height, width)
+        for step in self.projector:
+            grid = step.grid(grid)
+        return grid
+
+
+def image_features(ops: Ops, spec: ModelSpec, inputs: dict[str, X]) -> X:
+    """The tower's inputs to features (B, tokens, decoder hidden size)."""
+    states = spec.vision.walk(ops, inputs)
+    # Only towers of one size have steps that need the grid of the states.
+    grid = (spec.vision.patches_per_side,) * 2 if isinstance(spec.vision, Vit) else (0, 0)
+    return projector(ops, states, spec.projector, grid)
+
+
+def feature_shape(spec: ModelSpec) -> Tensor:
+    width = spec.decoder.hidden_size
+    if isinstance(spec.vision, Vit):
+        rows, cols = spec.token_grid(spec.vision.image_size, spec.vision.image_size)
+        return Tensor("float32", ("tiles", rows * cols, width))
+    return Tensor("float32", (1, "tokens", width))

@@ -1,0 +1,147 @@
+"""Plays a model on shapes and writes down its weights: the tree, derived, with the role of each tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgevlm.models.decoder import decoder, embed_tokens, memory
+from edgevlm.models.model import ModelSpec, image_features
+from edgevlm.models.ops import Ops
+from edgevlm.models.spec import Attention, Decoder, Norm
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WeightInfo:
+    """role: "matrix" (of a linear map), "table" (looked up by rows), "kernel" (a convolution's), "vector" or
+    "positions" (a table that is added as it is)."""
+
+    role: str
+    shape: Shape
+
+    @property
+    def is_linear(self) -> bool:
+        """What is quantized: matrices of linear maps, and the embedding, which is a tied head's matrix."""
+        return self.role in ("matrix", "table")
+
+
+def weight_tree(spec: ModelSpec) -> dict[str, WeightInfo]:
+    """Every weight of the model by canonical name, in the order in which a forward pass reads them."""
+    record = Record()
+    image_features(record, spec, {name: tensor.sizes(1) for name, tensor in spec.vision.inputs().items()})
+    return record.found | decoder_tree(spec.decoder)
+
+
+def decoder_tree(d: Decoder) -> dict[str, WeightInfo]:
+    record = Record()
+    embed_tokens(record, (1, 1), d)
+    memory(record, (1, 1, d.hidden_size), d)
+    decoder(record, (1, 1, d.hidden_size), d)
+    return record.found
+
+
+class Record(Ops):
+    """Values are shapes. Free axes count as 1."""
+
+    backend = "The weight tree"
+
+    def __init__(self) -> None:
+        self.found: dict[str, WeightInfo] = {}
+
+    def _add(self, name: str, role: str, *shape: int) -> None:
+        self.found.setdefault(name, WeightInfo(role, shape))
+
+    def linear(self, x: Shape, *maps: tuple[str, int], bias: bool = False) -> list[Shape]:
+        for name, rows in maps:
+            self._add(f"{name}.weight", "matrix", rows, x[-1])
+            if bias:
+                self._add(f"{name}.bias", "vector", rows)
+        return [(*x[:-1], rows) for _, rows in maps]
+
+    def patch_embed(self, pixels: Shape, name: str, width: int, patch: int, bias: bool = True) -> Shape:
+        self._add(f"{name}.weight", "kernel", width, pixels[1], patch, patch)
+        if bias:
+            self._add(f"{name}.bias", "vector", width)
+        return (pixels[0], (pixels[2] // patch) * (pixels[3] // patch), width)
+
+    def patch_linear(self, x: Shape, name: str, width: int) -> Shape:
+        self._add(f"{name}.weight", "kernel", width, x[-1])
+        return (*x[:-1], width)
+
+    def embed(self, ids: Shape, name: str, rows: int, width: int) -> Shape:
+        self._add(f"{name}.weight", "table" if name == "decoder.embed" else "positions", rows, width)
+        return (*ids, width)
+
+    def add_table(self, x: Shape, name: str, rows: int, width: int) -> Shape:
+        self._add(name, "positions", rows, width)
+        return x
+
+    def prepend(self, x: Shape, name: str, width: int) -> Shape:
+        self._add(name, "vector", width)
+        return (x[0], x[1] + 1, width)
+
+    def drop_first(self, x: Shape) -> Shape:
+        return (x[0], x[1] - 1, x[2])
+
+    def vector(self, name: str, size: int) -> Shape:
+        self._add(name, "vector", size)
+        return (size,)
+
+    def norm(self, x: Shape, name: str, spec: Norm) -> Shape:
+        self._add(f"{name}.weight", "vector", x[-1])
+        if spec.kind == "layer":
+            self._add(f"{name}.bias", "vector", x[-1])
+        return x
+
+    def act(self, x: Shape, kind: str) -> Shape:
+        return x
+
+    def add(self, x: Shape, y: Shape) -> Shape:
+        return x
+
+    def mul(self, x: Shape, y: Shape | float) -> Shape:
+        return x
+
+    def heads(self, x: Shape, count: int, size: int) -> Shape:
+        return (*x[:-2], count, x[-2], size)
+
+    def merge(self, x: Shape) -> Shape:
+        return (*x[:-3], x[-2], x[-3] * x[-1])
+
+    def rotate(self, x: Shape, rope: str, size: int) -> Shape:
+        return x
+
+    def attend(self, q: Shape, k: Shape, v: Shape, a: Attention, mask: str | None) -> Shape:
+        return q
+
+    def append(self, state: str, x: Shape) -> Shape:
+        return x
+
+    def held(self, state: str) -> Shape:
+        return (1, 1, 1, 1)
+
+    def causal_conv(self, x: Shape, name: str, width: int, kernel: int, state: str) -> Shape:
+        self._add(f"{name}.weight", "kernel", width, kernel)
+        return x
+
+    def windows(self, x: Shape, size: int) -> Shape:
+        return x
+
+    def unwindow(self, x: Shape) -> Shape:
+        return x
+
+    def pixel_shuffle(self, x: Shape, grid: tuple[int, int], scale: int, width: int) -> Shape:
+        return (x[0], x[1] // scale**2, x[2] * scale**2)
+
+    def group(self, x: Shape, count: int, width: int) -> Shape:
+        return (x[0], max(1, x[1] // count), width * count)
+
+    def take(self, x: Shape, index: str) -> Shape:
+        return x
+
+    def input(self, name: str) -> Shape:
+        return (1, 1)
+
+    def last(self, x: Shape) -> Shape:
+        return x

@@ -1,0 +1,1 @@
+"""Vision towers: one file each, a dataclass beside the walk that it describes."""

@@ -1,0 +1,120 @@
+"""Qwen2.5-VL's tower (arXiv 2502.13923): native resolution, 2-D RoPE, window attention.
+
+Everything that depends on a picture's size is an input, which `QwenVit.feeds` computes. Patches stand window by window,
+each window padded to its full size, so that window attention is attention in groups of equal length.
+As transformers' models/qwen2_5_vl/modeling_qwen2_5_vl.py, without its permutations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevlm.models.blocks import residual, rope_inputs
+from edgevlm.models.ops import Ops, X
+from edgevlm.models.spec import Attention, Block
+from edgevlm.models.tensor import Tensor
+from edgevlm.types import F32, I64
+
+
+@dataclass(frozen=True)
+class QwenVit:
+    patch_size: int  # pixels per side of one patch
+    merge: int  # patches per side that the projector makes one token of
+    window: int  # patches per side of a window
+    hidden_size: int
+    num_layers: int
+    full: tuple[int, ...]  # layers that see the whole picture; the others see one window
+    block: Block
+    theta: float = 10000.0
+    kind: str = "qwen_vit"
+
+    @property
+    def attention(self) -> Attention:
+        (attention,) = self.block.mixers
+        assert isinstance(attention, Attention)
+        return attention
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patch states of a view of that size in pixels."""
+        return height // self.patch_size, width // self.patch_size
+
+    def inputs(self) -> dict[str, Tensor]:
+        """P patches, W windows of L = window^2 patches, N image tokens. P = W * L, padding included."""
+        size, half = 3 * self.patch_size**2, self.attention.head_dim // 2
+        cos, sin = rope_inputs("patches")
+        return {
+            "patches": Tensor("float32", (1, "patches", size)),
+            cos: Tensor("float32", ("patches", half)),
+            sin: Tensor("float32", ("patches", half)),
+            "window_mask": Tensor("bool", ("windows", 1, 1, self.window**2)),
+            "mask": Tensor("bool", (1, 1, 1, "patches")),
+            "order": Tensor("int64", ("tokens",)),
+        }
+
+    def walk(self, ops: Ops, inputs: dict[str, X]) -> X:
+        """To patch states (1, P, D), window by window."""
+        x = ops.patch_linear(inputs["patches"], "vision.patch_embedding", self.hidden_size)
+        for i in range(self.num_layers):
+            x = self._layer(ops, x, i)
+        return x
+
+    def _layer(self, ops: Ops, x: X, i: int) -> X:
+        w, block, width = f"vision.layers.{i}", self.block, self.hidden_size
+        if i in self.full:
+            x = residual(ops, x, block, w, 1, lambda h: ops.attention(h, w, self.attention, width, None, "mask"))
+        else:
+            size = self.window**2
+            x = residual(
+                ops, x, block, w, 1,
+                lambda h: ops.window_attention(h, w, self.attention, width, size, "window_mask"),
+            )  # fmt: skip
+        return residual(ops, x, block, w, 2, lambda h: ops.mlp(h, w, block.mlp, width))
+
+    def feeds(self, pixels: F32) -> dict[str, npt.NDArray[Any]]:
+        """The inputs for normalized pixels (3, height, width), sides multiples of patch_size * merge."""
+        p = self.patch_size
+        rows, cols = self.grid(*pixels.shape[1:])
+        cells = pixels.reshape(3, rows, p, cols, p).transpose(1, 3, 0, 2, 4).reshape(rows * cols, -1)
+        at = self._window_order(rows, cols)  # (W, L) indices of patches in raster order, -1 for padding
+        flat, real = np.maximum(at, 0).reshape(-1), (at >= 0).reshape(-1)
+        patches = np.where(real[:, None], cells[flat], np.float32(0))
+        cos, sin = self._rope(flat // cols, flat % cols)
+        names = rope_inputs("patches")
+        return {
+            "patches": patches[None],
+            names[0]: cos,
+            names[1]: sin,
+            "window_mask": real.reshape(len(at), 1, 1, -1),
+            "mask": real[None, None, None],
+            "order": self._token_order(at, rows, cols),
+        }
+
+    def _window_order(self, rows: int, cols: int) -> I64:
+        """Windows row by row; in a window, groups of merge x merge patches row by row; in a group, row by row."""
+        side, m = self.window, self.merge
+        index = np.arange(rows * cols).reshape(rows, cols)
+        index = np.pad(index, ((0, -rows % side), (0, -cols % side)), constant_values=-1)
+        shape = (index.shape[0] // side, side // m, m, index.shape[1] // side, side // m, m)
+        return index.reshape(shape).transpose(0, 3, 1, 4, 2, 5).reshape(-1, side * side).astype(np.int64)
+
+    def _token_order(self, at: I64, rows: int, cols: int) -> I64:
+        """(N,) where each token, row by row, lies among the groups of patches in window order."""
+        m = self.merge
+        first = at.reshape(-1, m * m)[:, 0]  # the upper left patch of each group
+        groups = np.flatnonzero(first >= 0)
+        token = first[groups] // cols // m * (cols // m) + first[groups] % cols // m
+        order = np.empty(len(groups), np.int64)
+        order[token] = groups
+        return order
+
+    def _rope(self, row: I64, col: I64) -> tuple[F32, F32]:
+        """cos and sin (P, head size / 2): a quarter of a head turns with the row, a quarter with the column."""
+        quarter = self.attention.head_dim // 4
+        exponents = np.arange(quarter, dtype=np.float32) / np.float32(quarter)
+        frequencies = (1.0 / np.power(np.float32(self.theta), exponents)).astype(np.float32)
+        angles = np.concatenate([place[:, None].astype(np.float32) * frequencies for place in (row, col)], -1)
+        return np.cos(angles), np.sin(angles)

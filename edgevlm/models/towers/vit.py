@@ -1,0 +1,62 @@
+"""A vision transformer on square pictures of one size: SigLIP (arXiv 2303.15343), CLIP (arXiv 2103.00020), InternViT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgevlm.models.blocks import residual
+from edgevlm.models.ops import Ops, X
+from edgevlm.models.spec import Attention, Block
+from edgevlm.models.tensor import Tensor
+from edgevlm.types import F32
+
+
+@dataclass(frozen=True)
+class Vit:
+    image_size: int  # pixels per side of one tile
+    patch_size: int  # pixels per side of one patch
+    hidden_size: int
+    num_layers: int
+    block: Block
+    patch_bias: bool = True
+    class_token: bool = False  # a learned first position, dropped at the end
+    pre_norm: bool = False  # before the first layer (CLIP)
+    post_norm: bool = True  # False: patch states are taken before the final norm, as LLaVA does
+    kind: str = "vit"
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.patches_per_side**2
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patch states of a view of that size in pixels."""
+        return height // self.patch_size, width // self.patch_size
+
+    def inputs(self) -> dict[str, Tensor]:
+        return {"pixels": Tensor("float32", ("tiles", 3, self.image_size, self.image_size))}
+
+    def feeds(self, pixels: F32) -> dict[str, F32]:
+        """The inputs for normalized pixels (3, S, S)."""
+        return {"pixels": pixels[None]}
+
+    def walk(self, ops: Ops, inputs: dict[str, X]) -> X:
+        """Normalized tiles (B, 3, S, S) to patch states (B, patches, D)."""
+        x = ops.patch_embed(inputs["pixels"], "vision.patch_embedding", self.hidden_size, self.patch_size, self.patch_bias)
+        x = ops.prepend(x, "vision.class_token", self.hidden_size) if self.class_token else x
+        x = ops.add_table(x, "vision.position_embedding", self.num_patches + self.class_token, self.hidden_size)
+        x = ops.norm(x, "vision.pre_norm", self.block.norm) if self.pre_norm else x
+        for i in range(self.num_layers):
+            x = self._layer(ops, x, f"vision.layers.{i}")
+        x = ops.drop_first(x) if self.class_token else x
+        return ops.norm(x, "vision.post_norm", self.block.norm) if self.post_norm else x
+
+    def _layer(self, ops: Ops, x: X, w: str) -> X:
+        block, width = self.block, self.hidden_size
+        (attention,) = block.mixers
+        assert isinstance(attention, Attention)
+        x = residual(ops, x, block, w, 1, lambda h: ops.attention(h, w, attention, width, None, None))
+        return residual(ops, x, block, w, 2, lambda h: ops.mlp(h, w, block.mlp, width))

@@ -1,0 +1,128 @@
+"""Towers on the eager backend, held to transformers' own on random weights and pictures of odd shapes."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgevlm.models.eager import EagerOps
+from edgevlm.models.projector import Act, Group, Linear, Normalize, Take, projector
+from edgevlm.models.record import Record
+from edgevlm.models.spec import Attention, Block, Mlp, Norm
+from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.models.towers.vit import Vit
+
+
+class Arrays(dict[str, np.ndarray]):
+    def read(self, name: str) -> np.ndarray:
+        return self[name]
+
+
+def _random(model: Any) -> dict[str, np.ndarray]:
+    gen = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            scale = 0.3 if p.ndim == 1 else float(np.prod(p.shape[1:])) ** -0.5
+            p.copy_(torch.randn(p.shape, generator=gen) * scale + (p.ndim == 1 and "norm" in name))
+    model.eval()
+    return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+
+
+def _copy(weights: Arrays, ours: str, tensors: dict[str, np.ndarray], theirs: str) -> None:
+    for part in ("weight", "bias"):
+        if f"{theirs}.{part}" in tensors:
+            weights[f"{ours}.{part}"] = tensors[f"{theirs}.{part}"]
+
+
+@pytest.mark.parametrize("grid", [(6, 10), (4, 4), (8, 8), (2, 14), (12, 2)])
+def test_qwen_vit_is_the_tower_of_transformers(grid: tuple[int, int]) -> None:
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as module
+
+    width, inner, out = 64, 96, 48
+    config = module.Qwen2_5_VLVisionConfig(
+        depth=3, hidden_size=width, intermediate_size=inner, num_heads=4, patch_size=4, spatial_merge_size=2,
+        window_size=16, fullatt_block_indexes=[1], out_hidden_size=out, in_channels=3,
+    )  # fmt: skip
+    model = module.Qwen2_5_VisionTransformerPretrainedModel(config)
+    tensors = _random(model)
+    weights = Arrays({"vision.patch_embedding.weight": tensors["patch_embed.proj.weight"].sum(2).reshape(width, -1)})
+    for i in range(3):
+        w, source = f"vision.layers.{i}", f"blocks.{i}"
+        _copy(weights, f"{w}.norm1", tensors, f"{source}.norm1")
+        _copy(weights, f"{w}.norm2", tensors, f"{source}.norm2")
+        _copy(weights, f"{w}.o", tensors, f"{source}.attn.proj")
+        for part in ("weight", "bias"):
+            for name, values in zip("qkv", np.split(tensors[f"{source}.attn.qkv.{part}"], 3), strict=True):
+                weights[f"{w}.{name}.{part}"] = values
+        for name in ("gate", "up", "down"):
+            _copy(weights, f"{w}.{name}", tensors, f"{source}.mlp.{name}_proj")
+    _copy(weights, "projector.norm", tensors, "merger.ln_q")
+    _copy(weights, "projector.linear_1", tensors, "merger.mlp.0")
+    _copy(weights, "projector.linear_2", tensors, "merger.mlp.2")
+    attention = Attention(4, 4, 16, bias=True, out_bias=True, rope="patches")
+    block = Block((attention,), Mlp(inner, bias=True), Norm("rms", 1e-6))
+    tower = QwenVit(4, 2, 4, width, 3, (1,), block)
+    steps = (
+        Normalize(Norm("rms", 1e-6)), Group(2, width), Linear("linear_1", 4 * width), Act("gelu"),
+        Linear("linear_2", out), Take("order"),
+    )  # fmt: skip
+
+    rng = np.random.default_rng(0)
+    rows, cols = grid
+    pixels = rng.standard_normal((3, rows * 4, cols * 4)).astype(np.float32)
+    # The processor's order: groups of 2 x 2 patches, row by row; channels, then two equal frames, then the patch.
+    cells = pixels.reshape(3, rows // 2, 2, 4, cols // 2, 2, 4).transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, 3, 1, 16)
+    patches = np.repeat(cells, 2, axis=2).reshape(rows * cols, -1)
+    with torch.no_grad():
+        found = model(torch.from_numpy(patches), grid_thw=torch.tensor([[1, rows, cols]]))
+    expected = found.pooler_output.numpy() if hasattr(found, "pooler_output") else found.numpy()
+
+    feeds = tower.feeds(pixels)
+    ops = EagerOps(weights, inputs=feeds)
+    ours = projector(ops, tower.walk(ops, feeds), steps, (0, 0))[0]
+    assert ours.shape == expected.shape
+    assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max()
+
+    record = Record()
+    shapes = {name: tensor.sizes(1) for name, tensor in tower.inputs().items()}
+    projector(record, tower.walk(record, shapes), steps, (0, 0))
+    assert {name: info.shape for name, info in record.found.items()} == {n: w.shape for n, w in weights.items()}
+
+
+def test_vit_is_clip_and_its_last_layers_can_be_left_out() -> None:
+    import transformers as hf
+
+    width, inner = 64, 96
+    config = hf.CLIPVisionConfig(
+        hidden_size=width, intermediate_size=inner, num_hidden_layers=3, num_attention_heads=4, image_size=24, patch_size=8,
+    )  # fmt: skip
+    model = hf.CLIPVisionModel(config)
+    tensors = {name.removeprefix("vision_model."): t for name, t in _random(model).items()}
+    weights = Arrays()
+    _copy(weights, "vision.patch_embedding", tensors, "embeddings.patch_embedding")
+    weights["vision.class_token"] = tensors["embeddings.class_embedding"]
+    weights["vision.position_embedding"] = tensors["embeddings.position_embedding.weight"]
+    _copy(weights, "vision.pre_norm", tensors, "pre_layrnorm")
+    names = {"norm1": "layer_norm1", "norm2": "layer_norm2", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    names |= {n: f"self_attn.{n}_proj" for n in "qkv"} | {"o": "self_attn.out_proj"}
+    for i in range(2):
+        for ours, theirs in names.items():
+            _copy(weights, f"vision.layers.{i}.{ours}", tensors, f"encoder.layers.{i}.{theirs}")
+    attention = Attention(4, 4, 16, bias=True, out_bias=True)
+    block = Block((attention,), Mlp(inner, "quick_gelu", gated=False, bias=True), Norm("layer", 1e-5))
+    tower = Vit(24, 8, width, 2, block, patch_bias=False, class_token=True, pre_norm=True, post_norm=False)
+    pixels = np.random.default_rng(0).standard_normal((2, 3, 24, 24)).astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(pixels), output_hidden_states=True).hidden_states[-2][:, 1:].numpy()
+    ours = tower.walk(EagerOps(weights), {"pixels": pixels})
+    assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max()
+    record = Record()
+    tower.walk(record, {"pixels": (1, 3, 24, 24)})
+    assert {name: info.shape for name, info in record.found.items()} == {n: w.shape for n, w in weights.items()}
