@@ -14,20 +14,20 @@ from edgevlm import __version__
 from edgevlm.bundle.files import check_free, list_files, write_json, write_manifest
 from edgevlm.bundle.manifest import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
 from edgevlm.bundle.qtensor import PALETTES, PREFILL, QTensor
-from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, open_checkpoint
-from edgevlm.checkpoint.families import Weights, read_model
+from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, Weights, open_checkpoint
+from edgevlm.checkpoint.families import read_model
 from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
 from edgevlm.export.calibrate.record import recorded
-from edgevlm.export.quantize.recipe import Recipe, fit, is_linear, make_recipe
+from edgevlm.export.quantize.recipe import Recipe, fit, make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.export.source import read_source
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.io.folders import partial_folder, publish
 from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.ops import F32
+from edgevlm.types import F32
 from edgevlm.verify.answers import QUESTIONS, maybe_questions
 from edgevlm.verify.gate import GateOptions, run_gate
 from edgevlm.verify.report import GateReport
@@ -154,7 +154,8 @@ class Expected:
         plain, recipe = name.removeprefix(PREFILL), self.recipe
         if plain != name and recipe.prefill is not None:
             recipe = replace(recipe, decoder=recipe.prefill)
-        return quantize(self.weights.read(plain), recipe.form(plain).kind, plain)
+        kind = recipe.form(plain).kind if self.weights.is_linear(plain) else "fp32"
+        return quantize(self.weights.read(plain), kind, plain)
 
     def read(self, name: str) -> F32:
         return self.quantized(name).dequantize().reshape(self.weights.shape(name))
@@ -200,7 +201,7 @@ def _write(
     write_json(folder / "preprocess.json", to_dict(image_spec))
     write_json(folder / "prompt.json", to_dict(prompt_spec))
 
-    total = sum(is_linear(name) for name in weights.names())
+    total = sum(weights.is_linear(name) for name in weights.names())
     targets: dict[str, Any] = {}
     tensors: dict[str, Any] = {}
     for target in options.targets:
@@ -219,7 +220,8 @@ def _write(
             from edgevlm.export.onnx_.genai import genai_config
 
             targets[target], tensors = write_onnx(place, spec, weights, recipe, quantized)
-            write_json(folder / "genai_config.json", genai_config(spec, prompt_spec, targets[target]["graphs"]))
+            if spec.decoder.is_plain:
+                write_json(folder / "genai_config.json", genai_config(spec, prompt_spec, targets[target]["graphs"]))
         elif target == "gguf":
             from edgevlm.export.gguf_ import write_gguf
 

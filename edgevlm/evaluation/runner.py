@@ -22,6 +22,7 @@ from edgevlm.evaluation.statistics import summary
 from edgevlm.evaluation.suites import fingerprint
 from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.inputs.decode import decode_image
+from edgevlm.inputs.layout import Layout
 from edgevlm.inputs.preprocess import F32, tile_key
 from edgevlm.inputs.prompt import Prompter, load_tokenizer
 from edgevlm.runtimes.base import I64, Runtime
@@ -112,8 +113,8 @@ class EncodeOnce:
     def embed(self, ids: I64) -> F32:
         return self._runtime.embed(ids)
 
-    def prefill(self, embeds: F32) -> F32:
-        return self._runtime.prefill(embeds)
+    def prefill(self, embeds: F32, layout: Layout | None = None) -> F32:
+        return self._runtime.prefill(embeds, layout)
 
     def step(self, token: int) -> F32:
         return self._runtime.step(token)

@@ -6,6 +6,7 @@ What depends on the prompt is an input of every graph, computed here once: graph
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,15 @@ class Layout:
 
     length: int
     spans: tuple[Span, ...] = ()
+
+
+def layout_of(ids: I64, image_token_id: int, grids: Sequence[tuple[int, int]]) -> Layout:
+    """The layout of a prompt (S,) whose image tokens belong, in order, to views of these token grids."""
+    places, at, spans = np.flatnonzero(ids == image_token_id), 0, []
+    for grid in grids:
+        spans.append(Span(int(places[at]), grid))
+        at += grid[0] * grid[1]
+    return Layout(len(ids), tuple(spans))
 
 
 def positions(layout: Layout, axes: int, start: int = 0, stop: int | None = None) -> I64:

@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor
 
 from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from edgevlm.checkpoint.families.parts import patch_positions
+from edgevlm.checkpoint.families.towers import bucketed_positions
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.folders import check_replaceable, partial_folder, publish
 from edgevlm.train.compose_files import Vocabulary, extend_tokenizer, write_processor
@@ -135,7 +135,7 @@ def _build(options: ComposeOptions, vision: Any, text: Any, vocabulary: Vocabula
         model: Any = transformers.LlavaForConditionalGeneration(config)
         tokens = side**2
     else:
-        if not np.array_equal(patch_positions(side), np.arange(side**2)):
+        if not np.array_equal(bucketed_positions(side), np.arange(side**2)):
             raise EdgeVLMError(
                 f"The encoder has {side} patches per side, a size at which SmolVLM's layout gives two neighbours one "
                 "position: use --projector mlp."

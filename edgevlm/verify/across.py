@@ -22,11 +22,12 @@ from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.preprocess import plan, preprocess
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
-from edgevlm.models.ops import F32, Weights
+from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
 from edgevlm.runtimes.eager import EagerRuntime
 from edgevlm.runtimes.gguf import GgufFile, GgufWeights
+from edgevlm.types import F32
 from edgevlm.verify.gate import BOUNDS, ENGINES, PICTURES, QUESTION, picture_folder
 from edgevlm.verify.reference import cosine
 from edgevlm.verify.report import Bound

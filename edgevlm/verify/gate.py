@@ -23,6 +23,7 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.decode import decode_image, open_image
+from edgevlm.inputs.layout import layout_of
 from edgevlm.inputs.preprocess import Tiles, preprocess
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.models.ops import Weights
@@ -278,7 +279,9 @@ def _cases(bundle: Bundle) -> list[Case]:
 
     def case(name: str, parts: list[Tiles]) -> Case:
         ids = prompter.encode(QUESTION, [part.grid for part in parts])
-        return Case(name, ids, np.concatenate([part.pixels for part in parts]))
+        tiles = np.concatenate([part.pixels for part in parts])
+        grids = [spec.token_grid(*tile.shape[1:]) for tile in tiles]
+        return Case(name, ids, tiles, layout_of(ids, spec.image_token_id, grids))
 
     singles = [preprocess(image, single) for image in images]
     cases = [case("one tile", singles[:1])]

@@ -16,9 +16,10 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.preprocess import preprocess
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.models.ops import F32, Weights
+from edgevlm.models.ops import Weights
 from edgevlm.runtimes.base import I64, Runtime
 from edgevlm.runtimes.eager import CachedWeights
+from edgevlm.types import F32
 from edgevlm.verify.gate import PICTURES, QUESTION, picture_folder
 from edgevlm.verify.reference import Reference, cosine
 

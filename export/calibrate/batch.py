@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +13,19 @@ import numpy.typing as npt
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.calibrate.data import Example
 from edgevlm.inputs.decode import open_image
+from edgevlm.inputs.layout import Layout, decoder_inputs, layout_of, positions, rope_rows
 from edgevlm.inputs.preprocess import preprocess
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
-from edgevlm.models.eager import EagerOps, KVCache
-from edgevlm.models.llama import decoder, embed_tokens, head_name
-from edgevlm.models.model import ModelSpec
-from edgevlm.models.ops import F32, Weights
-from edgevlm.models.projector import projector
-from edgevlm.models.siglip import vision_tower
+from edgevlm.models.blocks import rope_inputs
+from edgevlm.models.decoder import decoder, embed_tokens
+from edgevlm.models.eager import EagerOps, attend
+from edgevlm.models.model import ModelSpec, image_features
+from edgevlm.models.ops import Weights
+from edgevlm.models.spec import Attention, Decoder, head_name
+from edgevlm.models.states import States
+from edgevlm.types import F32, I64
 
-I64 = npt.NDArray[np.int64]
 WIDEST = 128 << 20  # bytes that the widest activation of the vision encoder may take: more pictures are left out
 TILED = 5  # tiles of those pictures that are split, where the model splits
 MAX_ANSWER = 48  # tokens of an answer that are looked at
@@ -41,12 +45,39 @@ class Group:
 class Batch:
     """Prompts and answers, one behind the other in `ids`, a picture's common part once."""
 
-    tiles: F32  # (T, 3, S, S)
+    feeds: Mapping[str, npt.NDArray[Any]]  # the tower's inputs for all views together
+    layouts: tuple[Layout, ...]  # of each group's prompts
     ids: I64  # (S,)
     groups: tuple[Group, ...]
     predicting: I64  # rows of `ids` whose next token belongs to an answer
     answers: I64  # ... and that token
     image_token_id: int
+
+    def sequences(self) -> Iterator[tuple[I64, I64]]:
+        """Rows that are new, and rows that they may see, (past and new): of each common part, then of each rest."""
+        start = 0
+        for group in self.groups:
+            prefix = np.arange(start, start + group.prefix)
+            start += group.prefix
+            if group.prefix:
+                yield prefix, prefix
+            for length in group.branches:
+                own = np.arange(start, start + length)
+                start += length
+                if length:
+                    yield own, np.concatenate([prefix, own])
+
+    def rows(self, d: Decoder) -> dict[str, npt.NDArray[Any]]:
+        """cos and sin (S, size / 2) of every row, by its position in its own sequence."""
+        found: dict[str, list[F32]] = {}
+        for group, layout in zip(self.groups, self.layouts, strict=True):
+            spans = [(0, group.prefix)] + [(group.prefix, group.prefix + n) for n in group.branches]
+            for start, stop in spans:
+                for name, rope in d.ropes.items():
+                    both = rope_rows(rope, positions(layout, rope.axes, start, stop))
+                    for key, part in zip(rope_inputs(name), both, strict=True):
+                        found.setdefault(key, []).append(part)
+        return {name: np.concatenate(parts) for name, parts in found.items()}
 
     def token_weights(self, image: float, text: float, answer: float) -> F32:
         """(S,) weights of mean 1 that give image tokens, other prompt tokens and answers these shares of the whole."""
@@ -63,61 +94,62 @@ class PackedOps(EagerOps):
 
     def __init__(self, weights: Weights, spec: ModelSpec, batch: Batch, *, head: bool = True) -> None:
         """head: compute logits; otherwise the last operation gives the states that the head would take."""
-        super().__init__(weights)
+        super().__init__(weights, inputs={**batch.feeds, **batch.rows(spec.decoder)})
         self.spec, self.batch, self.head = spec, batch, head
 
-    def cached_attention(self, qkv: F32, layer: int) -> F32:
-        out = np.empty((len(qkv), self.spec.decoder.num_heads * self.spec.decoder.head_dim), np.float32)
-        row = 0
-        for group in self.batch.groups:
-            self.cache = KVCache(self.spec.decoder)
-            for length in (group.prefix, *group.branches):
-                self.cache.truncate(group.prefix)
-                if length:
-                    out[row : row + length] = super().cached_attention(qkv[row : row + length], layer)
-                row += length
-        return out
-
-    def gelu(self, x: F32, kind: str) -> F32:
-        """In place: the architectures use a linear map's output once, and here it is the largest array."""
-        for tile in range(len(x)):
-            x[tile] = super().gelu(x[tile], kind)
+    def append(self, state: str, x: F32) -> F32:
+        """Nothing is kept: all rows of a sequence are here."""
         return x
 
-    def swiglu(self, x: F32) -> F32:
-        parts = [super(PackedOps, self).swiglu(x[i : i + _ROWS]) for i in range(0, len(x), _ROWS)]
-        return np.concatenate(parts)
+    def attend(self, q: F32, k: F32, v: F32, a: Attention, mask: str | None) -> F32:
+        if q.ndim == 4:
+            return super().attend(q, k, v, a, mask)
+        out = np.empty_like(q)
+        for own, seen in self.batch.sequences():
+            past = len(seen) - len(own)
+            allowed = np.arange(len(seen))[None] <= past + np.arange(len(own))[:, None]
+            out[:, own] = attend(q[:, own], k[:, seen], v[:, seen], a, allowed)
+        return out
 
-    def linear(self, x: F32, *names: str) -> F32:
-        if not self.head and names == (head_name(self.spec.decoder),):
-            return x
-        return super().linear(x, *names)
+    def act(self, x: F32, kind: str) -> F32:
+        """In pieces, and in place: a map's output is used once, and here it is the largest array."""
+        flat = x.reshape(-1, x.shape[-1])
+        for i in range(0, len(flat), _ROWS):
+            flat[i : i + _ROWS] = super().act(flat[i : i + _ROWS], kind)
+        return flat.reshape(x.shape)
 
-    def last_position(self, x: F32) -> F32:
+    def linear(self, x: F32, *maps: tuple[str, int], bias: bool = False) -> list[F32]:
+        if not self.head and maps[0][0] == head_name(self.spec.decoder):
+            return [x]
+        return super().linear(x, *maps, bias=bias)
+
+    def last(self, x: F32) -> F32:
         return x[self.batch.predicting]
 
 
-def image_features(ops: PackedOps, spec: ModelSpec, tiles: F32) -> F32:
-    """(T, n, D) of all tiles, through any backend that holds the values of `PackedOps`."""
-    features: F32 = projector(ops, vision_tower(ops, tiles, spec.vision), spec.projector)
-    return features
+def batch_features(ops: PackedOps, spec: ModelSpec, batch: Batch) -> F32:
+    """(N, D) features of all pictures, through any backend that holds the values of `PackedOps`."""
+    features: F32 = image_features(ops, spec, dict(batch.feeds))
+    return features.reshape(-1, features.shape[-1])
+
+
+def batch_embeddings(ops: PackedOps, spec: ModelSpec, batch: Batch, features: F32) -> F32:
+    """(S, D): features in the places of image tokens."""
+    embeds: F32 = embed_tokens(ops, batch.ids, spec.decoder)
+    embeds[batch.ids == batch.image_token_id] = features
+    return embeds
 
 
 def answer_states(spec: ModelSpec, weights: Weights, batch: Batch, features: F32) -> F32:
     """(A, D): what the head takes at the rows that predict answers."""
     ops = PackedOps(weights, spec, batch, head=False)
-    embeds = embed_tokens(ops, batch.ids)
-    embeds[batch.ids == batch.image_token_id] = features.reshape(-1, features.shape[-1])
-    states: F32 = decoder(ops, embeds, spec.decoder)
+    states: F32 = decoder(ops, batch_embeddings(ops, spec, batch, features), spec.decoder)
     return states
 
 
-def encode_tiles(spec: ModelSpec, weights: Weights, tiles: F32) -> F32:
-    """(T, n, D) float32 of all tiles, each weight read once."""
-    return image_features(PackedOps(weights, spec, _NO_TEXT), spec, tiles)
-
-
-_NO_TEXT = Batch(np.empty((0, 3, 1, 1), np.float32), np.empty(0, np.int64), (), *(np.empty(0, np.int64),) * 2, -1)
+def encode_batch(spec: ModelSpec, weights: Weights, batch: Batch) -> F32:
+    """(N, D) float32 features of all pictures, each weight read once."""
+    return batch_features(PackedOps(weights, spec, batch), spec, batch)
 
 
 def make_batch(
@@ -144,32 +176,42 @@ def make_batch(
             f"No prompt of the calibration fits the model's context of {spec.decoder.context_length} positions: "
             "ask shorter questions."
         )
-    tiles = np.concatenate(tiled)
+    feeds = spec.vision.join([spec.vision.feeds(view) for pixels in tiled for view in pixels])
+    grids = [[spec.token_grid(*view.shape[1:]) for view in pixels] for pixels in tiled]
+    image = prompter.image_token_id
     if any(ids is None for row in answers for ids in row):
-        features = encode_tiles(spec, weights, tiles)
+        features = encode_batch(spec, weights, replace(_NO_TEXT, feeds=feeds))
         missing = [(i, j) for i, row in enumerate(answers) for j, ids in enumerate(row) if ids is None]
-        starts = np.cumsum([0] + [len(pixels) for pixels in tiled])
+        starts = np.cumsum([0] + [sum(rows * cols for rows, cols in views) for views in grids])
         for k in range(0, len(missing), 16):  # as many caches in memory at once
             some = missing[k : k + 16]
             own = [features[starts[i] : starts[i + 1]] for i, _ in some]
-            made = _greedy(spec, weights, [prompts[i][j] for i, j in some], own, prompter)
+            asked_ids = [prompts[i][j] for i, j in some]
+            layouts = [layout_of(prompts[i][j], image, grids[i]) for i, j in some]
+            made = _greedy(spec, weights, asked_ids, layouts, own, prompter)
             for (i, j), ids in zip(some, made, strict=True):
                 answers[i][j] = ids
     sequences = [
         [(p, a) for p, a in zip(*rows, strict=True) if a is not None] for rows in zip(prompts, answers, strict=True)
     ]
-    return _pack(tiles, sequences, prompter.image_token_id)
+    return _pack(feeds, sequences, grids, image)
+
+
+_EMPTY = np.empty(0, np.int64)
+_NO_TEXT = Batch({}, (), _EMPTY, (), _EMPTY, _EMPTY, -1)
 
 
 def _preprocess(
     spec: ModelSpec, image_spec: ImageSpec, pictures: Sequence[Sequence[Example]], share: float
 ) -> Iterator[tuple[F32, tuple[int, int], Sequence[Example]]]:
-    room = max(1, int(share * WIDEST) // (4 * spec.vision.intermediate_size * spec.vision.num_patches))
+    room = int(share * WIDEST) // (4 * spec.vision.block.mlp.size)  # patches
     for number, asked in enumerate(pictures):
-        split = image_spec.split and number % 4 == 0 and room >= TILED
+        whole = math.prod(spec.vision.grid(image_spec.tile_size, image_spec.tile_size))
+        split = image_spec.split and number % 4 == 0 and room >= TILED * whole
         image = asked[0].image
         tiles = preprocess(open_image(image), replace(image_spec, split=split), max_tiles=TILED)
-        if (room := room - len(tiles.pixels)) < 0:
+        patches = sum(math.prod(spec.vision.grid(*view.shape[1:])) for view in tiles.pixels)
+        if (room := room - patches) < 0 and number:
             return
         yield tiles.pixels, tiles.grid, asked
 
@@ -187,53 +229,59 @@ def _answer_ids(prompter: Prompter, example: Example) -> I64 | None:
 
 
 def _greedy(
-    spec: ModelSpec, weights: Weights, prompts: list[I64], features: list[F32], prompter: Prompter
+    spec: ModelSpec, weights: Weights, prompts: list[I64], layouts: list[Layout], features: list[F32], prompter: Prompter
 ) -> list[I64]:
     """Up to `GENERATED` tokens after each prompt, all prompts in step."""
-    caches = [KVCache(spec.decoder) for _ in prompts]
+    d, held, past = spec.decoder, [States() for _ in prompts], [0] * len(prompts)
     embeds = []
     for ids, own in zip(prompts, features, strict=True):
-        x = embed_tokens(EagerOps(weights), ids)
+        x = embed_tokens(EagerOps(weights), ids, d)
         x[ids == prompter.image_token_id] = own.reshape(-1, own.shape[-1])
         embeds.append(x)
     out: list[list[int]] = [[] for _ in prompts]
     for _ in range(GENERATED):
-        ops = _StepOps(weights, caches, [len(x) for x in embeds])
-        tokens = decoder(ops, np.concatenate(embeds), spec.decoder).argmax(-1)
+        calls = [decoder_inputs(d, *call) for call in zip(layouts, past, map(len, embeds), strict=True)]
+        tokens = decoder(_StepOps(weights, held, calls), np.concatenate(embeds), d).argmax(-1)
+        past = [n + len(x) for n, x in zip(past, embeds, strict=True)]
         for answer, token in zip(out, tokens, strict=True):
             if not answer or answer[-1] not in prompter.spec.stop_ids:
                 answer.append(int(token))
         if all(answer[-1] in prompter.spec.stop_ids for answer in out):
             break
-        embeds = list(embed_tokens(EagerOps(weights), tokens.astype(np.int64))[:, None])
+        embeds = list(embed_tokens(EagerOps(weights), tokens.astype(np.int64), d)[:, None])
     return [np.array(answer, np.int64) for answer in out]
 
 
 class _StepOps(EagerOps):
-    """`EagerOps` over the new rows of several sequences, each with a cache of its own."""
+    """`EagerOps` over the new rows of several sequences, each with states of its own."""
 
-    def __init__(self, weights: Weights, caches: list[KVCache], lengths: list[int]) -> None:
-        super().__init__(weights)
-        self._caches, self._lengths = caches, lengths
+    def __init__(self, weights: Weights, held: list[States], calls: list[dict[str, npt.NDArray[Any]]]) -> None:
+        """calls: each sequence's inputs; RoPE rows stand one behind the other, masks stay apart."""
+        masks = [call["mask"] for call in calls]
+        rows = {name: np.concatenate([call[name] for call in calls]) for name in calls[0] if not name.startswith("mask")}
+        super().__init__(weights, inputs=rows)
+        self._held, self._masks = held, masks
+        ends = np.cumsum([0] + [len(mask) for mask in masks])
+        self._rows = [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
 
-    def cached_attention(self, qkv: F32, layer: int) -> F32:
-        parts, row = [], 0
-        for cache, length in zip(self._caches, self._lengths, strict=True):
-            self.cache = cache
-            parts.append(super().cached_attention(qkv[row : row + length], layer))
-            row += length
-        return np.concatenate(parts)
+    def append(self, state: str, x: F32) -> list[F32]:  # type: ignore[override]
+        return [held.append(state, x[:, rows]) for held, rows in zip(self._held, self._rows, strict=True)]
 
-    def last_position(self, x: F32) -> F32:
-        newest: F32 = x[np.cumsum(self._lengths) - 1]
-        return newest
+    def attend(self, q: F32, k: Any, v: Any, a: Attention, mask: str | None) -> F32:
+        parts = zip(self._rows, k, v, self._masks, strict=True)
+        return np.concatenate([attend(q[:, rows], keys, values, a, seen) for rows, keys, values, seen in parts], axis=1)
+
+    def last(self, x: F32) -> F32:
+        return x[[rows.stop - 1 for rows in self._rows]]
 
 
-def _pack(tiles: F32, pictures: list[list[tuple[I64, I64]]], image_token_id: int) -> Batch:
+def _pack(
+    feeds: dict[str, npt.NDArray[Any]], pictures: list[list[tuple[I64, I64]]], grids: list[list[tuple[int, int]]], image: int
+) -> Batch:
     ids: list[I64] = []
-    groups, predicting, answers = [], [], []
+    groups, layouts, predicting, answers = [], [], [], []
     row = 0
-    for sequences in pictures:
+    for sequences, own in zip(pictures, grids, strict=True):
         prefix = _common([prompt for prompt, _ in sequences])
         ids.append(sequences[0][0][:prefix])
         row += prefix
@@ -247,8 +295,10 @@ def _pack(tiles: F32, pictures: list[list[tuple[I64, I64]]], image_token_id: int
             branches.append(len(rest))
             row += len(rest)
         groups.append(Group(prefix, tuple(branches)))
+        # Positions after the last picture go up by one, in the prompt and in the answer, so one length serves all.
+        layouts.append(Layout(prefix + max(branches), layout_of(sequences[0][0], image, own).spans))
     return Batch(
-        tiles, np.concatenate(ids), tuple(groups), np.concatenate(predicting), np.concatenate(answers), image_token_id
+        feeds, tuple(layouts), np.concatenate(ids), tuple(groups), np.concatenate(predicting), np.concatenate(answers), image
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from edgevlm.bundle.qtensor import BLOCK
 from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.quantize.recipe import COMPONENTS, Form, Recipe, component_of, fit, is_linear
+from edgevlm.export.quantize.recipe import COMPONENTS, Form, Recipe, component_of, fit
 from edgevlm.models.model import ModelSpec
 
 KINDS = ("int4", "int8", "fp16")  # what a component may become
@@ -98,7 +98,7 @@ def percent(kl: float) -> str:
 
 def component_size(spec: ModelSpec, weights: Weights, recipe: Recipe, component: str, targets: Sequence[str]) -> int:
     """Bytes of a component's linear maps in the target that holds them largest."""
-    names = [n for n in weights.names() if is_linear(n) and component_of(n) == component]
+    names = [n for n in weights.names() if weights.is_linear(n) and component_of(n) == component]
     return max(
         sum(tensor_size(target, n, weights.shape(n), recipe.form(n), spec) for n in names) for target in targets
     )
@@ -122,13 +122,13 @@ def tensor_size(target: str, name: str, shape: tuple[int, ...], form: Form, spec
 
 def other_size(spec: ModelSpec, weights: Weights, recipe: Recipe, shared: int) -> int:
     """Bytes of everything else that a device needs: float tensors, tables, graphs, and `shared` files, rounded up."""
-    plain = sum(4 * math.prod(weights.shape(n)) for n in weights.names() if not is_linear(n))
-    tables = 4 * spec.decoder.context_length * spec.decoder.head_dim
-    zeros = max(math.prod(weights.shape(n)) // BLOCK for n in weights.names() if is_linear(n))
+    plain = sum(4 * math.prod(weights.shape(n)) for n in weights.names() if not weights.is_linear(n))
+    tables = 4 * spec.decoder.context_length * max((rope.size for rope in spec.decoder.ropes.values()), default=0)
+    zeros = max(math.prod(weights.shape(n)) // BLOCK for n in weights.names() if weights.is_linear(n))
     graphs = 26_000 * (spec.decoder.num_layers + spec.vision.num_layers)
     second = 0
     if recipe.prefill is not None:
-        names = [n for n in weights.names() if is_linear(n) and component_of(n) == "decoder"]
+        names = [n for n in weights.names() if weights.is_linear(n) and component_of(n) == "decoder"]
         second = tables + sum(tensor_size("onnx", n, weights.shape(n), recipe.prefill, spec) for n in names)
     return plain + tables + zeros + graphs + second + shared
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.spec import Decoder
+from edgevlm.inputs.layout import Layout, decoder_inputs
+from edgevlm.models.components import position_inputs
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import Decoder, states
 from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.eager import context_error
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 PREFILL_POSITIONS = 16
 KV_ROUND = 128  # positions: the smallest KV buffer, and what every first buffer is rounded up to
 
+Array = np.ndarray[Any, Any]
 Providers = list[tuple[str, dict[str, str]]]
 
 _CPU = "CPUExecutionProvider"
@@ -108,6 +112,7 @@ class OrtRuntime:
                 raise EdgeVLMError(f"The bundle '{bundle.folder}' has no graph '{graph}': export it again.")
             return _open_session(ort, files[graph], providers, session_threads)
 
+        self._layout = Layout(0)
         self._vision: Any = None
         self._embed: Any = None
         self._decoders: list[Any] = []
@@ -126,16 +131,9 @@ class OrtRuntime:
         self.device = f"CPU ({count})" if device == "cpu" else f"{providers[0][0]}, CPU for what it lacks"
 
     def encode(self, pixels: F32) -> F32:
-        spec = self._spec
-        size = spec.vision.image_size
-        features = np.empty((len(pixels), spec.image_tokens, spec.decoder.hidden_size), np.float32)
-        mask = np.ones((1, 1, size, size), np.bool_)
-        # One tile per call: peak memory is one tile's, and where activations are quantized per call their
-        # range is one tile's too, so a tile's features do not depend on the tiles that it arrives with.
-        for i, tile in enumerate(pixels):
-            feeds = {"pixel_values": tile[None, None], "pixel_attention_mask": mask}
-            features[i] = self._vision.run(["image_features"], feeds)[0][0]
-        return features
+        # One view per call: peak memory is one view's, and where activations are quantized per call their
+        # range is one view's too, so a view's features do not depend on the views that it arrives with.
+        return np.concatenate([self._vision.run(["image_features"], vision_feeds(self._spec, view))[0] for view in pixels])
 
     def encode_together(self, pixels: F32) -> F32:
         """As `encode`, in one call and beside a masked tile, which the graph drops: what the gate holds it to."""
@@ -150,15 +148,13 @@ class OrtRuntime:
 
     def prefill_padded(self, prompts: Sequence[F32]) -> F32:
         """Logits (B, V) after each of several prompts (S, D), padded on the right into one batch; no cache is kept."""
-        text = self._spec.decoder
         longest = max(map(len, prompts))
-        embeds = np.zeros((len(prompts), longest, text.hidden_size), np.float32)
+        embeds = np.zeros((len(prompts), longest, self._spec.decoder.hidden_size), np.float32)
         mask = np.zeros((len(prompts), longest), np.int64)
         for row, prompt in enumerate(prompts):
             embeds[row, : len(prompt)] = prompt
             mask[row, : len(prompt)] = 1
-        empty = np.zeros((len(prompts), text.num_kv_heads, 0, text.head_dim), np.float32)
-        past = {f"past_key_values.{i}.{side}": empty for i in range(text.num_layers) for side in ("key", "value")}
+        past = {f"past_key_values.{name}": empty for name, empty in empty_states(self._spec.decoder, len(prompts)).items()}
         session = self._decoders[_which(self._decoders, longest)]
         feeds = {"inputs_embeds": embeds, "attention_mask": mask, **past}
         logits: F32 = session.run(["logits"], feeds)[0][:, 0]
@@ -168,9 +164,13 @@ class OrtRuntime:
         rows: F32 = self._embed.run(["inputs_embeds"], {"input_ids": ids[None]})[0][0]
         return rows
 
-    def prefill(self, embeds: F32) -> F32:
+    def prefill(self, embeds: F32, layout: Layout | None = None) -> F32:
         assert self._cache is not None, "the runtime is closed"
-        return self._cache.run(embeds)
+        d = self._spec.decoder
+        if layout is not None:
+            self._layout = layout
+        inputs = decoder_inputs(d, self._layout, self._cache.position, len(embeds)) if not d.is_plain else {}
+        return self._cache.run(embeds, {name: inputs[name] for name in position_inputs(d)})
 
     def step(self, token: int) -> F32:
         return self.prefill(self.embed(np.array([token], np.int64)))
@@ -191,7 +191,7 @@ class OrtRuntime:
 class _Cache(Protocol):
     position: int
 
-    def run(self, embeds: F32) -> F32: ...
+    def run(self, embeds: F32, inputs: Mapping[str, Array]) -> F32: ...
 
 
 class SharedCache:
@@ -211,16 +211,17 @@ class SharedCache:
         self._mask = np.empty((1, 0), np.int64)
         self._logits = np.empty((1, 1, spec.vocab_size), np.float32)
 
-    def run(self, embeds: F32) -> F32:
-        """Append positions (S, D); logits (V,) after the last."""
+    def run(self, embeds: F32, inputs: Mapping[str, Array]) -> F32:
+        """Append positions (S, D); logits (V,) after the last. inputs: what else the graph takes."""
         total = self.position + len(embeds)
         if total > self.capacity:
             self._grow(total)
         which = _which(self._sessions, len(embeds))
         binding = self._bindings[which]
-        inputs = np.ascontiguousarray(embeds[None], np.float32)
-        self._bind(binding, "inputs_embeds", inputs)
-        self._bind(binding, "attention_mask", self._mask[:, :total])
+        given = {"inputs_embeds": np.ascontiguousarray(embeds[None], np.float32), "attention_mask": self._mask[:, :total]}
+        given |= {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        for name, value in given.items():  # the arrays have to live until the call ends
+            self._bind(binding, name, value)
         self._sessions[which].run_with_iobinding(binding)
         self.position = total
         logits: F32 = self._logits[0, 0].copy()
@@ -237,14 +238,11 @@ class SharedCache:
             binding.clear_binding_outputs()
         self.capacity = 0  # until every layer has grown: an interrupt must not leave a mixture in use
         kept = self.position
-        shape = (1, spec.num_kv_heads, capacity, spec.head_dim)
-        for i in range(spec.num_layers):
-            for side in ("key", "value"):
-                name = f"{i}.{side}"
-                buffer = np.zeros(shape, np.float32)
-                if kept:
-                    buffer[:, :, :kept] = self._buffers[name][:, :, :kept]
-                self._buffers[name] = buffer
+        for state in states(spec):
+            buffer = np.zeros((1, *(capacity if size is None else size for size in state.shape)), np.float32)
+            if kept:
+                buffer[:, :, :kept] = self._buffers[state.name][:, :, :kept]
+            self._buffers[state.name] = buffer
         self._mask = np.ones((1, capacity), np.int64)
         for binding in self._bindings:
             for name, buffer in self._buffers.items():
@@ -264,24 +262,24 @@ class PassedCache:
     def __init__(self, ort: Any, spec: Decoder, sessions: list[Any]) -> None:
         self.position = 0
         self._ort, self._spec, self._sessions = ort, spec, sessions
-        self._names = [f"{i}.{side}" for i in range(spec.num_layers) for side in ("key", "value")]
+        self._names = [state.name for state in states(spec)]
         self._past: list[Any] = []  # OrtValues, fed back without passing through numpy
 
-    def run(self, embeds: F32) -> F32:
-        """Append positions (S, D); logits (V,) after the last."""
+    def run(self, embeds: F32, inputs: Mapping[str, Array]) -> F32:
+        """Append positions (S, D); logits (V,) after the last. inputs: what else the graph takes."""
         spec, position = self._spec, self.position
         total = position + len(embeds)
         if total > spec.context_length:
             raise context_error(total, spec.context_length)
         value = self._ort.OrtValue.ortvalue_from_numpy
         if not self._past:
-            empty = np.empty((1, spec.num_kv_heads, 0, spec.head_dim), np.float32)
-            self._past = [value(empty) for _ in self._names]
+            self._past = [value(empty) for empty in empty_states(spec).values()]
         elif self._past[0].shape()[2] > position:
             self._past = [value(np.ascontiguousarray(past.numpy()[:, :, :position])) for past in self._past]
         feeds = {
             "inputs_embeds": value(np.ascontiguousarray(embeds[None], np.float32)),
             "attention_mask": value(np.ones((1, total), np.int64)),
+            **{name: value(np.ascontiguousarray(array)) for name, array in inputs.items()},
             **{f"past_key_values.{name}": past for name, past in zip(self._names, self._past, strict=True)},
         }
         session = self._sessions[_which(self._sessions, len(embeds))]
@@ -290,6 +288,23 @@ class PassedCache:
         self.position = total
         logits: F32 = outputs[0].numpy()[0, -1]
         return logits
+
+
+def vision_feeds(spec: ModelSpec, view: F32) -> dict[str, Array]:
+    """The encoder graph's inputs for normalized pixels (3, H, W)."""
+    feeds: dict[str, Array] = spec.vision.feeds(view)
+    if "pixels" not in feeds:
+        return feeds
+    # transformers' batch of pictures with as many tiles as the one with most: here one of each, all real.
+    return {"pixel_values": feeds["pixels"][None], "pixel_attention_mask": np.ones((1, 1, *view.shape[1:]), np.bool_)}
+
+
+def empty_states(spec: Decoder, batch: int = 1) -> dict[str, F32]:
+    """What a decoder's graph is given before the first position, by state name."""
+    return {
+        state.name: np.zeros((batch, *(0 if size is None else size for size in state.shape)), np.float32)
+        for state in states(spec)
+    }
 
 
 def _which(sessions: list[Any], positions: int) -> int:

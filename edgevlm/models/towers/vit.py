@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from edgevlm.models.blocks import residual
 from edgevlm.models.ops import Ops, X
@@ -32,6 +35,11 @@ class Vit:
     def num_patches(self) -> int:
         return self.patches_per_side**2
 
+    @property
+    def typical_patches(self) -> int:
+        """Patches of a picture, for estimates of time and memory."""
+        return self.num_patches
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patch states of a view of that size in pixels."""
         return height // self.patch_size, width // self.patch_size
@@ -42,6 +50,10 @@ class Vit:
     def feeds(self, pixels: F32) -> dict[str, F32]:
         """The inputs for normalized pixels (3, S, S)."""
         return {"pixels": pixels[None]}
+
+    def join(self, feeds: Sequence[dict[str, F32]]) -> dict[str, F32]:
+        """The inputs for several views at once."""
+        return {"pixels": np.concatenate([each["pixels"] for each in feeds])}
 
     def walk(self, ops: Ops, inputs: dict[str, X]) -> X:
         """Normalized tiles (B, 3, S, S) to patch states (B, patches, D)."""
