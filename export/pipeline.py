@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,13 +24,12 @@ from edgevlm.export.quantize.round import quantize
 from edgevlm.export.source import read_source
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.io.folders import partial_folder, publish
-from edgevlm.models.ops import F32
 from edgevlm.models.spec import ModelSpec, to_dict
+from edgevlm.types import F32, Progress
 from edgevlm.verify.answers import QUESTIONS, maybe_questions
 from edgevlm.verify.gate import GateOptions, run_gate
 from edgevlm.verify.report import GateReport
 
-Progress = Callable[[str, int, int], None]
 TARGETS = ("onnx", "gguf", "coreml")
 COREML_PROFILES = ("gpu", "ane")
 _TOOLS = ("numpy", "pillow", "tokenizers", "onnx", "onnxruntime", "gguf", "coremltools")

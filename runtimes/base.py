@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
+from edgevlm.types import F32, I64
 
 
 class Runtime(Protocol):

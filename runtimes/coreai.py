@@ -20,8 +20,8 @@ from edgevlm.models.eager import EagerOps
 from edgevlm.models.llama import embed_tokens, rope_tables
 from edgevlm.models.ops import Weights
 from edgevlm.models.spec import ModelSpec
-from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.eager import context_error
+from edgevlm.types import F32, I64
 
 VISION, DECODER = "VisionEncoder.aimodel", "Decoder.aimodel"
 ROWS = 32  # positions per call; shorter calls are padded at the end

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.llama import rope_tables
 from edgevlm.models.spec import ModelSpec, from_dict
-from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.eager import context_error
 from edgevlm.runtimes.mil.blob import unpack
 from edgevlm.runtimes.mil.evaluator import MilEvaluator, Observer, State
+from edgevlm.types import F32, I64
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle

@@ -13,7 +13,7 @@ from edgevlm.models.ops import Weights
 from edgevlm.models.projector import projector
 from edgevlm.models.siglip import vision_tower
 from edgevlm.models.spec import ModelSpec
-from edgevlm.runtimes.base import F32, I64
+from edgevlm.types import F32, I64
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle

@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.spec import DecoderSpec, ModelSpec
-
-F32 = npt.NDArray[np.float32]
+from edgevlm.types import F32, I64
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -120,7 +119,7 @@ class GgufFile:
         """A whole tensor, dequantized."""
         return self.rows(name, slice(None))
 
-    def rows(self, name: str, which: slice | npt.NDArray[np.int64]) -> F32:
+    def rows(self, name: str, which: slice | I64) -> F32:
         """Rows along the first dimension, dequantized: each value exactly float32(scale) * code."""
         tensor = self.tensors[name]
         raw = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.start)

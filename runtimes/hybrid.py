@@ -6,7 +6,8 @@ and llama.cpp's decoder are each the faster one, the pair is faster than either.
 
 from __future__ import annotations
 
-from edgevlm.runtimes.base import F32, I64, Runtime
+from edgevlm.runtimes.base import Runtime
+from edgevlm.types import F32, I64
 
 
 class HybridRuntime:

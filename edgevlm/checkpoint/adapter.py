@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgevlm.checkpoint.checkpoint import read_json
 from edgevlm.checkpoint.safetensors import SafetensorsFile
 from edgevlm.errors import EdgeVLMError
+from edgevlm.types import F32
 
 _EMBED, _HEAD = "text_model.embed_tokens.weight", "lm_head.weight"
 _ROOT = "base_model.model."
@@ -101,7 +101,7 @@ class LoraAdapter:
         """The files that decide what the adapter does."""
         return [self._folder / "adapter_config.json", self._file.path]
 
-    def apply(self, name: str, stored: Callable[[], npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    def apply(self, name: str, stored: Callable[[], F32]) -> F32:
         """The tensor `name` after the merge; `stored` reads it as the model's files hold it."""
         tensor = self._file.read(self._replaced[name]) if name in self._replaced else stored()
         update = self._updates.get(name)

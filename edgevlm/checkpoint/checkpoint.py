@@ -9,12 +9,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from edgevlm.checkpoint import hub
 from edgevlm.checkpoint.safetensors import SafetensorsFile
 from edgevlm.errors import EdgeVLMError
+from edgevlm.types import F32
 
 if TYPE_CHECKING:
     from edgevlm.checkpoint.adapter import LoraAdapter
@@ -42,7 +40,7 @@ class Weights(Protocol):
 
     def names(self) -> list[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
-    def read(self, name: str) -> npt.NDArray[np.float32]: ...
+    def read(self, name: str) -> F32: ...
     def __contains__(self, name: object) -> bool: ...
 
 
@@ -78,10 +76,10 @@ class Checkpoint:
         """How the tensor is stored: "float32", "float16", "bfloat16", or the file's word for another type."""
         return self._files[name].dtype(name) if name in self._files else "float32"
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
+    def read(self, name: str) -> F32:
         """One tensor as a new C-contiguous float32 array, an adapter merged where one is given."""
 
-        def stored() -> npt.NDArray[np.float32]:
+        def stored() -> F32:
             return self._files[name].read(name)
 
         return self.adapter.apply(name, stored) if self.adapter else stored()

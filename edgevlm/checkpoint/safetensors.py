@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.types import F32
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 _CHUNK_BYTES = 8 << 20
@@ -57,7 +58,7 @@ class SafetensorsFile:
         others."""
         return _FLOATS.get(self.tensors[name].dtype, self.tensors[name].dtype)
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
+    def read(self, name: str) -> F32:
         """The tensor `name` as a new C-contiguous float32 array; exact for float16 and bfloat16."""
         info = self.tensors[name]
         if info.dtype not in _FLOATS:
@@ -65,7 +66,7 @@ class SafetensorsFile:
                 f"{self.path} stores the tensor '{name}' as {info.dtype}: F32, F16 or BF16 was expected; "
                 "save the model unquantized (model.to(torch.bfloat16).save_pretrained(...))."
             )
-        out: npt.NDArray[np.float32] = np.empty(math.prod(info.shape), np.float32)
+        out: F32 = np.empty(math.prod(info.shape), np.float32)
         item = 4 if info.dtype == "F32" else 2
         step = _CHUNK_BYTES // item
         buffer = np.empty(0 if item == 4 else min(step, out.size), "<u2")

@@ -7,7 +7,6 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -22,11 +21,11 @@ from edgevlm.evaluation.statistics import summary
 from edgevlm.evaluation.suites import fingerprint
 from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.inputs.decode import decode_image
-from edgevlm.inputs.preprocess import F32, tile_key
+from edgevlm.inputs.preprocess import tile_key
 from edgevlm.inputs.prompt import Prompter, load_tokenizer
-from edgevlm.runtimes.base import I64, Runtime
+from edgevlm.runtimes.base import Runtime
+from edgevlm.types import F32, I64, Progress
 
-Progress = Callable[[str, int, int], None]
 FORMAT = 1
 _KEPT_TILES = 64  # features of this many tiles wait for a later question about the same picture
 _LOC = re.compile(r"<loc_\d+>")

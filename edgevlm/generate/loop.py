@@ -15,10 +15,11 @@ from PIL import Image
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.sampling import GenerateOptions, Sampler
 from edgevlm.inputs.decode import Source, decode_image
-from edgevlm.inputs.preprocess import F32, U8, plan, preprocess
-from edgevlm.inputs.prompt import Conversation, Grid, Ids, Prompter, StreamDecoder
+from edgevlm.inputs.preprocess import plan, preprocess
+from edgevlm.inputs.prompt import Conversation, Grid, Prompter, StreamDecoder
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.runtimes.base import Runtime
+from edgevlm.types import F32, U8, Ids
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle

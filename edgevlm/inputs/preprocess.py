@@ -12,15 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.resample import resize_image
 from edgevlm.inputs.spec import ImageSpec
-
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
+from edgevlm.types import F32, U8
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer, decoders
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.spec import PromptSpec
+from edgevlm.types import Ids
 
-Ids = npt.NDArray[np.int64]
 Grid = tuple[int, int]  # rows, columns; (0, 0): the whole picture only
 Conversation = str | Sequence[Mapping[str, Any]]
 

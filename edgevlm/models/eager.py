@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from edgevlm.models.llama import rope_tables
-from edgevlm.models.ops import F32, Weights
+from edgevlm.models.ops import Weights
 from edgevlm.models.spec import DecoderSpec
+from edgevlm.types import F32, I64
 
 _SQRT_2_OVER_PI = np.float32(math.sqrt(2.0 / math.pi))
 
@@ -128,7 +128,7 @@ class EagerOps:
         grid = x.reshape(tiles, side // scale, scale, side // scale, scale, width).transpose(0, 1, 3, 2, 4, 5)
         return grid.reshape(tiles, patches // scale**2, width * scale**2)
 
-    def embed(self, ids: npt.NDArray[np.int64], name: str) -> F32:
+    def embed(self, ids: I64, name: str) -> F32:
         rows: F32 = self._weight(f"{name}.weight")[ids]
         return rows
 

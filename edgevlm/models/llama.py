@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
-from edgevlm.models.ops import F32, Ops, X
+from edgevlm.models.ops import Ops, X
 from edgevlm.models.spec import DecoderSpec
+from edgevlm.types import F32
 
 
 def embed_tokens(ops: Ops, ids: X) -> X:

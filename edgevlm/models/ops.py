@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
+from edgevlm.types import F32
 
 X = Any
-F32 = npt.NDArray[np.float32]
 
 
 class Weights(Protocol):

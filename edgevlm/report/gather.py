@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -16,8 +16,8 @@ from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.report.gallery import Asked, Question, ask_all
 from edgevlm.report.measure import is_evaluator, scenes_score, short_bench
+from edgevlm.types import Progress
 
-Progress = Callable[[str, int, int], None]
 _KINDS = ("fp32", "fp16", "int8", "int4")  # most bits first
 _MOST = 64 << 20  # bytes of a JSON file
 

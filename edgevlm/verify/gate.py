@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +28,7 @@ from edgevlm.inputs.prompt import Prompter
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import DEFAULTS, open_runtime
 from edgevlm.runtimes.base import Runtime
+from edgevlm.types import Progress
 from edgevlm.verify.coreml import first_operation, other_contexts
 from edgevlm.verify.inputs import Source, check_golden, check_inputs, golden
 from edgevlm.verify.layers import first_layer, layer_losses
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from edgevlm.evaluation.runner import Report
     from edgevlm.verify.answers import Questions
 
-Progress = Callable[[str, int, int], None]
 T = TypeVar("T", Bound, Loss)
 PICTURES = ("coffee.jpg", "scene-tall.png")
 QUESTION = "What is in the picture?"

@@ -7,10 +7,10 @@ from typing import Any
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.models.eager import EagerOps, KVCache
 from edgevlm.models.llama import decoder
-from edgevlm.models.ops import F32
 from edgevlm.models.projector import projector
 from edgevlm.models.siglip import vision_tower
 from edgevlm.runtimes.mil.trace import TracingOps
+from edgevlm.types import F32
 from edgevlm.verify.reference import Reference
 from edgevlm.verify.report import Row, divergence
 from edgevlm.verify.runtime import Case

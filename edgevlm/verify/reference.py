@@ -7,11 +7,11 @@ import numpy as np
 from edgevlm.inputs.preprocess import tile_key
 from edgevlm.models.eager import EagerOps, KVCache
 from edgevlm.models.llama import decoder, embed_tokens
-from edgevlm.models.ops import F32, Weights
+from edgevlm.models.ops import Weights
 from edgevlm.models.projector import projector
 from edgevlm.models.siglip import vision_tower
 from edgevlm.models.spec import ModelSpec
-from edgevlm.runtimes.base import I64
+from edgevlm.types import F32, I64
 
 
 class Reference:

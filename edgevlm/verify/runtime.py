@@ -10,9 +10,9 @@ import numpy as np
 
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.inputs.preprocess import tile_key
-from edgevlm.models.ops import F32
 from edgevlm.models.spec import VisionSpec
 from edgevlm.runtimes.base import Runtime
+from edgevlm.types import F32
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.report import Bound, Loss, Row, at_least, at_most, kl_divergence
 

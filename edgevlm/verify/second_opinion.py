@@ -6,7 +6,7 @@ files are the gate's business. Shows whether `edgevlm.models` says the same thin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.preprocess import preprocess
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.models.ops import F32, Weights
-from edgevlm.runtimes.base import I64, Runtime
+from edgevlm.models.ops import Weights
+from edgevlm.runtimes.base import Runtime
 from edgevlm.runtimes.eager import CachedWeights
+from edgevlm.types import F32, I64, Progress
 from edgevlm.verify.gate import PICTURES, QUESTION, picture_folder
 from edgevlm.verify.reference import Reference, cosine
 
@@ -26,7 +27,6 @@ BOUND = 0.9999  # lowest cosine
 STEPS = 3  # last positions of the prompt that are given one by one, through the cache
 HEAD = ("picture", "features, cosine", "logits, cosine", "")
 
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

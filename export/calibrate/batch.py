@@ -16,12 +16,12 @@ from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.eager import EagerOps, KVCache
 from edgevlm.models.llama import decoder, embed_tokens, head_name
-from edgevlm.models.ops import F32, Weights
+from edgevlm.models.ops import Weights
 from edgevlm.models.projector import projector
 from edgevlm.models.siglip import vision_tower
 from edgevlm.models.spec import ModelSpec
+from edgevlm.types import F32, I64
 
-I64 = npt.NDArray[np.int64]
 WIDEST = 128 << 20  # bytes that the widest activation of the vision encoder may take: more pictures are left out
 TILED = 5  # tiles of those pictures that are split, where the model splits
 MAX_ANSWER = 48  # tokens of an answer that are looked at

@@ -11,8 +11,9 @@ import numpy as np
 from edgevlm.bundle.qtensor import PREFILL, QTensor
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.ops import F32, Weights
+from edgevlm.models.ops import Weights
 from edgevlm.runtimes.mil.weights import CoreMLWeights
+from edgevlm.types import F32
 from edgevlm.verify.weights import gguf_weights
 
 if TYPE_CHECKING:

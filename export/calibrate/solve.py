@@ -15,9 +15,10 @@ from edgevlm.export.calibrate.awq import Fold, FoldedWeights, choose, shared, so
 from edgevlm.export.calibrate.batch import Batch, PackedOps, image_features
 from edgevlm.export.calibrate.gptq import gptq, pieces
 from edgevlm.export.quantize.recipe import Recipe
-from edgevlm.export.quantize.round import F32, LIMITS, half, quantize, search
+from edgevlm.export.quantize.round import LIMITS, half, quantize, search
 from edgevlm.models.llama import decoder, embed_tokens, head_name
 from edgevlm.models.spec import ModelSpec
+from edgevlm.types import F32, Progress
 
 METHODS = ("rtn", "search", "awq", "gptq", "awq+gptq")
 # Shares of image tokens, other prompt tokens and answer tokens in the decoder's statistics. Image tokens are most of a
@@ -25,7 +26,6 @@ METHODS = ("rtn", "search", "awq", "gptq", "awq+gptq")
 SHARES = (0.25, 0.25, 0.5)
 _ROWS = 2048
 
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.ops import F32, Weights, X
+from edgevlm.models.ops import Weights, X
 from edgevlm.models.spec import DecoderSpec
+from edgevlm.types import F32
 
 
 def dims(*values: int) -> npt.NDArray[np.uint32]:

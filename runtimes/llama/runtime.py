@@ -10,11 +10,11 @@ import numpy as np
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.preprocess import normalize, normalize_tables
-from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.devices import llama_device
 from edgevlm.runtimes.eager import context_error
 from edgevlm.runtimes.gguf import GgufFile, gguf_name
 from edgevlm.runtimes.llama.engine import load_engine, probe_in_child
+from edgevlm.types import F32, I64
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle

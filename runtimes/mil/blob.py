@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.types import U8
 
 Array = npt.NDArray[Any]
 Dim = int | None  # None: flexible
@@ -82,7 +83,7 @@ def read_blob(weight_file: Path, blob: Blob) -> Array:
     return unpack(raw, dtype, math.prod(shape)).reshape(shape)
 
 
-def unpack(raw: npt.NDArray[np.uint8], dtype: str, count: int) -> Array:
+def unpack(raw: U8, dtype: str, count: int) -> Array:
     """Sub-byte codes, lowest bits first, to int8 ("int4": two's complement) or uint8."""
     bits = _SUB_BYTE[dtype]
     if 8 % bits:  # codes that lie across bytes

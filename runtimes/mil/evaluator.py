@@ -20,9 +20,10 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.runtimes.mil import ops as mil_ops
 from edgevlm.runtimes.mil.blob import Blob
 from edgevlm.runtimes.mil.file import MilFunction, MilOp, MilPackage, Text, open_package
+from edgevlm.types import F32
 
 Array = npt.NDArray[Any]
-State = dict[str, npt.NDArray[np.float32]]
+State = dict[str, F32]
 # Called with an operation, the name of its output, and the value before it is rounded for storage.
 Observer = Callable[[MilOp, str, Array], None]
 STORAGE = ("fp16", "fp32")

@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from edgevlm.models.eager import EagerOps, KVCache
 from edgevlm.models.llama import decoder
-from edgevlm.models.ops import F32, Weights
+from edgevlm.models.ops import Weights
 from edgevlm.models.projector import projector
 from edgevlm.models.siglip import vision_tower
 from edgevlm.runtimes.mil.file import MilOp
+from edgevlm.types import F32
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle

@@ -11,8 +11,8 @@ import numpy as np
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.spec import DecoderSpec
-from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.eager import context_error
+from edgevlm.types import F32, I64
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevlm.runtimes.base import F32
 from edgevlm.runtimes.ort.runtime import import_onnxruntime
+from edgevlm.types import F32
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle

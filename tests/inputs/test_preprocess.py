@@ -27,6 +27,7 @@ from edgevlm.inputs import resample
 from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.spec import from_dict, to_dict
+from edgevlm.types import U8
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
@@ -61,11 +62,11 @@ SPECS = vectors("preprocess.json")["specs"]
 SMALL = image_spec(SPECS["small"])
 
 
-def rgb_vector(name: str) -> pre.U8:
+def rgb_vector(name: str) -> U8:
     return np.asarray(Image.open(VECTORS / vectors("preprocess.json")["images"][name]["rgb"]))
 
 
-def noise(width: int, height: int, seed: int = 0) -> pre.U8:
+def noise(width: int, height: int, seed: int = 0) -> U8:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 

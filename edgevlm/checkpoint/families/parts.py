@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families.config import Section
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.spec import DecoderSpec, ModelSpec, RopeScaling, VisionSpec
+from edgevlm.types import F32, I64
 
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 _HARMLESS = (
@@ -31,7 +31,7 @@ class Source:
 
     name: str
     shape: tuple[int, ...]
-    rows: npt.NDArray[np.int64] | None = None
+    rows: I64 | None = None
 
 
 class MappedWeights:
@@ -58,7 +58,7 @@ class MappedWeights:
         """How the checkpoint stores the tensor: "float32", "float16" or "bfloat16"."""
         return self._checkpoint.dtype(self._sources[name].name)
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
+    def read(self, name: str) -> F32:
         """One tensor as a new C-contiguous float32 array."""
         source = self._sources[name]
         tensor = self._checkpoint.read(source.name)
@@ -177,7 +177,7 @@ class Sources:
 
     found: dict[str, Source] = field(default_factory=dict)
 
-    def add(self, name: str, source: str, *shape: int, rows: npt.NDArray[np.int64] | None = None) -> None:
+    def add(self, name: str, source: str, *shape: int, rows: I64 | None = None) -> None:
         self.found[name] = Source(source, shape, rows)
 
     def linear(self, name: str, source: str, rows: int, columns: int, *, bias: bool) -> None:
@@ -185,7 +185,7 @@ class Sources:
         if bias:
             self.add(f"{name}.bias", f"{source}.bias", rows)
 
-    def vision(self, spec: VisionSpec, prefix: str, rows: npt.NDArray[np.int64] | None) -> None:
+    def vision(self, spec: VisionSpec, prefix: str, rows: I64 | None) -> None:
         """The SigLIP tower below `prefix`; rows: of the position table, in patch order (None: as they stand)."""
         width, patch = spec.hidden_size, spec.patch_size
 
@@ -256,7 +256,7 @@ class Sources:
         return MappedWeights(checkpoint, sources)
 
 
-def patch_positions(side: int) -> npt.NDArray[np.int64]:
+def patch_positions(side: int) -> I64:
     """The row of the position table that each of side x side patches takes, in raster order.
 
     transformers buckets float32 fractions i/side, and rounding puts some patches of some sizes (19, 25, 29)
@@ -266,11 +266,11 @@ def patch_positions(side: int) -> npt.NDArray[np.int64]:
     fractions = np.arange(side, dtype=np.float32) * (np.float32(1.0) / np.float32(side))
     fractions = np.minimum(fractions, np.float32(1.0 - 1e-6))
     buckets = np.searchsorted(_torch_arange(1 / side, 1.0, 1 / side), fractions, side="right")
-    rows: npt.NDArray[np.int64] = (buckets[:, None] * side + buckets[None, :]).reshape(-1).astype(np.int64)
+    rows: I64 = (buckets[:, None] * side + buckets[None, :]).reshape(-1).astype(np.int64)
     return rows
 
 
-def _torch_arange(start: float, end: float, step: float) -> npt.NDArray[np.float32]:
+def _torch_arange(start: float, end: float, step: float) -> F32:
     """torch.arange in float32 as its AVX2 kernel computes it
     (aten/src/ATen/native/cpu/RangeFactoriesKernel.cpp).
 

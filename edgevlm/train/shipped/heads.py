@@ -15,9 +15,8 @@ from edgevlm.scenes.catalogue import CHARACTERS, COLOUR_NAMES, NOUN_INDEX, NOUNS
 from edgevlm.scenes.labels import COLOUR_CLASSES, LETTER_CLASSES, NOUN_CLASSES, patch_labels
 from edgevlm.scenes.question import LOC_BINS
 from edgevlm.scenes.scene import Scene
+from edgevlm.types import F32, I64
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 LETTERS = 8  # of the longest text on a sign
 _END = LETTER_CLASSES  # stands before a sign's first character and after its last
 _ORDER = (LETTERS + 1, LETTER_CLASSES + 1, LETTER_CLASSES + 1)

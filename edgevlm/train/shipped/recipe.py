@@ -30,13 +30,13 @@ from edgevlm.io.files import change_json
 from edgevlm.io.folders import partial_folder, publish
 from edgevlm.scenes import write_scenes
 from edgevlm.train.distill import distill
-from edgevlm.train.engine import Tell
 from edgevlm.train.models import open_source, quiet_transformers, save
 from edgevlm.train.options import PARTS, DistillOptions, TrainOptions
 from edgevlm.train.run import train
 from edgevlm.train.shipped.grow import grow
 from edgevlm.train.shipped.parts import Shape, build
 from edgevlm.train.shipped.pretrain import HEADS, PretrainOptions, pretrain
+from edgevlm.types import Progress
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def make(recipe: Recipe) -> Path:
     return out / "model"
 
 
-def _run(recipe: Recipe, tell: Tell, stages: tuple[Stage, ...]) -> None:
+def _run(recipe: Recipe, tell: Progress, stages: tuple[Stage, ...]) -> None:
     for seed, stage in enumerate(stages, recipe.seed + STAGES.index(stages[0])):
         if (recipe.out / stage.name).exists():
             continue
