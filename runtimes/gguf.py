@@ -178,11 +178,7 @@ def gguf_name(weight: str) -> str:
     if stem in _ALONE:
         return f"{_ALONE[stem]}.{what}"
     component, _, layer, part = stem.split(".")
-    return (
-        f"blk.{layer}.{_DECODER[part]}.{what}"
-        if component == "decoder"
-        else f"v.blk.{layer}.{_VISION[part]}.{what}"
-    )
+    return f"blk.{layer}.{_DECODER[part]}.{what}" if component == "decoder" else f"v.blk.{layer}.{_VISION[part]}.{what}"
 
 
 def rope_order(weight: str, spec: DecoderSpec) -> npt.NDArray[np.intp] | None:

@@ -201,7 +201,7 @@ def _subject(
 
 
 def _names(found: list[dict[str, Any]]) -> list[str]:
-    """"BUNDLE on ENGINE", numbered where that is not unique."""
+    """ "BUNDLE on ENGINE", numbered where that is not unique."""
     names: list[str] = []
     for entry in found:
         name = base = f"{Path(entry['bundle']).absolute().name} on {entry['runtime']}"

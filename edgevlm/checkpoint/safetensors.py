@@ -98,9 +98,7 @@ class SafetensorsFile:
         while done < len(view):
             count = stream.readinto(view[done:])
             if not count:
-                raise EdgeVLMError(
-                    f"{self.path} became shorter while it was read: do not change it during an export."
-                )
+                raise EdgeVLMError(f"{self.path} became shorter while it was read: do not change it during an export.")
             done += count
 
 
@@ -156,9 +154,7 @@ def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorIn
     nbytes = offsets[1] - offsets[0]
     bits = math.prod(shape) * _BITS.get(dtype, 0)
     if dtype in _BITS and bits != nbytes * 8:
-        raise _broken(
-            path, f"the tensor '{name}' of {dtype} {shape} needs {bits // 8} bytes and has {nbytes}"
-        )
+        raise _broken(path, f"the tensor '{name}' of {dtype} {shape} needs {bits // 8} bytes and has {nbytes}")
     return TensorInfo(dtype, tuple(shape), data_start + offsets[0], nbytes)
 
 
@@ -172,9 +168,7 @@ def _check_layout(path: Path, tensors: dict[str, TensorInfo], data_start: int, s
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if info.offset != end:
             problem = (
-                "overlaps the one before it"
-                if info.offset < end
-                else "does not start where the one before it ends"
+                "overlaps the one before it" if info.offset < end else "does not start where the one before it ends"
             )
             raise _broken(path, f"the tensor '{name}' {problem}")
         end += info.nbytes

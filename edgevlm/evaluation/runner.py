@@ -288,4 +288,3 @@ class _Lines:
     def __exit__(self, *error: object) -> None:
         if self._stream is not None:
             self._stream.close()
-

@@ -43,7 +43,7 @@ class Ops(Protocol):
         """x @ W.T + b; several names give their outputs side by side (packed QKV, packed gate and up)."""
 
     def gelu(self, x: X, kind: str) -> X:
-        """"gelu_tanh" (Hendrycks and Gimpel's tanh form) or "gelu" (erf)."""
+        """ "gelu_tanh" (Hendrycks and Gimpel's tanh form) or "gelu" (erf)."""
 
     def swiglu(self, x: X) -> X:
         """Packed (.., 2F) gate and up to silu(gate) * up (.., F)."""

@@ -138,8 +138,11 @@ def read_eval(data: Any, where: str) -> dict[str, Any]:
     fields = {"bundle": str, "suite": str, "runtime": str, "skills": dict}
     good = isinstance(data, dict) and all(isinstance(data.get(name), kind) for name, kind in fields.items())
     if good:
-        skills = [skill.get(name) if isinstance(skill, dict) else None
-                  for skill in data["skills"].values() for name in ("score", "low", "high")]  # fmt: skip
+        skills = [
+            skill.get(name) if isinstance(skill, dict) else None
+            for skill in data["skills"].values()
+            for name in ("score", "low", "high")
+        ]
         good = all(is_number(value) for value in [data.get("score"), *skills])
     if not good:
         raise EdgeVLMError(f"'{where}' is not an evaluation: make one with `edgevlm eval BUNDLE --json FILE`.")

@@ -124,7 +124,7 @@ def _read_head(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise EdgeVLMError(f"'{path}' is not JSON: write the folder again.") from None
     if not isinstance(head, dict) or head.get("format") != FORMAT:
-        raise EdgeVLMError(f"'{path}' does not say \"format\": \"{FORMAT}\": it is not a Scenes folder's.")
+        raise EdgeVLMError(f'\'{path}\' does not say "format": "{FORMAT}": it is not a Scenes folder\'s.')
     if head.get("version") != VERSION:
         raise EdgeVLMError(
             f"'{path}' has version {head.get('version')!r}, and this edgevlm reads {VERSION}: update edgevlm."

@@ -132,9 +132,7 @@ def sprites(font: ImageFont.FreeTypeFont) -> tuple[Image.Image, Image.Image, dic
     return atlas, masks, places
 
 
-def _sprite(
-    noun: Noun, font: ImageFont.FreeTypeFont, shapes: dict[str, list[F64]]
-) -> tuple[Image.Image, Image.Image]:
+def _sprite(noun: Noun, font: ImageFont.FreeTypeFont, shapes: dict[str, list[F64]]) -> tuple[Image.Image, Image.Image]:
     if not noun.glyph:
         sprite = shape_sprite(shapes[noun.name])
         return sprite, sprite.getchannel("A").point(lambda v: 255 * (v > 0))

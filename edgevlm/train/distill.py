@@ -69,9 +69,13 @@ class Distiller(Engine):
 
 
 def compare(
-    out: Outputs, lesson: Lesson, labels: Tensor, temperature: float, mapping: nn.Module | None,
+    out: Outputs,
+    lesson: Lesson,
+    labels: Tensor,
+    temperature: float,
+    mapping: nn.Module | None,
     weights: Tensor | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """Each part of the loss as a mean: over answer tokens (weights, of mean 1), image tokens or tiles."""
     if len(lesson["ids"]) != len(labels):
         raise EdgeVLMError(
@@ -131,9 +135,15 @@ def distill(options: DistillOptions, tell: Progress, note: Callable[[str], None]
         add_feature_map(model, teacher, student)
         more["ddp_find_unused_parameters"] = False  # the map is used after the forward pass, where DDP does not look
     trainer = Distiller(
-        lessons=lessons, source=student, wanted=wanted, items=items, options=options, model=model,
-        collator=student.collator(options.per_question), args=run.arguments(**more),
-    )  # fmt: skip
+        lessons=lessons,
+        source=student,
+        wanted=wanted,
+        items=items,
+        options=options,
+        model=model,
+        collator=student.collator(options.per_question),
+        args=run.arguments(**more),
+    )
     describe(run, model, items)
     run.train(trainer, begun)
     dtype = torch.float32 if options.quantize else None  # a rounding to bfloat16 could move a weight to another code

@@ -79,4 +79,3 @@ def check_answers(target: str, baseline: Report, found: Report, bound: float | N
         note += f", most in {skill} ({after[skill]['score']:.2f} against {before[skill]['score']:.2f})"
     check = f"score lost on {found.suite}"
     return Row(target, check, lost, bound, bound is None or lost <= bound, note, "answers", where)
-

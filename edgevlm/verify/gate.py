@@ -99,9 +99,7 @@ class GateOptions:
         names = {f.name for f in dataclasses.fields(bound)}
         plain = {name: value for name, value in self.bounds.items() if name in names and scope != "loss"}
         own = {
-            name.removeprefix(f"{scope}."): value
-            for name, value in self.bounds.items()
-            if name.startswith(f"{scope}.")
+            name.removeprefix(f"{scope}."): value for name, value in self.bounds.items() if name.startswith(f"{scope}.")
         }
         changed: dict[str, Any] = {**plain, **own}
         return replace(bound, **changed)
@@ -194,9 +192,7 @@ def run_gate(
         tell("onnx portable")
         runtime = open_runtime(bundle, "onnxruntime", portable=True)
         try:
-            portable = check_runtime(
-                bundle, "onnx portable", runtime, prompt, cases[:1], [], *bounds("onnx"), few=True
-            )
+            portable = check_runtime(bundle, "onnx portable", runtime, prompt, cases[:1], [], *bounds("onnx"), few=True)
             rows.extend(portable)
         finally:
             runtime.close()

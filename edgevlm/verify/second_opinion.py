@@ -28,7 +28,6 @@ STEPS = 3  # last positions of the prompt that are given one by one, through the
 HEAD = ("picture", "features, cosine", "logits, cosine", "")
 
 
-
 @dataclass(frozen=True)
 class Opinion:
     """Lowest cosines over the image tokens of one picture, and over the logits of `STEPS` + 1 positions."""
@@ -76,11 +75,13 @@ def second_opinion(
         begin, rest = prompt[:-STEPS], prompt[-STEPS:]
         runtime.truncate(0)
         logits = np.stack([runtime.prefill(begin), *(runtime.prefill(row[None]) for row in rest)])
-        opinions.append(Opinion(
-            question.picture,
-            cosine(runtime.encode(question.tiles), features),
-            cosine(logits, reference.logits(begin, rest)),
-        ))  # fmt: skip
+        opinions.append(
+            Opinion(
+                question.picture,
+                cosine(runtime.encode(question.tiles), features),
+                cosine(logits, reference.logits(begin, rest)),
+            )
+        )
         if progress:
             progress("second opinion", i + 1, len(asked))
     return opinions

@@ -62,9 +62,7 @@ def blob_span(weight_file: Path, blob: Blob) -> tuple[str, int, int]:
     sentinel, kind, count, start = struct.unpack("<IIQQ", record[:24])
     dtype = _BLOB_TYPES.get(kind, f"type {kind}")
     if sentinel != _BLOB_SENTINEL or dtype != blob.type.dtype:
-        raise broken(
-            weight_file.parents[3], f"its weight file has no {blob.type.dtype} tensor at {blob.offset}"
-        )
+        raise broken(weight_file.parents[3], f"its weight file has no {blob.type.dtype} tensor at {blob.offset}")
     elements = math.prod(size_ or 0 for size_ in blob.type.shape)
     bits = _SUB_BYTE.get(dtype) or 8 * np.dtype(NUMPY[dtype]).itemsize
     if elements > MAX_ELEMENTS or (elements * bits + 7) // 8 != count or start + count > size:

@@ -40,13 +40,28 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 VISION = VisionSpec(
-    image_size=32, patch_size=8, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2,
-    layer_norm_eps=1e-6, activation="gelu_tanh",
-)  # fmt: skip
+    image_size=32,
+    patch_size=8,
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=1,
+    num_heads=2,
+    layer_norm_eps=1e-6,
+    activation="gelu_tanh",
+)
 DECODER = DecoderSpec(
-    vocab_size=500, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1,
-    head_dim=8, rms_norm_eps=1e-5, rope_theta=1e4, context_length=512, tie_embeddings=True,
-)  # fmt: skip
+    vocab_size=500,
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    rms_norm_eps=1e-5,
+    rope_theta=1e4,
+    context_length=512,
+    tie_embeddings=True,
+)
 IDS = Tokenizer.from_file(str(TOKENIZER)).get_vocab(with_added_tokens=True)
 MODEL = ModelSpec("tiny", "smolvlm", VISION, ProjectorSpec("pixel_shuffle", 2), DECODER, IDS["<image>"])
 
@@ -249,9 +264,7 @@ def test_refuses_files(tmp_path: Path) -> None:
     with pytest.raises(EdgeVLMError, match="holds a JSON list, expected an object"):
         read_image_spec(tmp_path, VISION)
     write(tmp_path / "processor_config.json", {"image_processor": 3})
-    with pytest.raises(
-        EdgeVLMError, match=r"processor_config\.json' has image_processor = 3, expected an object"
-    ):
+    with pytest.raises(EdgeVLMError, match=r"processor_config\.json' has image_processor = 3, expected an object"):
         read_image_spec(tmp_path, VISION)
 
 
@@ -300,9 +313,7 @@ BAD_PROMPT: list[tuple[Callable[[Path], Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("damage", "sentence"), BAD_PROMPT, ids=lambda v: v[:40] if isinstance(v, str) else ""
-)
+@pytest.mark.parametrize(("damage", "sentence"), BAD_PROMPT, ids=lambda v: v[:40] if isinstance(v, str) else "")
 def test_refuses_prompt_settings(damage: Callable[[Path], Any], sentence: str, tmp_path: Path) -> None:
     folder = save(tmp_path, oracle())
     damage(folder)
@@ -315,9 +326,7 @@ def test_refuses_another_models_tokenizer(tmp_path: Path) -> None:
     from dataclasses import replace
 
     folder = save(tmp_path, oracle())
-    with pytest.raises(
-        EdgeVLMError, match=r"has '<image>' as token \d+, expected 9 \(image_token_id in config"
-    ):
+    with pytest.raises(EdgeVLMError, match=r"has '<image>' as token \d+, expected 9 \(image_token_id in config"):
         read_prompt_spec(folder, replace(MODEL, image_token_id=9))
 
 

@@ -105,9 +105,7 @@ def read_decoder(config: Section, *, tied: bool) -> DecoderSpec:
 
 def _rope(config: Section) -> tuple[float, RopeScaling | None]:
     """Base and scaling: transformers 4 has rope_theta beside rope_scaling, transformers 5 both in rope_parameters."""
-    rope = (
-        config.section("rope_scaling") if config.value("rope_scaling") else config.section("rope_parameters")
-    )
+    rope = config.section("rope_scaling") if config.value("rope_scaling") else config.section("rope_parameters")
     kind = rope.value("rope_type") or rope.value("type") or "default"
     if kind not in ("default", "llama3"):
         raise EdgeVLMError(
@@ -124,13 +122,13 @@ def _rope(config: Section) -> tuple[float, RopeScaling | None]:
     if kind == "default":
         return theta, None
     scaling = RopeScaling(
-        rope.number("factor"), rope.number("low_freq_factor"), rope.number("high_freq_factor"),
+        rope.number("factor"),
+        rope.number("low_freq_factor"),
+        rope.number("high_freq_factor"),
         original_context=rope.count("original_max_position_embeddings"),
-    )  # fmt: skip
+    )
     if scaling.low_freq_factor >= scaling.high_freq_factor:
-        raise EdgeVLMError(
-            f"{rope.where}: low_freq_factor is not below high_freq_factor: download config.json again."
-        )
+        raise EdgeVLMError(f"{rope.where}: low_freq_factor is not below high_freq_factor: download config.json again.")
     return theta, scaling
 
 

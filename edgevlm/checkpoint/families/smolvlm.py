@@ -29,9 +29,7 @@ def read(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
     return spec, sources.weights(checkpoint, lambda name: spec.decoder.tie_embeddings and name == _HEAD)
 
 
-def read_towers(
-    checkpoint: Checkpoint, config: Section, projector: ProjectorSpec
-) -> tuple[ModelSpec, Sources, str]:
+def read_towers(checkpoint: Checkpoint, config: Section, projector: ProjectorSpec) -> tuple[ModelSpec, Sources, str]:
     """All but the projector: the spec, where the tensors stand, and what their names start with."""
     text = config.section("text_config")
     prefix = "" if any(name.startswith("text_model.") for name in checkpoint.names()) else "model."

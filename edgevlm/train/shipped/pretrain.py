@@ -182,9 +182,10 @@ class Pretraining:
 
     def save(self) -> None:
         state = self.head_state() | {
-            "model": self.model.state_dict(), "optimizers": [one.state_dict() for one in self.optimizers],
+            "model": self.model.state_dict(),
+            "optimizers": [one.state_dict() for one in self.optimizers],
             "step": self.step,
-        }  # fmt: skip
+        }
         torch.save(state, self.path.with_suffix(".new"))
         os.replace(self.path.with_suffix(".new"), self.path)
 
@@ -252,9 +253,10 @@ class Naming(Pretraining):
             pictures = (ids == model.config.image_token_id)[..., None]
             out = model.model.text_model(
                 inputs_embeds=embedded.masked_scatter(pictures, tokens.to(embedded.dtype)),
-                attention_mask=inputs["attention_mask"], position_ids=inputs["position_ids"],
+                attention_mask=inputs["attention_mask"],
+                position_ids=inputs["position_ids"],
                 output_hidden_states=True,
-            )  # fmt: skip
+            )
             logits = model.lm_head(out.last_hidden_state[inputs["logits_to_keep"]])
         each = F.cross_entropy(logits.float(), inputs["labels"], reduction="none")
         losses = {"answers": (each * answers).sum() / answers.sum()}

@@ -117,17 +117,41 @@ def make(recipe: Recipe) -> Path:
             if not (out / "small").exists():
                 longest_edge(out / "whole", out / "small", Shape().tile // Shape().patch * PATCH)
             twice = TrainOptions(
-                str(out / "small"), out=out / "twice", data=data, train=PARTS, learning_rate=1.5e-4, encoder_rate=0.2,
-                tiled=0.5, steps=recipe.twice_steps, batch=recipe.batch, optimizer="muon", per_question=True,
-                bf16=True, cpu=True, save_every=100, seed=recipe.seed,
-            )  # fmt: skip
+                str(out / "small"),
+                out=out / "twice",
+                data=data,
+                train=PARTS,
+                learning_rate=1.5e-4,
+                encoder_rate=0.2,
+                tiled=0.5,
+                steps=recipe.twice_steps,
+                batch=recipe.batch,
+                optimizer="muon",
+                per_question=True,
+                bf16=True,
+                cpu=True,
+                save_every=100,
+                seed=recipe.seed,
+            )
             train(twice, progress, note)
         if not (out / "aware").exists():
             aware = DistillOptions(
-                str(out / "twice"), out=out / "aware", data=data, train=PARTS, teacher=str(out / "twice"),
-                quantize="int4", learning_rate=5e-5, cross_entropy=0.5, steps=recipe.aware_steps, batch=recipe.batch,
-                per_question=True, bf16=True, cpu=True, save_every=100, seed=recipe.seed,
-            )  # fmt: skip
+                str(out / "twice"),
+                out=out / "aware",
+                data=data,
+                train=PARTS,
+                teacher=str(out / "twice"),
+                quantize="int4",
+                learning_rate=5e-5,
+                cross_entropy=0.5,
+                steps=recipe.aware_steps,
+                batch=recipe.batch,
+                per_question=True,
+                bf16=True,
+                cpu=True,
+                save_every=100,
+                seed=recipe.seed,
+            )
             distill(aware, progress, note)
     if not (out / "model").exists():
         quiet_transformers()
@@ -145,10 +169,16 @@ def _run(recipe: Recipe, tell: Progress, stages: tuple[Stage, ...]) -> None:
             continue
         labels = stage.kind in ("labels", "signs")
         options = PretrainOptions(
-            str(recipe.out / stage.start), recipe.out / stage.name, stage.kind, steps=getattr(recipe, stage.steps),
-            batch=LABELLED if labels else recipe.batch, drills=stage.drills, learning_rate=stage.rate, fall=stage.fall,
+            str(recipe.out / stage.start),
+            recipe.out / stage.name,
+            stage.kind,
+            steps=getattr(recipe, stage.steps),
+            batch=LABELLED if labels else recipe.batch,
+            drills=stage.drills,
+            learning_rate=stage.rate,
+            fall=stage.fall,
             seed=seed,
-        )  # fmt: skip
+        )
         pretrain(options, tell)
 
 
