@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +31,6 @@ from edgevlm.verify.answers import QUESTIONS, maybe_questions
 from edgevlm.verify.gate import GateOptions, run_gate
 from edgevlm.verify.report import GateReport
 
-Progress = Callable[[str, int, int], None]
 TARGETS = ("onnx", "gguf", "coreml")
 COREML_PROFILES = ("gpu", "ane")
 _TOOLS = ("numpy", "pillow", "tokenizers", "onnx", "onnxruntime", "gguf", "coremltools")
@@ -112,9 +110,14 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
             source = read_source(checkpoint.folder, spec)
             with maybe_questions(options.answers, options.questions) as asked:
                 report = run_gate(
-                    bundle, original=weights, expected=expected, source=source, questions=asked, progress=tell,
+                    bundle,
+                    original=weights,
+                    expected=expected,
+                    source=source,
+                    questions=asked,
+                    progress=tell,
                     options=judged,
-                )  # fmt: skip
+                )
             manifest = replace(bundle.manifest, gate=report.to_dict())
             write_manifest(partial, manifest)
         if report is None or report.passed:
@@ -172,15 +175,19 @@ class Results(Protocol):
 
 
 def _calibrate(
-    checkpoint: Checkpoint, spec: ModelSpec, weights: Weights, recipe: Recipe, options: ExportOptions,
-    calibration: CalibrationOptions, scratch: Path, tell: Progress,
-) -> Calibration:  # fmt: skip
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    weights: Weights,
+    recipe: Recipe,
+    options: ExportOptions,
+    calibration: CalibrationOptions,
+    scratch: Path,
+    tell: Progress,
+) -> Calibration:
     prompter = Prompter(read_prompt_spec(checkpoint.folder, spec), checkpoint.folder / "tokenizer.json")
     image_spec = read_image_spec(checkpoint.folder, spec.vision)
     shared = sum(path.stat().st_size for name in UPSTREAM if (path := checkpoint.folder / name).is_file())
-    return run(
-        spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, tell
-    )
+    return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, tell)
 
 
 def _write(
@@ -236,13 +243,18 @@ def _write(
     if tensors:
         write_json(folder / "weights.json", {"tensors": tensors})
 
-    info = ModelInfo(
-        spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), options.adapter
-    )
+    info = ModelInfo(spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), options.adapter)
     manifest = Manifest(
-        SCHEMA, info, spec, to_dict(recipe), targets, list_files(folder), tool_versions(), gate=None,
+        SCHEMA,
+        info,
+        spec,
+        to_dict(recipe),
+        targets,
+        list_files(folder),
+        tool_versions(),
+        gate=None,
         calibration=calibration,
-    )  # fmt: skip
+    )
     write_manifest(folder, manifest)
     if options.calibration is not None and options.calibration.budget is not None:
         _check_budget(manifest, options.calibration.budget)

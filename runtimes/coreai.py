@@ -22,6 +22,7 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.eager import context_error
+from edgevlm.types import F32, I64
 
 VISION, DECODER = "VisionEncoder.aimodel", "Decoder.aimodel"
 ROWS = 32  # positions per call; shorter calls are padded at the end
@@ -99,15 +100,18 @@ class CoreAIRuntime:
         mask = np.full((1, 1, ROWS, self._context + ROWS), MASK_VALUE)
         mask[..., :past] = 0
         mask[..., self._context :][..., np.tri(ROWS, dtype=bool)] = 0
-        outputs = self._call(self._decoder, {
-            "embeddings": _pad(embeds)[None],
-            "mask": mask,
-            "cos": _pad(self._cos[past : past + count])[None, None],
-            "sin": _pad(self._sin[past : past + count])[None, None],
-            "select": np.eye(ROWS, dtype=np.float32)[None, count - 1 : count],
-            "key_cache": self._keys,
-            "value_cache": self._values,
-        })  # fmt: skip
+        outputs = self._call(
+            self._decoder,
+            {
+                "embeddings": _pad(embeds)[None],
+                "mask": mask,
+                "cos": _pad(self._cos[past : past + count])[None, None],
+                "sin": _pad(self._sin[past : past + count])[None, None],
+                "select": np.eye(ROWS, dtype=np.float32)[None, count - 1 : count],
+                "key_cache": self._keys,
+                "value_cache": self._values,
+            },
+        )
         self._keys[:, :, past : past + count] = outputs["keys"][:, :, :count]
         self._values[:, :, past : past + count] = outputs["values"][:, :, :count]
         self._position += count

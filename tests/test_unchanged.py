@@ -57,7 +57,9 @@ def _gguf(path: Path) -> str:
     import gguf
 
     tensors: Iterator[Any] = iter(gguf.GGUFReader(path).tensors)
-    lines = (f"{t.name} {t.tensor_type} {list(t.shape)} {_sha(np.ascontiguousarray(t.data).tobytes())}" for t in tensors)
+    lines = (
+        f"{t.name} {t.tensor_type} {list(t.shape)} {_sha(np.ascontiguousarray(t.data).tobytes())}" for t in tensors
+    )
     return _sha("\n".join(sorted(lines)).encode())
 
 

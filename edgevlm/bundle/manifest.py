@@ -82,9 +82,7 @@ def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise EdgeVLMError(
-            f"There is no bundle '{folder}': make one with `edgevlm export MODEL -o {folder}`."
-        )
+        raise EdgeVLMError(f"There is no bundle '{folder}': make one with `edgevlm export MODEL -o {folder}`.")
     if not (folder / MANIFEST).is_file():
         if (folder / "config.json").is_file():
             raise EdgeVLMError(

@@ -9,12 +9,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from edgevlm.checkpoint import hub
 from edgevlm.checkpoint.safetensors import SafetensorsFile
 from edgevlm.errors import EdgeVLMError
+from edgevlm.types import F32
 
 if TYPE_CHECKING:
     from edgevlm.checkpoint.adapter import LoraAdapter
@@ -79,10 +77,10 @@ class Checkpoint:
         """How the tensor is stored: "float32", "float16", "bfloat16", or the file's word for another type."""
         return self._files[name].dtype(name) if name in self._files else "float32"
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
+    def read(self, name: str) -> F32:
         """One tensor as a new C-contiguous float32 array, an adapter merged where one is given."""
 
-        def stored() -> npt.NDArray[np.float32]:
+        def stored() -> F32:
             return self._files[name].read(name)
 
         return self.adapter.apply(name, stored) if self.adapter else stored()
@@ -109,8 +107,7 @@ class Checkpoint:
             paths = sorted({file.path for file in self._files.values()}, key=lambda path: path.name)
             digests = [(_sha256(path), path.name) for path in paths]
             digests += [
-                (_sha256(path), f"adapter/{path.name}")
-                for path in (self.adapter.files() if self.adapter else [])
+                (_sha256(path), f"adapter/{path.name}") for path in (self.adapter.files() if self.adapter else [])
             ]
             if len(digests) == 1:
                 self._hash = digests[0][0]
@@ -155,23 +152,17 @@ def _folder(model: str, what: str, revision: str | None, cache_dir: Path | None)
         if model and path.exists():
             raise EdgeVLMError(f"'{model}' is a file: give the folder that holds the {what}.")
     except (OSError, ValueError):
-        raise EdgeVLMError(
-            f"'{model[:200]}' is not a usable path: give a local folder or a Hub id."
-        ) from None
+        raise EdgeVLMError(f"'{model[:200]}' is not a usable path: give a local folder or a Hub id.") from None
     if hub.is_hub_id(model):
         return hub.fetch(model, revision=revision, cache_dir=cache_dir)
-    raise EdgeVLMError(
-        f"there is no folder '{model}': give a local {what} folder or a Hub id such as 'owner/name'."
-    )
+    raise EdgeVLMError(f"there is no folder '{model}': give a local {what} folder or a Hub id such as 'owner/name'.")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; EdgeVLMError when it is missing, unreadable, huge or not an object."""
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
-            raise EdgeVLMError(
-                f"{path} is larger than {_MAX_JSON_BYTES} bytes: it is not a model's {path.name}."
-            )
+            raise EdgeVLMError(f"{path} is larger than {_MAX_JSON_BYTES} bytes: it is not a model's {path.name}.")
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EdgeVLMError(
@@ -203,12 +194,9 @@ def _open_weights(folder: Path) -> dict[str, SafetensorsFile]:
             "AutoModelForImageTextToText.from_pretrained(...).save_pretrained(...)."
         )
     if (folder / "adapter_config.json").exists():
-        raise EdgeVLMError(
-            f"{folder} is an adapter, not a model: give its base model, and this folder with --adapter."
-        )
+        raise EdgeVLMError(f"{folder} is an adapter, not a model: give its base model, and this folder with --adapter.")
     raise EdgeVLMError(
-        f"{folder} has no weights: model.safetensors or model.safetensors.index.json was expected; download "
-        "it again."
+        f"{folder} has no weights: model.safetensors or model.safetensors.index.json was expected; download it again."
     )
 
 
@@ -224,9 +212,7 @@ def _open_shards(folder: Path, index: Path) -> dict[str, SafetensorsFile]:
                 "was expected; do not use this checkpoint."
             )
         if not (folder / shard).exists():
-            raise EdgeVLMError(
-                f"{folder} lacks the weights file {shard} that its index names: download it again."
-            )
+            raise EdgeVLMError(f"{folder} lacks the weights file {shard} that its index names: download it again.")
         shards[shard] = SafetensorsFile(folder / shard)
     for name, shard in weight_map.items():
         if name not in shards[shard].tensors:

@@ -54,9 +54,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise EdgeVLMError(f"'{path}' cannot be read ({error.strerror}): check the folder.") from None
     except json.JSONDecodeError as error:
-        raise EdgeVLMError(
-            f"'{path}', line {error.lineno}: not JSON ({error.msg}): take the file anew."
-        ) from None
+        raise EdgeVLMError(f"'{path}', line {error.lineno}: not JSON ({error.msg}): take the file anew.") from None
     except (ValueError, RecursionError) as error:
         raise EdgeVLMError(f"'{path}' is not JSON ({str(error)[:99]}): take the file anew.") from None
 

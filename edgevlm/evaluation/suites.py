@@ -74,8 +74,10 @@ def _read_vqa(folder: Path) -> list[Item]:
     questions = only_file(folder, ("v2_OpenEnded_mscoco_val*_questions.json", "*OpenEnded*questions.json"))
     truths = only_file(folder, ("v2_mscoco_val*_annotations.json", "*annotations.json"))
     if questions is None or truths is None:
-        return [_vqa(place, row, _picture(found, "image", place), "answer_type")
-                for place, row, found in parquet_rows(folder, "validation-*.parquet")]  # fmt: skip
+        return [
+            _vqa(place, row, _picture(found, "image", place), "answer_type")
+            for place, row, found in parquet_rows(folder, "validation-*.parquet")
+        ]
     split = "val2014" if "val2014" in questions.name else "train2014"
     pictures = Pictures(folder, split, f"images/{split}", "images")
     asked = {}
@@ -102,12 +104,13 @@ def _vqa(place: str, row: Mapping[str, Any], picture: Picture, skill: str) -> It
 def _read_textvqa(folder: Path) -> list[Item]:
     path = only_file(folder, ("TextVQA_*_val.json", "*val*.json"))
     if path is None:
-        return [_vqa(place, row, _picture(found, "image", place), "")
-                for place, row, found in parquet_rows(folder, "validation-*.parquet")]  # fmt: skip
+        return [
+            _vqa(place, row, _picture(found, "image", place), "")
+            for place, row, found in parquet_rows(folder, "validation-*.parquet")
+        ]
     pictures = Pictures(folder, "train_images", "train_val_images/train_images", "images")
     return [
-        _vqa(place, row, pictures(f"{field(row, place, str, 'image_id')}.jpg", place), "")
-        for place, row in _data(path)
+        _vqa(place, row, pictures(f"{field(row, place, str, 'image_id')}.jpg", place), "") for place, row in _data(path)
     ]
 
 
@@ -115,8 +118,10 @@ def _read_docvqa(folder: Path) -> list[Item]:
     path = only_file(folder, ("val_v1.0_withQT.json", "val_v1.0*.json", "val*.json"))
     rows: Iterator[tuple[str, Mapping[str, Any], Picture]]
     if path is None:
-        rows = ((place, row, _picture(found, "image", place))
-                for place, row, found in parquet_rows(folder, "validation-*.parquet"))  # fmt: skip
+        rows = (
+            (place, row, _picture(found, "image", place))
+            for place, row, found in parquet_rows(folder, "validation-*.parquet")
+        )
     else:
         pictures = Pictures(path.parent, "spdocvqa_images", "..", "../spdocvqa_images")
         rows = ((place, row, pictures(field(row, place, str, "image"), place)) for place, row in _data(path))
@@ -137,8 +142,10 @@ def _read_ocrbench(folder: Path) -> list[Item]:
     path = only_file(folder, ("OCRBench.json", "*OCRBench*.json"))
     rows: Iterator[tuple[str, Mapping[str, Any], Picture]]
     if path is None:
-        rows = ((place, row, _picture(found, "image", place))
-                for place, row, found in parquet_rows(folder, "test-*.parquet"))  # fmt: skip
+        rows = (
+            (place, row, _picture(found, "image", place))
+            for place, row, found in parquet_rows(folder, "test-*.parquet")
+        )
     else:
         loaded = read_json(path)
         if not isinstance(loaded, list):
@@ -163,8 +170,11 @@ def _score_ocrbench(item: Item, answer: str) -> Scored:
 def _ocrbench_report(results: list[Result]) -> dict[str, float]:
     """Points as published: a right answer is one, of 1000; text recognition adds up six kinds."""
     points = sum(r.scored.score for r in results)
-    recognition = sum(r.scored.score for r in results if r.item.skill.endswith(" Recognition")
-                      and not r.item.skill.startswith("Handwritten Mathematical"))  # fmt: skip
+    recognition = sum(
+        r.scored.score
+        for r in results
+        if r.item.skill.endswith(" Recognition") and not r.item.skill.startswith("Handwritten Mathematical")
+    )
     return {"points": points, "text_recognition_points": recognition}
 
 

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from edgevlm.errors import EdgeVLMError
-
-Progress = Callable[[str, int, int], None]
-"""progress(what, done, total): `done` of `total` units of the stage `what` are finished."""
+from edgevlm.types import Progress
 
 
 def note(text: str = "") -> None:

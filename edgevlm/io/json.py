@@ -68,7 +68,5 @@ def read_json_file(path: Path, *, required: bool = True) -> JsonFile:
     except (OSError, ValueError, RecursionError) as e:
         raise EdgeVLMError(f"'{path}' cannot be read as JSON ({e}): take the file anew.") from e
     if not isinstance(data, dict):
-        raise EdgeVLMError(
-            f"'{path}' holds a JSON {type(data).__name__}, expected an object: take the file anew."
-        )
+        raise EdgeVLMError(f"'{path}' holds a JSON {type(data).__name__}, expected an object: take the file anew.")
     return JsonFile(path, data)

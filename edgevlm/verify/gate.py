@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +29,7 @@ from edgevlm.inputs.prompt import Prompter
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import DEFAULTS, open_runtime
 from edgevlm.runtimes.base import Runtime
+from edgevlm.types import Progress
 from edgevlm.verify.coreml import first_operation, other_contexts
 from edgevlm.verify.inputs import Source, check_golden, check_inputs, golden
 from edgevlm.verify.layers import first_layer, layer_losses
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from edgevlm.evaluation.runner import Report
     from edgevlm.verify.answers import Questions
 
-Progress = Callable[[str, int, int], None]
 T = TypeVar("T", Bound, Loss)
 PICTURES = ("coffee.jpg", "scene-tall.png")
 QUESTION = "What is in the picture?"
@@ -100,9 +100,7 @@ class GateOptions:
         names = {f.name for f in dataclasses.fields(bound)}
         plain = {name: value for name, value in self.bounds.items() if name in names and scope != "loss"}
         own = {
-            name.removeprefix(f"{scope}."): value
-            for name, value in self.bounds.items()
-            if name.startswith(f"{scope}.")
+            name.removeprefix(f"{scope}."): value for name, value in self.bounds.items() if name.startswith(f"{scope}.")
         }
         changed: dict[str, Any] = {**plain, **own}
         return replace(bound, **changed)
@@ -195,9 +193,7 @@ def run_gate(
         tell("onnx portable")
         runtime = open_runtime(bundle, "onnxruntime", portable=True)
         try:
-            portable = check_runtime(
-                bundle, "onnx portable", runtime, prompt, cases[:1], [], *bounds("onnx"), few=True
-            )
+            portable = check_runtime(bundle, "onnx portable", runtime, prompt, cases[:1], [], *bounds("onnx"), few=True)
             rows.extend(portable)
         finally:
             runtime.close()

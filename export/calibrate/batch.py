@@ -229,7 +229,12 @@ def _answer_ids(prompter: Prompter, example: Example) -> I64 | None:
 
 
 def _greedy(
-    spec: ModelSpec, weights: Weights, prompts: list[I64], layouts: list[Layout], features: list[F32], prompter: Prompter
+    spec: ModelSpec,
+    weights: Weights,
+    prompts: list[I64],
+    layouts: list[Layout],
+    features: list[F32],
+    prompter: Prompter,
 ) -> list[I64]:
     """Up to `GENERATED` tokens after each prompt, all prompts in step."""
     d, held, past = spec.decoder, [States() for _ in prompts], [0] * len(prompts)
@@ -258,7 +263,9 @@ class _StepOps(EagerOps):
     def __init__(self, weights: Weights, held: list[States], calls: list[dict[str, npt.NDArray[Any]]]) -> None:
         """calls: each sequence's inputs; RoPE rows stand one behind the other, masks stay apart."""
         masks = [call["mask"] for call in calls]
-        rows = {name: np.concatenate([call[name] for call in calls]) for name in calls[0] if not name.startswith("mask")}
+        rows = {
+            name: np.concatenate([call[name] for call in calls]) for name in calls[0] if not name.startswith("mask")
+        }
         super().__init__(weights, inputs=rows)
         self._held, self._masks = held, masks
         ends = np.cumsum([0] + [len(mask) for mask in masks])
@@ -276,7 +283,10 @@ class _StepOps(EagerOps):
 
 
 def _pack(
-    feeds: dict[str, npt.NDArray[Any]], pictures: list[list[tuple[I64, I64]]], grids: list[list[tuple[int, int]]], image: int
+    feeds: dict[str, npt.NDArray[Any]],
+    pictures: list[list[tuple[I64, I64]]],
+    grids: list[list[tuple[int, int]]],
+    image: int,
 ) -> Batch:
     ids: list[I64] = []
     groups, layouts, predicting, answers = [], [], [], []
@@ -298,7 +308,13 @@ def _pack(
         # Positions after the last picture go up by one, in the prompt and in the answer, so one length serves all.
         layouts.append(Layout(prefix + max(branches), layout_of(sequences[0][0], image, own).spans))
     return Batch(
-        feeds, tuple(layouts), np.concatenate(ids), tuple(groups), np.concatenate(predicting), np.concatenate(answers), image
+        feeds,
+        tuple(layouts),
+        np.concatenate(ids),
+        tuple(groups),
+        np.concatenate(predicting),
+        np.concatenate(answers),
+        image,
     )
 
 

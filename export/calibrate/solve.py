@@ -27,8 +27,6 @@ METHODS = ("rtn", "search", "awq", "gptq", "awq+gptq")
 SHARES = (0.25, 0.25, 0.5)
 _ROWS = 2048
 
-Progress = Callable[[str, int, int], None]
-
 
 @dataclass
 class Calibrated:
@@ -120,8 +118,10 @@ class _CalibratingOps(PackedOps):
         weight = f"{name}.weight"
         if (kind := self.recipe.form(weight).kind) in LIMITS and weight not in self.found:
             table = self.found.weights.read(weight)
-            plain = quantize(table, kind, weight) if self.method == "rtn" else search(
-                table, kind, weight, np.ones(table.shape[1], np.float32)
+            plain = (
+                quantize(table, kind, weight)
+                if self.method == "rtn"
+                else search(table, kind, weight, np.ones(table.shape[1], np.float32))
             )
             self.found.put(weight, plain)
             self.tell(1)
@@ -184,7 +184,12 @@ def _second_moment(x: F32, tokens: F32 | None) -> F32:
 
 
 def calibrate(
-    spec: ModelSpec, weights: Weights, recipe: Recipe, batch: Batch, method: str, folder: Path,
+    spec: ModelSpec,
+    weights: Weights,
+    recipe: Recipe,
+    batch: Batch,
+    method: str,
+    folder: Path,
     progress: Progress | None = None,
 ) -> Calibrated:
     """Quantize every linear map of `recipe` that takes int8 or int4, by `method`, on what `batch` makes flow there.
@@ -206,4 +211,3 @@ def calibrate(
     embeds = batch_embeddings(ops, spec, batch, batch_features(ops, spec, batch))
     decoder(ops, embeds, spec.decoder)
     return found
-

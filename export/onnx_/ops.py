@@ -258,10 +258,18 @@ class OnnxOps(Ops):
             q = g.node("RotaryEmbedding", q, *rows, num_heads=a.heads)
             k = g.node("RotaryEmbedding", k, *rows, num_heads=a.kv_heads)
         if window is not None:
-            q, k, v = (g.node("Reshape", part, g.constant([-1, window, n])) for part, n in zip((q, k, v), channels, strict=True))
+            q, k, v = (
+                g.node("Reshape", part, g.constant([-1, window, n]))
+                for part, n in zip((q, k, v), channels, strict=True)
+            )
         inputs = [q, k, v] + ([mask] if mask else [])
         (out,) = g.nodes(
-            "Attention", *inputs, outputs=[f"{w}.attention"], q_num_heads=a.heads, kv_num_heads=a.kv_heads, **optional_attributes(a)
+            "Attention",
+            *inputs,
+            outputs=[f"{w}.attention"],
+            q_num_heads=a.heads,
+            kv_num_heads=a.kv_heads,
+            **optional_attributes(a),
         )
         out = g.node("Reshape", out, g.constant([1, -1, channels[0]])) if window is not None else out
         return self.linear(out, (f"{w}.o", width), bias=a.out_bias)[0]

@@ -16,6 +16,7 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder, states
 from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.eager import context_error
+from edgevlm.types import F32, I64
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -133,7 +134,9 @@ class OrtRuntime:
     def encode(self, pixels: F32) -> F32:
         # One view per call: peak memory is one view's, and where activations are quantized per call their
         # range is one view's too, so a view's features do not depend on the views that it arrives with.
-        return np.concatenate([self._vision.run(["image_features"], vision_feeds(self._spec, view))[0] for view in pixels])
+        return np.concatenate(
+            [self._vision.run(["image_features"], vision_feeds(self._spec, view))[0] for view in pixels]
+        )
 
     def encode_together(self, pixels: F32) -> F32:
         """As `encode`, in one call and beside a masked tile, which the graph drops: what the gate holds it to."""
@@ -154,7 +157,9 @@ class OrtRuntime:
         for row, prompt in enumerate(prompts):
             embeds[row, : len(prompt)] = prompt
             mask[row, : len(prompt)] = 1
-        past = {f"past_key_values.{name}": empty for name, empty in empty_states(self._spec.decoder, len(prompts)).items()}
+        past = {
+            f"past_key_values.{name}": empty for name, empty in empty_states(self._spec.decoder, len(prompts)).items()
+        }
         session = self._decoders[_which(self._decoders, longest)]
         feeds = {"inputs_embeds": embeds, "attention_mask": mask, **past}
         logits: F32 = session.run(["logits"], feeds)[0][:, 0]
@@ -218,7 +223,10 @@ class SharedCache:
             self._grow(total)
         which = _which(self._sessions, len(embeds))
         binding = self._bindings[which]
-        given = {"inputs_embeds": np.ascontiguousarray(embeds[None], np.float32), "attention_mask": self._mask[:, :total]}
+        given = {
+            "inputs_embeds": np.ascontiguousarray(embeds[None], np.float32),
+            "attention_mask": self._mask[:, :total],
+        }
         given |= {name: np.ascontiguousarray(value) for name, value in inputs.items()}
         for name, value in given.items():  # the arrays have to live until the call ends
             self._bind(binding, name, value)

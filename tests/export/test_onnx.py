@@ -42,9 +42,7 @@ class Exported:
     def past(self, batch: int) -> dict[str, np.ndarray]:
         text = self.spec.decoder
         empty = np.zeros((batch, text.num_kv_heads, 0, text.head_dim), np.float32)
-        return {
-            f"past_key_values.{i}.{part}": empty for i in range(text.num_layers) for part in ("key", "value")
-        }
+        return {f"past_key_values.{i}.{part}": empty for i in range(text.num_layers) for part in ("key", "value")}
 
 
 def every_position(out: Exported, graph: str, embeds: np.ndarray) -> np.ndarray:

@@ -145,9 +145,7 @@ def test_the_256m_shape_agrees(checkpoint_256m, tmp_path, kind):
     from edgevlm.bundle.manifest import open_bundle
     from edgevlm.export.pipeline import ExportOptions, export_model
 
-    options = ExportOptions(
-        str(checkpoint_256m), tmp_path / "b", targets=("onnx", "gguf"), quantize=kind, gate=False
-    )
+    options = ExportOptions(str(checkpoint_256m), tmp_path / "b", targets=("onnx", "gguf"), quantize=kind, gate=False)
     report = verify_across(open_bundle(export_model(options).folder), [PICTURE], threads=1)
     assert report.different == () and len(report.rows) == 6
     for row in report.rows:

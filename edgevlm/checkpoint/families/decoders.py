@@ -11,9 +11,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling
 
 
-def read_decoder(
-    config: Section, *, tied: bool, kind: str | None = None, sections: tuple[int, ...] = ()
-) -> Decoder:
+def read_decoder(config: Section, *, tied: bool, kind: str | None = None, sections: tuple[int, ...] = ()) -> Decoder:
     """The decoder of a text_config.
 
     kind: "llama", "qwen2" or "qwen3", where the family knows it; None is the config's own model_type.

@@ -16,7 +16,10 @@ from edgevlm.models.spec import Norm
 
 def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
     remote = checkpoint.config["model_type"] == "internvl_chat"
-    text, prefix = config.section("llm_config" if remote else "text_config"), prefix_of(checkpoint, "embed_tokens.weight")
+    text, prefix = (
+        config.section("llm_config" if remote else "text_config"),
+        prefix_of(checkpoint, "embed_tokens.weight"),
+    )
     tied = is_tied(checkpoint, config, text, f"{_head(prefix)}.weight", f"{prefix}embed_tokens.weight")
     decoder = read_decoder(text, tied=tied)
     section = config.section("vision_config")
@@ -48,7 +51,9 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     prefix = prefix_of(checkpoint, "embed_tokens.weight")
-    tower = _remote(spec) if spec.family == "internvl_chat" else _own(prefix_of(checkpoint, "embeddings.cls_token"), spec)
+    tower = (
+        _remote(spec) if spec.family == "internvl_chat" else _own(prefix_of(checkpoint, "embeddings.cls_token"), spec)
+    )
     return {**tower, **names.llama(prefix, _head(prefix))}
 
 
