@@ -121,7 +121,7 @@ def randomize(model: Any, seed: int, special: Sequence[int]) -> None:
         elif re.search("class_embedding|cls_token|position_embedding", name):
             parameter.copy_(0.5 * noise)
         elif "embed_tokens" in name:
-            parameter.copy_((0.3 if tied else 1.0) * noise)  # a tied decoder would repeat what it reads
+            parameter.copy_((0.2 if tied else 1.0) * noise)  # a tied decoder would repeat what it reads
         elif "lm_head" in name:
             parameter.copy_(6 / fan_in**0.5 * noise)
         else:

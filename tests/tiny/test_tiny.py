@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,10 +16,16 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForImageTextToText
+from transformers import (
+    AutoModelForImageTextToText,
+    LlamaConfig,
+    LlamaForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import internvl, qwen2_5_vl
+from tiny import deepseek_vl, internvl, llava15, nanovlm, qwen2_5_vl
 from tiny.common import Answer, ask, picture
 
 QUESTION = "What is in the picture?"
@@ -92,6 +99,45 @@ def internvl_remote_names(extra: str) -> set[str]:
     )
 
 
+def siglip_names(at: str) -> set[str]:
+    layer = at + "encoder.layers.{0..1}."
+    return expand(
+        at + "embeddings.{patch_embedding.weight,patch_embedding.bias,position_embedding.weight}",
+        layer + "self_attn.{q_proj,k_proj,v_proj,out_proj}.{weight,bias}",
+        layer + "{layer_norm1,layer_norm2,mlp.fc1,mlp.fc2}.{weight,bias}",
+        at + "post_layernorm.{weight,bias}",
+    )
+
+
+def llava_names(tower: str, top: str, text: str, head: str) -> set[str]:
+    layer = tower + "encoder.layers.{0..2}."
+    return llama(text, head) | expand(
+        tower + "embeddings.{class_embedding,patch_embedding.weight,position_embedding.weight}",
+        tower + "{pre_layrnorm,post_layernorm}.{weight,bias}",
+        layer + "self_attn.{q_proj,k_proj,v_proj,out_proj}.{weight,bias}",
+        layer + "{layer_norm1,layer_norm2,mlp.fc1,mlp.fc2}.{weight,bias}",
+        top + "multi_modal_projector.{linear_1,linear_2}.{weight,bias}",
+    )
+
+
+def deepseek_names(tower: str) -> set[str]:
+    aligner = expand("model.aligner.{linear1,linear2}.{weight,bias}")
+    return llama("model.language_model.", HEAD) | siglip_names(tower) | aligner
+
+
+def nanovlm_names(*embeddings: str) -> set[str]:
+    return set(embeddings) | expand(
+        "vision_encoder.patch_embedding.{conv.weight,conv.bias,position_embedding}",
+        "vision_encoder.blocks.{0..1}.{ln1,ln2,attn.qkv_proj,attn.out_proj,mlp.fc1,mlp.fc2}.{weight,bias}",
+        "vision_encoder.layer_norm.{weight,bias}",
+        "decoder.blocks.{0..1}.attn.{q,k,v,out}_proj.weight",
+        "decoder.blocks.{0..1}.mlp.{gate,up,down}_proj.weight",
+        "decoder.blocks.{0..1}.norm{1..2}.weight",
+        "decoder.{norm.weight,rotary_embd.inv_freq}",
+        "MP.proj.weight",
+    )
+
+
 class Case(NamedTuple):
     """A builder, its options, the names it must save, and whether transformers reads them."""
 
@@ -106,7 +152,7 @@ OLD = ("", "language_model.model.", "language_model.lm_head.weight")
 NOW = ("model.", "model.language_model.", HEAD)
 CASES = {
     "qwen2_5_vl-hub": Case(qwen2_5_vl, {}, qwen2_5_vl_names("visual.", "model.", HEAD)),
-    "qwen2_5_vl-hub-tied": Case(qwen2_5_vl, {"tie": True, "seed": 1}, qwen2_5_vl_names("visual.", "model.", None)),
+    "qwen2_5_vl-hub-tied": Case(qwen2_5_vl, {"tie": True}, qwen2_5_vl_names("visual.", "model.", None)),
     "qwen2_5_vl-saved": Case(qwen2_5_vl, {"layout": "saved"}, qwen2_5_vl_names("visual.", "model.", HEAD)),
     "qwen2_5_vl-memory": Case(
         qwen2_5_vl, {"layout": "memory"}, qwen2_5_vl_names("model.visual.", "model.language_model.", HEAD)
@@ -119,6 +165,19 @@ CASES = {
     "internvl-saved-qwen3": Case(internvl, {"decoder": "qwen3", "layout": "saved"}, internvl_names(*OLD, QK_NORM)),
     "internvl-remote-qwen3": Case(
         internvl, {"decoder": "qwen3", "layout": "remote"}, internvl_remote_names(QK_NORM), False
+    ),
+    "llava15-hub": Case(llava15, {}, llava_names("vision_tower.vision_model.", *OLD)),
+    "llava15-hub-pad": Case(llava15, {"pad": True, "seed": 1}, llava_names("vision_tower.vision_model.", *OLD)),
+    "llava15-saved-metaspace": Case(
+        llava15, {"layout": "saved", "form": "metaspace"}, llava_names("vision_tower.", *OLD)
+    ),
+    "llava15-memory": Case(llava15, {"layout": "memory"}, llava_names("model.vision_tower.", *NOW)),
+    "deepseek_vl-hub": Case(deepseek_vl, {}, deepseek_names("model.vision_model.vision_model.")),
+    "deepseek_vl-saved": Case(deepseek_vl, {"layout": "saved"}, deepseek_names("model.vision_model.")),
+    "deepseek_vl-memory": Case(deepseek_vl, {"layout": "memory"}, deepseek_names("model.vision_model.")),
+    "nanovlm": Case(nanovlm, {}, nanovlm_names("decoder.head.weight"), False),
+    "nanovlm-untied": Case(
+        nanovlm, {"tie": False}, nanovlm_names("decoder.head.weight", "decoder.token_embedding.weight"), False
     ),
 }
 
@@ -220,3 +279,116 @@ def test_the_tokenizer_file_alone_gives_the_prompts_tokens(built: Built) -> None
     answer = ask(built.model, built.processor, [], "Ünïcode 🙂, 42 triangles?\n\tYes", tokens=1)
     assert tokenizer.encode(answer.prompt).ids == answer.input_ids
     assert "🙂" in tokenizer.decode(answer.input_ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("decoder", ["qwen2", "qwen3"])
+def test_internvl_remote_holds_the_same_weights(decoder: Literal["qwen2", "qwen3"], tmp_path: Path) -> None:
+    """Read as transformers' convert_internvl_weights_to_hf.py reads OpenGVLab's files."""
+    model = internvl.build(tmp_path, layout="remote", decoder=decoder)
+    rules = {
+        "vision_model": "vision_tower",
+        "layers": "layer",
+        "class_embedding": "cls_token",
+        "position_embedding": "position_embeddings",
+        "patch_embedding": "patch_embeddings.projection",
+        r"ls(\d+)": r"lambda_\1",
+        "attn.proj": "attention.projection_layer",
+        "attn": "attention",
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+    }
+    state = {}
+    for name, tensor in load_file(tmp_path / "model.safetensors").items():
+        if name.startswith("vision_model"):
+            for pattern, replacement in rules.items():
+                name = re.sub(pattern, replacement, name)
+            name = "model." + name
+        for old, new in (("mlp1.0", "layer_norm"), ("mlp1.1", "linear_1"), ("mlp1.3", "linear_2")):
+            name = name.replace(old, "model.multi_modal_projector." + new)
+        name = name.replace("language_model.lm_head", "lm_head").replace(
+            "language_model.model.", "model.language_model."
+        )
+        if "attention.qkv" in name:
+            width = len(tensor) // 3
+            for index, part in enumerate("qkv"):
+                state[name.replace("attention.qkv", f"attention.{part}_proj")] = tensor[index * width :][:width]
+        else:
+            state[name] = tensor
+    expected = model.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_nanovlm_is_siglip_and_llama(tie: bool, tmp_path: Path) -> None:
+    """The files, read as nanoVLM's from_pretrained methods read SigLIP and SmolLM2, answer like the oracle."""
+    model = nanovlm.build(tmp_path, tie=tie)
+    config = json.loads((tmp_path / "config.json").read_text())
+    tensors = load_file(tmp_path / "model.safetensors")
+    tower = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=config["vit_hidden_dim"],
+            intermediate_size=config["vit_inter_dim"],
+            num_hidden_layers=config["vit_n_blocks"],
+            num_attention_heads=config["vit_n_heads"],
+            image_size=config["vit_img_size"],
+            patch_size=config["vit_patch_size"],
+            layer_norm_eps=config["vit_ln_eps"],
+            vision_use_head=False,
+        )
+    ).eval()
+    decoder = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=config["lm_hidden_dim"],
+            intermediate_size=config["lm_inter_dim"],
+            num_hidden_layers=config["lm_n_blocks"],
+            num_attention_heads=config["lm_n_heads"],
+            num_key_value_heads=config["lm_n_kv_heads"],
+            vocab_size=config["lm_vocab_size"],
+            rms_norm_eps=config["lm_rms_eps"],
+            rope_parameters={"rope_type": "default", "rope_theta": config["lm_re_base"]},
+            max_position_embeddings=config["lm_max_position_embeddings"],
+            tie_word_embeddings=config["lm_tie_weights"],
+        )
+    ).eval()
+    vision, text = {}, {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part == "vision_encoder":
+            rest = rest.replace("patch_embedding.conv", "embeddings.patch_embedding").replace(
+                "layer_norm.", "post_layernorm."
+            )
+            rest = rest.replace("blocks", "encoder.layers").replace(".attn.", ".self_attn.")
+            rest = rest.replace(".ln1", ".layer_norm1").replace(".ln2", ".layer_norm2")
+            if rest.endswith("position_embedding"):
+                vision["embeddings.position_embedding.weight"] = tensor[0]
+            elif "qkv_proj" in rest:
+                for piece, value in zip("qkv", tensor.chunk(3), strict=True):
+                    vision[rest.replace("qkv_proj", f"{piece}_proj")] = value
+            else:
+                vision[rest] = tensor
+        elif part == "decoder" and not rest.endswith("inv_freq"):
+            rest = (
+                rest.replace("blocks", "model.layers")
+                .replace("attn.out_proj", "attn.o_proj")
+                .replace(".attn.", ".self_attn.")
+            )
+            rest = rest.replace(".norm1", ".input_layernorm").replace(".norm2", ".post_attention_layernorm")
+            rest = rest.replace("token_embedding", "model.embed_tokens").replace("head.", "lm_head.")
+            text["model." + rest if rest.startswith("norm") else rest] = tensor
+    if tie:
+        text["model.embed_tokens.weight"] = text["lm_head.weight"]
+    tower.load_state_dict(vision)
+    decoder.load_state_dict(text)
+    answer = ask(model, nanovlm.load_processor(tmp_path), PICTURES["several"], QUESTION, tokens=1)
+    with torch.no_grad():
+        patches = tower(torch.from_numpy(answer.inputs["pixel_values"][0])).last_hidden_state
+        side, factor = config["vit_img_size"] // config["vit_patch_size"], config["mp_pixel_shuffle_factor"]
+        blocks = patches.reshape(-1, side // factor, factor, side // factor, factor, patches.shape[-1])
+        merged = blocks.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2).flatten(0, 1)
+        features = merged @ tensors["MP.proj.weight"].T
+        np.testing.assert_allclose(features.numpy(), np.asarray(answer.features), atol=2e-5)
+        ids = torch.tensor([answer.input_ids])
+        embeds = decoder.get_input_embeddings()(ids)
+        embeds[ids == nanovlm.load_processor(tmp_path).image_token_id] = features
+        np.testing.assert_allclose(decoder(inputs_embeds=embeds).logits[0].numpy(), answer.logits, atol=2e-4)

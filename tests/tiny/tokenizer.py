@@ -64,6 +64,31 @@ def qwen(specials: Sequence[str] = (*QWEN_SPECIALS, *QWEN_WORDS), words: int = 3
     return tokenizer
 
 
+def byte_level(
+    first: Sequence[str],
+    added: Sequence[str],
+    splits: Sequence[pre_tokenizers.PreTokenizer],
+    *,
+    bos: str | None = None,
+    words: int = 340,
+) -> Tokenizer:
+    """A byte-level BPE: the special tokens `first`, `words` tokens, then the special tokens `added`.
+
+    splits: the pre-tokenizers, ByteLevel last. bos: a token that the post-processor puts first.
+    """
+    split = pre_tokenizers.Sequence(list(splits))
+    trained = _train(models.BPE(), split, words, sorted(pre_tokenizers.ByteLevel.alphabet()))
+    vocab = {token: index for index, token in enumerate([*first, *trained["vocab"]])}
+    tokenizer = Tokenizer(models.BPE(vocab, [tuple(pair) for pair in trained["merges"]]))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in (*first, *added)])
+    if bos is not None:
+        marks = [(bos, tokenizer.token_to_id(bos))]
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=marks)
+    return tokenizer
+
+
 def added_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """Each added token's id."""
     return {token["content"]: token["id"] for token in json.loads(tokenizer.to_str())["added_tokens"]}
