@@ -110,7 +110,8 @@ def test_truncated_cache_forgets(pair) -> None:
 
     A sum of n products is off by at most n u of their absolute sum, whatever the order (Higham, Accuracy and Stability
     of Numerical Algorithms, 3.1). The longest way to a logit sums some thousand: 6e-5 with float32's u of 2^-24, and
-    below 1e-12 with float64's. What is left is an activation that `swiglu` rounds to float32 the other way, 2^-24 of it.
+    below 1e-12 with float64's. What is left is an activation that `swiglu` rounds to float32 the other
+    way, 2^-24 of it.
     """
     spec, weights = pair[0], Doubles(pair[1])
     ids = np.arange(12, dtype=np.int64)

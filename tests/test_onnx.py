@@ -18,6 +18,7 @@ from edgevlm.models.eager import EagerOps, KVCache
 from edgevlm.models.llama import decoder
 from edgevlm.reference import Reference, cosine
 from edgevlm.runtimes.ort import import_onnxruntime
+from edgevlm.runtimes.ort_products import session_options, signed_saturates
 
 RECIPES = [("fp32", "balanced"), ("fp16", "balanced"), ("int8", "balanced"), ("int4", "balanced"), ("int4", "size"),
            ("int4", "latency"), ("int8", "latency")]  # fmt: skip
@@ -37,7 +38,9 @@ class Exported:
         self.reference = Reference(self.spec, self.expected)
 
     def session(self, name: str) -> Any:
-        return import_onnxruntime().InferenceSession(str(self.folder / f"{name}.onnx"))
+        ort = import_onnxruntime()
+        options = session_options(ort, not name.endswith("_portable") and signed_saturates(ort))
+        return ort.InferenceSession(str(self.folder / f"{name}.onnx"), options)
 
     def past(self, batch: int) -> dict[str, np.ndarray]:
         text = self.spec.decoder

@@ -307,7 +307,7 @@ def test_a_provider_that_does_not_start_is_not_silently_the_cpu(bundle):
     )
     providers = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
     with pytest.raises(EdgeVLMError, match="has CUDAExecutionProvider but could not start it"):
-        ort._open_session(engine, bundle.folder, providers, None)
+        ort._open_session(engine, bundle.folder, providers, None, False)
 
 
 def test_a_missing_engine_says_how_to_install_it(bundle, monkeypatch):
