@@ -26,7 +26,7 @@ from edgevlm.inputs.prompt import Prompter
 from edgevlm.io.folders import partial_folder, publish
 from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
-from edgevlm.types import F32
+from edgevlm.types import F32, Progress
 from edgevlm.verify.answers import QUESTIONS, maybe_questions
 from edgevlm.verify.gate import GateOptions, run_gate
 from edgevlm.verify.report import GateReport

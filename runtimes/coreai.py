@@ -22,7 +22,6 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.eager import context_error
-from edgevlm.types import F32, I64
 
 VISION, DECODER = "VisionEncoder.aimodel", "Decoder.aimodel"
 ROWS = 32  # positions per call; shorter calls are padded at the end

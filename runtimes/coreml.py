@@ -21,7 +21,6 @@ from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.eager import context_error
 from edgevlm.runtimes.mil.blob import unpack
 from edgevlm.runtimes.mil.evaluator import MilEvaluator, Observer, State
-from edgevlm.types import F32, I64
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder
+from edgevlm.types import I64
 
 F32 = npt.NDArray[np.float32]
 

@@ -25,7 +25,7 @@ from edgevlm.inputs.layout import Layout
 from edgevlm.inputs.preprocess import F32, tile_key
 from edgevlm.inputs.prompt import Prompter, load_tokenizer
 from edgevlm.runtimes.base import Runtime
-from edgevlm.types import F32, I64, Progress
+from edgevlm.types import I64, Progress
 
 FORMAT = 1
 _KEPT_TILES = 64  # features of this many tiles wait for a later question about the same picture

@@ -20,7 +20,6 @@ from edgevlm.inputs.preprocess import F32, U8, plan, preprocess
 from edgevlm.inputs.prompt import Conversation, Grid, Ids, Prompter, StreamDecoder
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.runtimes.base import Runtime
-from edgevlm.types import F32, U8, Ids
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle

@@ -73,7 +73,7 @@ def _prompt_positions(layout: Layout, axes: int) -> I64:
 
 
 def rope_rows(rope: Rope, places: I64) -> tuple[F32, F32]:
-    """cos and sin (S, size / 2) of positions (axes, S), in the float32 arithmetic of transformers' rotary embeddings."""
+    """cos and sin (S, size / 2) of positions (axes, S), in the float32 arithmetic of transformers."""
     frequencies = rope_frequencies(rope)
     if rope.scaling is not None:
         frequencies = frequencies / rope_factors(rope)

@@ -27,7 +27,7 @@ from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
 from edgevlm.runtimes.eager import EagerRuntime
 from edgevlm.runtimes.gguf import GgufFile, GgufWeights
-from edgevlm.types import F32
+from edgevlm.types import F32, Progress
 from edgevlm.verify.gate import BOUNDS, ENGINES, PICTURES, QUESTION, picture_folder
 from edgevlm.verify.reference import cosine
 from edgevlm.verify.report import Bound

@@ -35,7 +35,7 @@ from edgevlm.verify.inputs import Source, check_golden, check_inputs, golden
 from edgevlm.verify.layers import first_layer, layer_losses
 from edgevlm.verify.reference import Reference
 from edgevlm.verify.report import Bound, GateReport, Loss, Row
-from edgevlm.verify.runtime import TILE_COUNTS, TOKENS, Case, check_loss, check_runtime, is_large
+from edgevlm.verify.runtime import TILE_COUNTS, TOKENS, Case, check_loss, check_products, check_runtime, is_large
 from edgevlm.verify.weights import Expected, check_gguf, check_stored, check_weights, gguf_weights
 
 if TYPE_CHECKING:
@@ -165,6 +165,8 @@ def run_gate(
             note = f"{module} is not installed: pip install 'edgevlm[{extra}]', then edgevlm verify"
             rows.append(Row(target, UNJUDGED, 0, None, not options.strict, note))
             continue
+        if target == "onnx" and set(_by_part(bundle).values()) != {"float"}:
+            rows.append(check_products())
         runtime = open_runtime(bundle, ENGINES[target])
         try:
             judge = prompt if target == "onnx" else reference  # only this target has a second decoder

@@ -19,7 +19,7 @@ from edgevlm.inputs.prompt import Prompter
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes.base import I64, Runtime
 from edgevlm.runtimes.eager import CachedWeights
-from edgevlm.types import F32
+from edgevlm.types import F32, Progress
 from edgevlm.verify.gate import PICTURES, QUESTION, picture_folder
 from edgevlm.verify.reference import Reference, cosine
 

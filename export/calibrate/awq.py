@@ -15,6 +15,7 @@ from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.export.quantize.round import quantize
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Attention
+from edgevlm.types import F32
 
 EXPONENTS = np.linspace(0, 0.9, 10)  # 0 is no scaling, which is always tried
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -269,7 +270,7 @@ class _StepOps(EagerOps):
         super().__init__(weights, inputs=rows)
         self._held, self._masks = held, masks
         ends = np.cumsum([0] + [len(mask) for mask in masks])
-        self._rows = [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        self._rows = [slice(a, b) for a, b in pairwise(ends)]
 
     def append(self, state: str, x: F32) -> list[F32]:  # type: ignore[override]
         return [held.append(state, x[:, rows]) for held, rows in zip(self._held, self._rows, strict=True)]

@@ -19,7 +19,7 @@ from edgevlm.export.quantize.round import F32, LIMITS, half, quantize, search
 from edgevlm.models.decoder import decoder
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import head_name
-from edgevlm.types import I64
+from edgevlm.types import I64, Progress
 
 METHODS = ("rtn", "search", "awq", "gptq", "awq+gptq")
 # Shares of image tokens, other prompt tokens and answer tokens in the decoder's statistics. Image tokens are most of a

@@ -16,7 +16,7 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder, states
 from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.eager import context_error
-from edgevlm.types import F32, I64
+from edgevlm.runtimes.ort.products import session_options, signed_saturates
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -108,10 +108,12 @@ class OrtRuntime:
                 f"The manifest of '{bundle.folder}' does not describe its ONNX graphs: export it again."
             ) from None
 
+        unsigned = not portable and signed_saturates(ort)  # standard operators multiply in float32
+
         def load(graph: str, session_threads: int | None) -> Any:
             if graph not in files:
                 raise EdgeVLMError(f"The bundle '{bundle.folder}' has no graph '{graph}': export it again.")
-            return _open_session(ort, files[graph], providers, session_threads)
+            return _open_session(ort, files[graph], providers, session_threads, unsigned)
 
         self._layout = Layout(0)
         self._vision: Any = None
@@ -331,9 +333,8 @@ def _providers(ort: Any, device: str) -> Providers:
     )
 
 
-def _open_session(ort: Any, path: Path, providers: Providers, threads: int | None) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+def _open_session(ort: Any, path: Path, providers: Providers, threads: int | None, unsigned: bool) -> Any:
+    options = session_options(ort, unsigned)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or 0
     if path.name.startswith("vision"):

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgevlm.inputs.layout import Layout, decoder_inputs
 from edgevlm.models.components import position_inputs
+from edgevlm.runtimes.ort.products import session_options, signed_saturates
 from edgevlm.runtimes.ort.runtime import empty_states, import_onnxruntime, vision_feeds
 from edgevlm.types import F32
 
@@ -45,8 +46,7 @@ def _run(path: Path, feeds: dict[str, Any]) -> dict[str, F32]:
         if value not in known:
             model.graph.output.append(onnx.helper.make_empty_tensor_value_info(value))
     ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options(ort, signed_saturates(ort))
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     outputs = session.run(list(values.values()), feeds)

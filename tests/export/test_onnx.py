@@ -16,6 +16,7 @@ from edgevlm.export.pipeline import Expected
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.models.eager import EagerOps, KVCache
 from edgevlm.models.llama import decoder
+from edgevlm.runtimes.ort.products import session_options, signed_saturates
 from edgevlm.runtimes.ort.runtime import import_onnxruntime
 from edgevlm.verify.reference import Reference, cosine
 
@@ -37,7 +38,9 @@ class Exported:
         self.reference = Reference(self.spec, self.expected)
 
     def session(self, name: str) -> Any:
-        return import_onnxruntime().InferenceSession(str(self.folder / f"{name}.onnx"))
+        ort = import_onnxruntime()
+        options = session_options(ort, not name.endswith("_portable") and signed_saturates(ort))
+        return ort.InferenceSession(str(self.folder / f"{name}.onnx"), options)
 
     def past(self, batch: int) -> dict[str, np.ndarray]:
         text = self.spec.decoder

@@ -27,6 +27,7 @@ from edgevlm.inputs import resample
 from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.records import from_dict, to_dict
+from edgevlm.types import U8
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13

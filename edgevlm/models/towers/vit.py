@@ -1,4 +1,4 @@
-"""A vision transformer on square pictures of one size: SigLIP (arXiv 2303.15343), CLIP (arXiv 2103.00020), InternViT."""
+"""A vision transformer on squares of one size: SigLIP (arXiv 2303.15343), CLIP (arXiv 2103.00020), InternViT."""
 
 from __future__ import annotations
 
