@@ -42,6 +42,7 @@ class OnnxOps(Ops):
 
     def __init__(self, graph: Graph, placement: Placement, decoder: Decoder | None = None) -> None:
         self.graph, self.placement, self.decoder = graph, placement, decoder
+        self._masks: dict[str, str] = {}
 
     def value(self, x: Value) -> str:
         """The name of a value; a pending sum is emitted now."""
@@ -262,7 +263,7 @@ class OnnxOps(Ops):
                 g.node("Reshape", part, g.constant([-1, window, n]))
                 for part, n in zip((q, k, v), channels, strict=True)
             )
-        inputs = [q, k, v] + ([mask] if mask else [])
+        inputs = [q, k, v] + ([self._query_rows(mask, q, window)] if mask else [])
         (out,) = g.nodes(
             "Attention",
             *inputs,
@@ -273,6 +274,15 @@ class OnnxOps(Ops):
         )
         out = g.node("Reshape", out, g.constant([1, -1, channels[0]])) if window is not None else out
         return self.linear(out, (f"{w}.o", width), bias=a.out_bias)[0]
+
+    def _query_rows(self, mask: str, q: str, window: int | None) -> str:
+        """A mask of keys (B, 1, 1, T) with a row for each query, which the operator asks for."""
+        g = self.graph
+        if mask not in self._masks:
+            count = g.constant([window]) if window is not None else g.node("Shape", q, start=1, end=2)
+            shape = g.node("Concat", g.constant([1, 1]), count, g.constant([1]), axis=0)
+            self._masks[mask] = g.node("Expand", mask, shape)
+        return self._masks[mask]
 
     def _head_norm(self, x: str, name: str, a: Attention, count: int) -> str:
         """The norm of each head by itself, where the model has one."""
@@ -309,19 +319,15 @@ class OnnxOps(Ops):
         return self.decoder
 
     def _rope(self, part: int) -> str:
-        """cos or sin: a table of the whole context, or this call's rows where positions are not plain indices."""
+        """cos or sin, one row per position of the cache: a table of the whole context, or an input where positions are
+        not plain indices. GroupQueryAttention reads the new positions' rows alone, and wants no fewer than the cache has.
+        """
         spec = self._spec
         if not spec.is_plain:
             return rope_inputs("main")[part]
         places = lambda: np.arange(spec.context_length)[None]  # noqa: E731
         make: Callable[[], np.ndarray] = lambda: rope_rows(spec.ropes["main"], places())[part]  # noqa: E731
         return self.placement.constant(self.graph, ("rope.cos", "rope.sin")[part], make)
-
-    def _row_numbers(self) -> str:
-        """0 to S - 1 (1, S): where this call's rows of the RoPE inputs stand."""
-        g = self.graph
-        count = g.node("Squeeze", self._new, g.constant([0]))
-        return g.node("Unsqueeze", g.node("Range", g.constant(0), count, g.constant(1)), g.constant([0]))
 
     def _cached_attention(self, x: str, w: str, a: Attention, state: str) -> str:
         sides = ("key", "value")
@@ -334,14 +340,14 @@ class OnnxOps(Ops):
             rows = (a.heads * a.head_dim, *(a.kv_heads * a.head_dim,) * 2)
             q, k, v = (self.value(p) for p in self.linear(x, *zip(names, rows, strict=True), bias=a.bias))
             parts = [self._head_norm(q, f"{w}.q_norm", a, a.heads), self._head_norm(k, f"{w}.k_norm", a, a.kv_heads), v]
-        tables = [self._rope(0), self._rope(1)] + ([] if self._spec.is_plain else [self._row_numbers()])
         out, *_ = self.graph.nodes(
             "GroupQueryAttention",
             *parts,
             *past,
             self._last32,
             self._total32,
-            *tables,
+            self._rope(0),
+            self._rope(1),
             outputs=[f"{w}.attention", *present],
             domain=MICROSOFT,
             num_heads=a.heads,

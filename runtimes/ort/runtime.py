@@ -176,8 +176,7 @@ class OrtRuntime:
         d = self._spec.decoder
         if layout is not None:
             self._layout = layout
-        inputs = decoder_inputs(d, self._layout, self._cache.position, len(embeds)) if not d.is_plain else {}
-        return self._cache.run(embeds, {name: inputs[name] for name in position_inputs(d)})
+        return self._cache.run(embeds, position_feeds(d, self._layout, self._cache.position, len(embeds)))
 
     def step(self, token: int) -> F32:
         return self.prefill(self.embed(np.array([token], np.int64)))
@@ -307,6 +306,17 @@ def vision_feeds(spec: ModelSpec, view: F32) -> dict[str, Array]:
         return feeds
     # transformers' batch of pictures with as many tiles as the one with most: here one of each, all real.
     return {"pixel_values": feeds["pixels"][None], "pixel_attention_mask": np.ones((1, 1, *view.shape[1:]), np.bool_)}
+
+
+def position_feeds(d: Decoder, layout: Layout, past: int, new: int) -> dict[str, Array]:
+    """What a decoder graph takes where positions are not plain indices: RoPE rows for the whole cache.
+
+    Only the new positions' rows are read, so that those of the past can be zeros.
+    """
+    if d.is_plain:
+        return {}
+    inputs = decoder_inputs(d, layout, past, new)
+    return {name: np.pad(inputs[name], ((past, 0), (0, 0))) for name in position_inputs(d)}
 
 
 def empty_states(spec: Decoder, batch: int = 1) -> dict[str, F32]:
