@@ -15,7 +15,7 @@ ANYONE = {"edgevlm", "edgevlm.types", "edgevlm.errors"}
 ARROWS = {
     "io": set(),
     "models": {"io"},
-    "inputs": {"io"},
+    "inputs": {"models", "io"},
     "scenes": {"io"},
     "bundle": {"inputs", "models", "io"},
     "checkpoint": {"inputs", "models", "io"},

@@ -12,8 +12,9 @@ from edgevlm.bundle.qtensor import QTensor
 from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.calibrate.awq import Fold, FoldedWeights, attention_of, choose, shared, source_of
-from edgevlm.export.calibrate.batch import Batch, PackedOps, batch_embeddings, batch_features
+from edgevlm.export.calibrate.batch import Batch
 from edgevlm.export.calibrate.gptq import gptq, pieces
+from edgevlm.export.calibrate.play import PackedOps, batch_embeddings, batch_features
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.export.quantize.round import F32, LIMITS, half, quantize, search
 from edgevlm.models.decoder import decoder

@@ -11,9 +11,10 @@ from onnx import TensorProto
 
 from edgevlm.bundle.qtensor import PREFILL, QTensor
 from edgevlm.export.onnx_.graph import Graph
-from edgevlm.export.onnx_.ops import OnnxOps, Value
+from edgevlm.export.onnx_.ops import OnnxOps
 from edgevlm.export.onnx_.placement import Linear, Placement
 from edgevlm.export.onnx_.portable import PortableOps
+from edgevlm.export.onnx_.products import Value
 from edgevlm.export.onnx_.storage import DataFile, TensorTable
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.export.quantize.round import quantize

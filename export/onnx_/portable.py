@@ -6,8 +6,9 @@ import numpy as np
 from onnx import TensorProto
 
 from edgevlm.bundle.qtensor import BLOCK
-from edgevlm.export.onnx_.ops import OnnxOps, Sum, Value, optional_attributes
+from edgevlm.export.onnx_.ops import OnnxOps, optional_attributes
 from edgevlm.export.onnx_.placement import Linear
+from edgevlm.export.onnx_.products import Sum, Value
 from edgevlm.models.spec import Attention
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from edgevlm.inputs.layout import Layout
 from edgevlm.runtimes.ort.products import session_options, signed_saturates
-from edgevlm.runtimes.ort.runtime import empty_states, import_onnxruntime, position_feeds, vision_feeds
+from edgevlm.runtimes.ort.session import import_onnxruntime
+from edgevlm.runtimes.ort.states import empty_states, position_feeds, vision_feeds
 from edgevlm.types import F32
 
 if TYPE_CHECKING:

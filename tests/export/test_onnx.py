@@ -17,7 +17,7 @@ from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.models.eager import EagerOps, KVCache
 from edgevlm.models.llama import decoder
 from edgevlm.runtimes.ort.products import session_options, signed_saturates
-from edgevlm.runtimes.ort.runtime import import_onnxruntime
+from edgevlm.runtimes.ort.session import import_onnxruntime
 from edgevlm.verify.reference import Reference, cosine
 
 RECIPES = [("fp32", "balanced"), ("fp16", "balanced"), ("int8", "balanced"), ("int4", "balanced"), ("int4", "size"),

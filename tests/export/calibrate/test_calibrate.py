@@ -20,9 +20,11 @@ from edgevlm.checkpoint.families import read_model
 from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
 from edgevlm.commands.verify import _expected
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.calibrate.batch import Batch, answer_states, divergence, encode_tiles, make_batch
+from edgevlm.export.calibrate.batch import Batch, encode_tiles
 from edgevlm.export.calibrate.data import Example, default_source, read_source
+from edgevlm.export.calibrate.make import make_batch
 from edgevlm.export.calibrate.plan import CalibrationOptions, Judge, Mixed, split
+from edgevlm.export.calibrate.play import answer_states, divergence
 from edgevlm.export.calibrate.solve import METHODS, calibrate
 from edgevlm.export.pipeline import Expected, ExportOptions, export_model
 from edgevlm.export.quantize.recipe import fit, make_recipe
