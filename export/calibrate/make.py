@@ -1,4 +1,4 @@
-"""Pictures and questions to a batch: preprocessed, tokenized, and answered by the model itself where no answer is given."""
+"""Pictures and questions to a batch: preprocessed, tokenized, and answered by the model where no answer is given."""
 
 from __future__ import annotations
 
