@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgevlm.runtimes.ort.products import product_errors, session_options, signed_saturates
-from edgevlm.runtimes.ort.runtime import import_onnxruntime
+from edgevlm.runtimes.ort.session import import_onnxruntime
 
 ROWS, WIDTH, COLUMNS = 7, 160, 52
 

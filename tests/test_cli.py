@@ -501,7 +501,7 @@ def test_damaged_bundles(cli: Any, copy: Path) -> None:
     graph.unlink()
     assert "lacks its file 'onnx/vision_encoder.onnx'" in cli("info", copy).err
     (copy / "manifest.json").write_text("{")
-    assert "is no valid JSON" in cli("verify", copy).err
+    assert "is not valid JSON" in cli("verify", copy).err
 
 
 def test_verify_fails_with_a_table_where_weights_were_exchanged(cli: Any, copy: Path) -> None:

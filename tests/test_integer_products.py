@@ -22,7 +22,7 @@ from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.gate import run_gate
 from edgevlm.runtimes.ort import products as ort_products
 from edgevlm.runtimes.ort.products import EXACT, product_errors, session_options, signed_saturates
-from edgevlm.runtimes.ort.runtime import import_onnxruntime
+from edgevlm.runtimes.ort.session import import_onnxruntime
 
 # A CPU with AVX2 and without VNNI.
 EMULATOR = ("qemu-x86_64", "-cpu", "Haswell")

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from edgevlm.checkpoint.checkpoint import read_json
 from edgevlm.checkpoint.safetensors import SafetensorsFile
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.json import read_object
 from edgevlm.types import F32
 
 _EMBED, _HEAD = "text_model.embed_tokens.weight", "lm_head.weight"
@@ -62,7 +62,11 @@ class LoraAdapter:
 
     def __init__(self, folder: Path, shapes: dict[str, tuple[int, ...]], *, tied: bool) -> None:
         self._folder = folder
-        self._config = read_json(folder / "adapter_config.json")
+        self._config = read_object(
+            folder / "adapter_config.json",
+            "download it again",
+            missing=f"{folder} has no adapter_config.json: give a folder that PEFT's save_pretrained wrote.",
+        )
         self._check_config()
         if not (folder / "adapter_model.safetensors").exists():
             raise EdgeVLMError(

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edgevlm.checkpoint import hub
 from edgevlm.checkpoint.safetensors import SafetensorsFile
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.json import read_object
 from edgevlm.types import F32
 
 if TYPE_CHECKING:
     from edgevlm.checkpoint.adapter import LoraAdapter
 
-_MAX_JSON_BYTES = 64 << 20
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
 # Small files that upstream tools (transformers.js, tokenizers, llama.cpp's converters) look for beside the graphs.
@@ -56,7 +55,12 @@ class Checkpoint:
     def __init__(self, folder: Path, *, name: str | None = None) -> None:
         self.folder = folder
         self.name = name or folder.resolve().name
-        self.config = read_json(folder / "config.json")
+        self.config = read_object(
+            folder / "config.json",
+            "download it again",
+            missing=f"{folder} has no config.json: give a folder in Hugging Face layout (config.json, *.safetensors, "
+            "tokenizer.json).",
+        )
         parent, own = folder.parent.name, folder.name
         self.revision = own if parent == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", own) else None
         self.adapter: LoraAdapter | None = None
@@ -158,26 +162,6 @@ def _folder(model: str, what: str, revision: str | None, cache_dir: Path | None)
     raise EdgeVLMError(f"there is no folder '{model}': give a local {what} folder or a Hub id such as 'owner/name'.")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; EdgeVLMError when it is missing, unreadable, huge or not an object."""
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise EdgeVLMError(f"{path} is larger than {_MAX_JSON_BYTES} bytes: it is not a model's {path.name}.")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EdgeVLMError(
-            f"{path.parent} has no {path.name}: give a folder in Hugging Face layout (config.json, "
-            "*.safetensors, tokenizer.json)."
-        ) from None
-    except OSError as error:
-        raise EdgeVLMError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
-    except (ValueError, RecursionError) as error:
-        raise EdgeVLMError(f"{path} is not valid JSON ({str(error)[:200]}): download it again.") from None
-    if not isinstance(data, dict):
-        raise EdgeVLMError(f"{path} holds no JSON object: download it again.")
-    return data
-
-
 def _open_weights(folder: Path) -> dict[str, SafetensorsFile]:
     """Tensor name -> file. As transformers does, a whole model.safetensors goes before an index."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -201,7 +185,7 @@ def _open_weights(folder: Path) -> dict[str, SafetensorsFile]:
 
 
 def _open_shards(folder: Path, index: Path) -> dict[str, SafetensorsFile]:
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_object(index, "download it again").get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise EdgeVLMError(f"{index} has no 'weight_map' from tensor names to file names: download it again.")
     shards: dict[str, SafetensorsFile] = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.evaluation.files import Pictures, field, only_file, parquet_rows, read_json, read_jsonl, texts
+from edgevlm.evaluation.files import Pictures, field, only_file, parquet_rows, read_jsonl, suite_json, texts
 from edgevlm.evaluation.item import Item, Picture, Result, Scored, Suite
 from edgevlm.evaluation.mmmu import DISCIPLINES, SUBJECTS, open_correct, parse_choice
 from edgevlm.evaluation.pope import MODES, pope_metrics, said_yes
@@ -81,11 +81,11 @@ def _read_vqa(folder: Path) -> list[Item]:
     split = "val2014" if "val2014" in questions.name else "train2014"
     pictures = Pictures(folder, split, f"images/{split}", "images")
     asked = {}
-    for number, row in enumerate(field(read_json(questions), f"'{questions}'", list, "questions"), 1):
+    for number, row in enumerate(field(suite_json(questions), f"'{questions}'", list, "questions"), 1):
         place = f"'{questions}', question {number}"
         asked[field(row, place, int, "question_id")] = row
     items = []
-    for number, row in enumerate(field(read_json(truths), f"'{truths}'", list, "annotations"), 1):
+    for number, row in enumerate(field(suite_json(truths), f"'{truths}'", list, "annotations"), 1):
         place = f"'{truths}', annotation {number}"
         question = asked.get(field(row, place, int, "question_id"))
         if question is None:
@@ -134,7 +134,7 @@ def _read_docvqa(folder: Path) -> list[Item]:
 
 
 def _data(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, row in enumerate(field(read_json(path), f"'{path}'", list, "data"), 1):
+    for number, row in enumerate(field(suite_json(path), f"'{path}'", list, "data"), 1):
         yield f"'{path}', entry {number} of data", row
 
 
@@ -147,7 +147,7 @@ def _read_ocrbench(folder: Path) -> list[Item]:
             for place, row, found in parquet_rows(folder, "test-*.parquet")
         )
     else:
-        loaded = read_json(path)
+        loaded = suite_json(path)
         if not isinstance(loaded, list):
             raise EdgeVLMError(f"'{path}' should hold a list of questions: take the file anew.")
         pictures = Pictures(folder, "OCRBench_Images", "images")
@@ -185,7 +185,7 @@ def _read_chartqa(folder: Path) -> list[Item]:
         if path is None:
             continue
         pictures = Pictures(path.parent, "png", "images")
-        for number, row in enumerate(field({"rows": read_json(path)}, f"'{path}'", list, "rows"), 1):
+        for number, row in enumerate(field({"rows": suite_json(path)}, f"'{path}'", list, "rows"), 1):
             place = f"'{path}', entry {number}"
             picture = pictures(field(row, place, str, "imgname"), place)
             question = field(row, place, str, "query")

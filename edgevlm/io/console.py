@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.types import Progress
+
+if TYPE_CHECKING:  # needs numpy, which --help does without
+    from edgevlm.types import Progress
 
 
 def note(text: str = "") -> None:

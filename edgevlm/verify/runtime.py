@@ -15,7 +15,7 @@ from edgevlm.models.model import Tower
 from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.base import Runtime
 from edgevlm.runtimes.ort.products import EXACT, product_errors, session_options, signed_saturates
-from edgevlm.runtimes.ort.runtime import import_onnxruntime
+from edgevlm.runtimes.ort.session import import_onnxruntime
 from edgevlm.types import F32
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.report import Bound, Loss, Row, at_least, at_most, kl_divergence

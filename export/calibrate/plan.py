@@ -13,7 +13,7 @@ from typing import Any
 
 from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.calibrate.batch import Batch, answer_states, divergence, encode_batch, make_batch
+from edgevlm.export.calibrate.batch import Batch
 from edgevlm.export.calibrate.choose import (
     COMPONENTS,
     KINDS,
@@ -28,6 +28,8 @@ from edgevlm.export.calibrate.choose import (
     with_choices,
 )
 from edgevlm.export.calibrate.data import Example, read_source
+from edgevlm.export.calibrate.make import make_batch
+from edgevlm.export.calibrate.play import answer_states, divergence, encode_batch
 from edgevlm.export.calibrate.solve import METHODS, SHARES, Calibrated, Progress, calibrate
 from edgevlm.export.quantize.recipe import Recipe, component_of
 from edgevlm.export.quantize.round import F32, LIMITS, quantize

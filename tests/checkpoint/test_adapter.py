@@ -221,7 +221,7 @@ def test_missing_and_damaged_folders(adapter: Path, tiny_checkpoint: Path, tmp_p
     path.rename(adapter / "adapter_model.bin")
     assert "weights as pickle, adapter_model.bin, are not read" in refused(read(adapter))
     (adapter / "adapter_config.json").write_text("[")
-    assert "adapter_config.json is not valid JSON" in refused(read(adapter))
+    assert "adapter_config.json' is not valid JSON" in refused(read(adapter))
 
 
 def open_checkpoint_with_config(adapter: Path) -> Checkpoint:

@@ -195,9 +195,9 @@ def index(shard: Any) -> Callable[[Path], None]:
 
 BROKEN = {
     "no config": (remove("config.json"), "has no config.json"),
-    "config": (content("config.json", "{"), "config.json is not valid JSON"),
-    "config list": (content("config.json", "[]"), "holds no JSON object"),
-    "config bytes": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "config.json is not valid JSON"),
+    "config": (content("config.json", "{"), "config.json' is not valid JSON"),
+    "config list": (content("config.json", "[]"), "holds a JSON list, expected an object"),
+    "config bytes": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "config.json' is not valid JSON"),
     "no weights": (remove("model.safetensors"), "has no weights"),
     "bin": (rename("model.safetensors", "pytorch_model.bin"), "as pickle (pytorch_model.bin)"),
     "pt": (rename("model.safetensors", "model.pt"), "as pickle (model.pt)"),

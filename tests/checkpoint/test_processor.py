@@ -245,7 +245,7 @@ def test_refuses_files(tmp_path: Path) -> None:
     path = tmp_path / "preprocessor_config.json"
     for content in (b"{", b"\xff\xfe", b"[" * 100_000):
         path.write_bytes(content)
-        with pytest.raises(EdgeVLMError, match=r"preprocessor_config\.json' cannot be read as JSON"):
+        with pytest.raises(EdgeVLMError, match=r"preprocessor_config\.json' is not valid JSON"):
             read_image_spec(tmp_path, VISION)
     path.write_text("[1]")
     with pytest.raises(EdgeVLMError, match="holds a JSON list, expected an object"):

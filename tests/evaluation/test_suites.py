@@ -306,7 +306,7 @@ BAD = [
      r"line 1: the picture '\.\./\.\./secret\.jpg' is no path below the folder"),
     ("pope", "coco_pope_random.json", lambda t: t.replace("310196.jpg", "310197.jpg"), r"line 1: .* is missing"),
     ("vqa", "*annotations.json", lambda t: t.replace("262148000", "7"), r"annotation 1: .* lacks the question 7"),
-    ("vqa", "*annotations.json", lambda t: t[:40], r"annotations\.json', line 1: not JSON"),
+    ("vqa", "*annotations.json", lambda t: t[:40], r"annotations\.json' is not valid JSON"),
     ("textvqa", "TextVQA*", lambda t: t.replace("34602", "null"), r"entry 1 of data: the field 'question_id' is miss"),
     ("docvqa", "val_v1.0.json", lambda t: t.replace('["0.28"]', "[]"), r"entry 1 of data: 'answers' should hold texts"),
     ("ocrbench", "OCRBench.json", lambda t: '{"a": 1}', r"OCRBench\.json' should hold a list"),

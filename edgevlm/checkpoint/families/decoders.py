@@ -60,7 +60,7 @@ def _rope(config: Section, size: int, theta: float, sections: tuple[int, ...]) -
     """Base and scaling: transformers 4 has rope_theta beside rope_scaling, transformers 5 both in rope_parameters."""
     rope = config.section("rope_scaling") if config.value("rope_scaling") else config.section("rope_parameters")
     kind = rope.value("rope_type") or rope.value("type") or "default"
-    # Dynamic scaling begins where max_position_embeddings, and with it what edgevlm runs, ends.
+    # Dynamic scaling changes nothing up to max_position_embeddings, which is as far as a bundle's context goes.
     if kind not in ("default", "dynamic", "llama3", *(("mrope",) if sections else ())):
         raise EdgeVLMError(
             f"config.json asks for the RoPE scaling {kind!r} ({rope.where}): edgevlm supports 'default' and "
