@@ -316,6 +316,16 @@ def test_changed_bytes_never_crash(
         open_package(folder)
 
 
+def test_a_zero_near_the_start_never_crashes(copy: Path) -> None:
+    """Among these are a function without a block and inputs without a type."""
+    model = _inner(copy) / "model.mlmodel"
+    content = model.read_bytes()
+    for place in range(min(len(content), 500)):
+        model.write_bytes(content[:place] + b"\0" + content[place + 1 :])
+        with contextlib.suppress(EdgeVLMError):
+            open_package(copy)
+
+
 def test_truncated_weights(copy: Path) -> None:
     weights = _inner(copy) / "weights" / "weight.bin"
     weights.write_bytes(weights.read_bytes()[:-600])
