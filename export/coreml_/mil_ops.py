@@ -52,7 +52,7 @@ class MilOps(Ops):
         return self.mb.identity(x=x, name=name)
 
     def input(self, name: str) -> X:
-        return self.inputs[name]
+        return self.inputs[name] if name in self.inputs else self._lacks(name)
 
     def named(self, name: str, x: X) -> X:
         x.name = x.op.name = mil_name(name)
