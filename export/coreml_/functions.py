@@ -129,7 +129,9 @@ def _function(
     kinds = {"float16": (mil.types.fp16, np.float16), "int32": (mil.types.int32, np.int32)}
     symbols = {axis: mil.new_symbol() for axis, size in sizes.items() if isinstance(size, Range)}
     ranges = {
-        axis: mil.ct.RangeDim(1, size.most, default=size.usual) for axis, size in sizes.items() if isinstance(size, Range)
+        axis: mil.ct.RangeDim(1, size.most, default=size.usual)
+        for axis, size in sizes.items()
+        if isinstance(size, Range)
     }
 
     def shape(tensor: Tensor, free: Mapping[str, Any]) -> tuple[Any, ...]:

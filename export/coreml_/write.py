@@ -36,17 +36,11 @@ class CoreMLOptions:
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
-            raise EdgeVLMError(
-                f"CoreML profile '{self.profile}' does not exist: choose one of {', '.join(PROFILES)}."
-            )
+            raise EdgeVLMError(f"CoreML profile '{self.profile}' does not exist: choose one of {', '.join(PROFILES)}.")
         if self.profile == "gpu" and len(self.contexts) > 1:
-            raise EdgeVLMError(
-                "The CoreML profile 'gpu' holds one context length: give one, or use the profile 'ane'."
-            )
+            raise EdgeVLMError("The CoreML profile 'gpu' holds one context length: give one, or use the profile 'ane'.")
         if any(context < 32 or context % 32 for context in self.contexts):
-            raise EdgeVLMError(
-                "CoreML context lengths should be multiples of 32 (coremltools #2631): round them up."
-            )
+            raise EdgeVLMError("CoreML context lengths should be multiples of 32 (coremltools #2631): round them up.")
 
     def lengths(self, context_length: int) -> tuple[int, ...]:
         """Context lengths to export for a model of that many positions."""

@@ -79,9 +79,7 @@ class PredictEngine:
         return found
 
     def decode(self, function: str, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self._functions[function].predict(
-            _device_arrays(inputs), state=self._state
-        )
+        found: Mapping[str, Any] = self._functions[function].predict(_device_arrays(inputs), state=self._state)
         return found
 
     def close(self) -> None:

@@ -44,18 +44,14 @@ class EmbeddingTable:
         """Embeddings (S, D) float32 of the ids (S,)."""
         rows, width = self._info.shape
         if len(ids) and not (int(np.min(ids)) >= 0 and int(np.max(ids)) < rows):
-            raise EdgeVLMError(
-                f"A token id is outside the vocabulary of {rows}: use the bundle's own tokenizer."
-            )
+            raise EdgeVLMError(f"A token id is outside the vocabulary of {rows}: use the bundle's own tokenizer.")
         codes = np.asarray(self._codes[ids])
         if self._info.kind == "int4":
             codes = unpack(codes.reshape(-1), "int4", len(ids) * width).reshape(len(ids), width)
         values = codes.astype(np.float32)
         if self._scale is not None:
             scale = self._scale[ids].astype(np.float32)
-            values = (values.reshape(len(ids), scale.shape[1], -1) * scale[:, :, None]).reshape(
-                len(ids), width
-            )
+            values = (values.reshape(len(ids), scale.shape[1], -1) * scale[:, :, None]).reshape(len(ids), width)
         return values
 
 

@@ -66,14 +66,22 @@ def clip(decoder: Decoder = PLAIN) -> ModelSpec:
     attention = Attention(4, 4, 16, bias=True, out_bias=True)
     block = Block((attention,), Mlp(96, "quick_gelu", gated=False, bias=True), Norm("layer", 1e-5))
     tower = Vit(24, 8, 64, 2, block, patch_bias=False, class_token=True, pre_norm=True, post_norm=False)
-    return ModelSpec("m", "llava", tower, (Linear("linear_1", WIDTH), Act("gelu"), Linear("linear_2", WIDTH)), decoder, 1)
+    return ModelSpec(
+        "m", "llava", tower, (Linear("linear_1", WIDTH), Act("gelu"), Linear("linear_2", WIDTH)), decoder, 1
+    )
 
 
 def intern() -> ModelSpec:
     """A tower with norms of queries and keys, and a projector that shuffles and normalizes."""
     attention = Attention(2, 2, 32, bias=True, out_bias=True, qk_norm=Norm("rms", 1e-6))
     tower = Vit(32, 8, 64, 2, Block((attention,), Mlp(96, "gelu", gated=False, bias=True), Norm("layer", 1e-6)))
-    steps = (Shuffle(2, 64), Normalize(Norm("layer", 1e-5)), Linear("linear_1", WIDTH), Act("relu"), Linear("linear_2", WIDTH))
+    steps = (
+        Shuffle(2, 64),
+        Normalize(Norm("layer", 1e-5)),
+        Linear("linear_1", WIDTH),
+        Act("relu"),
+        Linear("linear_2", WIDTH),
+    )
     return ModelSpec("m", "internvl", tower, steps, PLAIN, 1)
 
 
@@ -157,7 +165,9 @@ def test_pictures_of_any_grid(grid_model: Exported, grid: tuple[int, int]) -> No
     runtime, half = grid_model.runtime(), grid_model.runtime("fp16")
     assert cosine(runtime.encode(pixels[None]), wanted) >= 0.99999
     assert cosine(half.encode(pixels[None]), wanted) >= 0.9999
-    np.testing.assert_array_equal(runtime.encode(np.stack([pixels, pixels])), np.tile(runtime.encode(pixels[None]), (2, 1, 1)))
+    np.testing.assert_array_equal(
+        runtime.encode(np.stack([pixels, pixels])), np.tile(runtime.encode(pixels[None]), (2, 1, 1))
+    )
 
 
 def test_a_picture_beyond_a_fixed_encoder_is_refused(grid_model: Exported) -> None:
@@ -215,8 +225,14 @@ def test_windows_caps_and_norms_behind_parts(tmp_path: Path, profile: str) -> No
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (replace(PLAIN, blocks=(*PLAIN.blocks, Block((ShortConv(3),), Mlp(80))), layers=(0, 1)), r"'1.conv' \(replace\)"),
-        (replace(PLAIN, blocks=(*PLAIN.blocks, Block((Attention(4, 1, 16),), Mlp(80))), layers=(0, 1)), "different numbers"),
+        (
+            replace(PLAIN, blocks=(*PLAIN.blocks, Block((ShortConv(3),), Mlp(80))), layers=(0, 1)),
+            r"'1.conv' \(replace\)",
+        ),
+        (
+            replace(PLAIN, blocks=(*PLAIN.blocks, Block((Attention(4, 1, 16),), Mlp(80))), layers=(0, 1)),
+            "different numbers",
+        ),
         (replace(PLAIN, learned_positions=128), "no operation 'positions'"),
         (replace(PLAIN, deepstack=1), "no operation 'deepstack_0'"),
     ],
