@@ -10,8 +10,11 @@ from edgevlm.models.spec import State
 
 @dataclass(frozen=True)
 class Cache:
-    """packed: shape (layers, kv heads, positions, head size) of each CoreML state. places: by the name of a state, which
-    packed one holds it, and as which layer. mask: the input whose last axis says how far the cache reaches."""
+    """Where each layer's keys and values lie.
+
+    packed: shape (layers, kv heads, positions, head size) of each CoreML state. places: by the name of a state, the
+    packed one that holds it, and its row there. mask: the input whose last axis says how far the cache reaches.
+    """
 
     packed: dict[str, tuple[int, int, int, int]]
     places: dict[str, tuple[str, int]]

@@ -1,8 +1,8 @@
 """The MIL backend: `edgevlm.models` played on coremltools' builder.
 
-`MilOps` is the `gpu` profile: (1, S, D) values, fused attention, flexible lengths. `AneOps` in ane_ops.py overrides what
-the Neural Engine wants otherwise. Values that the reference also names carry its name, so that a package can be compared
-with it operation by operation.
+`MilOps` is the `gpu` profile: (1, S, D) values, fused attention, flexible lengths. `AneOps` in ane_ops.py overrides
+what the Neural Engine wants otherwise. Values that the reference also names carry its name, so that a package can be
+compared with it operation by operation.
 """
 
 from __future__ import annotations

@@ -80,8 +80,8 @@ def _pad(name: str, value: Array, shape: Sequence[int | str], filling: float) ->
     widths = [(0, size - given) for size, given in zip(room, value.shape, strict=True)]
     if any(width < 0 for _, width in widths):
         raise EdgeVLMError(
-            f"The picture gives the encoder's input '{name}' the shape {list(value.shape)}, and this CoreML package has "
-            f"room for {room}: use a smaller picture, or export with the profile 'gpu', whose encoder takes any."
+            f"The picture gives the encoder's input '{name}' the shape {list(value.shape)}, and this package has room "
+            f"for {room}: use a smaller picture, or export with the profile 'gpu', whose encoder takes any."
         )
     return np.pad(value, widths, constant_values=filling) if any(map(any, widths)) else value
 
