@@ -178,6 +178,10 @@ class GgufWeights:
             raise KeyError(name)
         return file, table, found
 
+    def should_hold(self, name: str) -> bool:
+        """Whether a weight of the model belongs in these files: a tower's does not where there is no mmproj."""
+        return name.startswith("decoder.") or self._pictures is not None
+
     def __contains__(self, name: object) -> bool:
         try:
             return isinstance(name, str) and bool(self._find(name))

@@ -69,7 +69,7 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
             raise _refuse(path, "its BPE has byte fallback or affixes")
         pre = _pre_tokenizer(path, data.get("pre_tokenizer"))
         normalizer = data.get("normalizer")
-        # Qwen2's composes characters first (NFC). llama.cpp's does not, which makes a difference to decomposed text only.
+        # Qwen2's composes characters first (NFC), llama.cpp's does not: only decomposed text tells them apart.
         if normalizer is not None and (pre, normalizer) != ("qwen2", {"type": "NFC"}):
             raise _refuse(path, "it normalizes text")
         if bool(model.get("ignore_merges")) != (pre == "llama-bpe"):
@@ -85,7 +85,8 @@ def _sentencepiece(
     """SentencePiece's BPE, whose merges tokenizer.json lists: scores that rank pieces as their first merges rank.
 
     llama.cpp joins any two pieces whose join is a piece, best score first, as SentencePiece does. Files that were
-    converted from SentencePiece list all of these merges.
+    converted from SentencePiece list all of these merges. It puts a space before each text between special tokens, as
+    the normalizer Prepend does; the newer Metaspace puts none before a space, and with "first" none behind a token.
     """
     steps = _steps(data.get("normalizer"), "normalizers")
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
@@ -100,13 +101,13 @@ def _sentencepiece(
     ranks: dict[str, int] = {}
     for merge in merges:
         ranks.setdefault(merge.replace(" ", "", 1), len(ranks))
-    scores = [
-        0.0 if kind == TokenType.CONTROL else -float(ranks.get(token, len(ranks)))
-        for token, kind in zip(tokens, types, strict=True)
-    ]
+    last = len(ranks)  # what no merge makes
+    scores = [-float(ranks.get(token, last)) for token in tokens]
     for i, token in enumerate(tokens):
         if re.fullmatch("<0x[0-9A-F]{2}>", token):
-            types[i], scores[i] = int(TokenType.BYTE), 0.0
+            types[i] = int(TokenType.BYTE)
+        if types[i] != TokenType.NORMAL:
+            scores[i] = 0.0
     unknown = tokens.index(data["model"].get("unk_token") or "<unk>")
     types[unknown] = int(TokenType.UNKNOWN)
     return Vocabulary("llama", tokens, types, scores=scores, space_prefix=prefixed, unknown=unknown)

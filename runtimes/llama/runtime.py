@@ -110,7 +110,8 @@ class LlamaRuntime:
             )
             if not found or mtmd.mtmd_input_chunk_get_n_tokens(found[0]) != len(out):
                 raise EdgeVLMError(
-                    f"llama.cpp did not take a view of {width} x {height} pixels as it is: use llama-cpp-python's tested version."
+                    f"llama.cpp did not take a view of {width} x {height} pixels as it is: use llama-cpp-python's "
+                    "tested version."
                 )
             if mtmd.mtmd_encode_chunk(self._mtmd, found[0]) != 0:
                 raise EdgeVLMError(f"llama.cpp could not encode a tile ({self._engine.reason()}): free some memory.")
@@ -141,14 +142,14 @@ class LlamaRuntime:
     def _decode(self, *, embeds: F32 | None = None, token: int = 0) -> None:
         llama, count = self._engine.llama, 1 if embeds is None else len(embeds)
         batch = llama.llama_batch_init(count, 0 if embeds is None else embeds.shape[1], 1)
-        places, own = self._places(count, rows=embeds is not None), batch.pos
+        places, own = self._places(count, rows=embeds is not None), ctypes.addressof(batch.pos.contents)
         try:
             batch.n_tokens = count
             if embeds is None:
                 batch.token[0] = token
             else:
                 ctypes.memmove(batch.embd, embeds.ctypes.data, embeds.nbytes)
-            batch.pos = places.ctypes.data_as(type(own))
+            batch.pos = ctypes.cast(places.ctypes.data, type(batch.pos))
             for i in range(count):
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = 0
@@ -158,7 +159,7 @@ class LlamaRuntime:
                     f"llama.cpp could not compute {count} positions ({self._engine.reason()}): free some memory."
                 )
         finally:
-            batch.pos = own  # the batch frees what it allocated
+            batch.pos = ctypes.cast(own, type(batch.pos))  # the batch frees what it allocated
             llama.llama_batch_free(batch)
         self._position += count
 

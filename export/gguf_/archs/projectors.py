@@ -1,11 +1,11 @@
 """llama.cpp's projector types, each with the tower before it: keys, added tensors, and what each cannot compute.
 
-Sources: tools/mtmd/clip.cpp and tools/mtmd/models/{siglip,llava,internvl,qwen2vl}.cpp. All compute GELU in its tanh form.
+Sources: tools/mtmd/clip.cpp and tools/mtmd/models/{siglip,llava,internvl,qwen2vl}.cpp. All take GELU's tanh form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,8 +19,8 @@ from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
 from edgevlm.types import F32
 
-Keys = Mapping[str, Callable[[ModelSpec, ImageSpec], Value]]
-Refusals = Mapping[str, Callable[[ModelSpec], bool]]  # "its ..." -> whether that is so
+Keys = dict[str, Callable[[ModelSpec, ImageSpec], Value]]
+Refusals = dict[str, Callable[[ModelSpec], bool]]  # "its ..." -> whether that is so
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ _REFUSALS: Refusals = {
     ),
 }
 _SWAPPED: Refusals = {
-    "vision tower has equal hidden and feed-forward widths, where llama.cpp takes the two feed-forward matrices for each "
-    "other": lambda spec: spec.vision.block.mlp.size == spec.vision.hidden_size
+    "vision tower has equal hidden and feed-forward widths, where llama.cpp takes the two feed-forward matrices for "
+    "each other": lambda spec: spec.vision.block.mlp.size == spec.vision.hidden_size
 }
 _SCALED: Keys = {"projector.scale_factor": lambda spec, image: _scale(spec)}
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.spec import Attention, Decoder, Mlp, Rope
 
 Value = bool | int | float | str | list[int] | list[float]
-Refusals = Mapping[str, Callable[[Decoder], bool]]  # "it ..." -> whether that is so
+Refusals = dict[str, Callable[[Decoder], bool]]  # "it ..." -> whether that is so
 
 
 @dataclass(frozen=True)
 class TextArch:
     name: str  # general.architecture
-    fits: Callable[[Decoder], bool]
+    fits: Callable[[Decoder, Attention], bool]
     refusals: Refusals = field(default_factory=dict)
-    more_keys: Mapping[str, Callable[[Decoder], Value]] = field(default_factory=dict)
+    more_keys: dict[str, Callable[[Decoder], Value]] = field(default_factory=dict)
 
     def keys(self, d: Decoder) -> dict[str, Value]:
         made = {"general.architecture": self.name}
@@ -30,7 +30,7 @@ class TextArch:
 
 def text_arch(d: Decoder) -> TextArch:
     """The architecture for a decoder; EdgeVLMError where llama.cpp has none."""
-    fitting = [arch for arch in _ARCHS if arch.fits(d)]
+    fitting = [arch for arch in _ARCHS if arch.fits(d, attention(d))]
     found = next((arch for arch in fitting if arch.refusal(d) is None), None)
     if found is None:
         raise EdgeVLMError(
@@ -53,7 +53,7 @@ def _rope(d: Decoder) -> Rope:
     return d.ropes["main"]
 
 
-_KEYS: Mapping[str, Callable[[Decoder], Value]] = {
+_KEYS: dict[str, Callable[[Decoder], Value]] = {
     "vocab_size": lambda d: d.vocab_size,
     "context_length": lambda d: d.context_length,
     "embedding_length": lambda d: d.hidden_size,
@@ -108,7 +108,7 @@ _SQUARE: Refusals = {
 _ARCHS = (
     TextArch(
         "qwen2vl",
-        fits=lambda d: d.axes > 1,
+        fits=lambda d, a: d.axes > 1,
         refusals=_NO_SCALING
         | _NO_MORE_BIASES
         | _SQUARE
@@ -120,13 +120,9 @@ _ARCHS = (
         },
         more_keys={"rope.dimension_sections": lambda d: [*_rope(d).sections, 0]},
     ),
+    TextArch("qwen3", lambda d, a: d.axes == 1 and a.qk_norm is not None, _NO_SCALING | _NO_MORE_BIASES),
     TextArch(
-        "qwen3", fits=lambda d: d.axes == 1 and attention(d).qk_norm is not None, refusals=_NO_SCALING | _NO_MORE_BIASES
+        "qwen2", lambda d, a: d.axes == 1 and a.qk_norm is None and a.bias, _NO_SCALING | _NO_MORE_BIASES | _SQUARE
     ),
-    TextArch(
-        "qwen2",
-        fits=lambda d: d.axes == 1 and attention(d).qk_norm is None and attention(d).bias,
-        refusals=_NO_SCALING | _NO_MORE_BIASES | _SQUARE,
-    ),
-    TextArch("llama", fits=lambda d: d.axes == 1 and attention(d).qk_norm is None),
+    TextArch("llama", lambda d, a: d.axes == 1 and a.qk_norm is None),
 )
