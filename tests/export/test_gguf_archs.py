@@ -490,8 +490,8 @@ def llama_tokenizer(form):
 
 
 SAMPLES = (
-    "The quick brown fox", "what colour is it?  Two  spaces", "10 and 33, 1 2", "né 漢字 \U0001f600!", "it's\n\n\n x\t y",
-    "'tis WHAT'S", " leading", "", "aaaa  bbbb", "car;car?car\r\n end ", "<im_start>x</s", "a" * 50,
+    "The quick brown fox", "what colour is it?  Two  spaces", "10 and 33, 1 2", "né 漢字 \U0001f600!", "it's\n\n\n x",
+    "x\t y", "'tis WHAT'S", " leading", "", "aaaa  bbbb", "car;car?car\r\n end ", "<im_start>x</s", "a" * 50,
 )  # fmt: skip
 
 
