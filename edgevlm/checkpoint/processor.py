@@ -79,9 +79,7 @@ def read_prompt_spec(folder: Path, model: ModelSpec) -> PromptSpec:
     if name not in known and not (llava and "processor_class" not in processor.data):
         raise processor.wrong("processor_class", " or ".join(known))
     if not llava and processor.data.get("image_seq_len", model.image_tokens) != model.image_tokens:
-        raise processor.wrong(
-            "image_seq_len", f"the {model.image_tokens} image tokens per tile of config.json"
-        )
+        raise processor.wrong("image_seq_len", f"the {model.image_tokens} image tokens per tile of config.json")
     tokenizer_config = read_json_file(folder / "tokenizer_config.json", required=False)
     names = read_json_file(folder / "special_tokens_map.json", required=False).data | tokenizer_config.data
     tokenizer_json = folder / "tokenizer.json"
@@ -127,9 +125,7 @@ def _image_processor(folder: Path) -> JsonFile:
     return JsonFile(nested.path, inner, "image_processor.")
 
 
-def _special_tokens(
-    path: Path, tokenizer: Tokenizer, model: ModelSpec, needed: tuple[str, ...]
-) -> dict[str, int]:
+def _special_tokens(path: Path, tokenizer: Tokenizer, model: ModelSpec, needed: tuple[str, ...]) -> dict[str, int]:
     tokens = tokenizer.get_added_tokens_decoder()
     ids: dict[str, int] = {}
     for id_, token in tokens.items():
@@ -165,8 +161,6 @@ def _eos_ids(folder: Path, model: ModelSpec) -> set[int]:
             file = JsonFile(file.path, text, "text_config.")
     found = file.data.get("eos_token_id")
     eos = found if isinstance(found, list) else [] if found is None else [found]
-    if not all(
-        isinstance(i, int) and not isinstance(i, bool) and 0 <= i < model.decoder.vocab_size for i in eos
-    ):
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < model.decoder.vocab_size for i in eos):
         raise file.wrong("eos_token_id", f"token ids below the vocabulary's {model.decoder.vocab_size}")
     return set(eos)

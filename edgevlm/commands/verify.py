@@ -16,7 +16,7 @@ from edgevlm.io.console import note, progress_bar, size, table
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
-    from edgevlm.export.pipeline import Expected
+    from edgevlm.export.quantize.model import QuantizedModel
     from edgevlm.verify.inputs import Source
 
 
@@ -37,9 +37,21 @@ if TYPE_CHECKING:
 @click.option("--across", is_flag=True, help="Compare the engines of BUNDLE with each other instead.")
 @click.option("--second-opinion", is_flag=True, help="Write the model for Core AI and execute it there instead. Beta.")
 def verify(
-    bundle: str, model: str | None, adapter: str | None, revision: str | None, cache_dir: str | None,
-    answers: str | None, questions: int, bound: tuple[str, ...], strict: bool, json_file: str | None, force: bool,
-    lint: str | None, overflow: bool, across: bool, second_opinion: bool,
+    bundle: str,
+    model: str | None,
+    adapter: str | None,
+    revision: str | None,
+    cache_dir: str | None,
+    answers: str | None,
+    questions: int,
+    bound: tuple[str, ...],
+    strict: bool,
+    json_file: str | None,
+    force: bool,
+    lint: str | None,
+    overflow: bool,
+    across: bool,
+    second_opinion: bool,
 ) -> None:
     """Check a bundle's files, and run its gate again.
 
@@ -80,9 +92,14 @@ def verify(
     with progress_bar() as progress, maybe_questions(answers, questions) as asked:
         original = expected.weights if expected else None
         report = run_gate(
-            opened, original=original, expected=expected, source=source, questions=asked, progress=progress,
+            opened,
+            original=original,
+            expected=expected,
+            source=source,
+            questions=asked,
+            progress=progress,
             options=options,
-        )  # fmt: skip
+        )
     note(gate_table(report.to_dict()))
     if json_file is not None:
         write_text(Path(json_file), json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
@@ -167,12 +184,12 @@ def _second_opinion(bundle: Bundle) -> None:
 
 def _expected(
     bundle: Bundle, model: str, adapter: str | None, revision: str | None, cache_dir: Path | None
-) -> tuple[Expected, Source]:
+) -> tuple[QuantizedModel, Source]:
     """What the quantizer makes of the original, and its rules; refused where the bundle was made from other weights."""
     from edgevlm.checkpoint.checkpoint import open_checkpoint
     from edgevlm.checkpoint.families import read_model
     from edgevlm.export.calibrate.record import open_recorded
-    from edgevlm.export.pipeline import Expected
+    from edgevlm.export.quantize.model import QuantizedModel
     from edgevlm.export.quantize.recipe import Recipe
     from edgevlm.export.source import read_source
     from edgevlm.io.records import from_dict
@@ -186,5 +203,5 @@ def _expected(
             f"give {made_from.source}{merged}, or export the bundle again."
         )
     recipe = from_dict(Recipe, bundle.manifest.recipe, "manifest.json: recipe")
-    expected = Expected(read_model(checkpoint)[1], recipe, open_recorded(bundle))
+    expected = QuantizedModel(read_model(checkpoint)[1], recipe, open_recorded(bundle))
     return expected, read_source(checkpoint.folder, bundle.manifest.spec)

@@ -7,7 +7,6 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -25,9 +24,9 @@ from edgevlm.inputs.decode import decode_image
 from edgevlm.inputs.layout import Layout
 from edgevlm.inputs.preprocess import F32, tile_key
 from edgevlm.inputs.prompt import Prompter, load_tokenizer
-from edgevlm.runtimes.base import I64, Runtime
+from edgevlm.runtimes.base import Runtime
+from edgevlm.types import I64, Progress
 
-Progress = Callable[[str, int, int], None]
 FORMAT = 1
 _KEPT_TILES = 64  # features of this many tiles wait for a later question about the same picture
 _LOC = re.compile(r"<loc_\d+>")
@@ -290,4 +289,3 @@ class _Lines:
     def __exit__(self, *error: object) -> None:
         if self._stream is not None:
             self._stream.close()
-

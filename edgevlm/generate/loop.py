@@ -245,8 +245,7 @@ def _open(source: Source | U8, spec: ImageSpec) -> tuple[U8 | Image.Image, tuple
         return source, (source.shape[1], source.shape[0])
     if not isinstance(source, str | os.PathLike | bytes | Image.Image):
         raise EdgeVLMError(
-            f"A picture is a {type(source).__name__}: give a path, the bytes of a file, a Pillow image or an "
-            "array."
+            f"A picture is a {type(source).__name__}: give a path, the bytes of a file, a Pillow image or an array."
         )
     picture = decode_image(source, spec.background)
     return picture, picture.size

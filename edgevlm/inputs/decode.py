@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.types import U8
 
-U8 = npt.NDArray[np.uint8]
 Source = str | os.PathLike[str] | bytes | Image.Image
 
 MAX_PIXELS = 89_478_485  # 1 GiB as 3 x 4 bytes: where Pillow, too, starts to speak of a decompression bomb
@@ -86,9 +85,7 @@ def _open_file(path: Path, name: str) -> BinaryIO:
             raise EdgeVLMError(f"{name} is not a regular file: save the picture to a file first.")
         return path.open("rb")
     except (OSError, ValueError) as e:  # ValueError: a NUL in the path
-        raise EdgeVLMError(
-            f"{name} cannot be read ({_reason(e)}): check the path and its permissions."
-        ) from e
+        raise EdgeVLMError(f"{name} cannot be read ({_reason(e)}): check the path and its permissions.") from e
 
 
 def _open(name: str, stream: BinaryIO) -> Image.Image:

@@ -73,7 +73,7 @@ def _prompt_positions(layout: Layout, axes: int) -> I64:
 
 
 def rope_rows(rope: Rope, places: I64) -> tuple[F32, F32]:
-    """cos and sin (S, size / 2) of positions (axes, S), in the float32 arithmetic of transformers' rotary embeddings."""
+    """cos and sin (S, size / 2) of positions (axes, S), in the float32 arithmetic of transformers."""
     frequencies = rope_frequencies(rope)
     if rope.scaling is not None:
         frequencies = frequencies / rope_factors(rope)
@@ -109,9 +109,7 @@ def rope_frequencies(rope: Rope) -> F32:
     return frequencies
 
 
-def visible(
-    layout: Layout, rule: str, past: int, new: int, window: int | None = None
-) -> npt.NDArray[np.bool_]:
+def visible(layout: Layout, rule: str, past: int, new: int, window: int | None = None) -> npt.NDArray[np.bool_]:
     """(new, past + new): which positions each new one sees, under a decoder's mask rule and an attention's window."""
     row, col = np.arange(past, past + new)[:, None], np.arange(past + new)[None]
     seen = col <= row
@@ -130,7 +128,9 @@ def decoder_inputs(d: Decoder, layout: Layout, past: int, new: int) -> dict[str,
     """Everything that a decoder call of `new` positions after `past` takes beside embeddings and states."""
     found: dict[str, npt.NDArray[Any]] = {}
     for name, rope in d.ropes.items():
-        found |= dict(zip(rope_inputs(name), rope_rows(rope, positions(layout, rope.axes, past, past + new)), strict=True))
+        found |= dict(
+            zip(rope_inputs(name), rope_rows(rope, positions(layout, rope.axes, past, past + new)), strict=True)
+        )
     for window in windows(d):
         found[mask_input(window)] = visible(layout, d.mask, past, new, window)
     if d.learned_positions:

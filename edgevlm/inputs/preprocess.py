@@ -12,15 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.resample import resize_image
 from edgevlm.inputs.spec import ImageSpec
-
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
+from edgevlm.types import F32, U8
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +43,7 @@ class Plan:
 def plan(width: int, height: int, spec: ImageSpec, *, max_tiles: int | None = None) -> Plan:
     """The resizes and the tile grid of a picture of that size (docs/preprocessing.md, sections 3 and 4)."""
     if max_tiles is not None and max_tiles < 1:
-        raise EdgeVLMError(
-            f"The tile budget is {max_tiles}: it should be 1 (the whole picture only) or more."
-        )
+        raise EdgeVLMError(f"The tile budget is {max_tiles}: it should be 1 (the whole picture only) or more.")
     if spec.split and max_tiles != 1:
         for edge in _longest_edges(width, height, spec, max_tiles):
             tiled = _plan_tiles(width, height, spec, edge)

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer, decoders
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.spec import PromptSpec
+from edgevlm.types import Ids
 
-Ids = npt.NDArray[np.int64]
 Grid = tuple[int, int]  # rows, columns; (0, 0): the whole picture only
 Conversation = str | Sequence[Mapping[str, Any]]
 
@@ -82,9 +81,7 @@ def render(
     index = 0
     for role, content in messages_of(conversation, num_images):
         if role not in spec.roles:
-            raise EdgeVLMError(
-                f"The role '{role}' is unknown to this model: use {', '.join(sorted(spec.roles))}."
-            )
+            raise EdgeVLMError(f"The role '{role}' is unknown to this model: use {', '.join(sorted(spec.roles))}.")
         around = spec.roles[role]
         yield Control(around.open_image if content[0]["type"] == "image" else around.open_text)
         for item in content:
@@ -202,9 +199,7 @@ class StreamDecoder:
 def load_tokenizer(path: Path) -> Tokenizer:
     """A byte-level tokenizer.json that reads special tokens in its input as text."""
     if not path.is_file():
-        raise EdgeVLMError(
-            f"'{path}' is missing: a model needs its tokenizer.json; take the folder or bundle anew."
-        )
+        raise EdgeVLMError(f"'{path}' is missing: a model needs its tokenizer.json; take the folder or bundle anew.")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as e:  # the binding raises bare Exception

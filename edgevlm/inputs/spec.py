@@ -45,9 +45,7 @@ class ImageSpec:
             value = getattr(self, name)
             if value is not None:
                 _check(1 <= value <= _LARGEST_EDGE, "image", name, f"1 to {_LARGEST_EDGE}", value)
-        _check(
-            all(0 <= v <= 255 for v in self.background), "image", "background", "0 to 255", self.background
-        )
+        _check(all(0 <= v <= 255 for v in self.background), "image", "background", "0 to 255", self.background)
         numbers = (self.rescale_factor, *self.mean, *self.std)
         _check(all(map(math.isfinite, numbers)), "image", "rescale_factor, mean and std", "finite", numbers)
         _check(all(v != 0 for v in self.std), "image", "std", "other than 0", self.std)

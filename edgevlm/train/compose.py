@@ -129,9 +129,14 @@ def _build(options: ComposeOptions, vision: Any, text: Any, vocabulary: Vocabula
     side = vision.image_size // vision.patch_size
     if options.projector == "mlp":
         config = transformers.LlavaConfig(
-            vision_config=vision, text_config=text, image_token_id=vocabulary.image, image_seq_length=side**2,
-            vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=tied,
-        )  # fmt: skip
+            vision_config=vision,
+            text_config=text,
+            image_token_id=vocabulary.image,
+            image_seq_length=side**2,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+            tie_word_embeddings=tied,
+        )
         model: Any = transformers.LlavaForConditionalGeneration(config)
         tokens = side**2
     else:
@@ -200,5 +205,3 @@ def _copy(module: Any, tensors: dict[str, Tensor], name: str, aside: str = "head
                 f"'{name}' has {found} as '{key}', expected {list(value.shape)} by its config.json: download it again."
             )
         value.copy_(tensors[key])
-
-

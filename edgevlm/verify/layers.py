@@ -87,4 +87,3 @@ def layer_losses(bundle: Bundle, reference: Reference, original: Reference, case
 
 def _prompt(bundle: Bundle, reference: Reference, case: Case) -> F32:
     return reference.merge(case.ids, reference.features(case.tiles), bundle.prompt_spec.image_token_id)
-

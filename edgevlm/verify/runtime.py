@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from edgevlm.inputs.preprocess import tile_key
 from edgevlm.models.model import Tower
 from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.base import Runtime
+from edgevlm.runtimes.ort.products import EXACT, product_errors, session_options, signed_saturates
+from edgevlm.runtimes.ort.session import import_onnxruntime
 from edgevlm.types import F32
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.report import Bound, Loss, Row, at_least, at_most, kl_divergence
@@ -35,6 +37,17 @@ class Case:
 def is_large(vision: Tower) -> bool:
     """Whether a tile takes seconds in numpy: then 13 tiles are a cycle of two, one by one for memory's sake."""
     return vision.typical_patches * vision.hidden_size**2 * vision.num_layers > 10**9
+
+
+def check_products() -> Row:
+    """ONNX Runtime's integer products on this CPU, as its sessions are made here, against exact integer arithmetic."""
+    ort = import_onnxruntime()
+    unsigned = signed_saturates(ort)
+    errors = product_errors(ort, session_options(ort, unsigned))
+    worst = max(errors, key=lambda name: errors[name])
+    note = "signed weights saturate on this CPU and are turned to uint8 on loading" if unsigned else ""
+    row = at_most("onnx", "integer products, largest relative error", errors[worst], EXACT, note)
+    return row if row.passed else replace(row, note=f"{worst} saturates on this CPU", where=worst)
 
 
 def check_runtime(

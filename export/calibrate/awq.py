@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.export.quantize.round import quantize
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Attention
+from edgevlm.types import F32
 
-F32 = npt.NDArray[np.float32]
 EXPONENTS = np.linspace(0, 0.9, 10)  # 0 is no scaling, which is always tried
 
 

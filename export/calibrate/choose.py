@@ -54,8 +54,14 @@ def decoder_choices(plain: Choice, better: Choice, layers: dict[str, tuple[int, 
     for count, name in enumerate(order[:-1], 1):
         more, loss = layers[name]
         size, left = size + more, left - (loss / total if total > 0 else 0)
-        out.append(replace(plain, size=size, loss=better.loss + max(0.0, plain.loss - better.loss) * max(0.0, left),
-                           layers=tuple(order[:count])))  # fmt: skip
+        out.append(
+            replace(
+                plain,
+                size=size,
+                loss=better.loss + max(0.0, plain.loss - better.loss) * max(0.0, left),
+                layers=tuple(order[:count]),
+            )
+        )
     return out
 
 
@@ -99,9 +105,7 @@ def percent(kl: float) -> str:
 def component_size(spec: ModelSpec, weights: Weights, recipe: Recipe, component: str, targets: Sequence[str]) -> int:
     """Bytes of a component's linear maps in the target that holds them largest."""
     names = [n for n in weights.names() if weights.is_linear(n) and component_of(n) == component]
-    return max(
-        sum(tensor_size(target, n, weights.shape(n), recipe.form(n), spec) for n in names) for target in targets
-    )
+    return max(sum(tensor_size(target, n, weights.shape(n), recipe.form(n), spec) for n in names) for target in targets)
 
 
 def tensor_size(target: str, name: str, shape: tuple[int, ...], form: Form, spec: ModelSpec) -> int:
@@ -137,10 +141,15 @@ def table_of(chosen: Sequence[Choice], choices: Sequence[Sequence[Choice]]) -> l
     """Rows for the manifest: what was taken, and what each uniform alternative would have cost."""
     rows = []
     for choice, offered in zip(chosen, choices, strict=True):
-        rows.append({
-            "component": choice.component, "chosen": choice.describe(), "bytes": choice.size, "kl": choice.loss,
-            "alternatives": {c.kind: {"bytes": c.size, "kl": c.loss} for c in offered if not c.layers},
-        })  # fmt: skip
+        rows.append(
+            {
+                "component": choice.component,
+                "chosen": choice.describe(),
+                "bytes": choice.size,
+                "kl": choice.loss,
+                "alternatives": {c.kind: {"bytes": c.size, "kl": c.loss} for c in offered if not c.layers},
+            }
+        )
     return rows
 
 

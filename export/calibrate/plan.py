@@ -13,7 +13,7 @@ from typing import Any
 
 from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.calibrate.batch import Batch, answer_states, divergence, encode_batch, make_batch
+from edgevlm.export.calibrate.batch import Batch
 from edgevlm.export.calibrate.choose import (
     COMPONENTS,
     KINDS,
@@ -28,6 +28,8 @@ from edgevlm.export.calibrate.choose import (
     with_choices,
 )
 from edgevlm.export.calibrate.data import Example, read_source
+from edgevlm.export.calibrate.make import make_batch
+from edgevlm.export.calibrate.play import answer_states, divergence, encode_batch
 from edgevlm.export.calibrate.solve import METHODS, SHARES, Calibrated, Progress, calibrate
 from edgevlm.export.quantize.recipe import Recipe, component_of
 from edgevlm.export.quantize.round import F32, LIMITS, quantize
@@ -198,13 +200,18 @@ def _sees(recipe: Recipe) -> bool:
 
 
 def _sensitivity(
-    spec: ModelSpec, weights: Weights, recipe: Recipe, options: CalibrationOptions, batch: Batch, judge: Judge,
-    targets: Sequence[str], folder: Path, progress: Progress,
-) -> tuple[list[list[Choice]], dict[str, float]]:  # fmt: skip
+    spec: ModelSpec,
+    weights: Weights,
+    recipe: Recipe,
+    options: CalibrationOptions,
+    batch: Batch,
+    judge: Judge,
+    targets: Sequence[str],
+    folder: Path,
+    progress: Progress,
+) -> tuple[list[list[Choice]], dict[str, float]]:
     """What each component loses and takes in every kind, and what each decoder layer loses in int4, all else float."""
-    recipes = {
-        kind: with_choices(recipe, [Choice(c, kind, 0, 0.0) for c in COMPONENTS], weights) for kind in KINDS
-    }
+    recipes = {kind: with_choices(recipe, [Choice(c, kind, 0, 0.0) for c in COMPONENTS], weights) for kind in KINDS}
     place = _fresh(folder, "int4")
     found = calibrate(spec, weights, recipes["int4"], batch, options.method, place, progress)
     layers = [f"decoder.layers.{i}." for i in range(spec.decoder.num_layers)]
@@ -252,7 +259,10 @@ def _more(spec: ModelSpec, weights: Weights, recipes: dict[str, Recipe], layer: 
 
 
 def _explain(
-    options: CalibrationOptions, choices: list[list[Choice]], chosen: Sequence[Choice], layers: dict[str, float],
+    options: CalibrationOptions,
+    choices: list[list[Choice]],
+    chosen: Sequence[Choice],
+    layers: dict[str, float],
     rest: int,
 ) -> dict[str, Any]:
     size, loss = rest + sum(c.size for c in chosen), sum(c.loss for c in chosen)
@@ -266,8 +276,8 @@ def _explain(
         "layers": layers,
         "predicted": {"bytes": size, "kl": loss},
         "why": f"the {best} of {count} combinations within {' and '.join(asked)}: about {size / 1e6:.1f} MB, and "
-               f"{percent(loss)} if losses add up",
-    }  # fmt: skip
+        f"{percent(loss)} if losses add up",
+    }
 
 
 def _fresh(folder: Path, name: str) -> Path:

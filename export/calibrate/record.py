@@ -19,7 +19,7 @@ from edgevlm.verify.weights import gguf_weights
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
     from edgevlm.export.calibrate.solve import Calibrated
-    from edgevlm.export.pipeline import Expected
+    from edgevlm.verify.weights import Expected
 
 
 class Stored(Protocol):

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from edgevlm.bundle.qtensor import QTensor
 from edgevlm.checkpoint.checkpoint import Weights
-from edgevlm.errors import EdgeVLMError
 from edgevlm.export.calibrate.awq import Fold, FoldedWeights, attention_of, choose, shared, source_of
-from edgevlm.export.calibrate.batch import Batch, PackedOps, batch_embeddings, batch_features
+from edgevlm.export.calibrate.batch import Batch
 from edgevlm.export.calibrate.gptq import gptq, pieces
+from edgevlm.export.calibrate.play import PackedOps, batch_embeddings, batch_features
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.export.quantize.round import F32, LIMITS, half, quantize, search
+from edgevlm.export.quantize.store import TensorStore
 from edgevlm.models.decoder import decoder
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import head_name
-from edgevlm.types import I64
+from edgevlm.types import I64, Progress
 
 METHODS = ("rtn", "search", "awq", "gptq", "awq+gptq")
 # Shares of image tokens, other prompt tokens and answer tokens in the decoder's statistics. Image tokens are most of a
@@ -27,50 +27,20 @@ METHODS = ("rtn", "search", "awq", "gptq", "awq+gptq")
 SHARES = (0.25, 0.25, 0.5)
 _ROWS = 2048
 
-Progress = Callable[[str, int, int], None]
 
-
-@dataclass
-class Calibrated:
+class Calibrated(TensorStore):
     """The quantizer's results for a model, kept in files of `folder`: for all targets, and for the gate.
 
     `weights` are the original's; `original` below gives them as the folded model has them.
     """
 
-    weights: Weights
-    folder: Path
-    fold: Fold = field(default_factory=Fold)
-    _kinds: dict[str, str] = field(default_factory=dict)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._kinds
-
-    def names(self) -> list[str]:
-        return list(self._kinds)
-
-    def kind(self, name: str) -> str | None:
-        """The form that a tensor was calibrated in."""
-        return self._kinds.get(name)
+    def __init__(self, weights: Weights, folder: Path) -> None:
+        super().__init__(folder)
+        self.weights, self.fold = weights, Fold()
 
     @property
     def original(self) -> Weights:
         return FoldedWeights(self.weights, self.fold)
-
-    def put(self, name: str, tensor: QTensor) -> None:
-        assert tensor.scale is not None
-        try:
-            np.save(self._path(name, "codes"), tensor.codes)
-            np.save(self._path(name, "scale"), tensor.scale)
-        except OSError as error:
-            raise EdgeVLMError(
-                f"The calibration's results cannot be kept in '{self.folder}' ({error.strerror}): they take one byte "
-                "per weight beside the bundle; free some space or choose another output folder."
-            ) from None
-        self._kinds[name] = tensor.kind
-
-    def quantized(self, name: str) -> QTensor:
-        codes, scale = (np.load(self._path(name, part)) for part in ("codes", "scale"))
-        return QTensor(self._kinds[name], codes, scale)
 
     def scale_rows(self, name: str, factor: F32) -> None:
         """Multiply the rows of the tensor `name`, quantized or not yet, and of its bias."""
@@ -82,9 +52,6 @@ class Calibrated:
             assert found.scale is not None
             scale = half(found.scale.astype(np.float32) * factor[:, None]).astype(np.float16)
             self.put(tensor, QTensor(found.kind, found.codes, scale))
-
-    def _path(self, name: str, part: str) -> Path:
-        return self.folder / f"{name}.{part}.npy"
 
 
 class _Stream:
@@ -120,8 +87,10 @@ class _CalibratingOps(PackedOps):
         weight = f"{name}.weight"
         if (kind := self.recipe.form(weight).kind) in LIMITS and weight not in self.found:
             table = self.found.weights.read(weight)
-            plain = quantize(table, kind, weight) if self.method == "rtn" else search(
-                table, kind, weight, np.ones(table.shape[1], np.float32)
+            plain = (
+                quantize(table, kind, weight)
+                if self.method == "rtn"
+                else search(table, kind, weight, np.ones(table.shape[1], np.float32))
             )
             self.found.put(weight, plain)
             self.tell(1)
@@ -184,7 +153,12 @@ def _second_moment(x: F32, tokens: F32 | None) -> F32:
 
 
 def calibrate(
-    spec: ModelSpec, weights: Weights, recipe: Recipe, batch: Batch, method: str, folder: Path,
+    spec: ModelSpec,
+    weights: Weights,
+    recipe: Recipe,
+    batch: Batch,
+    method: str,
+    folder: Path,
     progress: Progress | None = None,
 ) -> Calibrated:
     """Quantize every linear map of `recipe` that takes int8 or int4, by `method`, on what `batch` makes flow there.
@@ -206,4 +180,3 @@ def calibrate(
     embeds = batch_embeddings(ops, spec, batch, batch_features(ops, spec, batch))
     decoder(ops, embeds, spec.decoder)
     return found
-

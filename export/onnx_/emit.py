@@ -11,13 +11,13 @@ from onnx import TensorProto
 
 from edgevlm.bundle.qtensor import PREFILL, QTensor
 from edgevlm.export.onnx_.graph import Graph
-from edgevlm.export.onnx_.ops import OnnxOps, Value
+from edgevlm.export.onnx_.ops import OnnxOps
 from edgevlm.export.onnx_.placement import Linear, Placement
 from edgevlm.export.onnx_.portable import PortableOps
+from edgevlm.export.onnx_.products import Value
 from edgevlm.export.onnx_.storage import DataFile, TensorTable
 from edgevlm.export.quantize.recipe import Recipe
-from edgevlm.export.quantize.round import quantize
-from edgevlm.models.components import Component, components
+from edgevlm.models.components import Component, components, position_inputs
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.models.tensor import Tensor
@@ -44,12 +44,12 @@ def write_onnx(
             placement = Placement(weights, recipe.form, quantized, data, table, shared)
         else:
             table.prefix = PREFILL
-            placement = Placement(weights, second.form, _quantizer(weights, second), data, table, shared)
+            placement = Placement(weights, second.form, lambda name: quantized(PREFILL + name), data, table, shared)
         variants: list[tuple[type[OnnxOps], str]] = [(OnnxOps, ""), (PortableOps, "_portable")]
         built = {}
         for ops_class, suffix in variants:
             graph = Graph(component.name)
-            _build(ops_class(graph, placement, spec.decoder), component)
+            _build(ops_class(graph, placement, spec.decoder), spec, component)
             built[f"{file}{suffix}.onnx"] = graph
         data.close()
         for path, graph in built.items():
@@ -75,20 +75,20 @@ def write_onnx(
     return {"graphs": graphs}, table.entries
 
 
-def _quantizer(weights: Weights, recipe: Recipe) -> Callable[[str], QTensor]:
-    return lambda name: quantize(weights.read(name), recipe.form(name).kind, name)
-
-
-def _build(ops: OnnxOps, component: Component) -> None:
+def _build(ops: OnnxOps, spec: ModelSpec, component: Component) -> None:
     """Declare a component's inputs, outputs and states in the graph, and play it between them."""
     g = ops.graph
     tiles = component.inputs.get("pixels")
     if tiles is not None:
         values: dict[str, Value] = {"pixels": _tiles(g, tiles)}
     else:
-        values = {name: _input(g, name, tensor) for name, tensor in component.inputs.items()}
+        # RoPE rows stand for all positions of the cache here, see OnnxOps._rope.
+        total, rows = "total_sequence_length", position_inputs(spec.decoder)
+        values = {
+            name: g.input(name, _DTYPES[t.dtype], (total, *t.shape[1:]) if name in rows else t.shape)
+            for name, t in component.inputs.items()
+        }
     if component.states:
-        total = "total_sequence_length"
         mask = g.input("attention_mask", TensorProto.INT64, ["batch_size", total])
         for state in component.states:
             past = ["batch_size", *("past_sequence_length" if n is None else n for n in state.shape)]
@@ -100,10 +100,6 @@ def _build(ops: OnnxOps, component: Component) -> None:
     for state in component.states:
         present = ["batch_size", *(total if n is None else n for n in state.shape)]
         g.output(f"present.{state.name}", f"present.{state.name}", TensorProto.FLOAT, present)
-
-
-def _input(g: Graph, name: str, tensor: Tensor) -> str:
-    return g.input(name, _DTYPES[tensor.dtype], tensor.shape)
 
 
 def _tiles(g: Graph, pixels: Tensor) -> str:

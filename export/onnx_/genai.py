@@ -32,7 +32,8 @@ def genai_config(spec: ModelSpec, prompt: PromptSpec, graphs: dict[str, Any]) ->
             "context_length": text.context_length,
             "vocab_size": text.vocab_size,
             "decoder": {
-                "session_options": {"provider_options": []},
+                # A file cannot ask the CPU, as edgevlm's runtime does: exact products on all, slower ones with VNNI.
+                "session_options": {"provider_options": [], "session.x64quantprecision": "1"},
                 "head_size": attention.head_dim,
                 "hidden_size": text.hidden_size,
                 "num_attention_heads": attention.heads,

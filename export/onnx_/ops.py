@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from onnx import TensorProto
 
-from edgevlm.bundle.qtensor import BLOCK
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.onnx_.graph import MICROSOFT, Graph
-from edgevlm.export.onnx_.placement import DTYPES, Linear, Placement
+from edgevlm.export.onnx_.placement import Placement
+from edgevlm.export.onnx_.products import ProductOps, Sum, Value
 from edgevlm.inputs.layout import rope_rows
 from edgevlm.models.blocks import rope_inputs
-from edgevlm.models.ops import Ops
 from edgevlm.models.spec import Attention, Decoder, Norm
 
 
@@ -23,135 +21,13 @@ def optional_attributes(a: Attention) -> dict[str, float]:
     return {name: value for name, value in (("scale", a.scale), ("softcap", a.softcap)) if value is not None}
 
 
-@dataclass
-class Sum:
-    """x + y, not yet emitted: a norm behind it takes both terms in one kernel, and gives the sum as a second output."""
-
-    x: str
-    y: str
-    value: str | None = None
-
-
-Value = str | Sum
-
-
-class OnnxOps(Ops):
+class OnnxOps(ProductOps):
     """Emits nodes into `graph`; handles are value names. Activations are (batch, positions, channels) float32."""
 
-    backend = "The ONNX target"
-
     def __init__(self, graph: Graph, placement: Placement, decoder: Decoder | None = None) -> None:
-        self.graph, self.placement, self.decoder = graph, placement, decoder
-
-    def value(self, x: Value) -> str:
-        """The name of a value; a pending sum is emitted now."""
-        if isinstance(x, str):
-            return x
-        if x.value is None:
-            x.value = self.graph.node("Add", x.x, x.y)
-        return x.value
-
-    # Linear maps
-
-    def linear(self, x: Value, *maps: tuple[str, int], bias: bool = False) -> list[Value]:
-        out = self._product(self.value(x), tuple(name for name, _ in maps))
-        sizes = [rows for _, rows in maps]
-        if len(sizes) == 1:
-            return [out]
-        if len(set(sizes)) == 1:
-            return list(self.graph.nodes("Split", out, outputs=len(sizes), axis=-1, num_outputs=len(sizes)))
-        return list(self.graph.nodes("Split", out, self.graph.constant(sizes), outputs=len(sizes), axis=-1))
-
-    def _product(self, x: str, names: tuple[str, ...]) -> str:
-        """One product with the matrices of several maps on top of each other."""
-        linear = self.placement.linear(names)
-        form = self.placement.form(f"{names[0]}.weight")
-        bias = self.placement.bias(self.graph, linear)
-        if linear.kind in DTYPES:
-            return self._float_linear(x, linear, bias)
-        if form.dynamic:
-            return self._dynamic_linear(x, linear, bias)
-        return self._block_linear(x, linear, bias)
-
-    def _float_linear(self, x: str, linear: Linear, bias: str | None) -> str:
-        g = self.graph
-        matrix = self._float_matrix(linear)
-        if linear.layout == "rows":
-            matrix = g.node("Transpose", matrix, perm=[1, 0])
-        y = g.node("MatMul", x, matrix)
-        return g.node("Add", y, bias) if bias else y
-
-    def _float_matrix(self, linear: Linear) -> str:
-        shape = [linear.rows, linear.columns] if linear.layout == "rows" else [linear.columns, linear.rows]
-        matrix = self.graph.external(f"{linear.key}.weight", DTYPES[linear.kind], shape, linear.codes)
-        if linear.kind == "fp16":  # CPUs compute in float32; the cast is folded when the session is made
-            matrix = self.graph.node("Cast", matrix, to=TensorProto.FLOAT)
-        return matrix
-
-    def _dynamic_linear(self, x: str, linear: Linear, bias: str | None) -> str:
-        codes, scale = self._column_codes(linear)
-        inputs = [x, codes, scale] + (["", bias] if bias else [])
-        return self.graph.node("DynamicQuantizeMatMul", *inputs, domain=MICROSOFT)
-
-    def _column_codes(self, linear: Linear) -> tuple[str, str]:
-        g = self.graph
-        assert linear.scale is not None
-        shape = [linear.columns, linear.rows]
-        codes = g.external(f"{linear.key}.weight", TensorProto.INT8, shape, linear.codes)
-        return codes, g.external(f"{linear.key}.scale", TensorProto.FLOAT, [linear.rows], linear.scale)
-
-    def _block_linear(self, x: str, linear: Linear, bias: str | None) -> str:
-        g, blocks = self.graph, linear.columns // BLOCK
-        bits = 4 if linear.kind == "int4" else 8
-        assert linear.scale is not None
-        shape = [linear.rows, blocks, BLOCK * bits // 8]
-        codes = g.external(f"{linear.key}.weight", TensorProto.UINT8, shape, linear.codes)
-        scale = g.external(f"{linear.key}.scale", TensorProto.FLOAT, [linear.rows, blocks], linear.scale)
-        inputs = [x, codes, scale] + (["", "", bias] if bias else [])
-        # Accuracy level 4 lets the kernel quantize activations to int8 per block, 20-40 % faster than float.
-        return g.node(
-            "MatMulNBits",
-            *inputs,
-            domain=MICROSOFT,
-            K=linear.columns,
-            N=linear.rows,
-            bits=bits,
-            block_size=BLOCK,
-            accuracy_level=4,
-        )
-
-    def embed(self, ids: str, name: str, rows: int, width: int) -> str:
-        g = self.graph
-        linear = self.placement.linear((name,), rows=True)
-        if linear.kind in DTYPES:
-            shape = [linear.rows, linear.columns]
-            table = g.external(f"{name}.weight", DTYPES[linear.kind], shape, linear.codes)
-            rows = g.node("Gather", table, ids)
-            return rows if linear.kind == "fp32" else g.node("Cast", rows, to=TensorProto.FLOAT)
-        return self._embed_blocks(ids, linear)
-
-    def _embed_blocks(self, ids: str, linear: Linear) -> str:
-        bits = 4 if linear.kind == "int4" else 8
-        codes, scale = self._row_bytes(linear)
-        return self.graph.node(
-            "GatherBlockQuantized",
-            codes,
-            ids,
-            scale,
-            domain=MICROSOFT,
-            bits=bits,
-            block_size=BLOCK,
-            gather_axis=0,
-            quantize_axis=1,
-        )
-
-    def _row_bytes(self, linear: Linear) -> tuple[str, str]:
-        g = self.graph
-        assert linear.scale is not None
-        width = linear.columns // 2 if linear.kind == "int4" else linear.columns
-        codes = g.external(f"{linear.key}.rows", TensorProto.UINT8, [linear.rows, width], linear.codes)
-        shape = [linear.rows, linear.columns // BLOCK]
-        return codes, g.external(f"{linear.key}.scale", TensorProto.FLOAT, shape, linear.scale)
+        super().__init__(graph, placement)
+        self.decoder = decoder
+        self._masks: dict[str, str] = {}
 
     # Towers
 
@@ -258,13 +134,30 @@ class OnnxOps(Ops):
             q = g.node("RotaryEmbedding", q, *rows, num_heads=a.heads)
             k = g.node("RotaryEmbedding", k, *rows, num_heads=a.kv_heads)
         if window is not None:
-            q, k, v = (g.node("Reshape", part, g.constant([-1, window, n])) for part, n in zip((q, k, v), channels, strict=True))
-        inputs = [q, k, v] + ([mask] if mask else [])
+            q, k, v = (
+                g.node("Reshape", part, g.constant([-1, window, n]))
+                for part, n in zip((q, k, v), channels, strict=True)
+            )
+        inputs = [q, k, v] + ([self._query_rows(mask, q, window)] if mask else [])
         (out,) = g.nodes(
-            "Attention", *inputs, outputs=[f"{w}.attention"], q_num_heads=a.heads, kv_num_heads=a.kv_heads, **optional_attributes(a)
+            "Attention",
+            *inputs,
+            outputs=[f"{w}.attention"],
+            q_num_heads=a.heads,
+            kv_num_heads=a.kv_heads,
+            **optional_attributes(a),
         )
         out = g.node("Reshape", out, g.constant([1, -1, channels[0]])) if window is not None else out
         return self.linear(out, (f"{w}.o", width), bias=a.out_bias)[0]
+
+    def _query_rows(self, mask: str, q: str, window: int | None) -> str:
+        """A mask of keys (B, 1, 1, T) with a row for each query, which the operator asks for."""
+        g = self.graph
+        if mask not in self._masks:
+            count = g.constant([window]) if window is not None else g.node("Shape", q, start=1, end=2)
+            shape = g.node("Concat", g.constant([1, 1]), count, g.constant([1]), axis=0)
+            self._masks[mask] = g.node("Expand", mask, shape)
+        return self._masks[mask]
 
     def _head_norm(self, x: str, name: str, a: Attention, count: int) -> str:
         """The norm of each head by itself, where the model has one."""
@@ -301,19 +194,15 @@ class OnnxOps(Ops):
         return self.decoder
 
     def _rope(self, part: int) -> str:
-        """cos or sin: a table of the whole context, or this call's rows where positions are not plain indices."""
+        """cos or sin, one row per position of the cache: a table of the whole context, or an input where a position is
+        more than its index. GroupQueryAttention reads the new positions' rows alone, but wants one for each.
+        """
         spec = self._spec
         if not spec.is_plain:
             return rope_inputs("main")[part]
         places = lambda: np.arange(spec.context_length)[None]  # noqa: E731
         make: Callable[[], np.ndarray] = lambda: rope_rows(spec.ropes["main"], places())[part]  # noqa: E731
         return self.placement.constant(self.graph, ("rope.cos", "rope.sin")[part], make)
-
-    def _row_numbers(self) -> str:
-        """0 to S - 1 (1, S): where this call's rows of the RoPE inputs stand."""
-        g = self.graph
-        count = g.node("Squeeze", self._new, g.constant([0]))
-        return g.node("Unsqueeze", g.node("Range", g.constant(0), count, g.constant(1)), g.constant([0]))
 
     def _cached_attention(self, x: str, w: str, a: Attention, state: str) -> str:
         sides = ("key", "value")
@@ -326,14 +215,14 @@ class OnnxOps(Ops):
             rows = (a.heads * a.head_dim, *(a.kv_heads * a.head_dim,) * 2)
             q, k, v = (self.value(p) for p in self.linear(x, *zip(names, rows, strict=True), bias=a.bias))
             parts = [self._head_norm(q, f"{w}.q_norm", a, a.heads), self._head_norm(k, f"{w}.k_norm", a, a.kv_heads), v]
-        tables = [self._rope(0), self._rope(1)] + ([] if self._spec.is_plain else [self._row_numbers()])
         out, *_ = self.graph.nodes(
             "GroupQueryAttention",
             *parts,
             *past,
             self._last32,
             self._total32,
-            *tables,
+            self._rope(0),
+            self._rope(1),
             outputs=[f"{w}.attention", *present],
             domain=MICROSOFT,
             num_heads=a.heads,

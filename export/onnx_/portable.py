@@ -6,8 +6,9 @@ import numpy as np
 from onnx import TensorProto
 
 from edgevlm.bundle.qtensor import BLOCK
-from edgevlm.export.onnx_.ops import OnnxOps, Sum, Value, optional_attributes
+from edgevlm.export.onnx_.ops import OnnxOps, optional_attributes
 from edgevlm.export.onnx_.placement import Linear
+from edgevlm.export.onnx_.products import Sum, Value
 from edgevlm.models.spec import Attention
 
 
@@ -78,14 +79,15 @@ class PortableOps(OnnxOps):
         self._visible = g.node("Or", seen, g.node("Equal", key, query))
 
     def _cached_attention(self, x: str, w: str, a: Attention, state: str) -> str:
-        g, rows = self.graph, (a.heads * a.head_dim, *(a.kv_heads * a.head_dim,) * 2)
+        g, sizes = self.graph, (a.heads * a.head_dim, *(a.kv_heads * a.head_dim,) * 2)
         names = tuple(f"{w}.{name}" for name in "qkv")
-        q, k, v = (self.value(part) for part in self.linear(x, *zip(names, rows, strict=True), bias=a.bias))
+        q, k, v = (self.value(part) for part in self.linear(x, *zip(names, sizes, strict=True), bias=a.bias))
         q, k = self._head_norm(q, f"{w}.q_norm", a, a.heads), self._head_norm(k, f"{w}.k_norm", a, a.kv_heads)
         if self._spec.is_plain:
             tables = [self._rope(0), self._rope(1), self._positions]
         else:
-            tables = [g.node("Unsqueeze", self._rope(part), g.constant([0])) for part in (0, 1)]
+            rows = [g.node("Slice", self._rope(part), self._past, self._total) for part in (0, 1)]
+            tables = [g.node("Unsqueeze", part, g.constant([0])) for part in rows]
         q = g.node("RotaryEmbedding", q, *tables, num_heads=a.heads)
         k = g.node("RotaryEmbedding", k, *tables, num_heads=a.kv_heads)
         past = [f"past_key_values.{state}.{side}" for side in ("key", "value")]

@@ -13,7 +13,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, positions
 from edgevlm.inputs.preprocess import normalize, normalize_tables
 from edgevlm.models.towers.vit import Vit
-from edgevlm.runtimes.base import F32, I64
+
 from edgevlm.runtimes.devices import llama_device
 from edgevlm.runtimes.eager import context_error
 from edgevlm.runtimes.gguf import GgufFile, gguf_files

@@ -63,14 +63,10 @@ class Divergence:
     bound: float
 
     def __str__(self) -> str:
-        return (
-            f"{self.name}: differs from the reference by {self.error:.3g} of its RMS (bound {self.bound:g})"
-        )
+        return f"{self.name}: differs from the reference by {self.error:.3g} of its RMS (bound {self.bound:g})"
 
 
-def first_divergence(
-    reference: dict[str, F32], package: dict[str, F32], bound: float = BOUND
-) -> Divergence | None:
+def first_divergence(reference: dict[str, F32], package: dict[str, F32], bound: float = BOUND) -> Divergence | None:
     """The first value, in the reference's order, that the package lacks, shapes otherwise, or holds with an
     error.
 

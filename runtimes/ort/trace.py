@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevlm.inputs.layout import Layout, decoder_inputs
-from edgevlm.models.components import position_inputs
-from edgevlm.runtimes.ort.runtime import empty_states, import_onnxruntime, vision_feeds
+from edgevlm.inputs.layout import Layout
+from edgevlm.runtimes.ort.products import session_options, signed_saturates
+from edgevlm.runtimes.ort.session import import_onnxruntime
+from edgevlm.runtimes.ort.states import empty_states, position_feeds, vision_feeds
 from edgevlm.types import F32
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ def trace_onnx(bundle: Bundle, view: F32, embeds: F32, layout: Layout) -> dict[s
     found = _run(bundle.path(graphs["vision_encoder"]["file"]), vision_feeds(spec, view))
     d = spec.decoder
     feeds: dict[str, Any] = {"inputs_embeds": embeds[None], "attention_mask": np.ones((1, len(embeds)), np.int64)}
-    inputs = decoder_inputs(d, layout, 0, len(embeds))
-    feeds |= {name: inputs[name] for name in position_inputs(d)}
+    feeds |= position_feeds(d, layout, 0, len(embeds))
     feeds |= {f"past_key_values.{name}": empty for name, empty in empty_states(d).items()}
     reader = graphs.get("decoder_prefill", graphs["decoder"])
     return found | _run(bundle.path(reader["file"]), feeds)
@@ -45,8 +45,7 @@ def _run(path: Path, feeds: dict[str, Any]) -> dict[str, F32]:
         if value not in known:
             model.graph.output.append(onnx.helper.make_empty_tensor_value_info(value))
     ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options(ort, signed_saturates(ort))
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     outputs = session.run(list(values.values()), feeds)

@@ -22,7 +22,8 @@ from edgevlm.checkpoint.families import read_model
 from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreml_ import CoreMLOptions, check_recipe, write_coreml
-from edgevlm.export.pipeline import Expected, ExportOptions, export_model
+from edgevlm.export.pipeline import ExportOptions, export_model
+from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.preprocess import preprocess
@@ -52,11 +53,9 @@ class Exported:
     def __init__(self, checkpoint: Path, folder: Path, quantize: str, options: CoreMLOptions) -> None:
         spec, weights = read_model(open_checkpoint(str(checkpoint)))
         recipe = fit(make_recipe(quantize, "size"), weights)
-        self.spec, self.weights, self.recipe = spec, Expected(weights, recipe), recipe
+        self.spec, self.weights, self.recipe = spec, QuantizedModel(weights, recipe), recipe
         (folder / "coreml").mkdir(parents=True)
-        self.entry = write_coreml(
-            folder / "coreml", spec, weights, recipe, self.weights.quantized, options=options
-        )
+        self.entry = write_coreml(folder / "coreml", spec, weights, recipe, self.weights.quantized, options=options)
         self.bundle = as_bundle(folder, spec, self.entry)
 
     def copy(self, to: Path) -> Bundle:
@@ -223,9 +222,7 @@ def test_coremltools_reads_the_packages(exported: Callable[[str], Exported]) -> 
 
 
 def test_the_same_export_gives_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    models = [
-        Exported(tiny_checkpoint, tmp_path / str(i), "int4", CoreMLOptions("gpu", (64,))) for i in range(2)
-    ]
+    models = [Exported(tiny_checkpoint, tmp_path / str(i), "int4", CoreMLOptions("gpu", (64,))) for i in range(2)]
     contents = [
         {str(p.relative_to(m.bundle.folder)): p.read_bytes() for p in m.bundle.folder.rglob("*") if p.is_file()}
         for m in models
@@ -333,7 +330,7 @@ def test_weights_beyond_fp16_are_refused(tiny_checkpoint: Path, tmp_path: Path) 
 
     recipe = make_recipe("int8")
     with pytest.raises(EdgeVLMError, match=r"'decoder.norm.weight' reaches 1e\+05"):
-        write_coreml(tmp_path, spec, Huge(), recipe, Expected(weights, recipe).quantized)
+        write_coreml(tmp_path, spec, Huge(), recipe, QuantizedModel(weights, recipe).quantized)
 
 
 def test_a_large_vocabulary_gets_a_split_head(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -461,9 +458,7 @@ def test_a_state_written_to_the_wrong_row(exported: Callable[[str], Exported], t
 
 
 @pytest.mark.parametrize("form", PROFILES)
-def test_wrong_rope_rows(
-    exported: Callable[[str], Exported], monkeypatch: pytest.MonkeyPatch, form: str
-) -> None:
+def test_wrong_rope_rows(exported: Callable[[str], Exported], monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """The host gives rows that are one position late."""
     right = coreml.rope_rows
     monkeypatch.setattr(
@@ -540,7 +535,7 @@ def test_overflow_report_names_a_layer_that_overflows(tiny_checkpoint: Path, tmp
             return weights.names()
 
     recipe = make_recipe("int8", "size")
-    expected = Expected(cast(Any, Loud()), recipe)
+    expected = QuantizedModel(cast(Any, Loud()), recipe)
     (tmp_path / "coreml").mkdir()
     entry = write_coreml(
         tmp_path / "coreml", spec, Loud(), recipe, expected.quantized, options=CoreMLOptions("gpu", (64,))
@@ -575,13 +570,13 @@ def test_incomplete_manifest(exported: Callable[[str], Exported]) -> None:
 
 
 @pytest.fixture(scope="module")
-def gated(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Expected]:
+def gated(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuantizedModel]:
     """A bundle that passed its gate, and what the quantizer made of its weights."""
     folder = tmp_path_factory.mktemp("gated") / "out"
     result = export_model(ExportOptions(str(tiny_checkpoint), folder, ("coreml",), "int8", "size"))
     assert result.report is not None and result.report.passed
     _, weights = read_model(open_checkpoint(str(tiny_checkpoint)))
-    return folder, Expected(weights, fit(make_recipe("int8", "size"), weights))
+    return folder, QuantizedModel(weights, fit(make_recipe("int8", "size"), weights))
 
 
 def spoil_weight(bundle: Bundle, _: pytest.MonkeyPatch) -> None:
@@ -619,7 +614,12 @@ def spoil_bias(bundle: Bundle, _: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_gate_fails_and_names_the_component(
-    gated: tuple[Path, Expected], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Any, check: str, named: str
+    gated: tuple[Path, QuantizedModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Any,
+    check: str,
+    named: str,
 ) -> None:
     folder, expected = gated
     bundle = open_bundle(shutil.copytree(folder, tmp_path / "copy"))
@@ -633,9 +633,9 @@ def test_the_gate_fails_and_names_the_component(
 
 def test_the_gate_calls_every_context(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Palettes for the Neural Engine, and a fault in the functions of one context that is not the longest."""
-    result = export_model(ExportOptions(
-        str(tiny_checkpoint), tmp_path / "out", ("coreml",), "palette6", coreml_profile="ane"
-    ))  # fmt: skip
+    result = export_model(
+        ExportOptions(str(tiny_checkpoint), tmp_path / "out", ("coreml",), "palette6", coreml_profile="ane")
+    )
     assert result.report is not None and result.report.passed
     checks = [row.check for row in result.report.rows]
     assert {"logits with context 512, cosine", "logits with context 1024, cosine"} <= set(checks)
@@ -647,7 +647,7 @@ def test_the_gate_calls_every_context(tiny_checkpoint: Path, tmp_path: Path) -> 
 
     plant(bundle, "Decoder.mlpackage", unwrite, only=("decode_ctx512", "prefill_32_ctx512"))
     _, weights = read_model(open_checkpoint(str(tiny_checkpoint)))
-    report = run_gate(bundle, expected=Expected(weights, fit(make_recipe("palette6"), weights)))
+    report = run_gate(bundle, expected=QuantizedModel(weights, fit(make_recipe("palette6"), weights)))
     assert [row.check for row in report.rows if not row.passed] == ["logits with context 512, cosine"]
     assert [row.where for row in report.rows if row.check == "first operation that differs"] == [
         "decoder.layers.2.attention"
@@ -695,9 +695,7 @@ def test_default_model(tmp_path: Path, quantize: str, profile: str) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(
-    ("quantize", "profile"), [("fp16", "gpu"), ("int8", "gpu"), ("int4", "gpu"), ("int8", "ane")]
-)
+@pytest.mark.parametrize(("quantize", "profile"), [("fp16", "gpu"), ("int8", "gpu"), ("int4", "gpu"), ("int8", "ane")])
 def test_256m(checkpoint_256m: Path, tmp_path: Path, quantize: str, profile: str) -> None:
     holds(str(checkpoint_256m), quantize, tmp_path, CoreMLOptions(profile, (512,)))
 

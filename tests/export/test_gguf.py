@@ -478,10 +478,15 @@ def write(source, out, quantized=None, kind="int4"):
     spec, weights = read_model(open_checkpoint(str(source)))
     recipe = make_recipe(kind)
     return write_gguf(
-        out, spec, weights, recipe, read_image_spec(source, spec.vision), read_prompt_spec(source, spec),
+        out,
+        spec,
+        weights,
+        recipe,
+        read_image_spec(source, spec.vision),
+        read_prompt_spec(source, spec),
         source / "tokenizer.json",
         quantized or (lambda name: quantize(weights.read(name), recipe.form(name).kind, name)),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])

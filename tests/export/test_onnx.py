@@ -12,11 +12,12 @@ from onnx.reference import ReferenceEvaluator
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_model
 from edgevlm.export.onnx_.emit import write_onnx
-from edgevlm.export.pipeline import Expected
+from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.models.eager import EagerOps, KVCache
 from edgevlm.models.llama import decoder
-from edgevlm.runtimes.ort.runtime import import_onnxruntime
+from edgevlm.runtimes.ort.products import session_options, signed_saturates
+from edgevlm.runtimes.ort.session import import_onnxruntime
 from edgevlm.verify.reference import Reference, cosine
 
 RECIPES = [("fp32", "balanced"), ("fp16", "balanced"), ("int8", "balanced"), ("int4", "balanced"), ("int4", "size"),
@@ -32,19 +33,19 @@ class Exported:
         self.folder = folder
         self.spec, weights = read_model(open_checkpoint(str(checkpoint)))
         recipe = make_recipe(quantize, preset, overrides)
-        self.expected = Expected(weights, recipe)
+        self.expected = QuantizedModel(weights, recipe)
         self.entry, self.table = write_onnx(folder, self.spec, weights, recipe, self.expected.quantized)
         self.reference = Reference(self.spec, self.expected)
 
     def session(self, name: str) -> Any:
-        return import_onnxruntime().InferenceSession(str(self.folder / f"{name}.onnx"))
+        ort = import_onnxruntime()
+        options = session_options(ort, not name.endswith("_portable") and signed_saturates(ort))
+        return ort.InferenceSession(str(self.folder / f"{name}.onnx"), options)
 
     def past(self, batch: int) -> dict[str, np.ndarray]:
         text = self.spec.decoder
         empty = np.zeros((batch, text.num_kv_heads, 0, text.head_dim), np.float32)
-        return {
-            f"past_key_values.{i}.{part}": empty for i in range(text.num_layers) for part in ("key", "value")
-        }
+        return {f"past_key_values.{i}.{part}": empty for i in range(text.num_layers) for part in ("key", "value")}
 
 
 def every_position(out: Exported, graph: str, embeds: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
-from edgevlm.checkpoint.families import internvl, llava, qwen2_5_vl, smolvlm
+from edgevlm.checkpoint.families import deepseek_vl, internvl, llava, nanovlm, qwen2_5_vl, smolvlm
 from edgevlm.checkpoint.families.check import check_model
 from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.family import Family
@@ -13,7 +13,9 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Queries
 from edgevlm.models.record import weight_tree
 
-FAMILIES = (smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_5_vl.FAMILY)
+FAMILIES = (
+    smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_5_vl.FAMILY, nanovlm.FAMILY, deepseek_vl.FAMILY,
+)  # fmt: skip
 
 
 def read_model(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
@@ -46,7 +48,7 @@ def read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
 def find_family(checkpoint: Checkpoint) -> Family:
     kind = checkpoint.config.get("model_type")
     for family in FAMILIES:
-        if kind in family.model_types:
+        if kind in family.model_types or (kind is None and family.mark in checkpoint.config):
             return family
     raise EdgeVLMError(
         f"{checkpoint.name} is of the model family {kind!r}, which edgevlm does not support: supported are "

@@ -11,9 +11,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling
 
 
-def read_decoder(
-    config: Section, *, tied: bool, kind: str | None = None, sections: tuple[int, ...] = ()
-) -> Decoder:
+def read_decoder(config: Section, *, tied: bool, kind: str | None = None, sections: tuple[int, ...] = ()) -> Decoder:
     """The decoder of a text_config.
 
     kind: "llama", "qwen2" or "qwen3", where the family knows it; None is the config's own model_type.
@@ -22,7 +20,7 @@ def read_decoder(
     kind = kind or config.choice("model_type", "llama", {name: name for name in _DEFAULTS})
     config.choice("hidden_act", "silu", {"silu": "silu"})
     if config.flag("use_sliding_window"):
-        raise config.wrong("use_sliding_window", "false")
+        raise config.wrong("use_sliding_window", "false", True)
     defaults = _DEFAULTS[kind]
     hidden, heads = config.count("hidden_size", 4096), config.count("num_attention_heads", 32)
     eps = config.number("rms_norm_eps", 1e-6 if config.given else 1e-5)
@@ -62,7 +60,8 @@ def _rope(config: Section, size: int, theta: float, sections: tuple[int, ...]) -
     """Base and scaling: transformers 4 has rope_theta beside rope_scaling, transformers 5 both in rope_parameters."""
     rope = config.section("rope_scaling") if config.value("rope_scaling") else config.section("rope_parameters")
     kind = rope.value("rope_type") or rope.value("type") or "default"
-    if kind not in ("default", "llama3", *(("mrope",) if sections else ())):
+    # Dynamic scaling changes nothing up to max_position_embeddings, which is as far as a bundle's context goes.
+    if kind not in ("default", "dynamic", "llama3", *(("mrope",) if sections else ())):
         raise EdgeVLMError(
             f"config.json asks for the RoPE scaling {kind!r} ({rope.where}): edgevlm supports 'default' and "
             "'llama3'; use a checkpoint with one of these."
@@ -85,12 +84,14 @@ def _rope(config: Section, size: int, theta: float, sections: tuple[int, ...]) -
     return Rope(base, size, scaling, sections)
 
 
-def is_tied(checkpoint: Checkpoint, config: Section, text: Section, head: str, embed: str) -> bool:
+def is_tied(
+    checkpoint: Checkpoint, config: Section, text: Section, head: str, embed: str, default: bool = False
+) -> bool:
     """As transformers: the top-level field decides, except that a stored head which differs stays a head.
 
-    A file without a head can only mean a tied one, where either config says so.
+    A file without a head can only mean a tied one, where either config says so. default: the top-level field's.
     """
-    names, tied = checkpoint.names(), config.flag("tie_word_embeddings")
+    names, tied = checkpoint.names(), config.flag("tie_word_embeddings", default)
     if head not in names:
         return tied or text.flag("tie_word_embeddings")
     return tied and embed in names and checkpoint.same(head, embed)

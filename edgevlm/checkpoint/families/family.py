@@ -20,6 +20,7 @@ class Family:
     """model_types: what config.json calls it. read: the description. tensor_names: where its weights stand.
 
     unused: beginnings of tensor names that the files may hold and nothing reads.
+    mark: a key of config.json that tells the family, where config.json has no model_type.
     """
 
     model_types: tuple[str, ...]
@@ -27,3 +28,4 @@ class Family:
     read: Callable[[Checkpoint, Section], ModelSpec]
     tensor_names: Callable[[Checkpoint, ModelSpec], Names]
     unused: Callable[[Checkpoint, ModelSpec], tuple[str, ...]] = _none
+    mark: str | None = None

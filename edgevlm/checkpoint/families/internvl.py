@@ -8,21 +8,30 @@ from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, Plain, Scaled, Split, prefix_of
+from edgevlm.checkpoint.families.tokens import token_id
 from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_vit
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Linear, Normalize, Shuffle
 from edgevlm.models.spec import Norm
+from edgevlm.models.towers.vit import Vit
+
+CONTEXT = "<IMG_CONTEXT>"
 
 
 def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
     remote = checkpoint.config["model_type"] == "internvl_chat"
-    text, prefix = config.section("llm_config" if remote else "text_config"), prefix_of(checkpoint, "embed_tokens.weight")
-    tied = is_tied(checkpoint, config, text, f"{_head(prefix)}.weight", f"{prefix}embed_tokens.weight")
+    text, prefix = (
+        config.section("llm_config" if remote else "text_config"),
+        prefix_of(checkpoint, "embed_tokens.weight"),
+    )
+    tied = is_tied(
+        checkpoint, config, text, f"{_head(prefix)}.weight", f"{prefix}embed_tokens.weight", default=not remote
+    )
     decoder = read_decoder(text, tied=tied)
     section = config.section("vision_config")
     section.choice("norm_type", "layer_norm", {"layer_norm": "layer_norm"})
     if section.flag("use_qk_norm") or section.flag("qk_normalization"):
-        raise section.wrong("use_qk_norm", "false")
+        raise section.wrong("use_qk_norm", "false", True)
     pooled = remote or section.value("use_mean_pooling") is None or section.flag("use_mean_pooling")
     vision = read_vit(
         section, image_size=448, patch_size=14, hidden_size=1024, inner=4096, act="gelu", class_token=True,
@@ -42,17 +51,20 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
             Linear("linear_2", decoder.hidden_size),
         ),
         decoder=decoder,
-        image_token_id=config.count("image_token_id", 151667, least=0),
+        image_token_id=token_id(checkpoint, CONTEXT) if remote else config.count("image_token_id", 151667, least=0),
     )
 
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     prefix = prefix_of(checkpoint, "embed_tokens.weight")
-    tower = _remote(spec) if spec.family == "internvl_chat" else _own(prefix_of(checkpoint, "embeddings.cls_token"), spec)
+    tower = (
+        _remote(spec) if spec.family == "internvl_chat" else _own(prefix_of(checkpoint, "embeddings.cls_token"), spec)
+    )
     return {**tower, **names.llama(prefix, _head(prefix))}
 
 
 def _own(tower: str, spec: ModelSpec) -> Names:
+    assert isinstance(spec.vision, Vit)
     layer, connector = f"{tower}encoder.layer.{{i}}", tower.replace("vision_tower", "multi_modal_projector")
     side, width = spec.vision.patches_per_side, spec.vision.hidden_size
     return {
@@ -79,6 +91,7 @@ def _own(tower: str, spec: ModelSpec) -> Names:
 
 
 def _remote(spec: ModelSpec) -> Names:
+    assert isinstance(spec.vision, Vit)
     tower, side, width = "vision_model.", spec.vision.patches_per_side, spec.vision.hidden_size
     layer = "vision_model.encoder.layers."
     return {

@@ -40,11 +40,13 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
 def _tower(config: Section) -> Vit:
     """As LLaVA takes it: without its final norm, and without the class token that CLIP's has."""
     vision = config.section("vision_config")
-    kind = vision.choice("model_type", "clip_vision_model", {"siglip_vision_model": "siglip", "clip_vision_model": "clip"})
+    kind = vision.choice(
+        "model_type", "clip_vision_model", {"siglip_vision_model": "siglip", "clip_vision_model": "clip"}
+    )
     whole = {"siglip": "full", "clip": "default"}[kind]  # every patch, and nothing else
     config.choice("vision_feature_select_strategy", "default", {whole: whole})
     if kind == "siglip":
-        return read_vit(vision, image_size=224, patch_size=16, hidden_size=768, post_norm=False)
+        return read_vit(vision, image_size=224, patch_size=16, hidden_size=768, heads=12, post_norm=False)
     return read_vit(
         vision, image_size=224, patch_size=32, hidden_size=768, heads=12, eps=1e-5, act="quick_gelu",
         patch_bias=False, class_token=True, pre_norm=True, post_norm=False,

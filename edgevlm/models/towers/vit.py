@@ -1,4 +1,4 @@
-"""A vision transformer on square pictures of one size: SigLIP (arXiv 2303.15343), CLIP (arXiv 2103.00020), InternViT."""
+"""A vision transformer on squares of one size: SigLIP (arXiv 2303.15343), CLIP (arXiv 2103.00020), InternViT."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class Vit:
 
     def walk(self, ops: Ops, inputs: dict[str, X]) -> X:
         """Normalized tiles (B, 3, S, S) to patch states (B, patches, D)."""
-        x = ops.patch_embed(inputs["pixels"], "vision.patch_embedding", self.hidden_size, self.patch_size, self.patch_bias)
+        x = ops.patch_embed(
+            inputs["pixels"], "vision.patch_embedding", self.hidden_size, self.patch_size, self.patch_bias
+        )
         x = ops.prepend(x, "vision.class_token", self.hidden_size) if self.class_token else x
         x = ops.add_table(x, "vision.position_embedding", self.num_patches + self.class_token, self.hidden_size)
         x = ops.norm(x, "vision.pre_norm", self.block.norm) if self.pre_norm else x
