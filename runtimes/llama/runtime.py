@@ -13,12 +13,12 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, positions
 from edgevlm.inputs.preprocess import normalize, normalize_tables
 from edgevlm.models.towers.vit import Vit
-
 from edgevlm.runtimes.devices import llama_device
 from edgevlm.runtimes.eager import context_error
 from edgevlm.runtimes.gguf import GgufFile, gguf_files
 from edgevlm.runtimes.llama.engine import load_engine, probe_in_child
 from edgevlm.runtimes.llama.names import EMBEDDINGS
+from edgevlm.types import F32, I64
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
