@@ -1,0 +1,203 @@
+"""Write the golden vectors of how pictures become views, by each family's own PIL image processor.
+
+    python tests/vectors/make_views.py          (re)writes views.json and rgb_raw.json
+    python tests/vectors/make_views.py --check  exits with 1 if one would change
+
+Sizes, grids, tile counts and pixels come from transformers' PIL image processors and Pillow >= 13. Nothing here imports
+edgevlm. README.md describes the files and the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
+    GotOcr2ImageProcessorPil,
+    get_optimal_tiled_canvas,
+)
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.utils import logging
+
+HERE = Path(__file__).parent
+U8 = npt.NDArray[np.uint8]
+
+PROCESSORS = {
+    "CLIPImageProcessor": CLIPImageProcessorPil,
+    "DeepseekVLImageProcessor": DeepseekVLImageProcessorPil,
+    "GotOcr2ImageProcessor": GotOcr2ImageProcessorPil,
+    "Idefics3ImageProcessor": Idefics3ImageProcessorPil,
+    "LlavaImageProcessor": LlavaImageProcessorPil,
+    "Qwen2VLImageProcessor": Qwen2VLImageProcessorPil,
+    "SiglipImageProcessor": SiglipImageProcessorPil,
+}
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+
+
+def square(side: int) -> dict[str, int]:
+    return {"height": side, "width": side}
+
+
+def crop(side: int) -> dict[str, Any]:
+    return {"size": {"shortest_edge": side}, "crop_size": square(side)}
+
+
+def padded(side: int) -> dict[str, Any]:
+    return {"do_pad": True, "do_center_crop": False, "size": square(side), "image_mean": CLIP_MEAN}
+
+
+def tiles(side: int, most: int) -> dict[str, Any]:
+    return {"size": square(side), "crop_to_patches": True, "min_patches": 1, "max_patches": most}
+
+
+def native(patch: int, least: int, most: int) -> dict[str, Any]:
+    return {"patch_size": patch, "merge_size": 2, "size": {"shortest_edge": least, "longest_edge": most}}
+
+
+def split(side: int, longest: int) -> dict[str, Any]:
+    limits = {"size": {"longest_edge": longest}, "max_image_size": {"longest_edge": side}}
+    return {"do_image_splitting": True, "do_pad": False, **limits}
+
+
+# name: processor, its settings, image tokens of one view (None: a quarter of the patches, which are merged 2x2)
+SPECS: dict[str, tuple[str, dict[str, Any], int | None]] = {
+    "clip_crop": ("CLIPImageProcessor", crop(336), 576),
+    "clip_crop_small": ("CLIPImageProcessor", crop(48), 36),
+    "llava_pad": ("LlavaImageProcessor", padded(336), 576),
+    "llava_pad_small": ("LlavaImageProcessor", padded(48), 36),
+    "internvl": ("GotOcr2ImageProcessor", tiles(448, 12), 256),
+    "internvl_small": ("GotOcr2ImageProcessor", tiles(48, 6), 9),
+    "qwen2_5_vl": ("Qwen2VLImageProcessor", native(14, 56 * 56, 28 * 28 * 1280), None),
+    "qwen3_vl": ("Qwen2VLImageProcessor", native(16, 65536, 16777216), None),
+    "qwen_small": ("Qwen2VLImageProcessor", native(8, 4 * 256, 40 * 256), None),
+    "deepseek_vl": ("DeepseekVLImageProcessor", {"size": square(384), "image_mean": [0.5] * 3}, 576),
+    "deepseek_vl_small": ("DeepseekVLImageProcessor", {"size": square(48), "image_mean": CLIP_MEAN}, 36),
+    "idefics3": ("Idefics3ImageProcessor", split(364, 1456), 169),
+    "idefics3_small": ("Idefics3ImageProcessor", split(48, 192), 9),
+    "siglip": ("SiglipImageProcessor", {"size": square(384)}, 729),
+    "siglip_small": ("SiglipImageProcessor", {"size": square(48)}, 36),
+}
+SIZES = [
+    *[(1, 1), (1, 2), (2, 1), (3, 3), (1, 97), (97, 1), (3, 50), (50, 3), (2, 400), (400, 2), (2, 402), (13, 7)],
+    *[(14, 14), (28, 28), (48, 48), (49, 48), (48, 49), (96, 48), (48, 144), (56, 84), (42, 70), (61, 43), (43, 61)],
+    *[(64, 64), (101, 103), (127, 211), (336, 336), (384, 384), (448, 448), (449, 448), (512, 341), (640, 480)],
+    *[(480, 640), (896, 448), (448, 896), (997, 601), (1080, 1920), (1344, 896), (1457, 1456), (1601, 37), (31, 1499)],
+]
+
+
+def picture(width: int, height: int) -> U8:
+    """(height, width, 3): smooth in places, rough in others, and simple integer arithmetic (README.md)."""
+    y, x, c = np.meshgrid(*(np.arange(n, dtype=np.uint32) for n in (height, width, 3)), indexing="ij")
+    smooth = (x * x * (1 + c) + y * y * (3 - c) + 64 * x + 32 * y) >> np.uint32(6)
+    rough = ((x * np.uint32(73856093)) ^ (y * np.uint32(19349663)) ^ (c * np.uint32(83492791))) >> np.uint32(27)
+    rgb: U8 = ((smooth + rough) & np.uint32(255)).astype(np.uint8)
+    return rgb
+
+
+def case(name: str, width: int, height: int) -> dict[str, Any]:
+    """What the processor of SPECS[name] makes of the picture: its views before rescaling and normalization."""
+    kind, settings, tokens = SPECS[name]
+    options: dict[str, Any] = {"do_rescale": False, "do_normalize": False, "return_tensors": None}
+    if kind == "Idefics3ImageProcessor":
+        options["return_row_col_info"] = True
+    found: dict[str, Any] = {"spec": name, "width": width, "height": height}
+    try:
+        out = PROCESSORS[kind](**settings)(Image.fromarray(picture(width, height)), **options)
+    except ValueError as error:
+        return found | {"refused": str(error).split(",")[0]}
+    if kind == "Qwen2VLImageProcessor":
+        _, rows, columns = (int(n) for n in out["image_grid_thw"][0])
+        views = unpatchify(np.asarray(out["pixel_values"]), rows, columns, settings["patch_size"])[None]
+        found |= {"patches": [rows, columns]}
+        tokens = rows * columns // 4
+    else:
+        nested = kind == "Idefics3ImageProcessor"
+        views = np.stack(out["pixel_values"][0] if nested else out["pixel_values"])
+        if nested:
+            found["tiles"] = [int(out["rows"][0][0]), int(out["cols"][0][0])]
+        elif kind == "GotOcr2ImageProcessor":
+            canvas = (settings["min_patches"], settings["max_patches"])
+            columns, rows = get_optimal_tiled_canvas((height, width), views.shape[-2:], *canvas)
+            assert len(views) == rows * columns + (rows * columns > 1)
+            found["tiles"] = [rows, columns]
+    assert tokens is not None
+    pixels = views.transpose(0, 2, 3, 1)
+    data = np.ascontiguousarray(pixels).astype(np.uint8)
+    assert np.array_equal(data, pixels), "the views are not bytes"
+    return found | {
+        "views": len(data),
+        "size": [data.shape[2], data.shape[1]],
+        "tokens": tokens * len(data),
+        "sha256": hashlib.sha256(data.tobytes()).hexdigest(),
+    }
+
+
+def unpatchify(patches: npt.NDArray[Any], rows: int, columns: int, patch: int) -> npt.NDArray[Any]:
+    """(3, height, width) from Qwen's patches: merged 2x2, and each twice, since a still picture is two frames."""
+    cells = patches.reshape(rows // 2, columns // 2, 2, 2, 3, 2, patch, patch)
+    assert np.array_equal(cells[:, :, :, :, :, 0], cells[:, :, :, :, :, 1])
+    return cells[:, :, :, :, :, 0].transpose(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * patch, columns * patch)
+
+
+def views() -> dict[str, Any]:
+    specs = {
+        name: {"processor": kind, "settings": settings, "tokens_per_view": tokens}
+        for name, (kind, settings, tokens) in SPECS.items()
+    }
+    samples = [[w, h, hashlib.sha256(picture(w, h).tobytes()).hexdigest()] for w, h in SIZES]
+    return {"specs": specs, "pictures": samples, "cases": [case(name, *size) for name in SPECS for size in SIZES]}
+
+
+def rgb_raw(folder: Path) -> dict[str, Any]:
+    """Width, height and sha256 of the raw RGB bytes (rows from the top) of each picture in `folder`."""
+    cases = []
+    for path in sorted(folder.iterdir()):
+        with Image.open(path) as image:
+            rgb = np.asarray(image)
+        assert rgb.dtype == np.uint8 and rgb.shape[2] == 3
+        digest = hashlib.sha256(rgb.tobytes()).hexdigest()
+        cases.append({"file": path.name, "width": rgb.shape[1], "height": rgb.shape[0], "sha256": digest})
+    return {"cases": cases}
+
+
+def to_json(data: dict[str, Any]) -> str:
+    """One entry a line."""
+
+    def block(value: dict[str, Any] | list[Any]) -> str:
+        if isinstance(value, dict):
+            return "{\n  " + ",\n  ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()) + "\n }"
+        return "[\n  " + ",\n  ".join(json.dumps(entry) for entry in value) + "\n ]"
+
+    return "{\n" + ",\n".join(f" {json.dumps(key)}: {block(value)}" for key, value in data.items()) + "\n}\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file would change")
+    check = parser.parse_args().check
+    logging.set_verbosity_error()  # one pixel's channel order is said to be ambiguous, and is read right
+    stale = []
+    for name, data in (("views.json", views()), ("rgb_raw.json", rgb_raw(HERE / "rgb"))):
+        text, path = to_json(data), HERE / name
+        if not path.exists() or path.read_text("utf-8") != text:
+            stale.append(name)
+            if not check:
+                path.write_text(text, "utf-8")
+    if check:
+        print("\n".join(stale) or "the vectors are as the processors say")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
