@@ -86,9 +86,7 @@ def _open_file(path: Path, name: str) -> BinaryIO:
             raise EdgeVLMError(f"{name} is not a regular file: save the picture to a file first.")
         return path.open("rb")
     except (OSError, ValueError) as e:  # ValueError: a NUL in the path
-        raise EdgeVLMError(
-            f"{name} cannot be read ({_reason(e)}): check the path and its permissions."
-        ) from e
+        raise EdgeVLMError(f"{name} cannot be read ({_reason(e)}): check the path and its permissions.") from e
 
 
 def _open(name: str, stream: BinaryIO) -> Image.Image:

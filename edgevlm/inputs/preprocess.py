@@ -1,7 +1,7 @@
 """Decoded RGB -> uint8 views -> float32 pixels: the arithmetic that docs/preprocessing.md defines.
 
-Equal bit for bit to the PIL image processors of Hugging Face (tests hold this); what those write as code, ImageSpec holds
-as values.
+Equal bit for bit to the PIL image processors of Hugging Face (tests hold this); what those write as code, ImageSpec
+holds as values.
 """
 
 from __future__ import annotations

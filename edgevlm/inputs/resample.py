@@ -105,9 +105,7 @@ def resize(image: U8, width: int, height: int, resample: str) -> U8:
     change the size is left out.
     """
     if width < 1 or height < 1 or 0 in image.shape:
-        raise EdgeVLMError(
-            f"An image of {image.shape} cannot be resized to {width} x {height}: sizes start at 1."
-        )
+        raise EdgeVLMError(f"An image of {image.shape} cannot be resized to {width} x {height}: sizes start at 1.")
     for new_width, new_height in passes((image.shape[1], image.shape[0]), (width, height)):
         if new_width != image.shape[1]:
             image = _pass(image.swapaxes(0, 1), new_width, resample).swapaxes(0, 1)
