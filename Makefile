@@ -22,6 +22,7 @@ test-heavy: .venv/test.done .venv/llama.done .venv/coreai.done
 
 lint: .venv/test.done
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 # mypy cannot follow the mapping of export/ and runtimes/ into the package: show it the package as installed, by links.
 types: .venv/test.done

@@ -176,9 +176,15 @@ def measure(plan: Plan) -> dict[str, Any]:
 
         steps = {"steps": plan.qad_steps, "learning_rate": 3e-5, "train": PARTS, "seed": seed}
         aware = DistillOptions(
-            teacher, out=plan.out / f"qad-{seed}", **shared, **steps, **lessons, cross_entropy=0.0, quantize="int4",
+            teacher,
+            out=plan.out / f"qad-{seed}",
+            **shared,
+            **steps,
+            **lessons,
+            cross_entropy=0.0,
+            quantize="int4",
             preset=plan.preset,
-        )  # fmt: skip
+        )
         record("float", whole)
         record("int4", whole, quantize=True)
         record("int4+QAD", run(distill, aware), quantize=True)

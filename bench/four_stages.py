@@ -102,8 +102,11 @@ def child(task: dict[str, Any]) -> dict[str, Any]:
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, __file__, "--child", json.dumps(task)],
-        stdout=subprocess.PIPE, env=environment, check=True, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        env=environment,
+        check=True,
+        text=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
@@ -133,9 +136,7 @@ def _agreed(ids: list[int], others: list[int]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="checkpoint folder")
     parser.add_argument("--bundle", action="append", default=[], help="a bundle of it; may be repeated")
     parser.add_argument("--picture", default=str(PICTURE))

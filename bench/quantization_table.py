@@ -70,8 +70,13 @@ class Table:
                 }  # fmt: skip
         from edgevlm.bench.device_card import device_card
 
-        return {"model": self.args.model, "device": device_card(), "settings": vars(self.args),
-                "missing": self.missing, "cells": cells}  # fmt: skip
+        return {
+            "model": self.args.model,
+            "device": device_card(),
+            "settings": vars(self.args),
+            "missing": self.missing,
+            "cells": cells,
+        }
 
     def _settle(self) -> None:
         """The figures of one folder are made one way: refuse to mix them."""
@@ -153,9 +158,12 @@ class Table:
 
         slow = self._slow(engine) > 1
         options = BenchOptions(
-            repeat=1 if slow else self.args.repeat, cold=1, tokens=4 if slow else 32, tiles=self.args.tiles,
+            repeat=1 if slow else self.args.repeat,
+            cold=1,
+            tokens=4 if slow else 32,
+            tiles=self.args.tiles,
             threads=self.args.threads,
-        )  # fmt: skip
+        )
         return bench([Subject(self._folder(row), engine) for row in self.rows], options)
 
     def _score(self, row: str, engine: str) -> dict[str, Any]:

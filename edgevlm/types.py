@@ -1,4 +1,4 @@
-"""Names of types that many modules use."""
+"""The types that many modules speak of: arrays by dtype, and what long work reports."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
-
+I64 = npt.NDArray[np.int64]
+Ids = I64
+"""Token ids (n,)."""
 Progress = Callable[[str, int, int], None]
-"""What is being done, how much of it is done, and of how much."""
+"""progress(what, done, total): `done` of `total` units of the stage `what` are finished."""

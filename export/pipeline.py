@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,25 +13,24 @@ from edgevlm import __version__
 from edgevlm.bundle.files import check_free, list_files, write_json, write_manifest
 from edgevlm.bundle.manifest import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
 from edgevlm.bundle.qtensor import PALETTES, PREFILL, QTensor
-from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, open_checkpoint
-from edgevlm.checkpoint.families import Weights, read_model
+from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, Weights, open_checkpoint
+from edgevlm.checkpoint.families import read_model
 from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
 from edgevlm.export.calibrate.record import recorded
-from edgevlm.export.quantize.recipe import Recipe, fit, is_linear, make_recipe
+from edgevlm.export.quantize.recipe import Recipe, fit, make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.export.source import read_source
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.io.folders import partial_folder, publish
 from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.ops import F32
+from edgevlm.types import F32, Progress
 from edgevlm.verify.answers import QUESTIONS, maybe_questions
 from edgevlm.verify.gate import GateOptions, run_gate
 from edgevlm.verify.report import GateReport
 
-Progress = Callable[[str, int, int], None]
 TARGETS = ("onnx", "gguf", "coreml")
 COREML_PROFILES = ("gpu", "ane")
 _TOOLS = ("numpy", "pillow", "tokenizers", "onnx", "onnxruntime", "gguf", "coremltools")
@@ -112,9 +110,14 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
             source = read_source(checkpoint.folder, spec)
             with maybe_questions(options.answers, options.questions) as asked:
                 report = run_gate(
-                    bundle, original=weights, expected=expected, source=source, questions=asked, progress=tell,
+                    bundle,
+                    original=weights,
+                    expected=expected,
+                    source=source,
+                    questions=asked,
+                    progress=tell,
                     options=judged,
-                )  # fmt: skip
+                )
             manifest = replace(bundle.manifest, gate=report.to_dict())
             write_manifest(partial, manifest)
         if report is None or report.passed:
@@ -154,7 +157,8 @@ class Expected:
         plain, recipe = name.removeprefix(PREFILL), self.recipe
         if plain != name and recipe.prefill is not None:
             recipe = replace(recipe, decoder=recipe.prefill)
-        return quantize(self.weights.read(plain), recipe.form(plain).kind, plain)
+        kind = recipe.form(plain).kind if self.weights.is_linear(plain) else "fp32"
+        return quantize(self.weights.read(plain), kind, plain)
 
     def read(self, name: str) -> F32:
         return self.quantized(name).dequantize().reshape(self.weights.shape(name))
@@ -171,15 +175,19 @@ class Results(Protocol):
 
 
 def _calibrate(
-    checkpoint: Checkpoint, spec: ModelSpec, weights: Weights, recipe: Recipe, options: ExportOptions,
-    calibration: CalibrationOptions, scratch: Path, tell: Progress,
-) -> Calibration:  # fmt: skip
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    weights: Weights,
+    recipe: Recipe,
+    options: ExportOptions,
+    calibration: CalibrationOptions,
+    scratch: Path,
+    tell: Progress,
+) -> Calibration:
     prompter = Prompter(read_prompt_spec(checkpoint.folder, spec), checkpoint.folder / "tokenizer.json")
     image_spec = read_image_spec(checkpoint.folder, spec.vision)
     shared = sum(path.stat().st_size for name in UPSTREAM if (path := checkpoint.folder / name).is_file())
-    return run(
-        spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, tell
-    )
+    return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, tell)
 
 
 def _write(
@@ -200,7 +208,7 @@ def _write(
     write_json(folder / "preprocess.json", to_dict(image_spec))
     write_json(folder / "prompt.json", to_dict(prompt_spec))
 
-    total = sum(is_linear(name) for name in weights.names())
+    total = sum(weights.is_linear(name) for name in weights.names())
     targets: dict[str, Any] = {}
     tensors: dict[str, Any] = {}
     for target in options.targets:
@@ -219,7 +227,8 @@ def _write(
             from edgevlm.export.onnx_.genai import genai_config
 
             targets[target], tensors = write_onnx(place, spec, weights, recipe, quantized)
-            write_json(folder / "genai_config.json", genai_config(spec, prompt_spec, targets[target]["graphs"]))
+            if spec.decoder.is_plain:
+                write_json(folder / "genai_config.json", genai_config(spec, prompt_spec, targets[target]["graphs"]))
         elif target == "gguf":
             from edgevlm.export.gguf_ import write_gguf
 
@@ -234,13 +243,18 @@ def _write(
     if tensors:
         write_json(folder / "weights.json", {"tensors": tensors})
 
-    info = ModelInfo(
-        spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), options.adapter
-    )
+    info = ModelInfo(spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), options.adapter)
     manifest = Manifest(
-        SCHEMA, info, spec, to_dict(recipe), targets, list_files(folder), tool_versions(), gate=None,
+        SCHEMA,
+        info,
+        spec,
+        to_dict(recipe),
+        targets,
+        list_files(folder),
+        tool_versions(),
+        gate=None,
         calibration=calibration,
-    )  # fmt: skip
+    )
     write_manifest(folder, manifest)
     if options.calibration is not None and options.calibration.budget is not None:
         _check_budget(manifest, options.calibration.budget)

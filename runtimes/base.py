@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
+from edgevlm.inputs.layout import Layout
+from edgevlm.types import F32, I64
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
+__all__ = ["F32", "I64", "Runtime"]
 
 
 class Runtime(Protocol):
@@ -26,8 +25,11 @@ class Runtime(Protocol):
     def embed(self, ids: I64) -> F32:
         """Token ids (S,) to embeddings (S, D)."""
 
-    def prefill(self, embeds: F32) -> F32:
-        """Append S positions (S, D) to the cache; logits (V,) after the last one."""
+    def prefill(self, embeds: F32, layout: Layout | None = None) -> F32:
+        """Append S positions (S, D) to the cache; logits (V,) after the last one.
+
+        layout: of the whole prompt, given with its first part; None goes on under the one before.
+        """
 
     def step(self, token: int) -> F32:
         """Append one token to the cache; logits (V,) after it."""

@@ -99,15 +99,18 @@ class CoreAIRuntime:
         mask = np.full((1, 1, ROWS, self._context + ROWS), MASK_VALUE)
         mask[..., :past] = 0
         mask[..., self._context :][..., np.tri(ROWS, dtype=bool)] = 0
-        outputs = self._call(self._decoder, {
-            "embeddings": _pad(embeds)[None],
-            "mask": mask,
-            "cos": _pad(self._cos[past : past + count])[None, None],
-            "sin": _pad(self._sin[past : past + count])[None, None],
-            "select": np.eye(ROWS, dtype=np.float32)[None, count - 1 : count],
-            "key_cache": self._keys,
-            "value_cache": self._values,
-        })  # fmt: skip
+        outputs = self._call(
+            self._decoder,
+            {
+                "embeddings": _pad(embeds)[None],
+                "mask": mask,
+                "cos": _pad(self._cos[past : past + count])[None, None],
+                "sin": _pad(self._sin[past : past + count])[None, None],
+                "select": np.eye(ROWS, dtype=np.float32)[None, count - 1 : count],
+                "key_cache": self._keys,
+                "value_cache": self._values,
+            },
+        )
         self._keys[:, :, past : past + count] = outputs["keys"][:, :, :count]
         self._values[:, :, past : past + count] = outputs["values"][:, :, :count]
         self._position += count

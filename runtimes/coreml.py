@@ -113,9 +113,7 @@ class PredictEngine:
         return found
 
     def decode(self, function: str, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self._functions[function].predict(
-            _device_arrays(inputs), state=self._state
-        )
+        found: Mapping[str, Any] = self._functions[function].predict(_device_arrays(inputs), state=self._state)
         return found
 
     def close(self) -> None:
@@ -155,9 +153,7 @@ class CoreMLRuntime:
         where = f"{bundle.folder}/manifest.json: coreml"
         try:
             vision, decoder = (_package(bundle, target[part]["file"]) for part in ("vision", "decoder"))
-            spans = {
-                name: from_dict(Span, span, where) for name, span in target["decoder"]["functions"].items()
-            }
+            spans = {name: from_dict(Span, span, where) for name, span in target["decoder"]["functions"].items()}
             self._outputs = [str(name) for name in target["decoder"]["outputs"]]
             mask_value = target["decoder"]["mask_value"]
             table = from_dict(TableInfo, target["embedding"], where)
@@ -186,9 +182,7 @@ class CoreMLRuntime:
         self._rope = rope_rows(spec, self.context)
 
     def encode(self, pixels: F32) -> F32:
-        tiles = [
-            self.engine.encode({"pixels": pixels[i : i + 1]})["image_features"] for i in range(len(pixels))
-        ]
+        tiles = [self.engine.encode({"pixels": pixels[i : i + 1]})["image_features"] for i in range(len(pixels))]
         return np.concatenate(tiles).astype(np.float32)
 
     def embed(self, ids: I64) -> F32:
@@ -286,8 +280,7 @@ def _of_context(spans: dict[str, Span], context: int | None) -> dict[str, Span]:
     wanted = lengths[-1] if context is None else context
     if wanted not in lengths:
         raise EdgeVLMError(
-            f"The CoreML decoder has no context length {wanted}: choose one of "
-            f"{', '.join(map(str, lengths))}."
+            f"The CoreML decoder has no context length {wanted}: choose one of {', '.join(map(str, lengths))}."
         )
     return {name: span for name, span in spans.items() if span.context == wanted}
 
@@ -310,18 +303,14 @@ class EmbeddingTable:
         """Embeddings (S, D) float32 of the ids (S,)."""
         rows, width = self._info.shape
         if len(ids) and not (int(np.min(ids)) >= 0 and int(np.max(ids)) < rows):
-            raise EdgeVLMError(
-                f"A token id is outside the vocabulary of {rows}: use the bundle's own tokenizer."
-            )
+            raise EdgeVLMError(f"A token id is outside the vocabulary of {rows}: use the bundle's own tokenizer.")
         codes = np.asarray(self._codes[ids])
         if self._info.kind == "int4":
             codes = unpack(codes.reshape(-1), "int4", len(ids) * width).reshape(len(ids), width)
         values = codes.astype(np.float32)
         if self._scale is not None:
             scale = self._scale[ids].astype(np.float32)
-            values = (values.reshape(len(ids), scale.shape[1], -1) * scale[:, :, None]).reshape(
-                len(ids), width
-            )
+            values = (values.reshape(len(ids), scale.shape[1], -1) * scale[:, :, None]).reshape(len(ids), width)
         return values
 
 

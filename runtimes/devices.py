@@ -28,12 +28,12 @@ def list_devices() -> list[dict[str, Any]]:
 
 
 def _onnxruntime() -> dict[str, Any]:
-    from edgevlm.runtimes.ort.runtime import _PROVIDERS, import_onnxruntime
+    from edgevlm.runtimes.ort.session import PROVIDERS, import_onnxruntime
 
     ort = import_onnxruntime()
     kinds = {"TensorrtExecutionProvider": "gpu", "XnnpackExecutionProvider": "cpu"}
     for kind in ("npu", "gpu", "cpu"):
-        kinds |= {provider: kind for provider, *_ in _PROVIDERS[kind]}
+        kinds |= {provider: kind for provider, *_ in PROVIDERS[kind]}
     devices = [
         {
             "name": name,

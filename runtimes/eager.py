@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.eager import EagerOps, KVCache
-from edgevlm.models.llama import decoder, embed_tokens
-from edgevlm.models.model import ModelSpec
+from edgevlm.inputs.layout import Layout, decoder_inputs
+from edgevlm.models.decoder import decoder, embed_tokens
+from edgevlm.models.eager import EagerOps
+from edgevlm.models.model import ModelSpec, image_features
 from edgevlm.models.ops import Weights
-from edgevlm.models.projector import projector
-from edgevlm.models.siglip import vision_tower
+from edgevlm.models.states import States
 from edgevlm.runtimes.base import F32, I64
 
 if TYPE_CHECKING:
@@ -62,29 +62,26 @@ class EagerRuntime:
         """keep_decoder: hold the decoder in memory as float32 after its first use (see `CachedWeights`)."""
         self._spec = spec
         self._weights = CachedWeights(weights) if keep_decoder else weights
-        self._cache = KVCache(spec.decoder)
-        self._position = 0
+        self._states, self._layout, self._position = States(), Layout(0), 0
 
     def encode(self, pixels: F32) -> F32:
-        ops = EagerOps(self._weights)
-        spec = self._spec
-        features = np.empty((len(pixels), spec.image_tokens, spec.decoder.hidden_size), np.float32)
-        for i in range(len(pixels)):  # tile by tile, so that the largest activation is one tile's
-            states = vision_tower(ops, pixels[i : i + 1], spec.vision)
-            features[i] = projector(ops, states, spec.projector)[0]
-        return features
+        # View by view, so that the largest activation is one view's.
+        return np.concatenate([encode_view(self._spec, self._weights, view) for view in pixels])
 
     def embed(self, ids: I64) -> F32:
-        rows: F32 = embed_tokens(EagerOps(self._weights), ids)
+        rows: F32 = embed_tokens(EagerOps(self._weights), ids, self._spec.decoder)
         return rows
 
-    def prefill(self, embeds: F32) -> F32:
-        total = self._position + len(embeds)
-        if total > self._spec.decoder.context_length:
-            raise context_error(total, self._spec.decoder.context_length)
+    def prefill(self, embeds: F32, layout: Layout | None = None) -> F32:
+        d, total = self._spec.decoder, self._position + len(embeds)
+        if total > d.context_length:
+            raise context_error(total, d.context_length)
         # An interrupt in an earlier call may have left layers of different lengths.
-        self._cache.truncate(self._position)
-        logits: F32 = decoder(EagerOps(self._weights, self._cache), embeds, self._spec.decoder)[-1]
+        self._states.cut(self._position)
+        if layout is not None:
+            self._layout = layout
+        inputs = decoder_inputs(d, self._layout, self._position, len(embeds))
+        logits: F32 = decoder(EagerOps(self._weights, self._states, inputs), embeds, d)[-1]
         self._position = total
         return logits
 
@@ -97,12 +94,19 @@ class EagerRuntime:
 
     def truncate(self, length: int) -> None:
         self._position = min(self._position, length)
-        self._cache.truncate(self._position)
+        self._states.cut(self._position)
 
     def close(self) -> None:
         self.truncate(0)
         if isinstance(self._weights, CachedWeights):
             self._weights.clear()
+
+
+def encode_view(spec: ModelSpec, weights: Weights, pixels: F32) -> F32:
+    """Normalized pixels (3, H, W) to features (1, tokens, D)."""
+    feeds = spec.vision.feeds(pixels)
+    features: F32 = image_features(EagerOps(weights, inputs=feeds), spec, feeds)
+    return features
 
 
 def context_error(total: int, limit: int) -> EdgeVLMError:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder
+from edgevlm.types import I64
 
 F32 = npt.NDArray[np.float32]
 
@@ -121,7 +122,7 @@ class GgufFile:
         """A whole tensor, dequantized."""
         return self.rows(name, slice(None))
 
-    def rows(self, name: str, which: slice | npt.NDArray[np.int64]) -> F32:
+    def rows(self, name: str, which: slice | I64) -> F32:
         """Rows along the first dimension, dequantized: each value exactly float32(scale) * code."""
         tensor = self.tensors[name]
         raw = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.start)
@@ -180,11 +181,7 @@ def gguf_name(weight: str) -> str:
     if stem in _ALONE:
         return f"{_ALONE[stem]}.{what}"
     component, _, layer, part = stem.split(".")
-    return (
-        f"blk.{layer}.{_DECODER[part]}.{what}"
-        if component == "decoder"
-        else f"v.blk.{layer}.{_VISION[part]}.{what}"
-    )
+    return f"blk.{layer}.{_DECODER[part]}.{what}" if component == "decoder" else f"v.blk.{layer}.{_VISION[part]}.{what}"
 
 
 def rope_order(weight: str, spec: Decoder) -> npt.NDArray[np.intp] | None:

@@ -6,6 +6,7 @@ and llama.cpp's decoder are each the faster one, the pair is faster than either.
 
 from __future__ import annotations
 
+from edgevlm.inputs.layout import Layout
 from edgevlm.runtimes.base import F32, I64, Runtime
 
 
@@ -24,8 +25,8 @@ class HybridRuntime:
     def embed(self, ids: I64) -> F32:
         return self._decoder.embed(ids)
 
-    def prefill(self, embeds: F32) -> F32:
-        return self._decoder.prefill(embeds)
+    def prefill(self, embeds: F32, layout: Layout | None = None) -> F32:
+        return self._decoder.prefill(embeds, layout)
 
     def step(self, token: int) -> F32:
         return self._decoder.step(token)

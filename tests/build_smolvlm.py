@@ -317,13 +317,7 @@ def _randomize(model: Any, embedding_std: float) -> None:
             if "connector" in name:
                 gain = embedding_std
             elif "text_model" in name:  # else a tied random decoder repeats one token for ever
-                gain = (
-                    2.0
-                    if "down_proj" in name or "o_proj" in name
-                    else 1.7
-                    if re.search("[qk]_proj", name)
-                    else 1.0
-                )
+                gain = 2.0 if "down_proj" in name or "o_proj" in name else 1.7 if re.search("[qk]_proj", name) else 1.0
             else:
                 gain = 1.0
             parameter.copy_(gain / fan_in**0.5 * noise)

@@ -95,9 +95,7 @@ def test_help_and_version(cli: Any) -> None:
         done = cli(*args)
         assert done.code == 0 and done.err == ""
         for verb in ("export", "run", "verify", "info", "demo"):
-            assert re.search(rf"^  {verb} +\w.*[^.]\.$", done.out, re.MULTILINE), (
-                f"{verb} has no whole summary"
-            )
+            assert re.search(rf"^  {verb} +\w.*[^.]\.$", done.out, re.MULTILINE), f"{verb} has no whole summary"
     assert cli("--version") == Done(0, f"edgevlm {__version__}\n", "")
 
 
@@ -119,9 +117,23 @@ def test_optimum_word_order_and_flags(cli: Any, tiny_checkpoint: Path, tmp_path:
     """`optimum-cli export onnx --model M --task T --dtype D --device cpu OUT`."""
     out = tmp_path / "out"
     done = cli(
-        "export", "onnx", "--model", tiny_checkpoint, "--task", "image-text-to-text", "--dtype", "fp16",
-        "--device", "cpu", "--framework", "pt", "--cache_dir", tmp_path, "--no-gate", out,
-    )  # fmt: skip
+        "export",
+        "onnx",
+        "--model",
+        tiny_checkpoint,
+        "--task",
+        "image-text-to-text",
+        "--dtype",
+        "fp16",
+        "--device",
+        "cpu",
+        "--framework",
+        "pt",
+        "--cache_dir",
+        tmp_path,
+        "--no-gate",
+        out,
+    )
     assert (done.code, done.out) == (0, f"{out}\n"), done.err
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["recipe"]["quantize"] == "fp16" and list(manifest["targets"]) == ["onnx"]
@@ -130,9 +142,21 @@ def test_optimum_word_order_and_flags(cli: Any, tiny_checkpoint: Path, tmp_path:
 
 def test_components_and_presets_reach_the_recipe(cli: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
     done = cli(
-        "export", tiny_checkpoint, tmp_path / "out", "--no-gate", "--preset", "size",
-        "--vision", "fp16", "--projector", "fp32", "--decoder", "int8", "--embed", "int8",
-    )  # fmt: skip
+        "export",
+        tiny_checkpoint,
+        tmp_path / "out",
+        "--no-gate",
+        "--preset",
+        "size",
+        "--vision",
+        "fp16",
+        "--projector",
+        "fp32",
+        "--decoder",
+        "int8",
+        "--embed",
+        "int8",
+    )
     assert done.code == 0, done.err
     recipe = json.loads((tmp_path / "out" / "manifest.json").read_text())["recipe"]
     assert recipe["preset"] == "size"
@@ -400,9 +424,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_sentence(
-    name: str, cli: Any, bundle: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_mistake_is_one_sentence(name: str, cli: Any, bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     text, full = tmp_path / "notes.png", tmp_path / "full"
     text.write_text("These are notes, not a picture.")
     full.mkdir()
@@ -413,9 +435,7 @@ def test_a_mistake_is_one_sentence(
     done = cli(*(word.format(**words) for word in command.split()))
     assert done.err == f"Error: {sentence.format(**words)}\n"
     assert (done.code, done.out) == (2, "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "notes.png"], (
-        "something was left behind"
-    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "notes.png"], "something was left behind"
     assert (full / "mine.txt").read_text() == "kept"
 
 
@@ -481,7 +501,7 @@ def test_damaged_bundles(cli: Any, copy: Path) -> None:
     graph.unlink()
     assert "lacks its file 'onnx/vision_encoder.onnx'" in cli("info", copy).err
     (copy / "manifest.json").write_text("{")
-    assert "is no valid JSON" in cli("verify", copy).err
+    assert "is not valid JSON" in cli("verify", copy).err
 
 
 def test_verify_fails_with_a_table_where_weights_were_exchanged(cli: Any, copy: Path) -> None:
@@ -498,9 +518,7 @@ def test_verify_fails_with_a_table_where_weights_were_exchanged(cli: Any, copy: 
     done = cli("verify", copy, "--model", "default")
     assert (done.code, done.out) == (1, "")
     assert re.search(r"weights that differ +[1-9]\d* +0 +MISSED", done.err), done.err
-    assert done.err.splitlines()[-1].startswith(
-        f"Error: '{copy}' does not hold on this machine: onnx, weights"
-    )
+    assert done.err.splitlines()[-1].startswith(f"Error: '{copy}' does not hold on this machine: onnx, weights")
 
 
 def test_a_missed_bound_fails_the_export_and_leaves_the_output_untouched(
@@ -620,9 +638,7 @@ def test_exporting_without_the_extra_says_what_to_install(tmp_path: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        "Error: This needs the package onnx" in done.stderr and "pip install 'edgevlm[export]'" in done.stderr
-    )
+    assert "Error: This needs the package onnx" in done.stderr and "pip install 'edgevlm[export]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

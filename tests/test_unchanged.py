@@ -36,7 +36,7 @@ def _sha(data: bytes) -> str:
 
 
 def _graph(path: Path) -> str:
-    """A graph as the values that its outputs are computed from: operators, attributes, constants and where weights lie."""
+    """A graph as the values that its outputs are computed from: operators, attributes, constants, places of weights."""
     graph = onnx.load(str(path), load_external_data=False).graph
     known: dict[str, str] = {"": ""}
     for value in graph.input:
@@ -57,7 +57,9 @@ def _gguf(path: Path) -> str:
     import gguf
 
     tensors: Iterator[Any] = iter(gguf.GGUFReader(path).tensors)
-    lines = (f"{t.name} {t.tensor_type} {list(t.shape)} {_sha(np.ascontiguousarray(t.data).tobytes())}" for t in tensors)
+    lines = (
+        f"{t.name} {t.tensor_type} {list(t.shape)} {_sha(np.ascontiguousarray(t.data).tobytes())}" for t in tensors
+    )
     return _sha("\n".join(sorted(lines)).encode())
 
 

@@ -82,7 +82,7 @@ def _memory(root: Path) -> int | None:
 
 
 def _board(root: Path) -> str | None:
-    """"Raspberry Pi 5 Model B Rev 1.0", "NVIDIA Jetson Orin Nano Developer Kit", with Jetson's L4T release."""
+    """ "Raspberry Pi 5 Model B Rev 1.0", "NVIDIA Jetson Orin Nano Developer Kit", with Jetson's L4T release."""
     model = _line(root / "proc/device-tree/model")
     release = _line(root / "etc/nv_tegra_release")
     return f"{model or 'Jetson'}, L4T {release.split(',')[0].lstrip('# ')}" if release else model

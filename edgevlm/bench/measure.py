@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from edgevlm.bench.device_card import device_card
 from edgevlm.bench.worker import STAGES, Worker
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.errors import EdgeVLMError
+from edgevlm.types import Progress
 
-Progress = Callable[[str, int, int], None]
 FORMAT, VERSION = "edgevlm-bench", 1
 RATIOS = ("encode", "prefill", "decode")
 _FIGURES = ("median", "min", "max")
@@ -201,7 +201,7 @@ def _subject(
 
 
 def _names(found: list[dict[str, Any]]) -> list[str]:
-    """"BUNDLE on ENGINE", numbered where that is not unique."""
+    """ "BUNDLE on ENGINE", numbered where that is not unique."""
     names: list[str] = []
     for entry in found:
         name = base = f"{Path(entry['bundle']).absolute().name} on {entry['runtime']}"

@@ -37,8 +37,12 @@ class Worker:
         start = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", code],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, encoding="utf-8",
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+            encoding="utf-8",
+        )
         try:
             self.loaded = self._tell(task)
         except BaseException:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -11,6 +10,7 @@ from typing import Any
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.io.json import read_json
 from edgevlm.io.records import from_dict
 from edgevlm.models.model import ModelSpec
 
@@ -18,7 +18,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 # Graphs and JSON are small and decide what the weights mean, so opening hashes them; weights are only measured then.
 SMALL = 4 << 20
-_MAX_MANIFEST = 32 << 20
+_AGAIN = "export or copy the bundle again"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Bundle:
         return self.folder / relative
 
     def read_json(self, relative: str) -> Any:
-        return _read_json(self.path(relative), relative)
+        return read_json(self.path(relative), _AGAIN)
 
     @cached_property
     def image_spec(self) -> ImageSpec:
@@ -82,9 +82,7 @@ def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise EdgeVLMError(
-            f"There is no bundle '{folder}': make one with `edgevlm export MODEL -o {folder}`."
-        )
+        raise EdgeVLMError(f"There is no bundle '{folder}': make one with `edgevlm export MODEL -o {folder}`.")
     if not (folder / MANIFEST).is_file():
         if (folder / "config.json").is_file():
             raise EdgeVLMError(
@@ -92,7 +90,7 @@ def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
                 f"`edgevlm export {folder} -o {folder.resolve().name}-bundle`."
             )
         raise EdgeVLMError(f"'{folder}' is not a bundle: it has no {MANIFEST}; make one with `edgevlm export`.")
-    data = _read_json(folder / MANIFEST, MANIFEST)
+    data = read_json(folder / MANIFEST, _AGAIN)
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
         raise EdgeVLMError(
@@ -134,12 +132,3 @@ def _check_file(bundle: Bundle, name: str, info: FileInfo, everything: bool) -> 
 def sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _read_json(path: Path, name: str) -> Any:
-    if path.stat().st_size > _MAX_MANIFEST:
-        raise EdgeVLMError(f"'{name}' is larger than {_MAX_MANIFEST} bytes, so it is none of edgevlm's: export again.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise EdgeVLMError(f"'{path}' is no valid JSON ({str(error)[:99]}): export or copy the bundle again.") from None

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgevlm.types import F32
+
 BLOCK = 32  # input values that share one int4 scale, as in GGUF's Q4_0
 PREFILL = "prefill/"  # in weights.json, before the name of a weight in the form that the prompt's own graph holds
 PALETTES = {"palette6": 6, "palette4": 4}  # bits of a code; only CoreML holds these
@@ -28,7 +30,7 @@ class QTensor:
     scale: npt.NDArray[np.float16] | None = None
     palette: npt.NDArray[np.float16] | None = None
 
-    def dequantize(self) -> npt.NDArray[np.float32]:
+    def dequantize(self) -> F32:
         """(N, K) float32, each value exactly `float32(scale) * code`, or its palette's entry."""
         if self.palette is not None:
             groups = self.codes.reshape(len(self.palette), -1)

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.qtensor import BLOCK, KINDS, PREFILL, QTensor
 from edgevlm.errors import EdgeVLMError
+from edgevlm.types import F32
 
-F32 = npt.NDArray[np.float32]
 _STORED: dict[str, np.dtype[Any]] = {
     "fp32": np.dtype("<f4"),
     "fp16": np.dtype("<f2"),

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from edgevlm.checkpoint.checkpoint import read_json
 from edgevlm.checkpoint.safetensors import SafetensorsFile
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.json import read_object
+from edgevlm.types import F32
 
 _EMBED, _HEAD = "text_model.embed_tokens.weight", "lm_head.weight"
 _ROOT = "base_model.model."
@@ -62,7 +62,11 @@ class LoraAdapter:
 
     def __init__(self, folder: Path, shapes: dict[str, tuple[int, ...]], *, tied: bool) -> None:
         self._folder = folder
-        self._config = read_json(folder / "adapter_config.json")
+        self._config = read_object(
+            folder / "adapter_config.json",
+            "download it again",
+            missing=f"{folder} has no adapter_config.json: give a folder that PEFT's save_pretrained wrote.",
+        )
         self._check_config()
         if not (folder / "adapter_model.safetensors").exists():
             raise EdgeVLMError(
@@ -75,9 +79,7 @@ class LoraAdapter:
         self._updates: dict[str, _Update] = {}
         self._match()
         changed_embedding = [name for name in self._updates if name.endswith(_EMBED)]
-        changed_embedding += [
-            name for name in self._replaced if name.endswith(_EMBED) and _HEAD not in self._replaced
-        ]
+        changed_embedding += [name for name in self._replaced if name.endswith(_EMBED) and _HEAD not in self._replaced]
         if tied and (changed_embedding or _HEAD in self._updates):
             raise EdgeVLMError(
                 f"{folder} changes '{(changed_embedding or [_HEAD])[0]}' of a model that uses one table for "
@@ -101,7 +103,7 @@ class LoraAdapter:
         """The files that decide what the adapter does."""
         return [self._folder / "adapter_config.json", self._file.path]
 
-    def apply(self, name: str, stored: Callable[[], npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    def apply(self, name: str, stored: Callable[[], F32]) -> F32:
         """The tensor `name` after the merge; `stored` reads it as the model's files hold it."""
         tensor = self._file.read(self._replaced[name]) if name in self._replaced else stored()
         update = self._updates.get(name)
@@ -137,9 +139,7 @@ class LoraAdapter:
                 for pattern in patterns:
                     re.compile(pattern)
             except re.error:
-                raise self._wrong(
-                    f"{option} holds {pattern[:80]!r}, which is no regular expression"
-                ) from None
+                raise self._wrong(f"{option} holds {pattern[:80]!r}, which is no regular expression") from None
         if not _is_positive(config.get("r", 8)) or not _is_positive(config.get("lora_alpha", 8)):
             raise self._wrong("r and lora_alpha should be positive numbers")
 
@@ -222,9 +222,7 @@ class LoraAdapter:
         )
 
     def _wrong(self, problem: str) -> EdgeVLMError:
-        return EdgeVLMError(
-            f"{self._folder} is not a valid LoRA adapter: {problem}; save or download it again."
-        )
+        return EdgeVLMError(f"{self._folder} is not a valid LoRA adapter: {problem}; save or download it again.")
 
 
 def _is_positive(value: Any) -> bool:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Protocol
 
 from edgevlm.checkpoint import hub
 from edgevlm.checkpoint.safetensors import SafetensorsFile
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.json import read_object
+from edgevlm.types import F32
 
 if TYPE_CHECKING:
     from edgevlm.checkpoint.adapter import LoraAdapter
 
-_MAX_JSON_BYTES = 64 << 20
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
 # Small files that upstream tools (transformers.js, tokenizers, llama.cpp's converters) look for beside the graphs.
@@ -42,7 +39,8 @@ class Weights(Protocol):
 
     def names(self) -> list[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
-    def read(self, name: str) -> npt.NDArray[np.float32]: ...
+    def is_linear(self, name: str) -> bool: ...
+    def read(self, name: str) -> F32: ...
     def __contains__(self, name: object) -> bool: ...
 
 
@@ -57,7 +55,12 @@ class Checkpoint:
     def __init__(self, folder: Path, *, name: str | None = None) -> None:
         self.folder = folder
         self.name = name or folder.resolve().name
-        self.config = read_json(folder / "config.json")
+        self.config = read_object(
+            folder / "config.json",
+            "download it again",
+            missing=f"{folder} has no config.json: give a folder in Hugging Face layout (config.json, *.safetensors, "
+            "tokenizer.json).",
+        )
         parent, own = folder.parent.name, folder.name
         self.revision = own if parent == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", own) else None
         self.adapter: LoraAdapter | None = None
@@ -78,10 +81,10 @@ class Checkpoint:
         """How the tensor is stored: "float32", "float16", "bfloat16", or the file's word for another type."""
         return self._files[name].dtype(name) if name in self._files else "float32"
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
+    def read(self, name: str) -> F32:
         """One tensor as a new C-contiguous float32 array, an adapter merged where one is given."""
 
-        def stored() -> npt.NDArray[np.float32]:
+        def stored() -> F32:
             return self._files[name].read(name)
 
         return self.adapter.apply(name, stored) if self.adapter else stored()
@@ -108,8 +111,7 @@ class Checkpoint:
             paths = sorted({file.path for file in self._files.values()}, key=lambda path: path.name)
             digests = [(_sha256(path), path.name) for path in paths]
             digests += [
-                (_sha256(path), f"adapter/{path.name}")
-                for path in (self.adapter.files() if self.adapter else [])
+                (_sha256(path), f"adapter/{path.name}") for path in (self.adapter.files() if self.adapter else [])
             ]
             if len(digests) == 1:
                 self._hash = digests[0][0]
@@ -154,36 +156,10 @@ def _folder(model: str, what: str, revision: str | None, cache_dir: Path | None)
         if model and path.exists():
             raise EdgeVLMError(f"'{model}' is a file: give the folder that holds the {what}.")
     except (OSError, ValueError):
-        raise EdgeVLMError(
-            f"'{model[:200]}' is not a usable path: give a local folder or a Hub id."
-        ) from None
+        raise EdgeVLMError(f"'{model[:200]}' is not a usable path: give a local folder or a Hub id.") from None
     if hub.is_hub_id(model):
         return hub.fetch(model, revision=revision, cache_dir=cache_dir)
-    raise EdgeVLMError(
-        f"there is no folder '{model}': give a local {what} folder or a Hub id such as 'owner/name'."
-    )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; EdgeVLMError when it is missing, unreadable, huge or not an object."""
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise EdgeVLMError(
-                f"{path} is larger than {_MAX_JSON_BYTES} bytes: it is not a model's {path.name}."
-            )
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EdgeVLMError(
-            f"{path.parent} has no {path.name}: give a folder in Hugging Face layout (config.json, "
-            "*.safetensors, tokenizer.json)."
-        ) from None
-    except OSError as error:
-        raise EdgeVLMError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
-    except (ValueError, RecursionError) as error:
-        raise EdgeVLMError(f"{path} is not valid JSON ({str(error)[:200]}): download it again.") from None
-    if not isinstance(data, dict):
-        raise EdgeVLMError(f"{path} holds no JSON object: download it again.")
-    return data
+    raise EdgeVLMError(f"there is no folder '{model}': give a local {what} folder or a Hub id such as 'owner/name'.")
 
 
 def _open_weights(folder: Path) -> dict[str, SafetensorsFile]:
@@ -202,17 +178,14 @@ def _open_weights(folder: Path) -> dict[str, SafetensorsFile]:
             "AutoModelForImageTextToText.from_pretrained(...).save_pretrained(...)."
         )
     if (folder / "adapter_config.json").exists():
-        raise EdgeVLMError(
-            f"{folder} is an adapter, not a model: give its base model, and this folder with --adapter."
-        )
+        raise EdgeVLMError(f"{folder} is an adapter, not a model: give its base model, and this folder with --adapter.")
     raise EdgeVLMError(
-        f"{folder} has no weights: model.safetensors or model.safetensors.index.json was expected; download "
-        "it again."
+        f"{folder} has no weights: model.safetensors or model.safetensors.index.json was expected; download it again."
     )
 
 
 def _open_shards(folder: Path, index: Path) -> dict[str, SafetensorsFile]:
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_object(index, "download it again").get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise EdgeVLMError(f"{index} has no 'weight_map' from tensor names to file names: download it again.")
     shards: dict[str, SafetensorsFile] = {}
@@ -223,9 +196,7 @@ def _open_shards(folder: Path, index: Path) -> dict[str, SafetensorsFile]:
                 "was expected; do not use this checkpoint."
             )
         if not (folder / shard).exists():
-            raise EdgeVLMError(
-                f"{folder} lacks the weights file {shard} that its index names: download it again."
-            )
+            raise EdgeVLMError(f"{folder} lacks the weights file {shard} that its index names: download it again.")
         shards[shard] = SafetensorsFile(folder / shard)
     for name, shard in weight_map.items():
         if name not in shards[shard].tensors:

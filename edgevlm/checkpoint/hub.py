@@ -59,13 +59,10 @@ def fetch(model: str, *, revision: str | None = None, cache_dir: Path | None = N
             f"{which} is gated: accept its terms on its Hub page, then run 'hf auth login' and try again."
         ) from None
     except hub_errors.RevisionNotFoundError:
-        raise EdgeVLMError(
-            f"{which} does not exist on the Hub: check the revision on the model's Hub page."
-        ) from None
+        raise EdgeVLMError(f"{which} does not exist on the Hub: check the revision on the model's Hub page.") from None
     except hub_errors.RepositoryNotFoundError:
         raise EdgeVLMError(
-            f"{which} is not on the Hub, or is private: check the name, or run 'hf auth login' for a private "
-            "model."
+            f"{which} is not on the Hub, or is private: check the name, or run 'hf auth login' for a private model."
         ) from None
     except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError, ValueError) as error:
         problem = error
@@ -83,6 +80,4 @@ def _is_whole(folder: Path) -> bool:
     """Whether a cached snapshot has what a model needs; downloads of single files leave partial ones."""
     weights = list(folder.glob("*.safetensors"))
     shards = max((int(match[1]) for path in weights if (match := _SHARDS.search(path.name))), default=1)
-    return len(weights) >= shards and all(
-        (folder / name).exists() for name in ("config.json", "tokenizer.json")
-    )
+    return len(weights) >= shards and all((folder / name).exists() for name in ("config.json", "tokenizer.json"))

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.types import F32
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 _CHUNK_BYTES = 8 << 20
@@ -57,7 +58,7 @@ class SafetensorsFile:
         others."""
         return _FLOATS.get(self.tensors[name].dtype, self.tensors[name].dtype)
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
+    def read(self, name: str) -> F32:
         """The tensor `name` as a new C-contiguous float32 array; exact for float16 and bfloat16."""
         info = self.tensors[name]
         if info.dtype not in _FLOATS:
@@ -65,7 +66,7 @@ class SafetensorsFile:
                 f"{self.path} stores the tensor '{name}' as {info.dtype}: F32, F16 or BF16 was expected; "
                 "save the model unquantized (model.to(torch.bfloat16).save_pretrained(...))."
             )
-        out: npt.NDArray[np.float32] = np.empty(math.prod(info.shape), np.float32)
+        out: F32 = np.empty(math.prod(info.shape), np.float32)
         item = 4 if info.dtype == "F32" else 2
         step = _CHUNK_BYTES // item
         buffer = np.empty(0 if item == 4 else min(step, out.size), "<u2")
@@ -97,9 +98,7 @@ class SafetensorsFile:
         while done < len(view):
             count = stream.readinto(view[done:])
             if not count:
-                raise EdgeVLMError(
-                    f"{self.path} became shorter while it was read: do not change it during an export."
-                )
+                raise EdgeVLMError(f"{self.path} became shorter while it was read: do not change it during an export.")
             done += count
 
 
@@ -155,9 +154,7 @@ def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorIn
     nbytes = offsets[1] - offsets[0]
     bits = math.prod(shape) * _BITS.get(dtype, 0)
     if dtype in _BITS and bits != nbytes * 8:
-        raise _broken(
-            path, f"the tensor '{name}' of {dtype} {shape} needs {bits // 8} bytes and has {nbytes}"
-        )
+        raise _broken(path, f"the tensor '{name}' of {dtype} {shape} needs {bits // 8} bytes and has {nbytes}")
     return TensorInfo(dtype, tuple(shape), data_start + offsets[0], nbytes)
 
 
@@ -171,9 +168,7 @@ def _check_layout(path: Path, tensors: dict[str, TensorInfo], data_start: int, s
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if info.offset != end:
             problem = (
-                "overlaps the one before it"
-                if info.offset < end
-                else "does not start where the one before it ends"
+                "overlaps the one before it" if info.offset < end else "does not start where the one before it ends"
             )
             raise _broken(path, f"the tensor '{name}' {problem}")
         end += info.nbytes

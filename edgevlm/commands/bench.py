@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("bundle")
-@click.option("--vs", multiple=True, metavar="OTHER",
-              help="Compare with another bundle, another runtime, or BUNDLE@RUNTIME, in turns; may be repeated.")
+@click.option(
+    "--vs",
+    multiple=True,
+    metavar="OTHER",
+    help="Compare with another bundle, another runtime, or BUNDLE@RUNTIME, in turns; may be repeated.",
+)
 @click.option("--runtime", metavar="NAME", help="onnxruntime, llama.cpp, coreml, eager, or two: encoder+decoder.")
 @click.option("--device", default="cpu", show_default=True, metavar="[cpu|gpu|npu]", help="As for `edgevlm run`.")
 @click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: the engine's own choice]")
@@ -32,9 +36,20 @@ if TYPE_CHECKING:
 @click.option("--json", "json_file", metavar="FILE", help="Write every figure there; '-' is standard output.")
 @click.option("--force", is_flag=True, help="Replace FILE.")
 def bench(
-    bundle: str, vs: tuple[str, ...], runtime: str | None, device: str, threads: int | None, repeat: int, cold: int,
-    tokens: int, tiles: int | None, picture: str | None, question: str | None, json_file: str | None, force: bool,
-) -> None:  # fmt: skip
+    bundle: str,
+    vs: tuple[str, ...],
+    runtime: str | None,
+    device: str,
+    threads: int | None,
+    repeat: int,
+    cold: int,
+    tokens: int,
+    tiles: int | None,
+    picture: str | None,
+    question: str | None,
+    json_file: str | None,
+    force: bool,
+) -> None:
     """Measure what BUNDLE costs on this machine.
 
     The four stages (preprocess, encode, prefill, decode), cold in fresh processes and warm, with medians and
@@ -48,9 +63,15 @@ def bench(
     if json_file not in (None, "-"):
         check_new(Path(json_file), force)
     options = BenchOptions(
-        repeat=repeat, cold=cold, tokens=tokens, tiles=tiles, threads=threads, device=device,
-        picture=Path(picture) if picture else PICTURE, question=question or QUESTION,
-    )  # fmt: skip
+        repeat=repeat,
+        cold=cold,
+        tokens=tokens,
+        tiles=tiles,
+        threads=threads,
+        device=device,
+        picture=Path(picture) if picture else PICTURE,
+        question=question or QUESTION,
+    )
     first = Subject(bundle_folder(bundle), runtime)
     with progress_bar() as progress:
         report = measure([first, *(_other(text, first) for text in vs)], options, progress)
@@ -103,8 +124,11 @@ def describe(report: dict[str, Any]) -> str:
             (stage, "-" if ratio is None else f"{ratio:.2f}x", _range(entry["spread"][stage]))
             for stage, ratio in entry["ratios"].items()
         ]
-        lines += ["", f"{entry['name']} against {subjects[0]['name']}, {entry['pairs']} pairs; above 1 the latter is "
-                  "faster", table(rows, ("stage", "median", "spread"))]  # fmt: skip
+        lines += [
+            "",
+            f"{entry['name']} against {subjects[0]['name']}, {entry['pairs']} pairs; above 1 the latter is faster",
+            table(rows, ("stage", "median", "spread")),
+        ]
     lines += _warnings(card, subjects)
     return "\n".join(lines)
 

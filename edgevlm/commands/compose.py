@@ -16,12 +16,21 @@ KINDS = "[mlp|pixel-shuffle|linear|qformer|resampler]"
 @click.option("--decoder", required=True, metavar="MODEL", help="A Llama-type language model, or a VLM that has one.")
 @click.option("--projector", required=True, metavar=KINDS, help="How image features become embeddings.")
 @click.option("-o", "--out", required=True, metavar="DIR", help="The folder of the new checkpoint.")
-@click.option("--scale-factor", type=int, metavar="N",
-              help="pixel-shuffle: N x N patches to one token.  [default: nearest to 64 tokens]")
+@click.option(
+    "--scale-factor",
+    type=int,
+    metavar="N",
+    help="pixel-shuffle: N x N patches to one token.  [default: nearest to 64 tokens]",
+)
 @click.option("--queries", type=int, default=64, show_default=True, help="qformer, resampler: tokens per tile.")
 @click.option("--layers", type=int, default=3, show_default=True, help="qformer, resampler: depth.")
-@click.option("--tiles", type=int, default=4, show_default=True,
-              help="Longest edge of a picture in tiles; 0: the whole picture only.")
+@click.option(
+    "--tiles",
+    type=int,
+    default=4,
+    show_default=True,
+    help="Longest edge of a picture in tiles; 0: the whole picture only.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the projector's fresh weights.")
 @click.option("--force", is_flag=True, help="Replace a checkpoint at DIR, once the new one is complete.")
 def compose(**values: Any) -> None:
@@ -29,7 +38,7 @@ def compose(**values: Any) -> None:
 
     The result is a checkpoint for `edgevlm train --stage align`. mlp has LLaVA's layout, pixel-shuffle and linear
     have SmolVLM's; these three can be exported. qformer and resampler can be trained only.
-    """  # fmt: skip
+    """
     need_training()
     from pathlib import Path
 

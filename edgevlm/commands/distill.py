@@ -14,8 +14,13 @@ from edgevlm.commands.train import common, need_training, training_options
 @click.option("--student", required=True, metavar="MODEL", help="What is trained.")
 @training_options
 @click.option("--quantize", metavar="[int4|int8|fp16]", help="Train through the export's quantizer (QAD).")
-@click.option("--preset", default="balanced", show_default=True, metavar="[size|balanced|latency]",
-              help="With --quantize: as for export.")
+@click.option(
+    "--preset",
+    default="balanced",
+    show_default=True,
+    metavar="[size|balanced|latency]",
+    help="With --quantize: as for export.",
+)
 @click.option("--vision", metavar="KIND", help="With --quantize: override the preset for the encoder.")
 @click.option("--projector", metavar="KIND", help="... for the projector.")
 @click.option("--decoder", metavar="KIND", help="... for the decoder.")
@@ -24,8 +29,14 @@ from edgevlm.commands.train import common, need_training, training_options
 @click.option("--cross-entropy", type=float, default=1.0, show_default=True, metavar="W", help="Weight: the answers.")
 @click.option("--answer-kl", type=float, default=1.0, show_default=True, metavar="W", help="... the teacher's.")
 @click.option("--visual-kl", type=float, default=0.0, show_default=True, metavar="W", help="... at image tokens.")
-@click.option("--relation", type=float, default=0.0, show_default=True, metavar="W",
-              help="... how image tokens relate to each other.")
+@click.option(
+    "--relation",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="W",
+    help="... how image tokens relate to each other.",
+)
 @click.option("--features", type=float, default=0.0, show_default=True, metavar="W", help="... image features.")
 @click.option("--top-k", type=int, default=32, show_default=True, help="Teacher's tokens kept per position.")
 @click.option("--cache", metavar="DIR", help="Keep the teacher's outputs here for the next run.")
@@ -36,7 +47,7 @@ def distill(teacher: str, student: str, **values: Any) -> None:
     Both are checkpoint folders, Hub ids or 'default', with one tokenizer. The teacher runs once; its outputs are
     kept on disk. With --quantize the student learns with its weights rounded as `edgevlm export` will round them
     under the same flags; the teacher may then be the student itself.
-    """  # fmt: skip
+    """
     need_training()
     from pathlib import Path
 

@@ -42,10 +42,25 @@ SCENES = 200  # pictures of the test split that are drawn where no folder is giv
 @click.option("--cache-dir", metavar="DIR", help="Where Hub downloads are kept.")
 @click.option("--force", is_flag=True, help="Replace the files of --json and --out.")
 def eval(
-    bundle: str, suite: str, data: str | None, json_file: str | None, out: str | None, resume: bool, limit: int | None,
-    runtime: str | None, storage: str, device: str, threads: int | None, tiles: int | None, prompt: str | None,
-    max_tokens: int | None, skip_bad: bool, revision: str | None, cache_dir: str | None, force: bool,
-) -> None:  # fmt: skip
+    bundle: str,
+    suite: str,
+    data: str | None,
+    json_file: str | None,
+    out: str | None,
+    resume: bool,
+    limit: int | None,
+    runtime: str | None,
+    storage: str,
+    device: str,
+    threads: int | None,
+    tiles: int | None,
+    prompt: str | None,
+    max_tokens: int | None,
+    skip_bad: bool,
+    revision: str | None,
+    cache_dir: str | None,
+    force: bool,
+) -> None:
     """Score the answers of BUNDLE on a suite, by the suite's own published rule.
 
     Without --data the suite scenes draws its test pictures itself; the others need their files. The score, between 0
@@ -75,9 +90,15 @@ def eval(
         engine = open_runtime(opened, runtime, device=device, threads=threads, storage=storage)
         stack.callback(engine.close)
         report = evaluate(
-            opened, engine, READY[suite], items, options, out=Path(out) if out else None, resume=resume,
+            opened,
+            engine,
+            READY[suite],
+            items,
+            options,
+            out=Path(out) if out else None,
+            resume=resume,
             progress=progress,
-        )  # fmt: skip
+        )
     note(report_table(report))
     for problem in (*problems, *report.problems):
         note(f"left out: {problem}")

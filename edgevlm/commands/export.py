@@ -51,9 +51,7 @@ def _replaced(function: Callable[..., Any]) -> Callable[..., Any]:
     for flag in REPLACED:
         function = click.option(flag, hidden=True, expose_value=False, callback=refuse)(function)
     for flag in REPLACED_SWITCHES:
-        function = click.option(flag, is_flag=True, hidden=True, expose_value=False, callback=refuse)(
-            function
-        )
+        function = click.option(flag, is_flag=True, hidden=True, expose_value=False, callback=refuse)(function)
     return function
 
 
@@ -75,13 +73,21 @@ def _replaced(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--projector", metavar=KINDS, help="... for the projector.")
 @click.option("--decoder", metavar=KINDS, help="... for the decoder.")
 @click.option("--embed", metavar=KINDS, help="... for the embedding table (and a tied head).")
-@click.option("--calibrate", metavar="WHERE",
-              help="Choose codes and scales by what flows: a folder of pictures, a JSONL file, or 'default'.")
+@click.option(
+    "--calibrate",
+    metavar="WHERE",
+    help="Choose codes and scales by what flows: a folder of pictures, a JSONL file, or 'default'.",
+)
 @click.option("--method", metavar="[rtn|search|awq|gptq|awq+gptq]", help="How, with --calibrate.  [default: gptq]")
 @click.option("--budget", metavar="SIZE", help="Choose bits per component: least loss within SIZE, as in 150MB.")
 @click.option("--max-loss", metavar="SHARE", help="... or fewest bytes within a rise of perplexity, as in 1%.")
-@click.option("--coreml-profile", default="gpu", show_default=True, metavar="[gpu|ane]",
-              help="Flexible shapes for the GPU, or fixed ones for the Neural Engine.")
+@click.option(
+    "--coreml-profile",
+    default="gpu",
+    show_default=True,
+    metavar="[gpu|ane]",
+    help="Flexible shapes for the GPU, or fixed ones for the Neural Engine.",
+)
 @click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to merge on the way.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
 @click.option("--cache-dir", "--cache_dir", metavar="DIR", help="Where Hub downloads are kept.")
@@ -89,8 +95,9 @@ def _replaced(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--no-gate", is_flag=True, help="Do not compare the bundle with the original.")
 @click.option("--answers", metavar="SET", help="Let the gate ask questions too: scenes, or a folder of them.")
 @click.option("--questions", type=int, default=100, show_default=True, metavar="N", help="How many of them.")
-@click.option("--bound", multiple=True, metavar="NAME=X",
-              help="Let the gate judge by X, as in onnx.kl=0.1 or loss.kl=0.2.")
+@click.option(
+    "--bound", multiple=True, metavar="NAME=X", help="Let the gate judge by X, as in onnx.kl=0.1 or loss.kl=0.2."
+)
 @click.option("--strict", is_flag=True, help="Let the gate judge everything, and fail on what it cannot.")
 @click.option("--dtype", metavar="[fp32|fp16]", help="optimum-cli's name for --quantize.")
 @click.option("--task", hidden=True)
@@ -98,13 +105,36 @@ def _replaced(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--framework", hidden=True)
 @_replaced
 def export(
-    model: str | None, out: str | None, model_flag: str | None, out_flag: str | None, target: str,
-    quantize: str | None, preset: str, vision: str | None, projector: str | None, decoder: str | None,
-    embed: str | None, calibrate: str | None, method: str | None, budget: str | None, max_loss: str | None,
-    coreml_profile: str, adapter: str | None, revision: str | None, cache_dir: str | None,
-    force: bool, no_gate: bool, answers: str | None, questions: int, bound: tuple[str, ...], strict: bool,
-    dtype: str | None, task: str | None, device: str | None, framework: str | None,
-) -> None:  # fmt: skip
+    model: str | None,
+    out: str | None,
+    model_flag: str | None,
+    out_flag: str | None,
+    target: str,
+    quantize: str | None,
+    preset: str,
+    vision: str | None,
+    projector: str | None,
+    decoder: str | None,
+    embed: str | None,
+    calibrate: str | None,
+    method: str | None,
+    budget: str | None,
+    max_loss: str | None,
+    coreml_profile: str,
+    adapter: str | None,
+    revision: str | None,
+    cache_dir: str | None,
+    force: bool,
+    no_gate: bool,
+    answers: str | None,
+    questions: int,
+    bound: tuple[str, ...],
+    strict: bool,
+    dtype: str | None,
+    task: str | None,
+    device: str | None,
+    framework: str | None,
+) -> None:
     """Turn MODEL into the bundle OUT and prove that the two agree.
 
     MODEL is a checkpoint folder, a Hub id (owner/name), or 'default', the model shipped with edgevlm.
@@ -183,9 +213,7 @@ def _places(positional: list[str], model: str | None, out: str | None) -> tuple[
             raise EdgeVLMError("No model was given: name a checkpoint folder, a Hub id or 'default'.")
         model = positional.pop(0)
     if len(positional) + (out is not None) > 1:
-        raise EdgeVLMError(
-            f"Two output folders were given ('{positional[0]}' and '{out or positional[1]}'): give one."
-        )
+        raise EdgeVLMError(f"Two output folders were given ('{positional[0]}' and '{out or positional[1]}'): give one.")
     folder = out if out is not None else (positional or [""])[0]
     if not folder:
         raise EdgeVLMError(

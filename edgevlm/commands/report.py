@@ -15,19 +15,40 @@ from edgevlm.io.console import note, progress_bar, size
 @click.option("-o", "--out", required=True, metavar="FILE.html", help="The page.")
 @click.option("--eval", "evals", multiple=True, metavar="JSON", help="A result of `edgevlm eval`; may be repeated.")
 @click.option("--bench", "benches", multiple=True, metavar="JSON", help="... of `edgevlm bench`, of any device.")
-@click.option("--questions", type=int, default=300, show_default=True, metavar="N",
-              help="Scenes questions for a bundle without --eval; 0: none.")
-@click.option("--repeat", type=int, default=3, show_default=True, metavar="N",
-              help="Warm questions for a bundle without --bench; 0: none.")
+@click.option(
+    "--questions",
+    type=int,
+    default=300,
+    show_default=True,
+    metavar="N",
+    help="Scenes questions for a bundle without --eval; 0: none.",
+)
+@click.option(
+    "--repeat",
+    type=int,
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Warm questions for a bundle without --bench; 0: none.",
+)
 @click.option("--picture", "pictures", multiple=True, metavar="FILE", help="For the gallery, in place of shipped ones.")
 @click.option("--question", metavar="TEXT", help="What the gallery asks.")
 @click.option("--tiles", type=int, metavar="N", help="Most tiles per picture.  [default: the model's]")
 @click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: the engine's own choice]")
 @click.option("--force", is_flag=True, help="Replace FILE.html.")
 def report(
-    bundles: tuple[str, ...], out: str, evals: tuple[str, ...], benches: tuple[str, ...], questions: int, repeat: int,
-    pictures: tuple[str, ...], question: str | None, tiles: int | None, threads: int | None, force: bool,
-) -> None:  # fmt: skip
+    bundles: tuple[str, ...],
+    out: str,
+    evals: tuple[str, ...],
+    benches: tuple[str, ...],
+    questions: int,
+    repeat: int,
+    pictures: tuple[str, ...],
+    question: str | None,
+    tiles: int | None,
+    threads: int | None,
+    force: bool,
+) -> None:
     """Draw one page on BUNDLE... and what they cost.
 
     Size against score against speed, loss by skill, divergence by layer, time by stage, the gates' tables, and each
@@ -39,9 +60,15 @@ def report(
     path = Path(out)
     check_new(path, force)
     options = ReportOptions(
-        evals=tuple(map(Path, evals)), benches=tuple(map(Path, benches)), questions=questions, repeat=repeat,
-        pictures=tuple(map(Path, pictures)), question=question, tiles=tiles, threads=threads,
-    )  # fmt: skip
+        evals=tuple(map(Path, evals)),
+        benches=tuple(map(Path, benches)),
+        questions=questions,
+        repeat=repeat,
+        pictures=tuple(map(Path, pictures)),
+        question=question,
+        tiles=tiles,
+        threads=threads,
+    )
     with progress_bar() as progress:
         found = gather([bundle_folder(bundle) for bundle in bundles], options, progress)
     for line in found.notes:

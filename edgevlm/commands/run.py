@@ -27,8 +27,13 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 @click.argument("inputs", nargs=-1, metavar="[IMAGE...] QUESTION")
 @click.option("--runtime", metavar="NAME", help="onnxruntime, llama.cpp, coreml, eager, or two: encoder+decoder.")
 @click.option("--storage", default="fp16", metavar="[fp16|fp32]", help="What the CoreML evaluator rounds values to.")
-@click.option("--device", default="cpu", show_default=True, metavar="[cpu|gpu|npu]",
-              help="What to run on; for onnxruntime also a provider: cuda, tensorrt, coreml, webgpu, xnnpack, qnn.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="[cpu|gpu|npu]",
+    help="What to run on; for onnxruntime also a provider: cuda, tensorrt, coreml, webgpu, xnnpack, qnn.",
+)
 @click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: all cores]")
 @click.option("--max-tokens", type=int, default=128, show_default=True, metavar="N", help="Longest answer.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, metavar="T", help="0 is greedy.")
@@ -36,9 +41,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 @click.option("--top-k", type=int, default=0, show_default=True, metavar="K", help="0 keeps every token.")
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True, metavar="R", help="1: off.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="For sampling.")
-@click.option(
-    "--tiles", type=int, metavar="N", help="Most tiles per picture; 1 is fastest.  [default: the model's]"
-)
+@click.option("--tiles", type=int, metavar="N", help="Most tiles per picture; 1 is fastest.  [default: the model's]")
 @click.option("--timings", is_flag=True, help="Show the four stages on standard error.")
 @click.option("--json", "as_json", is_flag=True, help="Write answer and timings as one JSON object instead.")
 def run(
@@ -156,9 +159,7 @@ def _inputs(bundle: str, inputs: tuple[str, ...]) -> tuple[list[str], str]:
         raise EdgeVLMError(f"No question was given: add one in quotes, as in `{example}`.")
     *pictures, question = inputs
     if os.path.isfile(question) and question.lower().endswith(PICTURES):
-        raise EdgeVLMError(
-            f"No question follows the picture '{question}': add one in quotes as the last argument."
-        )
+        raise EdgeVLMError(f"No question follows the picture '{question}': add one in quotes as the last argument.")
     if not question.strip():
         raise EdgeVLMError("The question is empty: write it in quotes as the last argument.")
     for picture in pictures:

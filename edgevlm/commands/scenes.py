@@ -11,8 +11,13 @@ from edgevlm.io.console import note, progress_bar
 
 @click.command()
 @click.argument("folder", metavar="DIR")
-@click.option("--split", default="test", show_default=True, metavar="[train|val|test]",
-              help="Splits share no layout, no text, and not every pair of colour and object.")
+@click.option(
+    "--split",
+    default="test",
+    show_default=True,
+    metavar="[train|val|test]",
+    help="Splits share no layout, no text, and not every pair of colour and object.",
+)
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Another seed, other scenes.")
 @click.option("--count", default=300, show_default=True, metavar="N", help="Pictures; each has 7 or 8 questions.")
 @click.option("--rounds", default=1, show_default=True, metavar="N", help="Ask more of each picture, for training.")

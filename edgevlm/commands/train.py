@@ -71,8 +71,13 @@ def need_training() -> None:
 
 @click.command()
 @click.argument("model")
-@click.option("--stage", default="instruct", show_default=True, metavar="[align|instruct|preference]",
-              help="Projector alone; projector and decoder; or which of two answers is better.")
+@click.option(
+    "--stage",
+    default="instruct",
+    show_default=True,
+    metavar="[align|instruct|preference]",
+    help="Projector alone; projector and decoder; or which of two answers is better.",
+)
 @training_options
 @click.option("--per-question", is_flag=True, help="Every question counts the same, not every token of an answer.")
 @click.option("--lora", type=int, metavar="R", help="Train an adapter of this rank instead of the weights.")

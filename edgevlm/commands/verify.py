@@ -37,9 +37,21 @@ if TYPE_CHECKING:
 @click.option("--across", is_flag=True, help="Compare the engines of BUNDLE with each other instead.")
 @click.option("--second-opinion", is_flag=True, help="Write the model for Core AI and execute it there instead. Beta.")
 def verify(
-    bundle: str, model: str | None, adapter: str | None, revision: str | None, cache_dir: str | None,
-    answers: str | None, questions: int, bound: tuple[str, ...], strict: bool, json_file: str | None, force: bool,
-    lint: str | None, overflow: bool, across: bool, second_opinion: bool,
+    bundle: str,
+    model: str | None,
+    adapter: str | None,
+    revision: str | None,
+    cache_dir: str | None,
+    answers: str | None,
+    questions: int,
+    bound: tuple[str, ...],
+    strict: bool,
+    json_file: str | None,
+    force: bool,
+    lint: str | None,
+    overflow: bool,
+    across: bool,
+    second_opinion: bool,
 ) -> None:
     """Check a bundle's files, and run its gate again.
 
@@ -80,9 +92,14 @@ def verify(
     with progress_bar() as progress, maybe_questions(answers, questions) as asked:
         original = expected.weights if expected else None
         report = run_gate(
-            opened, original=original, expected=expected, source=source, questions=asked, progress=progress,
+            opened,
+            original=original,
+            expected=expected,
+            source=source,
+            questions=asked,
+            progress=progress,
             options=options,
-        )  # fmt: skip
+        )
     note(gate_table(report.to_dict()))
     if json_file is not None:
         write_text(Path(json_file), json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.evaluation.item import Picture
+from edgevlm.io.json import read_json
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LARGEST_JSON = 2 << 30  # bytes; VQA v2's annotations of all splits are under 400 MB
@@ -46,19 +47,9 @@ def data_folder(data: str, files: tuple[str, ...], revision: str | None, cache_d
         ) from None
 
 
-def read_json(path: Path) -> Any:
-    try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise EdgeVLMError(f"'{path}' is larger than {_LARGEST_JSON} bytes: it is none of the suite's files.")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EdgeVLMError(f"'{path}' cannot be read ({error.strerror}): check the folder.") from None
-    except json.JSONDecodeError as error:
-        raise EdgeVLMError(
-            f"'{path}', line {error.lineno}: not JSON ({error.msg}): take the file anew."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise EdgeVLMError(f"'{path}' is not JSON ({str(error)[:99]}): take the file anew.") from None
+def suite_json(path: Path) -> Any:
+    """What a suite's JSON file holds."""
+    return read_json(path, "take the file anew", largest=_LARGEST_JSON)
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -7,7 +7,6 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -22,11 +21,12 @@ from edgevlm.evaluation.statistics import summary
 from edgevlm.evaluation.suites import fingerprint
 from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.inputs.decode import decode_image
+from edgevlm.inputs.layout import Layout
 from edgevlm.inputs.preprocess import F32, tile_key
 from edgevlm.inputs.prompt import Prompter, load_tokenizer
-from edgevlm.runtimes.base import I64, Runtime
+from edgevlm.runtimes.base import Runtime
+from edgevlm.types import I64, Progress
 
-Progress = Callable[[str, int, int], None]
 FORMAT = 1
 _KEPT_TILES = 64  # features of this many tiles wait for a later question about the same picture
 _LOC = re.compile(r"<loc_\d+>")
@@ -112,8 +112,8 @@ class EncodeOnce:
     def embed(self, ids: I64) -> F32:
         return self._runtime.embed(ids)
 
-    def prefill(self, embeds: F32) -> F32:
-        return self._runtime.prefill(embeds)
+    def prefill(self, embeds: F32, layout: Layout | None = None) -> F32:
+        return self._runtime.prefill(embeds, layout)
 
     def step(self, token: int) -> F32:
         return self._runtime.step(token)
@@ -289,4 +289,3 @@ class _Lines:
     def __exit__(self, *error: object) -> None:
         if self._stream is not None:
             self._stream.close()
-

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.evaluation.files import Pictures, field, only_file, parquet_rows, read_json, read_jsonl, texts
+from edgevlm.evaluation.files import Pictures, field, only_file, parquet_rows, read_jsonl, suite_json, texts
 from edgevlm.evaluation.item import Item, Picture, Result, Scored, Suite
 from edgevlm.evaluation.mmmu import DISCIPLINES, SUBJECTS, open_correct, parse_choice
 from edgevlm.evaluation.pope import MODES, pope_metrics, said_yes
@@ -74,16 +74,18 @@ def _read_vqa(folder: Path) -> list[Item]:
     questions = only_file(folder, ("v2_OpenEnded_mscoco_val*_questions.json", "*OpenEnded*questions.json"))
     truths = only_file(folder, ("v2_mscoco_val*_annotations.json", "*annotations.json"))
     if questions is None or truths is None:
-        return [_vqa(place, row, _picture(found, "image", place), "answer_type")
-                for place, row, found in parquet_rows(folder, "validation-*.parquet")]  # fmt: skip
+        return [
+            _vqa(place, row, _picture(found, "image", place), "answer_type")
+            for place, row, found in parquet_rows(folder, "validation-*.parquet")
+        ]
     split = "val2014" if "val2014" in questions.name else "train2014"
     pictures = Pictures(folder, split, f"images/{split}", "images")
     asked = {}
-    for number, row in enumerate(field(read_json(questions), f"'{questions}'", list, "questions"), 1):
+    for number, row in enumerate(field(suite_json(questions), f"'{questions}'", list, "questions"), 1):
         place = f"'{questions}', question {number}"
         asked[field(row, place, int, "question_id")] = row
     items = []
-    for number, row in enumerate(field(read_json(truths), f"'{truths}'", list, "annotations"), 1):
+    for number, row in enumerate(field(suite_json(truths), f"'{truths}'", list, "annotations"), 1):
         place = f"'{truths}', annotation {number}"
         question = asked.get(field(row, place, int, "question_id"))
         if question is None:
@@ -102,12 +104,13 @@ def _vqa(place: str, row: Mapping[str, Any], picture: Picture, skill: str) -> It
 def _read_textvqa(folder: Path) -> list[Item]:
     path = only_file(folder, ("TextVQA_*_val.json", "*val*.json"))
     if path is None:
-        return [_vqa(place, row, _picture(found, "image", place), "")
-                for place, row, found in parquet_rows(folder, "validation-*.parquet")]  # fmt: skip
+        return [
+            _vqa(place, row, _picture(found, "image", place), "")
+            for place, row, found in parquet_rows(folder, "validation-*.parquet")
+        ]
     pictures = Pictures(folder, "train_images", "train_val_images/train_images", "images")
     return [
-        _vqa(place, row, pictures(f"{field(row, place, str, 'image_id')}.jpg", place), "")
-        for place, row in _data(path)
+        _vqa(place, row, pictures(f"{field(row, place, str, 'image_id')}.jpg", place), "") for place, row in _data(path)
     ]
 
 
@@ -115,8 +118,10 @@ def _read_docvqa(folder: Path) -> list[Item]:
     path = only_file(folder, ("val_v1.0_withQT.json", "val_v1.0*.json", "val*.json"))
     rows: Iterator[tuple[str, Mapping[str, Any], Picture]]
     if path is None:
-        rows = ((place, row, _picture(found, "image", place))
-                for place, row, found in parquet_rows(folder, "validation-*.parquet"))  # fmt: skip
+        rows = (
+            (place, row, _picture(found, "image", place))
+            for place, row, found in parquet_rows(folder, "validation-*.parquet")
+        )
     else:
         pictures = Pictures(path.parent, "spdocvqa_images", "..", "../spdocvqa_images")
         rows = ((place, row, pictures(field(row, place, str, "image"), place)) for place, row in _data(path))
@@ -129,7 +134,7 @@ def _read_docvqa(folder: Path) -> list[Item]:
 
 
 def _data(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, row in enumerate(field(read_json(path), f"'{path}'", list, "data"), 1):
+    for number, row in enumerate(field(suite_json(path), f"'{path}'", list, "data"), 1):
         yield f"'{path}', entry {number} of data", row
 
 
@@ -137,10 +142,12 @@ def _read_ocrbench(folder: Path) -> list[Item]:
     path = only_file(folder, ("OCRBench.json", "*OCRBench*.json"))
     rows: Iterator[tuple[str, Mapping[str, Any], Picture]]
     if path is None:
-        rows = ((place, row, _picture(found, "image", place))
-                for place, row, found in parquet_rows(folder, "test-*.parquet"))  # fmt: skip
+        rows = (
+            (place, row, _picture(found, "image", place))
+            for place, row, found in parquet_rows(folder, "test-*.parquet")
+        )
     else:
-        loaded = read_json(path)
+        loaded = suite_json(path)
         if not isinstance(loaded, list):
             raise EdgeVLMError(f"'{path}' should hold a list of questions: take the file anew.")
         pictures = Pictures(folder, "OCRBench_Images", "images")
@@ -163,8 +170,11 @@ def _score_ocrbench(item: Item, answer: str) -> Scored:
 def _ocrbench_report(results: list[Result]) -> dict[str, float]:
     """Points as published: a right answer is one, of 1000; text recognition adds up six kinds."""
     points = sum(r.scored.score for r in results)
-    recognition = sum(r.scored.score for r in results if r.item.skill.endswith(" Recognition")
-                      and not r.item.skill.startswith("Handwritten Mathematical"))  # fmt: skip
+    recognition = sum(
+        r.scored.score
+        for r in results
+        if r.item.skill.endswith(" Recognition") and not r.item.skill.startswith("Handwritten Mathematical")
+    )
     return {"points": points, "text_recognition_points": recognition}
 
 
@@ -175,7 +185,7 @@ def _read_chartqa(folder: Path) -> list[Item]:
         if path is None:
             continue
         pictures = Pictures(path.parent, "png", "images")
-        for number, row in enumerate(field({"rows": read_json(path)}, f"'{path}'", list, "rows"), 1):
+        for number, row in enumerate(field({"rows": suite_json(path)}, f"'{path}'", list, "rows"), 1):
             place = f"'{path}', entry {number}"
             picture = pictures(field(row, place, str, "imgname"), place)
             question = field(row, place, str, "query")

@@ -15,6 +15,7 @@ from PIL import Image
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.sampling import GenerateOptions, Sampler
 from edgevlm.inputs.decode import Source, decode_image
+from edgevlm.inputs.layout import layout_of
 from edgevlm.inputs.preprocess import F32, U8, plan, preprocess
 from edgevlm.inputs.prompt import Conversation, Grid, Ids, Prompter, StreamDecoder
 from edgevlm.inputs.spec import ImageSpec
@@ -175,7 +176,9 @@ class Pipeline:
             embeds = np.array(embeds)  # the engine's own array may be read-only
             embeds[places] = np.concatenate([tiles.reshape(-1, width) for tiles in features])
         runtime.truncate(0)
-        logits = runtime.prefill(embeds)
+        spec = self.bundle.manifest.spec
+        grids = [spec.token_grid(*view.shape[1:]) for views in prompt.pixels for view in views]
+        logits = runtime.prefill(embeds, layout_of(prompt.ids, spec.image_token_id, grids))
         sampler = Sampler(options, prompt.ids.tolist())
         token = _choose(sampler, logits, runtime)
         timings.prefill, _ = _lap(start)
@@ -242,8 +245,7 @@ def _open(source: Source | U8, spec: ImageSpec) -> tuple[U8 | Image.Image, tuple
         return source, (source.shape[1], source.shape[0])
     if not isinstance(source, str | os.PathLike | bytes | Image.Image):
         raise EdgeVLMError(
-            f"A picture is a {type(source).__name__}: give a path, the bytes of a file, a Pillow image or an "
-            "array."
+            f"A picture is a {type(source).__name__}: give a path, the bytes of a file, a Pillow image or an array."
         )
     picture = decode_image(source, spec.background)
     return picture, picture.size

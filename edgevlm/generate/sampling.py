@@ -10,12 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
+from edgevlm.types import F32, F64, I64
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Sampler:
         return token
 
 
-def penalize(logits: F32, seen: npt.NDArray[np.int64], penalty: float) -> F32:
+def penalize(logits: F32, seen: I64, penalty: float) -> F32:
     """Repetition penalty (Keskar et al. 2019, arXiv 1909.05858): less likely, whatever the logit's sign."""
     result = logits.copy()
     known = seen[seen < len(logits)]

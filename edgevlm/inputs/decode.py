@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.types import U8
 
-U8 = npt.NDArray[np.uint8]
 Source = str | os.PathLike[str] | bytes | Image.Image
 
 MAX_PIXELS = 89_478_485  # 1 GiB as 3 x 4 bytes: where Pillow, too, starts to speak of a decompression bomb

@@ -6,6 +6,7 @@ What depends on the prompt is an input of every graph, computed here once: graph
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,15 @@ class Layout:
     spans: tuple[Span, ...] = ()
 
 
+def layout_of(ids: I64, image_token_id: int, grids: Sequence[tuple[int, int]]) -> Layout:
+    """The layout of a prompt (S,) whose image tokens belong, in order, to views of these token grids."""
+    places, at, spans = np.flatnonzero(ids == image_token_id), 0, []
+    for grid in grids:
+        spans.append(Span(int(places[at]), grid))
+        at += grid[0] * grid[1]
+    return Layout(len(ids), tuple(spans))
+
+
 def positions(layout: Layout, axes: int, start: int = 0, stop: int | None = None) -> I64:
     """(axes, stop - start) positions of the tokens from `start` to `stop` (None: the prompt's end), answer included.
 
@@ -63,7 +73,7 @@ def _prompt_positions(layout: Layout, axes: int) -> I64:
 
 
 def rope_rows(rope: Rope, places: I64) -> tuple[F32, F32]:
-    """cos and sin (S, size / 2) of positions (axes, S), in the float32 arithmetic of transformers' rotary embeddings."""
+    """cos and sin (S, size / 2) of positions (axes, S), in the float32 arithmetic of transformers."""
     frequencies = rope_frequencies(rope)
     if rope.scaling is not None:
         frequencies = frequencies / rope_factors(rope)
@@ -99,9 +109,7 @@ def rope_frequencies(rope: Rope) -> F32:
     return frequencies
 
 
-def visible(
-    layout: Layout, rule: str, past: int, new: int, window: int | None = None
-) -> npt.NDArray[np.bool_]:
+def visible(layout: Layout, rule: str, past: int, new: int, window: int | None = None) -> npt.NDArray[np.bool_]:
     """(new, past + new): which positions each new one sees, under a decoder's mask rule and an attention's window."""
     row, col = np.arange(past, past + new)[:, None], np.arange(past + new)[None]
     seen = col <= row
@@ -120,7 +128,9 @@ def decoder_inputs(d: Decoder, layout: Layout, past: int, new: int) -> dict[str,
     """Everything that a decoder call of `new` positions after `past` takes beside embeddings and states."""
     found: dict[str, npt.NDArray[Any]] = {}
     for name, rope in d.ropes.items():
-        found |= dict(zip(rope_inputs(name), rope_rows(rope, positions(layout, rope.axes, past, past + new)), strict=True))
+        found |= dict(
+            zip(rope_inputs(name), rope_rows(rope, positions(layout, rope.axes, past, past + new)), strict=True)
+        )
     for window in windows(d):
         found[mask_input(window)] = visible(layout, d.mask, past, new, window)
     if d.learned_positions:

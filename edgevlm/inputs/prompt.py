@@ -20,9 +20,8 @@ from edgevlm.inputs.layout import Layout, Span
 from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec
 from edgevlm.inputs.tokenizer import StreamDecoder, inner_tokenizer, load_tokenizer
 from edgevlm.inputs.views import Place, View
-from edgevlm.types import I64
+from edgevlm.types import Ids
 
-Ids = I64
 Conversation = str | Sequence[Mapping[str, Any]]
 
 

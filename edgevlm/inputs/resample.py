@@ -14,10 +14,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.types import U8
 
 PRECISION_BITS = 22
-
-U8 = npt.NDArray[np.uint8]
 
 
 def _bilinear(x: float) -> float:

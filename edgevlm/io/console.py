@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from edgevlm.errors import EdgeVLMError
 
-Progress = Callable[[str, int, int], None]
-"""progress(what, done, total): `done` of `total` units of the stage `what` are finished."""
+if TYPE_CHECKING:  # needs numpy, which --help does without
+    from edgevlm.types import Progress
 
 
 def note(text: str = "") -> None:

@@ -40,9 +40,7 @@ def partial_folder(out: Path) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=parent))
     except OSError as error:
-        raise EdgeVLMError(
-            f"'{parent}' cannot be written ({error.strerror}): choose another output folder."
-        ) from None
+        raise EdgeVLMError(f"'{parent}' cannot be written ({error.strerror}): choose another output folder.") from None
     try:
         yield partial
     finally:

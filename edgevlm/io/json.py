@@ -1,4 +1,4 @@
-"""The JSON files of a checkpoint, with errors that name the file and the key."""
+"""JSON files read whole, with errors that name the file and the key."""
 
 from __future__ import annotations
 
@@ -64,17 +64,34 @@ class JsonFile:
         return numbers[0], numbers[1], numbers[2]
 
 
-def read_json_file(path: Path, *, required: bool = True) -> JsonFile:
-    if not path.exists() and not required:
-        return JsonFile(path, {})
+def read_json(path: Path, advice: str, *, missing: str | None = None, largest: int = 64 << 20) -> Any:
+    """What a JSON file holds; EdgeVLMError where there is none, or where it is damaged or has over `largest` bytes.
+
+    advice: what to do about it, at the end of the sentence. missing: the whole sentence where the file does not exist.
+    """
     try:
-        data = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as e:
-        raise EdgeVLMError(f"'{path}' is missing: use a checkpoint with its processor files.") from e
-    except (OSError, ValueError, RecursionError) as e:
-        raise EdgeVLMError(f"'{path}' cannot be read as JSON ({e}): take the file anew.") from e
+        if path.stat().st_size > largest:
+            raise EdgeVLMError(f"'{path}' is larger than {largest} bytes, too large for what it should be: {advice}.")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EdgeVLMError(missing or f"'{path}' is missing: {advice}.") from None
+    except OSError as error:
+        raise EdgeVLMError(f"'{path}' cannot be read ({error.strerror}): check its permissions.") from None
+    except (ValueError, RecursionError) as error:
+        raise EdgeVLMError(f"'{path}' is not valid JSON ({str(error)[:200]}): {advice}.") from None
+
+
+def read_object(path: Path, advice: str, *, missing: str | None = None) -> dict[str, Any]:
+    """As `read_json`, for a file that holds an object."""
+    data = read_json(path, advice, missing=missing)
     if not isinstance(data, dict):
-        raise EdgeVLMError(
-            f"'{path}' holds a JSON {type(data).__name__}, expected an object: take the file anew."
-        )
-    return JsonFile(path, data)
+        raise EdgeVLMError(f"'{path}' holds a JSON {type(data).__name__}, expected an object: {advice}.")
+    return data
+
+
+def read_json_file(path: Path, *, required: bool = True) -> JsonFile:
+    """One of a checkpoint's processor files."""
+    if not required and not path.exists():
+        return JsonFile(path, {})
+    missing = f"'{path}' is missing: use a checkpoint with its processor files."
+    return JsonFile(path, read_object(path, "take the file anew", missing=missing))

@@ -61,9 +61,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         inner = args[0] if len(args) == 2 and args[1] is Ellipsis else None
         if inner is None and len(args) != len(value):
             raise EdgeVLMError(f"{where} should have {len(args)} items, found {len(value)}: export the bundle again.")
-        return tuple(
-            _convert(inner or args[i], item, f"{where}[{i}]") for i, item in enumerate(value)
-        )
+        return tuple(_convert(inner or args[i], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

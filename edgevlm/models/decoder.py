@@ -1,4 +1,4 @@
-"""Every decoder: a walk over its blocks. Llama, Qwen, Gemma, LFM2, Llama 3.2 Vision, OPT and BART differ in their spec."""
+"""Every decoder: a walk over its blocks. Llama, Qwen, Gemma, LFM2, OPT and BART differ in their spec."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def embed_tokens(ops: Ops, ids: X, d: Decoder) -> X:
 
 
 def memory(ops: Ops, x: X, d: Decoder) -> dict[str, X]:
-    """Keys and values, by state, of every mixer that reads the encoder's output or the picture's features: made once."""
+    """Keys and values, by state, of mixers that read the encoder's output or the picture's features: made once."""
     found = {}
     for layer in range(d.num_layers):
         for m, a in enumerate(d.block(layer).mixers):

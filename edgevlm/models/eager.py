@@ -31,7 +31,7 @@ class EagerOps(Ops):
         keep: int = 1,
     ) -> None:
         """inputs: RoPE rows, masks and additions of this call. keep: how many of the last positions get logits."""
-        self.weights, self.states, self.inputs, self.keep = weights, states, inputs or {}, keep
+        self.weights, self.states, self.inputs, self.keep = weights, states, dict(inputs or {}), keep
 
     def _weight(self, name: str) -> F32:
         return self.weights.read(name)
@@ -100,11 +100,11 @@ class EagerOps(Ops):
     def attend(self, q: F32, k: F32, v: F32, a: Attention, mask: str | None) -> F32:
         allowed = None if mask is None else self.inputs[mask]
         if q.ndim == 3:
-            return _attend(q, k, v, a, allowed)
+            return attend(q, k, v, a, allowed)
         out = np.empty_like(q)  # one tile or window at a time bounds the (heads, S, T) scores
         for i in range(len(q)):
             seen = allowed[i if len(allowed) > 1 else 0] if allowed is not None and allowed.ndim == 4 else allowed
-            out[i] = _attend(q[i], k[i], v[i], a, seen)
+            out[i] = attend(q[i], k[i], v[i], a, seen)
         return out
 
     def append(self, state: str, x: F32) -> F32:
@@ -150,7 +150,7 @@ class EagerOps(Ops):
         return x[-self.keep :]
 
 
-def _attend(q: F32, k: F32, v: F32, a: Attention, allowed: Any) -> F32:
+def attend(q: F32, k: F32, v: F32, a: Attention, allowed: Any) -> F32:
     """(H, S, d) over (kv heads, T, d); allowed: bool, broadcast to (.., S, T)."""
     group = a.heads // a.kv_heads
     scale = np.float32(a.head_dim**-0.5 if a.scale is None else a.scale)

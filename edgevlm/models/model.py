@@ -23,6 +23,13 @@ class ModelSpec:
     decoder: Decoder
     image_token_id: int  # the placeholder that image features replace
 
+    @property
+    def image_tokens(self) -> int:
+        """Decoder positions that one tile takes, for a tower of one picture size."""
+        assert isinstance(self.vision, Vit)
+        rows, cols = self.token_grid(self.vision.image_size, self.vision.image_size)
+        return rows * cols
+
     def token_grid(self, height: int, width: int) -> Grid:
         """Rows and columns of image tokens of a view of that size in pixels."""
         grid = self.vision.grid(height, width)

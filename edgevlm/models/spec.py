@@ -123,7 +123,7 @@ class Decoder:
 
     @property
     def is_plain(self) -> bool:
-        """One position axis under the causal mask: a position is its index, so that graphs need no more than a length."""
+        """One position axis under the causal mask: a position is its index, so graphs need no more than a length."""
         windows = any(getattr(mixer, "window", None) for block in self.blocks for mixer in block.mixers)
         return self.axes == 1 and self.mask == "causal" and not windows and not self.deepstack
 
@@ -138,7 +138,7 @@ class State:
 
 
 def states(decoder: Decoder) -> list[State]:
-    """What a runtime holds between calls, in the order of layers. Runtimes allocate by this and know no architecture."""
+    """What a runtime holds between calls, in the order of layers. Runtimes allocate by it, and know no architecture."""
     found = []
     for layer in range(decoder.num_layers):
         for m, mixer in enumerate(decoder.block(layer).mixers):

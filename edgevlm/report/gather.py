@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -16,8 +16,8 @@ from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.report.gallery import Asked, Question, ask_all
 from edgevlm.report.measure import is_evaluator, scenes_score, short_bench
+from edgevlm.types import Progress
 
-Progress = Callable[[str, int, int], None]
 _KINDS = ("fp32", "fp16", "int8", "int4")  # most bits first
 _MOST = 64 << 20  # bytes of a JSON file
 
@@ -138,8 +138,11 @@ def read_eval(data: Any, where: str) -> dict[str, Any]:
     fields = {"bundle": str, "suite": str, "runtime": str, "skills": dict}
     good = isinstance(data, dict) and all(isinstance(data.get(name), kind) for name, kind in fields.items())
     if good:
-        skills = [skill.get(name) if isinstance(skill, dict) else None
-                  for skill in data["skills"].values() for name in ("score", "low", "high")]  # fmt: skip
+        skills = [
+            skill.get(name) if isinstance(skill, dict) else None
+            for skill in data["skills"].values()
+            for name in ("score", "low", "high")
+        ]
         good = all(is_number(value) for value in [data.get("score"), *skills])
     if not good:
         raise EdgeVLMError(f"'{where}' is not an evaluation: make one with `edgevlm eval BUNDLE --json FILE`.")

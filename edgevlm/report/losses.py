@@ -134,8 +134,12 @@ def _suite(found: Findings, suite: str, reports: list[dict[str, Any]]) -> Html:
         f"scores and the others the difference to it in points. Questions: {counts}."
     )
     picture = h("figure", estimate_rows(names, series)) if names else None
-    return join(h("p", caption, class_="caption"), picture, series_legend([seen for seen, _ in named]),
-                table(("bundle", "all", *names), rows))  # fmt: skip
+    return join(
+        h("p", caption, class_="caption"),
+        picture,
+        series_legend([seen for seen, _ in named]),
+        table(("bundle", "all", *names), rows),
+    )
 
 
 def _name(found: Findings, report: dict[str, Any]) -> str:

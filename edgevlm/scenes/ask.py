@@ -65,9 +65,7 @@ def _existence(scene: Scene, stream: Stream) -> Drafts:
 
 
 def _exists(stream: Stream, what: str, answer: str, mode: str) -> Question:
-    return replace(
-        _draft("existence", say.put(stream, say.EXISTS, a=say.article(what), x=what), answer), mode=mode
-    )
+    return replace(_draft("existence", say.put(stream, say.EXISTS, a=say.article(what), x=what), answer), mode=mode)
 
 
 def absent_nouns(scene: Scene) -> list[Noun]:

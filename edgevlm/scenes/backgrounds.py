@@ -8,6 +8,7 @@ from PIL import Image
 
 from edgevlm.scenes.atlas import RGB, texture, texture_count
 from edgevlm.scenes.stream import Stream
+from edgevlm.types import U8
 
 # Distance in RGB that a background's colours keep from each object's main colour.
 CLEAR = 92
@@ -77,7 +78,7 @@ def _mix(first: I32, second: I32, share: I32) -> Image.Image:
     return Image.fromarray(_bytes(first + (second - first) * share[..., None] // 256))
 
 
-def _bytes(values: I32) -> npt.NDArray[np.uint8]:
+def _bytes(values: I32) -> U8:
     return np.clip(values, 0, 255).astype(np.uint8)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +11,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.io.folders import check_replaceable, partial_folder, publish
 from edgevlm.scenes.catalogue import SPLITS, Split
 from edgevlm.scenes.question import LOC_BINS, Question, parse_question
+from edgevlm.types import Progress
 
 FORMAT, VERSION = "edgevlm-scenes", 1
 DATASET, QUESTIONS = "dataset.json", "questions.jsonl"
@@ -43,7 +43,7 @@ def write_scenes(
     force: bool = False,
     size: tuple[int, int] | None = None,
     rounds: int = 1,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Write the first `count` scenes of (split, seed) and their questions to `out`; returns the number of questions.
 
@@ -124,7 +124,7 @@ def _read_head(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise EdgeVLMError(f"'{path}' is not JSON: write the folder again.") from None
     if not isinstance(head, dict) or head.get("format") != FORMAT:
-        raise EdgeVLMError(f"'{path}' does not say \"format\": \"{FORMAT}\": it is not a Scenes folder's.")
+        raise EdgeVLMError(f'\'{path}\' does not say "format": "{FORMAT}": it is not a Scenes folder\'s.')
     if head.get("version") != VERSION:
         raise EdgeVLMError(
             f"'{path}' has version {head.get('version')!r}, and this edgevlm reads {VERSION}: update edgevlm."

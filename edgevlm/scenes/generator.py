@@ -64,9 +64,7 @@ class _Part(NamedTuple):
     line: int = 1
 
 
-def compose(
-    stream: Stream, split: Split, seed: int, index: int, size: tuple[int, int], items: list[Item]
-) -> Scene:
+def compose(stream: Stream, split: Split, seed: int, index: int, size: tuple[int, int], items: list[Item]) -> Scene:
     """Place and paint the items; where they find no room they become smaller, and the last ones stay away."""
     parts = [_cut(item) for item in items]
     scale = (size[0] * size[1]) ** 0.5

@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from edgevlm.scenes.catalogue import CHARACTERS, COLOUR_NAMES, NOUN_INDEX
 from edgevlm.scenes.scene import Scene
-
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
+from edgevlm.types import F32, I64, U8
 
 NOUN_CLASSES = len(NOUN_INDEX) + 1
 COLOUR_CLASSES = len(COLOUR_NAMES) + 1
@@ -50,7 +47,7 @@ def patch_labels(scene: Scene, rows: int, columns: int) -> PatchLabels:
     return PatchLabels(nouns[owner], colours[owner], _letters(scene, rows, columns), boxes[owner], cover, centre)
 
 
-def _areas(owners: npt.NDArray[np.uint8], rows: int, columns: int, count: int) -> I64:
+def _areas(owners: U8, rows: int, columns: int, count: int) -> I64:
     """(rows, columns, count) pixels of each owner in each patch."""
     height, width = owners.shape
     row = np.arange(height) * rows // height

@@ -50,9 +50,7 @@ def place(
     return None
 
 
-def _free(
-    stream: Stream, wanted: tuple[float, float], size: tuple[int, int], gap: int, taken: list[Box]
-) -> Box | None:
+def _free(stream: Stream, wanted: tuple[float, float], size: tuple[int, int], gap: int, taken: list[Box]) -> Box | None:
     width, height = max(2, round(wanted[0])), max(2, round(wanted[1]))
     margin = gap // 2
     across, down = size[0] - width - 2 * margin, size[1] - height - 2 * margin

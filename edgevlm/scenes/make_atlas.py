@@ -14,10 +14,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from edgevlm.scenes.catalogue import ASSETS, CHARACTERS, NOUNS, Noun
+from edgevlm.types import F64
 
 CELL = 88  # longest side of a sprite
 PER_ROW = 10
@@ -38,13 +38,12 @@ TEXTURES = {
     "rocket.jpg": [(80, 20, 180, 120), (170, 150, 230, 210)],
 }
 TEXTURE = 64
-U8 = npt.NDArray[np.uint8]
 
 
-def outlines() -> dict[str, list[npt.NDArray[np.float64]]]:
+def outlines() -> dict[str, list[F64]]:
     """Each shape as polygons inside the unit circle, y down; a second polygon is a hole."""
 
-    def ring(count: int, radius: npt.NDArray[np.float64] | float, shift: float = 0.0) -> npt.NDArray[np.float64]:
+    def ring(count: int, radius: F64 | float, shift: float = 0.0) -> F64:
         angle = (np.arange(count) + shift) / count * 2 * math.pi
         return np.stack([np.sin(angle) * radius, -np.cos(angle) * radius], 1)
 
@@ -67,7 +66,7 @@ def outlines() -> dict[str, list[npt.NDArray[np.float64]]]:
     }
 
 
-def shape_sprite(polygons: list[npt.NDArray[np.float64]]) -> Image.Image:
+def shape_sprite(polygons: list[F64]) -> Image.Image:
     """Mid grey with the shape as alpha, trimmed, longest side CELL."""
     low, high = polygons[0].min(0), polygons[0].max(0)
     scale = 8 * CELL / (high - low).max()
@@ -133,9 +132,7 @@ def sprites(font: ImageFont.FreeTypeFont) -> tuple[Image.Image, Image.Image, dic
     return atlas, masks, places
 
 
-def _sprite(
-    noun: Noun, font: ImageFont.FreeTypeFont, shapes: dict[str, list[npt.NDArray[np.float64]]]
-) -> tuple[Image.Image, Image.Image]:
+def _sprite(noun: Noun, font: ImageFont.FreeTypeFont, shapes: dict[str, list[F64]]) -> tuple[Image.Image, Image.Image]:
     if not noun.glyph:
         sprite = shape_sprite(shapes[noun.name])
         return sprite, sprite.getchannel("A").point(lambda v: 255 * (v > 0))

@@ -193,9 +193,7 @@ def _number(stream: Stream, split: Split) -> str:
 def _sign(stream: Stream, text: str) -> Item:
     board, ink = stream.choice(_BOARDS)
     size = stream.uniform(0.095, 0.2)
-    return Item(
-        SIGN, None, board, size, text=text, font=stream.choice(fonts()), ink=ink, framed=stream.chance(0.5)
-    )
+    return Item(SIGN, None, board, size, text=text, font=stream.choice(fonts()), ink=ink, framed=stream.chance(0.5))
 
 
 def random_item(stream: Stream, split: Split, nouns: tuple[Noun, ...], smallest: float, largest: float) -> Item:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from edgevlm.scenes.catalogue import NOUN_INDEX, NOUNS, SIGN, Noun, Split
+from edgevlm.types import U8
 
 Box = tuple[int, int, int, int]
 """left, top, right, bottom in pixels; right and bottom are the first that are outside."""
@@ -39,7 +38,7 @@ class Scene:
     index: int
     picture: Image.Image  # RGB
     objects: tuple[SceneObject, ...]  # none overlaps another
-    owners: npt.NDArray[np.uint8]  # (height, width): 0 is background, n is objects[n - 1]
+    owners: U8  # (height, width): 0 is background, n is objects[n - 1]
 
     def fraction(self, box: Box) -> tuple[float, float, float, float]:
         """The box in 0..1 of the picture's width and height."""

@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor
 
 from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from edgevlm.checkpoint.families.parts import patch_positions
+from edgevlm.checkpoint.families.towers import bucketed_positions
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.folders import check_replaceable, partial_folder, publish
 from edgevlm.train.compose_files import Vocabulary, extend_tokenizer, write_processor
@@ -129,13 +129,18 @@ def _build(options: ComposeOptions, vision: Any, text: Any, vocabulary: Vocabula
     side = vision.image_size // vision.patch_size
     if options.projector == "mlp":
         config = transformers.LlavaConfig(
-            vision_config=vision, text_config=text, image_token_id=vocabulary.image, image_seq_length=side**2,
-            vision_feature_layer=-1, vision_feature_select_strategy="full", tie_word_embeddings=tied,
-        )  # fmt: skip
+            vision_config=vision,
+            text_config=text,
+            image_token_id=vocabulary.image,
+            image_seq_length=side**2,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+            tie_word_embeddings=tied,
+        )
         model: Any = transformers.LlavaForConditionalGeneration(config)
         tokens = side**2
     else:
-        if not np.array_equal(patch_positions(side), np.arange(side**2)):
+        if not np.array_equal(bucketed_positions(side), np.arange(side**2)):
             raise EdgeVLMError(
                 f"The encoder has {side} patches per side, a size at which SmolVLM's layout gives two neighbours one "
                 "position: use --projector mlp."
@@ -200,5 +205,3 @@ def _copy(module: Any, tensors: dict[str, Tensor], name: str, aside: str = "head
                 f"'{name}' has {found} as '{key}', expected {list(value.shape)} by its config.json: download it again."
             )
         value.copy_(tensors[key])
-
-

@@ -85,7 +85,7 @@ def _dialogue(record: Mapping[str, Any], bad: Callable[[str], BadRecord]) -> lis
     if "conversations" in record:
         turns = _turns(record["conversations"], bad)
         if not any(turn["role"] == "assistant" for turn in turns):
-            raise bad("no turn of 'conversations' is an answer (\"from\": \"gpt\")")
+            raise bad('no turn of \'conversations\' is an answer ("from": "gpt")')
         while turns[-1]["role"] != "assistant":
             turns.pop()
         return turns

@@ -19,13 +19,14 @@ from edgevlm.checkpoint.families import read_model
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.train.collate import Items
-from edgevlm.train.engine import TEACHER, Engine, Run, Tell
+from edgevlm.train.engine import TEACHER, Engine, Run
 from edgevlm.train.fake_quantize import train_through
 from edgevlm.train.models import Source, load_for_training, open_source, save
 from edgevlm.train.options import DistillOptions
 from edgevlm.train.outputs import Outputs, Wanted, run_model, top_kl
 from edgevlm.train.run import describe, read_items
 from edgevlm.train.teacher import Lesson, Lessons, check_vocabularies, teach
+from edgevlm.types import Progress
 
 MAP = "feature_map"  # the student's module that is thrown away after training
 
@@ -68,9 +69,13 @@ class Distiller(Engine):
 
 
 def compare(
-    out: Outputs, lesson: Lesson, labels: Tensor, temperature: float, mapping: nn.Module | None,
+    out: Outputs,
+    lesson: Lesson,
+    labels: Tensor,
+    temperature: float,
+    mapping: nn.Module | None,
     weights: Tensor | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """Each part of the loss as a mean: over answer tokens (weights, of mean 1), image tokens or tiles."""
     if len(lesson["ids"]) != len(labels):
         raise EdgeVLMError(
@@ -105,7 +110,7 @@ def compare(
     return parts
 
 
-def distill(options: DistillOptions, tell: Tell, note: Callable[[str], None]) -> Path | None:
+def distill(options: DistillOptions, tell: Progress, note: Callable[[str], None]) -> Path | None:
     """Train the student and write `options.out`; its path, in the main process. Raises EdgeVLMError."""
     run = Run(options, tell, note)
     student, teacher = open_source(options.model), open_source(options.teacher)
@@ -117,7 +122,7 @@ def distill(options: DistillOptions, tell: Tell, note: Callable[[str], None]) ->
     encoder = teacher.encoder(options.max_length, options.max_tiles, options.tiled)
     studied = Items(items.records, encoder, options.skip_bad)
     cache = options.cache or run.part / TEACHER
-    silent: Tell = lambda what, done, total: None  # noqa: E731
+    silent: Progress = lambda what, done, total: None  # noqa: E731
     telling = run.tell if run.main else silent
     lessons = teach(teacher, studied, cache, options, wanted, student.spec.decoder.vocab_size, telling)
     model = load_for_training(student, options)
@@ -130,9 +135,15 @@ def distill(options: DistillOptions, tell: Tell, note: Callable[[str], None]) ->
         add_feature_map(model, teacher, student)
         more["ddp_find_unused_parameters"] = False  # the map is used after the forward pass, where DDP does not look
     trainer = Distiller(
-        lessons=lessons, source=student, wanted=wanted, items=items, options=options, model=model,
-        collator=student.collator(options.per_question), args=run.arguments(**more),
-    )  # fmt: skip
+        lessons=lessons,
+        source=student,
+        wanted=wanted,
+        items=items,
+        options=options,
+        model=model,
+        collator=student.collator(options.per_question),
+        args=run.arguments(**more),
+    )
     describe(run, model, items)
     run.train(trainer, begun)
     dtype = torch.float32 if options.quantize else None  # a rounding to bfloat16 could move a weight to another code

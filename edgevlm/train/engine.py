@@ -27,10 +27,10 @@ from edgevlm.train.models import part_of, quiet_transformers
 from edgevlm.train.muon import MuonAdamW
 from edgevlm.train.options import TrainOptions
 from edgevlm.train.report import write_report
+from edgevlm.types import Progress
 
 COMPLETE = "complete"  # marks a checkpoint that was written to its end
 TEACHER = "teacher"  # outputs of a teacher that were not asked to be kept
-Tell = Callable[[str, int, int], None]
 
 
 class Engine(Trainer):  # type: ignore[misc]
@@ -83,10 +83,10 @@ class Engine(Trainer):  # type: ignore[misc]
         return optimizer
 
 
-class Progress(TrainerCallback):  # type: ignore[misc]
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     """Steps to the bar, losses to the console, and the mark on a checkpoint that all processes have written."""
 
-    def __init__(self, tell: Tell, note: Callable[[str], None]) -> None:
+    def __init__(self, tell: Progress, note: Callable[[str], None]) -> None:
         self._tell, self._note, self._share = tell, note, -1
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -108,7 +108,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 class Run:
     """The folders of one run, and its turns: begin, train, finish."""
 
-    def __init__(self, options: TrainOptions, tell: Tell, note: Callable[[str], None]) -> None:
+    def __init__(self, options: TrainOptions, tell: Progress, note: Callable[[str], None]) -> None:
         self.options, self.tell = options, tell
         self.process = PartialState(cpu=options.cpu or not torch.cuda.is_available())
         self.main = self.process.is_main_process
@@ -174,7 +174,7 @@ class Run:
         from transformers.trainer_callback import PrinterCallback
 
         trainer.remove_callback(PrinterCallback)  # it prints to standard output
-        trainer.add_callback(Progress(self.tell, self.note))
+        trainer.add_callback(ProgressCallback(self.tell, self.note))
         if self.main:
             board = self.part / "training" / "tensorboard"
             writer = SummaryWriter(str(board), purge_step=_step(begun) if begun else None)  # type: ignore[no-untyped-call]

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL.Image import Image
 
 from edgevlm.errors import EdgeVLMError
@@ -19,11 +18,10 @@ from edgevlm.inputs.preprocess import resize_and_split
 from edgevlm.inputs.prompt import Grid, Prompter
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.train.conversations import BadRecord, Conversation, Message
+from edgevlm.types import I64, U8
 
 IGNORE = -100
 SHARED = 0  # segment that every position after it sees
-U8 = npt.NDArray[np.uint8]
-I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgevlm.bundle.qtensor import BLOCK
-from edgevlm.checkpoint.families.parts import MappedWeights
+from edgevlm.checkpoint.families.tensors import MappedWeights
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.quantize.recipe import Recipe, is_linear
+from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.models.model import ModelSpec
 
 TRAINED = ("fp16", "int8", "int4")
@@ -69,13 +69,13 @@ def train_through(model: nn.Module, spec: ModelSpec, weights: MappedWeights, rec
     """
     kinds = {}
     for name in weights.names():
-        kind = recipe.form(name).kind
-        if kind == "fp32" or not is_linear(name):
+        kind = recipe.form(name).kind if weights.is_linear(name) else "fp32"
+        if kind == "fp32":
             continue
         if kind not in TRAINED:
             raise EdgeVLMError(f"Training through {kind} is not available: choose from {', '.join(TRAINED)}.")
         kinds[name] = kind
-        patch(_module(model, weights.stored_name(name).removesuffix(".weight")), kind)
+        patch(_module(model, weights.stored_names(name)[0].removesuffix(".weight")), kind)
     if spec.decoder.tie_embeddings:
         patch(model.get_submodule("lm_head"), kinds["decoder.embed.weight"])
     return kinds

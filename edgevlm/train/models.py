@@ -43,9 +43,7 @@ class Source:
     def folder(self) -> Path:
         return self.checkpoint.folder
 
-    def encoder(
-        self, max_length: int | None = None, max_tiles: int | None = None, tiled: float = 0.0
-    ) -> Encoder:
+    def encoder(self, max_length: int | None = None, max_tiles: int | None = None, tiled: float = 0.0) -> Encoder:
         longest = min(max_length or self.spec.decoder.context_length, self.spec.decoder.context_length)
         return Encoder(self.image, Prompter(self.prompt, self.folder / "tokenizer.json"), longest, max_tiles, tiled)
 

@@ -33,9 +33,7 @@ class Outputs:
     features: Tensor | None  # (T, n, D)
 
 
-def run_model(
-    model: Any, inner: Any, batch: dict[str, Any], image_token_id: int, wanted: Wanted, n: int
-) -> Outputs:
+def run_model(model: Any, inner: Any, batch: dict[str, Any], image_token_id: int, wanted: Wanted, n: int) -> Outputs:
     """One forward pass. `inner` is the model inside whatever wraps `model`; n: image tokens per tile."""
     inputs = dict(batch)
     answers = inputs["logits_to_keep"]

@@ -9,12 +9,13 @@ import json
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.train.conversations import BadRecord, Conversation, parse_record
+from edgevlm.types import Progress
 
 SHOWN = 10  # bad records that are named; the rest are counted
 _MAX_RECORD = 16 << 20  # bytes
@@ -36,7 +37,7 @@ class Records:
         images: Path | None = None,
         skip_bad: bool = False,
         pairs: bool = False,
-        tell: Callable[[str, int, int], None] = lambda what, done, total: None,
+        tell: Progress = lambda what, done, total: None,
     ) -> None:
         self.path = _file(path)
         self.images = images or self.path.parent
@@ -79,7 +80,7 @@ class Records:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_stream": None}
 
-    def _index(self, tell: Callable[[str, int, int], None]) -> None:
+    def _index(self, tell: Progress) -> None:
         total, last = self.path.stat().st_size, None
         records = _lines(self.path) if self.path.suffix == ".jsonl" else _elements(self.path)
         for start, line, text in records:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.train.collate import Items
-from edgevlm.train.engine import Engine, Run, Tell
+from edgevlm.train.engine import Engine, Run
 from edgevlm.train.models import Source, load_for_training, open_source, save
 from edgevlm.train.options import TrainOptions
 from edgevlm.train.records import Records
+from edgevlm.types import Progress
 
 
-def train(options: TrainOptions, tell: Tell, note: Callable[[str], None]) -> Path | None:
+def train(options: TrainOptions, tell: Progress, note: Callable[[str], None]) -> Path | None:
     """Train and write `options.out`: a model folder, or with `lora` an adapter's; its path, in the main process.
 
     Raises EdgeVLMError.

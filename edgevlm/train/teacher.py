@@ -96,9 +96,15 @@ def teach(
 
 @torch.no_grad()
 def _teach_block(
-    teacher: Any, source: Source, items: Items, place: Path, block: int, options: DistillOptions, wanted: Wanted,
+    teacher: Any,
+    source: Source,
+    items: Items,
+    place: Path,
+    block: int,
+    options: DistillOptions,
+    wanted: Wanted,
     vocabulary: int,
-) -> None:  # fmt: skip
+) -> None:
     collator, device, n = source.collator(), PartialState().device, source.spec.image_tokens
     numbers = range(block * BLOCK, min((block + 1) * BLOCK, len(items)))
     tensors: Lesson = {}

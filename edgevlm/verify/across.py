@@ -7,7 +7,7 @@ component that diverges, and tells what llama.cpp would make of the raw files wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,17 @@ from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.preprocess import plan, preprocess
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
-from edgevlm.models.ops import F32, Weights
+from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
 from edgevlm.runtimes.eager import EagerRuntime
 from edgevlm.runtimes.gguf import GgufFile, GgufWeights
+from edgevlm.types import F32, Progress
 from edgevlm.verify.gate import BOUNDS, ENGINES, PICTURES, QUESTION, picture_folder
 from edgevlm.verify.reference import cosine
 from edgevlm.verify.report import Bound
 from edgevlm.verify.weights import difference
 
-Progress = Callable[[str, int, int], None]
 TOKENS = 32  # of the reference's own greedy answer, on which every engine is judged
 TILED = 5  # tiles of the tiled cases
 HEAD = ("pair", "case", "features", "first logits", "largest error", "same tokens", "top-1", "first divergence")

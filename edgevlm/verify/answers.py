@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,9 @@ from edgevlm.evaluation.item import Item, Suite
 from edgevlm.evaluation.runner import Report, evaluate
 from edgevlm.evaluation.suites import SUITES, read_items
 from edgevlm.runtimes.base import Runtime
+from edgevlm.types import Progress
 from edgevlm.verify.report import Row
 
-Progress = Callable[[str, int, int], None]
 QUESTIONS = 100  # asked where nothing else is said
 _DRAWN = 25  # pictures of Scenes that these come from
 
@@ -79,4 +79,3 @@ def check_answers(target: str, baseline: Report, found: Report, bound: float | N
         note += f", most in {skill} ({after[skill]['score']:.2f} against {before[skill]['score']:.2f})"
     check = f"score lost on {found.suite}"
     return Row(target, check, lost, bound, bound is None or lost <= bound, note, "answers", where)
-

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from edgevlm.bundle.manifest import Bundle
-from edgevlm.models.ops import F32
+from edgevlm.types import F32
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.report import Row, at_least
 from edgevlm.verify.runtime import Case

@@ -16,8 +16,8 @@ from PIL import Image
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.loop import Pipeline, Prompt
-from edgevlm.models.ops import F32
 from edgevlm.runtimes.base import Runtime
+from edgevlm.types import F32
 from edgevlm.verify.report import kl_divergence
 
 Question = tuple[Path | Image.Image, str]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,24 +23,25 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.decode import decode_image, open_image
+from edgevlm.inputs.layout import layout_of
 from edgevlm.inputs.preprocess import Tiles, preprocess
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import DEFAULTS, open_runtime
 from edgevlm.runtimes.base import Runtime
+from edgevlm.types import Progress
 from edgevlm.verify.coreml import first_operation, other_contexts
 from edgevlm.verify.inputs import Source, check_golden, check_inputs, golden
 from edgevlm.verify.layers import first_layer, layer_losses
 from edgevlm.verify.reference import Reference
 from edgevlm.verify.report import Bound, GateReport, Loss, Row
-from edgevlm.verify.runtime import TILE_COUNTS, TOKENS, Case, check_loss, check_runtime, is_large
+from edgevlm.verify.runtime import TILE_COUNTS, TOKENS, Case, check_loss, check_products, check_runtime, is_large
 from edgevlm.verify.weights import Expected, check_gguf, check_stored, check_weights, gguf_weights
 
 if TYPE_CHECKING:
     from edgevlm.evaluation.runner import Report
     from edgevlm.verify.answers import Questions
 
-Progress = Callable[[str, int, int], None]
 T = TypeVar("T", Bound, Loss)
 PICTURES = ("coffee.jpg", "scene-tall.png")
 QUESTION = "What is in the picture?"
@@ -99,9 +100,7 @@ class GateOptions:
         names = {f.name for f in dataclasses.fields(bound)}
         plain = {name: value for name, value in self.bounds.items() if name in names and scope != "loss"}
         own = {
-            name.removeprefix(f"{scope}."): value
-            for name, value in self.bounds.items()
-            if name.startswith(f"{scope}.")
+            name.removeprefix(f"{scope}."): value for name, value in self.bounds.items() if name.startswith(f"{scope}.")
         }
         changed: dict[str, Any] = {**plain, **own}
         return replace(bound, **changed)
@@ -166,6 +165,8 @@ def run_gate(
             note = f"{module} is not installed: pip install 'edgevlm[{extra}]', then edgevlm verify"
             rows.append(Row(target, UNJUDGED, 0, None, not options.strict, note))
             continue
+        if target == "onnx" and set(_by_part(bundle).values()) != {"float"}:
+            rows.append(check_products())
         runtime = open_runtime(bundle, ENGINES[target])
         try:
             judge = prompt if target == "onnx" else reference  # only this target has a second decoder
@@ -194,9 +195,7 @@ def run_gate(
         tell("onnx portable")
         runtime = open_runtime(bundle, "onnxruntime", portable=True)
         try:
-            portable = check_runtime(
-                bundle, "onnx portable", runtime, prompt, cases[:1], [], *bounds("onnx"), few=True
-            )
+            portable = check_runtime(bundle, "onnx portable", runtime, prompt, cases[:1], [], *bounds("onnx"), few=True)
             rows.extend(portable)
         finally:
             runtime.close()
@@ -278,7 +277,9 @@ def _cases(bundle: Bundle) -> list[Case]:
 
     def case(name: str, parts: list[Tiles]) -> Case:
         ids = prompter.encode(QUESTION, [part.grid for part in parts])
-        return Case(name, ids, np.concatenate([part.pixels for part in parts]))
+        tiles = np.concatenate([part.pixels for part in parts])
+        grids = [spec.token_grid(*tile.shape[1:]) for tile in tiles]
+        return Case(name, ids, tiles, layout_of(ids, spec.image_token_id, grids))
 
     singles = [preprocess(image, single) for image in images]
     cases = [case("one tile", singles[:1])]

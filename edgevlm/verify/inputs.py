@@ -24,7 +24,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.preprocess import plan, preprocess
 from edgevlm.inputs.prompt import Grid, Prompter
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
-from edgevlm.models.ops import F32
+from edgevlm.types import F32
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.report import Row, at_least
 from edgevlm.verify.runtime import Case

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from edgevlm.bundle.manifest import Bundle
-from edgevlm.models.eager import EagerOps, KVCache
-from edgevlm.models.llama import decoder
-from edgevlm.models.ops import F32
-from edgevlm.models.projector import projector
-from edgevlm.models.siglip import vision_tower
-from edgevlm.runtimes.mil.trace import TracingOps
+from edgevlm.inputs.layout import Layout, decoder_inputs
+from edgevlm.models.decoder import decoder
+from edgevlm.models.eager import EagerOps
+from edgevlm.models.model import image_features
+from edgevlm.models.spec import Norm
+from edgevlm.models.states import States
+from edgevlm.models.trace import TracingOps
+from edgevlm.types import F32
 from edgevlm.verify.reference import Reference
 from edgevlm.verify.report import Row, divergence
 from edgevlm.verify.runtime import Case
@@ -22,11 +24,9 @@ FIRST = {"float": 0.002, "int8": 0.1, "dynamic": 0.2}
 class LayerOps(TracingOps):
     """The eager backend, keeping the results of norms and of attention only: two per layer say where."""
 
-    values: dict[str, F32]
-
-    def _keep(self, name: str, x: F32) -> F32:
+    def keep_value(self, name: str, x: F32) -> F32:
         last = name.rpartition(".")[2]
-        return super()._keep(name, x) if last.startswith(("norm", "post_norm", "attention")) else x
+        return super().keep_value(name, x) if last.startswith(("norm", "pre_norm", "post_norm", "attention")) else x
 
 
 class ResidualOps(EagerOps):
@@ -36,24 +36,20 @@ class ResidualOps(EagerOps):
         super().__init__(*arguments, **options)
         self.values: dict[str, F32] = {}
 
-    def layer_norm(self, x: F32, name: str, eps: float) -> F32:
+    def norm(self, x: F32, name: str, spec: Norm) -> F32:
         self.values[name] = x
-        return super().layer_norm(x, name, eps)
-
-    def rms_norm(self, x: F32, name: str, eps: float) -> F32:
-        self.values[name] = x
-        return super().rms_norm(x, name, eps)
+        return super().norm(x, name, spec)
 
 
 def trace_reference(
-    reference: Reference, tile: F32, embeds: F32, backend: type[LayerOps] | type[ResidualOps] = LayerOps
+    reference: Reference, view: F32, embeds: F32, layout: Layout, backend: type[LayerOps] | type[ResidualOps] = LayerOps
 ) -> dict[str, F32]:
-    """Named results of one tile (1, 3, S, S) and of one prompt (S, D) that stands alone."""
-    spec = reference.spec
-    ops = backend(reference.weights)
-    projector(ops, vision_tower(ops, tile, spec.vision), spec.projector)
+    """Named results of one view (3, H, W) and of one prompt (S, D) that stands alone."""
+    spec, feeds = reference.spec, reference.spec.vision.feeds(view)
+    ops = backend(reference.weights, inputs=feeds)
+    image_features(ops, spec, feeds)
     found = ops.values
-    ops = backend(reference.prompt_weights, KVCache(spec.decoder))
+    ops = backend(reference.prompt_weights, States(), decoder_inputs(spec.decoder, layout, 0, len(embeds)))
     decoder(ops, embeds, spec.decoder)
     return found | ops.values
 
@@ -68,9 +64,9 @@ def first_layer(
     from edgevlm.runtimes.ort.trace import trace_onnx
 
     embeds = _prompt(bundle, reference, case)
-    theirs = trace_reference(reference, case.tiles[:1], embeds)
+    theirs = trace_reference(reference, case.tiles[0], embeds, case.layout)
     try:
-        ours = trace_onnx(bundle, case.tiles[:1], embeds)
+        ours = trace_onnx(bundle, case.tiles[0], embeds, case.layout)
     except ModuleNotFoundError:
         note = "not looked for: pip install 'edgevlm[export]'"
         return Row("onnx", "first layer that differs", 0, None, True, note), {}
@@ -82,13 +78,12 @@ def first_layer(
 
 def layer_losses(bundle: Bundle, reference: Reference, original: Reference, case: Case) -> dict[str, float]:
     """Divergence of the quantized model from the original where each norm reads, each on its own inputs."""
-    tile = case.tiles[:1]
     theirs, ours = (
-        trace_reference(model, tile, _prompt(bundle, model, case), ResidualOps) for model in (original, reference)
+        trace_reference(model, case.tiles[0], _prompt(bundle, model, case), case.layout, ResidualOps)
+        for model in (original, reference)
     )
     return {name: divergence(theirs[name], ours[name]) for name in theirs}
 
 
 def _prompt(bundle: Bundle, reference: Reference, case: Case) -> F32:
     return reference.merge(case.ids, reference.features(case.tiles), bundle.prompt_spec.image_token_id)
-

@@ -163,18 +163,14 @@ def lint_package(folder: Path) -> LintReport:
 def _package_rules(package: MilPackage) -> Iterator[Finding]:
     size = package.weight_file.stat().st_size if package.weight_file else 0
     if size > MAX_WEIGHTS:
-        message = (
-            f"{size / 2**30:.2f} GiB of weights in one package fall to the GPU silently: split it into chunks"
-        )
+        message = f"{size / 2**30:.2f} GiB of weights in one package fall to the GPU silently: split it into chunks"
         yield find("package-size", package.folder.name, message)
 
 
 def _dynamic_shapes(package: MilPackage, function: MilFunction) -> Iterator[Finding]:
     for name, kind in function.inputs.items():
         if None in kind.shape:
-            message = (
-                "a flexible length keeps a stateful model off the Neural Engine: export the profile 'ane'"
-            )
+            message = "a flexible length keeps a stateful model off the Neural Engine: export the profile 'ane'"
             yield find("dynamic-shape", f"{function.name}/{name}", message)
 
 
@@ -244,9 +240,7 @@ def _operations(package: MilPackage, function: MilFunction) -> Iterator[Finding]
             if any((size or 0) > MAX_DIM for size in kind.shape):
                 yield find("large-axis", where, f"'{name}' has an axis above {MAX_DIM}: split the head")
             if kind.dtype == "fp32":
-                yield find(
-                    "fp32-island", where, f"'{name}' is fp32, which the Neural Engine does not compute"
-                )
+                yield find("fp32-island", where, f"'{name}' is fp32, which the Neural Engine does not compute")
 
 
 def _rms_norm(package: MilPackage, function: MilFunction) -> Iterator[Finding]:
@@ -319,9 +313,7 @@ def _predict(package: MilPackage, function: MilFunction, findings: list[Finding]
         if op.type == "slice_by_index" and _reads_state(function, op):
             state_reads += 2 * math.prod(size or 0 for size in op.outputs[0][1].shape)
     if flexible:  # lengths are open: what one token reads of a full cache
-        state_reads = sum(
-            2 * math.prod(size or 0 for size in kind.shape) for kind in function.states.values()
-        )
+        state_reads = sum(2 * math.prod(size or 0 for size in kind.shape) for kind in function.states.values())
     rows = [kind.shape[-2] or 1 for name, kind in function.inputs.items() if name == "embeddings"]
     return FunctionLint(function.name, operations, sum(spans.values()), state_reads, max([1, *rows]))
 

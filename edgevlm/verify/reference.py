@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgevlm.inputs.layout import Layout, decoder_inputs
 from edgevlm.inputs.preprocess import tile_key
-from edgevlm.models.eager import EagerOps, KVCache
-from edgevlm.models.llama import decoder, embed_tokens
+from edgevlm.models.decoder import decoder, embed_tokens
+from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.ops import F32, Weights
-from edgevlm.models.projector import projector
-from edgevlm.models.siglip import vision_tower
-from edgevlm.runtimes.base import I64
+from edgevlm.models.ops import Weights
+from edgevlm.models.states import States
+from edgevlm.runtimes.eager import encode_view
+from edgevlm.types import F32, I64
 
 
 class Reference:
@@ -27,15 +28,13 @@ class Reference:
     def features(self, tiles: F32) -> F32:
         """Image features (T, n, D); a tile seen before is not computed again."""
         keys = [tile_key(tile) for tile in tiles]
-        ops = EagerOps(self.weights)
         for key, tile in zip(keys, tiles, strict=True):
             if key not in self._features:
-                states = vision_tower(ops, tile[None], self.spec.vision)
-                self._features[key] = projector(ops, states, self.spec.projector)[0]
+                self._features[key] = encode_view(self.spec, self.weights, tile)[0]
         return np.stack([self._features[key] for key in keys])
 
     def embed(self, ids: I64) -> F32:
-        rows: F32 = embed_tokens(EagerOps(self.weights), ids)
+        rows: F32 = embed_tokens(EagerOps(self.weights), ids, self.spec.decoder)
         return rows
 
     def merge(self, ids: I64, features: F32, image_token_id: int, embeds: F32 | None = None) -> F32:
@@ -44,25 +43,32 @@ class Reference:
         merged[ids == image_token_id] = features.reshape(-1, features.shape[-1])
         return merged
 
-    def logits(self, prompt: F32, answer: F32 | None = None) -> F32:
-        """Logits (1 + A, V) after a prompt (S, D) and after each further position (A, D) of an answer."""
+    def logits(self, prompt: F32, answer: F32 | None = None, layout: Layout | None = None) -> F32:
+        """Logits (1 + A, V) after a prompt (S, D) and after each further position (A, D) of an answer.
+
+        layout: of the prompt, or of a longer one that it begins; None is one without pictures.
+        """
         rest = prompt[:0] if answer is None else answer
-        key = tile_key(prompt) + tile_key(rest)
+        layout = layout or Layout(len(prompt))
+        key = tile_key(prompt) + tile_key(rest) + repr(layout).encode()
         if key not in self._logits:
-            self._logits[key] = self._compute(prompt, rest)
+            self._logits[key] = self._compute(prompt, rest, layout)
         return self._logits[key]
 
-    def _compute(self, prompt: F32, answer: F32) -> F32:
-        text, cache = self.spec.decoder, KVCache(self.spec.decoder)
+    def _compute(self, prompt: F32, answer: F32, layout: Layout) -> F32:
+        d, held = self.spec.decoder, States()
+
+        def play(weights: Weights, x: F32, past: int, keep: int) -> F32:
+            inputs = decoder_inputs(d, layout, past, len(x))
+            logits: F32 = decoder(EagerOps(weights, held, inputs, keep=keep), x, d)
+            return logits
+
         if self.prompt_weights is self.weights:  # one pass reads each weight once
-            ops = EagerOps(self.weights, cache, keep=len(answer) + 1)
-            whole: F32 = decoder(ops, np.concatenate([prompt, answer]), text)
-            return whole
-        first: F32 = decoder(EagerOps(self.prompt_weights, cache), prompt, text)
+            return play(self.weights, np.concatenate([prompt, answer]), 0, len(answer) + 1)
+        first = play(self.prompt_weights, prompt, 0, 1)
         if not len(answer):
             return first
-        ops = EagerOps(self.weights, cache, keep=len(answer))
-        return np.concatenate([first, decoder(ops, answer, text)])
+        return np.concatenate([first, play(self.weights, answer, len(prompt), len(answer))])
 
 
 def cosine(ours: F32, theirs: F32, *, lowest: bool = True) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevlm.models.ops import F32
+from edgevlm.types import F32
 
 LEVELS = ("numbers", "tokens", "answers")
 

@@ -6,7 +6,7 @@ files are the gate's business. Shows whether `edgevlm.models` says the same thin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,17 +16,16 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.preprocess import preprocess
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.models.ops import F32, Weights
+from edgevlm.models.ops import Weights
 from edgevlm.runtimes.base import I64, Runtime
 from edgevlm.runtimes.eager import CachedWeights
+from edgevlm.types import F32, Progress
 from edgevlm.verify.gate import PICTURES, QUESTION, picture_folder
 from edgevlm.verify.reference import Reference, cosine
 
 BOUND = 0.9999  # lowest cosine
 STEPS = 3  # last positions of the prompt that are given one by one, through the cache
 HEAD = ("picture", "features, cosine", "logits, cosine", "")
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,13 @@ def second_opinion(
         begin, rest = prompt[:-STEPS], prompt[-STEPS:]
         runtime.truncate(0)
         logits = np.stack([runtime.prefill(begin), *(runtime.prefill(row[None]) for row in rest)])
-        opinions.append(Opinion(
-            question.picture,
-            cosine(runtime.encode(question.tiles), features),
-            cosine(logits, reference.logits(begin, rest)),
-        ))  # fmt: skip
+        opinions.append(
+            Opinion(
+                question.picture,
+                cosine(runtime.encode(question.tiles), features),
+                cosine(logits, reference.logits(begin, rest)),
+            )
+        )
         if progress:
             progress("second opinion", i + 1, len(asked))
     return opinions

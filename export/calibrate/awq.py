@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.export.quantize.round import quantize
 from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import Attention
+from edgevlm.types import F32
 
-F32 = npt.NDArray[np.float32]
 EXPONENTS = np.linspace(0, 0.9, 10)  # 0 is no scaling, which is always tried
 
 
@@ -56,6 +56,9 @@ class FoldedWeights:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._weights.shape(name)
 
+    def is_linear(self, name: str) -> bool:
+        return self._weights.is_linear(name)
+
     def __contains__(self, name: object) -> bool:
         return name in self._weights
 
@@ -70,16 +73,24 @@ def source_of(linear: str, spec: ModelSpec) -> tuple[str, int] | None:
     down. GELU is not proportional, and a tied head shares its columns with the embedding: no source.
     """
     stem, _, part = linear.rpartition(".")
-    vision = stem.startswith("vision.")
     if part in ("q", "k", "v"):
         return f"{stem}.norm1", 1
     if part in ("gate", "up", "fc1"):
         return f"{stem}.norm2", 1
     if part == "o":
-        return f"{stem}.v", 1 if vision else spec.decoder.num_heads // spec.decoder.num_kv_heads
+        attention = attention_of(stem, spec)
+        return f"{stem}.v", attention.heads // attention.kv_heads
     if part == "down":
         return f"{stem}.up", 1
     return ("decoder.norm", 1) if linear == "decoder.head" else None
+
+
+def attention_of(layer: str, spec: ModelSpec) -> Attention:
+    """The attention of a layer by its name, such as "decoder.layers.3"."""
+    part, _, number = layer.split(".")[:3]
+    block = spec.vision.block if part == "vision" else spec.decoder.block(int(number))
+    (attention,) = (mixer for mixer in block.mixers if isinstance(mixer, Attention))
+    return attention
 
 
 def shared(values: F32, heads: int, head_dim: int) -> F32:

@@ -11,7 +11,7 @@ from typing import Any
 from edgevlm.bundle.qtensor import BLOCK
 from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.quantize.recipe import COMPONENTS, Form, Recipe, component_of, fit, is_linear
+from edgevlm.export.quantize.recipe import COMPONENTS, Form, Recipe, component_of, fit
 from edgevlm.models.model import ModelSpec
 
 KINDS = ("int4", "int8", "fp16")  # what a component may become
@@ -54,8 +54,14 @@ def decoder_choices(plain: Choice, better: Choice, layers: dict[str, tuple[int, 
     for count, name in enumerate(order[:-1], 1):
         more, loss = layers[name]
         size, left = size + more, left - (loss / total if total > 0 else 0)
-        out.append(replace(plain, size=size, loss=better.loss + max(0.0, plain.loss - better.loss) * max(0.0, left),
-                           layers=tuple(order[:count])))  # fmt: skip
+        out.append(
+            replace(
+                plain,
+                size=size,
+                loss=better.loss + max(0.0, plain.loss - better.loss) * max(0.0, left),
+                layers=tuple(order[:count]),
+            )
+        )
     return out
 
 
@@ -98,10 +104,8 @@ def percent(kl: float) -> str:
 
 def component_size(spec: ModelSpec, weights: Weights, recipe: Recipe, component: str, targets: Sequence[str]) -> int:
     """Bytes of a component's linear maps in the target that holds them largest."""
-    names = [n for n in weights.names() if is_linear(n) and component_of(n) == component]
-    return max(
-        sum(tensor_size(target, n, weights.shape(n), recipe.form(n), spec) for n in names) for target in targets
-    )
+    names = [n for n in weights.names() if weights.is_linear(n) and component_of(n) == component]
+    return max(sum(tensor_size(target, n, weights.shape(n), recipe.form(n), spec) for n in names) for target in targets)
 
 
 def tensor_size(target: str, name: str, shape: tuple[int, ...], form: Form, spec: ModelSpec) -> int:
@@ -122,13 +126,13 @@ def tensor_size(target: str, name: str, shape: tuple[int, ...], form: Form, spec
 
 def other_size(spec: ModelSpec, weights: Weights, recipe: Recipe, shared: int) -> int:
     """Bytes of everything else that a device needs: float tensors, tables, graphs, and `shared` files, rounded up."""
-    plain = sum(4 * math.prod(weights.shape(n)) for n in weights.names() if not is_linear(n))
-    tables = 4 * spec.decoder.context_length * spec.decoder.head_dim
-    zeros = max(math.prod(weights.shape(n)) // BLOCK for n in weights.names() if is_linear(n))
+    plain = sum(4 * math.prod(weights.shape(n)) for n in weights.names() if not weights.is_linear(n))
+    tables = 4 * spec.decoder.context_length * max((rope.size for rope in spec.decoder.ropes.values()), default=0)
+    zeros = max(math.prod(weights.shape(n)) // BLOCK for n in weights.names() if weights.is_linear(n))
     graphs = 26_000 * (spec.decoder.num_layers + spec.vision.num_layers)
     second = 0
     if recipe.prefill is not None:
-        names = [n for n in weights.names() if is_linear(n) and component_of(n) == "decoder"]
+        names = [n for n in weights.names() if weights.is_linear(n) and component_of(n) == "decoder"]
         second = tables + sum(tensor_size("onnx", n, weights.shape(n), recipe.prefill, spec) for n in names)
     return plain + tables + zeros + graphs + second + shared
 
@@ -137,10 +141,15 @@ def table_of(chosen: Sequence[Choice], choices: Sequence[Sequence[Choice]]) -> l
     """Rows for the manifest: what was taken, and what each uniform alternative would have cost."""
     rows = []
     for choice, offered in zip(chosen, choices, strict=True):
-        rows.append({
-            "component": choice.component, "chosen": choice.describe(), "bytes": choice.size, "kl": choice.loss,
-            "alternatives": {c.kind: {"bytes": c.size, "kl": c.loss} for c in offered if not c.layers},
-        })  # fmt: skip
+        rows.append(
+            {
+                "component": choice.component,
+                "chosen": choice.describe(),
+                "bytes": choice.size,
+                "kl": choice.loss,
+                "alternatives": {c.kind: {"bytes": c.size, "kl": c.loss} for c in offered if not c.layers},
+            }
+        )
     return rows
 
 

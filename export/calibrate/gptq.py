@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from edgevlm.bundle.qtensor import BLOCK, QTensor
 from edgevlm.export.quantize.round import LIMITS, best_scale, check, half, quantize, reciprocal, search
+from edgevlm.types import F32
 
-F32 = npt.NDArray[np.float32]
 DAMPING = 0.01  # of the Hessian's mean diagonal, added to the diagonal, as in the paper
 WIDEST = 3072  # columns that share one Hessian: wider maps are solved in pieces, whose memory and time stay bounded
 _ROWS = 4096

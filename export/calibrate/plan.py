@@ -13,7 +13,7 @@ from typing import Any
 
 from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.calibrate.batch import Batch, answer_states, divergence, encode_tiles, make_batch
+from edgevlm.export.calibrate.batch import Batch
 from edgevlm.export.calibrate.choose import (
     COMPONENTS,
     KINDS,
@@ -28,8 +28,10 @@ from edgevlm.export.calibrate.choose import (
     with_choices,
 )
 from edgevlm.export.calibrate.data import Example, read_source
+from edgevlm.export.calibrate.make import make_batch
+from edgevlm.export.calibrate.play import answer_states, divergence, encode_batch
 from edgevlm.export.calibrate.solve import METHODS, SHARES, Calibrated, Progress, calibrate
-from edgevlm.export.quantize.recipe import Recipe, component_of, is_linear
+from edgevlm.export.quantize.recipe import Recipe, component_of
 from edgevlm.export.quantize.round import F32, LIMITS, quantize
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
@@ -94,11 +96,11 @@ class Judge:
     def __call__(self, quantized: ops.Weights, *, sees: bool = True) -> tuple[float, float]:
         """Mean KL in nats, and the share of tokens with the same first choice. sees: whether the encoder differs."""
         if self._known is None:
-            features = encode_tiles(self.spec, self.weights, self.batch.tiles)
+            features = encode_batch(self.spec, self.weights, self.batch)
             self._known = features, answer_states(self.spec, self.weights, self.batch, features)
         features, states = self._known
         if sees:
-            features = encode_tiles(self.spec, quantized, self.batch.tiles)
+            features = encode_batch(self.spec, quantized, self.batch)
         theirs = answer_states(self.spec, quantized, self.batch, features)
         kl, same = divergence(self.spec, self.weights, quantized, (states, theirs))
         return max(0.0, float(kl.mean(dtype="float64"))), float(same.mean())
@@ -121,7 +123,7 @@ def run(
     shared: bytes of the files that every target needs beside its own.
     """
     free = options.budget is None and options.max_loss is None
-    if free and not any(recipe.form(name).kind in LIMITS for name in weights.names()):
+    if free and not any(weights.is_linear(name) and recipe.form(name).kind in LIMITS for name in weights.names()):
         raise EdgeVLMError(
             f"--calibrate fits int4 and int8 weights, and {recipe.quantize} leaves none: add --quantize int4, or leave "
             "--calibrate out."
@@ -198,13 +200,18 @@ def _sees(recipe: Recipe) -> bool:
 
 
 def _sensitivity(
-    spec: ModelSpec, weights: Weights, recipe: Recipe, options: CalibrationOptions, batch: Batch, judge: Judge,
-    targets: Sequence[str], folder: Path, progress: Progress,
-) -> tuple[list[list[Choice]], dict[str, float]]:  # fmt: skip
+    spec: ModelSpec,
+    weights: Weights,
+    recipe: Recipe,
+    options: CalibrationOptions,
+    batch: Batch,
+    judge: Judge,
+    targets: Sequence[str],
+    folder: Path,
+    progress: Progress,
+) -> tuple[list[list[Choice]], dict[str, float]]:
     """What each component loses and takes in every kind, and what each decoder layer loses in int4, all else float."""
-    recipes = {
-        kind: with_choices(recipe, [Choice(c, kind, 0, 0.0) for c in COMPONENTS], weights) for kind in KINDS
-    }
+    recipes = {kind: with_choices(recipe, [Choice(c, kind, 0, 0.0) for c in COMPONENTS], weights) for kind in KINDS}
     place = _fresh(folder, "int4")
     found = calibrate(spec, weights, recipes["int4"], batch, options.method, place, progress)
     layers = [f"decoder.layers.{i}." for i in range(spec.decoder.num_layers)]
@@ -243,7 +250,7 @@ def _starts(layer: str, name: str) -> bool:
 
 def _more(spec: ModelSpec, weights: Weights, recipes: dict[str, Recipe], layer: str, targets: Sequence[str]) -> int:
     """Bytes that a decoder layer takes more in int8 than in int4."""
-    linear = [name for name in weights.names() if name.startswith(layer) and is_linear(name)]
+    linear = [name for name in weights.names() if name.startswith(layer) and weights.is_linear(name)]
 
     def size(kind: str, target: str) -> int:
         return sum(tensor_size(target, n, weights.shape(n), recipes[kind].form(n), spec) for n in linear)
@@ -252,7 +259,10 @@ def _more(spec: ModelSpec, weights: Weights, recipes: dict[str, Recipe], layer: 
 
 
 def _explain(
-    options: CalibrationOptions, choices: list[list[Choice]], chosen: Sequence[Choice], layers: dict[str, float],
+    options: CalibrationOptions,
+    choices: list[list[Choice]],
+    chosen: Sequence[Choice],
+    layers: dict[str, float],
     rest: int,
 ) -> dict[str, Any]:
     size, loss = rest + sum(c.size for c in chosen), sum(c.loss for c in chosen)
@@ -266,8 +276,8 @@ def _explain(
         "layers": layers,
         "predicted": {"bytes": size, "kl": loss},
         "why": f"the {best} of {count} combinations within {' and '.join(asked)}: about {size / 1e6:.1f} MB, and "
-               f"{percent(loss)} if losses add up",
-    }  # fmt: skip
+        f"{percent(loss)} if losses add up",
+    }
 
 
 def _fresh(folder: Path, name: str) -> Path:

@@ -11,14 +11,15 @@ import numpy as np
 from edgevlm.bundle.qtensor import PREFILL, QTensor
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.ops import F32, Weights
+from edgevlm.models.ops import Weights
 from edgevlm.runtimes.mil.weights import CoreMLWeights
+from edgevlm.types import F32
 from edgevlm.verify.weights import gguf_weights
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
     from edgevlm.export.calibrate.solve import Calibrated
-    from edgevlm.export.pipeline import Expected
+    from edgevlm.verify.weights import Expected
 
 
 class Stored(Protocol):

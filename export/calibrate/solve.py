@@ -11,21 +11,22 @@ import numpy as np
 from edgevlm.bundle.qtensor import QTensor
 from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.calibrate.awq import Fold, FoldedWeights, choose, shared, source_of
-from edgevlm.export.calibrate.batch import Batch, PackedOps, image_features
+from edgevlm.export.calibrate.awq import Fold, FoldedWeights, attention_of, choose, shared, source_of
+from edgevlm.export.calibrate.batch import Batch
 from edgevlm.export.calibrate.gptq import gptq, pieces
+from edgevlm.export.calibrate.play import PackedOps, batch_embeddings, batch_features
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.export.quantize.round import F32, LIMITS, half, quantize, search
-from edgevlm.models.llama import decoder, embed_tokens, head_name
+from edgevlm.models.decoder import decoder
 from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import head_name
+from edgevlm.types import I64, Progress
 
 METHODS = ("rtn", "search", "awq", "gptq", "awq+gptq")
 # Shares of image tokens, other prompt tokens and answer tokens in the decoder's statistics. Image tokens are most of a
 # prompt and much alike (VLMQ, arXiv 2508.03351): counted one by one, they would drown the rest.
 SHARES = (0.25, 0.25, 0.5)
 _ROWS = 2048
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -113,27 +114,29 @@ class _CalibratingOps(PackedOps):
         self.recipe, self.method, self.found, self.tell = recipe, method, found, tell
         self._shares = batch.token_weights(*SHARES)
 
-    def embed(self, ids: np.ndarray[tuple[int], np.dtype[np.int64]], name: str) -> F32:
+    def embed(self, ids: I64, name: str, rows: int, width: int) -> F32:
         """The table is needed here and, where the head is tied to it, fitted to the head's inputs at the end."""
         weight = f"{name}.weight"
         if (kind := self.recipe.form(weight).kind) in LIMITS and weight not in self.found:
             table = self.found.weights.read(weight)
-            plain = quantize(table, kind, weight) if self.method == "rtn" else search(
-                table, kind, weight, np.ones(table.shape[1], np.float32)
+            plain = (
+                quantize(table, kind, weight)
+                if self.method == "rtn"
+                else search(table, kind, weight, np.ones(table.shape[1], np.float32))
             )
             self.found.put(weight, plain)
             self.tell(1)
-        return super().embed(ids, name)
+        return super().embed(ids, name, rows, width)
 
-    def linear(self, x: F32, *names: str) -> F32:
-        weights = [f"{name}.weight" for name in names]
-        form = self.recipe.form(weights[0])
+    def linear(self, x: F32, *maps: tuple[str, int], bias: bool = False) -> list[F32]:
+        names = tuple(name for name, _ in maps)
+        form = self.recipe.form(f"{names[0]}.weight")
         if form.kind in LIMITS:
             head = names == (head_name(self.spec.decoder),)
             tokens = self._shares if names[0].startswith("decoder.") and not head else None
             self._solve(x.reshape(-1, x.shape[-1]), tokens, names, form.kind)
             self.tell(0 if head and self.spec.decoder.tie_embeddings else len(names))
-        return super().linear(x, *names)
+        return super().linear(x, *maps, bias=bias)
 
     def _solve(self, x: F32, tokens: F32 | None, names: tuple[str, ...], kind: str) -> None:
         at = pieces(x.shape[1])
@@ -142,7 +145,7 @@ class _CalibratingOps(PackedOps):
         matrices = [(f"{name}.weight", self.found.weights.read(f"{name}.weight")) for name in names]
         source = source_of(names[0], self.spec)
         if self.method.startswith("awq") and kind == "int4" and source is not None:
-            magnitude = shared(np.sqrt(diagonal), source[1], self.spec.decoder.head_dim)
+            magnitude = shared(np.sqrt(diagonal), source[1], self._head_dim(source))
             factor = choose(matrices, kind, magnitude, moments, at)
             self._fold(source, names, factor)
             matrices = [(name, self.found.fold.apply(name, matrix)) for name, matrix in matrices]
@@ -157,12 +160,16 @@ class _CalibratingOps(PackedOps):
                 tensor = search(matrix, kind, name, diagonal + np.float32(0.01) * diagonal.mean() + np.float32(1e-12))
             self.found.put(name, tensor)
 
+    def _head_dim(self, source: tuple[str, int]) -> int:
+        """Of the attention that several query heads share an input in; nothing else asks."""
+        return attention_of(source[0].rpartition(".")[0], self.spec).head_dim if source[1] > 1 else 1
+
     def _fold(self, source: tuple[str, int], names: tuple[str, ...], factor: F32) -> None:
         for name in names:
             self.found.fold.columns[f"{name}.weight"] = factor
         into, heads = source
         if heads > 1:
-            factor = factor.reshape(-1, heads, self.spec.decoder.head_dim)[:, 0].reshape(-1)
+            factor = factor.reshape(-1, heads, self._head_dim(source))[:, 0].reshape(-1)
         self.found.scale_rows(into, np.float32(1) / factor)
 
 
@@ -178,7 +185,12 @@ def _second_moment(x: F32, tokens: F32 | None) -> F32:
 
 
 def calibrate(
-    spec: ModelSpec, weights: Weights, recipe: Recipe, batch: Batch, method: str, folder: Path,
+    spec: ModelSpec,
+    weights: Weights,
+    recipe: Recipe,
+    batch: Batch,
+    method: str,
+    folder: Path,
     progress: Progress | None = None,
 ) -> Calibrated:
     """Quantize every linear map of `recipe` that takes int8 or int4, by `method`, on what `batch` makes flow there.
@@ -186,7 +198,7 @@ def calibrate(
     Memory: the largest tensor twice, one Hessian with its factor, and the batch's widest activation twice.
     """
     found = Calibrated(weights, folder)
-    total = sum(recipe.form(name).kind in LIMITS for name in weights.names())
+    total = sum(weights.is_linear(name) and recipe.form(name).kind in LIMITS for name in weights.names())
     done = 0
 
     def tell(count: int) -> None:
@@ -197,9 +209,6 @@ def calibrate(
 
     tell(0)
     ops = _CalibratingOps(spec, batch, recipe, method, found, tell)
-    features = image_features(ops, spec, batch.tiles)
-    embeds = embed_tokens(ops, batch.ids)
-    embeds[batch.ids == batch.image_token_id] = features.reshape(-1, features.shape[-1])
+    embeds = batch_embeddings(ops, spec, batch, batch_features(ops, spec, batch))
     decoder(ops, embeds, spec.decoder)
     return found
-

@@ -26,9 +26,7 @@ class AneOps(MilOps):
 
     channel_axis = 1
 
-    def __init__(
-        self, mil: Mil, store: Store, decoder: Decoder | None = None, max_dim: int = MAX_DIM
-    ) -> None:
+    def __init__(self, mil: Mil, store: Store, decoder: Decoder | None = None, max_dim: int = MAX_DIM) -> None:
         super().__init__(mil, store, decoder)
         self.max_dim = max_dim
 

@@ -80,9 +80,7 @@ def save_package(mil: Mil, functions: dict[str, Any], folder: Path, default: str
         spec = backend.load(program, str(inner / "weights"), specification_version=SPECIFICATION_VERSION)
         spec.description.metadata.author = "edgevlm"
         (inner / "model.mlmodel").write_bytes(spec.SerializeToString(deterministic=True))
-        (temporary / "Manifest.json").write_text(
-            json.dumps(_manifest(folder.name), indent=4) + "\n", encoding="utf-8"
-        )
+        (temporary / "Manifest.json").write_text(json.dumps(_manifest(folder.name), indent=4) + "\n", encoding="utf-8")
         temporary.chmod(0o755)
         os.rename(temporary, folder)
     finally:

@@ -49,17 +49,11 @@ class CoreMLOptions:
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
-            raise EdgeVLMError(
-                f"CoreML profile '{self.profile}' does not exist: choose one of {', '.join(PROFILES)}."
-            )
+            raise EdgeVLMError(f"CoreML profile '{self.profile}' does not exist: choose one of {', '.join(PROFILES)}.")
         if self.profile == "gpu" and len(self.contexts) > 1:
-            raise EdgeVLMError(
-                "The CoreML profile 'gpu' holds one context length: give one, or use the profile 'ane'."
-            )
+            raise EdgeVLMError("The CoreML profile 'gpu' holds one context length: give one, or use the profile 'ane'.")
         if any(context < 32 or context % 32 for context in self.contexts):
-            raise EdgeVLMError(
-                "CoreML context lengths should be multiples of 32 (coremltools #2631): round them up."
-            )
+            raise EdgeVLMError("CoreML context lengths should be multiples of 32 (coremltools #2631): round them up.")
 
 
 def check_recipe(recipe: Recipe, profile: str) -> None:
@@ -184,8 +178,7 @@ def _write_decoder(
     return {
         "file": "coreml/Decoder.mlpackage",
         "functions": table,
-        "inputs": ["embeddings", "mask", "position", "cos", "sin"]
-        + (["select"] if options.profile == "ane" else []),
+        "inputs": ["embeddings", "mask", "position", "cos", "sin"] + (["select"] if options.profile == "ane" else []),
         "states": ["key_cache", "value_cache"] if options.profile == "gpu" else ["kv_cache"],
         "outputs": outputs,
         "mask_value": MASK_VALUE,
@@ -215,9 +208,7 @@ def _gpu_function(mil: Mil, store: Store, spec: Decoder, context: int) -> Any:
     flexible = ct.RangeDim(1, context, default=1)
     function.set_input_types(
         tuple(
-            ct.TensorType(
-                name=name, shape=tuple(flexible if d in (rows, end) else d for d in shape), dtype=np.float16
-            )
+            ct.TensorType(name=name, shape=tuple(flexible if d in (rows, end) else d for d in shape), dtype=np.float16)
             for name, shape in shapes.items()
         )
     )

@@ -9,8 +9,7 @@ import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from edgevlm.bundle.qtensor import BLOCK, QTensor
-
-U8 = npt.NDArray[np.uint8]
+from edgevlm.types import U8
 
 _TYPES = {
     "fp32": GGMLQuantizationType.F32,

@@ -47,11 +47,7 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
         model, added = data["model"], data.get("added_tokens") or []
         if model.get("type", "BPE") != "BPE":
             raise _refuse(path, f"its model is {model.get('type')!r}")
-        if (
-            model.get("byte_fallback")
-            or model.get("continuing_subword_prefix")
-            or model.get("end_of_word_suffix")
-        ):
+        if model.get("byte_fallback") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
             raise _refuse(path, "its BPE has byte fallback or affixes")
         if data.get("normalizer") is not None:
             raise _refuse(path, "it normalizes text")
@@ -67,9 +63,7 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
             _place(path, tokens, types, token["id"], token["content"], kind)
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EdgeVLMError(
-            f"{path} is no usable tokenizer.json ({error!r}): download the checkpoint again."
-        ) from None
+        raise EdgeVLMError(f"{path} is no usable tokenizer.json ({error!r}): download the checkpoint again.") from None
     return Vocabulary(tokens, types, merges, pre)
 
 
@@ -93,11 +87,7 @@ def _pre_tokenizer(path: Path, config: Any) -> str:
             return "smollm"
         if kinds == ["ByteLevel"] and regex:
             return "gpt-2"
-        if (
-            kinds == ["Split", "ByteLevel"]
-            and not regex
-            and steps[0].get("pattern", {}).get("Regex") == _LLAMA3
-        ):
+        if kinds == ["Split", "ByteLevel"] and not regex and steps[0].get("pattern", {}).get("Regex") == _LLAMA3:
             return "llama-bpe"
     raise _refuse(path, f"its pre-tokenizer is {' + '.join(map(str, kinds)) or 'missing'}")
 

@@ -154,9 +154,7 @@ def _check_vocabulary(file: GgufFile, spec: ModelSpec) -> None:
     vocabulary = Vocabulary(tokens, types, [], "")
     for text in _MARKERS:
         if vocabulary.single(text) is None:
-            raise _wrong(
-                file, f"the tokenizer has no single token for {text!r}, where llama.cpp would insert token -1"
-            )
+            raise _wrong(file, f"the tokenizer has no single token for {text!r}, where llama.cpp would insert token -1")
 
 
 def _check_tensors(file: GgufFile, entries: list[Entry]) -> None:
@@ -165,9 +163,7 @@ def _check_tensors(file: GgufFile, entries: list[Entry]) -> None:
         if tensor is None:
             raise _wrong(file, f"the tensor {entry.name} is missing")
         if tensor.shape != entry.shape:
-            raise _wrong(
-                file, f"the tensor {entry.name} has the shape {tensor.shape}, expected {entry.shape}"
-            )
+            raise _wrong(file, f"the tensor {entry.name} has the shape {tensor.shape}, expected {entry.shape}")
         if tensor.kind != "F32" and not is_linear(entry.weight):
             raise _wrong(file, f"the tensor {entry.name} is {tensor.kind}, expected F32")
     if unknown := sorted(set(file.tensors) - {entry.name for entry in entries}):
@@ -176,6 +172,4 @@ def _check_tensors(file: GgufFile, entries: list[Entry]) -> None:
 
 def _wrong(file: GgufFile, reason: str) -> EdgeVLMError:
     name = file.path.name.removesuffix(".part")
-    return EdgeVLMError(
-        f"{name} would not work in llama.cpp: {reason}; export it again, or use another target."
-    )
+    return EdgeVLMError(f"{name} would not work in llama.cpp: {reason}; export it again, or use another target.")

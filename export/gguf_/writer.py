@@ -23,9 +23,9 @@ from edgevlm.models.llama import rope_factors
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes.gguf import ROPE_FACTORS, rope_order
+from edgevlm.types import Progress
 
 MODEL, MMPROJ = "model.gguf", "mmproj.gguf"
-Progress = Callable[[str, int, int], None]
 
 
 def write_gguf(

@@ -14,14 +14,16 @@ from edgevlm.export.onnx_.graph import Graph
 from edgevlm.export.onnx_.ops import OnnxOps
 from edgevlm.export.onnx_.placement import Linear, Placement
 from edgevlm.export.onnx_.portable import PortableOps
+from edgevlm.export.onnx_.products import Value
 from edgevlm.export.onnx_.storage import DataFile, TensorTable
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.export.quantize.round import quantize
-from edgevlm.models.llama import decoder, embed_tokens
+from edgevlm.models.components import Component, components, position_inputs
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
-from edgevlm.models.projector import projector
-from edgevlm.models.siglip import vision_tower
+from edgevlm.models.tensor import Tensor
+
+_DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 
 
 def write_onnx(
@@ -36,7 +38,8 @@ def write_onnx(
     shared: dict[str, Linear] = {}
     graphs: dict[str, dict[str, Any]] = {}
 
-    def emit(graph_name: str, file: str, build: Callable[[OnnxOps], None], second: Recipe | None = None) -> Placement:
+    def emit(component: Component, file: str | None = None, second: Recipe | None = None) -> Placement:
+        file = file or component.name
         data = DataFile(folder, f"{file}.onnx_data")
         if second is None:
             placement = Placement(weights, recipe.form, quantized, data, table, shared)
@@ -46,29 +49,30 @@ def write_onnx(
         variants: list[tuple[type[OnnxOps], str]] = [(OnnxOps, ""), (PortableOps, "_portable")]
         built = {}
         for ops_class, suffix in variants:
-            graph = Graph(graph_name)
-            build(ops_class(graph, placement, spec.decoder))
+            graph = Graph(component.name)
+            _build(ops_class(graph, placement, spec.decoder), spec, component)
             built[f"{file}{suffix}.onnx"] = graph
         data.close()
         for path, graph in built.items():
             graph.save(folder / path)
-        graphs[graph_name] = {
+        graphs[component.name] = {
             "file": f"{folder.name}/{file}.onnx",
             "portable": f"{folder.name}/{file}_portable.onnx",
             **built[f"{file}.onnx"].signature(),
         }
+        if component.states:
+            graphs[component.name]["shared_kv"] = True
         return placement
 
-    emit("vision_encoder", "vision_encoder", lambda ops: _vision(ops, spec))
-    tokens = emit("embed_tokens", "embed_tokens", lambda ops: _embed(ops, spec))
+    parts = {component.name: component for component in components(spec)}
+    emit(parts["vision_encoder"])
+    tokens = emit(parts["embed_tokens"])
     if spec.decoder.tie_embeddings:
         shared["decoder.embed"] = tokens.linear(("decoder.embed",), rows=True)
-    emit("decoder", "decoder_model_merged", lambda ops: _decoder(ops, spec))
-    graphs["decoder"]["shared_kv"] = True
+    emit(parts["decoder"], "decoder_model_merged")
     if recipe.prefill is not None:
         prompt = replace(recipe, decoder=recipe.prefill)
-        emit("decoder_prefill", "decoder_prefill", lambda ops: _decoder(ops, spec), prompt)
-        graphs["decoder_prefill"]["shared_kv"] = True
+        emit(replace(parts["decoder"], name="decoder_prefill"), second=prompt)
     return {"graphs": graphs}, table.entries
 
 
@@ -76,41 +80,40 @@ def _quantizer(weights: Weights, recipe: Recipe) -> Callable[[str], QTensor]:
     return lambda name: quantize(weights.read(name), recipe.form(name).kind, name)
 
 
-def _vision(ops: OnnxOps, spec: ModelSpec) -> None:
-    g, vision = ops.graph, spec.vision
-    size = vision.image_size
-    pixels = g.input("pixel_values", TensorProto.FLOAT, ["batch_size", "num_images", vision.num_channels, size, size])
+def _build(ops: OnnxOps, spec: ModelSpec, component: Component) -> None:
+    """Declare a component's inputs, outputs and states in the graph, and play it between them."""
+    g = ops.graph
+    tiles = component.inputs.get("pixels")
+    if tiles is not None:
+        values: dict[str, Value] = {"pixels": _tiles(g, tiles)}
+    else:
+        # RoPE rows stand for all positions of the cache here, see OnnxOps._rope.
+        total, rows = "total_sequence_length", position_inputs(spec.decoder)
+        values = {
+            name: g.input(name, _DTYPES[t.dtype], (total, *t.shape[1:]) if name in rows else t.shape)
+            for name, t in component.inputs.items()
+        }
+    if component.states:
+        mask = g.input("attention_mask", TensorProto.INT64, ["batch_size", total])
+        for state in component.states:
+            past = ["batch_size", *("past_sequence_length" if n is None else n for n in state.shape)]
+            g.input(f"past_key_values.{state.name}", TensorProto.FLOAT, past)
+        ops.begin_decoder(str(values["inputs_embeds"]), mask)
+    for name, value in component.build(ops, values).items():
+        tensor = component.outputs[name]
+        g.output(name, ops.value(value), _DTYPES[tensor.dtype], tensor.shape)
+    for state in component.states:
+        present = ["batch_size", *(total if n is None else n for n in state.shape)]
+        g.output(f"present.{state.name}", f"present.{state.name}", TensorProto.FLOAT, present)
+
+
+def _tiles(g: Graph, pixels: Tensor) -> str:
+    """Tiles (T, 3, S, S) out of transformers' batch of pictures, each with as many tiles as the one with most."""
+    _, channels, size, _ = pixels.shape
+    batch = g.input("pixel_values", TensorProto.FLOAT, ["batch_size", "num_images", channels, size, size])
     mask = g.input("pixel_attention_mask", TensorProto.BOOL, ["batch_size", "num_images", size, size])
-    tiles = g.node("Reshape", pixels, g.constant([-1, vision.num_channels, size, size]))
+    tiles = g.node("Reshape", batch, g.constant([-1, channels, size, size]))
     # Tiles that only fill up a batch are masked everywhere; like transformers, drop them.
-    flat = g.node("Cast", g.node("Reshape", mask, g.constant([-1, size * size])), to=TensorProto.INT32)
+    flat = g.node("Cast", g.node("Reshape", mask, g.constant([-1, int(size) ** 2])), to=TensorProto.INT32)
     real = g.node("Cast", g.node("ReduceMax", flat, g.constant([1]), keepdims=0), to=TensorProto.BOOL)
-    tiles = g.node("Compress", tiles, real, axis=0)
-    ops.set_grid(vision.patches_per_side, vision.hidden_size)
-    features = projector(ops, vision_tower(ops, tiles, vision), spec.projector)
-    g.output("image_features", features, TensorProto.FLOAT, ["tiles", spec.image_tokens, spec.decoder.hidden_size])
-
-
-def _embed(ops: OnnxOps, spec: ModelSpec) -> None:
-    ids = ops.graph.input("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"])
-    embeds = embed_tokens(ops, ids)
-    shape: list[int | str] = ["batch_size", "sequence_length", spec.decoder.hidden_size]
-    ops.graph.output("inputs_embeds", embeds, TensorProto.FLOAT, shape)
-
-
-def _decoder(ops: OnnxOps, spec: ModelSpec) -> None:
-    g, text = ops.graph, spec.decoder
-    embeds = g.input("inputs_embeds", TensorProto.FLOAT, ["batch_size", "sequence_length", text.hidden_size])
-    mask = g.input("attention_mask", TensorProto.INT64, ["batch_size", "total_sequence_length"])
-    presents = []
-    rows: list[int | str] = ["batch_size", text.num_kv_heads]
-    for layer in range(text.num_layers):
-        for part in ("key", "value"):
-            shape = [*rows, "past_sequence_length", text.head_dim]
-            g.input(f"past_key_values.{layer}.{part}", TensorProto.FLOAT, shape)
-            presents.append(f"present.{layer}.{part}")
-    ops.begin_decoder(embeds, mask)
-    logits = decoder(ops, embeds, text)
-    g.output("logits", logits, TensorProto.FLOAT, ["batch_size", 1, text.vocab_size])
-    for present in presents:
-        g.output(present, present, TensorProto.FLOAT, [*rows, "total_sequence_length", text.head_dim])
+    return g.node("Compress", tiles, real, axis=0)

@@ -10,11 +10,14 @@ from typing import Any
 
 from edgevlm.inputs.spec import PromptSpec
 from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import Attention
 
 
 def genai_config(spec: ModelSpec, prompt: PromptSpec, graphs: dict[str, Any]) -> dict[str, Any]:
     """The configuration for the folder that holds tokenizer.json and, below it, the graphs' files."""
     text = spec.decoder
+    (attention,) = text.blocks[0].mixers
+    assert isinstance(attention, Attention) and text.is_plain
 
     def stage(graph: str) -> dict[str, Any]:
         entry = graphs[graph]
@@ -29,12 +32,13 @@ def genai_config(spec: ModelSpec, prompt: PromptSpec, graphs: dict[str, Any]) ->
             "context_length": text.context_length,
             "vocab_size": text.vocab_size,
             "decoder": {
-                "session_options": {"provider_options": []},
-                "head_size": text.head_dim,
+                # A file cannot ask the CPU, as edgevlm's runtime does: exact products on all, slower ones with VNNI.
+                "session_options": {"provider_options": [], "session.x64quantprecision": "1"},
+                "head_size": attention.head_dim,
                 "hidden_size": text.hidden_size,
-                "num_attention_heads": text.num_heads,
+                "num_attention_heads": attention.heads,
                 "num_hidden_layers": text.num_layers,
-                "num_key_value_heads": text.num_kv_heads,
+                "num_key_value_heads": attention.kv_heads,
                 "inputs": {
                     "input_ids": "input_ids",
                     "inputs_embeds": "inputs_embeds",

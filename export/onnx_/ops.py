@@ -1,4 +1,4 @@
-"""The ONNX backend of the macro-operations, with ONNX Runtime's fused kernels (com.microsoft)."""
+"""The ONNX backend, with ONNX Runtime's fused kernels (com.microsoft) where they fit."""
 
 from __future__ import annotations
 
@@ -7,176 +7,178 @@ from collections.abc import Callable
 import numpy as np
 from onnx import TensorProto
 
-from edgevlm.bundle.qtensor import BLOCK
+from edgevlm.errors import EdgeVLMError
 from edgevlm.export.onnx_.graph import MICROSOFT, Graph
-from edgevlm.export.onnx_.placement import DTYPES, Linear, Placement
-from edgevlm.models.llama import rope_tables
-from edgevlm.models.spec import Decoder
+from edgevlm.export.onnx_.placement import Placement
+from edgevlm.export.onnx_.products import ProductOps, Sum, Value
+from edgevlm.inputs.layout import rope_rows
+from edgevlm.models.blocks import rope_inputs
+from edgevlm.models.spec import Attention, Decoder, Norm
 
 
-class OnnxOps:
+def optional_attributes(a: Attention) -> dict[str, float]:
+    """Attributes of attention operators that a model need not have."""
+    return {name: value for name, value in (("scale", a.scale), ("softcap", a.softcap)) if value is not None}
+
+
+class OnnxOps(ProductOps):
     """Emits nodes into `graph`; handles are value names. Activations are (batch, positions, channels) float32."""
 
     def __init__(self, graph: Graph, placement: Placement, decoder: Decoder | None = None) -> None:
-        self.graph, self.placement, self.decoder = graph, placement, decoder
+        super().__init__(graph, placement)
+        self.decoder = decoder
+        self._masks: dict[str, str] = {}
 
-    # -- vision ------------------------------------------------------------------------------------------------
+    # Towers
 
-    def patch_embed(self, pixels: str, name: str, patch_size: int) -> str:
+    def patch_embed(self, pixels: str, name: str, width: int, patch: int, bias: bool = True) -> str:
         g = self.graph
-        kernel, bias = self.placement.plain(g, f"{name}.weight"), self.placement.plain(g, f"{name}.bias")
-        x = g.node("Conv", pixels, kernel, bias, kernel_shape=[patch_size] * 2, strides=[patch_size] * 2)
-        width = self.placement.weights.read(f"{name}.bias").shape[0]
+        inputs = [self.placement.plain(g, f"{name}.{part}") for part in ("weight", "bias")[: 1 + bias]]
+        x = g.node("Conv", pixels, *inputs, kernel_shape=[patch] * 2, strides=[patch] * 2)
         flat = g.node("Reshape", x, g.constant([0, width, -1]))
         return g.node("Transpose", flat, perm=[0, 2, 1])
 
-    def add_table(self, x: str, name: str) -> str:
-        return self.graph.node("Add", x, self.placement.plain(self.graph, name))
-
-    def layer_norm(self, x: str, name: str, eps: float) -> str:
-        g, p = self.graph, self.placement
-        return g.node(
-            "LayerNormalization", x, p.plain(g, f"{name}.weight"), p.plain(g, f"{name}.bias"), axis=-1, epsilon=eps
-        )
-
-    def gelu(self, x: str, kind: str) -> str:
-        return self.graph.node("Gelu", x, approximate="tanh" if kind == "gelu_tanh" else "none")
-
-    def attention(self, qkv: str, num_heads: int) -> str:
-        q, k, v = self.graph.nodes("Split", qkv, outputs=3, axis=-1, num_outputs=3)
-        return self.graph.node("Attention", q, k, v, q_num_heads=num_heads, kv_num_heads=num_heads)
-
-    def pixel_shuffle(self, x: str, scale: int) -> str:
+    def patch_linear(self, x: str, name: str, width: int) -> str:
         g = self.graph
-        side, width = self._grid
-        split = g.node("Reshape", x, g.constant([-1, side // scale, scale, side // scale, scale, width]))
+        matrix = g.node("Transpose", self.placement.plain(g, f"{name}.weight"), perm=[1, 0])
+        return g.node("MatMul", x, matrix)
+
+    def add_table(self, x: Value, name: str, rows: int, width: int) -> str:
+        return self.graph.node("Add", self.value(x), self.placement.plain(self.graph, name))
+
+    def prepend(self, x: Value, name: str, width: int) -> str:
+        g, x = self.graph, self.value(x)
+        shape = g.node("Concat", g.node("Shape", x, start=0, end=1), g.constant([1, width]), axis=0)
+        return g.node("Concat", g.node("Expand", self.placement.plain(g, name), shape), x, axis=1)
+
+    def drop_first(self, x: Value) -> str:
+        g = self.graph
+        return g.node("Slice", self.value(x), g.constant([1]), g.constant([np.iinfo(np.int64).max]), g.constant([1]))
+
+    def pixel_shuffle(self, x: Value, grid: tuple[int, int], scale: int, width: int) -> str:
+        g, (rows, cols) = self.graph, (side // scale for side in grid)
+        split = g.node("Reshape", self.value(x), g.constant([-1, rows, scale, cols, scale, width]))
         moved = g.node("Transpose", split, perm=[0, 1, 3, 2, 4, 5])
-        return g.node("Reshape", moved, g.constant([-1, (side // scale) ** 2, width * scale**2]))
+        return g.node("Reshape", moved, g.constant([-1, rows * cols, width * scale**2]))
 
-    def set_grid(self, side: int, width: int) -> None:
-        """Patches per side and hidden size, which a shape-free value name does not carry."""
-        self._grid = (side, width)
+    def group(self, x: Value, count: int, width: int) -> str:
+        return self.graph.node("Reshape", self.value(x), self.graph.constant([0, -1, count * width]))
 
-    # -- shared ------------------------------------------------------------------------------------------------
+    def take(self, x: Value, index: str) -> str:
+        return self.graph.node("Gather", self.value(x), index, axis=1)
 
-    def add(self, x: str, y: str) -> str:
-        return self.graph.node("Add", x, y)
+    def input(self, name: str) -> str:
+        return name
 
-    def linear(self, x: str, *names: str) -> str:
-        linear = self.placement.linear(names)
-        form = self.placement.form(f"{names[0]}.weight")
-        bias = self.placement.bias(self.graph, linear)
-        if linear.kind in DTYPES:
-            return self._float_linear(x, linear, bias)
-        if form.dynamic:
-            return self._dynamic_linear(x, linear, bias)
-        return self._block_linear(x, linear, bias)
+    # Elementwise
 
-    def _float_linear(self, x: str, linear: Linear, bias: str | None) -> str:
-        g = self.graph
-        matrix = self._float_matrix(linear)
-        if linear.layout == "rows":
-            matrix = g.node("Transpose", matrix, perm=[1, 0])
-        y = g.node("MatMul", x, matrix)
-        return g.node("Add", y, bias) if bias else y
+    def norm(self, x: Value, name: str, spec: Norm) -> str:
+        g, p = self.graph, self.placement
+        weight = p.plain(g, f"{name}.weight")
+        if spec.kind == "layer":
+            bias = p.plain(g, f"{name}.bias")
+            return g.node("LayerNormalization", self.value(x), weight, bias, axis=-1, epsilon=spec.eps)
+        if isinstance(x, Sum) and x.value is None:
+            return self._norm_of_sum(x, weight, name, spec.eps)
+        return g.node("RMSNormalization", self.value(x), weight, axis=-1, epsilon=spec.eps)
 
-    def _float_matrix(self, linear: Linear) -> str:
-        shape = [linear.rows, linear.columns] if linear.layout == "rows" else [linear.columns, linear.rows]
-        matrix = self.graph.external(f"{linear.key}.weight", DTYPES[linear.kind], shape, linear.codes)
-        if linear.kind == "fp16":  # CPUs compute in float32; the cast is folded when the session is made
-            matrix = self.graph.node("Cast", matrix, to=TensorProto.FLOAT)
-        return matrix
-
-    def _dynamic_linear(self, x: str, linear: Linear, bias: str | None) -> str:
-        codes, scale = self._column_codes(linear)
-        inputs = [x, codes, scale] + (["", bias] if bias else [])
-        return self.graph.node("DynamicQuantizeMatMul", *inputs, domain=MICROSOFT)
-
-    def _column_codes(self, linear: Linear) -> tuple[str, str]:
-        g = self.graph
-        assert linear.scale is not None
-        shape = [linear.columns, linear.rows]
-        codes = g.external(f"{linear.key}.weight", TensorProto.INT8, shape, linear.codes)
-        return codes, g.external(f"{linear.key}.scale", TensorProto.FLOAT, [linear.rows], linear.scale)
-
-    def _block_linear(self, x: str, linear: Linear, bias: str | None) -> str:
-        g, blocks = self.graph, linear.columns // BLOCK
-        bits = 4 if linear.kind == "int4" else 8
-        assert linear.scale is not None
-        shape = [linear.rows, blocks, BLOCK * bits // 8]
-        codes = g.external(f"{linear.key}.weight", TensorProto.UINT8, shape, linear.codes)
-        scale = g.external(f"{linear.key}.scale", TensorProto.FLOAT, [linear.rows, blocks], linear.scale)
-        inputs = [x, codes, scale] + (["", "", bias] if bias else [])
-        # Accuracy level 4 lets the kernel quantize activations to int8 per block, 20-40 % faster than float.
-        return g.node(
-            "MatMulNBits",
-            *inputs,
-            domain=MICROSOFT,
-            K=linear.columns,
-            N=linear.rows,
-            bits=bits,
-            block_size=BLOCK,
-            accuracy_level=4,
-        )
-
-    # -- decoder -----------------------------------------------------------------------------------------------
-
-    def embed(self, ids: str, name: str) -> str:
-        g = self.graph
-        linear = self.placement.linear((name,), rows=True)
-        if linear.kind in DTYPES:
-            shape = [linear.rows, linear.columns]
-            table = g.external(f"{name}.weight", DTYPES[linear.kind], shape, linear.codes)
-            rows = g.node("Gather", table, ids)
-            return rows if linear.kind == "fp32" else g.node("Cast", rows, to=TensorProto.FLOAT)
-        return self._embed_blocks(ids, linear)
-
-    def _embed_blocks(self, ids: str, linear: Linear) -> str:
-        bits = 4 if linear.kind == "int4" else 8
-        codes, scale = self._row_bytes(linear)
-        return self.graph.node(
-            "GatherBlockQuantized",
-            codes,
-            ids,
-            scale,
-            domain=MICROSOFT,
-            bits=bits,
-            block_size=BLOCK,
-            gather_axis=0,
-            quantize_axis=1,
-        )
-
-    def _row_bytes(self, linear: Linear) -> tuple[str, str]:
-        g = self.graph
-        assert linear.scale is not None
-        width = linear.columns // 2 if linear.kind == "int4" else linear.columns
-        codes = g.external(f"{linear.key}.rows", TensorProto.UINT8, [linear.rows, width], linear.codes)
-        shape = [linear.rows, linear.columns // BLOCK]
-        return codes, g.external(f"{linear.key}.scale", TensorProto.FLOAT, shape, linear.scale)
-
-    def rms_norm(self, x: str, name: str, eps: float) -> str:
-        weight = self.placement.plain(self.graph, f"{name}.weight")
-        return self.graph.node("RMSNormalization", x, weight, axis=-1, epsilon=eps)
-
-    def add_rms_norm(self, x: str, delta: str, name: str, eps: float) -> tuple[str, str]:
-        weight = self.placement.plain(self.graph, f"{name}.weight")
+    def _norm_of_sum(self, x: Sum, weight: str, name: str, eps: float) -> str:
         outputs = [f"{name}.out", "", "", f"{name}.sum"]
-        normed, _, _, total = self.graph.nodes(
-            "SkipSimplifiedLayerNormalization", x, delta, weight, outputs=outputs, domain=MICROSOFT, epsilon=eps
+        normed, _, _, x.value = self.graph.nodes(
+            "SkipSimplifiedLayerNormalization", x.x, x.y, weight, outputs=outputs, domain=MICROSOFT, epsilon=eps
         )
-        return total, normed
+        return normed
 
-    def swiglu(self, x: str) -> str:
-        gate, up = self.graph.nodes("Split", x, outputs=2, axis=-1, num_outputs=2)
-        return self.graph.node("Mul", self._silu(gate), up)
+    def act(self, x: Value, kind: str) -> str:
+        g, x = self.graph, self.value(x)
+        if kind in ("gelu", "gelu_tanh"):
+            return g.node("Gelu", x, approximate="tanh" if kind == "gelu_tanh" else "none")
+        if kind == "silu":
+            return self._silu(x)
+        if kind == "quick_gelu":
+            scaled = g.node("Mul", x, g.constant(1.702, np.float32))
+            return g.node("Mul", x, g.node("Sigmoid", scaled))
+        return g.node({"relu": "Relu", "tanh": "Tanh"}[kind], x)
 
     def _silu(self, x: str) -> str:
         return self.graph.node("QuickGelu", x, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(1.0 * x)
 
+    def add(self, x: Value, y: Value) -> Sum:
+        return Sum(self.value(x), self.value(y))
+
+    def mul(self, x: Value, y: Value | float) -> str:
+        factor = self.graph.constant(y, np.float32) if isinstance(y, float) else self.value(y)
+        return self.graph.node("Mul", self.value(x), factor)
+
+    # Attention
+
+    def attention(self, x: Value, w: str, a: Attention, width: int, state: str | None, mask: str | None) -> Value:
+        if state is None:
+            return self._encoder_attention(x, w, a, width, mask, None)
+        self._check_decoder(a)
+        out = self._cached_attention(self.value(x), w, a, state)
+        return self.linear(out, (f"{w}.o", width), bias=a.out_bias)[0]
+
+    def window_attention(self, x: Value, w: str, a: Attention, width: int, size: int, mask: str) -> Value:
+        return self._encoder_attention(x, w, a, width, mask, size)
+
+    def _encoder_attention(
+        self, x: Value, w: str, a: Attention, width: int, mask: str | None, window: int | None
+    ) -> Value:
+        g, channels = self.graph, [a.heads * a.head_dim, *[a.kv_heads * a.head_dim] * 2]
+        maps = [(f"{w}.{name}", rows) for name, rows in zip("qkv", channels, strict=True)]
+        q, k, v = (self.value(part) for part in self.linear(x, *maps, bias=a.bias))
+        q, k = self._head_norm(q, f"{w}.q_norm", a, a.heads), self._head_norm(k, f"{w}.k_norm", a, a.kv_heads)
+        if a.rope is not None:
+            rows = [g.node("Unsqueeze", name, g.constant([0])) for name in rope_inputs(a.rope)]
+            q = g.node("RotaryEmbedding", q, *rows, num_heads=a.heads)
+            k = g.node("RotaryEmbedding", k, *rows, num_heads=a.kv_heads)
+        if window is not None:
+            q, k, v = (
+                g.node("Reshape", part, g.constant([-1, window, n]))
+                for part, n in zip((q, k, v), channels, strict=True)
+            )
+        inputs = [q, k, v] + ([self._query_rows(mask, q, window)] if mask else [])
+        (out,) = g.nodes(
+            "Attention",
+            *inputs,
+            outputs=[f"{w}.attention"],
+            q_num_heads=a.heads,
+            kv_num_heads=a.kv_heads,
+            **optional_attributes(a),
+        )
+        out = g.node("Reshape", out, g.constant([1, -1, channels[0]])) if window is not None else out
+        return self.linear(out, (f"{w}.o", width), bias=a.out_bias)[0]
+
+    def _query_rows(self, mask: str, q: str, window: int | None) -> str:
+        """A mask of keys (B, 1, 1, T) with a row for each query, which the operator asks for."""
+        g = self.graph
+        if mask not in self._masks:
+            count = g.constant([window]) if window is not None else g.node("Shape", q, start=1, end=2)
+            shape = g.node("Concat", g.constant([1, 1]), count, g.constant([1]), axis=0)
+            self._masks[mask] = g.node("Expand", mask, shape)
+        return self._masks[mask]
+
+    def _head_norm(self, x: str, name: str, a: Attention, count: int) -> str:
+        """The norm of each head by itself, where the model has one."""
+        if a.qk_norm is None:
+            return x
+        g = self.graph
+        split = g.node("Reshape", x, g.constant([0, 0, count, a.head_dim]))
+        return g.node("Reshape", self.norm(split, name, a.qk_norm), g.constant([0, 0, -1]))
+
+    def _check_decoder(self, a: Attention) -> None:
+        d = self.decoder
+        assert d is not None, "a decoder graph needs its spec"
+        if a.reads != "self" or a.window is not None or d.mask != "causal" or d.deepstack or set(d.ropes) != {"main"}:
+            raise EdgeVLMError(
+                "The ONNX target writes decoders with causal self-attention over one RoPE, and this model asks for "
+                "more: use the eager runtime."
+            )
+
     def begin_decoder(self, embeds: str, mask: str) -> None:
         """Values that every layer shares: lengths from the attention mask (batch, past + new)."""
         g = self.graph
-        self._mask = mask
         self._new = g.node("Shape", embeds, start=1, end=2)
         self._total = g.node("Shape", mask, start=1, end=2)
         self._past = g.node("Sub", self._total, self._new)
@@ -186,44 +188,56 @@ class OnnxOps:
         total = g.node("Squeeze", self._total, g.constant([0]))
         self._total32 = g.node("Cast", total, to=TensorProto.INT32)
 
-    def _rope(self, part: int) -> str:
-        spec = self._spec
-        name = ("rope.cos", "rope.sin")[part]
-        make: Callable[[], np.ndarray] = lambda: rope_tables(spec, spec.context_length)[part]  # noqa: E731
-        return self.placement.constant(self.graph, name, make)
-
     @property
     def _spec(self) -> Decoder:
         assert self.decoder is not None, "a decoder graph needs its spec"
         return self.decoder
 
-    def cached_attention(self, qkv: str, layer: int) -> str:
-        past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
-        present = [f"present.{layer}.{part}" for part in ("key", "value")]
+    def _rope(self, part: int) -> str:
+        """cos or sin, one row per position of the cache: a table of the whole context, or an input where a position is
+        more than its index. GroupQueryAttention reads the new positions' rows alone, but wants one for each.
+        """
+        spec = self._spec
+        if not spec.is_plain:
+            return rope_inputs("main")[part]
+        places = lambda: np.arange(spec.context_length)[None]  # noqa: E731
+        make: Callable[[], np.ndarray] = lambda: rope_rows(spec.ropes["main"], places())[part]  # noqa: E731
+        return self.placement.constant(self.graph, ("rope.cos", "rope.sin")[part], make)
+
+    def _cached_attention(self, x: str, w: str, a: Attention, state: str) -> str:
+        sides = ("key", "value")
+        past = [f"past_key_values.{state}.{side}" for side in sides]
+        present = [f"present.{state}.{side}" for side in sides]
+        names = tuple(f"{w}.{name}" for name in "qkv")
+        if a.qk_norm is None:
+            parts = [self._product(x, names), "", ""]
+        else:
+            rows = (a.heads * a.head_dim, *(a.kv_heads * a.head_dim,) * 2)
+            q, k, v = (self.value(p) for p in self.linear(x, *zip(names, rows, strict=True), bias=a.bias))
+            parts = [self._head_norm(q, f"{w}.q_norm", a, a.heads), self._head_norm(k, f"{w}.k_norm", a, a.kv_heads), v]
         out, *_ = self.graph.nodes(
             "GroupQueryAttention",
-            qkv,
-            "",
-            "",
+            *parts,
             *past,
             self._last32,
             self._total32,
             self._rope(0),
             self._rope(1),
-            outputs=[f"attention.{layer}", *present],
+            outputs=[f"{w}.attention", *present],
             domain=MICROSOFT,
-            num_heads=self._spec.num_heads,
-            kv_num_heads=self._spec.num_kv_heads,
+            num_heads=a.heads,
+            kv_num_heads=a.kv_heads,
             do_rotary=1,
+            **optional_attributes(a),
         )
         return out
 
-    def last_position(self, x: str) -> str:
+    def last(self, x: Value) -> str:
         """Right-padded rows end before the last position: gather by length, not by shape."""
         g = self.graph
         offset = g.node("Sub", self._last, self._past)
         newest = g.node("Sub", self._new, g.constant([1]))
         index = g.node("Min", g.node("Max", offset, g.constant([0])), newest)
         index = g.node("Unsqueeze", index, g.constant([1]))
-        rows = g.node("GatherND", x, index, batch_dims=1)
+        rows = g.node("GatherND", self.value(x), index, batch_dims=1)
         return g.node("Unsqueeze", rows, g.constant([1]))

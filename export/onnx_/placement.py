@@ -12,7 +12,8 @@ from edgevlm.bundle.qtensor import BLOCK, QTensor
 from edgevlm.export.onnx_.graph import Graph
 from edgevlm.export.onnx_.storage import DataFile, Region, TensorTable, pack_rows
 from edgevlm.export.quantize.recipe import Form
-from edgevlm.models.ops import F32, Weights
+from edgevlm.models.ops import Weights
+from edgevlm.types import F32
 
 DTYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
 

@@ -6,8 +6,10 @@ import numpy as np
 from onnx import TensorProto
 
 from edgevlm.bundle.qtensor import BLOCK
-from edgevlm.export.onnx_.ops import OnnxOps
+from edgevlm.export.onnx_.ops import OnnxOps, optional_attributes
 from edgevlm.export.onnx_.placement import Linear
+from edgevlm.export.onnx_.products import Sum, Value
+from edgevlm.models.spec import Attention
 
 
 class PortableOps(OnnxOps):
@@ -52,9 +54,8 @@ class PortableOps(OnnxOps):
         flat = g.node("Concat", g.node("Shape", ids), g.constant([linear.columns]), axis=0)
         return g.node("Reshape", scaled, flat)
 
-    def add_rms_norm(self, x: str, delta: str, name: str, eps: float) -> tuple[str, str]:
-        total = self.add(x, delta)
-        return total, self.rms_norm(total, name, eps)
+    def _norm_of_sum(self, x: Sum, weight: str, name: str, eps: float) -> str:
+        return self.graph.node("RMSNormalization", self.value(x), weight, axis=-1, epsilon=eps)
 
     def _silu(self, x: str) -> str:
         return self.graph.node("Mul", x, self.graph.node("Sigmoid", x))
@@ -77,15 +78,20 @@ class PortableOps(OnnxOps):
         # A padded query sees itself, or its softmax over nothing would be NaN and poison the values it leaves behind.
         self._visible = g.node("Or", seen, g.node("Equal", key, query))
 
-    def cached_attention(self, qkv: str, layer: int) -> str:
-        g, spec = self.graph, self._spec
-        sizes = [n * spec.head_dim for n in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)]
-        q, k, v = g.nodes("Split", qkv, g.constant(sizes), outputs=3, axis=-1)
-        tables = (self._rope(0), self._rope(1), self._positions)
-        q = g.node("RotaryEmbedding", q, *tables, num_heads=spec.num_heads)
-        k = g.node("RotaryEmbedding", k, *tables, num_heads=spec.num_kv_heads)
-        past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
-        present = [f"present.{layer}.{part}" for part in ("key", "value")]
+    def _cached_attention(self, x: str, w: str, a: Attention, state: str) -> str:
+        g, sizes = self.graph, (a.heads * a.head_dim, *(a.kv_heads * a.head_dim,) * 2)
+        names = tuple(f"{w}.{name}" for name in "qkv")
+        q, k, v = (self.value(part) for part in self.linear(x, *zip(names, sizes, strict=True), bias=a.bias))
+        q, k = self._head_norm(q, f"{w}.q_norm", a, a.heads), self._head_norm(k, f"{w}.k_norm", a, a.kv_heads)
+        if self._spec.is_plain:
+            tables = [self._rope(0), self._rope(1), self._positions]
+        else:
+            rows = [g.node("Slice", self._rope(part), self._past, self._total) for part in (0, 1)]
+            tables = [g.node("Unsqueeze", part, g.constant([0])) for part in rows]
+        q = g.node("RotaryEmbedding", q, *tables, num_heads=a.heads)
+        k = g.node("RotaryEmbedding", k, *tables, num_heads=a.kv_heads)
+        past = [f"past_key_values.{state}.{side}" for side in ("key", "value")]
+        present = [f"present.{state}.{side}" for side in ("key", "value")]
         out, *_ = g.nodes(
             "Attention",
             q,
@@ -93,14 +99,15 @@ class PortableOps(OnnxOps):
             v,
             self._visible,
             *past,
-            outputs=[f"attention.{layer}", *present],
-            q_num_heads=spec.num_heads,
-            kv_num_heads=spec.num_kv_heads,
+            outputs=[f"{w}.attention", *present],
+            q_num_heads=a.heads,
+            kv_num_heads=a.kv_heads,
+            **optional_attributes(a),
         )
         return out
 
-    def last_position(self, x: str) -> str:
+    def last(self, x: Value) -> str:
         g = self.graph
         steps = g.node("Range", g.constant(0), g.node("Squeeze", self._new, g.constant([0])), g.constant(1))
         index = g.node("ReduceMax", g.node("Mul", steps, self._new_mask), g.constant([1]), keepdims=1)
-        return g.node("Unsqueeze", g.node("GatherND", x, index, batch_dims=1), g.constant([1]))
+        return g.node("Unsqueeze", g.node("GatherND", self.value(x), index, batch_dims=1), g.constant([1]))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from edgevlm.bundle.qtensor import PALETTES, QTensor
+from edgevlm.types import F32, F64, I64
 
-F32 = npt.NDArray[np.float32]
 # Rows that share a palette. 32 lists of 64 fp16 values add 1 % to a matrix 576 wide; with 16 values, lists shared by 32
 # rows ruined a language model where 8 rows did not (apple/coreai-models PR #196).
 ROWS = {"palette6": 32, "palette4": 8}
@@ -35,7 +34,7 @@ def palettize(weight: F32, kind: str) -> QTensor:
     return QTensor(kind, codes.reshape(rows, columns), palette=palettes)
 
 
-def _means(values: F32, entries: int) -> npt.NDArray[np.float64]:
+def _means(values: F32, entries: int) -> F64:
     ordered = np.sort(values)
     exact = ordered.astype(np.float64)
     sums, squares = (np.concatenate([[0.0], np.cumsum(x)]) for x in (exact, exact * exact))
@@ -52,7 +51,7 @@ def _means(values: F32, entries: int) -> npt.NDArray[np.float64]:
     return means
 
 
-def _move(means: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], errors: npt.NDArray[np.float64]) -> bool:
+def _move(means: F64, counts: I64, errors: F64) -> bool:
     """Take the entry that is missed least to where one more gains most, in place; whether that was worth it.
 
     Two neighbours become one at the price of their distance; values spread evenly lose 3/4 of their error to a second
@@ -72,7 +71,7 @@ def _move(means: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], errors:
     return True
 
 
-def _start(ordered: F32, entries: int) -> npt.NDArray[np.float64]:
+def _start(ordered: F32, entries: int) -> F64:
     """A density of entries as the cube root of the values' own: between two neighbours, their distance to the 2/3."""
     share = np.concatenate([[0.0], np.cumsum(np.cbrt(np.diff(ordered)) ** 2 + 1e-30, dtype=np.float64)])
     return np.asarray(np.interp((np.arange(entries) + 0.5) / entries * share[-1], share, ordered))

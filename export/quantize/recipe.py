@@ -36,9 +36,7 @@ class Recipe:
     method: str = "rtn"  # how codes and scales were chosen: round to nearest, or one of calibrate.METHODS
 
     def form(self, weight: str) -> Form:
-        """The form of a weight by its canonical name; what is no matrix of a linear map stays fp32."""
-        if not is_linear(weight):
-            return Form("fp32")
+        """The form of a matrix of a linear map, or of the embedding, by its canonical name; nothing else has one."""
         if weight in self.fp16:
             return Form("fp16")
         if any(weight.startswith(f"{layer}.") for layer in self.int8):
@@ -52,12 +50,6 @@ def component_of(weight: str) -> str:
     return "embed" if weight in ("decoder.embed.weight", "decoder.head.weight") else weight.split(".")[0]
 
 
-def is_linear(weight: str) -> bool:
-    """Matrices (N, K) of linear maps and the embedding; not norms, biases, positions or the patch convolution."""
-    part = weight.split(".")[-2]
-    return weight.endswith(".weight") and not part.startswith(("norm", "post_norm", "patch_embedding"))
-
-
 NARROW = 512  # hidden size of an encoder below which dynamic int8 costs more than it saves
 
 
@@ -67,11 +59,13 @@ def fit(recipe: Recipe, weights: Shapes) -> Recipe:
     A narrow encoder is fast in any form, and one activation range per call is too coarse for it (0.997 of cosine on the
     default model where 0.9999 remains at 768 wide): it takes int8 with a range per block.
     """
-    first = "vision.patch_embedding.bias"
+    first = "vision.layers.0.norm1.weight"
     if recipe.vision.dynamic and first in weights.names() and weights.shape(first)[0] < NARROW:
         recipe = replace(recipe, vision=Form("int8"))
 
     def misfit(name: str) -> bool:
+        if not weights.is_linear(name):
+            return False
         form = recipe.form(name)
         return form.kind in ("int8", "int4") and not form.dynamic and weights.shape(name)[-1] % BLOCK != 0
 
@@ -81,6 +75,7 @@ def fit(recipe: Recipe, weights: Shapes) -> Recipe:
 class Shapes(Protocol):
     def names(self) -> list[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
+    def is_linear(self, name: str) -> bool: ...
 
 
 def make_recipe(quantize: str, preset: str = "balanced", overrides: dict[str, str] | None = None) -> Recipe:

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from edgevlm.bundle.qtensor import BLOCK, KINDS, PALETTES, QTensor
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.quantize.palettes import palettize
+from edgevlm.types import F32
 
-F32 = npt.NDArray[np.float32]
 FP16_MAX = 65504.0
 LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}  # codes
 # What the value of largest magnitude is divided by, for each scale that the search tries. The first is

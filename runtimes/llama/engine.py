@@ -155,9 +155,7 @@ def _probe_once(model: Path, _changed: int, mmproj: Path, _changed_too: int) -> 
     lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
     if child.returncode == 3 and lines:
         raise EdgeVLMError(lines[-1])
-    reason = next(
-        (line for line in lines if "GGML_ASSERT" in line or "abort" in line), f"exit {child.returncode}"
-    )
+    reason = next((line for line in lines if "GGML_ASSERT" in line or "abort" in line), f"exit {child.returncode}")
     raise EdgeVLMError(
         f"llama.cpp crashed on the files in '{model.parent}' ({reason[:160]}): they are damaged or not from edgevlm; "
         "export the bundle again."

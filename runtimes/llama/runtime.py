@@ -10,11 +10,11 @@ import numpy as np
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.preprocess import normalize, normalize_tables
-from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.devices import llama_device
 from edgevlm.runtimes.eager import context_error
 from edgevlm.runtimes.gguf import GgufFile, gguf_name
 from edgevlm.runtimes.llama.engine import load_engine, probe_in_child
+from edgevlm.types import F32, I64
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -91,9 +91,7 @@ class LlamaRuntime:
         chunks = mtmd.mtmd_input_chunks_init()
         try:
             marker = mtmd.mtmd_default_marker()
-            text = mtmd.mtmd_input_text(
-                text=marker, text_len=len(marker), add_special=False, parse_special=True
-            )
+            text = mtmd.mtmd_input_text(text=marker, text_len=len(marker), add_special=False, parse_special=True)
             bitmaps = (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap)
             failed = mtmd.mtmd_tokenize(self._mtmd, chunks, ctypes.byref(text), bitmaps, 1)
             found = (
@@ -102,8 +100,7 @@ class LlamaRuntime:
                 else [
                     chunk
                     for chunk in (
-                        mtmd.mtmd_input_chunks_get(chunks, i)
-                        for i in range(mtmd.mtmd_input_chunks_size(chunks))
+                        mtmd.mtmd_input_chunks_get(chunks, i) for i in range(mtmd.mtmd_input_chunks_size(chunks))
                     )
                     if mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE
                 ]
@@ -113,9 +110,7 @@ class LlamaRuntime:
                     f"llama.cpp did not take a tile of {side} pixels as one: use llama-cpp-python's tested version."
                 )
             if mtmd.mtmd_encode_chunk(self._mtmd, found[0]) != 0:
-                raise EdgeVLMError(
-                    f"llama.cpp could not encode a tile ({self._engine.reason()}): free some memory."
-                )
+                raise EdgeVLMError(f"llama.cpp could not encode a tile ({self._engine.reason()}): free some memory.")
             ctypes.memmove(out.ctypes.data, mtmd.mtmd_get_output_embd(self._mtmd), out.nbytes)
         finally:
             mtmd.mtmd_input_chunks_free(chunks)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.types import U8
 
 Array = npt.NDArray[Any]
 Dim = int | None  # None: flexible
@@ -61,9 +62,7 @@ def blob_span(weight_file: Path, blob: Blob) -> tuple[str, int, int]:
     sentinel, kind, count, start = struct.unpack("<IIQQ", record[:24])
     dtype = _BLOB_TYPES.get(kind, f"type {kind}")
     if sentinel != _BLOB_SENTINEL or dtype != blob.type.dtype:
-        raise broken(
-            weight_file.parents[3], f"its weight file has no {blob.type.dtype} tensor at {blob.offset}"
-        )
+        raise broken(weight_file.parents[3], f"its weight file has no {blob.type.dtype} tensor at {blob.offset}")
     elements = math.prod(size_ or 0 for size_ in blob.type.shape)
     bits = _SUB_BYTE.get(dtype) or 8 * np.dtype(NUMPY[dtype]).itemsize
     if elements > MAX_ELEMENTS or (elements * bits + 7) // 8 != count or start + count > size:
@@ -82,7 +81,7 @@ def read_blob(weight_file: Path, blob: Blob) -> Array:
     return unpack(raw, dtype, math.prod(shape)).reshape(shape)
 
 
-def unpack(raw: npt.NDArray[np.uint8], dtype: str, count: int) -> Array:
+def unpack(raw: U8, dtype: str, count: int) -> Array:
     """Sub-byte codes, lowest bits first, to int8 ("int4": two's complement) or uint8."""
     bits = _SUB_BYTE[dtype]
     if 8 % bits:  # codes that lie across bytes

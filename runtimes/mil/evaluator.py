@@ -20,9 +20,10 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.runtimes.mil import ops as mil_ops
 from edgevlm.runtimes.mil.blob import Blob
 from edgevlm.runtimes.mil.file import MilFunction, MilOp, MilPackage, Text, open_package
+from edgevlm.types import F32
 
 Array = npt.NDArray[Any]
-State = dict[str, npt.NDArray[np.float32]]
+State = dict[str, F32]
 # Called with an operation, the name of its output, and the value before it is rounded for storage.
 Observer = Callable[[MilOp, str, Array], None]
 STORAGE = ("fp16", "fp32")
@@ -47,8 +48,7 @@ class MilEvaluator:
         name = name or self.package.default_function
         if name not in self.package.functions:
             raise EdgeVLMError(
-                f"{self.package.folder} has no function '{name}': choose one of "
-                f"{', '.join(self.package.functions)}."
+                f"{self.package.folder} has no function '{name}': choose one of {', '.join(self.package.functions)}."
             )
         return self.package.functions[name]
 
@@ -72,9 +72,7 @@ class MilEvaluator:
         values = {name: self._input(target, name, inputs) for name in target.inputs}
         for name, kind in target.states.items():
             if state is None or name not in state or state[name].shape != kind.shape:
-                raise EdgeVLMError(
-                    f"The function '{target.name}' needs the state '{name}' of shape {kind.shape}."
-                )
+                raise EdgeVLMError(f"The function '{target.name}' needs the state '{name}' of shape {kind.shape}.")
         with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
             for index, op in enumerate(target.ops):
                 self._run_op(op, index, values, state or {}, plan, observer)
@@ -85,9 +83,7 @@ class MilEvaluator:
     def _input(self, target: MilFunction, name: str, inputs: Mapping[str, Array]) -> Array:
         kind = target.inputs[name]
         if name not in inputs:
-            raise EdgeVLMError(
-                f"The function '{target.name}' needs the input '{name}' of shape {kind.shape}."
-            )
+            raise EdgeVLMError(f"The function '{target.name}' needs the input '{name}' of shape {kind.shape}.")
         array = np.asarray(inputs[name])
         bounds = target.ranges.get(name, ())
         fits = array.ndim == len(kind.shape) and all(
@@ -95,8 +91,7 @@ class MilEvaluator:
         )
         if fits and bounds:
             fits = all(
-                low <= n <= (high if high >= 0 else n)
-                for n, (low, high) in zip(array.shape, bounds, strict=True)
+                low <= n <= (high if high >= 0 else n) for n, (low, high) in zip(array.shape, bounds, strict=True)
             )
         if not fits:
             raise EdgeVLMError(
@@ -137,9 +132,7 @@ class MilEvaluator:
                 observer(op, name, value)
             values[name] = value if exact else self._store(value, kind.dtype)
 
-    def _compute(
-        self, op: MilOp, index: int, values: dict[str, Any], state: State, plan: _Plan
-    ) -> tuple[Any, ...]:
+    def _compute(self, op: MilOp, index: int, values: dict[str, Any], state: State, plan: _Plan) -> tuple[Any, ...]:
         if op.type == "const":
             return (self._constant(op.attributes["val"]),)
         if op.type in mil_ops.CONSTEXPR:
@@ -148,9 +141,7 @@ class MilEvaluator:
             return (state[_state_name(op)],)
         if op.type == "write_state":
             if index not in plan.written_in_place:
-                state[_state_name(op)] = np.array(
-                    values[op.inputs["data"][0]]
-                )  # views of the old value stay valid
+                state[_state_name(op)] = np.array(values[op.inputs["data"][0]])  # views of the old value stay valid
             return ()
         if op.type not in mil_ops.OPS:
             raise NotImplementedError(f"'{op.type}' is not known to the evaluator")
@@ -165,8 +156,7 @@ class MilEvaluator:
 
     def _argument(self, name: str, args: tuple[Any, ...], values: dict[str, Any]) -> Any:
         found = [
-            values[arg] if isinstance(arg, str) and not isinstance(arg, Text) else self._constant(arg)
-            for arg in args
+            values[arg] if isinstance(arg, str) and not isinstance(arg, Text) else self._constant(arg) for arg in args
         ]
         return found if name == "values" else found[0]
 
@@ -219,9 +209,7 @@ class _Plan:
                 self.dead_after.setdefault(index, []).append(name)
         for state in function.states:
             members = _sharing(function, state)
-            steps = [
-                i for i, op in enumerate(function.ops) if op.type in _STATE_OPS and _state_name(op) == state
-            ]
+            steps = [i for i, op in enumerate(function.ops) if op.type in _STATE_OPS and _state_name(op) == state]
             for name in members:
                 index = born[name]
                 op = function.ops[index]

@@ -19,9 +19,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.runtimes.mil.blob import NUMPY, Array, Blob, Dim, TensorType, broken, read_blob
 from edgevlm.runtimes.mil.protobuf import fields, pairs, signed, text, varint
 
-MAX_MODEL_BYTES = (
-    256 << 20
-)  # a program of some thousand operations takes about 1 MB; the weights lie elsewhere
+MAX_MODEL_BYTES = 256 << 20  # a program of some thousand operations takes about 1 MB; the weights lie elsewhere
 _TYPES = {1: "bool", 2: "string", 10: "fp16", 11: "fp32", 12: "fp64", 21: "int8", 22: "int16", 23: "int32",
           24: "int64", 25: "int4", 31: "uint8", 32: "uint16", 33: "uint32", 34: "uint64", 35: "uint4",
           36: "uint2", 37: "uint1", 38: "uint6", 39: "uint3"}  # fmt: skip
@@ -49,9 +47,7 @@ class MilFunction:
     states: dict[str, TensorType]
     outputs: tuple[str, ...]
     ops: tuple[MilOp, ...]
-    ranges: dict[str, tuple[tuple[int, int], ...]] = field(
-        default_factory=dict
-    )  # flexible inputs: bounds per axis
+    ranges: dict[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)  # flexible inputs: bounds per axis
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm.runtimes.base import F32, I64
 from edgevlm.runtimes.mil.file import MilOp
+from edgevlm.types import F32, I64
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle

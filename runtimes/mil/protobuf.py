@@ -1,4 +1,4 @@
-"""The wire format of protobuf (https://protobuf.dev/programming-guides/encoding), as far as CoreML's files use it.
+"""The wire format of protobuf (https://protobuf.dev/programming-guides/encoding), as CoreML's and ONNX's files use it.
 
 Damaged data raises ValueError or IndexError.
 """
@@ -61,3 +61,19 @@ def pairs(data: memoryview) -> tuple[str, memoryview]:
 
 def signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def encode(number: int, value: int | str | bytes) -> bytes:
+    """A field: a number of 0 or more, text, or bytes, which may be a message."""
+    if isinstance(value, int):
+        return _encode_varint(number << 3) + _encode_varint(value)
+    data = value.encode() if isinstance(value, str) else value
+    return _encode_varint(number << 3 | 2) + _encode_varint(len(data)) + data
+
+
+def _encode_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

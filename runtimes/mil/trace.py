@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm.models.eager import EagerOps, KVCache
-from edgevlm.models.llama import decoder
-from edgevlm.models.ops import F32, Weights
-from edgevlm.models.projector import projector
-from edgevlm.models.siglip import vision_tower
+from edgevlm.models.decoder import decoder
+from edgevlm.models.ops import Weights
+from edgevlm.models.trace import TracingOps
 from edgevlm.runtimes.mil.file import MilOp
+from edgevlm.types import F32
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -34,40 +33,6 @@ def value_name(kind: str, *of: Any) -> str:
     if kind == "cached_attention":
         return f"decoder.layers.{of[0]}.attention"
     return str(of[0])
-
-
-class TracingOps(EagerOps):
-    """The eager backend, keeping each named result as (rows, channels) in `values`."""
-
-    values: dict[str, F32]
-
-    def _keep(self, name: str, x: F32) -> F32:
-        if not hasattr(self, "values"):
-            self.values = {}
-        self.values[name] = x.reshape(-1, x.shape[-1])
-        return x
-
-    def patch_embed(self, pixels: F32, name: str, patch_size: int) -> F32:
-        return self._keep(name, super().patch_embed(pixels, name, patch_size))
-
-    def add_table(self, x: F32, name: str) -> F32:
-        return self._keep(name, super().add_table(x, name))
-
-    def layer_norm(self, x: F32, name: str, eps: float) -> F32:
-        return self._keep(name, super().layer_norm(x, name, eps))
-
-    def rms_norm(self, x: F32, name: str, eps: float) -> F32:
-        return self._keep(name, super().rms_norm(x, name, eps))
-
-    def linear(self, x: F32, *names: str) -> F32:
-        return self._keep(value_name("linear", *names), super().linear(x, *names))
-
-    def attention(self, qkv: F32, num_heads: int) -> F32:
-        done = sum(name.endswith(".attention") for name in getattr(self, "values", {}))
-        return self._keep(value_name("attention", done), super().attention(qkv, num_heads))
-
-    def cached_attention(self, qkv: F32, layer: int) -> F32:
-        return self._keep(value_name("cached_attention", layer), super().cached_attention(qkv, layer))
 
 
 class PackageTrace:
@@ -98,14 +63,10 @@ class Divergence:
     bound: float
 
     def __str__(self) -> str:
-        return (
-            f"{self.name}: differs from the reference by {self.error:.3g} of its RMS (bound {self.bound:g})"
-        )
+        return f"{self.name}: differs from the reference by {self.error:.3g} of its RMS (bound {self.bound:g})"
 
 
-def first_divergence(
-    reference: dict[str, F32], package: dict[str, F32], bound: float = BOUND
-) -> Divergence | None:
+def first_divergence(reference: dict[str, F32], package: dict[str, F32], bound: float = BOUND) -> Divergence | None:
     """The first value, in the reference's order, that the package lacks, shapes otherwise, or holds with an
     error.
 

@@ -46,9 +46,7 @@ class CoreMLWeights:
         values = np.concatenate(given) if given else None
         return QTensor(kind, codes, palette=values) if kind in PALETTES else QTensor(kind, codes, values)
 
-    def _part(
-        self, file: str, part: dict[str, Any]
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float16] | None]:
+    def _part(self, file: str, part: dict[str, Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.float16] | None]:
         """Codes, and the scales or palettes of the part's rows."""
         op, rows = self._ops[file][part["op"]], slice(*part["rows"])
         if op.type == "const":

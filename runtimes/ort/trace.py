@@ -7,28 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevlm.runtimes.base import F32
-from edgevlm.runtimes.ort.runtime import import_onnxruntime
+from edgevlm.inputs.layout import Layout
+from edgevlm.runtimes.ort.products import session_options, signed_saturates
+from edgevlm.runtimes.ort.session import import_onnxruntime
+from edgevlm.runtimes.ort.states import empty_states, position_feeds, vision_feeds
+from edgevlm.types import F32
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
 
-_NORMS = ("norm", "post_norm")
+_NORMS = ("norm", "pre_norm", "post_norm")
 
 
-def trace_onnx(bundle: Bundle, tile: F32, embeds: F32) -> dict[str, F32]:
-    """The results of norms and of attention, (rows, channels), of one tile (1, 3, S, S) and one prompt (S, D).
+def trace_onnx(bundle: Bundle, view: F32, embeds: F32, layout: Layout) -> dict[str, F32]:
+    """The results of norms and of attention, (rows, channels), of one view (3, H, W) and one prompt (S, D).
 
     Needs the package onnx, which the extra [export] has: raises ModuleNotFoundError without it.
     """
     graphs, spec = bundle.manifest.targets["onnx"]["graphs"], bundle.manifest.spec
-    size, text = spec.vision.image_size, spec.decoder
-    mask = np.ones((1, 1, size, size), np.bool_)
-    feeds: dict[str, Any] = {"pixel_values": tile[None], "pixel_attention_mask": mask}
-    found = _run(bundle.path(graphs["vision_encoder"]["file"]), feeds)
-    empty = np.zeros((1, text.num_kv_heads, 0, text.head_dim), np.float32)
-    past = {f"past_key_values.{i}.{side}": empty for i in range(text.num_layers) for side in ("key", "value")}
-    feeds = {"inputs_embeds": embeds[None], "attention_mask": np.ones((1, len(embeds)), np.int64), **past}
+    found = _run(bundle.path(graphs["vision_encoder"]["file"]), vision_feeds(spec, view))
+    d = spec.decoder
+    feeds: dict[str, Any] = {"inputs_embeds": embeds[None], "attention_mask": np.ones((1, len(embeds)), np.int64)}
+    feeds |= position_feeds(d, layout, 0, len(embeds))
+    feeds |= {f"past_key_values.{name}": empty for name, empty in empty_states(d).items()}
     reader = graphs.get("decoder_prefill", graphs["decoder"])
     return found | _run(bundle.path(reader["file"]), feeds)
 
@@ -44,8 +45,7 @@ def _run(path: Path, feeds: dict[str, Any]) -> dict[str, F32]:
         if value not in known:
             model.graph.output.append(onnx.helper.make_empty_tensor_value_info(value))
     ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options(ort, signed_saturates(ort))
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     outputs = session.run(list(values.values()), feeds)
@@ -55,15 +55,11 @@ def _run(path: Path, feeds: dict[str, Any]) -> dict[str, F32]:
 def _values(graph: Any) -> dict[str, str]:
     """Name in the reference -> name in the graph, in the order of the graph."""
     found: dict[str, str] = {}
-    vision = 0
     for node in graph.node:
         weights = [name.removesuffix(".weight") for name in node.input if name.endswith(".weight")]
         norms = [name for name in weights if name.rpartition(".")[2].startswith(_NORMS)]
         if norms:
             found[norms[0]] = node.output[0]
-        elif node.op_type == "GroupQueryAttention":
-            found[f"decoder.layers.{node.output[0].rpartition('.')[2]}.attention"] = node.output[0]
-        elif node.op_type == "Attention":
-            found[f"vision.layers.{vision}.attention"] = node.output[0]
-            vision += 1
+        elif node.output[0].endswith(".attention"):
+            found[node.output[0]] = node.output[0]
     return found

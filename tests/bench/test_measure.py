@@ -44,8 +44,11 @@ def test_ratios_are_paired_and_above_one_when_the_first_is_faster() -> None:
 
 def test_statistic() -> None:
     assert statistic([3.0, 1.0, 2.0, 10.0]) == {
-        "median": 2.5, "min": 1.0, "max": 10.0, "values": [3.0, 1.0, 2.0, 10.0],
-    }  # fmt: skip
+        "median": 2.5,
+        "min": 1.0,
+        "max": 10.0,
+        "values": [3.0, 1.0, 2.0, 10.0],
+    }
 
 
 class FakeWorker:
@@ -114,8 +117,9 @@ def test_the_command_measures_writes_and_compares(
         assert subject["answer_tokens"] == 4, "stop tokens do not cut a measured answer"
         assert subject["image_tokens"] == 16 < subject["prompt_tokens"]
         assert len(subject["warm"]["decode"]["values"]) == 2 and subject["warm"]["decode"]["median"] > 0
-        assert subject["bytes"]["runtime"] == sum(f.stat().st_size for f in tiny_bundle.rglob("*")
-                                                  if f.is_file() and f.name != "manifest.json")  # fmt: skip
+        assert subject["bytes"]["runtime"] == sum(
+            f.stat().st_size for f in tiny_bundle.rglob("*") if f.is_file() and f.name != "manifest.json"
+        )
         assert sys.platform != "linux" or 20e6 < subject["peak_memory"] < 2e9
     assert report["subjects"][0]["ids"] == report["subjects"][1]["ids"], "the same question was asked"
     assert set(report["ratios"]) == {"encode", "prefill", "decode"}

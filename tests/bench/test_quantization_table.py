@@ -32,17 +32,25 @@ def test_recovered_is_a_share_of_what_rounding_lost(script: ModuleType) -> None:
 
 def cell(row: str, kl: float) -> dict[str, Any]:
     return {
-        "row": row, "runtime": "coreml", "engine": "CPU (evaluator in numpy)", "bytes": 1_500_000,
-        "score": {"score": 0.5, "low": 0.4, "high": 0.6, "questions": 80}, "kl": kl, "agreement": 0.975,
-        "positions": 40, "warm": {"preprocess": 0.01, "encode": 0.2, "prefill": 0.03, "decode": 0.004},
-        "image_tokens": 64, "peak_memory": None,
-    }  # fmt: skip
+        "row": row,
+        "runtime": "coreml",
+        "engine": "CPU (evaluator in numpy)",
+        "bytes": 1_500_000,
+        "score": {"score": 0.5, "low": 0.4, "high": 0.6, "questions": 80},
+        "kl": kl,
+        "agreement": 0.975,
+        "positions": 40,
+        "warm": {"preprocess": 0.01, "encode": 0.2, "prefill": 0.03, "decode": 0.004},
+        "image_tokens": 64,
+        "peak_memory": None,
+    }
 
 
 def test_the_table_in_markdown(script: ModuleType) -> None:
     cells = {row: cell(row, kl) for row, kl in (("fp32", 0.0), ("int4-rtn", 0.2), ("int4-calibrated", 0.05))}
-    text = script.markdown({"model": "m", "device": {"cpu": "A chip", "load": 0.1}, "missing": ["mixed: no"],
-                            "cells": cells})  # fmt: skip
+    text = script.markdown(
+        {"model": "m", "device": {"cpu": "A chip", "load": 0.1}, "missing": ["mixed: no"], "cells": cells}
+    )
     assert "| int4-rtn | 1.5 MB | 50.0% (40% to 60%) | 0.2 | 97.5% | 10.0 ms | 200 ms | 30.0 ms | 4.0 ms | ? |" in text
     assert "recovers 75% of what rounding" in text and "they say nothing of a device" in text and "- mixed: no" in text
     lines = [line.count("|") for line in text.splitlines() if line.startswith("|")]
@@ -68,13 +76,18 @@ def test_it_measures_once_and_goes_on(
     again = capsys.readouterr()
     assert again.out.splitlines()[4:] == first.out.splitlines()[4:], "all but the line with the machine's load"
     assert [line for line in again.err.splitlines() if line.endswith(" ...")] == [
-        "int4-rtn.onnxruntime.fidelity ...", "the original's answers ...",
-    ]  # fmt: skip
+        "int4-rtn.onnxruntime.fidelity ...",
+        "the original's answers ...",
+    ]
     os.utime(out / "bundles" / "fp32" / "manifest.json")  # as after another export
     script.main(words)
     made = [line.removesuffix(" ...") for line in capsys.readouterr().err.splitlines() if line.endswith(" ...")]
-    assert sorted(made) == ["fp32.onnxruntime.fidelity", "fp32.onnxruntime.score", "onnxruntime.bench",
-                            "the original's answers"]  # fmt: skip
+    assert sorted(made) == [
+        "fp32.onnxruntime.fidelity",
+        "fp32.onnxruntime.score",
+        "onnxruntime.bench",
+        "the original's answers",
+    ]
     with pytest.raises(SystemExit, match="holds figures of other settings"):
         script.main([*words, "--tokens", "4"])
 

@@ -50,7 +50,7 @@ def rename_file(data: dict, new: str) -> None:
 
 CASES: list[tuple[str, Callable[[Path], object], str]] = [
     ("no manifest", lambda f: (f / "manifest.json").unlink(), "is a checkpoint, not a bundle: export it first"),
-    ("not json", lambda f: (f / "manifest.json").write_text("{"), "is no valid JSON"),
+    ("not json", lambda f: (f / "manifest.json").write_text("{"), "is not valid JSON"),
     ("a list", lambda f: (f / "manifest.json").write_text("[]"), "has schema None, and this edgevlm reads schema 1"),
     ("new schema", edit(lambda d: d.update(schema=2)), "has schema 2, and this edgevlm reads schema 1"),
     ("unknown field", edit(lambda d: d.update(extra=1)), "unknown field 'extra'"),

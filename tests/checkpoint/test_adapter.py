@@ -76,25 +76,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_merges_as_peft_does(
-    builder: ModuleType, tiny_checkpoint: Path, tmp_path: Path, variant: str
-) -> None:
+def test_merges_as_peft_does(builder: ModuleType, tiny_checkpoint: Path, tmp_path: Path, variant: str) -> None:
     expected = train(builder, tiny_checkpoint, tmp_path, **VARIANTS[variant])
     assert_merged(tiny_checkpoint, tmp_path, expected)
 
 
 @pytest.mark.parametrize("family", ["smolvlm", "idefics3"])
-def test_biases_embedding_and_head_of_an_untied_model(
-    builder: ModuleType, tmp_path: Path, family: str
-) -> None:
-    model = builder.build_tiny(
-        tmp_path / "model", family=family, tie=False, attention_bias=True, published=False
-    )
+def test_biases_embedding_and_head_of_an_untied_model(builder: ModuleType, tmp_path: Path, family: str) -> None:
+    model = builder.build_tiny(tmp_path / "model", family=family, tie=False, attention_bias=True, published=False)
     options = {"bias": "all", "target_modules": [*EVERYTHING, "embed_tokens", "lm_head"]}
     expected = train(builder, model, tmp_path / "adapter", **options)
-    assert any(
-        "lora_embedding_A" in name for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    )
+    assert any("lora_embedding_A" in name for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
     assert_merged(model, tmp_path / "adapter", expected)
 
 
@@ -119,27 +111,19 @@ def test_half_precision_is_merged_in_float32(builder: ModuleType, tmp_path: Path
     key = f"base_model.model.{name.removesuffix('.weight')}.lora_"
     delta = 3 * (halves[f"{key}B.weight"].double() @ halves[f"{key}A.weight"].double()).numpy()
     base = open_checkpoint(str(model)).read(name)
-    np.testing.assert_allclose(
-        open_checkpoint(str(model), adapter=path.parent).read(name), base + delta, atol=1e-6
-    )
+    np.testing.assert_allclose(open_checkpoint(str(model), adapter=path.parent).read(name), base + delta, atol=1e-6)
 
 
-def test_answers_are_those_of_the_adapted_model(
-    builder: ModuleType, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_answers_are_those_of_the_adapted_model(builder: ModuleType, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The merged tensors, loaded into transformers, give the logits of peft's unmerged model."""
     train(builder, tiny_checkpoint, tmp_path, use_dora=True)
     adapted = peft.PeftModel.from_pretrained(builder.load_model(tiny_checkpoint), tmp_path).eval()
     plain = builder.load_model(tiny_checkpoint)
     merged = open_checkpoint(str(tiny_checkpoint), adapter=tmp_path)
-    plain.load_state_dict(
-        {name: torch.from_numpy(merged.read(name)) for name in merged.names()}, strict=False
-    )
+    plain.load_state_dict({name: torch.from_numpy(merged.read(name)) for name in merged.names()}, strict=False)
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
-        torch.testing.assert_close(
-            plain(input_ids=ids).logits, adapted(input_ids=ids).logits, atol=1e-4, rtol=0
-        )
+        torch.testing.assert_close(plain(input_ids=ids).logits, adapted(input_ids=ids).logits, atol=1e-4, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +221,7 @@ def test_missing_and_damaged_folders(adapter: Path, tiny_checkpoint: Path, tmp_p
     path.rename(adapter / "adapter_model.bin")
     assert "weights as pickle, adapter_model.bin, are not read" in refused(read(adapter))
     (adapter / "adapter_config.json").write_text("[")
-    assert "adapter_config.json is not valid JSON" in refused(read(adapter))
+    assert "adapter_config.json' is not valid JSON" in refused(read(adapter))
 
 
 def open_checkpoint_with_config(adapter: Path) -> Checkpoint:

@@ -125,9 +125,7 @@ def test_malformed_file_is_refused_in_one_sentence(tmp_path: Path, case: str) ->
 
 
 def test_unreadable_types_are_refused_only_when_read(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "m.safetensors", {"i": entry(0, 8, [1], "I64"), "x": entry(8, 9, [2], "F4")}, bytes(9)
-    )
+    path = write(tmp_path / "m.safetensors", {"i": entry(0, 8, [1], "I64"), "x": entry(8, 9, [2], "F4")}, bytes(9))
     file = SafetensorsFile(path)
     assert "as I64" in refused(lambda: file.read("i"))
     assert "as F4" in refused(lambda: file.read("x"))
@@ -142,9 +140,7 @@ def test_file_cut_after_opening_is_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_a_damaged_file_never_gives_anything_but_a_sentence(
-    data: st.DataObject, tmp_path_factory: Any
-) -> None:
+def test_a_damaged_file_never_gives_anything_but_a_sentence(data: st.DataObject, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
     header = {"a": entry(0, 16, [2, 2]), "b": entry(16, 22, [3], "BF16"), "__metadata__": {"format": "pt"}}
     raw = bytearray(write(path, header, bytes(range(22))).read_bytes())
@@ -168,9 +164,7 @@ def test_sharded_equals_whole(builder: ModuleType, tiny_checkpoint: Path, tmp_pa
     for name in one.names():
         assert one.shape(name) == two.shape(name)
         np.testing.assert_array_equal(one.read(name), two.read(name))
-    assert (
-        one.content_hash() == hashlib.sha256((tiny_checkpoint / "model.safetensors").read_bytes()).hexdigest()
-    )
+    assert one.content_hash() == hashlib.sha256((tiny_checkpoint / "model.safetensors").read_bytes()).hexdigest()
     assert two.content_hash() != one.content_hash() and len(two.content_hash()) == 64
 
 
@@ -201,9 +195,9 @@ def index(shard: Any) -> Callable[[Path], None]:
 
 BROKEN = {
     "no config": (remove("config.json"), "has no config.json"),
-    "config": (content("config.json", "{"), "config.json is not valid JSON"),
-    "config list": (content("config.json", "[]"), "holds no JSON object"),
-    "config bytes": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "config.json is not valid JSON"),
+    "config": (content("config.json", "{"), "config.json' is not valid JSON"),
+    "config list": (content("config.json", "[]"), "holds a JSON list, expected an object"),
+    "config bytes": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "config.json' is not valid JSON"),
     "no weights": (remove("model.safetensors"), "has no weights"),
     "bin": (rename("model.safetensors", "pytorch_model.bin"), "as pickle (pytorch_model.bin)"),
     "pt": (rename("model.safetensors", "model.pt"), "as pickle (model.pt)"),
@@ -231,9 +225,7 @@ def test_truncated_download_is_named(folder: Path) -> None:
     with path.open("r+b") as stream:
         stream.truncate(size - 1000)
     message = refused(lambda: open_checkpoint(str(folder)))
-    assert (
-        f"model.safetensors is truncated: {size} bytes were expected and {size - 1000} were found" in message
-    )
+    assert f"model.safetensors is truncated: {size} bytes were expected and {size - 1000} were found" in message
     assert "download it again" in message
 
 
@@ -279,15 +271,11 @@ def test_cached_model_works_without_network(
     assert checkpoint.content_hash() == open_checkpoint(str(tiny_checkpoint)).content_hash()
 
 
-def test_no_network_and_no_cache_is_one_sentence(
-    no_network: None, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_no_network_and_no_cache_is_one_sentence(no_network: None, tiny_checkpoint: Path, tmp_path: Path) -> None:
     message = refused(lambda: open_checkpoint("someone/other", cache_dir=tmp_path))
     assert "'someone/other'" in message and "check the network" in message
     cache_model(tmp_path, tiny_checkpoint)
-    assert "revision 'v2'" in refused(
-        lambda: open_checkpoint("someone/tiny", revision="v2", cache_dir=tmp_path)
-    )
+    assert "revision 'v2'" in refused(lambda: open_checkpoint("someone/tiny", revision="v2", cache_dir=tmp_path))
 
 
 def test_a_folder_has_no_revision(tiny_checkpoint: Path) -> None:

@@ -193,9 +193,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_tensor_is_the_one_transformers_loads(
-    builder: ModuleType, tmp_path: Path, variant: str
-) -> None:
+def test_every_tensor_is_the_one_transformers_loads(builder: ModuleType, tmp_path: Path, variant: str) -> None:
     folder = builder.build_tiny(tmp_path / "model", **VARIANTS[variant])
     model = builder.load_model(folder)
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
@@ -281,9 +279,7 @@ def test_left_out_fields_take_transformers_defaults(data: st.DataObject) -> None
         fits = reference.image_token_id < vocab and side > 0 and side % reference.scale_factor == 0
     except Exception:
         fits = False
-    assume(
-        fits and reference.text_config.num_attention_heads % reference.text_config.num_key_value_heads == 0
-    )
+    assume(fits and reference.text_config.num_attention_heads % reference.text_config.num_key_value_heads == 0)
     spec, reference = read_shapes(config)
     assert_same(spec, reference)
 
@@ -306,9 +302,7 @@ def hf_positions(side: int, embeddings: Any) -> Any:
 def test_positions_are_those_of_transformers(embeddings: Any) -> None:
     exact = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # the arithmetic that is reproduced
     for side in range(2, 65) if exact else (26, 27, 32):
-        np.testing.assert_array_equal(
-            patch_positions(side), hf_positions(side, embeddings), f"{side} per side"
-        )
+        np.testing.assert_array_equal(patch_positions(side), hf_positions(side, embeddings), f"{side} per side")
 
 
 def test_positions_of_published_sizes_are_in_order_and_some_others_are_not() -> None:
@@ -388,9 +382,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("path", "value", "expected"), REFUSED)
-def test_unsupported_config_is_refused_in_one_sentence(
-    folder: Path, path: str, value: Any, expected: str
-) -> None:
+def test_unsupported_config_is_refused_in_one_sentence(folder: Path, path: str, value: Any, expected: str) -> None:
     edit(folder, path, value)
     assert expected in refused(lambda: read_folder(folder))
 
@@ -429,22 +421,15 @@ def test_buffers_of_old_versions_are_ignored(folder: Path) -> None:
 def test_names_without_the_model_prefix(builder: ModuleType, folder: Path) -> None:
     """As SmolVLMModel.save_pretrained writes them."""
     model = builder.load_model(folder)
-    stored = {
-        name.removeprefix("model."): tensor
-        for name, tensor in load_file(folder / "model.safetensors").items()
-    }
+    stored = {name.removeprefix("model."): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
     _, weights = read_folder(folder)
-    np.testing.assert_array_equal(
-        weights.read("decoder.norm.weight"), model.model.text_model.norm.weight.detach()
-    )
+    np.testing.assert_array_equal(weights.read("decoder.norm.weight"), model.model.text_model.norm.weight.detach())
 
 
 @pytest.mark.parametrize("equal", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_stored_head_counts_as_in_transformers(
-    builder: ModuleType, folder: Path, tied: bool, equal: bool
-) -> None:
+def test_a_stored_head_counts_as_in_transformers(builder: ModuleType, folder: Path, tied: bool, equal: bool) -> None:
     edit(folder, "tie_word_embeddings", tied)
     embed = load_file(folder / "model.safetensors")["model.text_model.embed_tokens.weight"]
     change(folder, lm_head__weight=embed.clone() if equal else 2 * embed)

@@ -245,15 +245,13 @@ def test_refuses_files(tmp_path: Path) -> None:
     path = tmp_path / "preprocessor_config.json"
     for content in (b"{", b"\xff\xfe", b"[" * 100_000):
         path.write_bytes(content)
-        with pytest.raises(EdgeVLMError, match=r"preprocessor_config\.json' cannot be read as JSON"):
+        with pytest.raises(EdgeVLMError, match=r"preprocessor_config\.json' is not valid JSON"):
             read_image_spec(tmp_path, VISION)
     path.write_text("[1]")
     with pytest.raises(EdgeVLMError, match="holds a JSON list, expected an object"):
         read_image_spec(tmp_path, VISION)
     write(tmp_path / "processor_config.json", {"image_processor": 3})
-    with pytest.raises(
-        EdgeVLMError, match=r"processor_config\.json' has image_processor = 3, expected an object"
-    ):
+    with pytest.raises(EdgeVLMError, match=r"processor_config\.json' has image_processor = 3, expected an object"):
         read_image_spec(tmp_path, VISION)
 
 
@@ -302,9 +300,7 @@ BAD_PROMPT: list[tuple[Callable[[Path], Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("damage", "sentence"), BAD_PROMPT, ids=lambda v: v[:40] if isinstance(v, str) else ""
-)
+@pytest.mark.parametrize(("damage", "sentence"), BAD_PROMPT, ids=lambda v: v[:40] if isinstance(v, str) else "")
 def test_refuses_prompt_settings(damage: Callable[[Path], Any], sentence: str, tmp_path: Path) -> None:
     folder = save(tmp_path, oracle())
     damage(folder)
@@ -317,9 +313,7 @@ def test_refuses_another_models_tokenizer(tmp_path: Path) -> None:
     from dataclasses import replace
 
     folder = save(tmp_path, oracle())
-    with pytest.raises(
-        EdgeVLMError, match=r"has '<image>' as token \d+, expected 9 \(image_token_id in config"
-    ):
+    with pytest.raises(EdgeVLMError, match=r"has '<image>' as token \d+, expected 9 \(image_token_id in config"):
         read_prompt_spec(folder, replace(MODEL, image_token_id=9))
 
 

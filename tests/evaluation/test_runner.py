@@ -101,14 +101,27 @@ def test_right_answers_score_and_wrong_ones_do_not(tiny_bundle: Path, folder: Pa
     assert report.score == pytest.approx(14 / 21)
     found = report.to_dict("tiny")
     assert {key: found[key] for key in ("bundle", "suite", "runtime", "questions")} == {
-        "bundle": "tiny", "suite": "scenes", "runtime": "scripted", "questions": 21,
-    }  # fmt: skip
+        "bundle": "tiny",
+        "suite": "scenes",
+        "runtime": "scripted",
+        "questions": 21,
+    }
     assert list(found["skills"]) == [
-        "existence", "colour", "count_to_5", "count_to_10", "naming", "grounding", "caption",
-    ]  # fmt: skip
+        "existence",
+        "colour",
+        "count_to_5",
+        "count_to_10",
+        "naming",
+        "grounding",
+        "caption",
+    ]
     for skill in found["skills"].values():
-        assert skill == {"score": pytest.approx(2 / 3), "low": pytest.approx(0.2077, abs=1e-4),
-                         "high": pytest.approx(0.9385, abs=1e-4), "n": 3}  # fmt: skip
+        assert skill == {
+            "score": pytest.approx(2 / 3),
+            "low": pytest.approx(0.2077, abs=1e-4),
+            "high": pytest.approx(0.9385, abs=1e-4),
+            "n": 3,
+        }
     assert found["metrics"]["existence_random_recall"] == pytest.approx(2 / 3)
     assert found["metrics"]["caption_chair_s"] == pytest.approx(1 / 3)
     assert found["metrics"]["grounding_mean_iou"] == pytest.approx(2 / 3)
@@ -283,5 +296,3 @@ def test_mistakes_get_a_sentence(
     import re
 
     assert re.search(sentence, err) and err.count("\n") == 1
-
-

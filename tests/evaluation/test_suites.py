@@ -31,12 +31,23 @@ def write(path: Path, data: Any) -> Path:
 
 def pope(root: Path) -> None:
     for mode in ("random", "popular", "adversarial"):
-        write(root / f"coco_pope_{mode}.json", [
-            {"question_id": 1, "image": "COCO_val2014_000000310196.jpg", "text": "Is there a snowboard in the image?",
-             "label": "yes"},
-            {"question_id": 2, "image": "COCO_val2014_000000310196.jpg", "text": "Is there a car in the image?",
-             "label": "no"},
-        ])  # fmt: skip
+        write(
+            root / f"coco_pope_{mode}.json",
+            [
+                {
+                    "question_id": 1,
+                    "image": "COCO_val2014_000000310196.jpg",
+                    "text": "Is there a snowboard in the image?",
+                    "label": "yes",
+                },
+                {
+                    "question_id": 2,
+                    "image": "COCO_val2014_000000310196.jpg",
+                    "text": "Is there a car in the image?",
+                    "label": "no",
+                },
+            ],
+        )
     picture(root / "val2014/COCO_val2014_000000310196.jpg")
 
 
@@ -68,12 +79,27 @@ def docvqa(root: Path) -> None:
 
 
 def ocrbench(root: Path) -> None:
-    write(root / "OCRBench.json", [
-        {"dataset_name": "IIIT5K", "id": 0, "question": "what is written in the image?", "answers": ["CENTRE"],
-         "type": "Regular Text Recognition", "image_path": "IIIT5K/1.png"},
-        {"dataset_name": "HME100k", "id": 0, "question": "Please write out the expression of the formula.",
-         "answers": ["a ^ 2"], "type": "Handwritten Mathematical Expression Recognition", "image_path": "HME/1.png"},
-    ])  # fmt: skip
+    write(
+        root / "OCRBench.json",
+        [
+            {
+                "dataset_name": "IIIT5K",
+                "id": 0,
+                "question": "what is written in the image?",
+                "answers": ["CENTRE"],
+                "type": "Regular Text Recognition",
+                "image_path": "IIIT5K/1.png",
+            },
+            {
+                "dataset_name": "HME100k",
+                "id": 0,
+                "question": "Please write out the expression of the formula.",
+                "answers": ["a ^ 2"],
+                "type": "Handwritten Mathematical Expression Recognition",
+                "image_path": "HME/1.png",
+            },
+        ],
+    )
     picture(root / "OCRBench_Images/IIIT5K/1.png")
     picture(root / "OCRBench_Images/HME/1.png")
 
@@ -89,22 +115,40 @@ def scenes(root: Path) -> None:
     head = {"format": "edgevlm-scenes", "version": 1, "split": "test", "seed": 0, "count": 1, "loc_bins": 64}
     write(root / "dataset.json", head)
     image = {"image": "images/000000.png"}
-    write(root / "questions.jsonl", [
-        {"id": "000000-0", **image, "skill": "existence", "question": "Is there a dog?", "answer": "no",
-         "mode": "random"},
-        {"id": "000000-1", **image, "skill": "count", "question": "How many cats?", "answer": "7"},
-        {"id": "000000-2", **image, "skill": "count", "question": "How many dogs?", "answer": "5"},
-    ])  # fmt: skip
+    write(
+        root / "questions.jsonl",
+        [
+            {
+                "id": "000000-0",
+                **image,
+                "skill": "existence",
+                "question": "Is there a dog?",
+                "answer": "no",
+                "mode": "random",
+            },
+            {"id": "000000-1", **image, "skill": "count", "question": "How many cats?", "answer": "7"},
+            {"id": "000000-2", **image, "skill": "count", "question": "How many dogs?", "answer": "5"},
+        ],
+    )
     picture(root / "images/000000.png")
 
 
 def jsonl(root: Path) -> None:
-    write(root / "questions.jsonl", [
-        {"image": "a.png", "question": "What is it?", "answer": "a cup"},
-        {"id": "two", "images": ["a.png", "b.png"], "question": "Which is darker?", "answers": ["first", "the first"],
-         "skill": "pairs", "metric": "contains"},
-        {"question": "2 + 2?", "answer": 4},
-    ])  # fmt: skip
+    write(
+        root / "questions.jsonl",
+        [
+            {"image": "a.png", "question": "What is it?", "answer": "a cup"},
+            {
+                "id": "two",
+                "images": ["a.png", "b.png"],
+                "question": "Which is darker?",
+                "answers": ["first", "the first"],
+                "skill": "pairs",
+                "metric": "contains",
+            },
+            {"question": "2 + 2?", "answer": 4},
+        ],
+    )
     picture(root / "a.png")
     picture(root / "b.png", 200)
 
@@ -199,23 +243,39 @@ def test_hub_layouts_are_read(tmp_path: Path, name: str) -> None:
 
 def test_mmmu_puts_pictures_where_the_question_names_them(tmp_path: Path) -> None:
     empty = image_column(1, 2, 3)
-    parquet(tmp_path / "Art/validation-00000-of-00001.parquet", {
-        "id": ["validation_Art_1", "validation_Art_2", "validation_Art_Theory_3"],
-        "question": ["Look at <image 2>, then <image 1>. Which?", "What is shown?", "How much? <image 1>"],
-        "options": ["['left', 'right']", "['x', '<image 1>']", "[]"],
-        "answer": ["B", "A", "['3', '3.0']"], "question_type": ["multiple-choice", "multiple-choice", "open"],
-        "image_1": empty, "image_2": image_column(4, 5, 6),
-    })  # fmt: skip
+    parquet(
+        tmp_path / "Art/validation-00000-of-00001.parquet",
+        {
+            "id": ["validation_Art_1", "validation_Art_2", "validation_Art_Theory_3"],
+            "question": ["Look at <image 2>, then <image 1>. Which?", "What is shown?", "How much? <image 1>"],
+            "options": ["['left', 'right']", "['x', '<image 1>']", "[]"],
+            "answer": ["B", "A", "['3', '3.0']"],
+            "question_type": ["multiple-choice", "multiple-choice", "open"],
+            "image_1": empty,
+            "image_2": image_column(4, 5, 6),
+        },
+    )
     suite = SUITES["mmmu"]
     first, second, third = read_items(suite, tmp_path)
     assert (first.skill, third.skill) == ("Art", "Art_Theory") and third.answers == ("3", "3.0")
     conversation, pictures = suite.conversation(first)
     assert [p.key.split(":")[-1] for p in pictures] == ["image_2", "image_1"]
-    assert conversation == [{"role": "user", "content": [
-        {"type": "text", "text": "Look at "}, {"type": "image"}, {"type": "text", "text": ", then "}, {"type": "image"},
-        {"type": "text", "text": ". Which?\n(A) left\n(B) right\n\n"
-                                 "Answer with the option's letter from the given choices directly."},
-    ]}]  # fmt: skip
+    assert conversation == [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "Look at "},
+                {"type": "image"},
+                {"type": "text", "text": ", then "},
+                {"type": "image"},
+                {
+                    "type": "text",
+                    "text": ". Which?\n(A) left\n(B) right\n\n"
+                    "Answer with the option's letter from the given choices directly.",
+                },
+            ],
+        }
+    ]
     conversation, pictures = suite.conversation(second)
     assert [piece["type"] for piece in conversation[0]["content"]] == ["text", "image", "text"]
     conversation, _ = suite.conversation(third)
@@ -246,7 +306,7 @@ BAD = [
      r"line 1: the picture '\.\./\.\./secret\.jpg' is no path below the folder"),
     ("pope", "coco_pope_random.json", lambda t: t.replace("310196.jpg", "310197.jpg"), r"line 1: .* is missing"),
     ("vqa", "*annotations.json", lambda t: t.replace("262148000", "7"), r"annotation 1: .* lacks the question 7"),
-    ("vqa", "*annotations.json", lambda t: t[:40], r"annotations\.json', line 1: not JSON"),
+    ("vqa", "*annotations.json", lambda t: t[:40], r"annotations\.json' is not valid JSON"),
     ("textvqa", "TextVQA*", lambda t: t.replace("34602", "null"), r"entry 1 of data: the field 'question_id' is miss"),
     ("docvqa", "val_v1.0.json", lambda t: t.replace('["0.28"]', "[]"), r"entry 1 of data: 'answers' should hold texts"),
     ("ocrbench", "OCRBench.json", lambda t: '{"a": 1}', r"OCRBench\.json' should hold a list"),
@@ -257,9 +317,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "file", "change", "message"), BAD)
-def test_bad_files_are_named(
-    tmp_path: Path, name: str, file: str, change: Callable[[str], str], message: str
-) -> None:
+def test_bad_files_are_named(tmp_path: Path, name: str, file: str, change: Callable[[str], str], message: str) -> None:
     FOLDERS[name][0](tmp_path)
     spoil(tmp_path, file, change)
     with pytest.raises(EdgeVLMError, match=message):

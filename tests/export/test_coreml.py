@@ -54,9 +54,7 @@ class Exported:
         recipe = fit(make_recipe(quantize, "size"), weights)
         self.spec, self.weights, self.recipe = spec, Expected(weights, recipe), recipe
         (folder / "coreml").mkdir(parents=True)
-        self.entry = write_coreml(
-            folder / "coreml", spec, weights, recipe, self.weights.quantized, options=options
-        )
+        self.entry = write_coreml(folder / "coreml", spec, weights, recipe, self.weights.quantized, options=options)
         self.bundle = as_bundle(folder, spec, self.entry)
 
     def copy(self, to: Path) -> Bundle:
@@ -223,9 +221,7 @@ def test_coremltools_reads_the_packages(exported: Callable[[str], Exported]) -> 
 
 
 def test_the_same_export_gives_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    models = [
-        Exported(tiny_checkpoint, tmp_path / str(i), "int4", CoreMLOptions("gpu", (64,))) for i in range(2)
-    ]
+    models = [Exported(tiny_checkpoint, tmp_path / str(i), "int4", CoreMLOptions("gpu", (64,))) for i in range(2)]
     contents = [
         {str(p.relative_to(m.bundle.folder)): p.read_bytes() for p in m.bundle.folder.rglob("*") if p.is_file()}
         for m in models
@@ -461,9 +457,7 @@ def test_a_state_written_to_the_wrong_row(exported: Callable[[str], Exported], t
 
 
 @pytest.mark.parametrize("form", PROFILES)
-def test_wrong_rope_rows(
-    exported: Callable[[str], Exported], monkeypatch: pytest.MonkeyPatch, form: str
-) -> None:
+def test_wrong_rope_rows(exported: Callable[[str], Exported], monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     """The host gives rows that are one position late."""
     right = coreml.rope_rows
     monkeypatch.setattr(
@@ -633,9 +627,9 @@ def test_the_gate_fails_and_names_the_component(
 
 def test_the_gate_calls_every_context(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Palettes for the Neural Engine, and a fault in the functions of one context that is not the longest."""
-    result = export_model(ExportOptions(
-        str(tiny_checkpoint), tmp_path / "out", ("coreml",), "palette6", coreml_profile="ane"
-    ))  # fmt: skip
+    result = export_model(
+        ExportOptions(str(tiny_checkpoint), tmp_path / "out", ("coreml",), "palette6", coreml_profile="ane")
+    )
     assert result.report is not None and result.report.passed
     checks = [row.check for row in result.report.rows]
     assert {"logits with context 512, cosine", "logits with context 1024, cosine"} <= set(checks)
@@ -695,9 +689,7 @@ def test_default_model(tmp_path: Path, quantize: str, profile: str) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(
-    ("quantize", "profile"), [("fp16", "gpu"), ("int8", "gpu"), ("int4", "gpu"), ("int8", "ane")]
-)
+@pytest.mark.parametrize(("quantize", "profile"), [("fp16", "gpu"), ("int8", "gpu"), ("int4", "gpu"), ("int8", "ane")])
 def test_256m(checkpoint_256m: Path, tmp_path: Path, quantize: str, profile: str) -> None:
     holds(str(checkpoint_256m), quantize, tmp_path, CoreMLOptions(profile, (512,)))
 

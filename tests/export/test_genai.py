@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.runtimes import open_runtime
-from edgevlm.runtimes.ort.runtime import import_onnxruntime
+from edgevlm.runtimes.ort.session import import_onnxruntime
 from edgevlm.scenes import ask, scenes
 
 

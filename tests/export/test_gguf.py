@@ -354,7 +354,7 @@ def test_the_template_renders_what_the_prompt_spec_says(gguf_bundle):
     spec = gguf_bundle("int4").prompt_spec
     template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(chat_template(spec))
     marker = "<__media__>"
-    picture, words = {"type": "text", "text": marker}, {"type": "text", "text": "What's \"this\"? {{x}}"}
+    picture, words = {"type": "text", "text": marker}, {"type": "text", "text": 'What\'s "this"? {{x}}'}
     image = {"type": "image"}
 
     def ours(messages, num_images):
@@ -489,10 +489,15 @@ def write(source, out, quantized=None, kind="int4"):
     spec, weights = read_model(open_checkpoint(str(source)))
     recipe = make_recipe(kind)
     return write_gguf(
-        out, spec, weights, recipe, read_image_spec(source, spec.vision), read_prompt_spec(source, spec),
+        out,
+        spec,
+        weights,
+        recipe,
+        read_image_spec(source, spec.vision),
+        read_prompt_spec(source, spec),
         source / "tokenizer.json",
         quantized or (lambda name: quantize(weights.read(name), recipe.form(name).kind, name)),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])

@@ -16,7 +16,8 @@ from edgevlm.export.pipeline import Expected
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.models.eager import EagerOps, KVCache
 from edgevlm.models.llama import decoder
-from edgevlm.runtimes.ort.runtime import import_onnxruntime
+from edgevlm.runtimes.ort.products import session_options, signed_saturates
+from edgevlm.runtimes.ort.session import import_onnxruntime
 from edgevlm.verify.reference import Reference, cosine
 
 RECIPES = [("fp32", "balanced"), ("fp16", "balanced"), ("int8", "balanced"), ("int4", "balanced"), ("int4", "size"),
@@ -37,14 +38,14 @@ class Exported:
         self.reference = Reference(self.spec, self.expected)
 
     def session(self, name: str) -> Any:
-        return import_onnxruntime().InferenceSession(str(self.folder / f"{name}.onnx"))
+        ort = import_onnxruntime()
+        options = session_options(ort, not name.endswith("_portable") and signed_saturates(ort))
+        return ort.InferenceSession(str(self.folder / f"{name}.onnx"), options)
 
     def past(self, batch: int) -> dict[str, np.ndarray]:
         text = self.spec.decoder
         empty = np.zeros((batch, text.num_kv_heads, 0, text.head_dim), np.float32)
-        return {
-            f"past_key_values.{i}.{part}": empty for i in range(text.num_layers) for part in ("key", "value")
-        }
+        return {f"past_key_values.{i}.{part}": empty for i in range(text.num_layers) for part in ("key", "value")}
 
 
 def every_position(out: Exported, graph: str, embeds: np.ndarray) -> np.ndarray:

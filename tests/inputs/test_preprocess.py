@@ -27,12 +27,11 @@ from edgevlm.inputs import resample
 from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.records import from_dict, to_dict
+from edgevlm.types import U8
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
-needs_pillow_13 = pytest.mark.skipif(
-    not PILLOW_13, reason="the oracle is Pillow 13; older ones resize rows first"
-)
+needs_pillow_13 = pytest.mark.skipif(not PILLOW_13, reason="the oracle is Pillow 13; older ones resize rows first")
 
 
 def _load_make() -> ModuleType:
@@ -61,20 +60,18 @@ SPECS = vectors("preprocess.json")["specs"]
 SMALL = image_spec(SPECS["small"])
 
 
-def rgb_vector(name: str) -> pre.U8:
+def rgb_vector(name: str) -> U8:
     return np.asarray(Image.open(VECTORS / vectors("preprocess.json")["images"][name]["rgb"]))
 
 
-def noise(width: int, height: int, seed: int = 0) -> pre.U8:
+def noise(width: int, height: int, seed: int = 0) -> U8:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 # ---- the resampler -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "case", vectors("resample.json")["cases"], ids=lambda c: f"{c['resample']}-{c['to']}"
-)
+@pytest.mark.parametrize("case", vectors("resample.json")["cases"], ids=lambda c: f"{c['resample']}-{c['to']}")
 def test_resampler_vectors(case: dict[str, Any]) -> None:
     (width, height), to = case["from"], tuple(case["to"])
     rgb = np.frombuffer(base64.b64decode(case["input"]), np.uint8).reshape(height, width, 3)
@@ -107,9 +104,7 @@ def test_resampler_equals_pillow(
     image = Image.fromarray(rgb)
     expected = np.asarray(image.resize((new_width, new_height), Image.Resampling[name.upper()]))
     np.testing.assert_array_equal(resample.resize(rgb, new_width, new_height, name), expected)
-    np.testing.assert_array_equal(
-        np.asarray(resample.resize_image(image, (new_width, new_height), name)), expected
-    )
+    np.testing.assert_array_equal(np.asarray(resample.resize_image(image, (new_width, new_height), name)), expected)
 
 
 def test_resampler_refuses() -> None:
@@ -264,9 +259,7 @@ def test_decode_vectors(path: Path) -> None:
     np.testing.assert_array_equal(rgb, rgb_vector(path.name))
 
 
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I", "F"]
-)
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I", "F"])
 def test_decode_modes_as_transformers(mode: str) -> None:
     from transformers.image_transforms import convert_to_rgb
 
@@ -308,9 +301,7 @@ def test_exif_orientation_with_alpha(orientation: int) -> None:
 
 def test_damaged_exif_is_ignored() -> None:
     stream = io.BytesIO()
-    Image.fromarray(noise(8, 8)).save(
-        stream, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12" * 9
-    )
+    Image.fromarray(noise(8, 8)).save(stream, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01\x12" * 9)
     assert open_image(stream.getvalue()).shape == (8, 8, 3)
 
 

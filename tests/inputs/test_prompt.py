@@ -46,9 +46,7 @@ SPECIAL = [t.content for t in RULES.get_added_tokens_decoder().values() if t.spe
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: c["text"][:40])
 def test_prompt_vectors(case: dict[str, Any]) -> None:
-    ids = PROMPTER.encode(
-        case["messages"], case["grids"], add_generation_prompt=case["add_generation_prompt"]
-    )
+    ids = PROMPTER.encode(case["messages"], case["grids"], add_generation_prompt=case["add_generation_prompt"])
     assert ids.dtype == np.int64 and ids.ndim == 1
     assert ids.tolist() == case["ids"]
     tiles = sum(rows * cols + 1 for rows, cols in case["grids"])
@@ -63,9 +61,7 @@ def test_decode_vectors(case: dict[str, Any]) -> None:
 TEXT = st.one_of(
     st.text(max_size=30),
     st.text(alphabet=" \n\t.,:aeWht0123?'s<>|_éß写🙂👍🏽\u200d", max_size=40),
-    st.sampled_from(
-        ["", " ", "\n\n", "What is in the picture?", "  3 circles", "User: Assistant:", "<", "<row_"]
-    ),
+    st.sampled_from(["", " ", "\n\n", "What is in the picture?", "  3 circles", "User: Assistant:", "<", "<row_"]),
 )
 ITEM = st.one_of(TEXT.map(lambda t: {"type": "text", "text": t}), st.just({"type": "image"}))
 MESSAGE = st.fixed_dictionaries(
@@ -80,14 +76,11 @@ SIZES = st.sampled_from([(20, 31), (128, 40), (33, 130), (220, 9)])
 
 @given(st.lists(MESSAGE, min_size=1, max_size=4), st.lists(SIZES, min_size=16, max_size=16), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_ids_equal_transformers(
-    messages: list[dict[str, Any]], sizes: list[tuple[int, int]], generation: bool
-) -> None:
+def test_ids_equal_transformers(messages: list[dict[str, Any]], sizes: list[tuple[int, int]], generation: bool) -> None:
     items = [item for message in messages for item in message["content"]]
     assume(not any(token in item.get("text", "") for item in items for token in SPECIAL))
     images = [
-        Image.new("RGB", size)
-        for size, _ in zip(sizes, [i for i in items if i["type"] == "image"], strict=False)
+        Image.new("RGB", size) for size, _ in zip(sizes, [i for i in items if i["type"] == "image"], strict=False)
     ]
     expected, grids = MAKE.hf_ids(PROCESSOR, messages, images, add_generation_prompt=generation)
     assert PROMPTER.encode(messages, grids, add_generation_prompt=generation).tolist() == expected
@@ -223,9 +216,7 @@ def test_refuses_tokenizers(tmp_path: Path) -> None:
     broken.write_text(json.dumps(data | {"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}))
     with pytest.raises(EdgeVLMError, match="has the decoder WordPiece, expected ByteLevel"):
         Prompter(prompt_spec(), broken)
-    with pytest.raises(
-        EdgeVLMError, match="does not have '<image>' as the special token 7: it belongs to another"
-    ):
+    with pytest.raises(EdgeVLMError, match="does not have '<image>' as the special token 7: it belongs to another"):
         Prompter(prompt_spec(image_token_id=7), TOKENIZER)
 
 

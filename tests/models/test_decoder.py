@@ -73,7 +73,9 @@ def _model(model: Any) -> tuple[Any, dict[str, np.ndarray]]:
             scale = 0.3 if p.ndim == 1 else p.shape[-1] ** -0.5
             p.copy_(torch.randn(p.shape, generator=gen) * scale + (p.ndim == 1 and "norm" in name and not gemma))
     model.eval().float()
-    tensors = {n.removeprefix("model.").removeprefix("decoder."): t.detach().numpy() for n, t in model.state_dict().items()}
+    tensors = {
+        n.removeprefix("model.").removeprefix("decoder."): t.detach().numpy() for n, t in model.state_dict().items()
+    }
     return model, tensors
 
 
@@ -83,7 +85,9 @@ def _layers(tensors: dict[str, np.ndarray], count: int, names: dict[str, str], p
         for ours, theirs in names.items():
             for part in ("weight", "bias"):
                 if (key := f"layers.{i}.{theirs}.{part}") in tensors:
-                    found[f"decoder.layers.{i}.{ours}.{part}"] = tensors[key] + np.float32(plus if "norm" in ours else 0)
+                    found[f"decoder.layers.{i}.{ours}.{part}"] = tensors[key] + np.float32(
+                        plus if "norm" in ours else 0
+                    )
     return found
 
 
@@ -125,7 +129,9 @@ def qwen2_5_vl() -> Case:
     weights = _top(_layers(tensors, 3, LLAMA), tensors)
     spec = _spec(Block((_attention(bias=True),), Mlp(INNER)), layers=(0,) * 3, ropes=_rope(1e6, sections=(2, 3, 3)))
     places = torch.tensor(positions(LAYOUT, 3))[:, None]
-    return Case(spec, weights, _tied(model(inputs_embeds=_embeddings(), position_ids=places).last_hidden_state, weights))
+    return Case(
+        spec, weights, _tied(model(inputs_embeds=_embeddings(), position_ids=places).last_hidden_state, weights)
+    )
 
 
 def qwen3_vl() -> Case:
@@ -197,7 +203,9 @@ def gemma3() -> Case:
         kind: torch.from_numpy(np.where(visible(LAYOUT, "image", 0, LENGTH, window), 0, -1e30).astype("f"))[None, None]
         for kind, window in (("full_attention", None), ("sliding_attention", 6))
     }
-    return Case(spec, weights, _tied(model(inputs_embeds=_embeddings(), attention_mask=masks).last_hidden_state, weights))
+    return Case(
+        spec, weights, _tied(model(inputs_embeds=_embeddings(), attention_mask=masks).last_hidden_state, weights)
+    )
 
 
 def paligemma2() -> Case:
@@ -263,7 +271,10 @@ def bart() -> Case:
     layer = Norm("layer", 1e-5)
     self_attention = Attention(HEADS, HEADS, HEAD, bias=True, out_bias=True)
     block = Block(
-        (self_attention, replace(self_attention, reads="memory")), Mlp(INNER, "gelu", gated=False, bias=True), layer, "post"
+        (self_attention, replace(self_attention, reads="memory")),
+        Mlp(INNER, "gelu", gated=False, bias=True),
+        layer,
+        "post",
     )
     spec = _spec(block, layers=(0, 0), norm=None, embed_norm=layer, learned_positions=64)
     picture = torch.randn(1, 9, WIDTH, generator=torch.Generator().manual_seed(9))

@@ -101,7 +101,8 @@ def test_vit_is_clip_and_its_last_layers_can_be_left_out() -> None:
 
     width, inner = 64, 96
     config = hf.CLIPVisionConfig(
-        hidden_size=width, intermediate_size=inner, num_hidden_layers=3, num_attention_heads=4, image_size=24, patch_size=8,
+        hidden_size=width, intermediate_size=inner, num_hidden_layers=3, num_attention_heads=4, image_size=24,
+        patch_size=8,
     )  # fmt: skip
     model = hf.CLIPVisionModel(config)
     tensors = {name.removeprefix("vision_model."): t for name, t in _random(model).items()}

@@ -128,8 +128,9 @@ def test_points_lie_where_their_figures_say() -> None:
 def test_estimates_show_their_intervals() -> None:
     found = {"colour": Estimate(0.5, 0.25, 1.0)}
     svg = estimate_rows(["colour", "count"], [(Series("a", 0, 0), found), (Series("b", 1, 1), {})])
-    (low, high), (centre,) = numbers(re.findall(r'<line class="whisker[^>]*>', svg)[0], "line", "x1", "x2")[0], (
-        numbers(svg, "circle", "cx")[0]
+    (low, high), (centre,) = (
+        numbers(re.findall(r'<line class="whisker[^>]*>', svg)[0], "line", "x1", "x2")[0],
+        (numbers(svg, "circle", "cx")[0]),
     )
     assert (centre - low) / (high - centre) == pytest.approx(0.5)
     assert "a, colour: 50.0% (25.0% to 100.0%)" in svg
@@ -177,20 +178,33 @@ def figure(value: float) -> dict[str, Any]:
 
 
 def bench_json(bundle: str, runtime: str, name: str = "x", factor: float = 1.0) -> dict[str, Any]:
-    stages = {stage: figure(factor * value) for stage, value in
-              (("preprocess", 0.01), ("encode", 0.5), ("prefill", 0.25), ("decode", 0.05))}  # fmt: skip
+    stages = {
+        stage: figure(factor * value)
+        for stage, value in (("preprocess", 0.01), ("encode", 0.5), ("prefill", 0.25), ("decode", 0.05))
+    }
     subject = {
         "name": name, "bundle": bundle, "runtime": runtime, "engine": "CPU", "cold": stages, "warm": stages,
         "answer_tokens": 11, "image_tokens": 64, "peak_memory": 10**8,
     }  # fmt: skip
-    return {"format": "edgevlm-bench", "version": 1, "device": {"cpu": "A chip", "load": 0.1, "usable_cores": 4},
-            "settings": {"tokens": 11, "repeat": 5}, "subjects": [subject]}  # fmt: skip
+    return {
+        "format": "edgevlm-bench",
+        "version": 1,
+        "device": {"cpu": "A chip", "load": 0.1, "usable_cores": 4},
+        "settings": {"tokens": 11, "repeat": 5},
+        "subjects": [subject],
+    }
 
 
 def eval_json(bundle: str, runtime: str, score: float) -> dict[str, Any]:
     skill = {"score": score, "low": score - 0.1, "high": score + 0.1, "n": 40}
-    return {"bundle": bundle, "suite": "scenes", "runtime": runtime, "questions": 80, "score": score,
-            "skills": {"colour": skill, "count_to_5": skill}}  # fmt: skip
+    return {
+        "bundle": bundle,
+        "suite": "scenes",
+        "runtime": runtime,
+        "questions": 80,
+        "score": score,
+        "skills": {"colour": skill, "count_to_5": skill},
+    }
 
 
 @pytest.fixture
@@ -235,16 +249,26 @@ def test_a_page_with_everything(members: tuple[Member, ...]) -> None:
 
 def test_a_page_with_nothing_says_what_is_missing(tiny_bundle: Path) -> None:
     words = " ".join(check_page(page(Findings((Member("x", open_bundle(tiny_bundle), ()),), (), (), ()))).words)
-    for sentence in ("No score: run", "Not recorded: export with the gate", "Not measured: give",
-                     "the gate was not run", "No engine of this machine"):  # fmt: skip
+    for sentence in (
+        "No score: run",
+        "Not recorded: export with the gate",
+        "Not measured: give",
+        "the gate was not run",
+        "No engine of this machine",
+    ):
         assert sentence in words
 
 
 def test_a_hostile_gate_in_a_manifest_does_no_harm(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "b"))
     manifest = json.loads((folder / MANIFEST).read_text())
-    for gate in ({"rows": [3, None]}, {"rows": {}}, {"layers": 3}, {"layers": {"quantization": 3}},
-                 {"rows": [{"measured": EVIL[:9]}], "layers": {"quantization": {"a": None, "b": "x"}}}):  # fmt: skip
+    for gate in (
+        {"rows": [3, None]},
+        {"rows": {}},
+        {"layers": 3},
+        {"layers": {"quantization": 3}},
+        {"rows": [{"measured": EVIL[:9]}], "layers": {"quantization": {"a": None, "b": "x"}}},
+    ):
         manifest["gate"] = gate
         (folder / MANIFEST).write_text(json.dumps(manifest))
         check_page(page(Findings((Member("x", open_bundle(folder), ()),), (), (), ())))

@@ -27,7 +27,7 @@ from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.devices import list_devices
 from edgevlm.verify import across
 from edgevlm.verify.across import stock_plan, verify_across
-from edgevlm.verify.gate import PICTURES, picture_folder
+from edgevlm.verify.gate import BOUNDS, PICTURES, picture_folder
 from edgevlm.verify.reference import cosine
 
 pytestmark = pytest.mark.skipif(
@@ -106,11 +106,29 @@ def test_quantized_files_agree_with_onnx(gguf_bundle, kind, model):
     report = verify_across(gguf_bundle(kind, model), pictures, threads=1)
     rows = [row for row in report.rows if {row.first, row.second} == {"onnxruntime", "llama.cpp"}]
     assert any("5 tiles" in row.case for row in rows) and any("1 tile" in row.case for row in rows)
+    ties = near_ties(gguf_bundle(kind, model), pictures or [picture_folder() / name for name in PICTURES])
     for row in rows:
         # The random weights of the tiny model make nearly equal logits, where any rounding decides.
-        assert row.agreement >= 0.95 or (model == "tiny" and row.divergence == "none"), row
+        different = round((1 - row.agreement) * row.tokens)
+        assert different <= ties[row.case] or (model == "tiny" and row.divergence == "none"), (row, ties)
     assert report.different == () and report.skipped == ()
     assert report.agreed or model == "tiny", [row for row in report.rows if row.divergence != "none"]
+
+
+def near_ties(bundle, pictures):
+    """How many tokens of each case engines may choose differently, by the margins of the reference alone.
+
+    The gate lets an engine leave the reference's choice for a token less than `near_tie` below it. Where two engines
+    differ one of them has done so, and the second best token of the reference is at least as near: a CPU's kernels
+    decide which way such a token falls, and no other.
+    """
+    bound = BOUNDS["gguf", "int8"].near_tie
+    assert bound == BOUNDS["onnx", "int8"].near_tie
+    eager, found = open_runtime(bundle, "eager"), {}
+    for case in across._cases(bundle, pictures, across.TILED):
+        best = np.sort(across._run(bundle, eager, case, None, across.TOKENS).logits, axis=-1)
+        found[case.name] = int((best[:, -1] - best[:, -2] < bound).sum())
+    return found
 
 
 LLAMA3 = {
@@ -145,9 +163,7 @@ def test_the_256m_shape_agrees(checkpoint_256m, tmp_path, kind):
     from edgevlm.bundle.manifest import open_bundle
     from edgevlm.export.pipeline import ExportOptions, export_model
 
-    options = ExportOptions(
-        str(checkpoint_256m), tmp_path / "b", targets=("onnx", "gguf"), quantize=kind, gate=False
-    )
+    options = ExportOptions(str(checkpoint_256m), tmp_path / "b", targets=("onnx", "gguf"), quantize=kind, gate=False)
     report = verify_across(open_bundle(export_model(options).folder), [PICTURE], threads=1)
     assert report.different == () and len(report.rows) == 6
     for row in report.rows:
@@ -209,7 +225,7 @@ def test_the_pair_of_engines_answers_like_one(gguf_bundle):
 
 
 def test_a_pair_loads_each_half_once(gguf_bundle, monkeypatch):
-    from edgevlm.runtimes.ort import runtime as ort
+    from edgevlm.runtimes.ort.runtime import runtime as ort
 
     loaded = []
     real = ort._open_session

@@ -85,13 +85,9 @@ def test_conv(size: int, kernel: int, stride: int, pad: int, groups: int) -> Non
 
 def test_layer_norm_over_either_axis() -> None:
     x, gamma, beta = array(1, 6, 1, 4), array(6), array(6)
-    got = mil_ops.layer_norm(
-        {"x": x, "axes": np.array([1]), "gamma": gamma, "beta": beta, "epsilon": np.float32(1e-3)}
-    )
+    got = mil_ops.layer_norm({"x": x, "axes": np.array([1]), "gamma": gamma, "beta": beta, "epsilon": np.float32(1e-3)})
     t = torch.from_numpy(x).permute(0, 2, 3, 1)
-    expected = F.layer_norm(t, (6,), torch.from_numpy(gamma), torch.from_numpy(beta), 1e-3).permute(
-        0, 3, 1, 2
-    )
+    expected = F.layer_norm(t, (6,), torch.from_numpy(gamma), torch.from_numpy(beta), 1e-3).permute(0, 3, 1, 2)
     same(got, expected)
 
 
@@ -106,9 +102,7 @@ def test_erf_is_near_the_definition() -> None:
     assert np.abs(mil_ops.erf(x) - [math.erf(v) for v in x]).max() < 3e-7
 
 
-@pytest.mark.parametrize(
-    ("name", "function"), [("silu", F.silu), ("sigmoid", torch.sigmoid), ("relu", F.relu)]
-)
+@pytest.mark.parametrize(("name", "function"), [("silu", F.silu), ("sigmoid", torch.sigmoid), ("relu", F.relu)])
 def test_activations(name: str, function: Any) -> None:
     x = array(3, 50) * 5
     same(mil_ops.OPS[name]({"x": x}), function(torch.from_numpy(x)))
@@ -116,9 +110,7 @@ def test_activations(name: str, function: Any) -> None:
 
 def test_softmax_and_matmul() -> None:
     x, y = array(2, 3, 4), array(2, 5, 4)
-    got = mil_ops.OPS["softmax"](
-        {"x": mil_ops.matmul({"x": x, "y": y, "transpose_y": np.bool_(True)}), "axis": -1}
-    )
+    got = mil_ops.OPS["softmax"]({"x": mil_ops.matmul({"x": x, "y": y, "transpose_y": np.bool_(True)}), "axis": -1})
     same(got, torch.softmax(torch.from_numpy(x) @ torch.from_numpy(y).mT, -1))
 
 
@@ -163,9 +155,7 @@ def test_unpack_int4(codes: list[int]) -> None:
 
 @pytest.fixture(scope="module")
 def ct() -> Any:
-    return pytest.importorskip(
-        "coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')"
-    )
+    return pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +181,7 @@ def stateful(ct: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         y = mb.linear(x=x, weight=weight, name="y")
         begin = mb.concat(values=[position, np.array([0], np.int32)], axis=0)
-        end = mb.concat(
-            values=[mb.add(x=position, y=np.array([1], np.int32)), np.array([64], np.int32)], axis=0
-        )
+        end = mb.concat(values=[mb.add(x=position, y=np.array([1], np.int32)), np.array([64], np.int32)], axis=0)
         new = mb.slice_update(x=mb.read_state(input=cache), update=y, begin=begin, end=end)
         held = mb.coreml_update_state(state=cache, value=new)
         return mb.reduce_sum(x=held, axes=[0], name="total"), y
@@ -355,9 +343,7 @@ def test_manifest_cannot_point_outside(copy: Path) -> None:
 
 def test_weights_elsewhere_are_refused(copy: Path) -> None:
     model = _inner(copy) / "model.mlmodel"
-    model.write_bytes(
-        model.read_bytes().replace(b"@model_path/weights/weight.bin", b"@model_path/../../../secret.bi")
-    )
+    model.write_bytes(model.read_bytes().replace(b"@model_path/weights/weight.bin", b"@model_path/../../../secret.bi"))
     with pytest.raises(EdgeVLMError, match="weights in another file"):
         open_package(copy)
 
@@ -384,9 +370,7 @@ def _norm_package(folder: Path, safe: bool) -> Path:
         if safe:
             out = MilOps(mil, Store(Ones(), lambda name: None)).rms_norm(x, "norm", 1e-5)  # type: ignore[arg-type]
         else:
-            mean = mb.reduce_mean(
-                x=mb.square(x=x, name="norm_square"), axes=[-1], keep_dims=True, name="norm_mean"
-            )
+            mean = mb.reduce_mean(x=mb.square(x=x, name="norm_square"), axes=[-1], keep_dims=True, name="norm_mean")
             out = mb.mul(x=x, y=mb.rsqrt(x=mean, epsilon=np.float16(1e-5)), name="norm")
         function.set_outputs([out])
     path = folder / f"{'safe' if safe else 'plain'}.mlpackage"

@@ -16,7 +16,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.runtimes import PROVIDERS, open_runtime
 from edgevlm.runtimes.eager import EagerRuntime
-from edgevlm.runtimes.ort import runtime as ort
+from edgevlm.runtimes.ort.runtime import runtime as ort
 
 KINDS = ["onnxruntime", "portable", "eager"]
 
@@ -308,7 +308,7 @@ def test_a_provider_that_does_not_start_is_not_silently_the_cpu(bundle):
     )
     providers = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
     with pytest.raises(EdgeVLMError, match="has CUDAExecutionProvider but could not start it"):
-        ort._open_session(engine, bundle.folder, providers, None)
+        ort._open_session(engine, bundle.folder, providers, None, False)
 
 
 def test_a_missing_engine_says_how_to_install_it(bundle, monkeypatch):

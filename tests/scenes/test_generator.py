@@ -74,8 +74,13 @@ def test_a_scene_does_not_depend_on_what_was_drawn_before() -> None:
         "import hashlib; from edgevlm.scenes import make_scene; s = make_scene('val', 3, 5);"
         "print(hashlib.sha256(s.picture.tobytes()).hexdigest())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          env={"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "77"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "77"},
+    )
     assert done.stdout.strip() == hashlib.sha256(last.picture.tobytes()).hexdigest()
     assert fingerprint(make_scene("val", 4, 5)) != fingerprint(last)
 

@@ -49,8 +49,12 @@ def check_existence(scene: Scene, q: Question) -> None:
 def check_colour(scene: Scene, q: Question) -> None:
     (what,) = things(q.question)
     found = find(scene, what)
-    for words, axis, largest in (("on the left", 0, False), ("on the right", 0, True),
-                                 ("at the top", 1, False), ("at the bottom", 1, True)):  # fmt: skip
+    for words, axis, largest in (
+        ("on the left", 0, False),
+        ("on the right", 0, True),
+        ("at the top", 1, False),
+        ("at the bottom", 1, True),
+    ):
         if words in q.question:
             found = sorted(found, key=lambda i: i.centre[axis], reverse=largest)[:1]
     assert {item.colour for item in found} == {q.answer}

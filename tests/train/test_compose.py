@@ -46,14 +46,22 @@ def halves(builder: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tup
     SiglipVisionModel(vision).save_pretrained(folder / "encoder")
     tokenizer = builder._tokenizer(builder.models.BPE())
     trainer = builder.trainers.BpeTrainer(
-        vocab_size=400, special_tokens=builder.BASE_SPECIALS, show_progress=False,
+        vocab_size=400,
+        special_tokens=builder.BASE_SPECIALS,
+        show_progress=False,
         initial_alphabet=sorted(builder.pre_tokenizers.ByteLevel.alphabet()),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator([builder.TEXT], trainer)
     text = LlamaConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=tokenizer.get_vocab_size(), tie_word_embeddings=True, max_position_embeddings=512,
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=tokenizer.get_vocab_size(),
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+    )
     LlamaForCausalLM(text).save_pretrained(folder / "decoder")
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>")
     fast.save_pretrained(folder / "decoder")
@@ -92,9 +100,7 @@ def test_both_halves_are_the_originals_and_the_model_reloads(
     assert torch.isfinite(model(input_ids=torch.from_numpy(ids)[None], pixel_values=pixels).logits).all()
 
 
-def test_llava_layout_computes_what_transformers_computes(
-    halves: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_llava_layout_computes_what_transformers_computes(halves: tuple[Path, Path], tmp_path: Path) -> None:
     folder = composed(halves, tmp_path / "llava", "mlp")
     _randomize_projector(folder)
     checkpoint = open_checkpoint(str(folder))

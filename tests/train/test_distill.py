@@ -49,9 +49,18 @@ def teacher(builder: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def options(tiny_checkpoint: Path, teacher: Path, data: Path, tmp_path: Path) -> DistillOptions:
     return DistillOptions(
-        str(tiny_checkpoint), data, tmp_path / "out", teacher=str(teacher), cache=tmp_path / "cache", steps=3, batch=4,
-        learning_rate=1e-3, max_tiles=1, save_every=2, cpu=True,
-    )  # fmt: skip
+        str(tiny_checkpoint),
+        data,
+        tmp_path / "out",
+        teacher=str(teacher),
+        cache=tmp_path / "cache",
+        steps=3,
+        batch=4,
+        learning_rate=1e-3,
+        max_tiles=1,
+        save_every=2,
+        cpu=True,
+    )
 
 
 def quiet(options: DistillOptions) -> Path:

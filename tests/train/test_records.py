@@ -55,10 +55,13 @@ def test_turns_markers_and_several_pictures(folder: Path) -> None:
     ]
     path = folder / "more.jsonl"
     path.write_text(
-        "\ufeff"[:0] + json.dumps({"images": names, "conversations": turns}) + "\r\n\n"
+        "\ufeff"[:0]
+        + json.dumps({"images": names, "conversations": turns})
+        + "\r\n\n"
         + json.dumps({"image": names, "question": "Same?", "answer": "No"})
-        + "\n" + json.dumps({"question": "2 + 2?", "answer": "4"})
-    )  # fmt: skip
+        + "\n"
+        + json.dumps({"question": "2 + 2?", "answer": "4"})
+    )
     records = Records(path)
     assert [texts(records, n)[0] for n in range(3)] == [
         ["Be brief.", "Compare <image> with <image> please.", "Both are squares."],

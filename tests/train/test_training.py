@@ -43,9 +43,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def options(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> TrainOptions:
     return TrainOptions(
-        str(tiny_checkpoint), data / "data.jsonl", tmp_path / "out", steps=4, batch=4, learning_rate=1e-3,
-        max_tiles=1, save_every=2, cpu=True,
-    )  # fmt: skip
+        str(tiny_checkpoint),
+        data / "data.jsonl",
+        tmp_path / "out",
+        steps=4,
+        batch=4,
+        learning_rate=1e-3,
+        max_tiles=1,
+        save_every=2,
+        cpu=True,
+    )
 
 
 def quiet(options: TrainOptions) -> Path:
@@ -198,10 +205,29 @@ def test_a_killed_process_goes_on_with_the_same_weights(options: TrainOptions) -
     def command(out: Path) -> list[str]:
         o = options
         return [
-            sys.executable, "-m", "edgevlm", "train", o.model, "--data", str(o.data), "-o", str(out), "--cpu",
-            "--steps", "60", "--batch", "4", "--learning-rate", "1e-3", "--max-tiles", "1", "--save-every", "5",
-            "--workers", "1",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "edgevlm",
+            "train",
+            o.model,
+            "--data",
+            str(o.data),
+            "-o",
+            str(out),
+            "--cpu",
+            "--steps",
+            "60",
+            "--batch",
+            "4",
+            "--learning-rate",
+            "1e-3",
+            "--max-tiles",
+            "1",
+            "--save-every",
+            "5",
+            "--workers",
+            "1",
+        ]
 
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""}
     straight = options.out.with_name("straight")
@@ -316,9 +342,14 @@ def test_an_adapter_is_what_export_merges(options: TrainOptions) -> None:
 @pytest.mark.parametrize("lora", [None, 4])
 def test_the_preferred_answer_becomes_likelier(options: TrainOptions, lora: int | None) -> None:
     options = replace(
-        options, stage="preference", data=options.data.with_name("pairs.jsonl"), lora=lora, steps=12, beta=0.5,
+        options,
+        stage="preference",
+        data=options.data.with_name("pairs.jsonl"),
+        lora=lora,
+        steps=12,
+        beta=0.5,
         learning_rate=1e-3 if lora is None else 1e-2,
-    )  # fmt: skip
+    )
     out = quiet(options)
     log = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
     assert log[0]["loss"] == pytest.approx(np.log(2), abs=1e-3)  # the model is its own reference

@@ -392,9 +392,7 @@ def hf_ids(
     filled = [
         {
             "role": message["role"],
-            "content": [
-                i | {"image": next(waiting)} if i["type"] == "image" else i for i in message["content"]
-            ],
+            "content": [i | {"image": next(waiting)} if i["type"] == "image" else i for i in message["content"]],
         }
         for message in messages
     ]
@@ -472,9 +470,7 @@ def prompt_vectors(tokenizer_json: Path) -> dict[str, Any]:
     messages = [{"role": "user", "content": [{"type": "text", "text": forged}]}]
     ids, grids = hf_ids(processor, messages, [], sanitize_control_tokens=True)
     text = rules.decode(ids, skip_special_tokens=False)
-    cases.append(
-        {"messages": messages, "grids": grids, "add_generation_prompt": True, "text": text, "ids": ids}
-    )
+    cases.append({"messages": messages, "grids": grids, "add_generation_prompt": True, "text": text, "ids": ids})
     rng = np.random.default_rng(0)
     decode = []
     for _ in range(12):
@@ -529,9 +525,7 @@ def changed(new: Path, old: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 if a file would change"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file would change")
     if parser.parse_args().check:
         with tempfile.TemporaryDirectory() as folder:
             write_goldens(HERE / "images", HERE / "tokenizer.json", Path(folder))

@@ -48,9 +48,11 @@ def by_check(report: GateReport, check: str) -> Row:
 
 
 def change_weight(
-    monkeypatch: pytest.MonkeyPatch, change: Callable[[QTensor], QTensor], module: Any = edgevlm.export.onnx_.emit,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[QTensor], QTensor],
+    module: Any = edgevlm.export.onnx_.emit,
     function: str = "write_onnx",
-) -> None:  # fmt: skip
+) -> None:
     """Let an emitter receive WEIGHT changed, while the gate still knows what the quantizer makes of it."""
     real = getattr(module, function)
 
@@ -107,9 +109,15 @@ def test_a_swapped_scale_is_caught_among_the_numbers(
 )
 @pytest.mark.parametrize(("change", "kind"), [(transpose, "int8"), (swap_scales, "int4")])
 def test_other_targets_are_held_to_the_quantizer_too(
-    gguf_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, module: Any, function: str,
-    change: Callable[[QTensor], QTensor], kind: str,
-) -> None:  # fmt: skip
+    gguf_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    module: Any,
+    function: str,
+    change: Callable[[QTensor], QTensor],
+    kind: str,
+) -> None:
     pytest.importorskip({"gguf": "gguf", "coreml": "coremltools"}[target])
     change_weight(monkeypatch, change, module, function)
     options = ExportOptions(str(gguf_checkpoint), tmp_path / "out", (target,), kind, "size", gate=False)
@@ -193,8 +201,9 @@ def test_a_newline_that_the_code_drops_is_caught_too(
     monkeypatch.setattr(Prompter, "encode", encode)
     report = failed_export(tiny_checkpoint, tmp_path / "out")
     assert [row.check for row in report.failures()] == [
-        "prompt ids that differ, 3 x 4", "prompt ids that differ, one tile and 2 x 1",
-    ]  # fmt: skip
+        "prompt ids that differ, 3 x 4",
+        "prompt ids that differ, one tile and 2 x 1",
+    ]
 
 
 def test_a_bundle_alone_is_held_to_what_its_export_recorded(

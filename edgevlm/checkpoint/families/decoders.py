@@ -11,9 +11,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling
 
 
-def read_decoder(
-    config: Section, *, tied: bool, kind: str | None = None, sections: tuple[int, ...] = ()
-) -> Decoder:
+def read_decoder(config: Section, *, tied: bool, kind: str | None = None, sections: tuple[int, ...] = ()) -> Decoder:
     """The decoder of a text_config.
 
     kind: "llama", "qwen2" or "qwen3", where the family knows it; None is the config's own model_type.
@@ -62,7 +60,8 @@ def _rope(config: Section, size: int, theta: float, sections: tuple[int, ...]) -
     """Base and scaling: transformers 4 has rope_theta beside rope_scaling, transformers 5 both in rope_parameters."""
     rope = config.section("rope_scaling") if config.value("rope_scaling") else config.section("rope_parameters")
     kind = rope.value("rope_type") or rope.value("type") or "default"
-    if kind not in ("default", "llama3", *(("mrope",) if sections else ())):
+    # Dynamic scaling changes nothing up to max_position_embeddings, which is as far as a bundle's context goes.
+    if kind not in ("default", "dynamic", "llama3", *(("mrope",) if sections else ())):
         raise EdgeVLMError(
             f"config.json asks for the RoPE scaling {kind!r} ({rope.where}): edgevlm supports 'default' and "
             "'llama3'; use a checkpoint with one of these."

@@ -24,7 +24,10 @@ from edgevlm.models.spec import Norm
 
 def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
     remote = checkpoint.config["model_type"] == "internvl_chat"
-    text, prefix = config.section("llm_config" if remote else "text_config"), prefix_of(checkpoint, "embed_tokens.weight")
+    text, prefix = (
+        config.section("llm_config" if remote else "text_config"),
+        prefix_of(checkpoint, "embed_tokens.weight"),
+    )
     tied = is_tied(checkpoint, config, text, f"{_head(prefix)}.weight", f"{prefix}embed_tokens.weight")
     decoder = read_decoder(text, tied=tied)
     section = config.section("vision_config")
@@ -50,13 +53,25 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
             Linear("linear_2", decoder.hidden_size),
         ),
         decoder=decoder,
-        image_token_id=config.count("image_token_id", 151667, least=0),
+        image_token_id=_image_token_id(checkpoint, config),
     )
+
+
+def _image_token_id(checkpoint: Checkpoint, config: Section) -> int:
+    """The remote layout's config leaves it to the tokenizer."""
+    files = ProcessorFiles(checkpoint.folder)
+    if config.value("image_token_id") is None and files.tokenizer_json.is_file():
+        found: int | None = files.tokenizer.token_to_id("<IMG_CONTEXT>")
+        if found is not None:
+            return found
+    return config.count("image_token_id", 151667, least=0)
 
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     prefix = prefix_of(checkpoint, "embed_tokens.weight")
-    tower = _remote(spec) if spec.family == "internvl_chat" else _own(prefix_of(checkpoint, "embeddings.cls_token"), spec)
+    tower = (
+        _remote(spec) if spec.family == "internvl_chat" else _own(prefix_of(checkpoint, "embeddings.cls_token"), spec)
+    )
     return {**tower, **names.llama(prefix, _head(prefix))}
 
 

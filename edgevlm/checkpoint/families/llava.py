@@ -46,7 +46,9 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
 def _tower(config: Section) -> Vit:
     """As LLaVA takes it: without its final norm, and without the class token that CLIP's has."""
     vision = config.section("vision_config")
-    kind = vision.choice("model_type", "clip_vision_model", {"siglip_vision_model": "siglip", "clip_vision_model": "clip"})
+    kind = vision.choice(
+        "model_type", "clip_vision_model", {"siglip_vision_model": "siglip", "clip_vision_model": "clip"}
+    )
     whole = {"siglip": "full", "clip": "default"}[kind]  # every patch, and nothing else
     config.choice("vision_feature_select_strategy", "default", {whole: whole})
     if kind == "siglip":

@@ -18,7 +18,7 @@ def read_vit(
     config: Section, *, image_size: int, patch_size: int, hidden_size: int, inner: int = 3072, heads: int = 16,
     eps: float = 1e-6, act: str = "gelu_pytorch_tanh", **options: bool,
 ) -> Vit:  # fmt: skip
-    """A tower on square pictures; the keyword arguments are the family's defaults, `options` further fields of `Vit`."""
+    """A tower on square pictures; keyword arguments are the family's defaults and, in `options`, fields of `Vit`."""
     hidden, count = config.count("hidden_size", hidden_size), config.count("num_attention_heads", heads)
     config.choice("num_channels", 3, {3: "3"})
     mlp = Mlp(

@@ -7,6 +7,7 @@ As transformers' models/qwen2_5_vl/modeling_qwen2_5_vl.py, without its permutati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,11 @@ class QwenVit:
         (attention,) = self.block.mixers
         assert isinstance(attention, Attention)
         return attention
+
+    @property
+    def typical_patches(self) -> int:
+        """Patches of a picture of 448 x 448 pixels, for estimates of time and memory."""
+        return (448 // self.patch_size) ** 2
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patch states of a view of that size in pixels."""
@@ -92,6 +98,20 @@ class QwenVit:
             "mask": real[None, None, None],
             "order": self._token_order(at, rows, cols),
         }
+
+    def join(self, feeds: Sequence[dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+        """The inputs for several views in one sequence, in which the mask keeps them apart; for the eager backend."""
+        joined = {
+            name: np.concatenate([each[name] for each in feeds], axis=1 if name == "patches" else 0)
+            for name in feeds[0]
+            if name not in ("mask", "order")
+        }
+        view = np.repeat(np.arange(len(feeds)), [each["mask"].size for each in feeds])
+        real = np.concatenate([each["mask"].reshape(-1) for each in feeds])
+        groups = np.cumsum([0] + [each["mask"].size // self.merge**2 for each in feeds])
+        joined["mask"] = ((view[:, None] == view[None]) & real[None])[None, None]
+        joined["order"] = np.concatenate([each["order"] + start for each, start in zip(feeds, groups, strict=False)])
+        return joined
 
     def _window_order(self, rows: int, cols: int) -> I64:
         """Windows row by row; in a window, groups of merge x merge patches row by row; in a group, row by row."""

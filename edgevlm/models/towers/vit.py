@@ -1,8 +1,11 @@
-"""A vision transformer on square pictures of one size: SigLIP (arXiv 2303.15343), CLIP (arXiv 2103.00020), InternViT."""
+"""A vision transformer on squares of one size: SigLIP (arXiv 2303.15343), CLIP (arXiv 2103.00020), InternViT."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from edgevlm.models.blocks import residual
 from edgevlm.models.ops import Ops, X
@@ -32,6 +35,11 @@ class Vit:
     def num_patches(self) -> int:
         return self.patches_per_side**2
 
+    @property
+    def typical_patches(self) -> int:
+        """Patches of a picture, for estimates of time and memory."""
+        return self.num_patches
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patch states of a view of that size in pixels."""
         return height // self.patch_size, width // self.patch_size
@@ -43,9 +51,15 @@ class Vit:
         """The inputs for normalized pixels (3, S, S)."""
         return {"pixels": pixels[None]}
 
+    def join(self, feeds: Sequence[dict[str, F32]]) -> dict[str, F32]:
+        """The inputs for several views at once."""
+        return {"pixels": np.concatenate([each["pixels"] for each in feeds])}
+
     def walk(self, ops: Ops, inputs: dict[str, X]) -> X:
         """Normalized tiles (B, 3, S, S) to patch states (B, patches, D)."""
-        x = ops.patch_embed(inputs["pixels"], "vision.patch_embedding", self.hidden_size, self.patch_size, self.patch_bias)
+        x = ops.patch_embed(
+            inputs["pixels"], "vision.patch_embedding", self.hidden_size, self.patch_size, self.patch_bias
+        )
         x = ops.prepend(x, "vision.class_token", self.hidden_size) if self.class_token else x
         x = ops.add_table(x, "vision.position_embedding", self.num_patches + self.class_token, self.hidden_size)
         x = ops.norm(x, "vision.pre_norm", self.block.norm) if self.pre_norm else x

@@ -13,7 +13,6 @@ from multiprocessing import get_context
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from edgevlm.inputs.preprocess import resize_and_split
 from edgevlm.inputs.spec import ImageSpec
@@ -25,8 +24,8 @@ from edgevlm.scenes.scene import Scene
 from edgevlm.train.examples import Encoder, Example
 from edgevlm.train.models import open_source
 from edgevlm.train.shipped.heads import Labels, scene_labels
+from edgevlm.types import U8
 
-U8 = npt.NDArray[np.uint8]
 T = TypeVar("T")
 Maker = Callable[[int, int], Scene]  # of a seed and a number
 _SCENE: Maker = partial(make_scene, "train")

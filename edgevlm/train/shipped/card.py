@@ -101,13 +101,26 @@ def write_card(folder: Path, figures: dict[str, Any], training: str, about: dict
         for skill, found in figures["skills"].items()
     ]
     card = CARD.format(
-        millions=count / 1e6, tile=vision["image_size"], patch=vision["patch_size"],
-        vision_layers=vision["num_hidden_layers"], vision_width=vision["hidden_size"],
-        vision_mlp=vision["intermediate_size"], scale=config["scale_factor"], image_tokens=source.spec.image_tokens,
-        layers=text["num_hidden_layers"], width=text["hidden_size"], mlp=text["intermediate_size"],
-        context=text["max_position_embeddings"], vocabulary=text["vocab_size"], training=training,
-        questions=figures["questions"], quantization="int4", runtime=figures["runtime"], rows="\n".join(rows), **about,
-    )  # fmt: skip
+        millions=count / 1e6,
+        tile=vision["image_size"],
+        patch=vision["patch_size"],
+        vision_layers=vision["num_hidden_layers"],
+        vision_width=vision["hidden_size"],
+        vision_mlp=vision["intermediate_size"],
+        scale=config["scale_factor"],
+        image_tokens=source.spec.image_tokens,
+        layers=text["num_hidden_layers"],
+        width=text["hidden_size"],
+        mlp=text["intermediate_size"],
+        context=text["max_position_embeddings"],
+        vocabulary=text["vocab_size"],
+        training=training,
+        questions=figures["questions"],
+        quantization="int4",
+        runtime=figures["runtime"],
+        rows="\n".join(rows),
+        **about,
+    )
     write_text(folder / "README.md", card)
     write_text(folder / "figures.json", json.dumps(figures, indent=1) + "\n")
 

@@ -15,9 +15,8 @@ from edgevlm.scenes.catalogue import CHARACTERS, COLOUR_NAMES, NOUN_INDEX, NOUNS
 from edgevlm.scenes.labels import COLOUR_CLASSES, LETTER_CLASSES, NOUN_CLASSES, patch_labels
 from edgevlm.scenes.question import LOC_BINS
 from edgevlm.scenes.scene import Scene
+from edgevlm.types import F32, I64
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 LETTERS = 8  # of the longest text on a sign
 _END = LETTER_CLASSES  # stands before a sign's first character and after its last
 _ORDER = (LETTERS + 1, LETTER_CLASSES + 1, LETTER_CLASSES + 1)
@@ -71,12 +70,18 @@ def scene_labels(scene: Scene, side: int, scale: int) -> Labels:
     largest = parts.argmax(1)
     own = np.where(parts.max(1)[:, None] >= NEAR, bins[np.arange(len(bins)), largest], -1)
     return Labels(
-        plain.noun, plain.colour, halves.letter.reshape(side, side, 2), plain.box - here,
-        _tokens(things, scale), _tokens(colour, scale), _tokens(edges - here, scale), own,
+        plain.noun,
+        plain.colour,
+        halves.letter.reshape(side, side, 2),
+        plain.box - here,
+        _tokens(things, scale),
+        _tokens(colour, scale),
+        _tokens(edges - here, scale),
+        own,
         _tokens(characters.reshape(side, side, 2), scale).reshape((side // scale) ** 2, -1),
         _tokens(order.reshape(side, side, 2, 3), scale).reshape((side // scale) ** 2, -1, 3),
         spelled.reshape(-1, LETTERS),
-    )  # fmt: skip
+    )
 
 
 def shares(place: float, cells: int) -> F32:
@@ -146,22 +151,27 @@ class Heads(nn.Module):
         held = share >= 0.2
         count = target.things.sum((1, 2))  # (B, nouns)
         entropy = -((target.things * logs[..., 1:]).sum() + (nothing * logs[..., 0]).sum())
-        return found | {
-            "things": entropy / count.sum().clamp(min=1),
-            "thing colour": _shown(colours.unflatten(-1, (cells, -1)), target.thing_colour),
-            "thing box": 8 * F.smooth_l1_loss(
-                edges.unflatten(-1, (cells, 4))[held], target.thing_edges[held], beta=0.05
-            ),
-            "count": F.smooth_l1_loss(logs[..., 1:].exp().sum((1, 2)), count, beta=0.2, reduction="sum")
-            / count.sum().clamp(min=1),
-            "characters": _entropy(letters.unflatten(-1, (2 * cells, -1)), target.characters),
-        } | {
-            name: _shown(logits, labels)
-            for name, logits, labels in zip(
-                ("place", "before", "after"), order.unflatten(-1, (2 * cells, -1)).split(_ORDER, -1),
-                target.order.unbind(-1), strict=True,
-            )
-        }  # fmt: skip
+        return (
+            found
+            | {
+                "things": entropy / count.sum().clamp(min=1),
+                "thing colour": _shown(colours.unflatten(-1, (cells, -1)), target.thing_colour),
+                "thing box": 8
+                * F.smooth_l1_loss(edges.unflatten(-1, (cells, 4))[held], target.thing_edges[held], beta=0.05),
+                "count": F.smooth_l1_loss(logs[..., 1:].exp().sum((1, 2)), count, beta=0.2, reduction="sum")
+                / count.sum().clamp(min=1),
+                "characters": _entropy(letters.unflatten(-1, (2 * cells, -1)), target.characters),
+            }
+            | {
+                name: _shown(logits, labels)
+                for name, logits, labels in zip(
+                    ("place", "before", "after"),
+                    order.unflatten(-1, (2 * cells, -1)).split(_ORDER, -1),
+                    target.order.unbind(-1),
+                    strict=True,
+                )
+            }
+        )
 
     @torch.no_grad()
     def accuracy(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, float]:

@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -44,15 +43,14 @@ from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.console import progress_bar
 from edgevlm.io.folders import check_replaceable, partial_folder, publish
 from edgevlm.train.collate import Item
-from edgevlm.train.engine import Tell
 from edgevlm.train.examples import IGNORE
 from edgevlm.train.models import Source, choose_trained, open_source, part_of, save
 from edgevlm.train.muon import MuonAdamW
 from edgevlm.train.shipped.batches import CROWDED, HELD_OUT, WRITTEN, Asked, Maker, Pictures, Questions, stream
 from edgevlm.train.shipped.heads import Heads, Targets, Words, stack
 from edgevlm.train.shipped.named import Named, Names
+from edgevlm.types import U8, Progress
 
-U8 = npt.NDArray[np.uint8]
 HEADS = "heads.pt"
 STAGES = ("labels", "signs", "names", "both")
 _LENGTH = 2.0
@@ -184,9 +182,10 @@ class Pretraining:
 
     def save(self) -> None:
         state = self.head_state() | {
-            "model": self.model.state_dict(), "optimizers": [one.state_dict() for one in self.optimizers],
+            "model": self.model.state_dict(),
+            "optimizers": [one.state_dict() for one in self.optimizers],
             "step": self.step,
-        }  # fmt: skip
+        }
         torch.save(state, self.path.with_suffix(".new"))
         os.replace(self.path.with_suffix(".new"), self.path)
 
@@ -254,9 +253,10 @@ class Naming(Pretraining):
             pictures = (ids == model.config.image_token_id)[..., None]
             out = model.model.text_model(
                 inputs_embeds=embedded.masked_scatter(pictures, tokens.to(embedded.dtype)),
-                attention_mask=inputs["attention_mask"], position_ids=inputs["position_ids"],
+                attention_mask=inputs["attention_mask"],
+                position_ids=inputs["position_ids"],
                 output_hidden_states=True,
-            )  # fmt: skip
+            )
             logits = model.lm_head(out.last_hidden_state[inputs["logits_to_keep"]])
         each = F.cross_entropy(logits.float(), inputs["labels"], reduction="none")
         losses = {"answers": (each * answers).sum() / answers.sum()}
@@ -300,7 +300,7 @@ def _shares(asked: Asked) -> Tensor:
     return weights[segments] / torch.bincount(segments)[segments]
 
 
-def pretrain(options: PretrainOptions, tell: Tell) -> Path:
+def pretrain(options: PretrainOptions, tell: Progress) -> Path:
     """Train `options.model` by one stage; the new model's folder."""
     check_replaceable(options.out, False, "config.json", "checkpoint")
     source = open_source(options.model)

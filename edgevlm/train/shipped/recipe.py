@@ -30,13 +30,13 @@ from edgevlm.io.files import change_json
 from edgevlm.io.folders import partial_folder, publish
 from edgevlm.scenes import write_scenes
 from edgevlm.train.distill import distill
-from edgevlm.train.engine import Tell
 from edgevlm.train.models import open_source, quiet_transformers, save
 from edgevlm.train.options import PARTS, DistillOptions, TrainOptions
 from edgevlm.train.run import train
 from edgevlm.train.shipped.grow import grow
 from edgevlm.train.shipped.parts import Shape, build
 from edgevlm.train.shipped.pretrain import HEADS, PretrainOptions, pretrain
+from edgevlm.types import Progress
 
 
 @dataclass(frozen=True)
@@ -117,17 +117,41 @@ def make(recipe: Recipe) -> Path:
             if not (out / "small").exists():
                 longest_edge(out / "whole", out / "small", Shape().tile // Shape().patch * PATCH)
             twice = TrainOptions(
-                str(out / "small"), out=out / "twice", data=data, train=PARTS, learning_rate=1.5e-4, encoder_rate=0.2,
-                tiled=0.5, steps=recipe.twice_steps, batch=recipe.batch, optimizer="muon", per_question=True,
-                bf16=True, cpu=True, save_every=100, seed=recipe.seed,
-            )  # fmt: skip
+                str(out / "small"),
+                out=out / "twice",
+                data=data,
+                train=PARTS,
+                learning_rate=1.5e-4,
+                encoder_rate=0.2,
+                tiled=0.5,
+                steps=recipe.twice_steps,
+                batch=recipe.batch,
+                optimizer="muon",
+                per_question=True,
+                bf16=True,
+                cpu=True,
+                save_every=100,
+                seed=recipe.seed,
+            )
             train(twice, progress, note)
         if not (out / "aware").exists():
             aware = DistillOptions(
-                str(out / "twice"), out=out / "aware", data=data, train=PARTS, teacher=str(out / "twice"),
-                quantize="int4", learning_rate=5e-5, cross_entropy=0.5, steps=recipe.aware_steps, batch=recipe.batch,
-                per_question=True, bf16=True, cpu=True, save_every=100, seed=recipe.seed,
-            )  # fmt: skip
+                str(out / "twice"),
+                out=out / "aware",
+                data=data,
+                train=PARTS,
+                teacher=str(out / "twice"),
+                quantize="int4",
+                learning_rate=5e-5,
+                cross_entropy=0.5,
+                steps=recipe.aware_steps,
+                batch=recipe.batch,
+                per_question=True,
+                bf16=True,
+                cpu=True,
+                save_every=100,
+                seed=recipe.seed,
+            )
             distill(aware, progress, note)
     if not (out / "model").exists():
         quiet_transformers()
@@ -139,16 +163,22 @@ def make(recipe: Recipe) -> Path:
     return out / "model"
 
 
-def _run(recipe: Recipe, tell: Tell, stages: tuple[Stage, ...]) -> None:
+def _run(recipe: Recipe, tell: Progress, stages: tuple[Stage, ...]) -> None:
     for seed, stage in enumerate(stages, recipe.seed + STAGES.index(stages[0])):
         if (recipe.out / stage.name).exists():
             continue
         labels = stage.kind in ("labels", "signs")
         options = PretrainOptions(
-            str(recipe.out / stage.start), recipe.out / stage.name, stage.kind, steps=getattr(recipe, stage.steps),
-            batch=LABELLED if labels else recipe.batch, drills=stage.drills, learning_rate=stage.rate, fall=stage.fall,
+            str(recipe.out / stage.start),
+            recipe.out / stage.name,
+            stage.kind,
+            steps=getattr(recipe, stage.steps),
+            batch=LABELLED if labels else recipe.batch,
+            drills=stage.drills,
+            learning_rate=stage.rate,
+            fall=stage.fall,
             seed=seed,
-        )  # fmt: skip
+        )
         pretrain(options, tell)
 
 

@@ -20,9 +20,11 @@ from edgevlm.checkpoint.families import read_model
 from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
 from edgevlm.commands.verify import _expected
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.calibrate.batch import Batch, answer_states, divergence, encode_tiles, make_batch
+from edgevlm.export.calibrate.batch import Batch, encode_tiles
 from edgevlm.export.calibrate.data import Example, default_source, read_source
+from edgevlm.export.calibrate.make import make_batch
 from edgevlm.export.calibrate.plan import CalibrationOptions, Judge, Mixed, split
+from edgevlm.export.calibrate.play import answer_states, divergence
 from edgevlm.export.calibrate.solve import METHODS, calibrate
 from edgevlm.export.pipeline import Expected, ExportOptions, export_model
 from edgevlm.export.quantize.recipe import fit, make_recipe
@@ -149,8 +151,10 @@ def test_folding_leaves_the_float_model_as_it_is(builder: Any, tmp_path: Path, f
     states = []
     for weights in (model.weights, found.original):
         features = encode_tiles(model.spec, weights, batch.tiles)
-        states.append(answer_states(model.spec, weights, batch, features) @ weights.read(
-            f"{head_name(model.spec.decoder)}.weight").T)  # fmt: skip
+        states.append(
+            answer_states(model.spec, weights, batch, features)
+            @ weights.read(f"{head_name(model.spec.decoder)}.weight").T
+        )
     assert np.abs(states[0] - states[1]).max() < 2e-5 * np.abs(states[0]).max()
 
 
@@ -179,9 +183,7 @@ def test_calibration_recovers_half_of_what_rounding_loses(tmp_path: Path, preset
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_goes_through_the_whole_model(
-    tiny: Model, batch: Batch, tmp_path: Path, method: str
-) -> None:
+def test_every_method_goes_through_the_whole_model(tiny: Model, batch: Batch, tmp_path: Path, method: str) -> None:
     recipe = fit(make_recipe("int4", "balanced"), tiny.weights)
     found = calibrate(tiny.spec, tiny.weights, recipe, batch, method, tmp_path)
     linear = [name for name in tiny.weights.names() if recipe.form(name).kind in ("int4", "int8")]
@@ -217,9 +219,13 @@ def test_divergence_of_worked_distributions() -> None:
 def test_every_target_holds_the_same_bits(gguf_checkpoint: Path, jsonl: Path, tmp_path: Path, method: str) -> None:
     out = tmp_path / "out"
     options = ExportOptions(
-        str(gguf_checkpoint), out, ("onnx", "gguf", "coreml"), preset="size", gate=False,
+        str(gguf_checkpoint),
+        out,
+        ("onnx", "gguf", "coreml"),
+        preset="size",
+        gate=False,
         calibration=CalibrationOptions(str(jsonl), method),
-    )  # fmt: skip
+    )
     bundle = open_bundle(export_model(options).folder)
     onnx, gguf, coreml = ShippedWeights(bundle), gguf_weights(bundle), CoreMLWeights(bundle)
     weights = read_model(open_checkpoint(str(gguf_checkpoint)))[1]
@@ -244,8 +250,9 @@ def calibrated(gguf_checkpoint: Path, jsonl: Path, tmp_path_factory: pytest.Temp
     """ONNX and GGUF with folded norms. Do not change it."""
     out = tmp_path_factory.mktemp("calibrated") / "out"
     options = CalibrationOptions(str(jsonl), "awq+gptq")
-    export_model(ExportOptions(str(gguf_checkpoint), out, ("onnx", "gguf"), preset="latency", gate=False,
-                               calibration=options))  # fmt: skip
+    export_model(
+        ExportOptions(str(gguf_checkpoint), out, ("onnx", "gguf"), preset="latency", gate=False, calibration=options)
+    )
     return out
 
 
@@ -295,9 +302,12 @@ def test_the_gate_passes_and_judges_a_calibrated_export(tiny_checkpoint: Path, j
 @pytest.mark.parametrize("limits", [{"budget": 650_000}, {"max_loss": 0.5}])
 def test_limits_choose_the_bits(gguf_checkpoint: Path, jsonl: Path, tmp_path: Path, limits: dict[str, Any]) -> None:
     options = ExportOptions(
-        str(gguf_checkpoint), tmp_path / "out", ("onnx", "gguf"), gate=False,
+        str(gguf_checkpoint),
+        tmp_path / "out",
+        ("onnx", "gguf"),
+        gate=False,
         calibration=CalibrationOptions(str(jsonl), **limits),
-    )  # fmt: skip
+    )
     bundle = open_bundle(export_model(options).folder)
     report = bundle.manifest.calibration
     assert report is not None
@@ -393,10 +403,9 @@ def test_a_single_picture_serves_for_both_and_the_report_says_so(
     folder = tmp_path / "one"
     folder.mkdir()
     shutil.copy(jsonl.parent / "0.png", folder)
-    options = ExportOptions(str(tiny_checkpoint), tmp_path / "out", gate=False,
-                            calibration=CalibrationOptions(str(folder)))  # fmt: skip
+    options = ExportOptions(
+        str(tiny_checkpoint), tmp_path / "out", gate=False, calibration=CalibrationOptions(str(folder))
+    )
     result = export_model(options)
     assert result.calibration is not None and result.calibration["loss"]["unseen"] is False
     assert read_source(str(folder)).name == "1 of 1 pictures of the folder 'one'"
-
-

@@ -82,7 +82,9 @@ def test_chosen_layers_reach_the_form() -> None:
             return 64, 64
 
     recipe = with_choices(
-        make_recipe("int4", "size"), [Choice("decoder", "int4", 0, 0.0, ("decoder.layers.1",))], Shapes()  # type: ignore[arg-type]
+        make_recipe("int4", "size"),
+        [Choice("decoder", "int4", 0, 0.0, ("decoder.layers.1",))],
+        Shapes(),  # type: ignore[arg-type]
     )
     assert [recipe.form(name) for name in Shapes().names()] == [Form("int4"), Form("int8"), Form("int4")]
 

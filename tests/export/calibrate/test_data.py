@@ -81,7 +81,7 @@ def test_nothing_here_needs_torch() -> None:
         (b"\n\n", "is empty"),
         (b"{not json}", "Line 1 of .* is not an example"),
         (b'\n{"image": "a.png"}', "Line 2 of .* is not an example .'question'"),
-        (b'[1, 2]', "Line 1 of .* is not an example"),
+        (b"[1, 2]", "Line 1 of .* is not an example"),
         (b'{"image": 3, "question": "q"}', "should be texts"),
         (b'{"image": "a.png", "question": "q", "answer": 3}', "should be texts"),
         (b'{"image": "a\\u0000b", "question": "q"}', "image or question is empty"),

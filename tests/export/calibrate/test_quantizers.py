@@ -164,5 +164,3 @@ def test_folds_undo_what_they_apply() -> None:
     matrix = rng.standard_normal((4, 6))
     assert np.allclose(fold.undo("a.weight", fold.apply("a.weight", matrix)), matrix)
     assert np.array_equal(fold.apply("b", np.ones(3)), np.full(3, 2.0)) and fold.apply("c", matrix) is matrix
-
-

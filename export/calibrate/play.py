@@ -1,0 +1,103 @@
+"""A batch of prompts through the eager backend, layer by layer, so that each weight is read once for all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevlm.export.calibrate.batch import Batch
+from edgevlm.models.decoder import decoder, embed_tokens
+from edgevlm.models.eager import EagerOps, attend
+from edgevlm.models.model import ModelSpec, image_features
+from edgevlm.models.ops import Weights
+from edgevlm.models.spec import Attention, head_name
+from edgevlm.types import F32
+
+_ROWS = 1024
+
+
+class PackedOps(EagerOps):
+    """`EagerOps` over the rows of all groups; attention stays inside a sequence."""
+
+    def __init__(self, weights: Weights, spec: ModelSpec, batch: Batch, *, head: bool = True) -> None:
+        """head: compute logits; otherwise the last operation gives the states that the head would take."""
+        super().__init__(weights, inputs={**batch.feeds, **batch.rows(spec.decoder)})
+        self.spec, self.batch, self.head = spec, batch, head
+
+    def append(self, state: str, x: F32) -> F32:
+        """Nothing is kept: all rows of a sequence are here."""
+        return x
+
+    def attend(self, q: F32, k: F32, v: F32, a: Attention, mask: str | None) -> F32:
+        if q.ndim == 4:
+            return super().attend(q, k, v, a, mask)
+        out = np.empty_like(q)
+        for own, seen in self.batch.sequences():
+            past = len(seen) - len(own)
+            allowed = np.arange(len(seen))[None] <= past + np.arange(len(own))[:, None]
+            out[:, own] = attend(q[:, own], k[:, seen], v[:, seen], a, allowed)
+        return out
+
+    def act(self, x: F32, kind: str) -> F32:
+        """In pieces, and in place: a map's output is used once, and here it is the largest array."""
+        flat = x.reshape(-1, x.shape[-1])
+        for i in range(0, len(flat), _ROWS):
+            flat[i : i + _ROWS] = super().act(flat[i : i + _ROWS], kind)
+        return flat.reshape(x.shape)
+
+    def linear(self, x: F32, *maps: tuple[str, int], bias: bool = False) -> list[F32]:
+        if not self.head and maps[0][0] == head_name(self.spec.decoder):
+            return [x]
+        return super().linear(x, *maps, bias=bias)
+
+    def last(self, x: F32) -> F32:
+        return x[self.batch.predicting]
+
+
+def batch_features(ops: PackedOps, spec: ModelSpec, batch: Batch) -> F32:
+    """(N, D) features of all pictures, through any backend that holds the values of `PackedOps`."""
+    features: F32 = image_features(ops, spec, dict(batch.feeds))
+    return features.reshape(-1, features.shape[-1])
+
+
+def batch_embeddings(ops: PackedOps, spec: ModelSpec, batch: Batch, features: F32) -> F32:
+    """(S, D): features in the places of image tokens."""
+    embeds: F32 = embed_tokens(ops, batch.ids, spec.decoder)
+    embeds[batch.ids == batch.image_token_id] = features
+    return embeds
+
+
+def answer_states(spec: ModelSpec, weights: Weights, batch: Batch, features: F32) -> F32:
+    """(A, D): what the head takes at the rows that predict answers."""
+    ops = PackedOps(weights, spec, batch, head=False)
+    states: F32 = decoder(ops, batch_embeddings(ops, spec, batch, features), spec.decoder)
+    return states
+
+
+def encode_batch(spec: ModelSpec, weights: Weights, batch: Batch) -> F32:
+    """(N, D) float32 features of all pictures, each weight read once."""
+    return batch_features(PackedOps(weights, spec, batch), spec, batch)
+
+
+def divergence(
+    spec: ModelSpec, first: Weights, second: Weights, states: tuple[F32, F32]
+) -> tuple[F32, npt.NDArray[np.bool_]]:
+    """KL(first || second) in nats and top-1 agreement, (A,) each, of next-token distributions from head states (A, D).
+
+    The heads are read once and played in pieces, for the logits of a large vocabulary outweigh everything else.
+    """
+    head = f"{head_name(spec.decoder)}.weight"
+    one, two = first.read(head), second.read(head)
+    kl, same = [], []
+    for i in range(0, len(states[0]), 128):
+        p, q = states[0][i : i + 128] @ one.T, states[1][i : i + 128] @ two.T
+        same.append(p.argmax(-1) == q.argmax(-1))
+        p, q = _log_softmax(p), _log_softmax(q)
+        kl.append((np.exp(p) * (p - q)).sum(-1, dtype=np.float64).astype(np.float32))
+    return np.concatenate(kl), np.concatenate(same)
+
+
+def _log_softmax(logits: F32) -> F32:
+    shifted = logits - logits.max(-1, keepdims=True)
+    normed: F32 = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return normed

@@ -1,0 +1,158 @@
+"""What a decoder's graph keeps between calls, by the declaration of its states, and what else a call feeds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from edgevlm.inputs.layout import Layout, decoder_inputs
+from edgevlm.models.components import position_inputs
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import Decoder, states
+from edgevlm.runtimes.eager import context_error
+from edgevlm.types import F32
+
+# A second decoder graph for prompts pays from here on; below it, starting it costs more than it saves.
+PREFILL_POSITIONS = 16
+KV_ROUND = 128  # positions: the smallest KV buffer, and what every first buffer is rounded up to
+
+Array = np.ndarray[Any, Any]
+
+
+class Cache(Protocol):
+    position: int
+
+    def run(self, embeds: F32, inputs: Mapping[str, Array]) -> F32: ...
+
+
+class SharedCache:
+    """One buffer per layer and side, bound as past and as present: GroupQueryAttention appends in place.
+
+    A buffer starts at the positions that the first call needs, rounded up to `KV_ROUND`, and doubles when it
+    is full (one copy of what it holds), up to the context length: a model of 8192 positions never allocates
+    them for a short question. Forgetting is free: the kernel reads as far as the attention mask is long.
+    """
+
+    def __init__(self, ort: Any, spec: Decoder, sessions: list[Any]) -> None:
+        self.position = 0
+        self.capacity = 0
+        self._ort, self._spec, self._sessions = ort, spec, sessions
+        self._bindings = [session.io_binding() for session in sessions]
+        self._buffers: dict[str, F32] = {}
+        self._mask = np.empty((1, 0), np.int64)
+        self._logits = np.empty((1, 1, spec.vocab_size), np.float32)
+
+    def run(self, embeds: F32, inputs: Mapping[str, Array]) -> F32:
+        """Append positions (S, D); logits (V,) after the last. inputs: what else the graph takes."""
+        total = self.position + len(embeds)
+        if total > self.capacity:
+            self._grow(total)
+        which = which_session(self._sessions, len(embeds))
+        binding = self._bindings[which]
+        given = {
+            "inputs_embeds": np.ascontiguousarray(embeds[None], np.float32),
+            "attention_mask": self._mask[:, :total],
+        }
+        given |= {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        for name, value in given.items():  # the arrays have to live until the call ends
+            self._bind(binding, name, value)
+        self._sessions[which].run_with_iobinding(binding)
+        self.position = total
+        logits: F32 = self._logits[0, 0].copy()
+        return logits
+
+    def _grow(self, total: int) -> None:
+        spec = self._spec
+        if total > spec.context_length:
+            raise context_error(total, spec.context_length)
+        wanted = max(2 * self.capacity, -(-total // KV_ROUND) * KV_ROUND)
+        capacity = min(wanted, spec.context_length)
+        for binding in self._bindings:  # they hold the old buffers, which are freed one by one below
+            binding.clear_binding_inputs()
+            binding.clear_binding_outputs()
+        self.capacity = 0  # until every layer has grown: an interrupt must not leave a mixture in use
+        kept = self.position
+        for state in states(spec):
+            buffer = np.zeros((1, *(capacity if size is None else size for size in state.shape)), np.float32)
+            if kept:
+                buffer[:, :, :kept] = self._buffers[state.name][:, :, :kept]
+            self._buffers[state.name] = buffer
+        self._mask = np.ones((1, capacity), np.int64)
+        for binding in self._bindings:
+            for name, buffer in self._buffers.items():
+                value = self._ort.OrtValue.ortvalue_from_numpy(buffer)
+                binding.bind_ortvalue_input(f"past_key_values.{name}", value)
+                binding.bind_ortvalue_output(f"present.{name}", value)
+            binding.bind_ortvalue_output("logits", self._ort.OrtValue.ortvalue_from_numpy(self._logits))
+        self.capacity = capacity
+
+    def _bind(self, binding: Any, name: str, array: np.ndarray[Any, Any]) -> None:
+        binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
+
+
+class PassedCache:
+    """Past goes in, past and new come out, a copy for each call: what graphs of standard operators can do."""
+
+    def __init__(self, ort: Any, spec: Decoder, sessions: list[Any]) -> None:
+        self.position = 0
+        self._ort, self._spec, self._sessions = ort, spec, sessions
+        self._names = [state.name for state in states(spec)]
+        self._past: list[Any] = []  # OrtValues, fed back without passing through numpy
+
+    def run(self, embeds: F32, inputs: Mapping[str, Array]) -> F32:
+        """Append positions (S, D); logits (V,) after the last. inputs: what else the graph takes."""
+        spec, position = self._spec, self.position
+        total = position + len(embeds)
+        if total > spec.context_length:
+            raise context_error(total, spec.context_length)
+        value = self._ort.OrtValue.ortvalue_from_numpy
+        if not self._past:
+            self._past = [value(empty) for empty in empty_states(spec).values()]
+        elif self._past[0].shape()[2] > position:
+            self._past = [value(np.ascontiguousarray(past.numpy()[:, :, :position])) for past in self._past]
+        feeds = {
+            "inputs_embeds": value(np.ascontiguousarray(embeds[None], np.float32)),
+            "attention_mask": value(np.ones((1, total), np.int64)),
+            **{name: value(np.ascontiguousarray(array)) for name, array in inputs.items()},
+            **{f"past_key_values.{name}": past for name, past in zip(self._names, self._past, strict=True)},
+        }
+        session = self._sessions[which_session(self._sessions, len(embeds))]
+        outputs = session.run_with_ort_values(["logits", *(f"present.{name}" for name in self._names)], feeds)
+        self._past = outputs[1:]
+        self.position = total
+        logits: F32 = outputs[0].numpy()[0, -1]
+        return logits
+
+
+def vision_feeds(spec: ModelSpec, view: F32) -> dict[str, Array]:
+    """The encoder graph's inputs for normalized pixels (3, H, W)."""
+    feeds: dict[str, Array] = spec.vision.feeds(view)
+    if "pixels" not in feeds:
+        return feeds
+    # transformers' batch of pictures with as many tiles as the one with most: here one of each, all real.
+    return {"pixel_values": feeds["pixels"][None], "pixel_attention_mask": np.ones((1, 1, *view.shape[1:]), np.bool_)}
+
+
+def position_feeds(d: Decoder, layout: Layout, past: int, new: int) -> dict[str, Array]:
+    """What a decoder graph takes where positions are not plain indices: RoPE rows for the whole cache.
+
+    Only the new positions' rows are read, so that those of the past can be zeros.
+    """
+    if d.is_plain:
+        return {}
+    inputs = decoder_inputs(d, layout, past, new)
+    return {name: np.pad(inputs[name], ((past, 0), (0, 0))) for name in position_inputs(d)}
+
+
+def empty_states(spec: Decoder, batch: int = 1) -> dict[str, F32]:
+    """What a decoder's graph is given before the first position, by state name."""
+    return {
+        state.name: np.zeros((batch, *(0 if size is None else size for size in state.shape)), np.float32)
+        for state in states(spec)
+    }
+
+
+def which_session(sessions: list[Any], positions: int) -> int:
+    return 1 if len(sessions) > 1 and positions >= PREFILL_POSITIONS else 0
