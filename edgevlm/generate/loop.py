@@ -17,7 +17,7 @@ from edgevlm.generate.sampling import GenerateOptions, Sampler
 from edgevlm.inputs.decode import Source, decode_image
 from edgevlm.inputs.layout import Layout
 from edgevlm.inputs.preprocess import normalize_all, plan, preprocess
-from edgevlm.inputs.prompt import Conversation, Prompter, ViewTokens, view_tokens
+from edgevlm.inputs.prompt import Conversation, Prompter, Views
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.runtimes.base import Runtime
 from edgevlm.types import F32, U8, Ids
@@ -148,12 +148,12 @@ class Pipeline:
         if isinstance(images, str | bytes):
             raise EdgeVLMError("The pictures are a single path or file: give a list, such as ['photo.jpg'].")
         rule, limit = self.bundle.image_spec, self.bundle.manifest.spec.decoder.context_length
-        placed: list[list[ViewTokens]] = []
+        placed: list[Views] = []
         views: list[list[U8]] = []
         image_tokens = 0
         for source in images:
             picture, size = _open(source, rule)
-            placed.append(view_tokens(plan(*size, rule, max_tiles=max_tiles), rule))
+            placed.append(rule.view_tokens(plan(*size, rule, max_tiles=max_tiles)))
             image_tokens += sum(rows * cols for _, rows, cols in placed[-1])
             # Once the pictures alone are too many, only their sizes still matter: a thousand of them must end
             # in the sentence below, not in exhausted memory.

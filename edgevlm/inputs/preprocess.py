@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.spec import ImageSpec
+from edgevlm.inputs.spec import ImageSpec, ViewTokens
 from edgevlm.inputs.views import View, cut
 from edgevlm.types import F32, U8
 
@@ -35,9 +36,25 @@ def preprocess(image: U8 | Image.Image, spec: ImageSpec, *, max_tiles: int | Non
     return cut(picture, plan(picture.width, picture.height, spec, max_tiles=max_tiles), spec.resample)
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One picture as an engine and a prompt take it."""
+
+    pixels: F32  # (T, 3, H, W), T views
+    views: list[ViewTokens]
+
+
+def prepare(image: U8 | Image.Image, spec: ImageSpec, *, max_tiles: int | None = None) -> Prepared:
+    """RGB picture, uint8 (H, W, 3) or Pillow -> normalized pixels, and how many image tokens each view has."""
+    pixels = normalize_all(preprocess(image, spec, max_tiles=max_tiles), spec)
+    width, height = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+    return Prepared(pixels, spec.view_tokens(plan(width, height, spec, max_tiles=max_tiles)))
+
+
 def normalize(view: U8, spec: ImageSpec) -> F32:
     """uint8 (H, W, 3) -> float32 (3, H, W), through a table of 256 values per channel."""
-    return normalize_all([view], spec)[0]
+    pixels: F32 = normalize_all([view], spec)[0]
+    return pixels
 
 
 def normalize_all(views: Sequence[U8], spec: ImageSpec) -> F32:

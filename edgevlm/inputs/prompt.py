@@ -10,35 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, Span
-from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec
+from edgevlm.inputs.spec import Chat, PictureText, PromptSpec, ViewTokens
 from edgevlm.inputs.tokenizer import StreamDecoder, inner_tokenizer, load_tokenizer
-from edgevlm.inputs.views import Place, View
 from edgevlm.types import Ids
 
 Conversation = str | Sequence[Mapping[str, Any]]
 
 
-class ViewTokens(NamedTuple):
-    """How a view stands in a prompt."""
-
-    place: Place | None  # row and column of a tile, from 1; None is the whole picture
-    rows: int  # of image tokens
-    cols: int
-
-
 Views = Sequence[ViewTokens]
-
-
-def view_tokens(views: Sequence[View], spec: ImageSpec) -> list[ViewTokens]:
-    """The views of a picture as a prompt names them."""
-    return [ViewTokens(view.place, *spec.token_grid(view)) for view in views]
 
 
 @dataclass(frozen=True)
@@ -166,7 +152,7 @@ class Prompter:
     ) -> tuple[Ids, Layout]:
         """Token ids int64 (n,) of a question, or of messages [{"role", "content"}], and where its views' tokens lie.
 
-        pictures: of each, its views in order, as `view_tokens` gives them.
+        pictures: of each, its views in order, as `ImageSpec.view_tokens` gives them.
         Equal to Hugging Face's processor and chat template, but for special tokens spelled out in the user's
         text: here they are text, so that a question can neither end its turn nor add an image.
         """

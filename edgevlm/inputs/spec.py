@@ -7,16 +7,26 @@ document (docs/preprocessing.md) and hold no rule of their own.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from edgevlm.inputs.check import check
-from edgevlm.inputs.rules import Rule
-from edgevlm.inputs.views import View
+from edgevlm.inputs.rules import Rule, TilesThenWhole
+from edgevlm.inputs.views import Place, View
 
 IMAGE_SPEC_VERSION = 2
 PROMPT_SPEC_VERSION = 2
 FILTERS = ("bilinear", "bicubic", "lanczos")
 SYSTEM_PLACES = ("turn", "in_first_user")
+
+
+class ViewTokens(NamedTuple):
+    """How a view stands in a prompt."""
+
+    place: Place | None  # row and column of a tile, from 1; None is the whole picture
+    rows: int  # of image tokens
+    cols: int
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,17 @@ class ImageSpec:
             return 1, self.tokens or 0
         width, height = view.size
         return height // self.token_pixels, width // self.token_pixels
+
+    def view_tokens(self, views: Sequence[View]) -> list[ViewTokens]:
+        """The views of a picture as a prompt names them."""
+        return [ViewTokens(view.place, *self.token_grid(view)) for view in views]
+
+
+def tiled(spec: ImageSpec) -> ImageSpec:
+    """The same, but a picture is cut into tiles where the rule knows how, even if the model's own way is not to."""
+    if isinstance(spec.rule, TilesThenWhole):
+        return replace(spec, rule=replace(spec.rule, split=True))
+    return spec
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from gguf import GGUFWriter, LlamaFileType
 
 from edgevlm.export.gguf_.tokenizer import Vocabulary, chat_template
 from edgevlm.export.quantize.recipe import Recipe
+from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
@@ -88,7 +89,9 @@ def preproc_image_size(image: ImageSpec) -> int:
 
     Without the key it cuts one tile per tile size of the raw photo; without splitting, one tile is the nearest it gets.
     """
-    return min(image.longest_edge or image.max_edge, image.max_edge) if image.split else image.tile_size
+    rule = image.rule
+    assert isinstance(rule, TilesThenWhole)
+    return min(rule.longest_edge or rule.max_edge, rule.max_edge) if rule.split else rule.side
 
 
 def add_own(writer: GGUFWriter, image: ImageSpec, prompt: PromptSpec) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from edgevlm.checkpoint.chat_template import ChatFormat
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
@@ -142,8 +140,8 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
 
 def _remote_image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     """The remote code's load_image: what preprocessor_config.json says of cropping is from another time."""
-    config, side = files.config, model.vision.image_size
-    check_side(config, "force_image_size", config.count("force_image_size", side), model)
+    config = files.config
+    side = check_side(config, "force_image_size", config.count("force_image_size", 448), model)
     if config.flag("pad2square", False):
         raise config.wrong("pad2square", "false")
     least, most = config.count("min_dynamic_patch", 1), config.count("max_dynamic_patch", 6)
@@ -153,8 +151,7 @@ def _remote_image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
-    side = model.vision.image_size
-    files.check_tokens("image_seq_length", math.prod(model.token_grid(side, side)))
+    files.check_tokens("image_seq_length", model.image_tokens)
     text = PictureText(open="<img>", close="</img>")
     chat = _remote_chat(files) if model.family == "internvl_chat" else None
     return prompt_spec(files, model, picture=text, needed=("<img>", "</img>"), chat=chat)

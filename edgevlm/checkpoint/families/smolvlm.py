@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.config import Section
@@ -78,18 +76,25 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     return image_spec(files, model, rule)
 
 
-FAKE, WHOLE = "<fake_token_around_image>", "<fake_token_around_image><global-img>"
+IMAGE, FAKE, WHOLE, END = "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
+# What follows the bos token in the template that every SmolVLM and Idefics3 ships.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
     kind, known = files.processor.data.get("processor_class"), ("Idefics3Processor", "SmolVLMProcessor")
     if kind not in (None, *known):
         raise files.processor.wrong("processor_class", " or ".join(known))
-    side = model.vision.image_size
-    files.check_tokens("image_seq_len", math.prod(model.token_grid(side, side)))
+    files.check_tokens("image_seq_len", model.image_tokens)
     tile = f"{FAKE}<row_{{row}}_col_{{col}}>"
-    text = PictureText(tile=tile, row_close="\n", whole=f"\n{WHOLE}", alone=WHOLE, close=FAKE)
-    return prompt_spec(files, model, picture=text, needed=(FAKE,), stops=("<end_of_utterance>",))
+    text = PictureText(tile=tile, row_close="\n", whole=f"\n{FAKE}{WHOLE}", alone=f"{FAKE}{WHOLE}", close=FAKE)
+    return prompt_spec(files, model, picture=text, needed=(FAKE,), stops=(END,))
 
 
 TYPES = ("smolvlm", "idefics3", "edgevlm_query")

@@ -7,8 +7,8 @@ from dataclasses import replace
 from edgevlm.checkpoint.chat_template import ChatFormat, probes, read_chat_template, token_text
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.prompt import Control, Picture, Prompter, ViewTokens, picture_parts, render
-from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, PictureText, PromptSpec
+from edgevlm.inputs.prompt import Control, Picture, Prompter, picture_parts, render
+from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, PictureText, PromptSpec, ViewTokens
 from edgevlm.io.json import JsonFile, read_json_file
 from edgevlm.models.model import ModelSpec
 
