@@ -7,25 +7,26 @@ import platform
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from edgevlm import __version__
 from edgevlm.bundle.files import check_free, list_files, write_json, write_manifest
 from edgevlm.bundle.manifest import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
-from edgevlm.bundle.qtensor import PALETTES, PREFILL, QTensor
+from edgevlm.bundle.qtensor import PALETTES, QTensor
 from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, Weights, open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
 from edgevlm.export.calibrate.record import recorded
+from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import Recipe, fit, make_recipe
-from edgevlm.export.quantize.round import quantize
+from edgevlm.export.quantize.store import TensorStore
 from edgevlm.export.source import read_source
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.io.folders import partial_folder, publish
 from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
-from edgevlm.types import F32, Progress
+from edgevlm.types import Progress
 from edgevlm.verify.answers import QUESTIONS, maybe_questions
 from edgevlm.verify.gate import GateOptions, run_gate
 from edgevlm.verify.report import GateReport
@@ -97,10 +98,11 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
     recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
     # Made first, so that what a calibration keeps there is gone only after the gate has read it.
     with partial_folder(options.out) as scratch, partial_folder(options.out) as partial:
-        expected, calibration = Expected(weights, recipe), None
+        store = TensorStore(scratch)
+        expected, calibration = QuantizedModel(weights, recipe, store=store), None
         if options.calibration is not None:
             made = _calibrate(checkpoint, spec, weights, recipe, options, options.calibration, scratch, tell)
-            expected, calibration = Expected(made.found.original, made.recipe, made.found), made.report
+            expected, calibration = QuantizedModel(made.found.original, made.recipe, made.found, store), made.report
             calibration["tensors"] = recorded(expected, made.found)
         bundle = _write(partial, checkpoint, spec, expected, options, tell, calibration)
         report = None
@@ -133,46 +135,6 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
     raise error
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What the quantizer makes of the original, recomputed or calibrated: the files must hold exactly this.
-
-    weights: the original's, as the calibration folded them where there is one.
-    """
-
-    weights: Weights
-    recipe: Recipe
-    found: Results | None = None
-
-    def names(self) -> list[str]:
-        names = self.weights.names()
-        if self.recipe.prefill is not None:
-            names += [PREFILL + name for name in names if name.startswith("decoder.layers.")]
-        return names
-
-    def quantized(self, name: str) -> QTensor:
-        if self.found is not None and name in self.found:
-            return self.found.quantized(name)
-        plain, recipe = name.removeprefix(PREFILL), self.recipe
-        if plain != name and recipe.prefill is not None:
-            recipe = replace(recipe, decoder=recipe.prefill)
-        kind = recipe.form(plain).kind if self.weights.is_linear(plain) else "fp32"
-        return quantize(self.weights.read(plain), kind, plain)
-
-    def read(self, name: str) -> F32:
-        return self.quantized(name).dequantize().reshape(self.weights.shape(name))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.weights
-
-
-class Results(Protocol):
-    """What a calibration found, by weight."""
-
-    def __contains__(self, name: object) -> bool: ...
-    def quantized(self, name: str) -> QTensor: ...
-
-
 def _calibrate(
     checkpoint: Checkpoint,
     spec: ModelSpec,
@@ -193,7 +155,7 @@ def _write(
     folder: Path,
     checkpoint: Checkpoint,
     spec: ModelSpec,
-    expected: Expected,
+    expected: QuantizedModel,
     options: ExportOptions,
     tell: Progress,
     calibration: dict[str, Any] | None,

@@ -16,7 +16,7 @@ from edgevlm.io.console import note, progress_bar, size, table
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
-    from edgevlm.export.pipeline import Expected
+    from edgevlm.export.quantize.model import QuantizedModel
     from edgevlm.verify.inputs import Source
 
 
@@ -181,12 +181,12 @@ def _second_opinion(bundle: Bundle) -> None:
 
 def _expected(
     bundle: Bundle, model: str, adapter: str | None, revision: str | None, cache_dir: Path | None
-) -> tuple[Expected, Source]:
+) -> tuple[QuantizedModel, Source]:
     """What the quantizer makes of the original, and its rules; refused where the bundle was made from other weights."""
     from edgevlm.checkpoint.checkpoint import open_checkpoint
     from edgevlm.checkpoint.families import read_model
     from edgevlm.export.calibrate.record import open_recorded
-    from edgevlm.export.pipeline import Expected
+    from edgevlm.export.quantize.model import QuantizedModel
     from edgevlm.export.quantize.recipe import Recipe
     from edgevlm.export.source import read_source
     from edgevlm.io.records import from_dict
@@ -200,5 +200,5 @@ def _expected(
             f"give {made_from.source}{merged}, or export the bundle again."
         )
     recipe = from_dict(Recipe, bundle.manifest.recipe, "manifest.json: recipe")
-    expected = Expected(read_model(checkpoint)[1], recipe, open_recorded(bundle))
+    expected = QuantizedModel(read_model(checkpoint)[1], recipe, open_recorded(bundle))
     return expected, read_source(checkpoint.folder, bundle.manifest.spec)

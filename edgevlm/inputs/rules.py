@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.check import check
+from edgevlm.inputs.resample import FILTERS
 from edgevlm.inputs.views import Color, CropTo, PadTo, ResizeTo, Step, View
 
 # More than any encoder takes, small enough that a hostile bundle cannot ask for terabytes.
@@ -30,6 +31,8 @@ class _Checked:
             if type(value) is int:
                 most = self.bounds().get(field.name, _LARGEST_EDGE)
                 check(1 <= value <= most, "image", field.name, f"1 to {most}", value)
+            elif field.name == "whole_resample":
+                check(value in FILTERS, "image", field.name, " or ".join(FILTERS), value)
             elif field.name == "color":
                 check(all(0 <= v <= 255 for v in value), "image", "color", "0 to 255", value)
 
@@ -166,6 +169,35 @@ class TilesThenWhole(_Checked):
 
 
 @dataclass(frozen=True)
+class WholeThenTiles(_Checked):
+    """The picture on a grid of whole tiles: first all of it on one, then the tiles (nanoVLM).
+
+    longest_edge: more is scaled down to it. enlarge: less is scaled up. whole_resample: of the whole picture.
+    """
+
+    side: int
+    longest_edge: int
+    enlarge: bool
+    whole_resample: str
+    kind: str = "whole_then_tiles"
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        side, long = self.side, max(width, height)
+        edge = self.longest_edge if self.enlarge else min(self.longest_edge, math.ceil(long / side) * side)
+        for tried in range(edge, side, -side):
+            found = self._tiled(width, height, tried)
+            if budget is None or len(found) <= budget:
+                return found
+        return [View((ResizeTo(side, side),))]
+
+    def _tiled(self, width: int, height: int, edge: int) -> list[View]:
+        side, long, short = self.side, max(width, height), min(width, height)
+        other = max(math.ceil(short * (edge / long) / side) * side, side)
+        canvas = (ResizeTo(*((edge, other) if width >= height else (other, edge))),)
+        return [View((*canvas, ResizeTo(side, side, self.whole_resample))), *_tiles(canvas, side)]
+
+
+@dataclass(frozen=True)
 class RatioTiles(_Checked):
     """The grid of `least` to `most` tiles whose shape is nearest to the picture's (InternVL).
 
@@ -229,7 +261,7 @@ class Native(_Checked):
         return [View((ResizeTo(wide, high),))]
 
 
-Rule = Stretch | Crop | Pad | Fit | TilesThenWhole | RatioTiles | Native
+Rule = Stretch | Crop | Pad | Fit | TilesThenWhole | WholeThenTiles | RatioTiles | Native
 
 
 def _tiles(canvas: tuple[Step, ...], side: int) -> list[View]:

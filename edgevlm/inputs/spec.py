@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from edgevlm.inputs.check import check
+from edgevlm.inputs.resample import FILTERS
 from edgevlm.inputs.rules import Rule, TilesThenWhole
 from edgevlm.inputs.views import Place, View
 
 IMAGE_SPEC_VERSION = 2
 PROMPT_SPEC_VERSION = 2
-FILTERS = ("bilinear", "bicubic", "lanczos")
 SYSTEM_PLACES = ("turn", "in_first_user")
 
 

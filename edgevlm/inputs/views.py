@@ -22,6 +22,7 @@ Place = tuple[int, int]  # row and column of a tile, from 1
 class ResizeTo:
     width: int
     height: int
+    resample: str = ""  # empty: the spec's own
 
     def run(self, picture: Image.Image, resample: str) -> Image.Image:
         if self.width * self.height > MAX_PIXELS:
@@ -29,7 +30,7 @@ class ResizeTo:
                 f"A picture of {picture.width} x {picture.height} would become {self.width} x {self.height} pixels, "
                 f"at most {MAX_PIXELS / 1e6:.1f} million are made: cut it into less elongated pieces first."
             )
-        return resize_image(picture, (self.width, self.height), resample)
+        return resize_image(picture, (self.width, self.height), self.resample or resample)
 
 
 @dataclass(frozen=True)

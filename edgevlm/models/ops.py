@@ -153,8 +153,8 @@ class Ops:
 
     def window_attention(self, x: X, w: str, a: Attention, width: int, size: int, mask: str) -> X:
         """As `attention`, inside groups of `size` positions."""
-        parts = (self.windows(part, size) for part in self._qkv(x, w, a, None))
-        out = self.merge(self.unwindow(self.attend(*parts, a, mask)))
+        q, k, v = (self.windows(part, size) for part in self._qkv(x, w, a, None))
+        out = self.merge(self.unwindow(self.attend(q, k, v, a, mask)))
         return self.linear(self.named(f"{w}.attention", out), (f"{w}.o", width), bias=a.out_bias)[0]
 
     def _qkv(self, x: X, w: str, a: Attention, state: str | None) -> tuple[X, X, X]:

@@ -162,7 +162,7 @@ def _same(ours: F32, theirs: F32) -> bool:
 
 def _by_pillow(picture: Image.Image, step: Step, spec: ImageSpec) -> Image.Image:
     if isinstance(step, ResizeTo):
-        return picture.resize((step.width, step.height), _FILTERS[spec.resample])
+        return picture.resize((step.width, step.height), _FILTERS[step.resample or spec.resample])
     if isinstance(step, PadTo):
         canvas = Image.new("RGB", (step.width, step.height), step.color)
         canvas.paste(picture, (step.left, step.top))

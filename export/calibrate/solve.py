@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from edgevlm.bundle.qtensor import QTensor
 from edgevlm.checkpoint.checkpoint import Weights
-from edgevlm.errors import EdgeVLMError
 from edgevlm.export.calibrate.awq import Fold, FoldedWeights, attention_of, choose, shared, source_of
 from edgevlm.export.calibrate.batch import Batch
 from edgevlm.export.calibrate.gptq import gptq, pieces
 from edgevlm.export.calibrate.play import PackedOps, batch_embeddings, batch_features
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.export.quantize.round import F32, LIMITS, half, quantize, search
+from edgevlm.export.quantize.store import TensorStore
 from edgevlm.models.decoder import decoder
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import head_name
@@ -29,47 +28,19 @@ SHARES = (0.25, 0.25, 0.5)
 _ROWS = 2048
 
 
-@dataclass
-class Calibrated:
+class Calibrated(TensorStore):
     """The quantizer's results for a model, kept in files of `folder`: for all targets, and for the gate.
 
     `weights` are the original's; `original` below gives them as the folded model has them.
     """
 
-    weights: Weights
-    folder: Path
-    fold: Fold = field(default_factory=Fold)
-    _kinds: dict[str, str] = field(default_factory=dict)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._kinds
-
-    def names(self) -> list[str]:
-        return list(self._kinds)
-
-    def kind(self, name: str) -> str | None:
-        """The form that a tensor was calibrated in."""
-        return self._kinds.get(name)
+    def __init__(self, weights: Weights, folder: Path) -> None:
+        super().__init__(folder)
+        self.weights, self.fold = weights, Fold()
 
     @property
     def original(self) -> Weights:
         return FoldedWeights(self.weights, self.fold)
-
-    def put(self, name: str, tensor: QTensor) -> None:
-        assert tensor.scale is not None
-        try:
-            np.save(self._path(name, "codes"), tensor.codes)
-            np.save(self._path(name, "scale"), tensor.scale)
-        except OSError as error:
-            raise EdgeVLMError(
-                f"The calibration's results cannot be kept in '{self.folder}' ({error.strerror}): they take one byte "
-                "per weight beside the bundle; free some space or choose another output folder."
-            ) from None
-        self._kinds[name] = tensor.kind
-
-    def quantized(self, name: str) -> QTensor:
-        codes, scale = (np.load(self._path(name, part)) for part in ("codes", "scale"))
-        return QTensor(self._kinds[name], codes, scale)
 
     def scale_rows(self, name: str, factor: F32) -> None:
         """Multiply the rows of the tensor `name`, quantized or not yet, and of its bias."""
@@ -81,9 +52,6 @@ class Calibrated:
             assert found.scale is not None
             scale = half(found.scale.astype(np.float32) * factor[:, None]).astype(np.float16)
             self.put(tensor, QTensor(found.kind, found.codes, scale))
-
-    def _path(self, name: str, part: str) -> Path:
-        return self.folder / f"{name}.{part}.npy"
 
 
 class _Stream:

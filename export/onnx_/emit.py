@@ -17,7 +17,6 @@ from edgevlm.export.onnx_.portable import PortableOps
 from edgevlm.export.onnx_.products import Value
 from edgevlm.export.onnx_.storage import DataFile, TensorTable
 from edgevlm.export.quantize.recipe import Recipe
-from edgevlm.export.quantize.round import quantize
 from edgevlm.models.components import Component, components, position_inputs
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
@@ -45,7 +44,7 @@ def write_onnx(
             placement = Placement(weights, recipe.form, quantized, data, table, shared)
         else:
             table.prefix = PREFILL
-            placement = Placement(weights, second.form, _quantizer(weights, second), data, table, shared)
+            placement = Placement(weights, second.form, lambda name: quantized(PREFILL + name), data, table, shared)
         variants: list[tuple[type[OnnxOps], str]] = [(OnnxOps, ""), (PortableOps, "_portable")]
         built = {}
         for ops_class, suffix in variants:
@@ -74,10 +73,6 @@ def write_onnx(
         prompt = replace(recipe, decoder=recipe.prefill)
         emit(replace(parts["decoder"], name="decoder_prefill"), second=prompt)
     return {"graphs": graphs}, table.entries
-
-
-def _quantizer(weights: Weights, recipe: Recipe) -> Callable[[str], QTensor]:
-    return lambda name: quantize(weights.read(name), recipe.form(name).kind, name)
 
 
 def _build(ops: OnnxOps, spec: ModelSpec, component: Component) -> None:

@@ -22,7 +22,8 @@ from edgevlm.checkpoint.families import read_model
 from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreml_ import CoreMLOptions, check_recipe, write_coreml
-from edgevlm.export.pipeline import Expected, ExportOptions, export_model
+from edgevlm.export.pipeline import ExportOptions, export_model
+from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.preprocess import preprocess
@@ -52,7 +53,7 @@ class Exported:
     def __init__(self, checkpoint: Path, folder: Path, quantize: str, options: CoreMLOptions) -> None:
         spec, weights = read_model(open_checkpoint(str(checkpoint)))
         recipe = fit(make_recipe(quantize, "size"), weights)
-        self.spec, self.weights, self.recipe = spec, Expected(weights, recipe), recipe
+        self.spec, self.weights, self.recipe = spec, QuantizedModel(weights, recipe), recipe
         (folder / "coreml").mkdir(parents=True)
         self.entry = write_coreml(folder / "coreml", spec, weights, recipe, self.weights.quantized, options=options)
         self.bundle = as_bundle(folder, spec, self.entry)
@@ -329,7 +330,7 @@ def test_weights_beyond_fp16_are_refused(tiny_checkpoint: Path, tmp_path: Path) 
 
     recipe = make_recipe("int8")
     with pytest.raises(EdgeVLMError, match=r"'decoder.norm.weight' reaches 1e\+05"):
-        write_coreml(tmp_path, spec, Huge(), recipe, Expected(weights, recipe).quantized)
+        write_coreml(tmp_path, spec, Huge(), recipe, QuantizedModel(weights, recipe).quantized)
 
 
 def test_a_large_vocabulary_gets_a_split_head(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -534,7 +535,7 @@ def test_overflow_report_names_a_layer_that_overflows(tiny_checkpoint: Path, tmp
             return weights.names()
 
     recipe = make_recipe("int8", "size")
-    expected = Expected(cast(Any, Loud()), recipe)
+    expected = QuantizedModel(cast(Any, Loud()), recipe)
     (tmp_path / "coreml").mkdir()
     entry = write_coreml(
         tmp_path / "coreml", spec, Loud(), recipe, expected.quantized, options=CoreMLOptions("gpu", (64,))
@@ -569,13 +570,13 @@ def test_incomplete_manifest(exported: Callable[[str], Exported]) -> None:
 
 
 @pytest.fixture(scope="module")
-def gated(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Expected]:
+def gated(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuantizedModel]:
     """A bundle that passed its gate, and what the quantizer made of its weights."""
     folder = tmp_path_factory.mktemp("gated") / "out"
     result = export_model(ExportOptions(str(tiny_checkpoint), folder, ("coreml",), "int8", "size"))
     assert result.report is not None and result.report.passed
     _, weights = read_model(open_checkpoint(str(tiny_checkpoint)))
-    return folder, Expected(weights, fit(make_recipe("int8", "size"), weights))
+    return folder, QuantizedModel(weights, fit(make_recipe("int8", "size"), weights))
 
 
 def spoil_weight(bundle: Bundle, _: pytest.MonkeyPatch) -> None:
@@ -613,7 +614,12 @@ def spoil_bias(bundle: Bundle, _: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_gate_fails_and_names_the_component(
-    gated: tuple[Path, Expected], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Any, check: str, named: str
+    gated: tuple[Path, QuantizedModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Any,
+    check: str,
+    named: str,
 ) -> None:
     folder, expected = gated
     bundle = open_bundle(shutil.copytree(folder, tmp_path / "copy"))
@@ -641,7 +647,7 @@ def test_the_gate_calls_every_context(tiny_checkpoint: Path, tmp_path: Path) -> 
 
     plant(bundle, "Decoder.mlpackage", unwrite, only=("decode_ctx512", "prefill_32_ctx512"))
     _, weights = read_model(open_checkpoint(str(tiny_checkpoint)))
-    report = run_gate(bundle, expected=Expected(weights, fit(make_recipe("palette6"), weights)))
+    report = run_gate(bundle, expected=QuantizedModel(weights, fit(make_recipe("palette6"), weights)))
     assert [row.check for row in report.rows if not row.passed] == ["logits with context 512, cosine"]
     assert [row.where for row in report.rows if row.check == "first operation that differs"] == [
         "decoder.layers.2.attention"

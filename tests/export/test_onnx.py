@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_model
 from edgevlm.export.onnx_.emit import write_onnx
-from edgevlm.export.pipeline import Expected
+from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.models.eager import EagerOps, KVCache
 from edgevlm.models.llama import decoder
@@ -33,7 +33,7 @@ class Exported:
         self.folder = folder
         self.spec, weights = read_model(open_checkpoint(str(checkpoint)))
         recipe = make_recipe(quantize, preset, overrides)
-        self.expected = Expected(weights, recipe)
+        self.expected = QuantizedModel(weights, recipe)
         self.entry, self.table = write_onnx(folder, self.spec, weights, recipe, self.expected.quantized)
         self.reference = Reference(self.spec, self.expected)
 

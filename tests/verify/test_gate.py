@@ -15,7 +15,8 @@ from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_model
 from edgevlm.errors import GateError
 from edgevlm.export import pipeline
-from edgevlm.export.pipeline import Expected, ExportOptions, export_model
+from edgevlm.export.pipeline import ExportOptions, export_model
+from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.verify.gate import run_gate
 from edgevlm.verify.report import GateReport
@@ -59,7 +60,7 @@ class Fault:
             manifest["files"][name] = {"size": path.stat().st_size, "sha256": sha256(path)}
         (self.folder / "manifest.json").write_text(json.dumps(manifest))
         recipe = make_recipe("fp32")
-        return run_gate(open_bundle(self.folder), original=self.weights, expected=Expected(self.weights, recipe))
+        return run_gate(open_bundle(self.folder), original=self.weights, expected=QuantizedModel(self.weights, recipe))
 
     def edit_graph(self, name: str, change: Callable[[onnx.ModelProto], None]) -> None:
         path = self.folder / "onnx" / name

@@ -21,7 +21,8 @@ from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_model
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export import pipeline, source
-from edgevlm.export.pipeline import Expected, ExportOptions, export_model
+from edgevlm.export.pipeline import ExportOptions, export_model
+from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.inputs import preprocess
 from edgevlm.inputs.prompt import Prompter
@@ -123,7 +124,7 @@ def test_other_targets_are_held_to_the_quantizer_too(
     options = ExportOptions(str(gguf_checkpoint), tmp_path / "out", (target,), kind, "size", gate=False)
     bundle = open_bundle(export_model(options).folder)
     _, weights = read_model(open_checkpoint(str(gguf_checkpoint)))
-    _, rows = gate._weights(bundle, Expected(weights, fit(make_recipe(kind, "size"), weights)))
+    _, rows = gate._weights(bundle, QuantizedModel(weights, fit(make_recipe(kind, "size"), weights)))
     (row,) = rows
     assert (row.target, row.passed, row.measured, row.where) == (target, False, 1, WEIGHT)
 

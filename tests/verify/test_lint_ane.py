@@ -15,7 +15,7 @@ from edgevlm.checkpoint.families import read_model
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreml_ import CoreMLOptions, write_coreml
 from edgevlm.export.coreml_.package import load_coremltools, save_package
-from edgevlm.export.pipeline import Expected
+from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.verify import lint_ane as lint
 from edgevlm.verify.lint_ane import LintReport, lint_bundle, lint_package
@@ -147,7 +147,7 @@ def bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             spec,
             weights,
             recipe,
-            Expected(weights, recipe).quantized,
+            QuantizedModel(weights, recipe).quantized,
             options=CoreMLOptions(profile, (64,)),
         )
         targets = SimpleNamespace(targets={"coreml": entry})

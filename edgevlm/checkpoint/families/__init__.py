@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
-from edgevlm.checkpoint.families import internvl, llava, qwen2_5_vl, smolvlm
+from edgevlm.checkpoint.families import deepseek_vl, internvl, llava, nanovlm, qwen2_5_vl, smolvlm
 from edgevlm.checkpoint.families.check import check_model
 from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.family import Family
@@ -17,7 +17,9 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Queries
 from edgevlm.models.record import weight_tree
 
-FAMILIES = (smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_5_vl.FAMILY)
+FAMILIES = (
+    smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_5_vl.FAMILY, nanovlm.FAMILY, deepseek_vl.FAMILY,
+)  # fmt: skip
 
 
 def read_model(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
@@ -58,7 +60,9 @@ def read_prompt_spec(folder: Path, model: ModelSpec) -> PromptSpec:
 
 
 def find_family(checkpoint: Checkpoint) -> Family:
-    return _family(checkpoint.config.get("model_type"), checkpoint.name)
+    kind = checkpoint.config.get("model_type")
+    marked = (family for family in FAMILIES if kind is None and family.mark in checkpoint.config)
+    return next(marked, None) or _family(kind, checkpoint.name)
 
 
 def _family(kind: object, name: str) -> Family:

@@ -11,10 +11,14 @@ from edgevlm.errors import EdgeVLMError
 class Section:
     """Every getter checks the type; null counts as absent, as in transformers. No default: required."""
 
-    def __init__(self, values: dict[str, Any], where: str, *, given: bool = True) -> None:
+    def __init__(
+        self, values: dict[str, Any], where: str, *, given: bool = True, names: dict[str, str] | None = None
+    ) -> None:
+        """names: what the file calls a key, where that is not what getters call it."""
         self._values = values
         self.where = where
         self.given = given
+        self._names = names or {}
 
     def section(self, key: str) -> Section:
         value = self.value(key)
@@ -26,8 +30,12 @@ class Section:
         """The same object as if it had no `key`."""
         return Section({k: v for k, v in self._values.items() if k != key}, self.where, given=self.given)
 
+    def renamed(self, **names: str) -> Section:
+        """The same object under other keys: getters take `key`, the file has `names[key]`."""
+        return Section(self._values, self.where, given=self.given, names=names)
+
     def value(self, key: str) -> Any:
-        return self._values.get(key)
+        return self._values.get(self._names.get(key, key))
 
     def count(self, key: str, default: int | None = None, *, least: int = 1) -> int:
         value = default if self.value(key) is None else self.value(key)
@@ -49,11 +57,11 @@ class Section:
             raise self.wrong(key, "a positive number", value)
         return float(value)
 
-    def flag(self, key: str) -> bool:
-        value = self.value(key)
-        if value is not None and not isinstance(value, bool):
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = default if self.value(key) is None else self.value(key)
+        if not isinstance(value, bool):
             raise self.wrong(key, "true or false", value)
-        return bool(value)
+        return value
 
     def choice(self, key: str, default: Any, choices: dict[Any, str]) -> str:
         value = default if self.value(key) is None else self.value(key)
@@ -62,7 +70,8 @@ class Section:
         return choices[value]
 
     def wrong(self, key: str, expected: str, found: Any) -> EdgeVLMError:
+        name = self._names.get(key, key)
         return EdgeVLMError(
-            f"{self.where}: {key} is {str(found)[:100]!r} where edgevlm supports {expected}: use a supported "
+            f"{self.where}: {name} is {str(found)[:100]!r} where edgevlm supports {expected}: use a supported "
             "checkpoint, or download config.json again."
         )

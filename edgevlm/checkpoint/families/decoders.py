@@ -20,7 +20,7 @@ def read_decoder(config: Section, *, tied: bool, kind: str | None = None, sectio
     kind = kind or config.choice("model_type", "llama", {name: name for name in _DEFAULTS})
     config.choice("hidden_act", "silu", {"silu": "silu"})
     if config.flag("use_sliding_window"):
-        raise config.wrong("use_sliding_window", "false")
+        raise config.wrong("use_sliding_window", "false", True)
     defaults = _DEFAULTS[kind]
     hidden, heads = config.count("hidden_size", 4096), config.count("num_attention_heads", 32)
     eps = config.number("rms_norm_eps", 1e-6 if config.given else 1e-5)
@@ -84,12 +84,14 @@ def _rope(config: Section, size: int, theta: float, sections: tuple[int, ...]) -
     return Rope(base, size, scaling, sections)
 
 
-def is_tied(checkpoint: Checkpoint, config: Section, text: Section, head: str, embed: str) -> bool:
+def is_tied(
+    checkpoint: Checkpoint, config: Section, text: Section, head: str, embed: str, default: bool = False
+) -> bool:
     """As transformers: the top-level field decides, except that a stored head which differs stays a head.
 
-    A file without a head can only mean a tied one, where either config says so.
+    A file without a head can only mean a tied one, where either config says so. default: the top-level field's.
     """
-    names, tied = checkpoint.names(), config.flag("tie_word_embeddings")
+    names, tied = checkpoint.names(), config.flag("tie_word_embeddings", default)
     if head not in names:
         return tied or text.flag("tie_word_embeddings")
     return tied and embed in names and checkpoint.same(head, embed)

@@ -23,6 +23,7 @@ class Family:
 
     image, prompt: what its processor does to pictures and to conversations.
     unused: beginnings of tensor names that the files may hold and nothing reads.
+    mark: a key of config.json that tells the family, where config.json has no model_type.
     """
 
     model_types: tuple[str, ...]
@@ -32,3 +33,4 @@ class Family:
     image: Callable[[ProcessorFiles, ModelSpec], ImageSpec]
     prompt: Callable[[ProcessorFiles, ModelSpec], PromptSpec]
     unused: Callable[[Checkpoint, ModelSpec], tuple[str, ...]] = _none
+    mark: str | None = None

@@ -9,6 +9,7 @@ from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, Plain, Scaled, Split, prefix_of
+from edgevlm.checkpoint.families.tokens import token_id
 from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, make_spec, processor_type
@@ -18,6 +19,9 @@ from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec, RoleTe
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Linear, Normalize, Shuffle
 from edgevlm.models.spec import Norm
+from edgevlm.models.towers.vit import Vit
+
+CONTEXT = "<IMG_CONTEXT>"
 
 
 def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
@@ -26,12 +30,14 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
         config.section("llm_config" if remote else "text_config"),
         prefix_of(checkpoint, "embed_tokens.weight"),
     )
-    tied = is_tied(checkpoint, config, text, f"{_head(prefix)}.weight", f"{prefix}embed_tokens.weight")
+    tied = is_tied(
+        checkpoint, config, text, f"{_head(prefix)}.weight", f"{prefix}embed_tokens.weight", default=not remote
+    )
     decoder = read_decoder(text, tied=tied)
     section = config.section("vision_config")
     section.choice("norm_type", "layer_norm", {"layer_norm": "layer_norm"})
     if section.flag("use_qk_norm") or section.flag("qk_normalization"):
-        raise section.wrong("use_qk_norm", "false")
+        raise section.wrong("use_qk_norm", "false", True)
     pooled = remote or section.value("use_mean_pooling") is None or section.flag("use_mean_pooling")
     vision = read_vit(
         section, image_size=448, patch_size=14, hidden_size=1024, inner=4096, act="gelu", class_token=True,
@@ -51,18 +57,8 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
             Linear("linear_2", decoder.hidden_size),
         ),
         decoder=decoder,
-        image_token_id=_image_token_id(checkpoint, config),
+        image_token_id=token_id(checkpoint, CONTEXT) if remote else config.count("image_token_id", 151667, least=0),
     )
-
-
-def _image_token_id(checkpoint: Checkpoint, config: Section) -> int:
-    """The remote layout's config leaves it to the tokenizer."""
-    files = ProcessorFiles(checkpoint.folder)
-    if config.value("image_token_id") is None and files.tokenizer_json.is_file():
-        found: int | None = files.tokenizer.token_to_id("<IMG_CONTEXT>")
-        if found is not None:
-            return found
-    return config.count("image_token_id", 151667, least=0)
 
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
@@ -74,6 +70,7 @@ def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
 
 
 def _own(tower: str, spec: ModelSpec) -> Names:
+    assert isinstance(spec.vision, Vit)
     layer, connector = f"{tower}encoder.layer.{{i}}", tower.replace("vision_tower", "multi_modal_projector")
     side, width = spec.vision.patches_per_side, spec.vision.hidden_size
     return {
@@ -100,6 +97,7 @@ def _own(tower: str, spec: ModelSpec) -> Names:
 
 
 def _remote(spec: ModelSpec) -> Names:
+    assert isinstance(spec.vision, Vit)
     tower, side, width = "vision_model.", spec.vision.patches_per_side, spec.vision.hidden_size
     layer = "vision_model.encoder.layers."
     return {

@@ -52,7 +52,7 @@ def _tower(config: Section) -> Vit:
     whole = {"siglip": "full", "clip": "default"}[kind]  # every patch, and nothing else
     config.choice("vision_feature_select_strategy", "default", {whole: whole})
     if kind == "siglip":
-        return read_vit(vision, image_size=224, patch_size=16, hidden_size=768, post_norm=False)
+        return read_vit(vision, image_size=224, patch_size=16, hidden_size=768, heads=12, post_norm=False)
     return read_vit(
         vision, image_size=224, patch_size=32, hidden_size=768, heads=12, eps=1e-5, act="quick_gelu",
         patch_bias=False, class_token=True, pre_norm=True, post_norm=False,

@@ -49,17 +49,18 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
 
 def _sections(text: Section) -> tuple[int, ...]:
     """Frequencies of M-RoPE's axes: time, row, column."""
+    found = None
     for key in ("rope_scaling", "rope_parameters"):
         found = text.section(key).value("mrope_section")
         if isinstance(found, list) and len(found) == 3 and all(type(n) is int and n > 0 for n in found):
             return tuple(found)
-    raise text.wrong("rope_parameters", "an object with mrope_section, three whole numbers")
+    raise text.wrong("rope_parameters", "an object with mrope_section, three whole numbers", found)
 
 
 def _tower(config: Section) -> QwenVit:
     config.choice("hidden_act", "silu", {"silu": "silu"})
     config.choice("temporal_patch_size", 2, {2: "2"})
-    hidden, heads = config.count("hidden_size", 1280), config.count("num_heads", 16)
+    hidden, heads = config.count("hidden_size", 3584), config.count("num_heads", 16)
     patch, merge = config.count("patch_size", 14), config.count("spatial_merge_size", 2)
     full = config.value("fullatt_block_indexes")
     attention = Attention(heads, heads, max(1, hidden // heads), bias=True, out_bias=True, rope="patches")

@@ -16,6 +16,7 @@ from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec, PictureText, PromptSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Linear, Queries, Shuffle, Step
+from edgevlm.models.towers.vit import Vit
 
 HEAD = "lm_head"
 
@@ -45,6 +46,7 @@ def _projector(config: Section, width: int, hidden: int) -> tuple[Step, ...]:
 
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
+    assert isinstance(spec.vision, Vit)
     prefix, side = _prefix(checkpoint), spec.vision.patches_per_side
     table = f"{prefix}vision_model.embeddings.position_embedding.weight"
     return {

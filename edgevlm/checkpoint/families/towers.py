@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "
 
 def read_vit(
     config: Section, *, image_size: int, patch_size: int, hidden_size: int, inner: int = 3072, heads: int = 16,
-    eps: float = 1e-6, act: str = "gelu_pytorch_tanh", **options: bool,
+    eps: float = 1e-6, act: str = "gelu_pytorch_tanh", **options: Any,
 ) -> Vit:  # fmt: skip
     """A tower on square pictures; keyword arguments are the family's defaults and, in `options`, fields of `Vit`."""
     hidden, count = config.count("hidden_size", hidden_size), config.count("num_attention_heads", heads)

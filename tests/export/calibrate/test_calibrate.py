@@ -26,7 +26,8 @@ from edgevlm.export.calibrate.make import make_batch
 from edgevlm.export.calibrate.plan import CalibrationOptions, Judge, Mixed, split
 from edgevlm.export.calibrate.play import answer_states, divergence
 from edgevlm.export.calibrate.solve import METHODS, calibrate
-from edgevlm.export.pipeline import Expected, ExportOptions, export_model
+from edgevlm.export.pipeline import ExportOptions, export_model
+from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.models.llama import head_name
@@ -189,7 +190,7 @@ def test_every_method_goes_through_the_whole_model(tiny: Model, batch: Batch, tm
     linear = [name for name in tiny.weights.names() if recipe.form(name).kind in ("int4", "int8")]
     assert sorted(found.names()) == sorted(linear)
     assert all(found.kind(name) == recipe.form(name).kind for name in linear)
-    plain = Expected(tiny.weights, recipe)
+    plain = QuantizedModel(tiny.weights, recipe)
     same = [difference(found.quantized(name), plain.quantized(name)) == "" for name in linear]
     assert all(same) if method == "rtn" else not any(same)
 
@@ -229,7 +230,7 @@ def test_every_target_holds_the_same_bits(gguf_checkpoint: Path, jsonl: Path, tm
     bundle = open_bundle(export_model(options).folder)
     onnx, gguf, coreml = ShippedWeights(bundle), gguf_weights(bundle), CoreMLWeights(bundle)
     weights = read_model(open_checkpoint(str(gguf_checkpoint)))[1]
-    plain = Expected(weights, fit(make_recipe("int4", "size"), weights))
+    plain = QuantizedModel(weights, fit(make_recipe("int4", "size"), weights))
     different = 0
     for name in onnx.names():
         ours = onnx.quantized(name)
