@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.decode import open_image
-from edgevlm.inputs.preprocess import plan, preprocess
+from edgevlm.inputs.preprocess import plan, prepare
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.inputs.spec import ImageSpec
+from edgevlm.inputs.rules import TilesThenWhole
+from edgevlm.inputs.spec import ImageSpec, tiled
+from edgevlm.inputs.views import ResizeTo
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
@@ -173,12 +175,12 @@ def _cases(bundle: Bundle, paths: list[Path], tiles: int) -> list[_Case]:
     prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
     cases = []
     for split, path in [(False, path) for path in paths] + [(True, paths[0])]:
-        parts = preprocess(open_image(path), replace(bundle.image_spec, split=split), max_tiles=tiles)
+        parts = prepare(open_image(path), tiled(bundle.image_spec), max_tiles=tiles if split else 1)
         count = len(parts.pixels)
         if split and count == 1:
             continue
         name = f"{path.name}, {count} tile{'s' * (count > 1)}"
-        cases.append(_Case(name, prompter.encode(QUESTION, [parts.grid]), parts.pixels))
+        cases.append(_Case(name, prompter.encode(QUESTION, [parts.views])[0], parts.pixels))
     return cases
 
 
@@ -305,27 +307,27 @@ def stock_warnings(bundle: Bundle, picture: Path) -> list[str]:
     alike.
     """
     mmproj = gguf_files(bundle)[1] if "gguf" in bundle.manifest.targets else None
-    keys = GgufFile(mmproj).keys if mmproj else {}
-    if keys.get("clip.projector_type") != "idefics3":
+    keys, spec = GgufFile(mmproj).keys if mmproj else {}, bundle.image_spec
+    if keys.get("clip.projector_type") != "idefics3" or not isinstance(spec.rule, TilesThenWhole):
         return []
-    spec = bundle.image_spec
-    per_tile = math.prod(bundle.manifest.spec.token_grid(spec.tile_size, spec.tile_size))
     with Image.open(picture) as raw:
         size, turned = raw.size, raw.getexif().get(0x0112, 1) != 1
         transparent = "A" in raw.getbands() or "transparency" in raw.info
     seen = open_image(picture, spec.background)
     ours = plan(seen.shape[1], seen.shape[0], spec)
-    stock = stock_plan(*size, spec.tile_size, int(keys["clip.vision.preproc_image_size"]))
+    resizes = [(step.width, step.height) for step in ours[0].steps if isinstance(step, ResizeTo)]
+    per_tile = math.prod(spec.token_grid(ours[-1]))
+    stock = stock_plan(*size, spec.rule.side, int(keys["clip.vision.preproc_image_size"]))
     found = []
     if not stock.num_tiles:
         found.append("refuse it, because it scales it to no pixels")
-    elif stock.num_tiles != ours.num_tiles:
+    elif stock.num_tiles != len(ours):
         found.append(
             f"encode {stock.num_tiles} tiles ({stock.num_tiles * per_tile} image tokens) where the spec has "
-            f"{ours.num_tiles} ({ours.num_tiles * per_tile})"
+            f"{len(ours)} ({len(ours) * per_tile})"
         )
-    elif _sizes(stock.resizes) != _sizes(ours.resizes):
-        found.append(f"scale it to {_sizes(stock.resizes)} where the spec has {_sizes(ours.resizes)}")
+    elif _sizes(stock.resizes) != _sizes(resizes):
+        found.append(f"scale it to {_sizes(stock.resizes)} where the spec has {_sizes(resizes)}")
     if spec.resample != "lanczos":
         found.append(f"resample with lanczos where the spec has {spec.resample}")
     if turned:

@@ -23,9 +23,9 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.decode import decode_image, open_image
-from edgevlm.inputs.layout import layout_of
-from edgevlm.inputs.preprocess import Tiles, preprocess
+from edgevlm.inputs.preprocess import Prepared, prepare
 from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.spec import tiled
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import DEFAULTS, open_runtime
 from edgevlm.runtimes.base import Runtime
@@ -279,23 +279,24 @@ def _cases(bundle: Bundle) -> list[Case]:
     """Single-tile and tiled prompts over the shipped pictures."""
     spec = bundle.manifest.spec
     images = [open_image(picture_folder() / name) for name in PICTURES]
-    single, tiled = (replace(bundle.image_spec, split=split) for split in (False, True))
     prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
 
-    def case(name: str, parts: list[Tiles]) -> Case:
-        ids = prompter.encode(QUESTION, [part.grid for part in parts])
-        tiles = np.concatenate([part.pixels for part in parts])
-        grids = [spec.token_grid(*tile.shape[1:]) for tile in tiles]
-        return Case(name, ids, tiles, layout_of(ids, spec.image_token_id, grids))
+    def case(name: str, parts: list[Prepared]) -> Case:
+        ids, layout = prompter.encode(QUESTION, [part.views for part in parts])
+        return Case(name, ids, np.concatenate([part.pixels for part in parts]), layout)
 
-    singles = [preprocess(image, single) for image in images]
+    singles = [prepare(image, bundle.image_spec, max_tiles=1) for image in images]
     cases = [case("one tile", singles[:1])]
     if is_large(spec.vision):
         different = np.concatenate([part.pixels for part in singles])
-        cases.append(case("tiled", [Tiles(different[np.arange(max(TILE_COUNTS)) % len(different)], (3, 4))]))
+        whole = singles[0].views[0]
+        views = [whole._replace(place=(row, col)) for row in range(1, 4) for col in range(1, 5)]
+        many = Prepared(different[np.arange(max(TILE_COUNTS)) % len(different)], [*views, whole])
+        cases.append(case("tiled", [many]))
     else:
         cases.append(case("two pictures", singles))
-        cases.append(case("tiled", [preprocess(images[0], tiled, max_tiles=max(TILE_COUNTS))]))
+        cut = prepare(images[0], tiled(bundle.image_spec), max_tiles=max(TILE_COUNTS))
+        cases += [case("tiled", [cut])] if len(cut.views) > 1 else []
     limit = spec.decoder.context_length - TOKENS
     return [c for c in cases if len(c.ids) <= limit]
 

@@ -171,18 +171,21 @@ def chat_template(spec: PromptSpec) -> str:
     A picture reaches it as a text part with llama.cpp's media marker, so a message that begins with the marker
     begins with an image.
     """
+    chat = spec.chat
     roles = "".join(
         f"{{% {'elif' if i else 'if'} message['role'] == {_quote(role)} %}}"
         f"{{% if first_image %}}{{{{ {_quote(text.open_image)} }}}}"
         f"{{% else %}}{{{{ {_quote(text.open_text)} }}}}{{% endif %}}"
-        for i, (role, text) in enumerate(spec.roles.items())
+        for i, (role, text) in enumerate(chat.roles.items())
     )
     closes = "".join(
         f"{{% {'elif' if i else 'if'} message['role'] == {_quote(role)} %}}{{{{ {_quote(text.close)} }}}}"
-        for i, (role, text) in enumerate(spec.roles.items())
+        for i, (role, text) in enumerate(chat.roles.items())
     )
     return (
-        f"{{{{ {_quote(spec.prefix)} }}}}{{% for message in messages %}}"
+        f"{{{{ {_quote(chat.prefix)} }}}}"
+        f"{{% if messages[0]['role'] != 'system' %}}{{{{ {_quote(chat.default_system)} }}}}{{% endif %}}"
+        "{% for message in messages %}"
         "{% set content = message['content'] %}"
         "{% if content is string %}"
         f"{{% set first_image = content.startswith('{MEDIA_MARKER}') %}}"
@@ -190,12 +193,13 @@ def chat_template(spec: PromptSpec) -> str:
         f"{{% set first_image = content[0]['type'] != 'text' or content[0]['text'].startswith('{MEDIA_MARKER}') %}}"
         "{% endif %}"
         f"{roles}{{% else %}}{{{{ raise_exception('unknown role') }}}}{{% endif %}}"
-        "{% if content is string %}{{ content }}{% else %}{% for part in content %}"
-        "{% if part['type'] == 'text' %}{{ part['text'] }}"
+        f"{{% if content is string %}}{{{{ content + {_quote(chat.text_close)} }}}}"
+        "{% else %}{% for part in content %}"
+        f"{{% if part['type'] == 'text' %}}{{{{ part['text'] + {_quote(chat.text_close)} }}}}"
         f"{{% else %}}{{{{ {_quote(spec.image_token)} }}}}{{% endif %}}"
         "{% endfor %}{% endif %}"
         f"{closes}{{% endif %}}{{% endfor %}}"
-        f"{{% if add_generation_prompt %}}{{{{ {_quote(spec.generation)} }}}}{{% endif %}}"
+        f"{{% if add_generation_prompt %}}{{{{ {_quote(chat.generation)} }}}}{{% endif %}}"
     )
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, positions
-from edgevlm.inputs.preprocess import normalize, normalize_tables
+from edgevlm.inputs.preprocess import normalize_all, normalize_tables
 from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.devices import llama_device
 from edgevlm.runtimes.eager import context_error
@@ -236,7 +236,7 @@ def to_bytes(pixels: F32, spec: ImageSpec) -> np.ndarray[Any, np.dtype[np.uint8]
     scale, shift = tables[:, 255] - tables[:, 0], tables[:, 0]
     values = np.rint((pixels.transpose(0, 2, 3, 1) - shift) / scale * 255)
     tiles = np.ascontiguousarray(np.clip(values, 0, 255).astype(np.uint8))
-    if not np.array_equal(normalize(tiles, spec), pixels):
+    if not np.array_equal(normalize_all(list(tiles), spec), pixels):
         raise EdgeVLMError(
             "llama.cpp takes 8-bit pictures, and these tiles hold other values than the bundle's preprocessing makes: "
             "preprocess pictures with the bundle's own image spec."

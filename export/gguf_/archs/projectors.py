@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgevlm.export.gguf_.archs.text import Value
+from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Linear, Normalize, Shuffle, Step
@@ -103,7 +104,9 @@ def preproc_image_size(image: ImageSpec) -> int:
 
     Without the key it cuts one tile per tile size of the raw photo; without splitting, one tile is the nearest it gets.
     """
-    return min(image.longest_edge or image.max_edge, image.max_edge) if image.split else image.tile_size
+    rule = image.rule
+    assert isinstance(rule, TilesThenWhole)
+    return min(rule.longest_edge or rule.max_edge, rule.max_edge) if rule.split else rule.side
 
 
 def _normalization(values: tuple[float, ...], image: ImageSpec) -> list[float]:
