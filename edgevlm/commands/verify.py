@@ -129,17 +129,19 @@ def _lint(bundle: Bundle, rules: str) -> None:
 
 def _overflow(bundle: Bundle) -> None:
     from edgevlm.inputs.decode import open_image
-    from edgevlm.inputs.preprocess import prepare
+    from edgevlm.inputs.preprocess import normalize, preprocess
     from edgevlm.inputs.prompt import Prompter
     from edgevlm.runtimes.mil.overflow import overflow_report
     from edgevlm.verify.gate import PICTURES, QUESTION, picture_folder
 
-    tiles = [prepare(open_image(picture_folder() / name), bundle.image_spec, max_tiles=1).pixels for name in PICTURES]
+    spec = bundle.image_spec
+    pictures = [preprocess(open_image(picture_folder() / name), spec, max_tiles=1) for name in PICTURES]
+    views = [[normalize(view, spec) for view in own] for own in pictures]
     ids, _ = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json")).encode(QUESTION)
-    report = overflow_report(bundle, tiles, ids)
+    report = overflow_report(bundle, views, ids)
     for row in report.problems:
         note(f"  {row}")
-    note(f"{len(report.problems)} of {len(report.rows)} operations leave fp16's range on {len(tiles)} pictures.")
+    note(f"{len(report.problems)} of {len(report.rows)} operations leave fp16's range on {len(pictures)} pictures.")
     if report.problems:
         raise GateError(f"'{bundle.folder}' does not fit fp16: {report.problems[0]}.")
 
