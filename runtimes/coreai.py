@@ -30,7 +30,7 @@ from edgevlm.types import F32, I64
 
 VISION, DECODER = "VisionEncoder.aimodel", "Decoder.aimodel"
 ROWS = 32  # positions per call; shorter calls are padded at the end
-MASK_VALUE = np.float32(-1e4)  # finite, as in the CoreML programs
+MASK_VALUE = -1e4  # finite, as in the CoreML programs
 
 
 def load_coreai(part: str) -> Any:
@@ -164,7 +164,7 @@ def _fill(value: npt.NDArray[Any], shape: Sequence[int | None], filling: float) 
             f"for {list(shape)}: write it for this picture."
         )
     if value.dtype == np.bool_:
-        value = np.where(value, np.float32(0), MASK_VALUE)
+        value = np.where(value, np.float32(0), np.float32(MASK_VALUE))
     elif value.dtype == np.int64:
         value = value.astype(np.int32)
     return np.pad(value, widths, constant_values=filling)

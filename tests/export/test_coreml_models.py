@@ -26,6 +26,7 @@ from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.coreml import CoreMLRuntime
 from edgevlm.runtimes.mil.trace import find_divergence
 from edgevlm.types import F32
+from edgevlm.verify.lint_ane import lint_package
 
 pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
 
@@ -111,6 +112,22 @@ def test_positions_of_three_axes(grid_model: Exported) -> None:
     text_alone = grid_model.logits(embeds, Layout(30))[-1]
     assert cosine(runtime.prefill(embeds), text_alone) >= 0.99999
     assert cosine(wanted[-1], text_alone) < 0.999
+
+
+def test_fixed_programs_stay_on_the_neural_engine(grid_model: Exported) -> None:
+    """By the lint: a token order that is gathered leaves it, flexible lengths all the more."""
+    folder = grid_model.bundle.folder / "coreml"
+    reports = [lint_package(folder / f"{name}.mlpackage") for name in ("VisionEncoder", "Decoder")]
+    if grid_model.entry["profile"] == "gpu":
+        assert not any(report.passed for report in reports)
+        return
+    vision, decoder = reports
+    (gather,) = (finding for finding in vision.findings if finding.rule == "cpu-operation")
+    assert vision.passed and {finding.rule for finding in vision.findings} <= {"cpu-operation", "padded-axis"}
+    (function,) = vision.functions
+    assert [op for op, unit in function.operations.items() if unit == "cpu"] == [gather.where.split("/")[1]]
+    # Heads of 16 values are what state-alignment is for.
+    assert {finding.rule for finding in decoder.findings} <= {"padded-axis", "state-alignment"}
 
 
 def test_every_named_value_is_the_references(grid_model: Exported) -> None:
