@@ -27,13 +27,13 @@ def other_contexts(bundle: Bundle, reference: Reference, case: Case, bound: floa
         prompt = _prompt(bundle, reference, case)[: context // 2]
         runtime = CoreMLRuntime(bundle, context=context)
         try:
-            steps = [runtime.prefill(prompt)]
+            steps = [runtime.prefill(prompt, case.layout)]
             while len(steps) < STEPS:
                 steps.append(runtime.step(int(steps[-1].argmax())))
         finally:
             runtime.close()
         logits = np.stack(steps)
-        low = cosine(logits, reference.logits(prompt, reference.embed(logits.argmax(-1)[:-1])))
+        low = cosine(logits, reference.logits(prompt, reference.embed(logits.argmax(-1)[:-1]), case.layout))
         yield at_least("coreml", f"logits with context {context}, cosine", low, bound)
         if not low >= bound:
             yield first_operation(bundle, reference, case, context)
@@ -44,7 +44,7 @@ def first_operation(bundle: Bundle, reference: Reference, case: Case, context: i
     from edgevlm.runtimes.mil.trace import find_divergence
 
     prompt = _prompt(bundle, reference, case)
-    found = find_divergence(bundle, reference.weights, case.tiles[:1], prompt, context=context)
+    found = find_divergence(bundle, reference.weights, case.tiles[:1], prompt, context=context, layout=case.layout)
     note = str(found) if found else "none in fp32 storage: precision, not the graph"
     return Row("coreml", "first operation that differs", 0, None, True, note, where=found.name if found else "")
 
