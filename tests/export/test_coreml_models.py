@@ -168,6 +168,11 @@ def test_what_packages_do_not_hold_is_refused(tmp_path: Path, spec: Decoder, mes
         Exported(tmp_path, clip(spec), PROFILES["gpu"])
 
 
+def test_a_side_that_no_view_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EdgeVLMError, match="multiples of 8; give 48"):
+        Exported(tmp_path, qwen(), CoreMLOptions("ane", (64,), image_side=50))
+
+
 def test_a_prefix_mask_needs_flexible_lengths(tmp_path: Path) -> None:
     """Positions that see later ones: `gpu` reads the prompt whole, `ane` refuses."""
     spec, layout = clip(replace(PLAIN, mask="image")), Layout(20, (Span(4, (3, 3)),))
