@@ -173,7 +173,8 @@ def _second_opinion(bundle: Bundle) -> None:
     spec, weights, asked = bundle.manifest.spec, bundle_weights(bundle), questions(bundle)
     context = max(len(question.ids) for question in asked)
     with TemporaryDirectory(prefix="edgevlm-") as folder, progress_bar() as progress:
-        write_aimodel(Path(folder), spec, weights, context)
+        views = [view.shape[1:] for question in asked for view in question.tiles]
+        write_aimodel(Path(folder), spec, weights, context, views)
         with closing(CoreAIRuntime(Path(folder), spec, weights, context)) as runtime:
             opinions = second_opinion(bundle, weights, runtime, asked, progress)
     note(table([opinion.row() for opinion in opinions], HEAD))
