@@ -19,6 +19,7 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.decode import open_image
+from edgevlm.inputs.layout import Layout
 from edgevlm.inputs.preprocess import plan, prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.rules import TilesThenWhole
@@ -159,6 +160,7 @@ class _Case:
     name: str
     ids: np.ndarray[Any, np.dtype[np.int64]]
     tiles: F32
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,8 @@ def _cases(bundle: Bundle, paths: list[Path], tiles: int) -> list[_Case]:
         if split and count == 1:
             continue
         name = f"{path.name}, {count} tile{'s' * (count > 1)}"
-        cases.append(_Case(name, prompter.encode(QUESTION, [parts.views])[0], parts.pixels))
+        ids, layout = prompter.encode(QUESTION, [parts.views])
+        cases.append(_Case(name, ids, parts.pixels, layout))
     return cases
 
 
@@ -230,7 +233,7 @@ def _run(bundle: Bundle, runtime: Runtime, case: _Case, told: list[int] | None, 
     prompt = embeds.copy()
     prompt[case.ids == bundle.prompt_spec.image_token_id] = features.reshape(-1, features.shape[-1])
     runtime.truncate(0)
-    steps = [runtime.prefill(prompt)]
+    steps = [runtime.prefill(prompt, case.layout)]
     while len(steps) < tokens:
         token = int(steps[-1].argmax()) if told is None else told[len(steps) - 1]
         steps.append(runtime.step(token))

@@ -18,7 +18,7 @@ from edgevlm.export.gguf_.archs import projector_type, text_arch, why_no_picture
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import Layout, Span
-from edgevlm.inputs.preprocess import normalize
+from edgevlm.inputs.preprocess import normalize_all
 from edgevlm.inputs.rules import RatioTiles, Stretch, TilesThenWhole
 from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec, RoleText
 from edgevlm.models.model import ModelSpec
@@ -433,7 +433,7 @@ def test_features_are_eagers(engines, tower):
     sizes = [(112, 112), (140, 308), (28, 28)] if tower == "qwen2.5vl_merger" else [(56, 56)]
     for height, width in sizes:
         views = random.integers(0, 256, (1 if len(sizes) > 1 else 2, height, width, 3)).astype(np.uint8)
-        pixels = normalize(views, IMAGE)
+        pixels = normalize_all(list(views), IMAGE)
         one, two = ours.encode(pixels), eager.encode(pixels)
         assert one.shape == two.shape
         assert np.abs(one - two).max() < 0.02 * np.abs(two).max()

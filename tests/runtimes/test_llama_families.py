@@ -16,7 +16,7 @@ from edgevlm.export.gguf_ import write_gguf
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import layout_of
-from edgevlm.inputs.preprocess import normalize
+from edgevlm.inputs.preprocess import normalize_all
 from edgevlm.inputs.rules import Stretch
 from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec, RoleText
 from edgevlm.models.towers.qwen_vit import QwenVit
@@ -90,7 +90,7 @@ def test_llama_cpp_answers_as_transformers(made):
     if encodes:
         scale, shift = np.array(image.std)[:, None, None], np.array(image.mean)[:, None, None]
         taken = [np.rint((view * scale + shift) * 255).astype(np.uint8).transpose(1, 2, 0) for view in views]
-        features = np.concatenate([runtime.encode(normalize(view[None], image))[0] for view in taken])
+        features = np.concatenate([runtime.encode(normalize_all([view], image))[0] for view in taken])
         norms = np.linalg.norm(features, axis=1) * np.linalg.norm(answer.features, axis=1)
         assert features.shape == answer.features.shape
         assert ((features * answer.features).sum(1) / norms).min() > 0.9999
