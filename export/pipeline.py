@@ -197,9 +197,11 @@ def _write(
                 place, spec, weights, recipe, image_spec, prompt_spec, folder / "tokenizer.json", quantized
             )
         else:
-            from edgevlm.export.coreml_ import write_coreml
+            from edgevlm.export.coreml_ import CoreMLOptions, write_coreml
 
-            targets[target] = write_coreml(place, spec, weights, recipe, quantized, options.coreml_profile)
+            targets[target] = write_coreml(
+                place, spec, weights, recipe, quantized, CoreMLOptions(options.coreml_profile)
+            )
         tell(f"{target}: quantize and write", total, total)
     if tensors:
         write_json(folder / "weights.json", {"tensors": tensors})

@@ -28,9 +28,9 @@ from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
 from edgevlm.runtimes.eager import EagerRuntime
-from edgevlm.runtimes.gguf import GgufFile, GgufWeights
+from edgevlm.runtimes.gguf import GgufFile, GgufWeights, gguf_files
 from edgevlm.types import F32, Progress
-from edgevlm.verify.gate import BOUNDS, ENGINES, PICTURES, QUESTION, picture_folder
+from edgevlm.verify.gate import BOUNDS, ENGINES, PICTURES, QUESTION, engine_of, picture_folder
 from edgevlm.verify.reference import cosine
 from edgevlm.verify.report import Bound
 from edgevlm.verify.weights import difference
@@ -129,7 +129,7 @@ def verify_across(
     reference.close()
     for target in targets:
         try:
-            runtime = open_runtime(bundle, ENGINES[target], threads=threads)
+            runtime = open_runtime(bundle, engine_of(bundle, target), threads=threads)
         except EdgeVLMError as error:
             skipped.append(f"{ENGINES[target]}: {error}")
             continue
@@ -192,14 +192,7 @@ def bundle_weights(bundle: Bundle) -> Weights:
 
 
 def _gguf_weights(bundle: Bundle) -> GgufWeights:
-    return GgufWeights(*_gguf_files(bundle), bundle.manifest.spec)
-
-
-def _gguf_files(bundle: Bundle) -> tuple[Path, Path]:
-    target = bundle.manifest.targets.get("gguf")
-    if not isinstance(target, dict) or not {"model", "mmproj"} <= set(target):
-        raise EdgeVLMError(f"The bundle '{bundle.folder}' has no usable GGUF files: export it again.")
-    return bundle.path(target["model"]), bundle.path(target["mmproj"])
+    return GgufWeights(*gguf_files(bundle), bundle.manifest.spec)
 
 
 def _compare_weights(bundle: Bundle) -> tuple[int, list[str]]:
@@ -210,7 +203,8 @@ def _compare_weights(bundle: Bundle) -> tuple[int, list[str]]:
         return 0, []
     ours = ShippedWeights(bundle)
     if "gguf" in bundle.manifest.targets:
-        theirs, names = _gguf_weights(bundle), ours.names()
+        theirs = _gguf_weights(bundle)
+        names = [name for name in ours.names() if theirs.should_hold(name)]
         count += len(names)
         wrong = (n for n in names if n not in theirs or not _same_bits(ours.read(n), theirs.read(n)))
         different += [f"gguf: {name}" for name in wrong]
@@ -309,12 +303,13 @@ def stock_plan(width: int, height: int, tile: int, longest_edge: int) -> StockPl
 def stock_warnings(bundle: Bundle, picture: Path) -> list[str]:
     """Sentences on what `llama-server` or llama-cpp-python alone would do with the raw file, other than the spec says.
 
-    Empty for a bundle without GGUF files, for a picture that both treat alike, and for rules that are not SmolVLM's.
+    Empty for a bundle without an idefics3 mmproj, the one kind that is predicted, and for a picture that both treat
+    alike.
     """
-    spec = bundle.image_spec
-    if "gguf" not in bundle.manifest.targets or not isinstance(spec.rule, TilesThenWhole):
+    mmproj = gguf_files(bundle)[1] if "gguf" in bundle.manifest.targets else None
+    keys, spec = GgufFile(mmproj).keys if mmproj else {}, bundle.image_spec
+    if keys.get("clip.projector_type") != "idefics3" or not isinstance(spec.rule, TilesThenWhole):
         return []
-    keys = GgufFile(_gguf_files(bundle)[1]).keys
     with Image.open(picture) as raw:
         size, turned = raw.size, raw.getexif().get(0x0112, 1) != 1
         transparent = "A" in raw.getbands() or "transparency" in raw.info

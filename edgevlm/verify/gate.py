@@ -111,6 +111,13 @@ def bound_of(target: str, numerics: str) -> Bound:
     return BOUNDS.get((target, numerics)) or BOUNDS[target, "int8"]
 
 
+def engine_of(bundle: Bundle, target: str) -> str:
+    """The engine that judges a target; where llama.cpp has no form of a tower, ONNX Runtime encodes for it."""
+    targets = bundle.manifest.targets
+    alone = target != "gguf" or "onnx" not in targets or targets[target].get("mmproj")
+    return ENGINES[target] if alone else f"{ENGINES['onnx']}+{ENGINES[target]}"
+
+
 def run_gate(
     bundle: Bundle,
     *,
@@ -167,7 +174,7 @@ def run_gate(
             continue
         if target == "onnx" and set(_by_part(bundle).values()) != {"float"}:
             rows.append(check_products())
-        runtime = open_runtime(bundle, ENGINES[target])
+        runtime = open_runtime(bundle, engine_of(bundle, target))
         try:
             judge = prompt if target == "onnx" else reference  # only this target has a second decoder
             together = options.thorough or not is_large(spec.vision)

@@ -14,8 +14,11 @@ from edgevlm.checkpoint.families import read_model
 from edgevlm.export.onnx_.emit import write_onnx
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import make_recipe
-from edgevlm.models.eager import EagerOps, KVCache
-from edgevlm.models.llama import decoder
+from edgevlm.inputs.layout import Layout, decoder_inputs
+from edgevlm.models.decoder import decoder
+from edgevlm.models.eager import EagerOps
+from edgevlm.models.spec import states
+from edgevlm.models.states import States
 from edgevlm.runtimes.ort.products import session_options, signed_saturates
 from edgevlm.runtimes.ort.session import import_onnxruntime
 from edgevlm.verify.reference import Reference, cosine
@@ -43,9 +46,10 @@ class Exported:
         return ort.InferenceSession(str(self.folder / f"{name}.onnx"), options)
 
     def past(self, batch: int) -> dict[str, np.ndarray]:
-        text = self.spec.decoder
-        empty = np.zeros((batch, text.num_kv_heads, 0, text.head_dim), np.float32)
-        return {f"past_key_values.{i}.{part}": empty for i in range(text.num_layers) for part in ("key", "value")}
+        shapes = {
+            state.name: [0 if size is None else size for size in state.shape] for state in states(self.spec.decoder)
+        }
+        return {f"past_key_values.{name}": np.zeros((batch, *shape), np.float32) for name, shape in shapes.items()}
 
 
 def every_position(out: Exported, graph: str, embeds: np.ndarray) -> np.ndarray:
@@ -53,8 +57,8 @@ def every_position(out: Exported, graph: str, embeds: np.ndarray) -> np.ndarray:
     weights, recipe = out.expected, out.expected.recipe
     if graph == "decoder_prefill":
         weights = replace(weights, recipe=replace(recipe, decoder=recipe.prefill))
-    ops = EagerOps(weights, KVCache(out.spec.decoder), keep=len(embeds))
-    return decoder(ops, embeds, out.spec.decoder)
+    inputs = decoder_inputs(out.spec.decoder, Layout(len(embeds)), 0, len(embeds))
+    return decoder(EagerOps(weights, States(), inputs, keep=len(embeds)), embeds, out.spec.decoder)
 
 
 @pytest.fixture(scope="module")

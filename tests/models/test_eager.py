@@ -1,6 +1,5 @@
 """The eager backend against transformers, the publisher of the architecture."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,10 +13,12 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_model
-from edgevlm.models.eager import EagerOps, KVCache
-from edgevlm.models.llama import decoder, embed_tokens, rope_tables
+from edgevlm.inputs.layout import Layout, decoder_inputs, rope_rows
+from edgevlm.models.decoder import decoder, embed_tokens
+from edgevlm.models.eager import EagerOps
 from edgevlm.models.ops import Weights
-from edgevlm.models.spec import RopeScaling
+from edgevlm.models.spec import Decoder, Rope, RopeScaling
+from edgevlm.models.states import States
 from edgevlm.verify.reference import Reference, cosine
 
 
@@ -39,6 +40,12 @@ def test_features_equal_transformers(pair) -> None:
     assert np.abs(ours - theirs).max() < 1e-4
 
 
+def play(weights: Weights, d: Decoder, held: States, embeds: np.ndarray, past: int, keep: int = 1) -> np.ndarray:
+    """Logits (keep, V) of the last of the positions `embeds`, after `past` others."""
+    inputs = decoder_inputs(d, Layout(past + len(embeds)), past, len(embeds))
+    return decoder(EagerOps(weights, held, inputs, keep=keep), embeds, d)
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=40), st.integers(0, 40))
 def test_logits_equal_transformers_however_the_prompt_is_cut(pair, ids: list[int], cut: int) -> None:
@@ -46,12 +53,12 @@ def test_logits_equal_transformers_however_the_prompt_is_cut(pair, ids: list[int
     array = np.array(ids, np.int64)
     with torch.no_grad():
         theirs = model(input_ids=torch.from_numpy(array)[None]).logits[0].numpy()
-    cache = KVCache(spec.decoder)
-    parts = [part for part in np.split(array, [min(cut, len(array))]) if len(part)]
-    ours = [
-        decoder(EagerOps(weights, cache, keep=len(part)), embed_tokens(EagerOps(weights), part), spec.decoder)
-        for part in parts
-    ]
+    held, past, ours = States(), 0, []
+    for part in np.split(array, [min(cut, len(array))]):
+        if len(part):
+            embeds = embed_tokens(EagerOps(weights), part, spec.decoder)
+            ours.append(play(weights, spec.decoder, held, embeds, past, keep=len(part)))
+            past += len(part)
     assert np.abs(np.concatenate(ours) - theirs).max() < 2e-4
 
 
@@ -65,8 +72,7 @@ def test_logits_equal_transformers_however_the_prompt_is_cut(pair, ids: list[int
         (10000.0, 64, RopeScaling(32.0, 0.5, 7.0, 64)),
     ],
 )
-def test_rope_tables_equal_transformers(pair, theta: float, head_dim: int, scaling: RopeScaling | None) -> None:
-    spec = replace(pair[0].decoder, rope_theta=theta, head_dim=head_dim, rope_scaling=scaling)
+def test_rope_rows_equal_transformers(theta: float, head_dim: int, scaling: RopeScaling | None) -> None:
     rope = {"rope_type": "default", "rope_theta": theta}
     if scaling is not None:
         rope |= {"rope_type": "llama3", **vars(scaling)}
@@ -78,7 +84,7 @@ def test_rope_tables_equal_transformers(pair, theta: float, head_dim: int, scali
         rope_parameters=rope,
     )
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(8192)[None])
-    ours = rope_tables(spec, 8192)
+    ours = rope_rows(Rope(theta, head_dim, scaling), np.arange(8192)[None])
     half = head_dim // 2
     # sine and cosine of an angle near 8192 rad move by its float32 rounding, 2^-11
     assert np.abs(ours[0] - cos[0, :, :half].numpy()).max() < 5e-4
@@ -86,10 +92,10 @@ def test_rope_tables_equal_transformers(pair, theta: float, head_dim: int, scali
 
 
 @pytest.mark.parametrize(("kind", "approximate"), [("gelu_tanh", "tanh"), ("gelu", "none")])
-def test_gelu_equals_torch(kind: str, approximate: str) -> None:
+def test_gelu_equals_torch(pair, kind: str, approximate: str) -> None:
     x = np.linspace(-9, 9, 2001, dtype=np.float32)
     theirs = torch.nn.functional.gelu(torch.from_numpy(x), approximate=approximate).numpy()
-    assert np.abs(EagerOps({}).gelu(x, kind) - theirs).max() < 1e-6
+    assert np.abs(EagerOps(pair[1]).act(x, kind) - theirs).max() < 1e-6
 
 
 class Doubles:
@@ -110,14 +116,14 @@ def test_truncated_cache_forgets(pair) -> None:
 
     A sum of n products is off by at most n u of their absolute sum, whatever the order (Higham, Accuracy and Stability
     of Numerical Algorithms, 3.1). The longest way to a logit sums some thousand: 6e-5 with float32's u of 2^-24, and
-    below 1e-12 with float64's. What is left is an activation that `swiglu` rounds to float32 the other
+    below 1e-12 with float64's. What is left is an activation that `act` rounds to float32 the other
     way, 2^-24 of it.
     """
     spec, weights = pair[0], Doubles(pair[1])
     ids = np.arange(12, dtype=np.int64)
-    embeds = embed_tokens(EagerOps(weights), ids)
-    cache = KVCache(spec.decoder)
-    wanted = decoder(EagerOps(weights, cache), embeds, spec.decoder)
-    cache.truncate(5)
-    again = decoder(EagerOps(weights, cache), embeds[5:], spec.decoder)
-    assert cache.length() == 12 and np.abs(again - wanted).max() < 1e-6
+    embeds = embed_tokens(EagerOps(weights), ids, spec.decoder)
+    held = States()
+    wanted = play(weights, spec.decoder, held, embeds, 0)
+    held.cut(5)
+    again = play(weights, spec.decoder, held, embeds[5:], 5)
+    assert {x.shape[-2] for x in held.growing.values()} == {12} and np.abs(again - wanted).max() < 1e-6

@@ -20,17 +20,17 @@ from edgevlm.checkpoint.families import read_model
 from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
 from edgevlm.commands.verify import _expected
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.calibrate.batch import Batch, encode_tiles
+from edgevlm.export.calibrate.batch import Batch
 from edgevlm.export.calibrate.data import Example, default_source, read_source
 from edgevlm.export.calibrate.make import make_batch
 from edgevlm.export.calibrate.plan import CalibrationOptions, Judge, Mixed, split
-from edgevlm.export.calibrate.play import answer_states, divergence
+from edgevlm.export.calibrate.play import answer_states, divergence, encode_batch
 from edgevlm.export.calibrate.solve import METHODS, calibrate
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.models.llama import head_name
+from edgevlm.models.spec import head_name
 from edgevlm.runtimes.mil.weights import CoreMLWeights
 from edgevlm.verify.reference import Reference
 from edgevlm.verify.weights import check_gguf, check_weights, difference, gguf_weights
@@ -88,25 +88,26 @@ def batch(tiny: Model) -> Batch:
 def test_many_prompts_at_once_compute_what_each_computes_alone(tiny: Model, batch: Batch) -> None:
     """Shared prefixes, tiled pictures and answers, against the reference prompt by prompt."""
     reference = Reference(tiny.spec, tiny.weights)
-    features = encode_tiles(tiny.spec, tiny.weights, batch.tiles)
-    assert np.abs(features - reference.features(batch.tiles)).max() < 1e-5
+    tiles = batch.feeds["pixels"]
+    features = encode_batch(tiny.spec, tiny.weights, batch)
+    assert np.abs(features.reshape(len(tiles), -1, features.shape[-1]) - reference.features(tiles)).max() < 1e-5
     states = answer_states(tiny.spec, tiny.weights, batch, features)
     ours = states @ tiny.weights.read(f"{head_name(tiny.spec.decoder)}.weight").T
-    row = tile = place = 0
+    row = seen = place = 0
     for group in batch.groups:
         prefix = batch.ids[row : row + group.prefix]
-        count = int((prefix == batch.image_token_id).sum()) // tiny.spec.image_tokens
+        count = int((prefix == batch.image_token_id).sum())
         start = row + group.prefix
         for length in group.branches:
             ids = np.concatenate([prefix, batch.ids[start : start + length]])
             inside = (batch.predicting >= start) & (batch.predicting < start + length)
             rows = batch.predicting[inside] - start + group.prefix
-            embeds = reference.merge(ids, features[tile : tile + count], batch.image_token_id)
+            embeds = reference.merge(ids, features[seen : seen + count], batch.image_token_id)
             theirs = reference.logits(embeds[: rows[0] + 1], embeds[rows[0] + 1 :])
             assert np.abs(ours[place : place + len(rows)] - theirs).max() < 1e-4
             start, place = start + length, place + len(rows)
-        row, tile = start, tile + count
-    assert (row, tile, place) == (len(batch.ids), len(batch.tiles), len(batch.answers))
+        row, seen = start, seen + count
+    assert (row, seen, place) == (len(batch.ids), len(features), len(batch.answers))
     assert any((batch.ids == batch.image_token_id).sum() > 16 for _ in batch.groups)
 
 
@@ -124,7 +125,7 @@ def test_missing_answers_are_the_models_own(tiny: Model) -> None:
     made = tiny.batch(asked)
     reference = Reference(tiny.spec, tiny.weights)
     prompt = made.ids[: made.predicting[0] + 1]
-    embeds = reference.merge(prompt, reference.features(made.tiles), made.image_token_id)
+    embeds = reference.merge(prompt, reference.features(made.feeds["pixels"]), made.image_token_id)
     for number, token in enumerate(made.answers):
         so_far = reference.embed(made.answers[:number])
         assert int(reference.logits(embeds, so_far)[-1].argmax()) == token
@@ -151,7 +152,7 @@ def test_folding_leaves_the_float_model_as_it_is(builder: Any, tmp_path: Path, f
     assert ("decoder.head.weight" in found.fold.columns) == (family == "idefics3")
     states = []
     for weights in (model.weights, found.original):
-        features = encode_tiles(model.spec, weights, batch.tiles)
+        features = encode_batch(model.spec, weights, batch)
         states.append(
             answer_states(model.spec, weights, batch, features)
             @ weights.read(f"{head_name(model.spec.decoder)}.weight").T
@@ -164,7 +165,7 @@ def test_a_fold_that_is_forgotten_shows(tiny: Model, batch: Batch, tmp_path: Pat
     recipe = fit(make_recipe("int4", "size"), tiny.weights)
     found = calibrate(tiny.spec, tiny.weights, recipe, batch, "awq", tmp_path)
     del found.fold.rows["decoder.layers.1.norm2.weight"]
-    features = encode_tiles(tiny.spec, tiny.weights, batch.tiles)
+    features = encode_batch(tiny.spec, tiny.weights, batch)
     states = [answer_states(tiny.spec, w, batch, features) for w in (tiny.weights, found.original)]
     assert np.abs(states[0] - states[1]).max() > 0.05
 

@@ -81,6 +81,9 @@ def test_chosen_layers_reach_the_form() -> None:
         def shape(self, name: str) -> tuple[int, int]:
             return 64, 64
 
+        def is_linear(self, name: str) -> bool:
+            return True
+
     recipe = with_choices(
         make_recipe("int4", "size"),
         [Choice("decoder", "int4", 0, 0.0, ("decoder.layers.1",))],

@@ -1,11 +1,16 @@
 """Presets, overrides, and the fallback for widths that no block divides."""
 
+from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
 import pytest
 
+from edgevlm.checkpoint.checkpoint import open_checkpoint
+from edgevlm.checkpoint.families import read_model
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.quantize.recipe import Form, fit, is_linear, make_recipe
+from edgevlm.export.quantize.model import QuantizedModel
+from edgevlm.export.quantize.recipe import Form, fit, make_recipe
 
 
 def test_presets_choose_forms_by_component() -> None:
@@ -41,19 +46,34 @@ def test_refusals(args: tuple, sentence: str) -> None:
         make_recipe(*args)
 
 
-def test_only_matrices_are_quantized() -> None:
-    assert is_linear("vision.layers.0.fc1.weight") and is_linear("decoder.embed.weight")
-    assert is_linear("projector.linear.weight")
+def test_only_matrices_are_quantized(tiny_checkpoint: Path) -> None:
+    _, weights = read_model(open_checkpoint(str(tiny_checkpoint)))
+    model = QuantizedModel(weights, make_recipe("int4", "size"))
+    assert weights.is_linear("vision.layers.0.fc1.weight") and weights.is_linear("decoder.embed.weight")
+    assert weights.is_linear("projector.linear.weight")
     for name in (
         "vision.patch_embedding.weight",
         "vision.position_embedding",
-        "vision.layers.3.norm1.weight",
+        "vision.layers.1.norm1.weight",
         "vision.post_norm.weight",
         "decoder.norm.weight",
         "vision.layers.0.fc1.bias",
     ):
-        assert not is_linear(name)
-        assert make_recipe("int4").form(name) == Form("fp32")
+        assert not weights.is_linear(name)
+    for name in weights.names():
+        assert model.quantized(name).kind == ("int4" if weights.is_linear(name) else "fp32")
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_roles_are_what_the_names_say(builder: ModuleType, tmp_path: Path, tie: bool) -> None:
+    """Roles come from the operations that read a weight; SmolVLM's names happen to say the same."""
+    folder = builder.build_tiny(tmp_path / "m", tie=tie, attention_bias=True)
+    _, weights = read_model(open_checkpoint(str(folder)))
+    others = ("norm", "post_norm", "patch_embedding", "position_embedding")
+    for name in weights.names():
+        *_, parent, last = name.split(".")
+        assert weights.is_linear(name) == (last == "weight" and not parent.startswith(others)), name
+        assert not weights.is_linear(name) or len(weights.shape(name)) == 2
 
 
 def test_widths_outside_blocks_become_fp16() -> None:
@@ -65,6 +85,9 @@ def test_widths_outside_blocks_become_fp16() -> None:
 
         def shape(self, name: str) -> tuple[int, ...]:
             return self.shapes[name]
+
+        def is_linear(self, name: str) -> bool:
+            return True
 
     recipe = fit(make_recipe("int4", "size"), Shapes())
     assert recipe.fp16 == ("vision.layers.0.fc2.weight",)
