@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+
 from edgevlm.inputs.layout import Layout
+from edgevlm.models.model import ModelSpec
 from edgevlm.types import F32, I64
 
-__all__ = ["F32", "I64", "Runtime"]
+__all__ = ["F32", "I64", "Runtime", "no_features"]
 
 
 class Runtime(Protocol):
@@ -43,3 +46,9 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Free the engine. Calling it twice is harmless."""
+
+
+def no_features(spec: ModelSpec, pixels: F32) -> F32:
+    """What `encode` gives for no tiles: (0, n, D)."""
+    rows, cols = spec.token_grid(*pixels.shape[2:])
+    return np.empty((0, rows * cols, spec.decoder.hidden_size), np.float32)

@@ -13,7 +13,7 @@ from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec, image_features
 from edgevlm.models.ops import Weights
 from edgevlm.models.states import States
-from edgevlm.runtimes.base import F32, I64
+from edgevlm.runtimes.base import F32, I64, no_features
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -65,6 +65,8 @@ class EagerRuntime:
         self._states, self._layout, self._position = States(), Layout(0), 0
 
     def encode(self, pixels: F32) -> F32:
+        if not len(pixels):
+            return no_features(self._spec, pixels)
         # View by view, so that the largest activation is one view's.
         return np.concatenate([encode_view(self._spec, self._weights, view) for view in pixels])
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout
+from edgevlm.runtimes.base import no_features
 from edgevlm.runtimes.ort.products import signed_saturates
 from edgevlm.runtimes.ort.session import find_providers, import_onnxruntime, open_session
 from edgevlm.runtimes.ort.states import (
@@ -87,6 +88,8 @@ class OrtRuntime:
         self.device = f"CPU ({count})" if device == "cpu" else f"{providers[0][0]}, CPU for what it lacks"
 
     def encode(self, pixels: F32) -> F32:
+        if not len(pixels):
+            return no_features(self._spec, pixels)
         # One view per call: peak memory is one view's, and where activations are quantized per call their
         # range is one view's too, so a view's features do not depend on the views that it arrives with.
         return np.concatenate(
