@@ -14,8 +14,7 @@ from edgevlm.bundle.files import check_free, list_files, write_json, write_manif
 from edgevlm.bundle.manifest import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
 from edgevlm.bundle.qtensor import PALETTES, QTensor
 from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, Weights, open_checkpoint
-from edgevlm.checkpoint.families import read_model
-from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
+from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
 from edgevlm.export.calibrate.record import recorded
@@ -147,7 +146,7 @@ def _calibrate(
     tell: Progress,
 ) -> Calibration:
     prompter = Prompter(read_prompt_spec(checkpoint.folder, spec), checkpoint.folder / "tokenizer.json")
-    image_spec = read_image_spec(checkpoint.folder, spec.vision)
+    image_spec = read_image_spec(checkpoint.folder, spec)
     shared = sum(path.stat().st_size for name in UPSTREAM if (path := checkpoint.folder / name).is_file())
     return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, tell)
 
@@ -162,7 +161,7 @@ def _write(
     calibration: dict[str, Any] | None,
 ) -> Bundle:
     weights, recipe = expected.weights, expected.recipe
-    image_spec = read_image_spec(checkpoint.folder, spec.vision)
+    image_spec = read_image_spec(checkpoint.folder, spec)
     prompt_spec = read_prompt_spec(checkpoint.folder, spec)
     for name in UPSTREAM:
         if (checkpoint.folder / name).is_file():
@@ -198,9 +197,11 @@ def _write(
                 place, spec, weights, recipe, image_spec, prompt_spec, folder / "tokenizer.json", quantized
             )
         else:
-            from edgevlm.export.coreml_ import write_coreml
+            from edgevlm.export.coreml_ import CoreMLOptions, write_coreml
 
-            targets[target] = write_coreml(place, spec, weights, recipe, quantized, options.coreml_profile)
+            targets[target] = write_coreml(
+                place, spec, weights, recipe, quantized, CoreMLOptions(options.coreml_profile)
+            )
         tell(f"{target}: quantize and write", total, total)
     if tensors:
         write_json(folder / "weights.json", {"tensors": tensors})

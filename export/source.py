@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
+from edgevlm.checkpoint.families import read_image_spec, read_prompt_spec
 from edgevlm.models.model import ModelSpec
 from edgevlm.verify.inputs import Source
 
 
 def read_source(folder: Path, spec: ModelSpec) -> Source:
     """The image rules, prompt rules and tokenizer of the checkpoint in `folder`."""
-    return Source(read_image_spec(folder, spec.vision), read_prompt_spec(folder, spec), folder / "tokenizer.json")
+    return Source(read_image_spec(folder, spec), read_prompt_spec(folder, spec), folder / "tokenizer.json")

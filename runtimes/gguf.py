@@ -1,4 +1,4 @@
-"""Read the GGUF files that we write: header, tensors, and which canonical weight is which tensor.
+"""Read the GGUF files that we write: header, tensors, and the weights in them by canonical name.
 
 Written for files from strangers: every length is checked against the file before it is used, and nothing is executed.
 (llama.cpp's own gguf-py takes seconds for the vocabulary of SmolVLM; this skips over what nobody asks for.)
@@ -10,17 +10,18 @@ import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Decoder
-from edgevlm.types import I64
+from edgevlm.runtimes.llama.names import PROJECTORS, TEXT, Table
+from edgevlm.types import F32
 
-F32 = npt.NDArray[np.float32]
+if TYPE_CHECKING:
+    from edgevlm.bundle.manifest import Bundle
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -122,7 +123,7 @@ class GgufFile:
         """A whole tensor, dequantized."""
         return self.rows(name, slice(None))
 
-    def rows(self, name: str, which: slice | I64) -> F32:
+    def rows(self, name: str, which: slice | npt.NDArray[np.int64]) -> F32:
         """Rows along the first dimension, dequantized: each value exactly float32(scale) * code."""
         tensor = self.tensors[name]
         raw = np.frombuffer(self._data, np.uint8, tensor.nbytes, tensor.start)
@@ -140,85 +141,69 @@ class GgufFile:
         return (codes.astype(np.float32) * scale).reshape(len(blocks), -1)
 
 
-_DECODER = {
-    "norm1": "attn_norm",
-    "q": "attn_q",
-    "k": "attn_k",
-    "v": "attn_v",
-    "o": "attn_output",
-    "norm2": "ffn_norm",
-    "gate": "ffn_gate",
-    "up": "ffn_up",
-    "down": "ffn_down",
-}
-_VISION = {
-    "norm1": "ln1",
-    "q": "attn_q",
-    "k": "attn_k",
-    "v": "attn_v",
-    "o": "attn_out",
-    "norm2": "ln2",
-    "fc1": "ffn_up",
-    "fc2": "ffn_down",
-}
-_ALONE = {
-    "decoder.embed": "token_embd",
-    "decoder.norm": "output_norm",
-    "decoder.head": "output",
-    "vision.patch_embedding": "v.patch_embd",
-    "vision.post_norm": "v.post_ln",
-    "projector.linear": "mm.model.fc",
-}
-ROPE_FACTORS = "decoder.rope_factors"  # computed from the spec, no weight of the model
-_TABLES = {"vision.position_embedding": "v.position_embd.weight", ROPE_FACTORS: "rope_freqs.weight"}
-
-
-def gguf_name(weight: str) -> str:
-    """The tensor that holds a canonical weight, in llama.cpp's `llama` and `idefics3` naming."""
-    if weight in _TABLES:
-        return _TABLES[weight]
-    stem, _, what = weight.rpartition(".")
-    if stem in _ALONE:
-        return f"{_ALONE[stem]}.{what}"
-    component, _, layer, part = stem.split(".")
-    return f"blk.{layer}.{_DECODER[part]}.{what}" if component == "decoder" else f"v.blk.{layer}.{_VISION[part]}.{what}"
-
-
-def rope_order(weight: str, spec: Decoder) -> npt.NDArray[np.intp] | None:
-    """Row i of the file is row `order[i]` of the weight; None where rows keep their order.
-
-    llama.cpp rotates neighbouring pairs of rows where the checkpoint rotates split halves, so the q and k rows of
-    each head are interleaved (`LlamaModel.permute` of llama.cpp's converter).
-    """
-    part = weight.split(".")
-    heads = {"q": spec.num_heads, "k": spec.num_kv_heads}.get(part[3]) if len(part) == 5 else None
-    if part[0] != "decoder" or not heads:
-        return None
-    return np.arange(heads * spec.head_dim).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
+def gguf_files(bundle: Bundle) -> tuple[Path, Path | None]:
+    """model.gguf and mmproj.gguf of a bundle; None where llama.cpp has no form of the vision tower."""
+    target = bundle.manifest.targets.get("gguf")
+    if target is None:
+        raise EdgeVLMError(
+            f"The bundle '{bundle.folder}' holds no GGUF files: export it again with them, "
+            f"`edgevlm export MODEL --target gguf -o {bundle.folder} --force`."
+        )
+    try:
+        return bundle.path(target["model"]), bundle.path(target["mmproj"]) if target["mmproj"] else None
+    except (KeyError, TypeError):
+        raise EdgeVLMError(
+            f"The manifest of '{bundle.folder}' does not describe its GGUF files: export the bundle again."
+        ) from None
 
 
 class GgufWeights:
     """`Weights` over a pair of files: canonical names, rows in the checkpoint's order, float32."""
 
-    def __init__(self, model: Path, mmproj: Path, spec: ModelSpec) -> None:
-        self._files = (GgufFile(model), GgufFile(mmproj))
+    def __init__(self, model: Path, mmproj: Path | None, spec: ModelSpec) -> None:
         self._spec = spec
+        text = GgufFile(model)
+        self._text = text, _table(text, "general.architecture", TEXT)
+        pictures = GgufFile(mmproj) if mmproj else None
+        self._pictures = (pictures, _table(pictures, "clip.projector_type", PROJECTORS)) if pictures else None
 
-    def _file(self, name: str) -> GgufFile:
-        return self._files[0 if name.startswith("decoder.") else 1]
+    def _find(self, name: str) -> tuple[GgufFile, Table, str]:
+        """The file, its table and the tensor's name there; KeyError where there is none."""
+        pair = self._text if name.startswith("decoder.") else self._pictures
+        if pair is None:
+            raise KeyError(name)
+        file, table = pair
+        found = table.name(name)
+        if found not in file.tensors:
+            raise KeyError(name)
+        return file, table, found
+
+    def should_hold(self, name: str) -> bool:
+        """Whether a weight of the model belongs in these files: a tower's does not where there is no mmproj."""
+        return name.startswith("decoder.") or self._pictures is not None
 
     def __contains__(self, name: object) -> bool:
         try:
-            return isinstance(name, str) and gguf_name(name) in self._file(name).tensors
-        except (KeyError, ValueError):
+            return isinstance(name, str) and bool(self._find(name))
+        except KeyError:
             return False
 
     def read(self, name: str) -> F32:
         """One tensor as a new float32 array."""
-        values = self._file(name).read(gguf_name(name))
-        order = rope_order(name, self._spec.decoder)
+        file, table, found = self._find(name)
+        values = file.read(found)
+        if table.square_patches and name == "vision.patch_embedding.weight":
+            values = values.reshape(len(values), -1)
+        order = table.order(name, self._spec)
         if order is None:
             return values
         original = np.empty_like(values)
         original[order] = values
         return original
+
+
+def _table(file: GgufFile, key: str, tables: dict[str, Table]) -> Table:
+    kind = file.keys.get(key)
+    if not isinstance(kind, str) or kind not in tables:
+        raise EdgeVLMError(f"'{file.path}' has the {key} {kind!r}, which edgevlm does not write: export it again.")
+    return tables[kind]

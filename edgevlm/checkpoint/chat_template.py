@@ -1,47 +1,48 @@
-"""A checkpoint's chat template -> the literal pieces of a PromptSpec: a device needs no template engine."""
+"""A checkpoint's chat template -> literal text: a device needs no template engine.
+
+The template is played with marked messages and taken apart at the marks. Where the text between two marks can be cut in
+several ways, each is tried, and the one that reproduces the template on other conversations is taken.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import Control, Plain, render
-from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, PromptSpec, RoleText
+from edgevlm.inputs.spec import Chat, RoleText
 from edgevlm.io.json import JsonFile, read_json_file
 
-IMAGE, END = "<image>", "<end_of_utterance>"
+Message = Mapping[str, Any]
+Render = Callable[[Sequence[Message], bool], str]
 
-# The template that every SmolVLM and Idefics3 ships, after its prefix.
-FAMILY_TEMPLATE = (
-    "{% for message in messages %}{{message['role'] | capitalize}}"
-    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
-    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
-    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-_ROLES = ("user", "assistant", "system")
-
-Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
+MARK = "MARKED"
+TEXT, IMAGE = {"type": "text", "text": MARK}, {"type": "image"}
 
 
-def read_chat_format(
-    folder: Path, processor: JsonFile, tokenizer_config: JsonFile, names: Mapping[str, Any]
-) -> tuple[str, dict[str, RoleText], str]:
-    """Prefix, text around each role's messages, and what asks for an answer."""
-    path, template = _chat_template(folder, processor, tokenizer_config)
-    plain = template.replace("['role'].capitalize()", "['role'] | capitalize")
-    plain = plain.replace("{% elif line['type'] == 'video' %}{{ '<video>' }}", "")
-    prefix = plain.removesuffix(FAMILY_TEMPLATE)
-    if prefix != plain and "{" not in prefix:
-        close = f"{END}\n"
-        roles = {r: RoleText(f"{r.capitalize()}: ", f"{r.capitalize()}:", close) for r in _ROLES}
-        return prefix, roles, "Assistant:"
-    return _infer(path, _jinja(path, template, names))
+@dataclass(frozen=True)
+class ChatFormat:
+    """A template's text around messages, and around an image token."""
+
+    chat: Chat
+    image_open: str = ""
+    image_close: str = ""
 
 
-def _chat_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFile) -> tuple[Path, str]:
+def read_chat_template(
+    folder: Path, processor: JsonFile, tokenizer_config: JsonFile, names: Mapping[str, Any], image_token: str
+) -> ChatFormat:
+    """The format of the chat template of the checkpoint in `folder`; names: its special tokens, by key."""
+    path, template = find_template(folder, processor, tokenizer_config)
+    return take_apart(path, _jinja(path, template, names, image_token), image_token)
+
+
+def find_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFile) -> tuple[Path, str]:
+    """The file that holds the template, and the template."""
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         try:
@@ -64,101 +65,187 @@ def _chat_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFile
     )
 
 
-def _jinja(path: Path, template: str, names: Mapping[str, Any]) -> Render:
+def _jinja(path: Path, template: str, names: Mapping[str, Any], image_token: str) -> Render:
     """Render as transformers does: sandboxed, blocks trimmed, special tokens at hand."""
     try:
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as e:
         raise EdgeVLMError(
-            f"'{path}' is not the chat template of SmolVLM or Idefics3, and examining it needs jinja2: "
-            "install it (pip install jinja2) and export again."
+            f"'{path}' is a chat template that needs jinja2 to be read: install it (pip install jinja2) and export "
+            "again."
         ) from e
     tokens = {k: token_text(names, k) for k in ("bos_token", "eos_token", "pad_token", "unk_token")}
 
     def refuse(message: str) -> str:
         raise TemplateError(message)
 
+    # transformers' own tag around what an assistant said, which is for training.
+    template = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", template)
+    template = re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", template)
     try:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
         environment.globals["raise_exception"] = refuse
         compiled = environment.from_string(template)
     except Exception as e:
         raise EdgeVLMError(f"'{path}' is not a chat template ({e}): take the original file.") from e
 
-    def run(messages: Sequence[Mapping[str, Any]], generation: bool) -> str:
+    def run(messages: Sequence[Message], generation: bool) -> str:
         try:
             return compiled.render(messages=messages, add_generation_prompt=generation, **tokens)
         except Exception as e:  # a template may fail in any way
             raise EdgeVLMError(
-                f"'{path}' cannot format a conversation ({e}): use the chat template of SmolVLM or Idefics3."
+                f"'{path}' cannot format a conversation ({e}): use the chat template of the original model."
             ) from e
 
-    return run
+    def flat(messages: Sequence[Message], generation: bool) -> str:
+        """For a template of the decoder alone, whose messages are plain text."""
+        return run([{**m, "content": "".join(i.get("text", image_token) for i in m["content"])} for m in messages],
+                   generation)  # fmt: skip
+
+    try:
+        return flat if "'type'" in run([_say("user", MARK)], True) else run
+    except EdgeVLMError:
+        flat([_say("user", MARK)], True)
+        return flat
 
 
-def _infer(path: Path, run: Render) -> tuple[str, dict[str, RoleText], str]:
-    """Take an unknown template apart with marked messages; prove on others that the parts reproduce it."""
-    unsupported = EdgeVLMError(
-        f"'{path}' is a chat template that does not put fixed text around each message: "
-        "use the chat template of SmolVLM or Idefics3."
-    )
-    mark = "MARKED"
-    text, image = {"type": "text", "text": mark}, {"type": "image"}
-
-    def parts(role: str) -> tuple[str, RoleText]:
-        message = {"role": role, "content": [text]}
-        head, middle, close = _split(run([message, message], False), mark, 3, unsupported)
-        if not middle.startswith(close):
-            raise unsupported
-        open_text = middle.removeprefix(close)
-        with_image, _ = _split(run([{"role": role, "content": [image, text]}], False), mark, 2, unsupported)
-        prefix = head.removesuffix(open_text)
-        open_image = with_image.removeprefix(prefix).removesuffix(IMAGE)
-        return prefix, RoleText(open_text, open_image, close)
-
-    found = {role: parts(role) for role in _ROLES}
-    prefix = found["user"][0]
-    roles = {role: around for role, (_, around) in found.items()}
-    question = [{"role": "user", "content": [text]}]
-    generation = run(question, True).removeprefix(run(question, False))
-    spec = PromptSpec(PROMPT_SPEC_VERSION, prefix, roles, generation, IMAGE, 0, 1, "", "", "", "", "", (0,))
-    for probe in _probes():
-        for wanted in (True, False):
-            images = sum(item["type"] == "image" for message in probe for item in message["content"])
-            pieces = render(spec, probe, images, add_generation_prompt=wanted)
-            ours = "".join(p.text if isinstance(p, Control | Plain) else IMAGE for p in pieces)
-            if ours != run(probe, wanted):
-                raise unsupported
-    return prefix, roles, generation
+def take_apart(path: Path, run: Render, image_token: str) -> ChatFormat:
+    """The literal text of a template; proved on other conversations."""
+    best: ChatFormat | None = None
+    for found in _candidates(run, image_token):
+        if _reproduces(found, run, image_token, generation=True):
+            if _reproduces(found, run, image_token, generation=False):
+                return found
+            best = best or found  # some templates leave the last message open where no answer is asked for
+    if best is None:
+        raise EdgeVLMError(
+            f"'{path}' is a chat template that does not put fixed text around each message: use the chat template of "
+            "the original model."
+        )
+    return best
 
 
-def _split(text: str, mark: str, count: int, error: EdgeVLMError) -> list[str]:
+def _candidates(run: Render, image: str) -> Iterator[ChatFormat]:
+    """Every way to cut the text between marks; u, a, s: user, assistant, system."""
+    u, a, s = (_say(role, MARK) for role in ("user", "assistant", "system"))
+    (head, u_a, a_u, end), (_, _, a_end) = _cut(run([u, a, u], True), 4), _cut(run([u, a], True), 3)
+    _, between, _ = _cut(run([_say("user", MARK, MARK)], True), 3)
+    trim = f"  {MARK}  " not in run([_say("user", f"  {MARK}  ")], True)
+    with_image = run([_say("user", IMAGE, MARK)], True)
+    images = _cut(run([_say("user", IMAGE, IMAGE, MARK)], True), 3, image)
+    after = run([_say("user", MARK, IMAGE)], True)
+    before_image, image_close = with_image.split(image)[0], with_image.split(image)[-1].split(MARK)[0]
+    image_open = images[1].removeprefix(image_close)
+    images_first = after.find(image) < after.find(MARK)
+    open_tail = _cut(run([u], False), 2)[1]
+    for text_close in dict.fromkeys(("", between)):
+        parts = [part.removeprefix(text_close) for part in (u_a, a_u, end, a_end, open_tail)]
+        shared = _shared(parts[0], parts[2])
+        closes = [parts[4], *(shared[:n] for n in range(len(shared), -1, -1))]
+        for close in dict.fromkeys(c for c in closes if shared.startswith(c)):
+            generation = parts[2][len(close) :]
+            if not parts[3].endswith(generation):
+                continue
+            assistant_close = parts[3].removesuffix(generation)
+            opening = parts[1].removeprefix(assistant_close)
+            if not (parts[1].startswith(assistant_close) and head.endswith(opening)):
+                continue
+            base = head.removesuffix(opening)  # what comes before the first message
+            image_opening = before_image.removeprefix(base).removesuffix(image_open)
+            chat = Chat(
+                prefix=base,
+                roles={
+                    "user": RoleText(opening, image_opening, close),
+                    "assistant": RoleText(parts[0][len(close) :], parts[0][len(close) :], assistant_close),
+                },
+                generation=generation,
+                images_first=images_first,
+                text_close=text_close,
+                text_join=between.removeprefix(text_close),
+                trim=trim,
+            )
+            yield ChatFormat(
+                _with_images(_with_system(chat, run, s, u), run, image, image_open), image_open, image_close
+            )
+
+
+def _with_system(chat: Chat, run: Render, s: Message, u: Message) -> Chat:
+    """What the template does with a system message, and without one."""
+    try:
+        head, s_u, _ = _cut(run([s, u], True), 3)
+    except EdgeVLMError:
+        return chat
+    user, s_u = chat.roles["user"], s_u.removeprefix(chat.text_close)
+    if not s_u.endswith(user.open_text):
+        roles = {**chat.roles, "system": RoleText("", "", s_u)}
+        return replace(chat, roles=roles, system="in_first_user")
+    try:  # where a later system message begins
+        later = _cut(run([u, s, u], True), 4)[1].removeprefix(chat.text_close + user.close)
+    except EdgeVLMError:
+        later = head.removeprefix(_shared(head, chat.prefix))
+    prefix = head.removesuffix(later)
+    roles = {**chat.roles, "system": RoleText(later, later, s_u.removesuffix(user.open_text))}
+    return replace(chat, prefix=prefix, default_system=chat.prefix.removeprefix(prefix), roles=roles)
+
+
+def _with_images(chat: Chat, run: Render, image: str, image_open: str) -> Chat:
+    """How a message that starts with an image begins, where that is not the user's: some write "User:" there."""
+    roles, user = dict(chat.roles), chat.roles["user"]
+    others = {"assistant"} if chat.system == "in_first_user" else set(roles) - {"user"}
+    for role in sorted(others):
+        try:
+            parts = run([_say("user", MARK), _say(role, IMAGE, MARK), _say("user", MARK)], True).split(MARK)
+        except EdgeVLMError:
+            continue
+        opening = parts[1].removeprefix(chat.text_close + user.close).partition(f"{image_open}{image}")
+        if opening[1]:
+            roles[role] = replace(roles[role], open_image=opening[0])
+    return replace(chat, roles=roles)
+
+
+def _reproduces(found: ChatFormat, run: Render, image: str, *, generation: bool) -> bool:
+    for probe in probes():
+        if "system" not in found.chat.roles and probe[0]["role"] == "system":
+            continue
+        images = sum(item["type"] == "image" for message in probe for item in message["content"])
+        pieces = render(found.chat, probe, images, add_generation_prompt=generation)
+        picture = f"{found.image_open}{image}{found.image_close}"
+        ours = "".join(p.text if isinstance(p, Control | Plain) else picture for p in pieces)
+        if ours != run(probe, generation):
+            return False
+    return True
+
+
+def _cut(text: str, count: int, mark: str = MARK) -> list[str]:
     parts = text.split(mark)
     if len(parts) != count:
-        raise error
+        raise EdgeVLMError("The chat template repeats or drops a message: use the one of the original model.")
     return parts
 
 
-def _probes() -> list[list[dict[str, Any]]]:
-    image = {"type": "image"}
+def _shared(one: str, other: str) -> str:
+    """What both begin with."""
+    return next((one[:n] for n, (x, y) in enumerate(zip(one, other, strict=False)) if x != y), min(one, other, key=len))
 
-    def say(role: str, *items: Any) -> dict[str, Any]:
-        return {
-            "role": role,
-            "content": [i if isinstance(i, dict) else {"type": "text", "text": i} for i in items],
-        }
 
+def _say(role: str, *items: Any) -> dict[str, Any]:
+    return {"role": role, "content": [i if isinstance(i, dict) else {"type": "text", "text": i} for i in items]}
+
+
+def probes() -> list[list[dict[str, Any]]]:
+    """Conversations that a template and its literal text must write alike."""
     return [
-        [say("user", image, "What is it?")],
-        [say("user", "  two\n\nlines\t ", image, image, "{{ x }} <b> & more\n")],
-        [
-            say("system", "Be brief."),
-            say("user", image, "a"),
-            say("assistant", " b "),
-            say("user", "c", image),
-        ],
-        [say("user", "1"), say("assistant", "2"), say("user", "3"), say("assistant", "4")],
+        [_say("user", IMAGE, "What is it?")],
+        [_say("user", "What is it?", IMAGE)],
+        [_say("user", IMAGE)],
+        [_say("user", "  two\n\nlines\t ", IMAGE, IMAGE, "{{ x }} <b> & more\n")],
+        [_say("user", " a ", " b ", IMAGE, " c ")],
+        [_say("system", "Be brief."), _say("user", IMAGE, "a"), _say("assistant", " b "), _say("user", "c", IMAGE)],
+        [_say("user", "1"), _say("assistant", "2"), _say("user", "3"), _say("assistant", "4")],
+        [_say("user", "1"), _say("assistant", IMAGE, "2"), _say("user", "3")],
     ]
 
 

@@ -128,17 +128,14 @@ def _lint(bundle: Bundle, rules: str) -> None:
 
 
 def _overflow(bundle: Bundle) -> None:
-    from dataclasses import replace
-
     from edgevlm.inputs.decode import open_image
-    from edgevlm.inputs.preprocess import preprocess
+    from edgevlm.inputs.preprocess import prepare
     from edgevlm.inputs.prompt import Prompter
     from edgevlm.runtimes.mil.overflow import overflow_report
     from edgevlm.verify.gate import PICTURES, QUESTION, picture_folder
 
-    single = replace(bundle.image_spec, split=False)
-    tiles = [preprocess(open_image(picture_folder() / name), single).pixels for name in PICTURES]
-    ids = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json")).encode(QUESTION)
+    tiles = [prepare(open_image(picture_folder() / name), bundle.image_spec, max_tiles=1).pixels for name in PICTURES]
+    ids, _ = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json")).encode(QUESTION)
     report = overflow_report(bundle, tiles, ids)
     for row in report.problems:
         note(f"  {row}")

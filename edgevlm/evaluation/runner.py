@@ -22,10 +22,11 @@ from edgevlm.evaluation.suites import fingerprint
 from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.inputs.decode import decode_image
 from edgevlm.inputs.layout import Layout
-from edgevlm.inputs.preprocess import F32, tile_key
-from edgevlm.inputs.prompt import Prompter, load_tokenizer
+from edgevlm.inputs.preprocess import tile_key
+from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.tokenizer import load_tokenizer
 from edgevlm.runtimes.base import Runtime
-from edgevlm.types import I64, Progress
+from edgevlm.types import F32, I64, Progress
 
 FORMAT = 1
 _KEPT_TILES = 64  # features of this many tiles wait for a later question about the same picture
@@ -217,11 +218,15 @@ class _Asker:
 
 def answer_text(prompter: Prompter, tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
     """The text of an answer as a scorer reads it: with <loc_N> tokens, which are special and silent elsewhere."""
-    pieces = []
+    pieces, plain = [], list[int]()
     for token in ids:
         name = tokenizer.id_to_token(token) or ""
-        pieces.append(name.encode() if _LOC.fullmatch(name) else prompter.token_bytes(token))
-    return b"".join(pieces).decode("utf-8", errors="replace").strip()
+        if _LOC.fullmatch(name):
+            pieces += [prompter.decode(plain), name]
+            plain = []
+        else:
+            plain.append(token)
+    return "".join([*pieces, prompter.decode(plain)]).strip()
 
 
 def _spread(items: list[Item], limit: int | None) -> list[Item]:

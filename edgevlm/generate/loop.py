@@ -15,11 +15,12 @@ from PIL import Image
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.sampling import GenerateOptions, Sampler
 from edgevlm.inputs.decode import Source, decode_image
-from edgevlm.inputs.layout import layout_of
-from edgevlm.inputs.preprocess import F32, U8, plan, preprocess
-from edgevlm.inputs.prompt import Conversation, Grid, Ids, Prompter, StreamDecoder
+from edgevlm.inputs.layout import Layout
+from edgevlm.inputs.preprocess import normalize_all, plan, preprocess
+from edgevlm.inputs.prompt import Conversation, Prompter, Views
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.runtimes.base import Runtime
+from edgevlm.types import F32, U8, Ids
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -31,8 +32,8 @@ __all__ = ["Answer", "AnswerStream", "GenerateOptions", "Pipeline", "Prompt", "T
 class Timings:
     """Seconds of each stage, and what it had to do. The consumer's own time between pieces is not in them."""
 
-    preprocess: float = 0.0  # decode, resize and tile the pictures, build the prompt
-    encode: float = 0.0  # tiles to image features
+    preprocess: float = 0.0  # decode, resize and cut the pictures, build the prompt
+    encode: float = 0.0  # views to image features
     prefill: float = 0.0  # prompt to the logits of the first token
     decode: float = 0.0  # the answer's tokens after the first
     image_tokens: int = 0
@@ -59,9 +60,13 @@ class Prompt:
     """A question made ready: everything that happens before the engine has work."""
 
     ids: Ids  # (S,)
-    pixels: list[F32]  # one (T, 3, H, W) per picture
-    image_tokens: int
+    layout: Layout  # where the views' tokens lie
+    views: list[list[U8]]  # of each picture, (H, W, 3) each
     max_tokens: int  # what the options ask for, cut to what the context length leaves
+
+    @property
+    def image_tokens(self) -> int:
+        return sum(span.tokens for span in self.layout.spans)
 
 
 class AnswerStream:
@@ -139,34 +144,32 @@ class Pipeline:
         *,
         max_tiles: int | None = None,
     ) -> Prompt:
-        """Pictures and question to tiles and token ids, refused if they do not fit the context."""
+        """Pictures and question to views and token ids, refused if they do not fit the context."""
         if isinstance(images, str | bytes):
             raise EdgeVLMError("The pictures are a single path or file: give a list, such as ['photo.jpg'].")
-        spec = self.bundle.manifest.spec
-        limit = spec.decoder.context_length
-        grids: list[Grid] = []
-        pixels: list[F32] = []
+        rule, limit = self.bundle.image_spec, self.bundle.manifest.spec.decoder.context_length
+        placed: list[Views] = []
+        views: list[list[U8]] = []
         image_tokens = 0
         for source in images:
-            picture, size = _open(source, self.bundle.image_spec)
-            steps = plan(*size, self.bundle.image_spec, max_tiles=max_tiles)
-            grids.append(steps.grid)
-            image_tokens += steps.num_tiles * spec.image_tokens
+            picture, size = _open(source, rule)
+            placed.append(rule.view_tokens(plan(*size, rule, max_tiles=max_tiles)))
+            image_tokens += sum(rows * cols for _, rows, cols in placed[-1])
             # Once the pictures alone are too many, only their sizes still matter: a thousand of them must end
             # in the sentence below, not in exhausted memory.
             if image_tokens < limit:
-                pixels.append(preprocess(picture, self.bundle.image_spec, max_tiles=max_tiles).pixels)
-        ids = self.prompter.encode(question, grids)
+                views.append(preprocess(picture, rule, max_tiles=max_tiles))
+        ids, layout = self.prompter.encode(question, placed)
         if len(ids) >= limit:
-            raise EdgeVLMError(_too_long(len(ids), image_tokens, len(grids), max_tokens, limit))
-        return Prompt(ids, pixels, image_tokens, min(max_tokens, limit - len(ids)))
+            raise EdgeVLMError(_too_long(len(ids), image_tokens, len(placed), max_tokens, limit))
+        return Prompt(ids, layout, views, min(max_tokens, limit - len(ids)))
 
     def _run(
         self, prompt: Prompt, options: GenerateOptions, timings: Timings, turn: int
     ) -> Generator[str, None, Answer]:
         runtime = self.runtime
         start = time.perf_counter()
-        features = [runtime.encode(tiles) for tiles in prompt.pixels]
+        features = [runtime.encode(normalize_all(views, self.bundle.image_spec)) for views in prompt.views]
         timings.encode, start = _lap(start)
 
         embeds = runtime.embed(prompt.ids)
@@ -174,16 +177,14 @@ class Pipeline:
             places = np.flatnonzero(prompt.ids == self.prompter.image_token_id)
             width = embeds.shape[-1]
             embeds = np.array(embeds)  # the engine's own array may be read-only
-            embeds[places] = np.concatenate([tiles.reshape(-1, width) for tiles in features])
+            embeds[places] = np.concatenate([views.reshape(-1, width) for views in features])
         runtime.truncate(0)
-        spec = self.bundle.manifest.spec
-        grids = [spec.token_grid(*view.shape[1:]) for views in prompt.pixels for view in views]
-        logits = runtime.prefill(embeds, layout_of(prompt.ids, spec.image_token_id, grids))
+        logits = runtime.prefill(embeds, prompt.layout)
         sampler = Sampler(options, prompt.ids.tolist())
         token = _choose(sampler, logits, runtime)
         timings.prefill, _ = _lap(start)
 
-        text, ids = StreamDecoder(self.prompter), [token]
+        text, ids = self.prompter.stream(), [token]
         pieces: list[str] = []
         stops = () if options.ignore_stop else self.bundle.prompt_spec.stop_ids
         while True:

@@ -1,26 +1,30 @@
-"""Conversation and tile grids -> token ids, and token ids -> text (docs/preprocessing.md, section 7).
+"""Conversation and views -> token ids, and token ids -> text (docs/preprocessing.md, section 7).
 
 Needs `tokenizers` and nothing else: the checkpoint's chat template was turned into a PromptSpec at export.
 """
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.spec import PromptSpec
+from edgevlm.inputs.layout import Layout, Span
+from edgevlm.inputs.spec import Chat, PictureText, PromptSpec, ViewTokens
+from edgevlm.inputs.tokenizer import StreamDecoder, inner_tokenizer, load_tokenizer
 from edgevlm.types import Ids
 
-Grid = tuple[int, int]  # rows, columns; (0, 0): the whole picture only
 Conversation = str | Sequence[Mapping[str, Any]]
+
+
+Views = Sequence[ViewTokens]
 
 
 @dataclass(frozen=True)
@@ -74,25 +78,51 @@ def messages_of(conversation: Conversation, num_images: int) -> list[tuple[str, 
 
 
 def render(
-    spec: PromptSpec, conversation: Conversation, num_images: int, *, add_generation_prompt: bool = True
+    chat: Chat, conversation: Conversation, num_images: int, *, add_generation_prompt: bool = True
 ) -> Iterator[Control | Plain | Picture]:
     """The conversation in the checkpoint's chat format, image places not yet filled."""
-    yield Control(spec.prefix)
-    index = 0
-    for role, content in messages_of(conversation, num_images):
-        if role not in spec.roles:
-            raise EdgeVLMError(f"The role '{role}' is unknown to this model: use {', '.join(sorted(spec.roles))}.")
-        around = spec.roles[role]
-        yield Control(around.open_image if content[0]["type"] == "image" else around.open_text)
-        for item in content:
-            if item["type"] == "image":
-                yield Picture(index)
-                index += 1
-            else:
-                yield Plain(item["text"])
-        yield Control(around.close)
+    messages = messages_of(conversation, num_images)
+    yield Control(chat.prefix)
+    if messages[0][0] != "system":
+        yield Control(chat.default_system)
+    number, system = count(), list[Control | Plain | Picture]()
+    for role, content in messages:
+        if role not in chat.roles:
+            raise EdgeVLMError(f"The role '{role}' is unknown to this model: use {', '.join(sorted(chat.roles))}.")
+        around = chat.roles[role]
+        if chat.images_first:
+            content = sorted(content, key=lambda item: item["type"] != "image")
+        opening = Control(around.open_image if content[0]["type"] == "image" else around.open_text)
+        parts, close = list(_items(chat, content, number)), Control(around.close)
+        if role == "system" and chat.system == "in_first_user":
+            system += [opening, *parts, close]
+            continue
+        yield opening
+        yield from system
+        system.clear()
+        yield from parts
+        yield close
     if add_generation_prompt:
-        yield Control(spec.generation)
+        yield Control(chat.generation)
+
+
+def _items(
+    chat: Chat, content: Sequence[Mapping[str, Any]], number: Iterator[int]
+) -> Iterator[Control | Plain | Picture]:
+    last = len(content) - 1
+    for place, item in enumerate(content):
+        if item["type"] == "image":
+            yield Picture(next(number))
+            continue
+        text = item["text"]
+        if chat.trim and place == 0:
+            text = text.lstrip()
+        if chat.trim and place == last:
+            text = text.rstrip()
+        if place and content[place - 1]["type"] == "text":
+            yield Control(chat.text_join)
+        yield Plain(text)
+        yield Control(chat.text_close)
 
 
 class Prompter:
@@ -100,8 +130,9 @@ class Prompter:
 
     def __init__(self, spec: PromptSpec, tokenizer_json: Path | str) -> None:
         self.spec = spec
-        self._tokenizer = load_tokenizer(Path(tokenizer_json))
-        added = self._tokenizer.get_added_tokens_decoder()
+        self.tokenizer = load_tokenizer(Path(tokenizer_json))
+        self._inner = inner_tokenizer(self.tokenizer)
+        added = self.tokenizer.get_added_tokens_decoder()
         self._special = {token.content: int(id_) for id_, token in added.items() if token.special}
         if self._special.get(spec.image_token) != spec.image_token_id:
             raise EdgeVLMError(
@@ -110,7 +141,6 @@ class Prompter:
             )
         longest_first = sorted(self._special, key=len, reverse=True)
         self._splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        self._silent = frozenset(self._special.values())
 
     @property
     def image_token_id(self) -> int:
@@ -118,102 +148,92 @@ class Prompter:
         return self.spec.image_token_id
 
     def encode(
-        self, conversation: Conversation, grids: Sequence[Grid] = (), *, add_generation_prompt: bool = True
-    ) -> Ids:
-        """Token ids int64 (n,) of a question, or of messages [{"role", "content"}], with a grid per image.
+        self, conversation: Conversation, pictures: Sequence[Views] = (), *, add_generation_prompt: bool = True
+    ) -> tuple[Ids, Layout]:
+        """Token ids int64 (n,) of a question, or of messages [{"role", "content"}], and where its views' tokens lie.
 
+        pictures: of each, its views in order, as `ImageSpec.view_tokens` gives them.
         Equal to Hugging Face's processor and chat template, but for special tokens spelled out in the user's
         text: here they are text, so that a question can neither end its turn nor add an image.
         """
-        ids: list[int] = []
-        pending: list[str] = []  # text up to the next special token is encoded in one piece, whoever wrote it
+        spec, text = self.spec, _Text(self.tokenizer, self._inner)
 
-        def flush() -> None:
-            text = "".join(pending)
-            pending.clear()
-            if text:
-                ids.extend(self._tokenizer.encode(text, add_special_tokens=False).ids)
-
-        def control(text: str) -> None:
-            for number, piece in enumerate(self._splitter.split(text)):
+        def control(written: str) -> None:
+            for number, piece in enumerate(self._splitter.split(written)):
                 if number % 2:
-                    flush()
-                    ids.append(self._special[piece])
+                    text.token(self._special[piece])
                 else:
-                    pending.append(piece)
+                    text.write(piece)
 
-        def picture(opening: str) -> None:
-            control(opening)
-            flush()
-            ids.extend([spec.image_token_id] * spec.image_tokens)
-
-        spec = self.spec
-        for piece in render(spec, conversation, len(grids), add_generation_prompt=add_generation_prompt):
+        chat = render(spec.chat, conversation, len(pictures), add_generation_prompt=add_generation_prompt)
+        spans = []
+        for piece in chat:
             if isinstance(piece, Control):
                 control(piece.text)
             elif isinstance(piece, Plain):
-                pending.append(piece.text)
+                text.write(piece.text)
             else:
-                rows, cols = _grid(grids[piece.index])
-                for row in range(1, rows + 1):
-                    for col in range(1, cols + 1):
-                        picture(spec.tile_open.replace("{row}", str(row)).replace("{col}", str(col)))
-                    control(spec.row_close)
-                picture(spec.global_open if rows else spec.single_open)
-                control(spec.image_close)
-        flush()
-        return np.array(ids, dtype=np.int64)
+                if len(pictures) > 1:
+                    control(spec.picture.number.replace("{index}", str(piece.index)))
+                for part in picture_parts(spec.picture, pictures[piece.index]):
+                    if isinstance(part, str):
+                        control(part)
+                    else:
+                        rows, cols = part
+                        spans.append(Span(text.token(spec.image_token_id, rows * cols) + spec.add_bos, (rows, cols)))
+        ids = [spec.bos_id] * spec.add_bos + text.ids()
+        return np.array(ids, dtype=np.int64), Layout(len(ids), tuple(spans))
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """The text of token ids, special tokens left out; bytes that are not UTF-8 read as U+FFFD."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+        return self.tokenizer.decode([int(i) for i in ids if i >= 0], skip_special_tokens=True)
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """What one token adds to the answer's UTF-8: nothing, for special and unknown tokens."""
-        token_id = int(token_id)
-        token = None if token_id < 0 or token_id in self._silent else self._tokenizer.id_to_token(token_id)
-        if token is None:
-            return b""
-        try:
-            return bytes(_BYTE_OF[char] for char in token)
-        except KeyError:  # an added token, stored as itself
-            return token.encode("utf-8")
+    def stream(self) -> StreamDecoder:
+        """The same, token by token."""
+        return StreamDecoder(self.tokenizer)
 
 
-class StreamDecoder:
-    """Text as tokens come. The pieces join to `Prompter.decode` of all; none holds half a character."""
+def picture_parts(around: PictureText, views: Views) -> Iterator[str | tuple[int, int]]:
+    """The control text of one picture, and among it the (rows, columns) of each view's image tokens."""
+    yield around.open
+    for number, (place, rows, cols) in enumerate(views):
+        if place is None:
+            yield around.whole if len(views) > 1 else around.alone
+        else:
+            yield around.tile.replace("{row}", str(place[0])).replace("{col}", str(place[1]))
+        if min(rows, cols) < 1:
+            raise EdgeVLMError(f"A view of {rows} x {cols} image tokens is none: give a larger picture.")
+        yield rows, cols
+        following = views[number + 1][0] if number + 1 < len(views) else None
+        if place is not None and (following is None or following[0] != place[0]):
+            yield around.row_close
+    yield around.close
 
-    def __init__(self, prompter: Prompter) -> None:
-        self._prompter = prompter
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, token_id: int) -> str:
-        """The text that this token completes; often empty."""
-        return self._decoder.decode(self._prompter.token_bytes(token_id))
+class _Text:
+    """Ids so far. Text up to the next special token is encoded in one piece, whoever wrote it."""
 
-    def finish(self) -> str:
-        """The rest: U+FFFD if the answer stopped inside a character, else nothing."""
-        return self._decoder.decode(b"", final=True)
+    def __init__(self, first: Tokenizer, inner: Tokenizer) -> None:
+        self._ids: list[int] = []
+        self._pending: list[str] = []
+        self._first, self._inner = first, inner
 
+    def write(self, text: str) -> None:
+        self._pending.append(text)
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """A byte-level tokenizer.json that reads special tokens in its input as text."""
-    if not path.is_file():
-        raise EdgeVLMError(f"'{path}' is missing: a model needs its tokenizer.json; take the folder or bundle anew.")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as e:  # the binding raises bare Exception
-        raise EdgeVLMError(f"'{path}' is not a tokenizer.json ({e}): take the file anew.") from e
-    if not isinstance(tokenizer.decoder, decoders.ByteLevel):
-        raise EdgeVLMError(
-            f"'{path}' has the decoder {type(tokenizer.decoder).__name__}, expected ByteLevel: "
-            "only byte-level BPE tokenizers are supported."
-        )
-    # Files saved after training often keep these two; a prompt is never cut or padded here.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+    def token(self, token_id: int, times: int = 1) -> int:
+        """Where it stands."""
+        start = len(self.ids())
+        self._ids += [token_id] * times
+        return start
+
+    def ids(self) -> list[int]:
+        text = "".join(self._pending)
+        self._pending.clear()
+        if text:
+            rules = self._inner if self._ids else self._first
+            self._ids += rules.encode(text, add_special_tokens=False).ids
+        return self._ids
 
 
 def _is_item(item: Any) -> bool:
@@ -227,20 +247,3 @@ def _is_item(item: Any) -> bool:
     if any("\ud800" <= char <= "\udfff" for char in text):
         raise EdgeVLMError("The question is not valid Unicode text: type it again in UTF-8.")
     return True
-
-
-def _grid(grid: Grid) -> Grid:
-    rows, cols = int(grid[0]), int(grid[1])
-    if (rows, cols) != (0, 0) and min(rows, cols) < 1:
-        raise EdgeVLMError(f"The tile grid {rows} x {cols} is none: expected 0 x 0, or 1 x 1 and more.")
-    return rows, cols
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE's printable stand-in for each byte (GPT-2's table), reversed."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()

@@ -53,6 +53,7 @@ KERNELS: dict[str, tuple[Callable[[float], float], float]] = {
 }
 
 
+FILTERS = tuple(KERNELS)
 _PILLOW = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,

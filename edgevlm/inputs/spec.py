@@ -7,48 +7,70 @@ document (docs/preprocessing.md) and hold no rule of their own.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.check import check
+from edgevlm.inputs.resample import FILTERS
+from edgevlm.inputs.rules import Rule, TilesThenWhole
+from edgevlm.inputs.views import Place, View
 
-IMAGE_SPEC_VERSION = 1
-PROMPT_SPEC_VERSION = 1
-STRATEGIES = ("tiles_then_global",)
-FILTERS = ("bilinear", "bicubic", "lanczos")
+IMAGE_SPEC_VERSION = 2
+PROMPT_SPEC_VERSION = 2
+SYSTEM_PLACES = ("turn", "in_first_user")
 
-# More than any encoder takes, small enough that a hostile bundle cannot ask for terabytes.
-_LARGEST_EDGE = 16384
+
+class ViewTokens(NamedTuple):
+    """How a view stands in a prompt."""
+
+    place: Place | None  # row and column of a tile, from 1; None is the whole picture
+    rows: int  # of image tokens
+    cols: int
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """RGB picture -> float32 tiles (docs/preprocessing.md, sections 2 to 6)."""
+    """RGB picture -> views, and what each pixel of them becomes (docs/preprocessing.md, sections 2 to 6)."""
 
     version: int
-    strategy: str  # "tiles_then_global": the grid row by row, then the whole picture as the last tile
-    tile_size: int  # S: height and width of every tile, in pixels
-    longest_edge: int | None  # the picture is first scaled to this longest edge; None leaves it as it is
-    max_edge: int  # ... and then, if that is larger, down to this one
-    short_edge_multiple: int  # the short edge of that first resize is rounded up to a multiple of this
-    split: bool  # True: a grid of tiles and the whole picture; False: the whole picture only
+    rule: Rule
     resample: str  # "bilinear" | "bicubic" | "lanczos"
     background: tuple[int, int, int]  # RGB under transparent pixels
     rescale_factor: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    token_pixels: int | None  # pixels per side that one image token covers; None: every view has `tokens`
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
-        _check(self.version == IMAGE_SPEC_VERSION, "image", "version", IMAGE_SPEC_VERSION, self.version)
-        _check(self.strategy in STRATEGIES, "image", "strategy", " or ".join(STRATEGIES), self.strategy)
-        _check(self.resample in FILTERS, "image", "resample", " or ".join(FILTERS), self.resample)
-        for name in ("tile_size", "longest_edge", "max_edge", "short_edge_multiple"):
-            value = getattr(self, name)
-            if value is not None:
-                _check(1 <= value <= _LARGEST_EDGE, "image", name, f"1 to {_LARGEST_EDGE}", value)
-        _check(all(0 <= v <= 255 for v in self.background), "image", "background", "0 to 255", self.background)
+        check(self.version == IMAGE_SPEC_VERSION, "image", "version", IMAGE_SPEC_VERSION, self.version)
+        check(self.resample in FILTERS, "image", "resample", " or ".join(FILTERS), self.resample)
+        check(all(0 <= v <= 255 for v in self.background), "image", "background", "0 to 255", self.background)
         numbers = (self.rescale_factor, *self.mean, *self.std)
-        _check(all(map(math.isfinite, numbers)), "image", "rescale_factor, mean and std", "finite", numbers)
-        _check(all(v != 0 for v in self.std), "image", "std", "other than 0", self.std)
+        check(all(map(math.isfinite, numbers)), "image", "rescale_factor, mean and std", "finite", numbers)
+        check(all(v != 0 for v in self.std), "image", "std", "other than 0", self.std)
+        found = (self.token_pixels, self.tokens)
+        check([n is None for n in found].count(True) == 1, "image", "token_pixels and tokens", "one of them", found)
+        check(all(n is None or 1 <= n <= 65536 for n in found), "image", "token_pixels", "1 to 65536", found)
+
+    def token_grid(self, view: View) -> tuple[int, int]:
+        """Rows and columns of a view's image tokens."""
+        if self.token_pixels is None:
+            return 1, self.tokens or 0
+        width, height = view.size
+        return height // self.token_pixels, width // self.token_pixels
+
+    def view_tokens(self, views: Sequence[View]) -> list[ViewTokens]:
+        """The views of a picture as a prompt names them."""
+        return [ViewTokens(view.place, *self.token_grid(view)) for view in views]
+
+
+def tiled(spec: ImageSpec) -> ImageSpec:
+    """The same, but a picture is cut into tiles where the rule knows how, even if the model's own way is not to."""
+    if isinstance(spec.rule, TilesThenWhole):
+        return replace(spec, rule=replace(spec.rule, split=True))
+    return spec
 
 
 @dataclass(frozen=True)
@@ -61,40 +83,59 @@ class RoleText:
 
 
 @dataclass(frozen=True)
-class PromptSpec:
-    """Conversation and tile grids -> token ids (docs/preprocessing.md, section 7).
+class Chat:
+    """A chat template as literal text. Every field that is not a flag is control text.
 
-    Every `str` field but `image_token` is control text: special tokens of tokenizer.json count in it.
-    In the user's text they never do.
+    roles: none for "system" means that the model takes no system message.
+    """
+
+    prefix: str  # before everything
+    roles: dict[str, RoleText]
+    generation: str  # asks for the answer
+    default_system: str = ""  # after the prefix, where the conversation does not start with a system message
+    system: str = "turn"  # "turn": a message like others; "in_first_user": its text is the first user message's first
+    images_first: bool = False  # a message's images come before its texts
+    text_close: str = ""  # after each text
+    text_join: str = ""  # between two texts that follow each other in one message
+    trim: bool = False  # no white space at the beginning of a message that starts with text, or at the end
+
+    def __post_init__(self) -> None:
+        check("user" in self.roles, "prompt", "roles", "at least 'user'", sorted(self.roles))
+        check(self.system in SYSTEM_PLACES, "prompt", "system", " or ".join(SYSTEM_PLACES), self.system)
+
+
+@dataclass(frozen=True)
+class PictureText:
+    """The control text around a picture's image tokens."""
+
+    open: str = ""
+    tile: str = ""  # before a tile's image tokens; {row} and {col} count from 1
+    row_close: str = ""  # after each row of tiles
+    whole: str = ""  # before the image tokens of the whole picture, where there are tiles too
+    alone: str = ""  # ... where there are none
+    close: str = ""
+    number: str = ""  # before `open`, where the prompt has several pictures; {index} counts from 0
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """Conversation and views -> token ids (docs/preprocessing.md, section 7).
+
+    In control text, special tokens of tokenizer.json count. In the user's text they never do.
     """
 
     version: int
-    prefix: str  # before the first message
-    roles: dict[str, RoleText]
-    generation: str  # asks for the answer
+    chat: Chat
+    picture: PictureText
     image_token: str
     image_token_id: int
-    image_tokens: int  # how many of them stand for one tile
-    tile_open: str  # before a tile's image tokens; {row} and {col} count from 1
-    row_close: str  # after each row of tiles
-    global_open: str  # before the image tokens of the whole picture, when tiles came before it
-    single_open: str  # ... when none did
-    image_close: str
     stop_ids: tuple[int, ...]
+    add_bos: bool = False  # bos_id comes before the text, which does not have it
     bos_id: int | None = None
     pad_id: int | None = None
 
     def __post_init__(self) -> None:
-        _check(self.version == PROMPT_SPEC_VERSION, "prompt", "version", PROMPT_SPEC_VERSION, self.version)
-        _check(1 <= self.image_tokens <= 65536, "prompt", "image_tokens", "1 to 65536", self.image_tokens)
-        _check(self.image_token_id >= 0, "prompt", "image_token_id", "0 or more", self.image_token_id)
-        _check("user" in self.roles, "prompt", "roles", "at least 'user'", sorted(self.roles))
-        _check(bool(self.stop_ids), "prompt", "stop_ids", "at least one token id", self.stop_ids)
-
-
-def _check(good: bool, which: str, name: str, expected: object, found: object) -> None:
-    if not good:
-        raise EdgeVLMError(
-            f"The {which} spec has {name} = {found!r}, expected {expected}: export the bundle again, "
-            "or update edgevlm if the bundle is newer."
-        )
+        check(self.version == PROMPT_SPEC_VERSION, "prompt", "version", PROMPT_SPEC_VERSION, self.version)
+        check(self.image_token_id >= 0, "prompt", "image_token_id", "0 or more", self.image_token_id)
+        check(bool(self.stop_ids), "prompt", "stop_ids", "at least one token id", self.stop_ids)
+        check(not self.add_bos or self.bos_id is not None, "prompt", "bos_id", "a token id", self.bos_id)

@@ -20,11 +20,11 @@ class JsonFile:
         found = repr(self.data[key]) if key in self.data else "nothing"
         return EdgeVLMError(
             f"'{self.path}' has {self.where}{key} = {found[:80]}, expected {expected}: "
-            "use a SmolVLM or Idefics3 checkpoint with its original processor files."
+            "use the files that the original model came with."
         )
 
-    def flag(self, key: str) -> bool:
-        value = self.data.get(key, True)  # all of the processors' flags default to True
+    def flag(self, key: str, default: bool = True) -> bool:
+        value = self.data.get(key, default)  # nearly all of the processors' flags default to True
         if not isinstance(value, bool):
             raise self.wrong(key, "true or false")
         return value
@@ -36,15 +36,21 @@ class JsonFile:
             raise self.wrong(key, '{"longest_edge": a number of pixels}')
         return edge
 
+    def count(self, key: str, default: int | None = None) -> int:
+        value = self.data.get(key, default)
+        if type(value) is not int or value < 1:
+            raise self.wrong(key, "a whole number of at least 1")
+        return value
+
     def square(self, key: str) -> int:
         value = self.data.get(key)
-        sides = [value.get("height"), value.get("width")] if isinstance(value, dict) else []
+        sides = [value.get("height"), value.get("width")] if isinstance(value, dict) else [value, value]
         if len(sides) != 2 or sides[0] != sides[1] or type(sides[0]) is not int or sides[0] < 1:
             raise self.wrong(key, '{"height": and "width": the same number of pixels}')
         return sides[0]
 
-    def number(self, key: str) -> float:
-        value = self.data.get(key)
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.data.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.wrong(key, "a number")
         return float(value)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from edgevlm.inputs.preprocess import normalize
+from edgevlm.inputs.preprocess import normalize_all
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.train.conversations import BadRecord
 from edgevlm.train.examples import IGNORE, Encoder, Example
@@ -111,11 +111,12 @@ class Collator:
 
     def _pixels(self, rows: list[Example]) -> Tensor:
         if self.flat_pixels:
-            return torch.from_numpy(normalize(np.concatenate([row.tiles for row in rows]), self.image))
-        side, most = self.image.tile_size, max(len(row.tiles) for row in rows)
+            return torch.from_numpy(normalize_all([tile for row in rows for tile in row.tiles], self.image))
+        side, most = max(row.tiles.shape[1] for row in rows), max(len(row.tiles) for row in rows)
         pixels = np.zeros((len(rows), most, 3, side, side), np.float32)  # the model drops tiles that are all zero
         for row, out in zip(rows, pixels, strict=True):
-            out[: len(row.tiles)] = normalize(row.tiles, self.image)
+            if len(row.tiles):
+                out[: len(row.tiles)] = normalize_all(list(row.tiles), self.image)
         return torch.from_numpy(pixels)
 
 

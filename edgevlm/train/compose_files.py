@@ -10,10 +10,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from edgevlm.checkpoint.chat_template import END, FAMILY_TEMPLATE, IMAGE
-from edgevlm.checkpoint.processor import FAKE, GLOBAL
+from edgevlm.checkpoint.families.smolvlm import CHAT_TEMPLATE, END, FAKE, IMAGE, WHOLE
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.prompt import load_tokenizer
+from edgevlm.inputs.tokenizer import load_tokenizer
 from edgevlm.io.json import read_json_file
 
 
@@ -38,7 +37,7 @@ def extend_tokenizer(source: Path, out: Path, tiles: int) -> Vocabulary:
     names = [END, IMAGE]
     if tiles:
         grid = [f"<row_{row}_col_{col}>" for row in range(1, tiles + 1) for col in range(1, tiles + 1)]
-        names += [FAKE, GLOBAL, *grid]
+        names += [FAKE, WHOLE, *grid]
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     config = read_json_file(source / "tokenizer_config.json", required=False).data
     bos, pad = (_text(config.get(key)) for key in ("bos_token", "pad_token"))
@@ -50,7 +49,7 @@ def extend_tokenizer(source: Path, out: Path, tiles: int) -> Vocabulary:
         unk_token=_text(config.get("unk_token")),
         additional_special_tokens=names[:1] + names[1:4],
         clean_up_tokenization_spaces=False,
-        chat_template=(bos or "") + FAMILY_TEMPLATE,
+        chat_template=(bos or "") + CHAT_TEMPLATE,
     )
     fast.save_pretrained(out)
 

@@ -6,7 +6,7 @@ Pictures and prompts go through the specifications of the export (edgevlm.inputs
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,9 @@ from PIL.Image import Image
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.decode import decode_image
-from edgevlm.inputs.preprocess import resize_and_split
-from edgevlm.inputs.prompt import Grid, Prompter
-from edgevlm.inputs.spec import ImageSpec
+from edgevlm.inputs.preprocess import plan, preprocess
+from edgevlm.inputs.prompt import Prompter, Views
+from edgevlm.inputs.spec import ImageSpec, tiled
 from edgevlm.train.conversations import BadRecord, Conversation, Message
 from edgevlm.types import I64, U8
 
@@ -52,63 +52,62 @@ class Encoder:
 
     def encode(self, conversation: Conversation) -> Example:
         """Raises BadRecord for a damaged picture and for a dialogue whose first answer does not fit."""
-        tiles, grids = self._pictures(conversation)
-        lines = [self._dialogue(dialogue, grids, conversation.place) for dialogue in conversation.dialogues]
-        return self._whole(pack(lines, tiles), conversation.place)
+        tiles, pictures = self._pictures(conversation)
+        lines = [self._dialogue(dialogue, pictures, conversation.place) for dialogue in conversation.dialogues]
+        return self._whole(pack(lines, tiles), pictures, conversation.place)
 
     def about(self, picture: Image, dialogues: tuple[tuple[Message, ...], ...], place: str) -> Example:
         """Dialogues about one RGB picture that is in memory."""
-        tiles, grid = self._cut(picture, place)
-        return self._whole(pack([self._dialogue(dialogue, [grid], place) for dialogue in dialogues], tiles), place)
+        tiles, views = self._cut(picture, place)
+        return self._whole(
+            pack([self._dialogue(dialogue, [views], place) for dialogue in dialogues], tiles), [views], place
+        )
 
     def pair(self, conversation: Conversation) -> tuple[Example, Example]:
         """The chosen and the rejected answer, each on its own, about the same tiles."""
-        tiles, grids = self._pictures(conversation)
-        chosen, rejected = (self._dialogue(d, grids, conversation.place) for d in conversation.dialogues)
-        one, other = (self._whole(pack([line], tiles), conversation.place) for line in (chosen, rejected))
+        tiles, pictures = self._pictures(conversation)
+        chosen, rejected = (self._dialogue(d, pictures, conversation.place) for d in conversation.dialogues)
+        one, other = (self._whole(pack([line], tiles), pictures, conversation.place) for line in (chosen, rejected))
         return one, other
 
-    def _whole(self, example: Example, place: str) -> Example:
+    def _whole(self, example: Example, pictures: list[Views], place: str) -> Example:
         """`example`, if each of its tiles has its place in the text."""
-        wanted = len(example.tiles) * self.prompter.spec.image_tokens
+        wanted = sum(rows * cols for views in pictures for _, rows, cols in views)
         if int((example.ids == self.prompter.image_token_id).sum()) != wanted:
             raise BadRecord(f"{place}: a picture is cut off or not shared: put pictures before the first question")
         return example
 
-    def _pictures(self, conversation: Conversation) -> tuple[U8, list[Grid]]:
-        stacks, grids = [], []
-        for path in conversation.images:
-            tiles, grid = self._picture(path, conversation.place)
-            stacks.append(tiles)
-            grids.append(grid)
-        side = self.image.tile_size
-        return np.concatenate(stacks) if stacks else np.zeros((0, side, side, 3), np.uint8), grids
+    def _pictures(self, conversation: Conversation) -> tuple[U8, list[Views]]:
+        pictures = [self._picture(path, conversation.place) for path in conversation.images]
+        tiles = [tiles for tiles, _ in pictures]
+        return np.concatenate(tiles) if tiles else np.zeros((0, 0, 0, 3), np.uint8), [views for _, views in pictures]
 
-    def _picture(self, path: Path, place: str) -> tuple[U8, Grid]:
+    def _picture(self, path: Path, place: str) -> tuple[U8, Views]:
         try:
             picture = decode_image(path, self.image.background)
         except EdgeVLMError as error:
             raise BadRecord(f"{place}: {error}") from None
         return self._cut(picture, place)
 
-    def _cut(self, picture: Image, place: str) -> tuple[U8, Grid]:
+    def _cut(self, picture: Image, place: str) -> tuple[U8, Views]:
         cut = zlib.crc32(place.encode()) % 1000 < 1000 * self.tiled
-        rule = replace(self.image, split=True) if cut else self.image
-        tiles, grid = resize_and_split(picture, rule, max_tiles=self.max_tiles)
-        if cut and grid == (0, 0) and self.max_tiles != 1:  # where one tile is enough, stock llama.cpp shows it twice
-            return np.concatenate([tiles, tiles]), (1, 1)
-        return tiles, grid
+        rule = tiled(self.image) if cut else self.image
+        tiles = np.stack(preprocess(picture, rule, max_tiles=self.max_tiles))
+        views = rule.view_tokens(plan(*picture.size, rule, max_tiles=self.max_tiles))
+        if cut and len(views) == 1 and self.max_tiles != 1:  # where one tile is enough, stock llama.cpp shows it twice
+            return np.concatenate([tiles, tiles]), [views[0]._replace(place=(1, 1)), views[0]]
+        return tiles, views
 
-    def _dialogue(self, dialogue: tuple[Message, ...], grids: list[Grid], place: str) -> tuple[I64, I64]:
+    def _dialogue(self, dialogue: tuple[Message, ...], pictures: list[Views], place: str) -> tuple[I64, I64]:
         """ids and targets, cut after the last answer that fits."""
         ids = np.zeros(0, np.int64)
         answers: list[tuple[int, int]] = []
         for turn, message in enumerate(dialogue):
             if message["role"] != "assistant":
                 continue
-            before, seen = dialogue[:turn], grids[: _images(dialogue[:turn])]
-            prompt = self.prompter.encode(before, seen)
-            whole = self.prompter.encode([*before, message], seen, add_generation_prompt=False)
+            before, seen = dialogue[:turn], pictures[: _images(dialogue[:turn])]
+            prompt, _ = self.prompter.encode(before, seen)
+            whole, _ = self.prompter.encode([*before, message], seen, add_generation_prompt=False)
             if not np.array_equal(whole[: len(prompt)], prompt):
                 raise BadRecord(f"{place}: answer {len(answers) + 1} does not start at a token of its own")
             stops = np.flatnonzero(np.isin(whole[len(prompt) :], self.prompter.spec.stop_ids))

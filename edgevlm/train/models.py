@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, open_checkpoint
-from edgevlm.checkpoint.families import read_checkpoint
-from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
+from edgevlm.checkpoint.families import read_checkpoint, read_image_spec, read_prompt_spec
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
@@ -76,9 +75,7 @@ def open_source(model: str) -> Source:
     """`model` is a folder, a Hub id or "default". Raises EdgeVLMError for what cannot be trained."""
     checkpoint = open_checkpoint(model)
     spec, _ = read_checkpoint(checkpoint)
-    return Source(
-        checkpoint, spec, read_image_spec(checkpoint.folder, spec.vision), read_prompt_spec(checkpoint.folder, spec)
-    )
+    return Source(checkpoint, spec, read_image_spec(checkpoint.folder, spec), read_prompt_spec(checkpoint.folder, spec))
 
 
 def part_of(name: str) -> str:

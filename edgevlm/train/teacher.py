@@ -19,7 +19,7 @@ from torch import Tensor
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.prompt import load_tokenizer
+from edgevlm.inputs.tokenizer import load_tokenizer
 from edgevlm.train.collate import Items
 from edgevlm.train.models import Source
 from edgevlm.train.options import DistillOptions

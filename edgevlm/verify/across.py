@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,18 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.decode import open_image
-from edgevlm.inputs.preprocess import plan, preprocess
+from edgevlm.inputs.preprocess import plan, prepare
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.inputs.spec import ImageSpec
+from edgevlm.inputs.rules import TilesThenWhole
+from edgevlm.inputs.spec import ImageSpec, tiled
+from edgevlm.inputs.views import ResizeTo
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
 from edgevlm.runtimes.eager import EagerRuntime
-from edgevlm.runtimes.gguf import GgufFile, GgufWeights
+from edgevlm.runtimes.gguf import GgufFile, GgufWeights, gguf_files
 from edgevlm.types import F32, Progress
-from edgevlm.verify.gate import BOUNDS, ENGINES, PICTURES, QUESTION, picture_folder
+from edgevlm.verify.gate import BOUNDS, ENGINES, PICTURES, QUESTION, engine_of, picture_folder
 from edgevlm.verify.reference import cosine
 from edgevlm.verify.report import Bound
 from edgevlm.verify.weights import difference
@@ -127,7 +129,7 @@ def verify_across(
     reference.close()
     for target in targets:
         try:
-            runtime = open_runtime(bundle, ENGINES[target], threads=threads)
+            runtime = open_runtime(bundle, engine_of(bundle, target), threads=threads)
         except EdgeVLMError as error:
             skipped.append(f"{ENGINES[target]}: {error}")
             continue
@@ -173,12 +175,12 @@ def _cases(bundle: Bundle, paths: list[Path], tiles: int) -> list[_Case]:
     prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
     cases = []
     for split, path in [(False, path) for path in paths] + [(True, paths[0])]:
-        parts = preprocess(open_image(path), replace(bundle.image_spec, split=split), max_tiles=tiles)
+        parts = prepare(open_image(path), tiled(bundle.image_spec), max_tiles=tiles if split else 1)
         count = len(parts.pixels)
         if split and count == 1:
             continue
         name = f"{path.name}, {count} tile{'s' * (count > 1)}"
-        cases.append(_Case(name, prompter.encode(QUESTION, [parts.grid]), parts.pixels))
+        cases.append(_Case(name, prompter.encode(QUESTION, [parts.views])[0], parts.pixels))
     return cases
 
 
@@ -190,14 +192,7 @@ def bundle_weights(bundle: Bundle) -> Weights:
 
 
 def _gguf_weights(bundle: Bundle) -> GgufWeights:
-    return GgufWeights(*_gguf_files(bundle), bundle.manifest.spec)
-
-
-def _gguf_files(bundle: Bundle) -> tuple[Path, Path]:
-    target = bundle.manifest.targets.get("gguf")
-    if not isinstance(target, dict) or not {"model", "mmproj"} <= set(target):
-        raise EdgeVLMError(f"The bundle '{bundle.folder}' has no usable GGUF files: export it again.")
-    return bundle.path(target["model"]), bundle.path(target["mmproj"])
+    return GgufWeights(*gguf_files(bundle), bundle.manifest.spec)
 
 
 def _compare_weights(bundle: Bundle) -> tuple[int, list[str]]:
@@ -208,7 +203,8 @@ def _compare_weights(bundle: Bundle) -> tuple[int, list[str]]:
         return 0, []
     ours = ShippedWeights(bundle)
     if "gguf" in bundle.manifest.targets:
-        theirs, names = _gguf_weights(bundle), ours.names()
+        theirs = _gguf_weights(bundle)
+        names = [name for name in ours.names() if theirs.should_hold(name)]
         count += len(names)
         wrong = (n for n in names if n not in theirs or not _same_bits(ours.read(n), theirs.read(n)))
         different += [f"gguf: {name}" for name in wrong]
@@ -307,28 +303,31 @@ def stock_plan(width: int, height: int, tile: int, longest_edge: int) -> StockPl
 def stock_warnings(bundle: Bundle, picture: Path) -> list[str]:
     """Sentences on what `llama-server` or llama-cpp-python alone would do with the raw file, other than the spec says.
 
-    Empty for a bundle without GGUF files, and for a picture that both treat alike.
+    Empty for a bundle without an idefics3 mmproj, the one kind that is predicted, and for a picture that both treat
+    alike.
     """
-    if "gguf" not in bundle.manifest.targets:
+    mmproj = gguf_files(bundle)[1] if "gguf" in bundle.manifest.targets else None
+    keys, spec = GgufFile(mmproj).keys if mmproj else {}, bundle.image_spec
+    if keys.get("clip.projector_type") != "idefics3" or not isinstance(spec.rule, TilesThenWhole):
         return []
-    keys = GgufFile(_gguf_files(bundle)[1]).keys
-    spec, per_tile = bundle.image_spec, bundle.manifest.spec.image_tokens
     with Image.open(picture) as raw:
         size, turned = raw.size, raw.getexif().get(0x0112, 1) != 1
         transparent = "A" in raw.getbands() or "transparency" in raw.info
     seen = open_image(picture, spec.background)
     ours = plan(seen.shape[1], seen.shape[0], spec)
-    stock = stock_plan(*size, spec.tile_size, int(keys["clip.vision.preproc_image_size"]))
+    resizes = [(step.width, step.height) for step in ours[0].steps if isinstance(step, ResizeTo)]
+    per_tile = math.prod(spec.token_grid(ours[-1]))
+    stock = stock_plan(*size, spec.rule.side, int(keys["clip.vision.preproc_image_size"]))
     found = []
     if not stock.num_tiles:
         found.append("refuse it, because it scales it to no pixels")
-    elif stock.num_tiles != ours.num_tiles:
+    elif stock.num_tiles != len(ours):
         found.append(
             f"encode {stock.num_tiles} tiles ({stock.num_tiles * per_tile} image tokens) where the spec has "
-            f"{ours.num_tiles} ({ours.num_tiles * per_tile})"
+            f"{len(ours)} ({len(ours) * per_tile})"
         )
-    elif _sizes(stock.resizes) != _sizes(ours.resizes):
-        found.append(f"scale it to {_sizes(stock.resizes)} where the spec has {_sizes(ours.resizes)}")
+    elif _sizes(stock.resizes) != _sizes(resizes):
+        found.append(f"scale it to {_sizes(stock.resizes)} where the spec has {_sizes(resizes)}")
     if spec.resample != "lanczos":
         found.append(f"resample with lanczos where the spec has {spec.resample}")
     if turned:

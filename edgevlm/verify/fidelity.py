@@ -16,6 +16,7 @@ from PIL import Image
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.loop import Pipeline, Prompt
+from edgevlm.inputs.preprocess import normalize_all
 from edgevlm.runtimes.base import Runtime
 from edgevlm.types import F32
 from edgevlm.verify.report import kl_divergence
@@ -99,10 +100,10 @@ def follow(
 def _begin(bundle: Bundle, runtime: Runtime, prompt: Prompt) -> F32:
     """Logits (V,) after the prompt with its pictures."""
     embeds = np.array(runtime.embed(prompt.ids))
-    features = [runtime.encode(tiles) for tiles in prompt.pixels]
+    features = [runtime.encode(normalize_all(views, bundle.image_spec)) for views in prompt.views]
     if features:
         width = embeds.shape[-1]
         places = prompt.ids == bundle.prompt_spec.image_token_id
-        embeds[places] = np.concatenate([tiles.reshape(-1, width) for tiles in features])
+        embeds[places] = np.concatenate([views.reshape(-1, width) for views in features])
     runtime.truncate(0)
-    return runtime.prefill(embeds)
+    return runtime.prefill(embeds, prompt.layout)

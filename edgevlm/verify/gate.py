@@ -23,9 +23,9 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.decode import decode_image, open_image
-from edgevlm.inputs.layout import layout_of
-from edgevlm.inputs.preprocess import Tiles, preprocess
+from edgevlm.inputs.preprocess import Prepared, prepare
 from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.spec import tiled
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import DEFAULTS, open_runtime
 from edgevlm.runtimes.base import Runtime
@@ -111,6 +111,13 @@ def bound_of(target: str, numerics: str) -> Bound:
     return BOUNDS.get((target, numerics)) or BOUNDS[target, "int8"]
 
 
+def engine_of(bundle: Bundle, target: str) -> str:
+    """The engine that judges a target; where llama.cpp has no form of a tower, ONNX Runtime encodes for it."""
+    targets = bundle.manifest.targets
+    alone = target != "gguf" or "onnx" not in targets or targets[target].get("mmproj")
+    return ENGINES[target] if alone else f"{ENGINES['onnx']}+{ENGINES[target]}"
+
+
 def run_gate(
     bundle: Bundle,
     *,
@@ -167,7 +174,7 @@ def run_gate(
             continue
         if target == "onnx" and set(_by_part(bundle).values()) != {"float"}:
             rows.append(check_products())
-        runtime = open_runtime(bundle, ENGINES[target])
+        runtime = open_runtime(bundle, engine_of(bundle, target))
         try:
             judge = prompt if target == "onnx" else reference  # only this target has a second decoder
             together = options.thorough or not is_large(spec.vision)
@@ -272,23 +279,24 @@ def _cases(bundle: Bundle) -> list[Case]:
     """Single-tile and tiled prompts over the shipped pictures."""
     spec = bundle.manifest.spec
     images = [open_image(picture_folder() / name) for name in PICTURES]
-    single, tiled = (replace(bundle.image_spec, split=split) for split in (False, True))
     prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
 
-    def case(name: str, parts: list[Tiles]) -> Case:
-        ids = prompter.encode(QUESTION, [part.grid for part in parts])
-        tiles = np.concatenate([part.pixels for part in parts])
-        grids = [spec.token_grid(*tile.shape[1:]) for tile in tiles]
-        return Case(name, ids, tiles, layout_of(ids, spec.image_token_id, grids))
+    def case(name: str, parts: list[Prepared]) -> Case:
+        ids, layout = prompter.encode(QUESTION, [part.views for part in parts])
+        return Case(name, ids, np.concatenate([part.pixels for part in parts]), layout)
 
-    singles = [preprocess(image, single) for image in images]
+    singles = [prepare(image, bundle.image_spec, max_tiles=1) for image in images]
     cases = [case("one tile", singles[:1])]
     if is_large(spec.vision):
         different = np.concatenate([part.pixels for part in singles])
-        cases.append(case("tiled", [Tiles(different[np.arange(max(TILE_COUNTS)) % len(different)], (3, 4))]))
+        whole = singles[0].views[0]
+        views = [whole._replace(place=(row, col)) for row in range(1, 4) for col in range(1, 5)]
+        many = Prepared(different[np.arange(max(TILE_COUNTS)) % len(different)], [*views, whole])
+        cases.append(case("tiled", [many]))
     else:
         cases.append(case("two pictures", singles))
-        cases.append(case("tiled", [preprocess(images[0], tiled, max_tiles=max(TILE_COUNTS))]))
+        cut = prepare(images[0], tiled(bundle.image_spec), max_tiles=max(TILE_COUNTS))
+        cases += [case("tiled", [cut])] if len(cut.views) > 1 else []
     limit = spec.decoder.context_length - TOKENS
     return [c for c in cases if len(c.ids) <= limit]
 

@@ -1,8 +1,9 @@
-"""The gate on what goes into a model: pictures to tiles, questions to ids, against statements from outside.
+"""The gate on what goes into a model: pictures to views, questions to ids, against statements from outside.
 
-Reference and runtimes share one preprocessing, so a fault in it moves both alike and no cosine shows it. Hence three
-other witnesses: the original's own processor files, read again; Pillow and plain string building, which know nothing
-of `edgevlm.inputs.preprocess` and `edgevlm.inputs.prompt`; and, for a bundle alone, what the export computed.
+Reference and runtimes share one preprocessing, so a fault in it moves both alike and no cosine shows it. Hence four
+other witnesses: the original's own processor files, read again; what the families' own processors made of pictures of
+many sizes, recorded in assets/views.json; Pillow and plain string building; and, for a bundle alone, what the export
+computed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,20 @@ from tokenizers import Tokenizer
 
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.preprocess import plan, preprocess
-from edgevlm.inputs.prompt import Grid, Prompter
-from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.inputs.preprocess import plan, prepare
+from edgevlm.inputs.prompt import Prompter, Views
+from edgevlm.inputs.spec import ImageSpec, PromptSpec, ViewTokens, tiled
+from edgevlm.inputs.views import PadTo, ResizeTo, Step
 from edgevlm.types import F32
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.report import Row, at_least
 from edgevlm.verify.runtime import Case
+from edgevlm.verify.views import check_views
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC,
             "lanczos": Image.Resampling.LANCZOS}  # fmt: skip
 _TOLERANCE = 1e-5  # between float32 orders of rescaling and normalizing; a wrong std is 1e-2 and more
-GRIDS: tuple[tuple[Grid, ...], ...] = (((0, 0),), ((3, 4),), ((0, 0), (2, 1)))
+GRIDS = (((0, 0),), ((3, 4),), ((0, 0), (2, 1)))  # rows and columns of tiles of each picture; 0 x 0: the whole only
 _TARGET = "inputs"
 
 
@@ -52,6 +55,7 @@ def check_inputs(bundle: Bundle, source: Source | None, picture: Image.Image, qu
     if source is not None:
         wrong = _differences(image, source.image) + wrong
     yield _rules("image rules that differ from the original's", wrong, "preprocess.json", "numbers")
+    yield check_views(image)
     yield _check_tiles(image, source.image if source else image, picture)
     if source is not None:
         yield _rules(
@@ -62,8 +66,17 @@ def check_inputs(bundle: Bundle, source: Source | None, picture: Image.Image, qu
     tokenizer = Tokenizer.from_file(str(source.tokenizer if source else bundle.path("tokenizer.json")))
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    (rows, cols) = image.token_grid(plan(*picture.size, image, max_tiles=1)[0])
     for grids in GRIDS:
-        yield _check_ids(prompter, measure, tokenizer, question, grids)
+        pictures = [views_of_grid(*grid, rows, cols) for grid in grids]
+        name = " and ".join(f"{grid[0]} x {grid[1]}" if grid[0] else "one tile" for grid in grids)
+        yield _check_ids(prompter, measure, tokenizer, question, pictures, name)
+
+
+def views_of_grid(rows: int, cols: int, token_rows: int, token_cols: int) -> list[ViewTokens]:
+    """A grid of tiles and the whole picture, or that alone."""
+    places = ((row, col) for row in range(1, rows + 1) for col in range(1, cols + 1))
+    return [ViewTokens(place, token_rows, token_cols) for place in (*places, None)]
 
 
 def _rules(check: str, wrong: list[tuple[str, str]], file: str, level: str) -> Row:
@@ -90,16 +103,16 @@ def _upstream_differences(folder: Path, spec: ImageSpec) -> list[tuple[str, str]
         wanted["rescale_factor"] = found.get("rescale_factor")
     wanted["split"] = found.get("do_image_splitting")
     side = found.get("max_image_size")
-    wanted["tile_size"] = side.get("longest_edge") if isinstance(side, dict) else None
+    wanted["side"] = side.get("longest_edge") if isinstance(side, dict) else None
+    own: dict[str, Any] = {name: getattr(spec, name, getattr(spec.rule, name, None)) for name in wanted}
 
     def same(name: str, value: Any) -> bool:
-        own = getattr(spec, name)
-        return tuple(value) == tuple(own) if isinstance(value, list) else bool(value == own)
+        return tuple(value) == tuple(own[name]) if isinstance(value, list) else bool(value == own[name])
 
     return [
-        (name, f"{getattr(spec, name)!r} instead of {value!r}")
+        (name, f"{own[name]!r} instead of {value!r}")
         for name, value in wanted.items()
-        if value is not None and not same(name, value)
+        if None not in (value, own[name]) and not same(name, value)
     ]
 
 
@@ -115,21 +128,28 @@ def _upstream(folder: Path) -> Mapping[str, Any]:
 
 
 def _check_tiles(spec: ImageSpec, wanted: ImageSpec, picture: Image.Image) -> Row:
-    """Tile by tile against crops that Pillow makes by itself, normalized with the original's numbers."""
-    spec, wanted = (dataclasses.replace(s, split=True, longest_edge=2 * s.tile_size) for s in (spec, wanted))
-    grid = plan(picture.width, picture.height, wanted).grid
-    ours, theirs = preprocess(picture, spec), _pillow_tiles(picture, wanted)
-    where = [f"row {i // grid[1] + 1}, column {i % grid[1] + 1}" for i in range(len(theirs) - 1)] + ["whole picture"]
-    wrong = [i for i, tile in enumerate(theirs) if i >= len(ours.pixels) or not _same(ours.pixels[i], tile)]
-    note, place = f"{grid[0]} x {grid[1]} and the whole", ""
+    """View by view against what Pillow makes of the planned steps by itself, with the original's numbers."""
+    spec, wanted = tiled(spec), tiled(wanted)
+    views = plan(*picture.size, wanted, max_tiles=7)
+    ours, theirs = prepare(picture, spec, max_tiles=7).pixels, []
+    for view in views:
+        made = picture
+        for step in view.steps:
+            made = _by_pillow(made, step, wanted)
+        theirs.append(_normalized(made, wanted))
+    where = [f"row {v.place[0]}, column {v.place[1]}" if v.place else "whole picture" for v in views]
+    wrong = [i for i, tile in enumerate(theirs) if i >= len(ours) or not _same(ours[i], tile)]
+    note, place = f"{len(views)} views", ""
     if wrong:
         first = wrong[0]
         place = f"tile {first + 1} ({where[first]})"
-        if len(ours.pixels) != len(theirs):
-            note = f"{len(ours.pixels)} tiles, expected {len(theirs)}"
+        if len(ours) != len(theirs):
+            note = f"{len(ours)} tiles, expected {len(theirs)}"
+        elif ours[first].shape != theirs[first].shape:
+            note = f"{place} is {ours[first].shape}, expected {theirs[first].shape}"
         else:
-            other = next((k for k, tile in enumerate(theirs) if _same(ours.pixels[first], tile)), None)
-            error = float(np.abs(ours.pixels[first] - theirs[first]).max())
+            other = next((k for k, tile in enumerate(theirs) if _same(ours[first], tile)), None)
+            error = float(np.abs(ours[first] - theirs[first]).max())
             said = f"its values are off by up to {error:.3g}" if other is None else f"holds {where[other]}: tile order"
             note = f"{place} {said}"
     check = "tiles that differ from Pillow's"
@@ -140,32 +160,28 @@ def _same(ours: F32, theirs: F32) -> bool:
     return ours.shape == theirs.shape and float(np.abs(ours - theirs).max()) <= _TOLERANCE
 
 
-def _pillow_tiles(picture: Image.Image, spec: ImageSpec) -> list[F32]:
-    """Docs/preprocessing.md, sections 4 to 6, with Pillow alone: resize, cut row by row, then the whole picture."""
-    for size in plan(picture.width, picture.height, spec).resizes:
-        picture = picture.resize(size, _FILTERS[spec.resample])
-    side, tiles = spec.tile_size, []
-    if picture.size != (side, side):
-        for top in range(0, picture.height, side):
-            for left in range(0, picture.width, side):
-                tiles.append(picture.crop((left, top, left + side, top + side)))
-        picture = picture.resize((side, side), _FILTERS[spec.resample])
+def _by_pillow(picture: Image.Image, step: Step, spec: ImageSpec) -> Image.Image:
+    if isinstance(step, ResizeTo):
+        return picture.resize((step.width, step.height), _FILTERS[step.resample or spec.resample])
+    if isinstance(step, PadTo):
+        canvas = Image.new("RGB", (step.width, step.height), step.color)
+        canvas.paste(picture, (step.left, step.top))
+        return canvas
+    return picture.crop((step.left, step.top, step.left + step.width, step.top + step.height))
+
+
+def _normalized(view: Image.Image, spec: ImageSpec) -> F32:
     mean, std = (np.array(v, np.float32) for v in (spec.mean, spec.std))
-
-    def normalized(tile: Image.Image) -> F32:
-        values = (np.asarray(tile, np.float32) * np.float32(spec.rescale_factor) - mean) / std
-        return np.asarray(values.transpose(2, 0, 1), np.float32)
-
-    return [normalized(tile) for tile in [*tiles, picture]]
+    values = (np.asarray(view, np.float32) * np.float32(spec.rescale_factor) - mean) / std
+    return np.asarray(values.transpose(2, 0, 1), np.float32)
 
 
 def _check_ids(
-    prompter: Prompter, spec: PromptSpec, tokenizer: Tokenizer, question: str, grids: tuple[Grid, ...]
+    prompter: Prompter, spec: PromptSpec, tokenizer: Tokenizer, question: str, pictures: Sequence[Views], name: str
 ) -> Row:
     """The prompt's ids against one string, encoded whole with its special tokens, as transformers does it."""
-    ours = prompter.encode(question, grids).tolist()
-    theirs = tokenizer.encode(_text(spec, question, grids), add_special_tokens=False).ids
-    name = " and ".join(f"{rows} x {cols}" if rows else "one tile" for rows, cols in grids)
+    ours = prompter.encode(question, pictures)[0].tolist()
+    theirs = tokenizer.encode(_text(spec, question, pictures), add_special_tokens=spec.add_bos).ids
     note, where = f"{len(theirs)} ids", ""
     wrong = 0
     if ours != theirs:
@@ -185,17 +201,21 @@ def _token(tokenizer: Tokenizer, ids: list[int], place: int) -> str:
     return repr(tokenizer.decode([ids[place]], skip_special_tokens=False))
 
 
-def _text(spec: PromptSpec, question: str, grids: tuple[Grid, ...]) -> str:
-    """The prompt as transformers' Idefics3Processor writes it, with every image token spelled out."""
-    image = spec.image_token * spec.image_tokens
-    parts = [spec.prefix, spec.roles["user"].open_image]
-    for rows, cols in grids:
-        for row in range(1, rows + 1):
-            for col in range(1, cols + 1):
-                parts.append(spec.tile_open.format(row=row, col=col) + image)
-            parts.append(spec.row_close)
-        parts += [spec.global_open if rows else spec.single_open, image, spec.image_close]
-    return "".join([*parts, question, spec.roles["user"].close, spec.generation])
+def _text(spec: PromptSpec, question: str, pictures: Sequence[Views]) -> str:
+    """The prompt as transformers' processors write it, with every image token spelled out."""
+    chat, text = spec.chat, spec.picture
+    parts = [chat.prefix, chat.default_system, chat.roles["user"].open_image]
+    for number, views in enumerate(pictures):
+        parts += [text.number.replace("{index}", str(number)) if len(pictures) > 1 else "", text.open]
+        row = 0
+        for place, rows, cols in views:
+            if row and (place is None or place[0] != row):
+                parts.append(text.row_close)
+            row = place[0] if place else 0
+            name = text.tile.replace("{row}", str(row)).replace("{col}", str(place[1] if place else 0))
+            parts += [name if place else text.whole if len(views) > 1 else text.alone, spec.image_token * rows * cols]
+        parts += [text.row_close if row else "", text.close]
+    return "".join([*parts, question, chat.text_close, chat.roles["user"].close, chat.generation])
 
 
 def golden(cases: list[Case], reference: Reference) -> dict[str, Any]:

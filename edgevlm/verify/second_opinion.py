@@ -7,14 +7,14 @@ files are the gate's business. Shows whether `edgevlm.models` says the same thin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.inputs.decode import open_image
-from edgevlm.inputs.preprocess import preprocess
+from edgevlm.inputs.preprocess import prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes.base import I64, Runtime
@@ -55,11 +55,10 @@ def questions(bundle: Bundle, pictures: Sequence[Path] | None = None) -> list[Qu
     """One question about each picture as one tile; None is the shipped pictures."""
     paths = [picture_folder() / name for name in PICTURES] if pictures is None else pictures
     prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
-    single = replace(bundle.image_spec, split=False)
     made = []
     for path in paths:
-        parts = preprocess(open_image(path), single)
-        made.append(Question(path.name, prompter.encode(QUESTION, [parts.grid]), parts.pixels))
+        parts = prepare(open_image(path), bundle.image_spec, max_tiles=1)
+        made.append(Question(path.name, prompter.encode(QUESTION, [parts.views])[0], parts.pixels))
     return made
 
 

@@ -10,6 +10,7 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.qtensor import PREFILL, QTensor
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.models.ops import Weights
+from edgevlm.runtimes.gguf import GgufWeights, gguf_files
 from edgevlm.verify.report import Row
 
 _RESEMBLES = 0.95  # cosine from which a matrix is taken for the other one, turned
@@ -48,18 +49,15 @@ def check_stored(target: str, stored: Stored, expected: Expected) -> Row:
     return _row(target, [(name, how) for name, how in found if how], len(names))
 
 
-def gguf_weights(bundle: Bundle) -> Weights:
+def gguf_weights(bundle: Bundle) -> GgufWeights:
     """The weights of the GGUF pair under their canonical names."""
-    from edgevlm.runtimes.gguf import GgufWeights
-
-    entry = bundle.manifest.targets["gguf"]
-    return GgufWeights(bundle.path(entry["model"]), bundle.path(entry["mmproj"]), bundle.manifest.spec)
+    return GgufWeights(*gguf_files(bundle), bundle.manifest.spec)
 
 
-def check_gguf(pair: Weights, expected: Expected) -> Row:
+def check_gguf(pair: GgufWeights, expected: Expected) -> Row:
     """Every matrix and vector of the pair, dequantized, has the bits of the quantizer's."""
     wrong = []
-    names = [name for name in expected.names() if not name.startswith(PREFILL)]
+    names = [name for name in expected.names() if not name.startswith(PREFILL) and pair.should_hold(name)]
     for name in names:
         if name not in pair:
             wrong.append((name, "missing"))

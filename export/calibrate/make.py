@@ -15,9 +15,9 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.export.calibrate.batch import Batch, Group
 from edgevlm.export.calibrate.data import Example
 from edgevlm.export.calibrate.play import encode_batch
-from edgevlm.inputs.decode import open_image
+from edgevlm.inputs.decode import decode_image
 from edgevlm.inputs.layout import Layout, decoder_inputs, layout_of
-from edgevlm.inputs.preprocess import preprocess
+from edgevlm.inputs.preprocess import Prepared, plan, prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.decoder import decoder, embed_tokens
@@ -47,10 +47,10 @@ def make_batch(
     tiled: list[F32] = []
     prompts: list[list[I64]] = []
     answers: list[list[I64 | None]] = []
-    for pixels, grid, asked in _preprocess(spec, image_spec, pictures, share):
-        encoded = [(prompter.encode(e.question, [grid]), e) for e in asked]
+    for part, asked in _preprocess(spec, image_spec, pictures, share):
+        encoded = [(prompter.encode(e.question, [part.views])[0], e) for e in asked]
         if fitting := [(ids, e) for ids, e in encoded if len(ids) <= longest]:
-            tiled.append(pixels)
+            tiled.append(part.pixels)
             prompts.append([ids for ids, _ in fitting])
             answers.append([_answer_ids(prompter, e) for _, e in fitting])
     if not tiled:
@@ -85,17 +85,17 @@ _NO_TEXT = Batch({}, (), _EMPTY, (), _EMPTY, _EMPTY, -1)
 
 def _preprocess(
     spec: ModelSpec, image_spec: ImageSpec, pictures: Sequence[Sequence[Example]], share: float
-) -> Iterator[tuple[F32, tuple[int, int], Sequence[Example]]]:
+) -> Iterator[tuple[Prepared, Sequence[Example]]]:
     room = int(share * WIDEST) // (4 * spec.vision.block.mlp.size)  # patches
     for number, asked in enumerate(pictures):
-        whole = math.prod(spec.vision.grid(image_spec.tile_size, image_spec.tile_size))
-        split = image_spec.split and number % 4 == 0 and room >= TILED * whole
-        image = asked[0].image
-        tiles = preprocess(open_image(image), replace(image_spec, split=split), max_tiles=TILED)
-        patches = sum(math.prod(spec.vision.grid(*view.shape[1:])) for view in tiles.pixels)
+        picture = decode_image(asked[0].image)
+        (width, height) = plan(*picture.size, image_spec, max_tiles=1)[0].size
+        split = number % 4 == 0 and room >= TILED * math.prod(spec.vision.grid(height, width))
+        part = prepare(picture, image_spec, max_tiles=TILED if split else 1)
+        patches = sum(math.prod(spec.vision.grid(*view.shape[1:])) for view in part.pixels)
         if (room := room - patches) < 0 and number:
             return
-        yield tiles.pixels, tiles.grid, asked
+        yield part, asked
 
 
 def _answer_ids(prompter: Prompter, example: Example) -> I64 | None:
@@ -103,8 +103,8 @@ def _answer_ids(prompter: Prompter, example: Example) -> I64 | None:
     if example.answer is None:
         return None
     told = [{"role": "user", "content": example.question}, {"role": "assistant", "content": example.answer}]
-    with_answer = prompter.encode(told, add_generation_prompt=False)
-    without = prompter.encode(told[:1])
+    with_answer, _ = prompter.encode(told, add_generation_prompt=False)
+    without, _ = prompter.encode(told[:1])
     ids = with_answer[len(without) :]
     stops = np.flatnonzero(np.isin(ids, prompter.spec.stop_ids))
     return ids[: stops[0] + 1 if len(stops) else None][:MAX_ANSWER]

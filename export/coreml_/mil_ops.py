@@ -1,102 +1,62 @@
-"""The MIL backend of the macro-operations: `edgevlm.models` played on coremltools' builder.
+"""The MIL backend: `edgevlm.models` played on coremltools' builder.
 
-`MilOps` is the `gpu` profile: (1, S, D) values, fused attention, flexible lengths. `AneOps` in ane_ops.py
-overrides what the Neural Engine wants otherwise. Values that the reference also names carry its name
-(`value_name`), so that a package can be compared with it operation by operation.
+`MilOps` is the `gpu` profile: (1, S, D) values, fused attention, flexible lengths. `AneOps` in ane_ops.py overrides
+what the Neural Engine wants otherwise. Values that the reference also names carry its name, so that a package can be
+compared with it operation by operation.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm.bundle.qtensor import PALETTES, QTensor
+from edgevlm.bundle.qtensor import PALETTES
 from edgevlm.errors import EdgeVLMError
+from edgevlm.export.coreml_.cache import Cache
 from edgevlm.export.coreml_.package import Mil
-from edgevlm.models.ops import Weights, X
-from edgevlm.models.spec import Decoder
-from edgevlm.runtimes.mil.trace import value_name
+from edgevlm.export.coreml_.store import Store
+from edgevlm.models.blocks import rope_inputs
+from edgevlm.models.ops import Ops, X
+from edgevlm.models.spec import Attention, Norm
+from edgevlm.models.trace import linear_name
 
-F16 = npt.NDArray[np.float16]
-FP16_MAX = 65504.0
-
-
-@dataclass
-class Store:
-    """Weights on their way into one package: read once, shared by its functions, and where each went.
-
-    `places` maps a canonical name to the operation that holds it and its rows there, for the manifest.
-    """
-
-    weights: Weights
-    quantized: Callable[[str], QTensor]
-    arrays: dict[str, dict[str, Any]] = field(default_factory=dict)
-    places: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-
-    def matrix(self, names: tuple[str, ...], op: str, rows: slice | None = None) -> dict[str, Any]:
-        """The matrices of `names` on top of each other, or the `rows` of one: "kind", "data", "scale" or "palette"."""
-        if op not in self.arrays:
-            tensors = [self.quantized(f"{name}.weight") for name in names]
-            if len({tensor.kind in ("fp32", "fp16") or tensor.kind for tensor in tensors}) > 1:
-                raise EdgeVLMError(
-                    f"{', '.join(names)} are one CoreML operation and need one form: quantize them alike."
-                )
-            take = rows or slice(None)
-            packed = self.arrays[op] = _pack(tensors, names, take)
-            start = 0
-            for name, tensor in zip(names, tensors, strict=True):
-                count = len(range(*take.indices(tensor.codes.shape[0])))
-                place = {"op": op, "rows": [start, start + count], "kind": packed["kind"]}
-                self.places.setdefault(f"{name}.weight", []).append(place)
-                start += count
-        return self.arrays[op]
-
-    def vector(self, name: str) -> F16:
-        return half(self.weights.read(name), name)
+_GELU = {"gelu": "EXACT", "gelu_tanh": "TANH_APPROXIMATION", "quick_gelu": "SIGMOID_APPROXIMATION"}
 
 
-def half(values: npt.NDArray[Any], name: str) -> F16:
-    """fp16 for a program that computes in fp16; EdgeVLMError where a value does not fit."""
-    if values.size and not float(np.abs(values).max()) <= FP16_MAX:
-        raise EdgeVLMError(
-            f"The weight '{name}' reaches {float(np.abs(values).max()):.3g}, more than CoreML's fp16 holds "
-            f"({FP16_MAX:g}): use the ONNX target for this model."
-        )
-    return values.astype(np.float16)
+class MilOps(Ops):
+    """Emits one function of the `gpu` profile. X is a pymil Var: activations are (1, S, D), heads (1, H, S, d)."""
 
-
-def _pack(tensors: list[QTensor], names: tuple[str, ...], rows: slice) -> dict[str, Any]:
-    if tensors[0].palette is not None:
-        assert rows == slice(None), "heads, which may be cut, hold no palettes"
-        return {"kind": tensors[0].kind, "data": np.concatenate([t.codes for t in tensors]), "palette": _stack(tensors)}
-    if tensors[0].scale is None:
-        halves = [half(tensor.codes, name)[rows] for tensor, name in zip(tensors, names, strict=True)]
-        return {"kind": "fp16", "data": np.concatenate(halves)}
-    scales = [tensor.scale[rows] for tensor in tensors if tensor.scale is not None]
-    codes = np.concatenate([tensor.codes[rows].astype(np.int8, copy=False) for tensor in tensors])
-    return {"kind": tensors[0].kind, "data": codes, "scale": np.concatenate(scales)}
-
-
-def _stack(tensors: list[QTensor]) -> F16:
-    """The palettes of matrices on top of each other, repeated where one's serve more rows than another's."""
-    palettes = [(tensor.palette, len(tensor.codes)) for tensor in tensors if tensor.palette is not None]
-    group = math.gcd(*(rows // len(palette) for palette, rows in palettes))
-    return np.concatenate([np.repeat(palette, rows // len(palette) // group, axis=0) for palette, rows in palettes])
-
-
-class MilOps:
-    """Emits one function of the `gpu` profile. X is a pymil Var."""
-
+    backend = "The CoreML target"
     channel_axis = -1
+    position_axis = 1
+    plain_attention = False  # matmul and softmax instead of the fused operation
 
-    def __init__(self, mil: Mil, store: Store, decoder: Decoder | None = None) -> None:
-        self.mil, self.mb, self.store, self.decoder = mil, mil.mb, store, decoder
-        self._attentions = 0
+    def __init__(
+        self, mil: Mil, store: Store, inputs: Mapping[str, X] | None = None, cache: Cache | None = None
+    ) -> None:
+        """inputs: the function's, by name. cache: where the decoder's growing states lie."""
+        self.mil, self.mb, self.store, self.inputs, self.cache = mil, mil.mb, store, inputs or {}, cache
+        self._shared: dict[str, X] = {}
+
+    # The function's interface
+
+    def load(self, x: X) -> X:
+        """An input (1, S, D) as the operations take it."""
+        return x
+
+    def output(self, x: X, name: str) -> X:
+        """A value as the interface promises it: (1, S, D) under `name`."""
+        return self.mb.identity(x=x, name=name)
+
+    def input(self, name: str) -> X:
+        return self.inputs[name] if name in self.inputs else self._lacks(name)
+
+    def named(self, name: str, x: X) -> X:
+        x.name = x.op.name = mil_name(name)
+        return x
 
     # Weights
 
@@ -124,180 +84,244 @@ class MilOps:
     def _shape_weight(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array
 
+    def _shape_vector(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """(S, D) or (D,) as it is added to activations."""
+        return array[None]
+
     def _const(self, value: npt.NDArray[Any], name: str) -> X:
         const = self.mb.const(val=value, name=name)
         const.op.weight_id = name
         return const
 
-    def _bias(self, names: tuple[str, ...], op: str, sizes: list[int]) -> X | None:
-        """The biases of packed maps, zeros for a map that has none; None when no map has one."""
-        weights = self.store.weights
-        if not any(f"{name}.bias" in weights for name in names):
-            return None
-        parts = [
-            self.store.vector(f"{name}.bias") if f"{name}.bias" in weights else np.zeros(size, np.float16)
-            for name, size in zip(names, sizes, strict=True)
-        ]
-        return self._const(np.concatenate(parts), f"{op}_bias")
+    def vector(self, name: str, size: int) -> X:
+        return self._const(self._shape_vector(self.store.vector(name)[None]), mil_name(name))
 
-    # Operations
+    # Linear maps
 
-    def patch_embed(self, pixels: X, name: str, patch_size: int) -> X:
+    def linear(self, x: X, *maps: tuple[str, int], bias: bool = False) -> list[X]:
+        out = self._product(x, maps, bias)
+        sizes = [rows for _, rows in maps]
+        return list(self.mb.split(x=out, split_sizes=sizes, axis=self.channel_axis)) if len(maps) > 1 else [out]
+
+    def _product(self, x: X, maps: tuple[tuple[str, int], ...], bias: bool) -> X:
+        """The results of all maps next to each other."""
+        names = tuple(name for name, _ in maps)
+        op = mil_name(linear_name(*names))
+        inputs = {"weight": self._matrix(names, f"{op}_weight")}
+        if bias:
+            parts = [self.store.vector(f"{name}.bias") for name in names]
+            inputs["bias"] = self._const(np.concatenate(parts), f"{op}_bias")
+        return self._multiply(x, op, inputs)
+
+    def _multiply(self, x: X, op: str, inputs: dict[str, X]) -> X:
+        return self.mb.linear(x=x, name=op, **inputs)
+
+    def patch_embed(self, pixels: X, name: str, width: int, patch: int, bias: bool = True) -> X:
+        x = self._convolve(pixels, name, patch, bias)
+        x = self.mb.reshape(x=x, shape=[1, width, x.shape[2] * x.shape[3]])
+        return self.mb.transpose(x=x, perm=[0, 2, 1], name=mil_name(name))
+
+    def _convolve(self, pixels: X, name: str, patch: int, bias: bool) -> X:
         op = mil_name(name)
-        x = self._convolve(pixels, name, op, patch_size)
-        x = self.mb.reshape(x=x, shape=[1, x.shape[1], x.shape[2] * x.shape[3]])
-        return self.mb.transpose(x=x, perm=[0, 2, 1], name=op)
-
-    def _convolve(self, pixels: X, name: str, op: str, patch_size: int) -> X:
         inputs = {"weight": self._const(self.store.vector(f"{name}.weight"), f"{op}_weight")}
-        if f"{name}.bias" in self.store.weights:
+        if bias:
             inputs["bias"] = self._const(self.store.vector(f"{name}.bias"), f"{op}_bias")
-        strides = [patch_size, patch_size]
-        return self.mb.conv(x=pixels, strides=strides, pad_type="valid", **inputs)
+        return self.mb.conv(x=pixels, strides=[patch, patch], pad_type="valid", **inputs)
 
-    def add_table(self, x: X, name: str) -> X:
-        table = self._const(self.store.vector(name)[None], f"{mil_name(name)}_table")
+    def patch_linear(self, x: X, name: str, width: int) -> X:
+        op = mil_name(name)
+        kernel = self._shape_weight(self.store.vector(f"{name}.weight"))
+        return self._multiply(x, op, {"weight": self._const(kernel, f"{op}_weight")})
+
+    def embed(self, ids: X, name: str, rows: int, width: int) -> NoReturn:
+        raise EdgeVLMError("CoreML programs take embeddings, not ids: the table is a file of its own.")
+
+    # Positions
+
+    def add_table(self, x: X, name: str, rows: int, width: int) -> X:
+        table = self._const(self._shape_vector(self.store.vector(name)), f"{mil_name(name)}_table")
         return self.mb.add(x=x, y=table, name=mil_name(name))
+
+    def prepend(self, x: X, name: str, width: int) -> X:
+        return self.mb.concat(values=[self.vector(name, width), x], axis=self.position_axis)
+
+    def drop_first(self, x: X) -> X:
+        begin = [int(axis == self.position_axis) for axis in range(x.rank)]
+        return self.mb.slice_by_index(x=x, begin=begin, end=[0] * x.rank, end_mask=[True] * x.rank)
+
+    def last(self, x: X) -> X:
+        return self.mb.slice_by_index(x=x, begin=[0, -1, 0], end=[0, 0, 0], end_mask=[True] * 3)
+
+    def take(self, x: X, index: str) -> X:
+        return self.mb.gather(x=x, indices=self.inputs[index], axis=self.position_axis)
+
+    def group(self, x: X, count: int, width: int) -> X:
+        return self.mb.reshape(x=x, shape=[1, -1, count * width])
+
+    def pixel_shuffle(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
+        """Rank 4 throughout: neighbours within a row of patches are already next to each other."""
+        rows, columns = (side // scale for side in grid)
+        cells = self.mb.reshape(x=x, shape=[rows, scale, columns, scale * width])
+        cells = self.mb.transpose(x=cells, perm=[0, 2, 1, 3])
+        return self.mb.reshape(x=cells, shape=[1, rows * columns, width * scale**2])
+
+    # Element by element
+
+    def norm(self, x: X, name: str, spec: Norm) -> X:
+        return self._norm(x, name, spec, self.channel_axis)
+
+    def _norm(self, x: X, name: str, spec: Norm, axis: int) -> X:
+        """A root mean square is layer_norm of [x, -x], whose mean is 0 and whose variance is mean(x^2): one kernel that
+        cannot overflow.
+
+        A hand-written x * rsqrt(mean(x^2)) returns zeros in fp16 as soon as |x| reaches 256. The form is Anemll's.
+        """
+        op, mb, epsilon = mil_name(name), self.mb, np.float16(spec.eps)
+        gain = self.store.vector(f"{name}.weight")
+        if spec.kind == "layer":
+            gamma = self._const(gain, f"{op}_gamma")
+            beta = self._const(self.store.vector(f"{name}.bias"), f"{op}_beta")
+            return mb.layer_norm(x=x, axes=[axis], gamma=gamma, beta=beta, epsilon=epsilon, name=op)
+        both = mb.concat(values=[x, mb.mul(x=x, y=np.float16(-1))], axis=axis)
+        gamma = self._const(np.concatenate([gain, gain]), f"{op}_gamma")
+        normed = mb.layer_norm(x=both, axes=[axis], gamma=gamma, epsilon=epsilon)
+        begin, end = [0] * x.rank, [0] * x.rank
+        end[axis] = len(gain)
+        mask = [other != axis % x.rank for other in range(x.rank)]
+        return mb.slice_by_index(x=normed, begin=begin, end=end, end_mask=mask, name=op)
+
+    def act(self, x: X, kind: str) -> X:
+        name = f"{x.name}_{kind}"
+        if kind in _GELU:
+            return self.mb.gelu(x=x, mode=_GELU[kind], name=name)
+        return getattr(self.mb, kind)(x=x, name=name)
 
     def add(self, x: X, y: X) -> X:
         return self.mb.add(x=x, y=y, name=f"{y.name}_residual")
 
-    def layer_norm(self, x: X, name: str, eps: float) -> X:
-        inputs = {"gamma": self._const(self.store.vector(f"{name}.weight"), f"{mil_name(name)}_gamma")}
-        if f"{name}.bias" in self.store.weights:
-            inputs["beta"] = self._const(self.store.vector(f"{name}.bias"), f"{mil_name(name)}_beta")
-        inputs["epsilon"] = np.float16(eps)
-        return self.mb.layer_norm(x=x, axes=[self.channel_axis], name=mil_name(name), **inputs)
+    def mul(self, x: X, y: X | float) -> X:
+        return self.mb.mul(x=x, y=np.float16(y) if isinstance(y, float) else y)
 
-    def rms_norm(self, x: X, name: str, eps: float) -> X:
-        """layer_norm of [x, -x], whose mean is 0 and whose variance is mean(x^2): one kernel that cannot
-        overflow.
+    # Attention
 
-        A hand-written x * rsqrt(mean(x^2)) returns zeros in fp16 as soon as |x| reaches 256. The form is
-        Anemll's.
-        """
-        axis, op = self.channel_axis, mil_name(name)
-        size = x.shape[axis]
-        gain = self.store.vector(f"{name}.weight")
-        both = self.mb.concat(values=[x, self.mb.mul(x=x, y=np.float16(-1))], axis=axis)
-        gamma = self._const(np.concatenate([gain, gain]), f"{op}_gamma")
-        normed = self.mb.layer_norm(x=both, axes=[axis], gamma=gamma, epsilon=np.float16(eps))
-        return self._first(normed, size, op)
+    def heads(self, x: X, count: int, size: int) -> X:
+        return self.mb.transpose(x=self.mb.reshape(x=x, shape=[1, -1, count, size]), perm=[0, 2, 1, 3])
 
-    def _first(self, x: X, size: int, name: str) -> X:
-        """The first `size` channels."""
-        begin, end = [0] * x.rank, [0] * x.rank
-        end[self.channel_axis] = size
-        mask = [axis != self.channel_axis % x.rank for axis in range(x.rank)]
-        return self.mb.slice_by_index(x=x, begin=begin, end=end, end_mask=mask, name=name)
+    def merge(self, x: X) -> X:
+        return self.mb.reshape(x=self.mb.transpose(x=x, perm=[0, 2, 1, 3]), shape=[1, -1, x.shape[1] * x.shape[3]])
 
-    def add_rms_norm(self, x: X, delta: X, name: str, eps: float) -> tuple[X, X]:
-        total = self.mb.add(x=x, y=delta, name=f"{delta.name}_residual")
-        return total, self.rms_norm(total, name, eps)
+    def windows(self, x: X, size: int) -> X:
+        _, heads, _, width = x.shape
+        return self.mb.transpose(x=self.mb.reshape(x=x, shape=[heads, -1, size, width]), perm=[1, 0, 2, 3])
 
-    def linear(self, x: X, *names: str) -> X:
-        op = mil_name(value_name("linear", *names))
-        return self.mb.linear(x=x, name=op, **self._map(names, op))
+    def unwindow(self, x: X) -> X:
+        _, heads, _, width = x.shape
+        return self.mb.reshape(x=self.mb.transpose(x=x, perm=[1, 0, 2, 3]), shape=[1, heads, -1, width])
 
-    def _map(self, names: tuple[str, ...], op: str) -> dict[str, X]:
-        """The weight and bias arguments of packed linear maps."""
-        inputs = {"weight": self._matrix(names, f"{op}_weight")}
-        spans = [self.store.places[f"{name}.weight"][-1]["rows"] for name in names]
-        if (bias := self._bias(names, op, [stop - start for start, stop in spans])) is not None:
-            inputs["bias"] = bias
-        return inputs
-
-    def gelu(self, x: X, kind: str) -> X:
-        mode = "TANH_APPROXIMATION" if kind == "gelu_tanh" else "EXACT"
-        return self.mb.gelu(x=x, mode=mode, name=f"{x.name}_gelu")
-
-    def swiglu(self, x: X) -> X:
-        gate, up = self.mb.split(x=x, num_splits=2, axis=self.channel_axis)
-        return self.mb.mul(x=self.mb.silu(x=gate), y=up, name=f"{x.name}_swiglu")
-
-    def attention(self, qkv: X, num_heads: int) -> X:
-        _, patches, width = qkv.shape
-        size = width // 3 // num_heads
-        heads = self.mb.reshape(x=qkv, shape=[1, patches, 3 * num_heads, size])
-        q, k, v = self.mb.split(x=self.mb.transpose(x=heads, perm=[0, 2, 1, 3]), num_splits=3, axis=1)
-        out = self.mb.scaled_dot_product_attention(query=q, key=k, value=v)
-        merged = self.mb.transpose(x=out, perm=[0, 2, 1, 3])
-        return self.mb.reshape(x=merged, shape=[1, patches, width // 3], name=self._attention_name())
-
-    def _attention_name(self) -> str:
-        self._attentions += 1
-        return mil_name(value_name("attention", self._attentions - 1))
-
-    def start_decoder(self, inputs: dict[str, X]) -> None:
-        """What all layers share: where a call's rows go, how far the cache reaches, the mask for query
-        groups."""
-        assert self.decoder is not None
-        self.inputs = inputs
-        group = self.decoder.num_heads // self.decoder.num_kv_heads
-        self.mask = self.mb.tile(x=inputs["mask"], reps=[1, 1, group, 1], name="mask_of_group")
-        shape = self.mb.shape(x=inputs["mask"])
-        self.end = self.mb.slice_by_index(x=shape, begin=[3], end=[4], name="end")
-
-    def cached_attention(self, qkv: X, layer: int) -> X:
-        """Query heads that share a key head become more query rows, so that keys and values are never
-        repeated."""
-        assert self.decoder is not None
-        spec, mb = self.decoder, self.mb
-        kv, size = spec.num_kv_heads, spec.head_dim
-        heads = mb.reshape(x=qkv, shape=[1, -1, spec.num_heads + 2 * kv, size])
-        heads = mb.transpose(x=heads, perm=[0, 2, 1, 3])
-        qk, v = mb.split(x=heads, split_sizes=[spec.num_heads + kv, kv], axis=1)
-        first, second = mb.split(x=qk, num_splits=2, axis=3)
+    def rotate(self, x: X, rope: str, size: int) -> X:
+        """The rows hold both halves: x * [cos, cos] + swapped halves of x * [-sin, sin]."""
+        mb, (cos, sin) = self.mb, (self.inputs[name] for name in rope_inputs(rope))
+        turning, whole = cos.shape[-1], x.shape[-1]
+        rest: list[X] = []
+        if turning < whole:
+            x, *rest = mb.split(x=x, split_sizes=[turning, whole - turning], axis=3)
+        first, second = mb.split(x=x, num_splits=2, axis=3)
         swapped = mb.concat(values=[second, first], axis=3)
-        turned = mb.add(x=mb.mul(x=qk, y=self.inputs["cos"]), y=mb.mul(x=swapped, y=self.inputs["sin"]))
-        q, k = mb.split(x=turned, split_sizes=[spec.num_heads, kv], axis=1)
-        q = mb.reshape(x=q, shape=[1, kv, -1, size])
-        keys, values = self._append("key_cache", k, layer), self._append("value_cache", v, layer)
-        out = mb.scaled_dot_product_attention(query=q, key=keys, value=values, attn_mask=self.mask)
-        out = mb.reshape(x=out, shape=[1, spec.num_heads, -1, size])
-        out = mb.transpose(x=out, perm=[0, 2, 1, 3])
-        name = mil_name(value_name("cached_attention", layer))
-        return mb.reshape(x=out, shape=[1, -1, spec.num_heads * size], name=name)
+        turned = mb.add(x=mb.mul(x=x, y=cos), y=mb.mul(x=swapped, y=sin))
+        return mb.concat(values=[turned, *rest], axis=3) if rest else turned
 
-    def _append(self, state: str, rows: X, layer: int) -> X:
-        """Write (1, kv heads, S, head size) to a layer's cache; what it then holds, (1, kv heads, end, head
-        size)."""
-        held, end = self._write(state, rows, layer)
-        return self.mb.slice_by_index(x=held, begin=[layer, 0, 0, 0], end=end)
+    def _qkv(self, x: X, w: str, a: Attention, state: str | None) -> tuple[X, X, X]:
+        """One product for all three, one turn for queries and keys."""
+        if a.reads == "memory":
+            self._lacks("attention to a memory")
+        h, kv, size, mb = a.heads, a.kv_heads, a.head_dim, self.mb
+        maps = ((f"{w}.q", h * size), (f"{w}.k", kv * size), (f"{w}.v", kv * size))
+        all_heads = self.heads(self._product(x, maps, a.bias), h + 2 * kv, size)
+        if a.qk_norm or not a.rope:
+            q, k, v = mb.split(x=all_heads, split_sizes=[h, kv, kv], axis=1)
+            if a.qk_norm:
+                q, k = (self._norm(part, f"{w}.{n}_norm", a.qk_norm, 3) for part, n in ((q, "q"), (k, "k")))
+            if a.rope:
+                q, k = self.rotate(q, a.rope, size), self.rotate(k, a.rope, size)
+        else:
+            qk, v = mb.split(x=all_heads, split_sizes=[h + kv, kv], axis=1)
+            q, k = mb.split(x=self.rotate(qk, a.rope, size), split_sizes=[h, kv], axis=1)
+        return (q, k, v) if state is None else (q, *self._grow(state, k, v))
 
-    def _write(self, state: str, rows: X, layer: int) -> tuple[X, X]:
-        """The state with `rows` at `position` of layer `layer`, and the corner after the last written
-        element."""
-        assert self.decoder is not None
-        mb, kv, size = self.mb, self.decoder.num_kv_heads, self.decoder.head_dim
+    def attend(self, q: X, k: X, v: X, a: Attention, mask: str | None) -> X:
+        """Query heads that share a key head become more query rows, so that keys and values are never repeated."""
+        mb, grouped = self.mb, a.heads > a.kv_heads
+        seen = {} if mask is None else {"attn_mask": self._mask(mask, a)}
+        q_rows = mb.reshape(x=q, shape=[1, a.kv_heads, -1, a.head_dim]) if grouped else q
+        if a.softcap is not None or self.plain_attention:
+            out = self._plain(q_rows, k, v, a, seen.get("attn_mask"))
+        else:
+            usual = a.head_dim**-0.5
+            if a.scale is not None and a.scale != usual:
+                q_rows = mb.mul(x=q_rows, y=np.float16(a.scale / usual))
+            out = mb.scaled_dot_product_attention(query=q_rows, key=k, value=v, **seen)
+        return mb.reshape(x=out, shape=[1, a.heads, -1, a.head_dim]) if grouped else out
+
+    def _plain(self, q: X, k: X, v: X, a: Attention, mask: X | None) -> X:
+        mb = self.mb
+        q = mb.mul(x=q, y=np.float16(a.head_dim**-0.5 if a.scale is None else a.scale))
+        scores = mb.matmul(x=q, y=k, transpose_y=True)
+        if a.softcap is not None:
+            capped = mb.tanh(x=mb.mul(x=scores, y=np.float16(1 / a.softcap)))
+            scores = mb.mul(x=capped, y=np.float16(a.softcap))
+        scores = scores if mask is None else mb.add(x=scores, y=mask)
+        return mb.matmul(x=mb.softmax(x=scores, axis=-1), y=v)
+
+    def _mask(self, name: str, a: Attention) -> X:
+        """The input `name`, repeated where query heads became rows; one for all layers that need the same."""
+        group = a.heads // a.kv_heads
+        if group == 1:
+            return self.inputs[name]
+        key = f"{name}_of_{group}_heads"
+        if key not in self._shared:
+            self._shared[key] = self._repeat(self.inputs[name], group, key)
+        return self._shared[key]
+
+    def _repeat(self, mask: X, group: int, name: str) -> X:
+        return self.mb.tile(x=mask, reps=[1, 1, group, 1], name=name)
+
+    # States
+
+    def append(self, state: str, x: X) -> X:
+        held, end = self._write(state, x)
+        return self._read(held, state, end)
+
+    def _grow(self, state: str, k: X, v: X) -> tuple[X, X]:
+        return self.append(f"{state}.key", k), self.append(f"{state}.value", v)
+
+    def _read(self, held: X, state: str, end: X) -> X:
+        """What a layer of a packed state holds so far, (1, kv heads, end, head size)."""
+        assert self.cache is not None
+        return self.mb.slice_by_index(x=held, begin=[self.cache.places[state][1], 0, 0, 0], end=end)
+
+    def _write(self, state: str, rows: X) -> tuple[X, X]:
+        """The packed state with `rows` at `position` of its layer, and the corner after the last written element."""
+        assert self.cache is not None, "a decoder needs a cache"
+        mb, (packed, layer) = self.mb, self.cache.places[state]
+        _, kv, _, size = self.cache.packed[packed]
 
         def corner(row: int, head: int, position: X, column: int) -> X:
             one = [np.array([n], np.int32) for n in (row, head, column)]
             return mb.concat(values=[one[0], one[1], position, one[2]], axis=0)
 
         begin = corner(layer, 0, self.inputs["position"], 0)
-        end = corner(layer + 1, kv, self.end, size)
-        old = mb.read_state(input=self.inputs[state])
+        if "end" not in self._shared:
+            self._shared["end"] = self._end()
+        end = corner(layer + 1, kv, self._shared["end"], size)
+        old = mb.read_state(input=self.inputs[packed])
         new = mb.slice_update(x=old, update=rows, begin=begin, end=end)
-        return mb.coreml_update_state(state=self.inputs[state], value=new), end
+        return mb.coreml_update_state(state=self.inputs[packed], value=new), end
 
-    def pixel_shuffle(self, x: X, scale: int) -> X:
-        """Rank 4 throughout: neighbours within a row of patches are already next to each other."""
-        _, patches, width = x.shape
-        side = math.isqrt(patches)
-        grid = self.mb.reshape(x=x, shape=[side // scale, scale, side // scale, scale * width])
-        grid = self.mb.transpose(x=grid, perm=[0, 2, 1, 3])
-        return self.mb.reshape(x=grid, shape=[1, patches // scale**2, width * scale**2])
-
-    def embed(self, ids: X, name: str) -> X:
-        raise EdgeVLMError("CoreML programs take embeddings, not ids: the table is a file of its own.")
-
-    def last_position(self, x: X) -> X:
-        return self.mb.slice_by_index(x=x, begin=[0, -1, 0], end=[0, 0, 0], end_mask=[True] * 3)
-
-    def finish(self, x: X, name: str) -> X:
-        """The value as the interface promises it: (1, S, D) under `name`."""
-        return self.mb.identity(x=x, name=name)
+    def _end(self) -> X:
+        """Positions in the cache after this call, (1,)."""
+        assert self.cache is not None
+        shape = self.mb.shape(x=self.inputs[self.cache.mask])
+        return self.mb.slice_by_index(x=shape, begin=[3], end=[4], name="end")
 
 
 def mil_name(name: str) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from gguf import GGUFWriter, LlamaFileType
 
+from edgevlm.export.gguf_.archs.text import Value
 from edgevlm.export.gguf_.tokenizer import Vocabulary, chat_template
-from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.io.records import to_dict
-from edgevlm.models.model import ModelSpec
 
 SCHEMA = 1
 _FILE_TYPES = {
@@ -21,33 +21,39 @@ _FILE_TYPES = {
 }
 
 
-def add_decoder(writer: GGUFWriter, spec: ModelSpec, recipe: Recipe) -> None:
-    s = spec.decoder
-    writer.add_type("model")
-    writer.add_name(spec.name)
-    writer.add_file_type(_FILE_TYPES[recipe.decoder.kind])
+def add_model(writer: GGUFWriter, kind: str, name: str, form: str, keys: dict[str, Value]) -> None:
+    """kind: "model" or "mmproj"; form: of most weights. The writer already holds `general.architecture`."""
+    writer.add_type(kind)
+    writer.add_name(name)
+    writer.add_file_type(_FILE_TYPES[form])
     writer.add_quantization_version(2)
-    writer.add_vocab_size(s.vocab_size)
-    writer.add_context_length(s.context_length)
-    writer.add_embedding_length(s.hidden_size)
-    writer.add_block_count(s.num_layers)
-    writer.add_feed_forward_length(s.intermediate_size)
-    writer.add_head_count(s.num_heads)
-    writer.add_head_count_kv(s.num_kv_heads)
-    writer.add_key_length(s.head_dim)
-    writer.add_value_length(s.head_dim)
-    writer.add_rope_dimension_count(s.head_dim)
-    writer.add_rope_freq_base(s.rope_theta)
-    writer.add_layer_norm_rms_eps(s.rms_norm_eps)
+    for key, value in keys.items():
+        if key != "general.architecture":
+            _add(writer, key, value)
+
+
+def _add(writer: GGUFWriter, key: str, value: Value) -> None:
+    adders: dict[type, Any] = {
+        bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+        list: writer.add_array,
+    }  # fmt: skip
+    adders[type(value)](key, value)
 
 
 def add_tokenizer(writer: GGUFWriter, vocabulary: Vocabulary, prompt: PromptSpec) -> None:
     """The template writes the prefix itself, so llama.cpp must not add a bos token."""
-    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
+    if vocabulary.scores:
+        writer.add_token_scores(vocabulary.scores)
     writer.add_token_types(vocabulary.types)
-    writer.add_token_merges(vocabulary.merges)
+    if vocabulary.merges:
+        writer.add_token_merges(vocabulary.merges)
+    if vocabulary.model == "llama":
+        writer.add_add_space_prefix(vocabulary.space_prefix)
+    if vocabulary.unknown is not None:
+        writer.add_unk_token_id(vocabulary.unknown)
     if prompt.bos_id is not None:
         writer.add_bos_token_id(prompt.bos_id)
     writer.add_eos_token_id(prompt.stop_ids[0])
@@ -57,38 +63,6 @@ def add_tokenizer(writer: GGUFWriter, vocabulary: Vocabulary, prompt: PromptSpec
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_chat_template(chat_template(prompt))
-
-
-def add_vision(writer: GGUFWriter, spec: ModelSpec, recipe: Recipe, image: ImageSpec) -> None:
-    s = spec.vision
-    writer.add_type("mmproj")
-    writer.add_name(spec.name)
-    writer.add_file_type(_FILE_TYPES[recipe.vision.kind])
-    writer.add_quantization_version(2)
-    writer.add_clip_has_vision_encoder(True)
-    writer.add_clip_projector_type("idefics3")
-    writer.add_vision_image_size(s.image_size)
-    writer.add_vision_patch_size(s.patch_size)
-    writer.add_vision_embedding_length(s.hidden_size)
-    writer.add_vision_feed_forward_length(s.intermediate_size)
-    writer.add_vision_block_count(s.num_layers)
-    writer.add_vision_head_count(s.num_heads)
-    writer.add_vision_projection_dim(spec.decoder.hidden_size)
-    writer.add_vision_attention_layernorm_eps(s.layer_norm_eps)
-    unit = image.rescale_factor * 255  # llama.cpp always divides by 255 first
-    writer.add_vision_image_mean([value / unit for value in image.mean])
-    writer.add_vision_image_std([value / unit for value in image.std])
-    writer.add_vision_use_gelu(True)
-    writer.add_vision_projector_scale_factor(spec.projector.scale_factor)
-    writer.add_uint32("clip.vision.preproc_image_size", preproc_image_size(image))  # gguf 0.17 has no name for it
-
-
-def preproc_image_size(image: ImageSpec) -> int:
-    """The longest edge to which stock llama.cpp scales a picture before it cuts tiles.
-
-    Without the key it cuts one tile per tile size of the raw photo; without splitting, one tile is the nearest it gets.
-    """
-    return min(image.longest_edge or image.max_edge, image.max_edge) if image.split else image.tile_size
 
 
 def add_own(writer: GGUFWriter, image: ImageSpec, prompt: PromptSpec) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,27 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_SPLITS = {_LLAMA3: "llama-bpe", _LLAMA3.replace("{1,3}", ""): "qwen2"}
+_SPACE = "\u2581"  # SentencePiece's
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A byte-level BPE tokenizer in llama.cpp's terms."""
+    """A tokenizer in llama.cpp's terms: "gpt2" is byte-level BPE, "llama" SentencePiece's BPE."""
 
+    model: str
     tokens: list[str]
     types: list[int]
-    merges: list[str]
-    pre: str  # llama.cpp's name for the pre-tokenizer
+    pre: str = "default"  # llama.cpp's name for the pre-tokenizer
+    merges: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    space_prefix: bool = False  # a space is put before the text
+    unknown: int | None = None
 
     def single(self, text: str) -> int | None:
         """The id of the token that stands for exactly `text`, as mtmd looks its markers up; None if there is none."""
-        for spelling in (text, byte_level(text)):
+        spelled = byte_level(text) if self.model == "gpt2" else text.replace(" ", _SPACE)
+        for spelling in (text, spelled):
             if spelling in self.tokens:
                 return self.tokens.index(spelling)
         return None
@@ -47,13 +55,6 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
         model, added = data["model"], data.get("added_tokens") or []
         if model.get("type", "BPE") != "BPE":
             raise _refuse(path, f"its model is {model.get('type')!r}")
-        if model.get("byte_fallback") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-            raise _refuse(path, "its BPE has byte fallback or affixes")
-        if data.get("normalizer") is not None:
-            raise _refuse(path, "it normalizes text")
-        pre = _pre_tokenizer(path, data.get("pre_tokenizer"))
-        if bool(model.get("ignore_merges")) != (pre == "llama-bpe"):
-            raise _refuse(path, f"ignore_merges is {bool(model.get('ignore_merges'))}")
         tokens = [f"[PAD{i}]" for i in range(size)]
         types = [int(TokenType.UNUSED)] * size
         for token, i in model["vocab"].items():
@@ -62,9 +63,65 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
             kind = TokenType.CONTROL if token.get("special") else TokenType.USER_DEFINED
             _place(path, tokens, types, token["id"], token["content"], kind)
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        if model.get("byte_fallback") and "ByteLevel" not in _kinds(data.get("pre_tokenizer")):
+            return _sentencepiece(path, data, tokens, types, merges)
+        if model.get("byte_fallback") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+            raise _refuse(path, "its BPE has byte fallback or affixes")
+        pre = _pre_tokenizer(path, data.get("pre_tokenizer"))
+        normalizer = data.get("normalizer")
+        # Qwen2's composes characters first (NFC), llama.cpp's does not: only decomposed text tells them apart.
+        if normalizer is not None and (pre, normalizer) != ("qwen2", {"type": "NFC"}):
+            raise _refuse(path, "it normalizes text")
+        if bool(model.get("ignore_merges")) != (pre == "llama-bpe"):
+            raise _refuse(path, f"ignore_merges is {bool(model.get('ignore_merges'))}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EdgeVLMError(f"{path} is no usable tokenizer.json ({error!r}): download the checkpoint again.") from None
-    return Vocabulary(tokens, types, merges, pre)
+    return Vocabulary("gpt2", tokens, types, pre, merges)
+
+
+def _sentencepiece(
+    path: Path, data: dict[str, Any], tokens: list[str], types: list[int], merges: list[str]
+) -> Vocabulary:
+    """SentencePiece's BPE, whose merges tokenizer.json lists: scores that rank pieces as their first merges rank.
+
+    llama.cpp joins any two pieces whose join is a piece, best score first, as SentencePiece does. Files that were
+    converted from SentencePiece list all of these merges. It puts a space before each text between special tokens, as
+    the normalizer Prepend does; the newer Metaspace puts none before a space, and with "first" none behind a token.
+    """
+    steps = _steps(data.get("normalizer"), "normalizers")
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    pre = _steps(data.get("pre_tokenizer"), "pretokenizers")
+    if any(step != replace and step != {"type": "Prepend", "prepend": _SPACE} for step in steps):
+        raise _refuse(path, "it normalizes text")
+    if [step.get("type") for step in pre] not in ([], ["Metaspace"]) or (not pre and replace not in steps):
+        raise _refuse(path, f"its pre-tokenizer is {' + '.join(_kinds(data.get('pre_tokenizer'))) or 'missing'}")
+    prefixed = any(step["type"] == "Prepend" for step in steps) or any(
+        step.get("prepend_scheme", "always") != "never" for step in pre
+    )
+    ranks: dict[str, int] = {}
+    for merge in merges:
+        ranks.setdefault(merge.replace(" ", "", 1), len(ranks))
+    last = len(ranks)  # what no merge makes
+    scores = [-float(ranks.get(token, last)) for token in tokens]
+    for i, token in enumerate(tokens):
+        if re.fullmatch("<0x[0-9A-F]{2}>", token):
+            types[i] = int(TokenType.BYTE)
+        if types[i] != TokenType.NORMAL:
+            scores[i] = 0.0
+    unknown = tokens.index(data["model"].get("unk_token") or "<unk>")
+    types[unknown] = int(TokenType.UNKNOWN)
+    return Vocabulary("llama", tokens, types, scores=scores, space_prefix=prefixed, unknown=unknown)
+
+
+def _steps(config: Any, key: str) -> list[Any]:
+    """The steps of a normalizer or a pre-tokenizer, which may be none, one, or a sequence."""
+    if not config:
+        return []
+    return list(config[key]) if config.get("type") == "Sequence" else [config]
+
+
+def _kinds(config: Any) -> list[str]:
+    return [str(step.get("type")) for step in _steps(config, "pretokenizers")]
 
 
 def _place(path: Path, tokens: list[str], types: list[int], i: int, token: str, kind: TokenType) -> None:
@@ -78,8 +135,7 @@ def _place(path: Path, tokens: list[str], types: list[int], i: int, token: str, 
 
 def _pre_tokenizer(path: Path, config: Any) -> str:
     """llama.cpp knows pre-tokenizers by name only: the name whose regular expressions do what `config` does."""
-    steps = (config.get("pretokenizers") if config.get("type") == "Sequence" else [config]) if config else []
-    kinds = [step.get("type") for step in steps]
+    steps, kinds = _steps(config, "pretokenizers"), _kinds(config)
     last = steps[-1] if steps else {}
     if kinds[-1:] == ["ByteLevel"] and not last.get("add_prefix_space"):
         regex = last.get("use_regex", True)
@@ -87,15 +143,17 @@ def _pre_tokenizer(path: Path, config: Any) -> str:
             return "smollm"
         if kinds == ["ByteLevel"] and regex:
             return "gpt-2"
-        if kinds == ["Split", "ByteLevel"] and not regex and steps[0].get("pattern", {}).get("Regex") == _LLAMA3:
-            return "llama-bpe"
-    raise _refuse(path, f"its pre-tokenizer is {' + '.join(map(str, kinds)) or 'missing'}")
+        if kinds == ["Split", "ByteLevel"] and not regex:
+            found = _SPLITS.get(steps[0].get("pattern", {}).get("Regex"))
+            if found:
+                return found
+    raise _refuse(path, f"its pre-tokenizer is {' + '.join(kinds) or 'missing'}")
 
 
 def _refuse(path: Path, reason: str) -> EdgeVLMError:
     return EdgeVLMError(
-        f"The tokenizer {path.name} has no counterpart in llama.cpp ({reason}): byte-level BPE as in SmolLM, GPT-2 "
-        "or Llama 3 was expected; use another target."
+        f"The tokenizer {path.name} has no counterpart in llama.cpp ({reason}): byte-level BPE as in SmolLM, GPT-2, "
+        "Llama 3 or Qwen2 was expected, or SentencePiece's BPE as in Llama 2; use another target."
     )
 
 
@@ -113,18 +171,21 @@ def chat_template(spec: PromptSpec) -> str:
     A picture reaches it as a text part with llama.cpp's media marker, so a message that begins with the marker
     begins with an image.
     """
+    chat = spec.chat
     roles = "".join(
         f"{{% {'elif' if i else 'if'} message['role'] == {_quote(role)} %}}"
         f"{{% if first_image %}}{{{{ {_quote(text.open_image)} }}}}"
         f"{{% else %}}{{{{ {_quote(text.open_text)} }}}}{{% endif %}}"
-        for i, (role, text) in enumerate(spec.roles.items())
+        for i, (role, text) in enumerate(chat.roles.items())
     )
     closes = "".join(
         f"{{% {'elif' if i else 'if'} message['role'] == {_quote(role)} %}}{{{{ {_quote(text.close)} }}}}"
-        for i, (role, text) in enumerate(spec.roles.items())
+        for i, (role, text) in enumerate(chat.roles.items())
     )
     return (
-        f"{{{{ {_quote(spec.prefix)} }}}}{{% for message in messages %}}"
+        f"{{{{ {_quote(chat.prefix)} }}}}"
+        f"{{% if messages[0]['role'] != 'system' %}}{{{{ {_quote(chat.default_system)} }}}}{{% endif %}}"
+        "{% for message in messages %}"
         "{% set content = message['content'] %}"
         "{% if content is string %}"
         f"{{% set first_image = content.startswith('{MEDIA_MARKER}') %}}"
@@ -132,12 +193,13 @@ def chat_template(spec: PromptSpec) -> str:
         f"{{% set first_image = content[0]['type'] != 'text' or content[0]['text'].startswith('{MEDIA_MARKER}') %}}"
         "{% endif %}"
         f"{roles}{{% else %}}{{{{ raise_exception('unknown role') }}}}{{% endif %}}"
-        "{% if content is string %}{{ content }}{% else %}{% for part in content %}"
-        "{% if part['type'] == 'text' %}{{ part['text'] }}"
+        f"{{% if content is string %}}{{{{ content + {_quote(chat.text_close)} }}}}"
+        "{% else %}{% for part in content %}"
+        f"{{% if part['type'] == 'text' %}}{{{{ part['text'] + {_quote(chat.text_close)} }}}}"
         f"{{% else %}}{{{{ {_quote(spec.image_token)} }}}}{{% endif %}}"
         "{% endfor %}{% endif %}"
         f"{closes}{{% endif %}}{{% endfor %}}"
-        f"{{% if add_generation_prompt %}}{{{{ {_quote(spec.generation)} }}}}{{% endif %}}"
+        f"{{% if add_generation_prompt %}}{{{{ {_quote(chat.generation)} }}}}{{% endif %}}"
     )
 
 

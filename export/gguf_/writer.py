@@ -13,16 +13,16 @@ from gguf import GGUFWriter
 from edgevlm.bundle.qtensor import QTensor
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.gguf_ import metadata
+from edgevlm.export.gguf_.archs import ProjectorType, projector_type, text_arch, why_no_pictures
 from edgevlm.export.gguf_.blocks import nbytes, pack
-from edgevlm.export.gguf_.layout import Entry, decoder_entries, mmproj_entries
-from edgevlm.export.gguf_.tokenizer import read_vocabulary
-from edgevlm.export.gguf_.validate import check_model, validate_gguf
-from edgevlm.export.quantize.recipe import Recipe, is_linear
+from edgevlm.export.gguf_.entries import Entry, decoder_entries, mmproj_entries
+from edgevlm.export.gguf_.tokenizer import Vocabulary, read_vocabulary
+from edgevlm.export.gguf_.validate import validate_gguf
+from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
-from edgevlm.models.llama import rope_factors
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
-from edgevlm.runtimes.gguf import ROPE_FACTORS, rope_order
+from edgevlm.runtimes.llama.names import PROJECTORS, TEXT, Table
 from edgevlm.types import Progress
 
 MODEL, MMPROJ = "model.gguf", "mmproj.gguf"
@@ -43,36 +43,42 @@ def write_gguf(
 
     `quantized(name)` is the QTensor of a linear weight by its canonical name; norms, biases, positions and the patch
     convolution are read from `weights` as float32. progress(what, done, total) counts tensors.
-    Returns the target's manifest entry: the files, llama.cpp's names for what they hold, bytes by tensor type.
-    Raises EdgeVLMError when llama.cpp cannot hold this model or this tokenizer.
+    A decoder that llama.cpp knows is written alone where it does not know the tower: another engine then encodes.
+    Returns the target's manifest entry: the files, llama.cpp's names for what they hold, bytes by tensor type, and why
+    there is no mmproj where there is none. Raises EdgeVLMError when llama.cpp cannot hold the decoder or the tokenizer.
     """
-    check_model(spec)
+    arch, projector = text_arch(spec.decoder), projector_type(spec)
     vocabulary = read_vocabulary(tokenizer_json, spec.decoder.vocab_size)
-    texts, pictures = decoder_entries(spec, weights, recipe), mmproj_entries(spec, weights, recipe)
-    model, mmproj = folder / MODEL, folder / MMPROJ
-    parts = [path.with_name(f"{path.name}.part") for path in (model, mmproj)]
+    reason = why_no_pictures(spec) or _missing_marker(projector, vocabulary)
+    projector = projector if reason is None else None
+    texts = decoder_entries(spec, arch, recipe)
+    pictures = mmproj_entries(spec, projector, recipe) if projector else []
+    paths = [folder / MODEL, *([folder / MMPROJ] if projector else [])]
+    parts = [path.with_name(f"{path.name}.part") for path in paths]
     folder.mkdir(parents=True, exist_ok=True)
     total, done = len(texts) + len(pictures), 0
 
-    def data(entry: Entry) -> np.ndarray[Any, Any]:
+    def data(entry: Entry, table: Table) -> np.ndarray[Any, Any]:
         nonlocal done
         if progress:
             progress("gguf", done, total)
         done += 1
-        return _tensor(entry, spec, weights, quantized)
+        return _tensor(entry, table, spec, weights, quantized)
 
     try:
-        writer = GGUFWriter(parts[0], "llama")
-        metadata.add_decoder(writer, spec, recipe)
+        writer = GGUFWriter(parts[0], arch.name)
+        metadata.add_model(writer, "model", spec.name, recipe.decoder.kind, arch.keys(spec.decoder))
         metadata.add_tokenizer(writer, vocabulary, prompt)
         metadata.add_own(writer, image, prompt)
-        _write(writer, texts, data)
-        writer = GGUFWriter(parts[1], "clip")
-        metadata.add_vision(writer, spec, recipe, image)
-        metadata.add_own(writer, image, prompt)
-        _write(writer, pictures, data)
-        validate_gguf(parts[0], parts[1], spec)
-        for part, path in zip(parts, (model, mmproj), strict=True):
+        _write(writer, texts, lambda entry: data(entry, TEXT[arch.name]))
+        if projector:
+            table = PROJECTORS[projector.name]
+            writer = GGUFWriter(parts[1], "clip")
+            metadata.add_model(writer, "mmproj", spec.name, recipe.vision.kind, projector.keys(spec, image))
+            metadata.add_own(writer, image, prompt)
+            _write(writer, pictures, lambda entry: data(entry, table))
+        validate_gguf(parts[0], parts[1] if projector else None, spec, image)
+        for part, path in zip(parts, paths, strict=True):
             os.replace(part, path)
     finally:
         for part in parts:
@@ -84,29 +90,37 @@ def write_gguf(
         sizes[entry.kind.name] = sizes.get(entry.kind.name, 0) + nbytes(entry.kind, entry.shape)
     return {
         "model": f"{folder.name}/{MODEL}",
-        "mmproj": f"{folder.name}/{MMPROJ}",
-        "architecture": "llama",
-        "projector_type": "idefics3",
+        "mmproj": f"{folder.name}/{MMPROJ}" if projector else None,
+        "architecture": arch.name,
+        "projector_type": projector.name if projector else None,
         "bytes": sizes,
+        **({} if reason is None else {"no_pictures": f"llama.cpp cannot encode this model's pictures: {reason}"}),
     }
 
 
+def _missing_marker(projector: ProjectorType | None, vocabulary: Vocabulary) -> str | None:
+    """llama.cpp puts such texts around pictures by itself, and token -1 where one is not a token."""
+    missing = [text for text in projector.markers if vocabulary.single(text) is None] if projector else []
+    return f"its tokenizer has no single token for {missing[0]!r}" if missing else None
+
+
 def _tensor(
-    entry: Entry, spec: ModelSpec, weights: Weights, quantized: Callable[[str], QTensor]
+    entry: Entry, table: Table, spec: ModelSpec, weights: Weights, quantized: Callable[[str], QTensor]
 ) -> np.ndarray[Any, Any]:
     """The bytes of one tensor. Blocks run along a row, so moving rows changes no bit of any value."""
-    if entry.weight == ROPE_FACTORS:
-        tensor = QTensor("fp32", rope_factors(spec.decoder))
-    elif is_linear(entry.weight):
+    if entry.weight is None:
+        assert entry.constant is not None
+        return pack(QTensor("fp32", entry.constant), entry.kind)
+    if entry.linear:
         tensor = quantized(entry.weight)
     else:
         tensor = QTensor("fp32", np.ascontiguousarray(weights.read(entry.weight), np.float32))
-    if tensor.codes.shape != entry.shape:
+    if tensor.codes.size != np.prod(entry.shape) or len(tensor.codes) != entry.shape[0]:
         raise EdgeVLMError(
             f"The weight '{entry.weight}' has the shape {tensor.codes.shape}, but config.json implies {entry.shape}: "
             "download the checkpoint again."
         )
-    order = rope_order(entry.weight, spec.decoder)
+    order = table.order(entry.weight, spec)
     if order is not None:
         scale = None if tensor.scale is None else tensor.scale[order]
         tensor = QTensor(tensor.kind, tensor.codes[order], scale)

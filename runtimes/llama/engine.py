@@ -20,7 +20,7 @@ TESTED = "0.3.36"  # llama-cpp-python; mtmd's structures change between versions
 PROBE_SECONDS = 300.0
 _WARN, _ERROR = 3, 4  # ggml_log_level
 
-_PROBE = "import sys; from edgevlm.runtimes.llama.engine import probe; probe(sys.argv[1], sys.argv[2])"
+_PROBE = "import sys; from edgevlm.runtimes.llama.engine import probe; probe(*sys.argv[1:])"
 
 
 class Engine:
@@ -71,19 +71,20 @@ class Engine:
         return model
 
     def load_mmproj(
-        self, path: Path, model: Any, tokens: int, threads: int, gpu: bool = False, warmup: bool = False
+        self, path: Path, model: Any, tokens: range, threads: int, gpu: bool = False, warmup: bool = False
     ) -> Any:
-        """An mtmd context whose pictures of tile size stay one tile.
+        """An mtmd context that takes pictures with as many `tokens` as they are.
 
         mtmd would scale every picture to the file's longest edge and cut it; a limit of one tile's tokens makes it
-        take a bitmap of exactly tile size as it is (mtmd-image.cpp: the resize to the same size is a copy).
+        take a bitmap of exactly tile size as it is (mtmd-image.cpp: the resize to the same size is a copy). A tower of
+        any size takes what lies between the limits as it is.
         """
         params = self.mtmd.mtmd_context_params_default()
         params.use_gpu = gpu
         params.print_timings = False
         params.n_threads = threads
         params.warmup = warmup
-        params.image_max_tokens = tokens
+        params.image_min_tokens, params.image_max_tokens = tokens[0], tokens[-1]
         context = self.mtmd.mtmd_init_from_file(os.fsencode(path), model, params)
         if not context:
             raise EdgeVLMError(
@@ -118,37 +119,40 @@ def load_engine() -> Engine:
     return Engine()
 
 
-def probe(model: str, mmproj: str) -> None:
-    """In the child: load both files, check every block, build both graphs. Exits with 0, or with 3 and one line."""
+def probe(model: str, mmproj: str | None = None) -> None:
+    """In the child: load the files, check every block, build the graphs. Exits with 0, or with 3 and one line."""
     engine = load_engine()
     try:
         loaded = engine.load_model(Path(model), check=True)
         engine.new_context(loaded, positions=256, batch=32, threads=1)
-        engine.load_mmproj(Path(mmproj), loaded, tokens=1, threads=1, warmup=True)
+        if mmproj is not None:
+            engine.load_mmproj(Path(mmproj), loaded, tokens=range(1, 2), threads=1, warmup=True)
     except EdgeVLMError as error:
         print(error, file=sys.stderr, flush=True)
         os._exit(3)
     os._exit(0)  # nothing here is worth freeing
 
 
-def probe_in_child(model: Path, mmproj: Path) -> None:
+def probe_in_child(*paths: Path) -> None:
     """Try files from who knows where in a process that may die; EdgeVLMError if it does. Once per state of a file."""
-    _probe_once(*(part for path in (model, mmproj) for part in (path.resolve(), path.stat().st_mtime_ns)))
+    _probe_once(*((path.resolve(), path.stat().st_mtime_ns) for path in paths))
 
 
 @functools.lru_cache(maxsize=64)
-def _probe_once(model: Path, _changed: int, mmproj: Path, _changed_too: int) -> None:
+def _probe_once(*files: tuple[Path, int]) -> None:
+    paths = [path for path, _ in files]
+    folder = paths[0].parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     try:
         child = subprocess.run(
-            [sys.executable, "-c", _PROBE, str(model), str(mmproj)],
+            [sys.executable, "-c", _PROBE, *map(str, paths)],
             env=environment,
             capture_output=True,
             timeout=PROBE_SECONDS,
         )
     except subprocess.TimeoutExpired:
         raise EdgeVLMError(
-            f"llama.cpp did not finish loading '{model.parent}' within {PROBE_SECONDS:.0f} s: export the bundle again."
+            f"llama.cpp did not finish loading '{folder}' within {PROBE_SECONDS:.0f} s: export the bundle again."
         ) from None
     if child.returncode == 0:
         return
@@ -157,6 +161,6 @@ def _probe_once(model: Path, _changed: int, mmproj: Path, _changed_too: int) -> 
         raise EdgeVLMError(lines[-1])
     reason = next((line for line in lines if "GGML_ASSERT" in line or "abort" in line), f"exit {child.returncode}")
     raise EdgeVLMError(
-        f"llama.cpp crashed on the files in '{model.parent}' ({reason[:160]}): they are damaged or not from edgevlm; "
+        f"llama.cpp crashed on the files in '{folder}' ({reason[:160]}): they are damaged or not from edgevlm; "
         "export the bundle again."
     )

@@ -7,13 +7,17 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.preprocess import normalize, normalize_tables
+from edgevlm.inputs.layout import Layout, positions
+from edgevlm.inputs.preprocess import normalize_all, normalize_tables
+from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.devices import llama_device
 from edgevlm.runtimes.eager import context_error
-from edgevlm.runtimes.gguf import GgufFile, gguf_name
+from edgevlm.runtimes.gguf import GgufFile, gguf_files
 from edgevlm.runtimes.llama.engine import load_engine, probe_in_child
+from edgevlm.runtimes.llama.names import EMBEDDINGS
 from edgevlm.types import F32, I64
 
 if TYPE_CHECKING:
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from edgevlm.inputs.spec import ImageSpec
 
 BATCH = 512  # positions per call of the engine; its working memory grows with it
+MOST_TOKENS = 16384  # of one picture, on a tower of any size
 FIRST_POSITIONS = 512  # of the KV cache, which doubles when it is full
 
 
@@ -30,22 +35,13 @@ class LlamaRuntime:
     name = "llama.cpp"
 
     def __init__(self, bundle: Bundle, device: str = "cpu", threads: int | None = None) -> None:
-        target = bundle.manifest.targets.get("gguf")
-        if target is None:
-            raise EdgeVLMError(
-                f"The bundle '{bundle.folder}' holds no GGUF files: export it again with them, "
-                f"`edgevlm export MODEL --target gguf -o {bundle.folder} --force`."
-            )
-        try:
-            model, self._mmproj_path = bundle.path(target["model"]), bundle.path(target["mmproj"])
-        except (KeyError, TypeError):
-            raise EdgeVLMError(
-                f"The manifest of '{bundle.folder}' does not describe its GGUF files: export the bundle again."
-            ) from None
+        model, self._mmproj_path = gguf_files(bundle)
+        self._no_pictures = bundle.manifest.targets["gguf"].get("no_pictures")
         self._spec, self._image = bundle.manifest.spec, bundle.image_spec
         self._embeddings = GgufFile(model)
         self._check_table()
-        GgufFile(self._mmproj_path)  # the engine reads a cut one without a word
+        if self._mmproj_path:
+            GgufFile(self._mmproj_path)  # the engine reads a cut one without a word
         self._engine = load_engine()
         gpu = llama_device(device)
         self._gpu = bool(gpu)
@@ -53,17 +49,18 @@ class LlamaRuntime:
         decoder = bundle.manifest.recipe.get("decoder") or {}
         self._exact = not self._gpu and decoder.get("kind") in ("fp32", "fp16")
         self._threads = threads or _cores()
-        probe_in_child(model, self._mmproj_path)
+        probe_in_child(model, *([self._mmproj_path] if self._mmproj_path else []))
         self._engine.silence()
         self._model: Any = self._engine.load_model(model, self._gpu)
         self._mtmd: Any = None
         self._context: Any = None
         self._capacity = self._position = 0
+        self._layout = Layout(0)
         count = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
         self.device = gpu or f"CPU ({count})"
 
     def _check_table(self) -> None:
-        table = self._embeddings.tensors.get(gguf_name("decoder.embed.weight"))
+        table = self._embeddings.tensors.get(EMBEDDINGS)
         expected = (self._spec.decoder.vocab_size, self._spec.decoder.hidden_size)
         if table is None or table.shape != expected:
             raise EdgeVLMError(
@@ -73,21 +70,27 @@ class LlamaRuntime:
 
     def encode(self, pixels: F32) -> F32:
         assert self._model, "the runtime is closed"
-        spec = self._spec
-        if self._mtmd is None:
-            self._mtmd = self._engine.load_mmproj(
-                self._mmproj_path, self._model, spec.image_tokens, self._threads, self._gpu
+        if self._mmproj_path is None:
+            raise EdgeVLMError(
+                f"{self._no_pictures or 'The GGUF files hold no vision tower'}: encode them with another engine, "
+                "--runtime onnxruntime+llama.cpp."
             )
-        features = np.empty((len(pixels), spec.image_tokens, spec.decoder.hidden_size), np.float32)
+        spec = self._spec
+        rows, cols = spec.token_grid(*pixels.shape[2:])
+        if self._mtmd is None:
+            fixed = isinstance(spec.vision, Vit)
+            limits = range(rows * cols, rows * cols + 1) if fixed else range(1, MOST_TOKENS + 1)
+            self._mtmd = self._engine.load_mmproj(self._mmproj_path, self._model, limits, self._threads, self._gpu)
+        features = np.empty((len(pixels), rows * cols, spec.decoder.hidden_size), np.float32)
         for tile, out in zip(to_bytes(pixels, self._image), features, strict=True):
             self._encode_tile(tile, out)
         return features
 
     def _encode_tile(self, tile: np.ndarray[Any, Any], out: F32) -> None:
-        """uint8 (S, S, 3) to `out` (n, D). mtmd wraps one bitmap into texts, a tile and an overview, which are equal
+        """uint8 (H, W, 3) to `out` (n, D). mtmd wraps one bitmap into texts, a tile and an overview, which are equal
         here; the first image chunk is taken."""
-        mtmd, side = self._engine.mtmd, tile.shape[0]
-        bitmap = mtmd.mtmd_bitmap_init(side, side, tile.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
+        mtmd, (height, width) = self._engine.mtmd, tile.shape[:2]
+        bitmap = mtmd.mtmd_bitmap_init(width, height, tile.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
         chunks = mtmd.mtmd_input_chunks_init()
         try:
             marker = mtmd.mtmd_default_marker()
@@ -107,7 +110,8 @@ class LlamaRuntime:
             )
             if not found or mtmd.mtmd_input_chunk_get_n_tokens(found[0]) != len(out):
                 raise EdgeVLMError(
-                    f"llama.cpp did not take a tile of {side} pixels as one: use llama-cpp-python's tested version."
+                    f"llama.cpp did not take a view of {width} x {height} pixels as it is: use llama-cpp-python's "
+                    "tested version."
                 )
             if mtmd.mtmd_encode_chunk(self._mtmd, found[0]) != 0:
                 raise EdgeVLMError(f"llama.cpp could not encode a tile ({self._engine.reason()}): free some memory.")
@@ -117,11 +121,13 @@ class LlamaRuntime:
             mtmd.mtmd_bitmap_free(bitmap)
 
     def embed(self, ids: I64) -> F32:
-        return self._embeddings.rows(gguf_name("decoder.embed.weight"), np.asarray(ids, np.int64))
+        return self._embeddings.rows(EMBEDDINGS, np.asarray(ids, np.int64))
 
-    def prefill(self, embeds: F32) -> F32:
+    def prefill(self, embeds: F32, layout: Layout | None = None) -> F32:
         assert self._model, "the runtime is closed"
         self._reserve(self._position + len(embeds))
+        if layout is not None:
+            self._layout = layout
         embeds = np.ascontiguousarray(embeds, np.float32)
         for start in range(0, len(embeds), BATCH):
             self._decode(embeds=embeds[start : start + BATCH])
@@ -136,14 +142,15 @@ class LlamaRuntime:
     def _decode(self, *, embeds: F32 | None = None, token: int = 0) -> None:
         llama, count = self._engine.llama, 1 if embeds is None else len(embeds)
         batch = llama.llama_batch_init(count, 0 if embeds is None else embeds.shape[1], 1)
+        places, own = self._places(count, rows=embeds is not None), ctypes.addressof(batch.pos.contents)
         try:
             batch.n_tokens = count
             if embeds is None:
                 batch.token[0] = token
             else:
                 ctypes.memmove(batch.embd, embeds.ctypes.data, embeds.nbytes)
+            batch.pos = ctypes.cast(places.ctypes.data, type(batch.pos))
             for i in range(count):
-                batch.pos[i] = self._position + i
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = 0
                 batch.logits[i] = i == count - 1
@@ -152,8 +159,20 @@ class LlamaRuntime:
                     f"llama.cpp could not compute {count} positions ({self._engine.reason()}): free some memory."
                 )
         finally:
+            batch.pos = ctypes.cast(own, type(batch.pos))  # the batch frees what it allocated
             llama.llama_batch_free(batch)
         self._position += count
+
+    def _places(self, count: int, rows: bool) -> npt.NDArray[np.int32]:
+        """The positions of the next `count` tokens, which name cells of the cache, too.
+
+        Under M-RoPE, embeddings have four rows of them: time, row, column and nothing. A token of text has one.
+        """
+        axes = self._spec.decoder.axes
+        found = positions(self._layout, axes, self._position, self._position + count).astype(np.int32)
+        if axes == 1 or not rows:
+            return np.ascontiguousarray(found[0])
+        return np.concatenate([found, np.zeros((4 - axes, count), np.int32)])
 
     def _logits(self) -> F32:
         pointer = self._engine.llama.llama_get_logits_ith(self._context, -1)
@@ -186,8 +205,14 @@ class LlamaRuntime:
     def truncate(self, length: int) -> None:
         if length >= self._position:
             return
+        axes, start = self._spec.decoder.axes, max(0, length - 1)
+        before, cut = positions(self._layout, axes, start, start + 2)[0] if length else (-1, 0)
+        if before == cut:
+            raise EdgeVLMError(
+                "llama.cpp cannot forget a part of a picture, whose tokens share one position: forget all of it."
+            )
         llama = self._engine.llama
-        llama.llama_memory_seq_rm(llama.llama_get_memory(self._context), 0, length, -1)
+        llama.llama_memory_seq_rm(llama.llama_get_memory(self._context), 0, int(cut), -1)
         self._position = length
 
     def close(self) -> None:
@@ -211,7 +236,7 @@ def to_bytes(pixels: F32, spec: ImageSpec) -> np.ndarray[Any, np.dtype[np.uint8]
     scale, shift = tables[:, 255] - tables[:, 0], tables[:, 0]
     values = np.rint((pixels.transpose(0, 2, 3, 1) - shift) / scale * 255)
     tiles = np.ascontiguousarray(np.clip(values, 0, 255).astype(np.uint8))
-    if not np.array_equal(normalize(tiles, spec), pixels):
+    if not np.array_equal(normalize_all(list(tiles), spec), pixels):
         raise EdgeVLMError(
             "llama.cpp takes 8-bit pictures, and these tiles hold other values than the bundle's preprocessing makes: "
             "preprocess pictures with the bundle's own image spec."

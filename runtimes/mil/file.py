@@ -194,6 +194,8 @@ def _read_function(name: str, data: memoryview, ranges: Ranges) -> MilFunction:
         elif number == 3:
             key, body = pairs(value)
             blocks[key] = body
+    if not blocks:
+        raise ValueError("a function has no block")
     block = blocks.get(opset) or next(iter(blocks.values()))
     outputs, ops = [], []
     for number, value in fields(block):

@@ -97,7 +97,8 @@ def overflow_report(bundle: Bundle, tiles: Iterable[F32], ids: I64 | None = None
 
     The decoder reads each picture's features, and then the embeddings of `ids` where they are given.
     """
-    from edgevlm.runtimes.coreml import CoreMLRuntime, EvaluatorEngine
+    from edgevlm.runtimes.coreml.engines import EvaluatorEngine
+    from edgevlm.runtimes.coreml.runtime import CoreMLRuntime
 
     runtime = CoreMLRuntime(bundle, evaluate=True)
     engine = runtime.engine

@@ -3,15 +3,18 @@ differs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgevlm.inputs.layout import Layout, decoder_inputs
 from edgevlm.models.decoder import decoder
+from edgevlm.models.model import image_features
 from edgevlm.models.ops import Weights
+from edgevlm.models.states import States
 from edgevlm.models.trace import TracingOps
 from edgevlm.runtimes.mil.file import MilOp
 from edgevlm.types import F32
@@ -20,32 +23,19 @@ if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
 
 
-def value_name(kind: str, *of: Any) -> str:
-    """The name that the result of a macro-operation has in traces and in MIL programs.
-
-    ("linear", "decoder.layers.0.q", "decoder.layers.0.k") gives "decoder.layers.0.q_k".
-    """
-    if kind == "linear":
-        parent = of[0].rpartition(".")[0]
-        return f"{parent}.{'_'.join(name.rpartition('.')[2] for name in of)}"
-    if kind == "attention":
-        return f"vision.layers.{of[0]}.attention"
-    if kind == "cached_attention":
-        return f"decoder.layers.{of[0]}.attention"
-    return str(of[0])
-
-
 class PackageTrace:
-    """An observer for `MilEvaluator.run` that keeps the values which the reference names."""
+    """An observer for `MilEvaluator.run` that keeps the values which the reference names, (rows, channels)."""
 
-    def __init__(self, names: set[str]) -> None:
-        self._names = {name.replace(".", "_"): name for name in names}
+    def __init__(self, reference: Mapping[str, F32]) -> None:
+        self._names = {name.replace(".", "_"): name for name in reference}
+        self._channels = {name: value.shape[-1] for name, value in reference.items()}
         self.values: dict[str, F32] = {}
 
     def __call__(self, op: MilOp, output: str, value: npt.NDArray[Any]) -> None:
         name = self._names.get(output)
         if name is not None:
-            if value.ndim == 4 and value.shape[2] == 1:  # (1, C, 1, S), the Neural Engine's layout
+            # (1, C, 1, S), the Neural Engine's layout; heads are (1, H, S, d) in both
+            if value.ndim == 4 and value.shape[2] == 1 and value.shape[1] == self._channels[name]:
                 value = value[:, :, 0].transpose(0, 2, 1)
             self.values[name] = np.array(value, np.float32).reshape(-1, value.shape[-1])
 
@@ -84,15 +74,22 @@ def first_divergence(reference: dict[str, F32], package: dict[str, F32], bound: 
 
 
 def find_divergence(
-    bundle: Bundle, weights: Weights, pixels: F32, embeds: F32, bound: float = BOUND, context: int | None = None
+    bundle: Bundle,
+    weights: Weights,
+    pixels: F32,
+    embeds: F32,
+    bound: float = BOUND,
+    context: int | None = None,
+    layout: Layout | None = None,
 ) -> Divergence | None:
     """Compare a bundle's CoreML packages with `weights` in the eager reference, operation by operation.
 
-    pixels: one tile (1, 3, S, S); embeds: at least two positions (S, D), given in two calls so that what the
-    first leaves in the state counts. context: whose functions to call; None is the longest. Returns the first
-    operation that differs, or None.
+    pixels: one view (1, 3, H, W); embeds: at least two positions (S, D), given in two calls so that what the first
+    leaves in the state counts. context: whose functions to call; None is the longest. layout: of the positions; None is
+    a prompt without pictures. Returns the first operation that differs, or None.
     """
-    from edgevlm.runtimes.coreml import CoreMLRuntime, EvaluatorEngine
+    from edgevlm.runtimes.coreml.engines import EvaluatorEngine
+    from edgevlm.runtimes.coreml.runtime import CoreMLRuntime
 
     spec = bundle.manifest.spec
     runtime = CoreMLRuntime(bundle, storage="fp32", context=context, evaluate=True)
@@ -100,20 +97,22 @@ def find_divergence(
     assert isinstance(engine, EvaluatorEngine)
 
     def compare(ops: TracingOps, call: Callable[[], object], prefix: str) -> Divergence | None:
-        trace = PackageTrace(set(ops.values))
+        trace = PackageTrace(ops.values)
         engine.observer = trace
         call()
         found = first_divergence(ops.values, trace.values, bound)
         return found and replace(found, name=prefix + found.name)
 
-    ops = TracingOps(weights)
-    projector(ops, vision_tower(ops, pixels, spec.vision), spec.projector)
+    feeds = spec.vision.feeds(pixels[0])
+    ops = TracingOps(weights, inputs=feeds)
+    image_features(ops, spec, feeds)
     found = compare(ops, lambda: runtime.encode(pixels), "")
-    cache, rows = KVCache(spec.decoder), runtime.rows_per_call(len(embeds) // 2)
+    held, rows, given = States(), runtime.rows_per_call(len(embeds) // 2), layout or Layout(0)
     embeds = np.resize(embeds, (2 * rows, embeds.shape[1]))
-    for part, prefix in ((embeds[:rows], ""), (embeds[rows:], "second call, ")):
+    for start, prefix in ((0, ""), (rows, "second call, ")):
         if found is None:
-            ops = TracingOps(weights, cache, keep=1)
+            part = embeds[start : start + rows]
+            ops = TracingOps(weights, held, decoder_inputs(spec.decoder, given, start, rows))
             decoder(ops, part, spec.decoder)
-            found = compare(ops, lambda rows=part: runtime.prefill(rows), prefix)  # type: ignore[misc]
+            found = compare(ops, lambda part=part: runtime.prefill(part, given), prefix)  # type: ignore[misc]
     return found

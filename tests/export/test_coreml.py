@@ -21,17 +21,17 @@ from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_model
 from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.coreml_ import CoreMLOptions, check_recipe, write_coreml
+from edgevlm.export.coreml_ import CoreMLOptions, ane_ops, check_recipe, write_coreml
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.preprocess import preprocess
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.models.eager import EagerOps, KVCache
-from edgevlm.models.llama import decoder
-from edgevlm.runtimes import coreml
-from edgevlm.runtimes.coreml import CoreMLRuntime, EmbeddingTable, EvaluatorEngine, TableInfo, causal_mask
+from edgevlm.runtimes.coreml import CoreMLRuntime
+from edgevlm.runtimes.coreml import runtime as coreml
+from edgevlm.runtimes.coreml.engines import EvaluatorEngine
+from edgevlm.runtimes.coreml.table import EmbeddingTable, TableInfo
 from edgevlm.runtimes.gguf import GgufWeights
 from edgevlm.runtimes.mil.blob import blob_span
 from edgevlm.runtimes.mil.file import open_package
@@ -55,7 +55,7 @@ class Exported:
         recipe = fit(make_recipe(quantize, "size"), weights)
         self.spec, self.weights, self.recipe = spec, QuantizedModel(weights, recipe), recipe
         (folder / "coreml").mkdir(parents=True)
-        self.entry = write_coreml(folder / "coreml", spec, weights, recipe, self.weights.quantized, options=options)
+        self.entry = write_coreml(folder / "coreml", spec, weights, recipe, self.weights.quantized, options)
         self.bundle = as_bundle(folder, spec, self.entry)
 
     def copy(self, to: Path) -> Bundle:
@@ -74,7 +74,7 @@ FORMS = {
     "gpu-int8": ("int8", CoreMLOptions("gpu", (256,))),
     "gpu-int4": ("int4", CoreMLOptions("gpu", (256,))),
     "ane-int8": ("int8", CoreMLOptions("ane", (96, 192))),
-    "ane-fp16": ("fp16", CoreMLOptions("ane", (128,), prompt_rows=16)),
+    "ane-fp16": ("fp16", CoreMLOptions("ane", (128,))),
     "ane-palette6": ("palette6", CoreMLOptions("ane", (128,))),
     "gpu-palette4": ("palette4", CoreMLOptions("gpu", (256,))),
 }
@@ -114,9 +114,7 @@ def greedy(runtime: CoreMLRuntime, embeds: Any, count: int = TOKENS) -> list[int
 
 def gaps(reference: Reference, embeds: Any, tokens: list[int]) -> Any:
     """By how much the reference's logits prefer another token, at each step."""
-    told = np.concatenate([embeds, reference.embed(np.array(tokens[:-1], np.int64))])
-    ops = EagerOps(reference.weights, KVCache(reference.spec.decoder), keep=len(tokens))
-    logits = decoder(ops, told, reference.spec.decoder)
+    logits = reference.logits(embeds, reference.embed(np.array(tokens[:-1], np.int64)))
     return logits.max(-1) - logits[np.arange(len(tokens)), tokens]
 
 
@@ -237,7 +235,7 @@ def test_the_same_export_gives_the_same_bytes(tiny_checkpoint: Path, tmp_path: P
 def test_every_matrix_is_the_quantizers(exported: Callable[[str], Exported], form: str) -> None:
     model = exported(form)
     stored = CoreMLWeights(model.bundle)
-    linear = [name for name in model.weights.names() if model.recipe.form(name).kind != "fp32"]
+    linear = [name for name in model.weights.names() if model.weights.weights.is_linear(name)]
     assert set(linear) == set(stored.names()) | {"decoder.embed.weight"}
     for name in stored.names():
         ours, theirs = stored.quantized(name), model.weights.quantized(name)
@@ -333,8 +331,11 @@ def test_weights_beyond_fp16_are_refused(tiny_checkpoint: Path, tmp_path: Path) 
         write_coreml(tmp_path, spec, Huge(), recipe, QuantizedModel(weights, recipe).quantized)
 
 
-def test_a_large_vocabulary_gets_a_split_head(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    model = Exported(tiny_checkpoint, tmp_path, "int8", CoreMLOptions("ane", (64,), max_dim=200))
+def test_a_large_vocabulary_gets_a_split_head(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ane_ops, "MAX_DIM", 200)
+    model = Exported(tiny_checkpoint, tmp_path, "int8", CoreMLOptions("ane", (64,)))
     assert model.entry["decoder"]["outputs"] == ["logits_0", "logits_1", "logits_2"]  # 512 = 171 + 171 + 170
     reference = Reference(model.spec, model.weights)
     embeds = prompt(model, reference)[:20]
@@ -457,13 +458,24 @@ def test_a_state_written_to_the_wrong_row(exported: Callable[[str], Exported], t
     assert diverges(model, bundle) == "second call, decoder.layers.0.attention"
 
 
+def spoil_inputs(monkeypatch: pytest.MonkeyPatch, change: Callable[[str, Any], Any]) -> None:
+    """The host gives the decoder other masks or RoPE rows."""
+    right = coreml.decoder_inputs
+
+    def wrong(*arguments: Any) -> dict[str, Any]:
+        return {name: change(name, value) for name, value in right(*arguments).items()}
+
+    monkeypatch.setattr(coreml, "decoder_inputs", wrong)
+
+
+def late(name: str, value: Any) -> Any:
+    """Rows that are one position late."""
+    return np.roll(value, 1, 0) if name in ("cos", "sin") else value
+
+
 @pytest.mark.parametrize("form", PROFILES)
 def test_wrong_rope_rows(exported: Callable[[str], Exported], monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    """The host gives rows that are one position late."""
-    right = coreml.rope_rows
-    monkeypatch.setattr(
-        coreml, "rope_rows", lambda spec, length: tuple(np.roll(rows, 1, 0) for rows in right(spec, length))
-    )
+    spoil_inputs(monkeypatch, late)
     assert diverges(exported(form), exported(form).bundle) == "decoder.layers.0.attention"
 
 
@@ -497,7 +509,7 @@ def unswap_split(change: Callable[[Any], None]) -> Callable[[Any], None]:
 def test_a_mask_that_shows_the_future(
     exported: Callable[[str], Exported], monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    monkeypatch.setattr(coreml, "causal_mask", lambda *a: np.zeros_like(causal_mask(*a)))
+    spoil_inputs(monkeypatch, lambda name, value: np.ones_like(value) if name == "mask" else value)
     assert diverges(exported(form), exported(form).bundle) == "decoder.layers.0.attention"
 
 
@@ -534,12 +546,13 @@ def test_overflow_report_names_a_layer_that_overflows(tiny_checkpoint: Path, tmp
         def names(self) -> list[str]:
             return weights.names()
 
+        def is_linear(self, name: str) -> bool:
+            return weights.is_linear(name)
+
     recipe = make_recipe("int8", "size")
     expected = QuantizedModel(cast(Any, Loud()), recipe)
     (tmp_path / "coreml").mkdir()
-    entry = write_coreml(
-        tmp_path / "coreml", spec, Loud(), recipe, expected.quantized, options=CoreMLOptions("gpu", (64,))
-    )
+    entry = write_coreml(tmp_path / "coreml", spec, Loud(), recipe, expected.quantized, CoreMLOptions("gpu", (64,)))
     bundle = as_bundle(tmp_path, spec, entry)
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
     report = overflow_report(bundle, [pixels])
@@ -594,9 +607,7 @@ def spoil_state(bundle: Bundle, _: pytest.MonkeyPatch) -> None:
 
 def spoil_rope(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are one position late."""
-    right = coreml.rope_rows
-    late = lambda spec, length: tuple(np.roll(rows, 1, 0) for rows in right(spec, length))  # noqa: E731
-    monkeypatch.setattr(coreml, "rope_rows", late)
+    spoil_inputs(monkeypatch, late)
 
 
 def spoil_bias(bundle: Bundle, _: pytest.MonkeyPatch) -> None:

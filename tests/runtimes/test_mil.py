@@ -91,6 +91,19 @@ def test_layer_norm_over_either_axis() -> None:
     same(got, expected)
 
 
+def test_quick_gelu() -> None:
+    x = np.linspace(-8, 8, 999, dtype=np.float32)
+    t = torch.from_numpy(x)
+    same(mil_ops.gelu({"x": x, "mode": "SIGMOID_APPROXIMATION"}), t * torch.sigmoid(1.702 * t))
+
+
+@pytest.mark.parametrize("axis", [1, 3])
+def test_gather(axis: int) -> None:
+    x, index = array(2, 5, 3, 7), np.array([4, 0, 0, 2], np.int32)
+    got = mil_ops.OPS["gather"]({"x": x, "indices": index, "axis": np.int32(axis)})
+    same(got, torch.index_select(torch.from_numpy(x), axis, torch.from_numpy(index)))
+
+
 @pytest.mark.parametrize(("mode", "approximate"), [("EXACT", "none"), ("TANH_APPROXIMATION", "tanh")])
 def test_gelu(mode: str, approximate: str) -> None:
     x = np.linspace(-8, 8, 999, dtype=np.float32)
@@ -102,7 +115,9 @@ def test_erf_is_near_the_definition() -> None:
     assert np.abs(mil_ops.erf(x) - [math.erf(v) for v in x]).max() < 3e-7
 
 
-@pytest.mark.parametrize(("name", "function"), [("silu", F.silu), ("sigmoid", torch.sigmoid), ("relu", F.relu)])
+@pytest.mark.parametrize(
+    ("name", "function"), [("silu", F.silu), ("sigmoid", torch.sigmoid), ("relu", F.relu), ("tanh", torch.tanh)]
+)
 def test_activations(name: str, function: Any) -> None:
     x = array(3, 50) * 5
     same(mil_ops.OPS[name]({"x": x}), function(torch.from_numpy(x)))
@@ -316,6 +331,16 @@ def test_changed_bytes_never_crash(
         open_package(folder)
 
 
+def test_a_zero_near_the_start_never_crashes(copy: Path) -> None:
+    """Among these are a function without a block and inputs without a type."""
+    model = _inner(copy) / "model.mlmodel"
+    content = model.read_bytes()
+    for place in range(min(len(content), 500)):
+        model.write_bytes(content[:place] + b"\0" + content[place + 1 :])
+        with contextlib.suppress(EdgeVLMError):
+            open_package(copy)
+
+
 def test_truncated_weights(copy: Path) -> None:
     weights = _inner(copy) / "weights" / "weight.bin"
     weights.write_bytes(weights.read_bytes()[:-600])
@@ -352,8 +377,10 @@ def test_weights_elsewhere_are_refused(copy: Path) -> None:
 
 
 def _norm_package(folder: Path, safe: bool) -> Path:
-    from edgevlm.export.coreml_.mil_ops import MilOps, Store
+    from edgevlm.export.coreml_.mil_ops import MilOps
     from edgevlm.export.coreml_.package import load_coremltools, save_package
+    from edgevlm.export.coreml_.store import Store
+    from edgevlm.models.spec import Norm
 
     class Ones:
         def read(self, name: str) -> Any:
@@ -368,7 +395,7 @@ def _norm_package(folder: Path, safe: bool) -> Path:
     with mil.Function({"x": placeholder}, opset_version=mil.ct.target.iOS18) as function:
         x = function.inputs["x"]
         if safe:
-            out = MilOps(mil, Store(Ones(), lambda name: None)).rms_norm(x, "norm", 1e-5)  # type: ignore[arg-type]
+            out = MilOps(mil, Store(Ones(), lambda name: None)).norm(x, "norm", Norm("rms", 1e-5))  # type: ignore[arg-type]
         else:
             mean = mb.reduce_mean(x=mb.square(x=x, name="norm_square"), axes=[-1], keep_dims=True, name="norm_mean")
             out = mb.mul(x=x, y=mb.rsqrt(x=mean, epsilon=np.float16(1e-5)), name="norm")

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForImageTextToText,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     SiglipVisionConfig,
@@ -31,7 +32,7 @@ from tiny.common import Answer, ask, picture
 QUESTION = "What is in the picture?"
 PICTURES = {
     "none": [],
-    "one": [picture(50, 70)],
+    "one": [picture(80, 48)],
     "several": [picture(100, 33, 1), picture(64, 64, 2), picture(31, 90, 3)],
 }
 
@@ -152,7 +153,7 @@ OLD = ("", "language_model.model.", "language_model.lm_head.weight")
 NOW = ("model.", "model.language_model.", HEAD)
 CASES = {
     "qwen2_5_vl-hub": Case(qwen2_5_vl, {}, qwen2_5_vl_names("visual.", "model.", HEAD)),
-    "qwen2_5_vl-hub-tied": Case(qwen2_5_vl, {"tie": True}, qwen2_5_vl_names("visual.", "model.", None)),
+    "qwen2_5_vl-hub-tied": Case(qwen2_5_vl, {"tie": True, "seed": 2}, qwen2_5_vl_names("visual.", "model.", None)),
     "qwen2_5_vl-saved": Case(qwen2_5_vl, {"layout": "saved"}, qwen2_5_vl_names("visual.", "model.", HEAD)),
     "qwen2_5_vl-memory": Case(
         qwen2_5_vl, {"layout": "memory"}, qwen2_5_vl_names("model.visual.", "model.language_model.", HEAD)
@@ -278,6 +279,8 @@ def test_the_tokenizer_file_alone_gives_the_prompts_tokens(built: Built) -> None
     tokenizer = Tokenizer.from_file(str(built.folder / "tokenizer.json"))
     answer = ask(built.model, built.processor, [], "Ünïcode 🙂, 42 triangles?\n\tYes", tokens=1)
     assert tokenizer.encode(answer.prompt).ids == answer.input_ids
+    if built.case.loadable:
+        assert AutoTokenizer.from_pretrained(built.folder)(answer.prompt).input_ids == answer.input_ids
     assert "🙂" in tokenizer.decode(answer.input_ids, skip_special_tokens=False)
 
 

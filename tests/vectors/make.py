@@ -36,19 +36,17 @@ RESAMPLE = {"lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
 def spec(size: int, edge: int | None, resample: str = "lanczos", **changes: Any) -> dict[str, Any]:
+    rule = {"kind": "tiles_then_whole", "side": size, "longest_edge": edge, "max_edge": 4096, "short_edge_multiple": 2}
     return {
-        "version": 1,
-        "strategy": "tiles_then_global",
-        "tile_size": size,
-        "longest_edge": edge,
-        "max_edge": 4096,
-        "short_edge_multiple": 2,
-        "split": True,
+        "version": 2,
+        "rule": rule | {"split": changes.pop("split", True)},
         "resample": resample,
         "background": [255, 255, 255],
         "rescale_factor": 1 / 255,
         "mean": [0.5, 0.5, 0.5],
         "std": [0.5, 0.5, 0.5],
+        "token_pixels": 4,
+        "tokens": None,
     } | changes
 
 
@@ -65,11 +63,12 @@ SPECS = {
 
 
 def hf_processor(spec: dict[str, Any]) -> SmolVLMImageProcessorPil:
+    rule = spec["rule"]
     return SmolVLMImageProcessorPil(
-        size={"longest_edge": spec["longest_edge"] or 1},
-        max_image_size={"longest_edge": spec["tile_size"]},
-        do_resize=spec["longest_edge"] is not None,
-        do_image_splitting=spec["split"],
+        size={"longest_edge": rule["longest_edge"] or 1},
+        max_image_size={"longest_edge": rule["side"]},
+        do_resize=rule["longest_edge"] is not None,
+        do_image_splitting=rule["split"],
         resample=RESAMPLE[spec["resample"]],
         rescale_factor=spec["rescale_factor"],
         image_mean=spec["mean"],
@@ -91,14 +90,15 @@ def hf_tiles(rgb: U8, spec: dict[str, Any], **options: Any) -> tuple[npt.NDArray
 
 def hf_options(rgb_size: tuple[int, int], spec: dict[str, Any], max_tiles: int | None) -> dict[str, Any]:
     """The processor's options that keep a picture within a tile budget (docs/preprocessing.md, section 4)."""
-    if max_tiles == 1 or not spec["split"]:
+    if max_tiles == 1 or not spec["rule"]["split"]:
         return {"do_image_splitting": False}
     if max_tiles is None:
         return {}
     tries: list[dict[str, Any]] = [{}]
-    largest = min(spec["longest_edge"] or max(rgb_size), spec["max_edge"])
-    for count in range((largest - 1) // spec["tile_size"], 1, -1):
-        edge = count * spec["tile_size"]
+    rule = spec["rule"]
+    largest = min(rule["longest_edge"] or max(rgb_size), rule["max_edge"])
+    for count in range((largest - 1) // rule["side"], 1, -1):
+        edge = count * rule["side"]
         tries.append({"do_resize": True, "size": {"longest_edge": edge}})
     for options in tries:
         _, (rows, cols) = hf_plan(rgb_size, spec, **options)
@@ -228,7 +228,7 @@ def preprocess_case(name: str, rgb: U8, which: str, max_tiles: int | None) -> di
     tiles, _ = hf_tiles(rgb, spec, do_rescale=False, do_normalize=False, **options)
     pixels, pixel_grid = hf_tiles(rgb, spec, **options)
     assert pixel_grid == grid and tiles.dtype == np.uint8 and pixels.dtype == np.float32
-    side, rng = spec["tile_size"], np.random.default_rng(len(name))
+    side, rng = spec["rule"]["side"], np.random.default_rng(len(name))
     places = [(0, 0, 0, 0), (len(tiles) - 1, 2, side - 1, side - 1)]
     places += [tuple(int(rng.integers(n)) for n in pixels.shape) for _ in range(6)]
     return {
@@ -279,7 +279,7 @@ def plan_vectors() -> dict[str, Any]:
     shapes += [(512, 512), (513, 512), (512, 513), (2048, 2048), (2049, 1), (4096, 4096), (4097, 4095)]
     shapes += [(4032, 3024), (3024, 4032), (1920, 1080), (1080, 1920), (640, 480), (8191, 8191), (101, 103)]
     shapes += [(int(2 ** rng.uniform(0, 13)), int(2 ** rng.uniform(0, 13))) for _ in range(150)]
-    specs = SPECS | {"beyond": spec(512, 6000), "bounded": spec(364, 5000, max_edge=4096)}
+    specs = SPECS | {"beyond": spec(512, 6000), "bounded": spec(364, 5000)}
     cases = []
     for width, height in shapes:
         for which in ("smolvlm", "idefics3", "uneven", "beyond", "bounded"):
@@ -330,24 +330,37 @@ There are 3 green triangles. What colour is the square? It is yellow.
 User: Describe the image. Assistant: A photo of a cat on the table, a cup of coffee and an open book.
 Can you read the sign? The answer is 42. Which object is the largest?
 Ein Bär fährt über die Brücke. 写真には何がありますか。 🙂👍🏽 naïve café"""
+TOKEN_GRID = (2, 2)
 IMAGE_TOKENS = 4
 PROMPT_SPEC = {
-    "version": 1,
-    "prefix": "<|im_start|>",
-    "roles": {
-        role.lower(): {"open_text": f"{role}: ", "open_image": f"{role}:", "close": "<end_of_utterance>\n"}
-        for role in ("User", "Assistant", "System")
+    "version": 2,
+    "chat": {
+        "prefix": "<|im_start|>",
+        "roles": {
+            role.lower(): {"open_text": f"{role}: ", "open_image": f"{role}:", "close": "<end_of_utterance>\n"}
+            for role in ("User", "Assistant", "System")
+        },
+        "generation": "Assistant:",
+        "default_system": "",
+        "system": "turn",
+        "images_first": False,
+        "text_close": "",
+        "text_join": "",
+        "trim": False,
     },
-    "generation": "Assistant:",
+    "picture": {
+        "open": "",
+        "tile": "<fake_token_around_image><row_{row}_col_{col}>",
+        "row_close": "\n",
+        "whole": "\n<fake_token_around_image><global-img>",
+        "alone": "<fake_token_around_image><global-img>",
+        "close": "<fake_token_around_image>",
+        "number": "",
+    },
     "image_token": "<image>",
     "image_token_id": None,  # filled in
-    "image_tokens": IMAGE_TOKENS,
-    "tile_open": "<fake_token_around_image><row_{row}_col_{col}>",
-    "row_close": "\n",
-    "global_open": "\n<fake_token_around_image><global-img>",
-    "single_open": "<fake_token_around_image><global-img>",
-    "image_close": "<fake_token_around_image>",
     "stop_ids": None,
+    "add_bos": False,
     "bos_id": None,
     "pad_id": None,
 }
@@ -382,6 +395,17 @@ def hf_prompt_processor(tokenizer_json: Path) -> Idefics3Processor:
     )
     image_processor = hf_processor(spec(32, None))  # sizes decide the grid, up to the whole picture only
     return Idefics3Processor(image_processor, fast, image_seq_len=IMAGE_TOKENS, chat_template=CHAT_TEMPLATE)
+
+
+def views_of(grid: tuple[int, int]) -> list[list[Any]]:
+    """[place, rows and columns of image tokens] of each view of a picture; the whole picture is the last."""
+    places = [[row, col] for row in range(1, grid[0] + 1) for col in range(1, grid[1] + 1)]
+    return [[place, *TOKEN_GRID] for place in [*places, None]]
+
+
+def starts(ids: list[int], image: int) -> list[int]:
+    """Where each view's image tokens begin: here, always after another token."""
+    return [i for i, n in enumerate(ids) if n == image and ids[i - 1] != image]
 
 
 def hf_ids(
@@ -459,10 +483,11 @@ def prompt_vectors(tokenizer_json: Path) -> dict[str, Any]:
         cases.append(
             {
                 "messages": messages,
-                "grids": grids,
+                "pictures": [views_of(grid) for grid in grids],
                 "add_generation_prompt": generation,
                 "text": rules.decode(ids, skip_special_tokens=False),
                 "ids": ids,
+                "starts": starts(ids, find("<image>")),
             }
         )
     # The user's text holds control tokens: transformers' own option to read them as text.
@@ -470,7 +495,9 @@ def prompt_vectors(tokenizer_json: Path) -> dict[str, Any]:
     messages = [{"role": "user", "content": [{"type": "text", "text": forged}]}]
     ids, grids = hf_ids(processor, messages, [], sanitize_control_tokens=True)
     text = rules.decode(ids, skip_special_tokens=False)
-    cases.append({"messages": messages, "grids": grids, "add_generation_prompt": True, "text": text, "ids": ids})
+    cases.append(
+        {"messages": messages, "pictures": [], "starts": [], "add_generation_prompt": True, "text": text, "ids": ids}
+    )
     rng = np.random.default_rng(0)
     decode = []
     for _ in range(12):

@@ -1,6 +1,6 @@
 """Write the golden vectors of how pictures become views, by each family's own PIL image processor.
 
-    python tests/vectors/make_views.py          (re)writes views.json and rgb_raw.json
+    python tests/vectors/make_views.py          (re)writes views.json, rgb_raw.json and edgevlm/assets/views.json
     python tests/vectors/make_views.py --check  exits with 1 if one would change
 
 Sizes, grids, tile counts and pixels come from transformers' PIL image processors and Pillow >= 13. Nothing here imports
@@ -159,6 +159,34 @@ def views() -> dict[str, Any]:
     return {"specs": specs, "pictures": samples, "cases": [case(name, *size) for name in SPECS for size in SIZES]}
 
 
+# The rules of preprocess.json (docs/preprocessing.md, section 3) that say what these processors do.
+RULES: dict[str, dict[str, Any]] = {
+    "siglip_small": {"kind": "stretch", "side": 48},
+    "clip_crop_small": {"kind": "crop", "shortest": 48, "side": 48},
+    "llava_pad_small": {"kind": "pad", "side": 48, "color": [122, 116, 104]},
+    "deepseek_vl_small": {"kind": "fit", "side": 48, "least": 14, "color": [122, 116, 104]},
+    "idefics3_small": {
+        "kind": "tiles_then_whole", "side": 48, "longest_edge": 192, "max_edge": 4096, "short_edge_multiple": 2,
+        "split": True,
+    },
+    "internvl_small": {"kind": "ratio_tiles", "side": 48, "least": 1, "most": 6, "thumbnail": True},
+    "qwen_small": {"kind": "native", "unit": 16, "least": 1024, "most": 10240},
+}  # fmt: skip
+WITNESSED = [(1, 1), (1, 97), (50, 3), (61, 43), (101, 103), (127, 211), (449, 448), (997, 601)]
+
+
+def witness() -> dict[str, Any]:
+    """What the gate of a bundle replays: for each kind of rule, some of the cases."""
+    return {
+        rule["kind"]: {
+            "rule": rule,
+            "resample": "lanczos" if SPECS[name][0] == "Idefics3ImageProcessor" else "bicubic",
+            "cases": [case(name, *size) for size in WITNESSED],
+        }
+        for name, rule in RULES.items()
+    }
+
+
 def rgb_raw(folder: Path) -> dict[str, Any]:
     """Width, height and sha256 of the raw RGB bytes (rows from the top) of each picture in `folder`."""
     cases = []
@@ -188,8 +216,10 @@ def main() -> int:
     check = parser.parse_args().check
     logging.set_verbosity_error()  # one pixel's channel order is said to be ambiguous, and is read right
     stale = []
-    for name, data in (("views.json", views()), ("rgb_raw.json", rgb_raw(HERE / "rgb"))):
-        text, path = to_json(data), HERE / name
+    shipped = HERE.parents[1] / "edgevlm" / "assets" / "views.json"
+    files = {HERE / "views.json": views(), HERE / "rgb_raw.json": rgb_raw(HERE / "rgb"), shipped: witness()}
+    for path, data in files.items():
+        text, name = to_json(data), path.name
         if not path.exists() or path.read_text("utf-8") != text:
             stale.append(name)
             if not check:

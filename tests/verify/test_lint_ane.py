@@ -148,7 +148,7 @@ def bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             weights,
             recipe,
             QuantizedModel(weights, recipe).quantized,
-            options=CoreMLOptions(profile, (64,)),
+            CoreMLOptions(profile, (64,)),
         )
         targets = SimpleNamespace(targets={"coreml": entry})
         made[profile] = SimpleNamespace(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import deepseek_vl, internvl, llava, nanovlm, qwen2_5_vl, smolvlm
 from edgevlm.checkpoint.families.check import check_model
 from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import MappedWeights, map_tree
+from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Queries
 from edgevlm.models.record import weight_tree
@@ -45,12 +49,27 @@ def read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
     return spec, map_tree(checkpoint, weight_tree(spec), names, lambda name: name.startswith((*unused, *tied)))
 
 
+def read_image_spec(folder: Path, model: ModelSpec) -> ImageSpec:
+    """What the processor of the checkpoint in `folder` does to a picture."""
+    return _family(model.family, model.name).image(ProcessorFiles(folder), model)
+
+
+def read_prompt_spec(folder: Path, model: ModelSpec) -> PromptSpec:
+    """What it does to a conversation: chat format, image tokens and stop tokens."""
+    return _family(model.family, model.name).prompt(ProcessorFiles(folder), model)
+
+
 def find_family(checkpoint: Checkpoint) -> Family:
     kind = checkpoint.config.get("model_type")
+    marked = (family for family in FAMILIES if kind is None and family.mark in checkpoint.config)
+    return next(marked, None) or _family(kind, checkpoint.name)
+
+
+def _family(kind: object, name: str) -> Family:
     for family in FAMILIES:
-        if kind in family.model_types or (kind is None and family.mark in checkpoint.config):
+        if kind in family.model_types:
             return family
     raise EdgeVLMError(
-        f"{checkpoint.name} is of the model family {kind!r}, which edgevlm does not support: supported are "
+        f"{name} is of the model family {kind!r}, which edgevlm does not support: supported are "
         f"{', '.join(family.title for family in FAMILIES)}."
     )

@@ -9,6 +9,11 @@ from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, prefix_of
 from edgevlm.checkpoint.families.towers import read_vit
+from edgevlm.checkpoint.processor.files import ProcessorFiles
+from edgevlm.checkpoint.processor.images import check_side, image_spec, mean_color, processor_type
+from edgevlm.checkpoint.processor.prompts import prompt_spec
+from edgevlm.inputs.rules import Fit
+from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Linear
 
@@ -44,4 +49,19 @@ def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
     return (f"{prefix_of(checkpoint, PATCHES)}head.",)  # SigLIP's pooling
 
 
-FAMILY = Family(("deepseek_vl",), "DeepSeek-VL 1.3B", read, tensor_names, unused)
+def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+    file = files.image
+    processor_type(file, "DeepseekVLImageProcessor")
+    for key in ("do_resize", "do_pad"):
+        if not file.flag(key):
+            raise file.wrong(key, "true")
+    side = check_side(file, "size", file.square("size"), model)
+    return image_spec(files, model, Fit(side, file.count("min_size", 14), mean_color(file)), usual=3)
+
+
+def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
+    files.check_tokens("num_image_tokens", model.image_tokens)
+    return prompt_spec(files, model)
+
+
+FAMILY = Family(("deepseek_vl",), "DeepSeek-VL 1.3B", read, tensor_names, image, prompt, unused)

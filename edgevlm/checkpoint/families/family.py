@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.tensors import Names
+from edgevlm.checkpoint.processor.files import ProcessorFiles
+from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.models.model import ModelSpec
 
 
@@ -19,6 +21,7 @@ def _none(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
 class Family:
     """model_types: what config.json calls it. read: the description. tensor_names: where its weights stand.
 
+    image, prompt: what its processor does to pictures and to conversations.
     unused: beginnings of tensor names that the files may hold and nothing reads.
     mark: a key of config.json that tells the family, where config.json has no model_type.
     """
@@ -27,5 +30,7 @@ class Family:
     title: str  # in words, for messages and docs
     read: Callable[[Checkpoint, Section], ModelSpec]
     tensor_names: Callable[[Checkpoint, ModelSpec], Names]
+    image: Callable[[ProcessorFiles, ModelSpec], ImageSpec]
+    prompt: Callable[[ProcessorFiles, ModelSpec], PromptSpec]
     unused: Callable[[Checkpoint, ModelSpec], tuple[str, ...]] = _none
     mark: str | None = None

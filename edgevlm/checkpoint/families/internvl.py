@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgevlm.checkpoint.chat_template import ChatFormat
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.config import Section
@@ -10,6 +11,11 @@ from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, Plain, Scaled, Split, prefix_of
 from edgevlm.checkpoint.families.tokens import token_id
 from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_vit
+from edgevlm.checkpoint.processor.files import ProcessorFiles
+from edgevlm.checkpoint.processor.images import check_side, image_spec, make_spec, processor_type
+from edgevlm.checkpoint.processor.prompts import prompt_spec
+from edgevlm.inputs.rules import RatioTiles, Stretch
+from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec, RoleText
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Linear, Normalize, Shuffle
 from edgevlm.models.spec import Norm
@@ -117,4 +123,54 @@ def _head(prefix: str) -> str:
     return "language_model.lm_head" if prefix.startswith("language_model.model.") else "lm_head"
 
 
-FAMILY = Family(("internvl", "internvl_chat"), "InternVL 2.5, 3 and 3.5", read, tensor_names)
+def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+    if model.family == "internvl_chat":
+        return _remote_image(files, model)
+    file = files.image
+    processor_type(file, "GotOcr2ImageProcessor")
+    if not file.flag("do_resize"):
+        raise file.wrong("do_resize", "true")
+    side = check_side(file, "size", file.square("size"), model)
+    # crop_to_patches is false in the files, and InternVLProcessor turns it on.
+    rule = RatioTiles(side, file.count("min_patches", 1), file.count("max_patches", 12), thumbnail=True)
+    return image_spec(files, model, rule, usual=3)
+
+
+def _remote_image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+    """The remote code's load_image: what preprocessor_config.json says of cropping is from another time."""
+    config = files.config
+    side = check_side(config, "force_image_size", config.count("force_image_size", 448), model)
+    if config.flag("pad2square", False):
+        raise config.wrong("pad2square", "false")
+    least, most = config.count("min_dynamic_patch", 1), config.count("max_dynamic_patch", 6)
+    tiles = RatioTiles(side, least, most, config.flag("use_thumbnail", False))
+    rule = tiles if config.flag("dynamic_image_size", False) else Stretch(side)
+    return make_spec(model, rule, resample="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
+    files.check_tokens("image_seq_length", model.image_tokens)
+    text = PictureText(open="<img>", close="</img>")
+    chat = _remote_chat(files) if model.family == "internvl_chat" else None
+    return prompt_spec(files, model, picture=text, needed=("<img>", "</img>"), chat=chat)
+
+
+# conversation.py of the remote code, by the key `template` of config.json.
+_SYSTEM = {
+    "internvl2_5": "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"
+    "多模态大语言模型。",
+}
+
+
+def _remote_chat(files: ProcessorFiles) -> ChatFormat:
+    """The remote code writes its own conversation, whatever chat template the tokenizer has."""
+    name = files.config.data.get("template")
+    if name not in _SYSTEM:
+        raise files.config.wrong("template", " or ".join(_SYSTEM))
+    start, end = "<|im_start|>", "<|im_end|>\n"
+    roles = {r: RoleText(f"{start}{r}\n", f"{start}{r}\n", end) for r in ("user", "assistant", "system")}
+    system = f"{start}system\n{_SYSTEM[name]}{end}"
+    return ChatFormat(Chat("", roles, f"{start}assistant\n", default_system=system), image_close="\n")
+
+
+FAMILY = Family(("internvl", "internvl_chat"), "InternVL 2.5, 3 and 3.5", read, tensor_names, image, prompt)

@@ -11,7 +11,13 @@ from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, prefix_of
 from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_vit
+from edgevlm.checkpoint.processor.files import ProcessorFiles
+from edgevlm.checkpoint.processor.images import check_side, image_spec, mean_color, processor_type
+from edgevlm.checkpoint.processor.prompts import prompt_spec
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.rules import Crop, Pad, Rule, Stretch
+from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Linear
 from edgevlm.models.towers.vit import Vit
@@ -94,4 +100,34 @@ def _head(checkpoint: Checkpoint) -> str:
     return next(found, "lm_head.weight").removesuffix(".weight")
 
 
-FAMILY = Family(("llava",), "LLaVA 1.5 with a SigLIP or CLIP tower", read, tensor_names, unused)
+def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+    file = files.image
+    processor_type(file, "SiglipImageProcessor", "CLIPImageProcessor", "LlavaImageProcessor")
+    if not file.flag("do_resize"):
+        raise file.wrong("do_resize", "true")
+    return image_spec(files, model, _rule(file, model), usual=3)
+
+
+def _rule(file: JsonFile, model: ModelSpec) -> Rule:
+    size = file.data.get("size")
+    shortest = size.get("shortest_edge") if isinstance(size, dict) else None
+    if file.flag("do_pad", False):
+        side = shortest if type(shortest) is int else file.square("size")
+        return Pad(check_side(file, "size", side, model), mean_color(file))
+    if shortest is None:
+        return Stretch(check_side(file, "size", file.square("size"), model))
+    if type(shortest) is not int or not file.flag("do_center_crop"):
+        raise file.wrong("size", "a shortest_edge in pixels and do_center_crop")
+    side = check_side(file, "crop_size", file.square("crop_size"), model)
+    if shortest < side:
+        raise file.wrong("size", f"at least the {side} pixels of crop_size")
+    return Crop(shortest, side)
+
+
+def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
+    if files.processor.data.get("processor_class", "LlavaProcessor") != "LlavaProcessor":
+        raise files.processor.wrong("processor_class", "LlavaProcessor")
+    return prompt_spec(files, model)
+
+
+FAMILY = Family(("llava",), "LLaVA 1.5 with a SigLIP or CLIP tower", read, tensor_names, image, prompt, unused)

@@ -12,6 +12,11 @@ from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, Plain, Split
 from edgevlm.checkpoint.families.tokens import token_id
 from edgevlm.checkpoint.families.towers import read_vit
+from edgevlm.checkpoint.processor.files import ProcessorFiles
+from edgevlm.checkpoint.processor.images import check_side, make_spec
+from edgevlm.checkpoint.processor.prompts import prompt_spec
+from edgevlm.inputs.rules import WholeThenTiles
+from edgevlm.inputs.spec import ImageSpec, PictureText, PromptSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Linear, Shuffle
 from edgevlm.models.towers.vit import Vit
@@ -77,4 +82,22 @@ _LLAMA = {
     "norm1": "norm1", "q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.out_proj",
     "norm2": "norm2", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
 }  # fmt: skip
-FAMILY = Family((), "nanoVLM", read, tensor_names, mark=MARK)
+
+
+def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+    """DynamicResize and GlobalAndSplitImages of data/custom_transforms.py there. Pixels are only divided by 255."""
+    config = files.config
+    side = check_side(config, "vit_img_size", config.count("vit_img_size", 512), model)
+    enlarge = config.flag("resize_to_max_side_len", False)
+    rule = WholeThenTiles(side, config.count("max_img_size", 1024), enlarge, whole_resample="bilinear")
+    return make_spec(model, rule, resample="bicubic", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
+    """As get_image_string of data/processors.py there."""
+    whole = "<|global_image|>"
+    text = PictureText(tile="<row_{row}_col_{col}>", whole=whole, alone=whole, number="<image: {index}>")
+    return prompt_spec(files, model, picture=text, needed=(whole,))
+
+
+FAMILY = Family(("nanovlm",), "nanoVLM", read, tensor_names, image, prompt, mark=MARK)

@@ -8,6 +8,12 @@ from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, Split, SumFrames, prefix_of
+from edgevlm.checkpoint.processor.files import ProcessorFiles
+from edgevlm.checkpoint.processor.images import image_spec, processor_type, token_pixels
+from edgevlm.checkpoint.processor.prompts import prompt_spec
+from edgevlm.inputs.rules import Native
+from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Group, Linear, Normalize, Take
 from edgevlm.models.spec import Attention, Block, Mlp, Norm
@@ -91,4 +97,32 @@ def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     }
 
 
-FAMILY = Family(("qwen2_5_vl",), "Qwen2.5-VL", read, tensor_names)
+def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+    file = files.image
+    processor_type(file, "Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor")
+    if not file.flag("do_resize"):
+        raise file.wrong("do_resize", "true")
+    unit = file.count("patch_size", 14) * file.count("merge_size", 2)
+    if unit != token_pixels(model):
+        raise file.wrong("patch_size", f"with merge_size, the {token_pixels(model)} pixels of a token in config.json")
+    least = _pixels(file, "min_pixels", "shortest_edge", 56 * 56)
+    most = _pixels(file, "max_pixels", "longest_edge", 28 * 28 * 1280)
+    return image_spec(files, model, Native(unit, least, most), usual=3)
+
+
+def _pixels(file: JsonFile, key: str, edge: str, usual: int) -> int:
+    """An area: transformers 4 has it under `key`, transformers 5 in size, where it is called an edge."""
+    size = file.data.get("size")
+    found = file.data.get(key)
+    if found is None:
+        found = size.get(edge, usual) if isinstance(size, dict) else usual
+    if type(found) is not int or found < 1:
+        raise file.wrong(key, "a number of pixels")
+    return found
+
+
+def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
+    return prompt_spec(files, model)
+
+
+FAMILY = Family(("qwen2_5_vl",), "Qwen2.5-VL", read, tensor_names, image, prompt)

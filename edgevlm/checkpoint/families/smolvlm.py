@@ -9,6 +9,11 @@ from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, Rows
 from edgevlm.checkpoint.families.towers import bucketed_positions, read_vit
+from edgevlm.checkpoint.processor.files import ProcessorFiles
+from edgevlm.checkpoint.processor.images import check_side, image_spec, processor_type
+from edgevlm.checkpoint.processor.prompts import prompt_spec
+from edgevlm.inputs.rules import TilesThenWhole
+from edgevlm.inputs.spec import ImageSpec, PictureText, PromptSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Linear, Queries, Shuffle, Step
 from edgevlm.models.towers.vit import Vit
@@ -60,4 +65,39 @@ def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
     return (f"{_prefix(checkpoint)}connector.",) if any(isinstance(step, Queries) for step in spec.projector) else ()
 
 
-FAMILY = Family(("smolvlm", "idefics3", "edgevlm_query"), "SmolVLM, SmolVLM2 and Idefics3", read, tensor_names, unused)
+def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+    file = files.image
+    processor_type(file, "Idefics3ImageProcessor", "SmolVLMImageProcessor")
+    rule = TilesThenWhole(
+        side=check_side(file, "max_image_size", file.edge("max_image_size"), model),
+        longest_edge=file.edge("size") if file.flag("do_resize") else None,
+        max_edge=4096,  # as the next, a constant of the processor's code
+        short_edge_multiple=2,
+        split=file.flag("do_image_splitting"),
+    )
+    return image_spec(files, model, rule)
+
+
+IMAGE, FAKE, WHOLE, END = "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
+# What follows the bos token in the template that every SmolVLM and Idefics3 ships.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
+    kind, known = files.processor.data.get("processor_class"), ("Idefics3Processor", "SmolVLMProcessor")
+    if kind not in (None, *known):
+        raise files.processor.wrong("processor_class", " or ".join(known))
+    files.check_tokens("image_seq_len", model.image_tokens)
+    tile = f"{FAKE}<row_{{row}}_col_{{col}}>"
+    text = PictureText(tile=tile, row_close="\n", whole=f"\n{FAKE}{WHOLE}", alone=f"{FAKE}{WHOLE}", close=FAKE)
+    return prompt_spec(files, model, picture=text, needed=(FAKE,), stops=(END,))
+
+
+TYPES = ("smolvlm", "idefics3", "edgevlm_query")
+FAMILY = Family(TYPES, "SmolVLM, SmolVLM2 and Idefics3", read, tensor_names, image, prompt, unused)

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from edgevlm.inputs.preprocess import resize_and_split
+from edgevlm.inputs.preprocess import preprocess
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.scenes.ask import ask
 from edgevlm.scenes.crowd import make_crowd, make_mixture, make_sign, make_signs
@@ -54,7 +54,7 @@ class Pictures:
         tiles, labels = [], []
         for index in range(number * self.size, (number + 1) * self.size):
             scene = self.mix[index % len(self.mix)](self.seed, index)
-            tiles.append(resize_and_split(np.asarray(scene.picture), self.image, max_tiles=1)[0][0])
+            tiles.append(preprocess(np.asarray(scene.picture), self.image, max_tiles=1)[0])
             labels.append(scene_labels(scene, self.side, self.scale))
         return np.stack(tiles), labels
 

@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.preprocess import normalize
+from edgevlm.inputs.preprocess import normalize_all
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.console import progress_bar
 from edgevlm.io.folders import check_replaceable, partial_folder, publish
@@ -92,7 +92,7 @@ class PretrainOptions:
 
 def encode(model: Any, tiles: U8, image: ImageSpec) -> tuple[Tensor, Tensor]:
     """uint8 (B, S, S, 3) to patches (B, P * P, W) and image tokens (B, G * G, D)."""
-    pixels = torch.from_numpy(normalize(tiles, image))
+    pixels = torch.from_numpy(normalize_all(list(tiles), image))
     side = model.config.vision_config.image_size // model.config.vision_config.patch_size
     mask = torch.ones(len(pixels), side, side, dtype=torch.bool)
     patches = model.model.vision_model(pixel_values=pixels, patch_attention_mask=mask).last_hidden_state

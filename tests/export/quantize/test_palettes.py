@@ -80,8 +80,9 @@ def test_packages_hold_what_was_written(tmp_path: Path, kind: str) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
     from coremltools.converters.mil.frontend.milproto.load import load
 
-    from edgevlm.export.coreml_.mil_ops import MilOps, Store
+    from edgevlm.export.coreml_.mil_ops import MilOps
     from edgevlm.export.coreml_.package import load_coremltools, save_package
+    from edgevlm.export.coreml_.store import Store
     from edgevlm.runtimes.mil.evaluator import MilEvaluator
 
     weights = {"a.q.weight": RNG.standard_normal((64, 48)), "a.k.weight": RNG.standard_normal((20, 48))}
@@ -99,12 +100,12 @@ def test_packages_hold_what_was_written(tmp_path: Path, kind: str) -> None:
     placeholder = mil.mb.placeholder((1, 2, 48), dtype=mil.types.fp16)
     with mil.Function({"x": placeholder}, opset_version=mil.ct.target.iOS18) as function:
         ops = MilOps(mil, Store(NoBias(), tensors.__getitem__))
-        function.set_outputs([ops.linear(function.inputs["x"], "a.q", "a.k")])
+        function.set_outputs(ops.linear(function.inputs["x"], ("a.q", 64), ("a.k", 20)))
     save_package(mil, {"main": function}, tmp_path / "p.mlpackage")
 
     x = np.eye(48, dtype=np.float32)[None, :2]
-    out = MilEvaluator(tmp_path / "p.mlpackage").run({"x": x})["a_q_k"]
-    np.testing.assert_array_equal(out[0], expected.T[:2])
+    q, k = MilEvaluator(tmp_path / "p.mlpackage").run({"x": x}).values()
+    np.testing.assert_array_equal(np.concatenate([q[0], k[0]], axis=1), expected.T[:2])
     model = mil.ct.models.MLModel(str(tmp_path / "p.mlpackage"), skip_model_load=True)
     spec = model.get_spec()
     program = load(spec, spec.specificationVersion, model.weights_dir)

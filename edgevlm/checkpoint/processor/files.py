@@ -1,0 +1,64 @@
+"""The files that say how a checkpoint wants its pictures and its text."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from edgevlm.inputs.tokenizer import load_tokenizer
+from edgevlm.io.json import JsonFile, read_json_file
+
+
+class ProcessorFiles:
+    """Each is read when it is asked for; EdgeVLMError names the file that is missing or damaged.
+
+    Both layouts: preprocessor_config.json beside processor_config.json, and, since transformers 5, everything nested in
+    processor_config.json.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def config(self) -> JsonFile:
+        return read_json_file(self.folder / "config.json", required=False)
+
+    @cached_property
+    def processor(self) -> JsonFile:
+        return read_json_file(self.folder / "processor_config.json", required=False)
+
+    @cached_property
+    def image(self) -> JsonFile:
+        """The image processor's settings."""
+        inner = self.processor.data.get("image_processor")
+        if inner is None:
+            return read_json_file(self.folder / "preprocessor_config.json")
+        if not isinstance(inner, dict):
+            raise self.processor.wrong("image_processor", "an object")
+        return JsonFile(self.processor.path, inner, "image_processor.")
+
+    @cached_property
+    def tokenizer_config(self) -> JsonFile:
+        return read_json_file(self.folder / "tokenizer_config.json", required=False)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.tokenizer_json)
+
+    @property
+    def tokenizer_json(self) -> Path:
+        return self.folder / "tokenizer.json"
+
+    @cached_property
+    def names(self) -> dict[str, Any]:
+        """bos_token and its like."""
+        special = read_json_file(self.folder / "special_tokens_map.json", required=False)
+        return special.data | self.tokenizer_config.data
+
+    def check_tokens(self, key: str, tokens: int) -> None:
+        """Refuse a processor that gives a view another number of image tokens than config.json does."""
+        if self.processor.data.get(key, tokens) != tokens:
+            raise self.processor.wrong(key, f"the {tokens} image tokens of a view in config.json")

@@ -1,0 +1,97 @@
+"""Image processor settings -> ImageSpec."""
+
+from __future__ import annotations
+
+import math
+
+from edgevlm.checkpoint.processor.files import ProcessorFiles
+from edgevlm.inputs.rules import Rule
+from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
+from edgevlm.io.json import JsonFile
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.projector import Group, Queries, Shuffle
+
+RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
+BACKGROUND = (255, 255, 255)  # a constant of the processors' code
+
+
+def image_spec(files: ProcessorFiles, model: ModelSpec, rule: Rule, *, usual: int | None = None) -> ImageSpec:
+    """`rule`, and the settings that every image processor has; EdgeVLMError names the file and key that are wrong.
+
+    usual: the filter that the processor's code takes where its file names none.
+    """
+    file = files.image
+    mean, std = mean_std(file)
+    return make_spec(
+        model, rule, resample=_resample(file, usual), mean=mean, std=std,
+        rescale_factor=file.number("rescale_factor", 1 / 255) if file.flag("do_rescale") else 1.0,
+    )  # fmt: skip
+
+
+def make_spec(
+    model: ModelSpec,
+    rule: Rule,
+    *,
+    resample: str,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    rescale_factor: float = 1 / 255,
+) -> ImageSpec:
+    """The same, from values that no file has."""
+    queries = [step.count for step in model.projector if isinstance(step, Queries)]
+    return ImageSpec(
+        version=IMAGE_SPEC_VERSION,
+        rule=rule,
+        resample=resample,
+        background=BACKGROUND,
+        rescale_factor=rescale_factor,
+        mean=mean,
+        std=std,
+        token_pixels=None if queries else token_pixels(model),
+        tokens=queries[0] if queries else None,
+    )
+
+
+def token_pixels(model: ModelSpec) -> int:
+    """Pixels per side that one image token covers."""
+    merged = (getattr(s, "scale", 1) * getattr(s, "side", 1) for s in model.projector if isinstance(s, Shuffle | Group))
+    return model.vision.patch_size * math.prod(merged)
+
+
+def processor_type(file: JsonFile, *known: str) -> str:
+    """The image processor's class, without the endings of its implementations."""
+    name = file.data.get("image_processor_type")
+    plain = name.removesuffix("Fast").removesuffix("Pil") if isinstance(name, str) else ""
+    if plain not in known:
+        raise file.wrong("image_processor_type", " or ".join(known))
+    return plain
+
+
+def check_side(file: JsonFile, key: str, found: int, model: ModelSpec) -> int:
+    """`found`, which must be the side of the encoder's square."""
+    side = getattr(model.vision, "image_size", found)
+    if found != side:
+        raise file.wrong(key, f"the {side} pixels of the vision encoder in config.json")
+    return found
+
+
+def _resample(file: JsonFile, usual: int | None) -> str:
+    value = file.data.get("resample", usual)
+    if type(value) is not int or value not in RESAMPLE:
+        raise file.wrong("resample", "1 (lanczos), 2 (bilinear) or 3 (bicubic)")
+    return RESAMPLE[value]
+
+
+def mean_std(file: JsonFile) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    if not file.flag("do_normalize"):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    std = file.triple("image_std")
+    if 0.0 in std:
+        raise file.wrong("image_std", "three numbers other than 0")
+    return file.triple("image_mean"), std
+
+
+def mean_color(file: JsonFile) -> tuple[int, int, int]:
+    """What some processors pad with."""
+    red, green, blue = (int(value * 255) for value in file.triple("image_mean"))
+    return red, green, blue

@@ -1,0 +1,140 @@
+"""Tokenizer, chat template and processor settings -> PromptSpec."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgevlm.checkpoint.chat_template import ChatFormat, probes, read_chat_template, token_text
+from edgevlm.checkpoint.processor.files import ProcessorFiles
+from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.prompt import Control, Picture, Prompter, picture_parts, render
+from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, PictureText, PromptSpec, ViewTokens
+from edgevlm.io.json import JsonFile, read_json_file
+from edgevlm.models.model import ModelSpec
+
+NO_PICTURE_TEXT = PictureText()
+
+
+def prompt_spec(
+    files: ProcessorFiles,
+    model: ModelSpec,
+    *,
+    picture: PictureText = NO_PICTURE_TEXT,
+    needed: tuple[str, ...] = (),
+    stops: tuple[str, ...] = (),
+    chat: ChatFormat | None = None,
+) -> PromptSpec:
+    """The chat format, image tokens and stop tokens of a checkpoint.
+
+    picture: what the processor writes around a picture's image tokens; the chat template's own text comes around it.
+    needed: further special tokens that the tokenizer must have. stops: tokens that end an answer beside eos.
+    chat: None reads the checkpoint's chat template.
+    """
+    image = _image_token(files, model)
+    ids = _special_tokens(files, (*needed, *stops))
+    if chat is None:
+        chat = read_chat_template(files.folder, files.processor, files.tokenizer_config, files.names, image)
+    bos = token_text(files.names, "bos_token")
+    picture = replace(picture, open=chat.image_open + picture.open, close=picture.close + chat.image_close)
+    spec = PromptSpec(
+        version=PROMPT_SPEC_VERSION,
+        chat=chat.chat,
+        picture=picture,
+        image_token=image,
+        image_token_id=model.image_token_id,
+        stop_ids=_stop_ids(files, model, ids, stops),
+        add_bos=_adds_bos(files, ids.get(bos)) and not (bos and chat.chat.prefix.startswith(bos)),
+        bos_id=ids.get(bos),
+        pad_id=ids.get(token_text(files.names, "pad_token")),
+    )
+    _prove(spec, files)
+    return spec
+
+
+def _image_token(files: ProcessorFiles, model: ModelSpec) -> str:
+    added = files.tokenizer.get_added_tokens_decoder()
+    token = added.get(model.image_token_id)
+    if token is None or not token.special:
+        found = files.tokenizer.id_to_token(model.image_token_id)
+        raise EdgeVLMError(
+            f"'{files.tokenizer_json}' has {found!r} as token {model.image_token_id}, expected the special token that "
+            "stands for images (image_token_id in config.json): use the tokenizer that belongs to the checkpoint."
+        )
+    return token.content
+
+
+def _special_tokens(files: ProcessorFiles, needed: tuple[str, ...]) -> dict[str, int]:
+    tokens = files.tokenizer.get_added_tokens_decoder()
+    ids = {token.content: int(id_) for id_, token in tokens.items() if token.special}
+    for text in needed:
+        if text not in ids:
+            raise EdgeVLMError(
+                f"'{files.tokenizer_json}' lacks the special token '{text}' among added_tokens: use the tokenizer that "
+                "belongs to the checkpoint."
+            )
+    return ids
+
+
+def _adds_bos(files: ProcessorFiles, bos_id: int | None) -> bool:
+    """Whether the tokenizer puts the bos token before every text; it may add nothing else."""
+    added = files.tokenizer.encode("", add_special_tokens=True).ids
+    if added and added != [bos_id]:
+        raise EdgeVLMError(
+            f"'{files.tokenizer_json}' adds the special tokens {added} to every text, expected the bos_token alone: "
+            "use the tokenizer that belongs to the checkpoint."
+        )
+    return bool(added)
+
+
+def _stop_ids(files: ProcessorFiles, model: ModelSpec, ids: dict[str, int], stops: tuple[str, ...]) -> tuple[int, ...]:
+    """generation_config.json decides, as in transformers; then config.json, then the tokenizer's eos_token."""
+    file = read_json_file(files.folder / "generation_config.json", required=False)
+    if file.data.get("eos_token_id") is None:
+        file = files.config
+        text = file.data.get("text_config")
+        if file.data.get("eos_token_id") is None and isinstance(text, dict):
+            file = JsonFile(file.path, text, "text_config.")
+    found = file.data.get("eos_token_id")
+    eos = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < model.decoder.vocab_size for i in eos):
+        raise file.wrong("eos_token_id", f"token ids below the vocabulary's {model.decoder.vocab_size}")
+    end = ids.get(token_text(files.names, "eos_token"))
+    all_stops = {*(eos or ([] if end is None else [end])), *(ids[stop] for stop in stops)}
+    if not all_stops:
+        raise EdgeVLMError(
+            f"'{files.folder}' names no eos_token_id, expected one in generation_config.json: add it there."
+        )
+    return tuple(sorted(all_stops))
+
+
+def _prove(spec: PromptSpec, files: ProcessorFiles) -> None:
+    """Refuse a tokenizer that reads a whole prompt, as transformers gives it, in another way than piece by piece."""
+    prompter, whole = Prompter(spec, files.tokenizer_json), files.tokenizer
+    views = [ViewTokens(None, 1, 2)]
+    for probe in probes():
+        if any(message["role"] not in spec.chat.roles for message in probe):
+            continue
+        count = sum(item["type"] == "image" for message in probe for item in message["content"])
+        text = "".join(_written(part, spec, views, count) for part in render(spec.chat, probe, count))
+        ids, _ = prompter.encode(probe, [views] * count)
+        whole.encode_special_tokens = False
+        try:
+            expected = whole.encode(text, add_special_tokens=spec.add_bos).ids
+        finally:
+            whole.encode_special_tokens = True
+        if ids.tolist() != expected:
+            raise EdgeVLMError(
+                f"'{files.tokenizer_json}' joins its special tokens with the text around them (lstrip, rstrip or "
+                "normalized), which is not supported: use a checkpoint whose tokenizer does not."
+            )
+
+
+def _written(part: object, spec: PromptSpec, views: list[ViewTokens], count: int) -> str:
+    if not isinstance(part, Picture):
+        assert isinstance(part, Control) or hasattr(part, "text")
+        return str(part.text)
+    number = spec.picture.number.replace("{index}", str(part.index)) if count > 1 else ""
+    return number + "".join(
+        piece if isinstance(piece, str) else spec.image_token * (piece[0] * piece[1])
+        for piece in picture_parts(spec.picture, views)
+    )

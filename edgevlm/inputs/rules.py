@@ -1,0 +1,279 @@
+"""What each family's image processor does to a picture of some size, as values: docs/preprocessing.md, section 3.
+
+Every rule has `views(width, height, budget)`: the views in the order in which the prompt names them. A budget is the
+most views that a picture may have; None leaves it to the rule, and rules without tiles have no use for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.check import check
+from edgevlm.inputs.resample import FILTERS
+from edgevlm.inputs.views import Color, CropTo, PadTo, ResizeTo, Step, View
+
+# More than any encoder takes, small enough that a hostile bundle cannot ask for terabytes.
+_LARGEST_EDGE = 16384
+_MOST_TILES = 256
+_MOST_PIXELS = 1 << 26
+
+
+class _Checked:
+    """Every whole number of a rule is at least 1 and bounded."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if type(value) is int:
+                most = self.bounds().get(field.name, _LARGEST_EDGE)
+                check(1 <= value <= most, "image", field.name, f"1 to {most}", value)
+            elif field.name == "whole_resample":
+                check(value in FILTERS, "image", field.name, " or ".join(FILTERS), value)
+            elif field.name == "color":
+                check(all(0 <= v <= 255 for v in value), "image", "color", "0 to 255", value)
+
+    def bounds(self) -> dict[str, int]:
+        """The largest value of a field, where it is no edge."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Stretch(_Checked):
+    """One square view, whatever the picture's shape (SigLIP)."""
+
+    side: int
+    kind: str = "stretch"
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        return [View((ResizeTo(self.side, self.side),))]
+
+
+@dataclass(frozen=True)
+class Crop(_Checked):
+    """The short edge to `shortest`, then the square in the middle (CLIP)."""
+
+    shortest: int
+    side: int
+    kind: str = "crop"
+
+    def bounds(self) -> dict[str, int]:
+        return {"side": min(self.shortest, _LARGEST_EDGE)}
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        long = int(self.shortest * max(width, height) / min(width, height))
+        size = (self.shortest, long) if width <= height else (long, self.shortest)
+        left, top = ((edge - self.side) // 2 for edge in size)
+        return [View((ResizeTo(*size), CropTo(left, top, self.side, self.side)))]
+
+
+@dataclass(frozen=True)
+class Pad(_Checked):
+    """The picture in the middle of a square canvas, then that resized (LLaVA)."""
+
+    side: int
+    color: Color
+    kind: str = "pad"
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        return [View((*_square(width, height, self.color), ResizeTo(self.side, self.side)))]
+
+
+@dataclass(frozen=True)
+class Fit(_Checked):
+    """The long edge to `side`, the other to no less than `least`; then a square canvas around it (DeepSeek-VL)."""
+
+    side: int
+    least: int
+    color: Color
+    kind: str = "fit"
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        scale = self.side / max(width, height)
+        size = max(round(width * scale), self.least), max(round(height * scale), self.least)
+        return [View((ResizeTo(*size), *_square(*size, self.color)))]
+
+
+@dataclass(frozen=True)
+class TilesThenWhole(_Checked):
+    """A grid of tiles and then the whole picture (SmolVLM, Idefics3).
+
+    longest_edge: the picture is first scaled to it, and then, if that is larger, down to max_edge; None leaves it as it
+    is. short_edge_multiple: of this first resize. split: False for the whole picture alone.
+    """
+
+    side: int
+    longest_edge: int | None
+    max_edge: int
+    short_edge_multiple: int
+    split: bool
+    kind: str = "tiles_then_whole"
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        if self.split and budget != 1:
+            for edge in self._longest_edges(width, height, budget):
+                found = self._tiled(width, height, edge)
+                if budget is None or len(found) <= budget:
+                    return found
+        return [View((*self._scale(width, height, self.longest_edge), ResizeTo(self.side, self.side)))]
+
+    def _longest_edges(self, width: int, height: int, budget: int | None) -> Iterator[int | None]:
+        """The longest edges that a budget may fall back to: the rule's own, then whole numbers of tiles, from 2 up."""
+        yield self.longest_edge
+        if budget is None:
+            return
+        largest = min(self.longest_edge or max(width, height), self.max_edge)
+        # `count` tiles along the long edge are at least count + 1 views in all.
+        for count in range(min((largest - 1) // self.side, budget - 1), 1, -1):
+            yield count * self.side
+
+    def _tiled(self, width: int, height: int, longest_edge: int | None) -> list[View]:
+        side, scaled = self.side, self._scale(width, height, longest_edge)
+        if scaled:
+            width, height = scaled[0].width, scaled[0].height
+        aspect = width / height
+        if width >= height:
+            width = math.ceil(width / side) * side
+            height = math.ceil(int(width / aspect) / side) * side
+        else:
+            height = math.ceil(height / side) * side
+            width = math.ceil(int(height * aspect) / side) * side
+        canvas = (*scaled, ResizeTo(width, height))
+        if (width, height) == (side, side):
+            return [View(canvas)]
+        return [*_tiles(canvas, side), View((*canvas, ResizeTo(side, side)))]
+
+    def _scale(self, width: int, height: int, longest_edge: int | None) -> tuple[ResizeTo, ...]:
+        """The first resize, if any."""
+        if longest_edge is None:
+            return ()
+        multiple = self.short_edge_multiple
+        aspect = width / height
+        if width >= height:
+            width = longest_edge
+            height = max(-(-int(width / aspect) // multiple) * multiple, 1)
+        else:
+            height = longest_edge
+            width = max(-(-int(height * aspect) // multiple) * multiple, 1)
+        aspect = width / height
+        if width >= height and width > self.max_edge:
+            width = self.max_edge
+            height = max(int(width / aspect), 1)
+        elif height > width and height > self.max_edge:
+            height = self.max_edge
+            width = max(int(height * aspect), 1)
+        return (ResizeTo(width, height),)
+
+
+@dataclass(frozen=True)
+class WholeThenTiles(_Checked):
+    """The picture on a grid of whole tiles: first all of it on one, then the tiles (nanoVLM).
+
+    longest_edge: more is scaled down to it. enlarge: less is scaled up. whole_resample: of the whole picture.
+    """
+
+    side: int
+    longest_edge: int
+    enlarge: bool
+    whole_resample: str
+    kind: str = "whole_then_tiles"
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        side, long = self.side, max(width, height)
+        edge = self.longest_edge if self.enlarge else min(self.longest_edge, math.ceil(long / side) * side)
+        for tried in range(edge, side, -side):
+            found = self._tiled(width, height, tried)
+            if budget is None or len(found) <= budget:
+                return found
+        return [View((ResizeTo(side, side),))]
+
+    def _tiled(self, width: int, height: int, edge: int) -> list[View]:
+        side, long, short = self.side, max(width, height), min(width, height)
+        other = max(math.ceil(short * (edge / long) / side) * side, side)
+        canvas = (ResizeTo(*((edge, other) if width >= height else (other, edge))),)
+        return [View((*canvas, ResizeTo(side, side, self.whole_resample))), *_tiles(canvas, side)]
+
+
+@dataclass(frozen=True)
+class RatioTiles(_Checked):
+    """The grid of `least` to `most` tiles whose shape is nearest to the picture's (InternVL).
+
+    thumbnail: the whole picture comes last, where there are several tiles.
+    """
+
+    side: int
+    least: int
+    most: int
+    thumbnail: bool
+    kind: str = "ratio_tiles"
+
+    def bounds(self) -> dict[str, int]:
+        return {"least": min(self.most, _MOST_TILES), "most": _MOST_TILES}
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        most = self.most if budget is None else min(self.most, max(1, budget - self.thumbnail))
+        cols, rows = self._grid(width, height, min(self.least, most), most)
+        whole = View((ResizeTo(self.side, self.side),))
+        if cols * rows == 1:
+            return [whole]
+        tiles = _tiles((ResizeTo(cols * self.side, rows * self.side),), self.side)
+        return [*tiles, whole] if self.thumbnail else tiles
+
+    def _grid(self, width: int, height: int, least: int, most: int) -> tuple[int, int]:
+        grids = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1) if c * r >= least]
+        best, gap = (1, 1), math.inf
+        for cols, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+            off = abs(width / height - cols / rows)
+            # Of grids that fit equally well, the larger one, as long as the picture has half its pixels.
+            if off < gap or (off == gap and width * height > 0.5 * self.side * self.side * cols * rows):
+                best, gap = (cols, rows), off
+        return best
+
+
+@dataclass(frozen=True)
+class Native(_Checked):
+    """Near the picture's own size: both edges multiples of `unit`, `least` to `most` pixels in all (Qwen2-VL)."""
+
+    unit: int
+    least: int
+    most: int
+    kind: str = "native"
+
+    def bounds(self) -> dict[str, int]:
+        return {"least": min(self.most, _MOST_PIXELS), "most": _MOST_PIXELS}
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        if max(width, height) > 200 * min(width, height):
+            raise EdgeVLMError(
+                f"A picture of {width} x {height} is more than 200 times as long as wide, which this model does not "
+                "take: cut it into less elongated pieces first."
+            )
+        wide, high = (round(edge / self.unit) * self.unit for edge in (width, height))
+        if wide * high > self.most:
+            beta = math.sqrt(height * width / self.most)
+            wide, high = (max(self.unit, math.floor(e / beta / self.unit) * self.unit) for e in (width, height))
+        elif wide * high < self.least:
+            beta = math.sqrt(self.least / (height * width))
+            wide, high = (math.ceil(e * beta / self.unit) * self.unit for e in (width, height))
+        return [View((ResizeTo(wide, high),))]
+
+
+Rule = Stretch | Crop | Pad | Fit | TilesThenWhole | WholeThenTiles | RatioTiles | Native
+
+
+def _tiles(canvas: tuple[Step, ...], side: int) -> list[View]:
+    """Row by row."""
+    cols, rows = canvas[-1].width // side, canvas[-1].height // side
+    return [
+        View((*canvas, CropTo(col * side, row * side, side, side)), (row + 1, col + 1))
+        for row in range(rows)
+        for col in range(cols)
+    ]
+
+
+def _square(width: int, height: int, color: Color) -> tuple[PadTo, ...]:
+    side = max(width, height)
+    return () if width == height else (PadTo(side, side, (side - width) // 2, (side - height) // 2, color),)

@@ -1,0 +1,92 @@
+"""A picture becomes views: each is what the encoder sees at once, cut from the picture in a few steps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.decode import MAX_PIXELS
+from edgevlm.inputs.resample import resize_image
+from edgevlm.types import U8
+
+Color = tuple[int, int, int]
+Place = tuple[int, int]  # row and column of a tile, from 1
+
+
+@dataclass(frozen=True)
+class ResizeTo:
+    width: int
+    height: int
+    resample: str = ""  # empty: the spec's own
+
+    def run(self, picture: Image.Image, resample: str) -> Image.Image:
+        if self.width * self.height > MAX_PIXELS:
+            raise EdgeVLMError(
+                f"A picture of {picture.width} x {picture.height} would become {self.width} x {self.height} pixels, "
+                f"at most {MAX_PIXELS / 1e6:.1f} million are made: cut it into less elongated pieces first."
+            )
+        return resize_image(picture, (self.width, self.height), self.resample or resample)
+
+
+@dataclass(frozen=True)
+class PadTo:
+    """The picture on a larger canvas of one color."""
+
+    width: int
+    height: int
+    left: int  # where the picture begins
+    top: int
+    color: Color
+
+    def run(self, picture: Image.Image, resample: str) -> Image.Image:
+        canvas = Image.new("RGB", (self.width, self.height), self.color)
+        canvas.paste(picture, (self.left, self.top))
+        return canvas
+
+
+@dataclass(frozen=True)
+class CropTo:
+    left: int
+    top: int
+    width: int
+    height: int
+
+    def run(self, picture: Image.Image, resample: str) -> Image.Image:
+        return picture.crop((self.left, self.top, self.left + self.width, self.top + self.height))
+
+
+Step = ResizeTo | PadTo | CropTo
+
+
+@dataclass(frozen=True)
+class View:
+    """steps: at least one, from the picture on. place: of a tile; None is the whole picture."""
+
+    steps: tuple[Step, ...]
+    place: Place | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.steps[-1].width, self.steps[-1].height
+
+
+def cut(picture: Image.Image, views: Sequence[View], resample: str) -> list[U8]:
+    """The views of an RGB picture, each uint8 (H, W, 3). Steps that several views begin with run once."""
+    uses = Counter(view.steps[:n] for view in views for n in range(1, len(view.steps)))
+    made: dict[tuple[Step, ...], Image.Image] = {(): picture}
+
+    def run(steps: tuple[Step, ...]) -> Image.Image:
+        if steps in made:
+            return made[steps]
+        result = steps[-1].run(run(steps[:-1]), resample)
+        if uses[steps] > 1:
+            made[steps] = result
+        return result
+
+    return [np.asarray(run(view.steps)) for view in views]

@@ -1,0 +1,128 @@
+"""llama.cpp's text architectures: keys, and what each of them cannot compute (src/models/{llama,qwen2,...}.cpp)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.models.spec import Attention, Decoder, Mlp, Rope
+
+Value = bool | int | float | str | list[int] | list[float]
+Refusals = dict[str, Callable[[Decoder], bool]]  # "it ..." -> whether that is so
+
+
+@dataclass(frozen=True)
+class TextArch:
+    name: str  # general.architecture
+    fits: Callable[[Decoder, Attention], bool]
+    refusals: Refusals = field(default_factory=dict)
+    more_keys: dict[str, Callable[[Decoder], Value]] = field(default_factory=dict)
+
+    def keys(self, d: Decoder) -> dict[str, Value]:
+        made = {"general.architecture": self.name}
+        return made | {f"{self.name}.{key}": value(d) for key, value in {**_KEYS, **self.more_keys}.items()}
+
+    def refusal(self, d: Decoder) -> str | None:
+        """Why the architecture cannot compute a decoder; None where it can."""
+        return next((reason for reason, holds in {**_REFUSALS, **self.refusals}.items() if holds(d)), None)
+
+
+def text_arch(d: Decoder) -> TextArch:
+    """The architecture for a decoder; EdgeVLMError where llama.cpp has none."""
+    fitting = [arch for arch in _ARCHS if arch.fits(d, attention(d))]
+    found = next((arch for arch in fitting if arch.refusal(d) is None), None)
+    if found is None:
+        raise EdgeVLMError(
+            f"The model cannot be written as GGUF: its decoder {fitting[0].refusal(d)}; use another target."
+        )
+    return found
+
+
+def attention(d: Decoder) -> Attention:
+    """The first layer's mixer, which stands for all once `_REFUSALS` are past."""
+    mixer = d.block(0).mixers[0]
+    return mixer if isinstance(mixer, Attention) else Attention(1, 1, 2)
+
+
+def _mlp(d: Decoder) -> Mlp:
+    return d.block(0).mlp
+
+
+def _rope(d: Decoder) -> Rope:
+    return d.ropes["main"]
+
+
+_KEYS: dict[str, Callable[[Decoder], Value]] = {
+    "vocab_size": lambda d: d.vocab_size,
+    "context_length": lambda d: d.context_length,
+    "embedding_length": lambda d: d.hidden_size,
+    "block_count": lambda d: d.num_layers,
+    "feed_forward_length": lambda d: _mlp(d).size,
+    "attention.head_count": lambda d: attention(d).heads,
+    "attention.head_count_kv": lambda d: attention(d).kv_heads,
+    "attention.key_length": lambda d: attention(d).head_dim,
+    "attention.value_length": lambda d: attention(d).head_dim,
+    "rope.dimension_count": lambda d: _rope(d).size,
+    "rope.freq_base": lambda d: float(_rope(d).theta),
+    "attention.layer_norm_rms_epsilon": lambda d: d.block(0).norm.eps,
+}
+
+
+def _other_mixer(d: Decoder) -> bool:
+    """Anything but full softmax attention to all earlier positions, turned by RoPE over whole heads."""
+    a = attention(d)
+    plain = Attention(a.heads, a.kv_heads, a.head_dim, a.bias, a.out_bias, "main", a.qk_norm)
+    return d.block(0).mixers != (plain,) or set(d.ropes) != {"main"} or _rope(d).size != a.head_dim
+
+
+_REFUSALS: Refusals = {
+    "has layers of different kinds": lambda d: len(set(d.layers)) > 1,
+    "has other mixers than full attention with RoPE": _other_mixer,
+    "has an odd head size": lambda d: attention(d).head_dim % 2 == 1,
+    "has other norms than one root mean square before each part and the head": lambda d: (
+        {d.norm, d.block(0).norm, attention(d).qk_norm or d.norm} != {d.norm}
+        or d.norm is None
+        or d.norm.kind != "rms"
+        or d.block(0).places != "pre"
+        or d.block(0).gated
+    ),
+    "has another MLP than a gated one with SiLU": lambda d: (_mlp(d).act, _mlp(d).gated) != ("silu", True),
+    "has another mask than the causal one": lambda d: d.mask != "causal",
+    "changes embeddings or logits": lambda d: (
+        bool(d.learned_positions or d.embed_norm or d.logit_cap or d.deepstack) or d.embed_scale != 1.0
+    ),
+}
+_NO_SCALING: Refusals = {
+    "scales RoPE, which this architecture of llama.cpp lacks": lambda d: _rope(d).scaling is not None
+}
+_NO_MORE_BIASES: Refusals = {
+    "has biases that this architecture of llama.cpp lacks": lambda d: attention(d).out_bias or _mlp(d).bias
+}
+_SQUARE: Refusals = {
+    "has heads that do not add up to its hidden size": lambda d: (
+        attention(d).heads * attention(d).head_dim != d.hidden_size
+    )
+}
+
+_ARCHS = (
+    TextArch(
+        "qwen2vl",
+        fits=lambda d, a: d.axes > 1,
+        refusals=_NO_SCALING
+        | _NO_MORE_BIASES
+        | _SQUARE
+        | {
+            "normalizes its heads": lambda d: attention(d).qk_norm is not None,
+            "has other RoPE sections than three runs over the whole head": lambda d: (
+                _rope(d).interleaved or len(_rope(d).sections) != 3 or 2 * sum(_rope(d).sections) != _rope(d).size
+            ),
+        },
+        more_keys={"rope.dimension_sections": lambda d: [*_rope(d).sections, 0]},
+    ),
+    TextArch("qwen3", lambda d, a: d.axes == 1 and a.qk_norm is not None, _NO_SCALING | _NO_MORE_BIASES),
+    TextArch(
+        "qwen2", lambda d, a: d.axes == 1 and a.qk_norm is None and a.bias, _NO_SCALING | _NO_MORE_BIASES | _SQUARE
+    ),
+    TextArch("llama", lambda d, a: d.axes == 1 and a.qk_norm is None),
+)

@@ -1,0 +1,61 @@
+"""Which tensors the two files hold: the model's weight tree under llama.cpp's names, and what its loader adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gguf import GGMLQuantizationType
+
+from edgevlm.export.gguf_.archs import ProjectorType, TextArch
+from edgevlm.export.gguf_.blocks import ggml_type
+from edgevlm.export.quantize.recipe import Recipe
+from edgevlm.inputs.layout import rope_factors
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.record import weight_tree
+from edgevlm.runtimes.llama.names import PROJECTORS, ROPE_FACTORS, TEXT, Table
+from edgevlm.types import F32
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: GGMLQuantizationType
+    weight: str | None = None  # the canonical weight that it holds
+    linear: bool = False
+    constant: F32 | None = None  # its values, where they are no weight of the model
+
+
+def decoder_entries(spec: ModelSpec, arch: TextArch, recipe: Recipe) -> list[Entry]:
+    """The text model's tensors. A tied head has none: llama.cpp then takes token_embd."""
+    first, *rest = _entries(spec, "decoder.", TEXT[arch.name], recipe)
+    rope = spec.decoder.ropes["main"]
+    factors = [] if rope.scaling is None else [_constant(ROPE_FACTORS, rope_factors(rope))]
+    return [first, *factors, *rest]
+
+
+def mmproj_entries(spec: ModelSpec, projector: ProjectorType, recipe: Recipe) -> list[Entry]:
+    """The vision tower's and the projector's tensors."""
+    table = PROJECTORS[projector.name]
+    entries = [entry for part in ("vision.", "projector.") for entry in _entries(spec, part, table, recipe)]
+    return entries + [_constant(name, values) for name, values in projector.constants(spec).items()]
+
+
+def _entries(spec: ModelSpec, part: str, table: Table, recipe: Recipe) -> list[Entry]:
+    found = []
+    for weight, info in weight_tree(spec).items():
+        if not weight.startswith(part):
+            continue
+        shape, kind = info.shape, GGMLQuantizationType.F32
+        if info.is_linear:
+            kind = ggml_type(recipe.form(weight).kind, shape[-1])
+        if table.square_patches and weight == "vision.patch_embedding.weight":
+            shape = (shape[0], 3, spec.vision.patch_size, spec.vision.patch_size)
+        found.append(Entry(table.name(weight), shape, kind, weight, info.is_linear))
+    return found
+
+
+def _constant(name: str, values: F32) -> Entry:
+    return Entry(name, values.shape, GGMLQuantizationType.F32, constant=values)

@@ -1,0 +1,65 @@
+"""embedding.bin: the token embeddings of a bundle's CoreML target, mapped into memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.runtimes.mil.blob import unpack
+from edgevlm.types import F32, I64
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """Where the embedding table's codes and scales lie in its file: [first byte, bytes]."""
+
+    file: str
+    kind: str
+    shape: tuple[int, int]
+    codes: tuple[int, int]
+    scale: tuple[int, int] | None = None
+    scale_shape: tuple[int, int] | None = None
+
+
+class EmbeddingTable:
+    """embedding.bin, mapped: only the rows that a prompt uses are read."""
+
+    def __init__(self, path: Path, info: TableInfo) -> None:
+        self._info = info
+        width = info.shape[1] // 2 if info.kind == "int4" else info.shape[1]
+        dtype = {"fp16": "<f2", "int8": "i1", "int4": "u1"}.get(info.kind)
+        if dtype is None:
+            raise EdgeVLMError(f"'{path.name}' has the unknown kind '{info.kind}': export the bundle again.")
+        self._codes = _map(path, dtype, info.codes, (info.shape[0], width))
+        self._scale: npt.NDArray[Any] | None = None
+        if info.scale is not None and info.scale_shape is not None:
+            self._scale = _map(path, "<f2", info.scale, info.scale_shape)
+
+    def rows(self, ids: I64) -> F32:
+        """Embeddings (S, D) float32 of the ids (S,)."""
+        rows, width = self._info.shape
+        if len(ids) and not (int(np.min(ids)) >= 0 and int(np.max(ids)) < rows):
+            raise EdgeVLMError(f"A token id is outside the vocabulary of {rows}: use the bundle's own tokenizer.")
+        codes = np.asarray(self._codes[ids])
+        if self._info.kind == "int4":
+            codes = unpack(codes.reshape(-1), "int4", len(ids) * width).reshape(len(ids), width)
+        values = codes.astype(np.float32)
+        if self._scale is not None:
+            scale = self._scale[ids].astype(np.float32)
+            values = (values.reshape(len(ids), scale.shape[1], -1) * scale[:, :, None]).reshape(len(ids), width)
+        return values
+
+
+def _map(path: Path, dtype: str, span: tuple[int, int], shape: tuple[int, int]) -> npt.NDArray[Any]:
+    start, count = span
+    fits = min(start, *shape) >= 0 and int(np.prod(shape)) * np.dtype(dtype).itemsize == count
+    if not fits or start + count > path.stat().st_size:
+        raise EdgeVLMError(
+            f"'{path.name}' does not hold the table that the manifest describes: export the bundle again."
+        )
+    return np.memmap(path, dtype, mode="r", offset=start, shape=shape)

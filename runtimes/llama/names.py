@@ -1,0 +1,115 @@
+"""How llama.cpp names and orders a model's tensors: one table for each of its text architectures and projector types.
+
+Data that both sides of a file share: the exporter writes by a table, the reader finds it by the file's own
+`general.architecture` or `clip.projector_type`. Sources: llama.cpp's src/llama-arch.cpp and tools/mtmd/clip-impl.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import Attention
+
+ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1's, computed from the spec: no weight of the model
+EMBEDDINGS = "token_embd.weight"  # in every architecture
+
+
+@dataclass(frozen=True)
+class Table:
+    """Canonical stems -> llama.cpp's, "{i}" is the layer; and where rows stand elsewhere than in a checkpoint."""
+
+    names: Mapping[str, str]
+    pairs: bool = False  # RoPE turns neighbouring rows of q and k, where a checkpoint's turns split halves
+    class_last: bool = False  # the class token and its row of the position table come after the patches
+    square_patches: bool = False  # the patch embedding is stored as a convolution (D, 3, p, p)
+
+    def name(self, weight: str) -> str:
+        """The tensor that holds a canonical weight; KeyError where the table has none."""
+        stem, what = weight, ""
+        for suffix in (".weight", ".bias"):
+            if weight.endswith(suffix):
+                stem, what = weight.removesuffix(suffix), suffix
+        layer = next((part for part in stem.split(".") if part.isdigit()), None)
+        if layer is None:
+            return self.names[stem] + what
+        return self.names[stem.replace(f".{layer}.", ".{i}.", 1)].replace("{i}", layer) + what
+
+    def order(self, weight: str, spec: ModelSpec) -> npt.NDArray[np.intp] | None:
+        """Row i of the file is row `order[i]` of the weight; None where rows keep their order."""
+        part = weight.split(".")
+        if self.class_last and weight == "vision.position_embedding":
+            return np.roll(np.arange(spec.vision.num_patches + 1), -1)  # type: ignore[union-attr]
+        if not self.pairs or part[:2] != ["decoder", "layers"] or part[3] not in ("q", "k"):
+            return None
+        attention = spec.decoder.block(int(part[2])).mixers[0]
+        assert isinstance(attention, Attention)
+        rows = (attention.heads if part[3] == "q" else attention.kv_heads) * attention.head_dim
+        # `LlamaModel.permute` of llama.cpp's converter
+        return np.arange(rows).reshape(-1, 2, attention.head_dim // 2).swapaxes(1, 2).reshape(-1)
+
+
+_TEXT = {
+    "decoder.embed": "token_embd",
+    "decoder.layers.{i}.norm1": "blk.{i}.attn_norm",
+    "decoder.layers.{i}.q": "blk.{i}.attn_q",
+    "decoder.layers.{i}.k": "blk.{i}.attn_k",
+    "decoder.layers.{i}.v": "blk.{i}.attn_v",
+    "decoder.layers.{i}.o": "blk.{i}.attn_output",
+    "decoder.layers.{i}.q_norm": "blk.{i}.attn_q_norm",
+    "decoder.layers.{i}.k_norm": "blk.{i}.attn_k_norm",
+    "decoder.layers.{i}.norm2": "blk.{i}.ffn_norm",
+    "decoder.layers.{i}.gate": "blk.{i}.ffn_gate",
+    "decoder.layers.{i}.up": "blk.{i}.ffn_up",
+    "decoder.layers.{i}.down": "blk.{i}.ffn_down",
+    "decoder.norm": "output_norm",
+    "decoder.head": "output",
+}
+_LAYER = {
+    "vision.patch_embedding": "v.patch_embd",
+    "vision.layers.{i}.norm1": "v.blk.{i}.ln1",
+    "vision.layers.{i}.q": "v.blk.{i}.attn_q",
+    "vision.layers.{i}.k": "v.blk.{i}.attn_k",
+    "vision.layers.{i}.v": "v.blk.{i}.attn_v",
+    "vision.layers.{i}.o": "v.blk.{i}.attn_out",
+    "vision.layers.{i}.norm2": "v.blk.{i}.ln2",
+}
+_VIT = _LAYER | {
+    "vision.class_token": "v.class_embd",
+    "vision.position_embedding": "v.position_embd.weight",
+    "vision.pre_norm": "v.pre_ln",
+    "vision.layers.{i}.fc1": "v.blk.{i}.ffn_up",
+    "vision.layers.{i}.fc2": "v.blk.{i}.ffn_down",
+    "vision.post_norm": "v.post_ln",
+}
+_QWEN_VIT = _LAYER | {
+    "vision.layers.{i}.gate": "v.blk.{i}.ffn_gate",
+    "vision.layers.{i}.up": "v.blk.{i}.ffn_up",
+    "vision.layers.{i}.down": "v.blk.{i}.ffn_down",
+}
+_TWO_MAPS = {"projector.linear_1": "mm.0", "projector.linear_2": "mm.2"}
+
+TEXT = {
+    "llama": Table(_TEXT, pairs=True),
+    "qwen2": Table(_TEXT),
+    "qwen2vl": Table(_TEXT),
+    "qwen3": Table(_TEXT),
+}
+PROJECTORS = {
+    "idefics3": Table(_VIT | {"projector.linear": "mm.model.fc"}),
+    "mlp": Table(_VIT | _TWO_MAPS),
+    "internvl": Table(
+        _VIT
+        | {
+            "projector.norm": "mm.model.mlp.0",
+            "projector.linear_1": "mm.model.mlp.1",
+            "projector.linear_2": "mm.model.mlp.3",
+        },
+        class_last=True,
+    ),
+    "qwen2.5vl_merger": Table(_QWEN_VIT | {"projector.norm": "v.post_ln"} | _TWO_MAPS, square_patches=True),
+}

@@ -1,0 +1,253 @@
+"""Towers and decoders of several families as CoreML packages, evaluated beside the eager reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from edgevlm.bundle.manifest import Bundle
+from edgevlm.errors import EdgeVLMError
+from edgevlm.export.coreml_ import CoreMLOptions, write_coreml
+from edgevlm.export.quantize.recipe import make_recipe
+from edgevlm.export.quantize.round import quantize
+from edgevlm.inputs.layout import Layout, Span, decoder_inputs
+from edgevlm.models.decoder import decoder
+from edgevlm.models.eager import EagerOps
+from edgevlm.models.model import ModelSpec, image_features
+from edgevlm.models.projector import Act, Group, Linear, Normalize, Shuffle, Take
+from edgevlm.models.record import weight_tree
+from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, ShortConv
+from edgevlm.models.states import States
+from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.models.towers.vit import Vit
+from edgevlm.runtimes.coreml import CoreMLRuntime
+from edgevlm.runtimes.mil.trace import find_divergence
+from edgevlm.types import F32
+
+pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
+
+WIDTH = 48  # of the decoder
+
+
+class Drawn:
+    """Random weights of a model, each a number that fp16 holds."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        rng = np.random.default_rng(0)
+        self._values = {}
+        for name, info in weight_tree(spec).items():
+            scale = 0.3 if len(info.shape) == 1 else float(np.prod(info.shape[1:])) ** -0.5
+            values = rng.normal(0, scale, info.shape) + ("norm" in name and name.endswith(".weight"))
+            self._values[name] = values.astype(np.float16).astype(np.float32)
+
+    def read(self, name: str) -> F32:
+        return self._values[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+
+def text(attention: Attention, rope: Rope, **options: Any) -> Decoder:
+    block = Block((replace(attention, rope="main"),), Mlp(80), Norm("rms", 1e-6))
+    return Decoder(90, WIDTH, 128, (block,), (0, 0, 0), ropes={"main": rope}, **options)
+
+
+PLAIN = text(Attention(4, 2, 16), Rope(1e4, 16), tie_embeddings=True)
+MROPE = text(Attention(4, 2, 16, bias=True, qk_norm=Norm("rms", 1e-6)), Rope(1e5, 16, sections=(2, 3, 3)))
+
+
+def clip(decoder: Decoder = PLAIN) -> ModelSpec:
+    """CLIP's tower as LLaVA takes it."""
+    attention = Attention(4, 4, 16, bias=True, out_bias=True)
+    block = Block((attention,), Mlp(96, "quick_gelu", gated=False, bias=True), Norm("layer", 1e-5))
+    tower = Vit(24, 8, 64, 2, block, patch_bias=False, class_token=True, pre_norm=True, post_norm=False)
+    return ModelSpec(
+        "m", "llava", tower, (Linear("linear_1", WIDTH), Act("gelu"), Linear("linear_2", WIDTH)), decoder, 1
+    )
+
+
+def intern() -> ModelSpec:
+    """A tower with norms of queries and keys, and a projector that shuffles and normalizes."""
+    attention = Attention(2, 2, 32, bias=True, out_bias=True, qk_norm=Norm("rms", 1e-6))
+    tower = Vit(32, 8, 64, 2, Block((attention,), Mlp(96, "gelu", gated=False, bias=True), Norm("layer", 1e-6)))
+    steps = (
+        Shuffle(2, 64),
+        Normalize(Norm("layer", 1e-5)),
+        Linear("linear_1", WIDTH),
+        Act("relu"),
+        Linear("linear_2", WIDTH),
+    )
+    return ModelSpec("m", "internvl", tower, steps, PLAIN, 1)
+
+
+def qwen(decoder: Decoder = MROPE) -> ModelSpec:
+    """Qwen2.5-VL's tower: windows of 4 x 4 patches, 2 x 2 patches to a token."""
+    attention = Attention(4, 4, 16, bias=True, out_bias=True, rope="patches")
+    tower = QwenVit(4, 2, 4, 64, 3, (1,), Block((attention,), Mlp(96, bias=True), Norm("rms", 1e-6)))
+    steps = (
+        Normalize(Norm("rms", 1e-6)), Group(2, 64), Linear("linear_1", 256), Act("gelu"), Linear("linear_2", WIDTH),
+        Take("order"),
+    )  # fmt: skip
+    return ModelSpec("m", "qwen2_5_vl", tower, steps, decoder, 1)
+
+
+class Exported:
+    def __init__(self, folder: Path, spec: ModelSpec, options: CoreMLOptions) -> None:
+        self.spec, self.weights = spec, Drawn(spec)
+        (folder / "coreml").mkdir(parents=True)
+
+        def plain(name: str) -> Any:
+            return quantize(self.weights.read(name), "fp32", name)
+
+        self.entry = write_coreml(folder / "coreml", spec, self.weights, make_recipe("fp32"), plain, options)
+        files = {str(path.relative_to(folder)): None for path in folder.rglob("*") if path.is_file()}
+        manifest = SimpleNamespace(spec=spec, targets={"coreml": self.entry}, files=files)
+        self.bundle = Bundle(folder, cast(Any, manifest))
+
+    def runtime(self, storage: str = "fp32") -> CoreMLRuntime:
+        return CoreMLRuntime(self.bundle, storage=storage, evaluate=True)
+
+    def features(self, pixels: F32) -> F32:
+        feeds = self.spec.vision.feeds(pixels)
+        features: F32 = image_features(EagerOps(self.weights, inputs=feeds), self.spec, feeds)
+        return features
+
+    def logits(self, embeds: F32, layout: Layout, keep: int = 1) -> F32:
+        d = self.spec.decoder
+        inputs = decoder_inputs(d, layout, 0, len(embeds))
+        logits: F32 = decoder(EagerOps(self.weights, States(), inputs, keep=keep), embeds, d)
+        return logits
+
+
+def cosine(ours: F32, theirs: F32) -> float:
+    assert ours.shape == theirs.shape
+    products = (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
+    return float(products.min())
+
+
+def picture(rows: int, columns: int, patch: int) -> F32:
+    rng = np.random.default_rng(rows)
+    return rng.uniform(-1, 1, (3, rows * patch, columns * patch)).astype(np.float32)
+
+
+PROFILES = {"gpu": CoreMLOptions("gpu", (64,)), "ane": CoreMLOptions("ane", (64,), image_side=48)}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("spec", [clip(), intern()], ids=["clip", "intern"])
+def test_square_towers(tmp_path: Path, spec: ModelSpec, profile: str) -> None:
+    model = Exported(tmp_path, spec, PROFILES[profile])
+    assert isinstance(spec.vision, Vit)
+    side = spec.vision.patches_per_side
+    tiles = np.stack([picture(side, side, spec.vision.patch_size) * scale for scale in (1, -0.5)])
+    wanted = np.concatenate([model.features(tile) for tile in tiles])
+    assert cosine(model.runtime().encode(tiles), wanted) >= 0.99999
+    assert cosine(model.runtime("fp16").encode(tiles), wanted) >= 0.9999
+    embeds = np.concatenate([wanted[0], wanted[1]])
+    assert cosine(model.runtime().prefill(embeds), model.logits(embeds, Layout(0))[-1]) >= 0.99999
+
+
+@pytest.fixture(scope="module", params=PROFILES)
+def grid_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return Exported(tmp_path_factory.mktemp("qwen"), qwen(), PROFILES[request.param])
+
+
+@pytest.mark.parametrize("grid", [(6, 10), (4, 4), (2, 14), (12, 12)])
+def test_pictures_of_any_grid(grid_model: Exported, grid: tuple[int, int]) -> None:
+    pixels = picture(*grid, 4)
+    wanted = grid_model.features(pixels)
+    assert wanted.shape == (1, grid[0] * grid[1] // 4, WIDTH)
+    runtime, half = grid_model.runtime(), grid_model.runtime("fp16")
+    assert cosine(runtime.encode(pixels[None]), wanted) >= 0.99999
+    assert cosine(half.encode(pixels[None]), wanted) >= 0.9999
+    np.testing.assert_array_equal(
+        runtime.encode(np.stack([pixels, pixels])), np.tile(runtime.encode(pixels[None]), (2, 1, 1))
+    )
+
+
+def test_a_picture_beyond_a_fixed_encoder_is_refused(grid_model: Exported) -> None:
+    runtime, pixels = grid_model.runtime(), picture(16, 16, 4)
+    if grid_model.entry["profile"] == "gpu":
+        assert cosine(runtime.encode(pixels[None]), grid_model.features(pixels)) >= 0.99999
+    else:
+        with pytest.raises(EdgeVLMError, match=r"'patches' the shape \[1, 256, 48\].*room for \[1, 144, 48\]"):
+            runtime.encode(pixels[None])
+
+
+LAYOUT = Layout(24, (Span(3, (2, 5)), Span(15, (3, 2))))
+
+
+def test_positions_of_three_axes(grid_model: Exported) -> None:
+    """A prompt with two pictures, read in two parts, and an answer behind it."""
+    embeds = np.random.default_rng(5).normal(0, 1, (30, WIDTH)).astype(np.float32)
+    wanted = grid_model.logits(embeds, LAYOUT, keep=30)
+    runtime = grid_model.runtime()
+    assert cosine(runtime.prefill(embeds[:24], LAYOUT), wanted[23]) >= 0.99999
+    for i in range(24, 30):
+        assert cosine(runtime.prefill(embeds[i : i + 1]), wanted[i]) >= 0.99999
+    runtime.truncate(17)  # the layout stays that of the conversation
+    assert cosine(runtime.prefill(embeds[17:24]), wanted[23]) >= 0.99999
+    runtime.truncate(0)
+    text_alone = grid_model.logits(embeds, Layout(30))[-1]
+    assert cosine(runtime.prefill(embeds), text_alone) >= 0.99999
+    assert cosine(wanted[-1], text_alone) < 0.999
+
+
+def test_every_named_value_is_the_references(grid_model: Exported) -> None:
+    embeds = np.random.default_rng(5).normal(0, 1, (24, WIDTH)).astype(np.float32)
+    side = 48 if grid_model.entry["profile"] == "ane" else 24  # the reference pads nothing
+    pixels = picture(side // 4, side // 4, 4)[None]
+    assert find_divergence(grid_model.bundle, grid_model.weights, pixels, embeds, layout=LAYOUT) is None
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_windows_caps_and_norms_behind_parts(tmp_path: Path, profile: str) -> None:
+    """Gemma's decoder: two kinds of layers, soft caps, a scale, scaled embeddings, partial RoPE."""
+    attention = Attention(4, 2, 16, rope="main", softcap=20.0, scale=0.3)
+    blocks = tuple(
+        Block((replace(attention, window=window),), Mlp(80, "gelu_tanh"), Norm("rms", 1e-6), places="sandwich")
+        for window in (8, None)
+    )
+    ropes = {"main": Rope(1e4, 8)}
+    spec = Decoder(90, WIDTH, 128, blocks, (0, 1, 0), ropes=ropes, logit_cap=10.0, embed_scale=6.5)
+    model = Exported(tmp_path, clip(spec), PROFILES[profile])
+    embeds = np.random.default_rng(5).normal(0, 1, (40, WIDTH)).astype(np.float32)
+    runtime = model.runtime()
+    assert cosine(runtime.prefill(embeds), model.logits(embeds, Layout(0))[-1]) >= 0.99999
+    np.testing.assert_array_equal(runtime.embed(np.array([3])), model.weights.read("decoder.embed.weight")[3:4] * 6.5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            replace(PLAIN, blocks=(*PLAIN.blocks, Block((ShortConv(3),), Mlp(80))), layers=(0, 1)),
+            r"'1.conv' \(replace\)",
+        ),
+        (
+            replace(PLAIN, blocks=(*PLAIN.blocks, Block((Attention(4, 1, 16),), Mlp(80))), layers=(0, 1)),
+            "different numbers",
+        ),
+        (replace(PLAIN, learned_positions=128), "no operation 'positions'"),
+        (replace(PLAIN, deepstack=1), "no operation 'deepstack_0'"),
+    ],
+    ids=["conv", "heads", "positions", "deepstack"],
+)
+def test_what_packages_do_not_hold_is_refused(tmp_path: Path, spec: Decoder, message: str) -> None:
+    with pytest.raises(EdgeVLMError, match=message):
+        Exported(tmp_path, clip(spec), PROFILES["gpu"])
+
+
+def test_a_prefix_mask_needs_flexible_lengths(tmp_path: Path) -> None:
+    """Positions that see later ones: `gpu` reads the prompt whole, `ane` refuses."""
+    spec, layout = clip(replace(PLAIN, mask="image")), Layout(20, (Span(4, (3, 3)),))
+    model = Exported(tmp_path / "gpu", spec, PROFILES["gpu"])
+    embeds = np.random.default_rng(5).normal(0, 1, (20, WIDTH)).astype(np.float32)
+    assert cosine(model.runtime().prefill(embeds, layout), model.logits(embeds, layout)[-1]) >= 0.99999
+    with pytest.raises(EdgeVLMError, match="use the profile 'gpu'"):
+        Exported(tmp_path / "ane", spec, PROFILES["ane"])

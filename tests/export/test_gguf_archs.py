@@ -1,0 +1,533 @@
+"""Each text architecture and projector type: our files load in llama.cpp, which then computes what eager computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from types import SimpleNamespace
+
+import gguf
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.export.gguf_ import write_gguf
+from edgevlm.export.gguf_.archs import projector_type, text_arch, why_no_pictures
+from edgevlm.export.quantize.recipe import fit, make_recipe
+from edgevlm.export.quantize.round import quantize
+from edgevlm.inputs.layout import Layout, Span
+from edgevlm.inputs.preprocess import normalize
+from edgevlm.inputs.spec import ImageSpec, PromptSpec, RoleText
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.projector import Act, Group, Linear, Normalize, Shuffle, Take
+from edgevlm.models.record import weight_tree
+from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling, ShortConv
+from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.models.towers.vit import Vit
+from edgevlm.runtimes.eager import EagerRuntime
+from edgevlm.runtimes.gguf import GgufFile, GgufWeights
+
+VOCAB, WIDTH, EYES = 608, 64, 64
+needs_llama = pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed"
+)
+
+
+def decoder(*, qk_norm=False, sections=(), tied=True, head_dim=16, scaling=None, mlp_bias=False, **options):
+    attention = Attention(4, 2, head_dim, rope="main", qk_norm=Norm() if qk_norm else None, **options)
+    return Decoder(
+        VOCAB, WIDTH, 1024, (Block((attention,), Mlp(96, bias=mlp_bias)),), (0,) * 3,
+        ropes={"main": Rope(10000.0, head_dim, scaling, sections)}, tie_embeddings=tied,
+    )  # fmt: skip
+
+
+def vit(*, act="gelu", image=56, patch=7, **options):
+    attention = Attention(4, 4, 16, bias=True, out_bias=True)
+    mlp = Mlp(96, act, gated=False, bias=True)
+    return Vit(image, patch, EYES, 3, Block((attention,), mlp, Norm("layer", 1e-6)), **options)
+
+
+def qwen_vit(full=(1, 3), layers=4, window=8, patch=14, mlp=96):
+    attention = Attention(4, 4, 16, bias=True, out_bias=True, rope="patches")
+    return QwenVit(patch, 2, window, EYES, layers, full, Block((attention,), Mlp(mlp, bias=True)))
+
+
+def two_maps(bias=True):
+    return Linear("linear_1", WIDTH, bias), Act("gelu"), Linear("linear_2", WIDTH, bias)
+
+
+def internvl(scale=2):
+    first = Linear("linear_1", WIDTH)
+    return Shuffle(scale, EYES), Normalize(Norm("layer", 1e-5)), first, Act("gelu"), Linear("linear_2", WIDTH)
+
+
+def merger():
+    first = Linear("linear_1", 4 * EYES)
+    return Normalize(Norm()), Group(2, EYES), first, Act("gelu"), Linear("linear_2", WIDTH), Take("order")
+
+
+def idefics3():
+    return Shuffle(2, EYES), Linear("linear", WIDTH, bias=False)
+
+
+LLAMA3 = RopeScaling(8.0, 1.0, 4.0, 64)
+TEXTS = {
+    "llama": ("llama", decoder(tied=False)),
+    "llama with every bias": ("llama", decoder(bias=True, out_bias=True, mlp_bias=True)),
+    "llama with scaled rope": ("llama", decoder(scaling=LLAMA3)),
+    "qwen2": ("qwen2", decoder(bias=True)),
+    "qwen2 with wide heads": ("llama", decoder(bias=True, head_dim=32)),
+    "qwen3": ("qwen3", decoder(qk_norm=True, head_dim=32)),
+    "qwen3 with biases": ("qwen3", decoder(qk_norm=True, bias=True)),
+    "qwen2vl": ("qwen2vl", decoder(bias=True, sections=(2, 3, 3), tied=False)),
+}
+TOWERS = {
+    "idefics3": (vit(act="gelu_tanh"), idefics3()),
+    "mlp": (vit(act="gelu_tanh", post_norm=False), two_maps()),
+    "mlp with quick gelu, a first norm and no biases": (
+        vit(act="quick_gelu", pre_norm=True, post_norm=False, patch_bias=False), two_maps(bias=False)
+    ),
+    "mlp with a last norm": (vit(), two_maps()),
+    "internvl": (vit(class_token=True, post_norm=False), internvl()),
+    "internvl with a last norm": (vit(class_token=True), internvl(scale=4)),
+    "qwen2.5vl_merger": (qwen_vit(), merger()),
+}  # fmt: skip
+
+
+def model(text="llama", tower="idefics3"):
+    vision, steps = TOWERS[tower]
+    return ModelSpec(f"{text}, {tower}", "any", vision, steps, TEXTS[text][1], 600)
+
+
+class Arrays(dict):
+    """Random weights for every tensor of the tree, none of them without effect."""
+
+    def __init__(self, spec, seed=0):
+        random = np.random.default_rng(seed)
+        self.tree = weight_tree(spec)
+        for name, info in self.tree.items():
+            values = random.normal(size=info.shape)
+            if "norm" in name and name.endswith("weight"):
+                values = 1 + 0.2 * values
+            elif info.role in ("matrix", "kernel"):
+                gain = 6 if "head" in name else 1.5
+                values *= gain / np.sqrt(np.prod(info.shape[1:]))
+            elif name.startswith("decoder.embed"):
+                values *= 0.3
+            else:
+                values *= 0.3
+            self[name] = values.astype(np.float32)
+
+    def read(self, name):
+        return self[name]
+
+    def names(self):
+        return list(self)
+
+    def shape(self, name):
+        return self[name].shape
+
+    def is_linear(self, name):
+        return self.tree[name].is_linear
+
+
+# The pictures' own rules do not matter here: views are given.
+IMAGE = ImageSpec(
+    1,
+    "tiles_then_global",
+    56,
+    112,
+    112,
+    1,
+    False,
+    "bicubic",
+    (0, 0, 0),
+    1 / 255,
+    (0.48, 0.46, 0.41),
+    (0.27, 0.26, 0.28),
+)
+PROMPT = PromptSpec(
+    1, "", {"user": RoleText("user ", "user", "\n")}, "assistant", "<image>", 600, 16, "", "", "", "", "", (2,), 1
+)
+MARKERS = ("<fake_token_around_image>", "<global-img>", "<image>")
+TEXT = "The quick brown fox jumps over the lazy dog; what colour is the car? 1 2 33, it's 10 past 7.\n\nA cat sat. né"
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json(tmp_path_factory):
+    """A byte-level BPE with idefics3's markers."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([TEXT, "\n\n \n\n"], trainer)
+    vocab = tokenizer.get_vocab()
+    merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+    if "ĊĊ" not in vocab:
+        vocab["ĊĊ"] = len(vocab)
+        merges.append(("Ċ", "Ċ"))
+    tokenizer.model = models.BPE(vocab, merges)
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in MARKERS])
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.fixture
+def write(tmp_path, tokenizer_json):
+    """write(spec, weights, kind) -> (bundle, the quantizer's weights)."""
+
+    def make(spec, weights, kind="fp32", tokenizer=tokenizer_json):
+        recipe = fit(make_recipe(kind), weights)
+        quantized = {}
+
+        def code(name):
+            quantized[name] = quantize(weights.read(name), recipe.form(name).kind, name)
+            return quantized[name]
+
+        folder = tmp_path / "gguf"
+        entry = write_gguf(folder, spec, weights, recipe, IMAGE, PROMPT, tokenizer, code)
+        manifest = SimpleNamespace(targets={"gguf": entry}, spec=spec, recipe={"decoder": {"kind": kind}})
+        bundle = SimpleNamespace(
+            manifest=manifest, folder=tmp_path, image_spec=IMAGE, prompt_spec=PROMPT, path=lambda name: tmp_path / name
+        )
+        expected = {n: quantized[n].dequantize() if n in quantized else weights[n] for n in weights}
+        return bundle, expected
+
+    return make
+
+
+def files(bundle):
+    entry = bundle.manifest.targets["gguf"]
+    return bundle.path(entry["model"]), bundle.path(entry["mmproj"]) if entry["mmproj"] else None
+
+
+# --- which table, and what is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_architecture_follows_from_the_decoder(text):
+    name, spec = TEXTS[text]
+    assert text_arch(spec).name == name
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_the_projector_type_follows_from_tower_and_steps(tower):
+    spec = model(tower=tower)
+    found = projector_type(spec)
+    assert found is not None and found.name == tower.split()[0] and why_no_pictures(spec) is None
+
+
+def changed(**fields):
+    block = decoder().block(0)
+    return dataclasses.replace(decoder(), blocks=(dataclasses.replace(block, **fields),))
+
+
+BLOCK = decoder().block(0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (changed(mixers=(ShortConv(3),)), "other mixers than full attention"),
+        (changed(mixers=(dataclasses.replace(BLOCK.mixers[0], window=8),)), "other mixers than full attention"),
+        (changed(mixers=(dataclasses.replace(BLOCK.mixers[0], scale=1.0),)), "other mixers than full attention"),
+        (changed(places="sandwich"), "other norms"),
+        (changed(norm=Norm("layer")), "other norms"),
+        (changed(mlp=Mlp(96, "gelu_tanh")), "another MLP than a gated one with SiLU"),
+        (dataclasses.replace(decoder(), mask="image"), "another mask than the causal one"),
+        (dataclasses.replace(decoder(), logit_cap=30.0), "changes embeddings or logits"),
+        (dataclasses.replace(decoder(), embed_scale=8.0), "changes embeddings or logits"),
+        (dataclasses.replace(decoder(), norm=Norm(eps=1e-5)), "other norms"),
+        (dataclasses.replace(decoder(), blocks=(BLOCK, BLOCK), layers=(0, 1)), "layers of different kinds"),
+        (decoder(head_dim=15), "odd head size"),
+        (decoder(qk_norm=True, scaling=LLAMA3), "scales RoPE"),
+        (decoder(qk_norm=True, out_bias=True), "has biases"),
+        (decoder(sections=(2, 3, 3), head_dim=32), "do not add up to its hidden size|RoPE sections"),
+        (decoder(sections=(4, 4)), "other RoPE sections"),
+    ],
+)  # fmt: skip
+def test_decoders_that_llama_cpp_cannot_compute_are_refused(spec, reason):
+    with pytest.raises(
+        EdgeVLMError, match=f"cannot be written as GGUF: its decoder .*({reason}).*; use another target"
+    ):
+        text_arch(spec)
+
+
+NO_PICTURES = {
+    "a class token": (vit(class_token=True), two_maps(), "class token, which llama.cpp puts behind the patches"),
+    "a class token, idefics3": (vit(class_token=True), idefics3(), "class token, which llama.cpp's type lacks"),
+    "no class token": (vit(), internvl(), "no class token, which llama.cpp's type asks for"),
+    "equal widths": (
+        dataclasses.replace(vit(), block=dataclasses.replace(vit().block, mlp=Mlp(EYES, gated=False, bias=True))),
+        two_maps(), "takes the two feed-forward matrices for each other",
+    ),
+    "relu": (vit(act="relu"), idefics3(), "an activation that llama.cpp's towers lack"),
+    "a shuffle by one": (vit(), (Shuffle(1, EYES), Linear("linear", WIDTH, bias=False)), "shuffles by 1"),
+    "a bias": (vit(), (Shuffle(2, EYES), Linear("linear", WIDTH)), "projector has a bias"),
+    "another chain": (vit(), (Linear("linear_1", WIDTH),), "no projector type for the tower 'vit' with linear"),
+    "another pattern": (qwen_vit(full=(0, 3)), merger(), "other layers than every n-th"),
+    "other windows": (qwen_vit(window=4), merger(), "other windows than llama.cpp's of 112 pixels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NO_PICTURES)
+def test_a_tower_that_llama_cpp_lacks_leaves_a_decoder_alone(case, write):
+    vision, steps, reason = NO_PICTURES[case]
+    spec = dataclasses.replace(model(), vision=vision, projector=steps)
+    bundle, expected = write(spec, Arrays(spec))
+    entry = bundle.manifest.targets["gguf"]
+    assert entry["mmproj"] is None and entry["projector_type"] is None and reason in entry["no_pictures"]
+    weights = GgufWeights(*files(bundle), spec)
+    assert "vision.patch_embedding.weight" not in weights and not weights.should_hold("vision.patch_embedding.weight")
+    assert np.array_equal(weights.read("decoder.layers.1.q.weight"), expected["decoder.layers.1.q.weight"])
+    assert [path.name for path in (bundle.folder / "gguf").iterdir()] == ["model.gguf"]
+
+
+# --- the same bits ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8", "fp32"])
+@pytest.mark.parametrize(
+    ("text", "tower"),
+    [("llama", "mlp"), ("qwen2", "internvl"), ("qwen3", "internvl with a last norm"), ("qwen2vl", "qwen2.5vl_merger")],
+)
+def test_every_weight_is_read_back_bit_for_bit(write, text, tower, kind):
+    spec = model(text, tower)
+    bundle, expected = write(spec, Arrays(spec), kind)
+    weights = GgufWeights(*files(bundle), spec)
+    for name, values in expected.items():
+        assert name in weights and weights.read(name).tobytes() == values.tobytes(), name
+    kinds = set(bundle.manifest.targets["gguf"]["bytes"])
+    assert kinds <= {"int4": {"Q4_0", "Q8_0", "F32"}, "int8": {"Q8_0", "F32"}, "fp32": {"F32"}}[kind]
+
+
+def test_names_are_llama_cpps_own(write):
+    """Every tensor stands in gguf-py's lists of the architecture's tensors, which its converter and loader share."""
+    for text, tower in (
+        ("llama", "mlp"),
+        ("qwen2", "internvl"),
+        ("qwen3", "idefics3"),
+        ("qwen2vl", "qwen2.5vl_merger"),
+    ):
+        spec = model(text, tower)
+        bundle, _ = write(spec, Arrays(spec))
+        arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == text)
+        for path, kind in zip(files(bundle), (arch, gguf.MODEL_ARCH.MMPROJ), strict=True):
+            known = {
+                gguf.TENSOR_NAMES[tensor].format(bid=layer) for tensor in gguf.MODEL_TENSORS[kind] for layer in range(4)
+            }
+            for name in GgufFile(path).tensors:
+                stem = name.removesuffix(".1").rpartition(".")[0] if name.split(".")[-1] != "class_embd" else name
+                assert stem in known, (text, tower, name)
+
+
+# --- the same numbers ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engines(write):
+    """engines(spec, kind) -> llama.cpp and eager on the same weights."""
+    opened = []
+
+    def open_both(spec, kind="fp32"):
+        from edgevlm.runtimes.llama.runtime import LlamaRuntime
+
+        weights = Arrays(spec)
+        bundle, expected = write(spec, weights, kind)
+        weights.update(expected)
+        opened.append(LlamaRuntime(bundle, threads=1))
+        return opened[-1], EagerRuntime(spec, weights)
+
+    yield open_both
+    for runtime in opened:
+        runtime.close()
+
+
+LAYOUT = Layout(40, (Span(5, (3, 4)), Span(20, (2, 2))))
+
+
+@needs_llama
+@pytest.mark.parametrize("text", TEXTS)
+def test_greedy_tokens_after_our_embeddings_are_eagers(engines, text):
+    """In two parts, cut inside the first picture, and then 40 tokens of an answer."""
+    ours, eager = engines(model(text))
+    embeds = np.random.default_rng(1).normal(0, 0.5, (LAYOUT.length, WIDTH)).astype(np.float32)
+    got, expected = [], []
+    for runtime, logits in ((ours, got), (eager, expected)):
+        runtime.prefill(embeds[:9], LAYOUT)
+        logits.append(runtime.prefill(embeds[9:]))
+        for _ in range(40):
+            logits.append(runtime.step(int(logits[-1].argmax())))
+        assert runtime.position == 80
+    assert np.abs(np.array(got) - np.array(expected)).max() < 1e-4 * np.abs(expected).max()
+    choices = [int(row.argmax()) for row in expected]
+    assert [int(row.argmax()) for row in got] == choices and len(set(choices)) > 8
+
+
+@needs_llama
+@pytest.mark.parametrize("text", ["qwen2", "qwen3", "qwen2vl"])
+def test_quantized_decoders_agree_with_eager(engines, text):
+    ours, eager = engines(model(text), "int4")
+    embeds = np.random.default_rng(1).normal(0, 0.5, (LAYOUT.length, WIDTH)).astype(np.float32)
+    one, two = (runtime.prefill(embeds, LAYOUT) for runtime in (ours, eager))
+    assert one @ two / np.linalg.norm(one) / np.linalg.norm(two) > 0.99
+
+
+@needs_llama
+def test_pictures_share_positions_where_the_cache_is_cut_and_grown(engines):
+    ours, eager = engines(model("qwen2vl"))
+    embeds = np.random.default_rng(1).normal(0, 0.5, (700, WIDTH)).astype(np.float32)
+    layout = Layout(700, (Span(5, (3, 4)), Span(20, (20, 30))))
+    whole = eager.prefill(embeds, layout)
+    assert np.abs(ours.prefill(embeds[:300], layout) - ours_again(ours, embeds[:300], layout)).max() < 1e-4
+    with pytest.raises(EdgeVLMError, match="cannot forget a part of a picture"):
+        ours.truncate(100)
+    assert ours.position == 300
+    ours.truncate(20)
+    assert ours.position == 20
+    assert np.abs(ours.prefill(embeds[20:]) - whole).max() < 2e-4  # the cache grows past its first size
+    ours.truncate(650)
+    assert np.abs(ours.prefill(embeds[650:]) - whole).max() < 2e-4
+
+
+def ours_again(runtime, embeds, layout):
+    runtime.truncate(0)
+    return runtime.prefill(embeds, layout)
+
+
+@needs_llama
+def test_a_text_alone_has_one_position_per_token(engines):
+    ours, eager = engines(model("qwen2vl"))
+    for runtime in (ours, eager):
+        runtime.prefill(np.ones((3, WIDTH), np.float32), LAYOUT)
+        runtime.truncate(0)
+    ids = np.arange(30)
+    one, two = (runtime.prefill(runtime.embed(ids), Layout(30)) for runtime in (ours, eager))
+    assert np.abs(one - two).max() < 2e-4
+
+
+@needs_llama
+@pytest.mark.parametrize("tower", TOWERS)
+def test_features_are_eagers(engines, tower):
+    text = "qwen2vl" if tower == "qwen2.5vl_merger" else "qwen2"
+    ours, eager = engines(model(text, tower))
+    random = np.random.default_rng(2)
+    # Of a grid tower: one window, several with a rest on both sides, and one token.
+    sizes = [(112, 112), (140, 308), (28, 28)] if tower == "qwen2.5vl_merger" else [(56, 56)]
+    for height, width in sizes:
+        views = random.integers(0, 256, (1 if len(sizes) > 1 else 2, height, width, 3)).astype(np.uint8)
+        pixels = normalize(views, IMAGE)
+        one, two = ours.encode(pixels), eager.encode(pixels)
+        assert one.shape == two.shape
+        assert np.abs(one - two).max() < 0.02 * np.abs(two).max()
+        assert (one * two).sum() / np.linalg.norm(one) / np.linalg.norm(two) > 0.99999
+
+
+@needs_llama
+def test_a_decoder_alone_names_the_engine_that_encodes(engines):
+    spec = dataclasses.replace(model(), vision=vit(class_token=True))
+    ours, eager = engines(spec)
+    with pytest.raises(EdgeVLMError, match=r"cannot encode this model's pictures: .* --runtime onnxruntime\+llama.cpp"):
+        ours.encode(np.zeros((1, 3, 56, 56), np.float32))
+    embeds = np.ones((4, WIDTH), np.float32)
+    assert np.abs(ours.prefill(embeds) - eager.prefill(embeds)).max() < 2e-4
+
+
+# --- tokenizers ------------------------------------------------------------------------------------------------
+
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def qwen2_tokenizer():
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFC(), split
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    return tokenizer
+
+
+def llama_tokenizer(form):
+    """SentencePiece's BPE as transformers converts it: every way to make a piece of two others is a merge."""
+    spaced = Tokenizer(models.BPE())
+    spaced.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    spaced.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=200, show_progress=False))
+    trained = json.loads(spaced.to_str())["model"]
+    pieces = list(dict.fromkeys("".join(pair) for pair in trained["merges"]))
+    letters = [token for token in trained["vocab"] if len(token) == 1]
+    known = {*pieces, *letters}
+    merges = [
+        (piece[:i], piece[i:])
+        for piece in pieces
+        for i in range(1, len(piece))
+        if {piece[:i], piece[i:]} <= known
+    ]  # fmt: skip
+    order = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces, *letters]
+    vocab = {token: i for i, token in enumerate(order)}
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    if form == "prepend":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=form, split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    specials = [AddedToken(name, special=True, normalized=False) for name in ("<unk>", "<s>", "</s>", "<image>")]
+    tokenizer.add_special_tokens(specials)
+    return tokenizer
+
+
+SAMPLES = (
+    "The quick brown fox", "what colour is it?  Two  spaces", "10 and 33, 1 2", "né 漢字 \U0001f600!", "it's\n\n\n x",
+    "x\t y", "'tis WHAT'S", " leading", "", "aaaa  bbbb", "car;car?car\r\n end ", "<im_start>x</s", "a" * 50,
+)  # fmt: skip
+
+
+@needs_llama
+@pytest.mark.parametrize("kind", ["qwen2", "prepend", "always", "never"])
+def test_llama_cpp_tokenizes_as_the_tokenizer_does(write, tmp_path, kind):
+    from llama_cpp import Llama
+
+    tokenizer = qwen2_tokenizer() if kind == "qwen2" else llama_tokenizer(kind)
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    spec = model("qwen2", "mlp")
+    bundle, _ = write(spec, Arrays(spec), tokenizer=path)
+    stock = Llama(str(files(bundle)[0]), vocab_only=True, verbose=False)
+    special = ("user<image>\nwhat</s>", "<image><image>", "a <image>b", "a <image> b") if kind != "qwen2" else ()
+    for text in (*SAMPLES, *special):
+        if kind == "always" and (text.startswith(" ") or "> " in text):
+            continue  # this form puts no second space before these, llama.cpp does
+        theirs = tokenizer.encode(text, add_special_tokens=False).ids
+        assert stock.tokenize(text.encode(), add_bos=False, special=True) == theirs, text
+    if special:
+        assert stock.detokenize([3 + 0xC3, 3 + 0xA9]).decode() == "é"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"normalizer": {"type": "NFKC"}}, "it normalizes text"),
+        ({"normalizer": None}, "its pre-tokenizer is missing"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "its pre-tokenizer is Whitespace"),
+    ],
+)
+def test_sentencepiece_that_llama_cpp_would_read_differently_is_refused(tmp_path, change, reason):
+    from edgevlm.export.gguf_.tokenizer import read_vocabulary
+
+    data = json.loads(llama_tokenizer("prepend").to_str()) | change
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(EdgeVLMError, match=reason):
+        read_vocabulary(tmp_path / "tokenizer.json", VOCAB)

@@ -1,0 +1,104 @@
+"""Tiny checkpoints of every family, written as GGUF: llama.cpp's features and tokens against transformers'."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from edgevlm.checkpoint.checkpoint import open_checkpoint
+from edgevlm.checkpoint.families import read_model
+from edgevlm.export.gguf_ import write_gguf
+from edgevlm.export.quantize.recipe import make_recipe
+from edgevlm.export.quantize.round import quantize
+from edgevlm.inputs.layout import layout_of
+from edgevlm.inputs.preprocess import normalize
+from edgevlm.inputs.spec import ImageSpec, PromptSpec, RoleText
+from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.runtimes.eager import encode_view
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import internvl, llava15, nanovlm, qwen2_5_vl
+from tiny.common import ask, picture
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is None,
+    reason="llama-cpp-python is not installed (it compiles for minutes: `pip install llama-cpp-python==0.3.36`)",
+)
+CASES = {
+    "qwen2_5_vl": (qwen2_5_vl, {}, "qwen2vl", None),  # windows of 32 pixels, llama.cpp's have 112 (test_gguf_archs.py)
+    "internvl": (internvl, {}, "qwen2", "internvl"),
+    "internvl-qwen3": (internvl, {"decoder": "qwen3", "layout": "remote"}, "qwen3", "internvl"),
+    "llava15": (llava15, {}, "llama", None),  # CLIP's class token: docs/gguf.md
+    "nanovlm": (nanovlm, {}, "llama", None),  # it lacks the markers that llama.cpp puts around SmolVLM's pictures
+}
+PICTURES = [picture(100, 33, 1), picture(64, 64, 2), picture(131, 190, 3)]
+
+
+@pytest.fixture(params=CASES)
+def made(request, tmp_path):
+    """A checkpoint, transformers' answer about pictures, and the runtime on the float32 files of it."""
+    from edgevlm.runtimes.llama.runtime import LlamaRuntime
+
+    module, options, arch, projector = CASES[request.param]
+    source = tmp_path / "source"
+    model = module.build(source, **options)
+    processor = module.load_processor(source)
+    spec, weights = read_model(open_checkpoint(source))
+    images = getattr(processor, "image_processor", SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3))
+    mean, std = tuple(images.image_mean), tuple(images.image_std)
+    image = ImageSpec(1, "tiles_then_global", 64, 64, 64, 1, False, "bicubic", (0, 0, 0), 1 / 255, mean, std)
+    roles = {"user": RoleText("", "", "")}
+    prompt = PromptSpec(1, "", roles, "", "<image>", spec.image_token_id, 1, "", "", "", "", "", (2,), 1)
+    entry = write_gguf(
+        tmp_path / "gguf", spec, weights, make_recipe("fp32"), image, prompt, source / "tokenizer.json",
+        lambda name: quantize(weights.read(name), "fp32", name),
+    )  # fmt: skip
+    assert (entry["architecture"], entry["projector_type"]) == (arch, projector)
+    manifest = SimpleNamespace(targets={"gguf": entry}, spec=spec, recipe={"decoder": {"kind": "fp32"}})
+    bundle = SimpleNamespace(
+        manifest=manifest, folder=tmp_path, image_spec=image, prompt_spec=prompt, path=lambda name: tmp_path / name
+    )
+    runtime = LlamaRuntime(bundle, threads=1)
+    answer = ask(model, processor, PICTURES, "What is in the picture?")
+    yield spec, weights, runtime, answer, image, projector is not None
+    runtime.close()
+
+
+def views_of(spec, answer):
+    """The normalized views (3, H, W) that transformers' processor made."""
+    pixels = answer.inputs["pixel_values"]
+    if not isinstance(spec.vision, QwenVit):
+        return list(pixels.reshape(-1, *pixels.shape[-3:]))
+    m, p, views, at = spec.vision.merge, spec.vision.patch_size, [], 0
+    for _, rows, cols in answer.inputs["image_grid_thw"]:
+        patches = pixels[at : at + rows * cols].reshape(rows // m, cols // m, m, m, 3, 2, p, p)
+        at += rows * cols
+        views.append(patches[..., 0, :, :].transpose(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * p, cols * p))
+    return views
+
+
+def test_llama_cpp_answers_as_transformers(made):
+    """Features where it has the tower; then, on features of float32, the logits and 64 greedy tokens."""
+    spec, weights, runtime, answer, image, encodes = made
+    ids, views = np.array(answer.input_ids, np.int64), views_of(spec, answer)
+    if encodes:
+        scale, shift = np.array(image.std)[:, None, None], np.array(image.mean)[:, None, None]
+        taken = [np.rint((view * scale + shift) * 255).astype(np.uint8).transpose(1, 2, 0) for view in views]
+        features = np.concatenate([runtime.encode(normalize(view[None], image))[0] for view in taken])
+        norms = np.linalg.norm(features, axis=1) * np.linalg.norm(answer.features, axis=1)
+        assert features.shape == answer.features.shape
+        assert ((features * answer.features).sum(1) / norms).min() > 0.9999
+    embeds = runtime.embed(ids)
+    embeds[ids == spec.image_token_id] = np.concatenate([encode_view(spec, weights, view)[0] for view in views])
+    layout = layout_of(ids, spec.image_token_id, [spec.token_grid(*view.shape[1:]) for view in views])
+    logits, tokens = runtime.prefill(embeds, layout), []
+    np.testing.assert_allclose(logits, answer.logits[-1], atol=1e-4 * float(np.abs(answer.logits).max()))
+    for _ in answer.tokens:
+        tokens.append(int(logits.argmax()))
+        logits = runtime.step(tokens[-1])
+    assert tokens == answer.tokens
