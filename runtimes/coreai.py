@@ -20,13 +20,15 @@ import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, decoder_inputs
+from edgevlm.inputs.preprocess import normalize
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.decoder import embed_tokens
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.models.spec import states
-from edgevlm.runtimes.eager import context_error
-from edgevlm.types import F32, I64
+from edgevlm.runtimes.base import context_error
+from edgevlm.types import F32, I64, U8
 
 VISION, DECODER = "VisionEncoder.aimodel", "Decoder.aimodel"
 ROWS = 32  # positions per call; shorter calls are padded at the end
@@ -55,14 +57,15 @@ def state_output(name: str) -> str:
 
 
 class CoreAIRuntime:
-    """`Runtime` over a folder of two programs; embeddings come from `weights`."""
+    """`Encoder` and `Decoder` over a folder of two programs; embeddings come from `weights`."""
 
     name = "coreai"
     device = "CPU (Core AI)"
 
-    def __init__(self, folder: Path, spec: ModelSpec, weights: Weights, context: int) -> None:
+    def __init__(self, folder: Path, spec: ModelSpec, weights: Weights, image: ImageSpec, context: int) -> None:
         """context: positions of the decoder's cache, as it was written. EdgeVLMError where a program does not load."""
-        self._spec, self._weights, self._context, self._position = spec, weights, context, 0
+        self._spec, self._weights, self._image = spec, weights, image
+        self._context, self._position = context, 0
         self._array = load_coreai("runtime").NDArray
         self._layout = Layout(0)
         self._states = {
@@ -95,23 +98,23 @@ class CoreAIRuntime:
 
         return self._loop.run(call())
 
-    def encode(self, pixels: F32) -> F32:
-        return np.concatenate([self._encode(view) for view in pixels])
+    def encode(self, views: Sequence[U8]) -> list[F32]:
+        return [self._encode(normalize(view, self._image)) for view in views]
 
     def _encode(self, pixels: F32) -> F32:
-        """One view (3, H, W), padded to what the program takes."""
+        """One normalized view (3, H, W), padded to what the program takes, to features (tokens, D)."""
         inputs = {}
         for name, value in self._spec.vision.feeds(pixels).items():
             shape = self._vision.desc.input_descriptor(name).shape
             inputs[name] = _fill(value, shape, MASK_VALUE if value.dtype == np.bool_ else 0)
         rows, columns = self._spec.token_grid(*pixels.shape[1:])
-        return self._call(self._vision, inputs)["image_features"][:, : rows * columns]
+        return self._call(self._vision, inputs)["image_features"][0, : rows * columns]
 
     def embed(self, ids: I64) -> F32:
         rows: F32 = embed_tokens(EagerOps(self._weights), ids, self._spec.decoder)
         return rows
 
-    def prefill(self, embeds: F32, layout: Layout | None = None) -> F32:
+    def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
         if self._position + len(embeds) > self._context:
             raise context_error(self._position + len(embeds), self._context)
         if layout is not None:
@@ -137,13 +140,13 @@ class CoreAIRuntime:
         return logits
 
     def step(self, token: int) -> F32:
-        return self.prefill(self.embed(np.array([token], np.int64)))
+        return self.forward(self.embed(np.array([token], np.int64)))
 
     @property
     def position(self) -> int:
         return self._position
 
-    def truncate(self, length: int) -> None:
+    def rewind(self, length: int) -> None:
         self._position = min(self._position, length)
         if self._position == 0:
             self._layout = Layout(0)

@@ -166,6 +166,7 @@ def _second_opinion(bundle: Bundle) -> None:
     from tempfile import TemporaryDirectory
 
     from edgevlm.export.coreai_.write import write_aimodel
+    from edgevlm.runtimes.base import Runtime
     from edgevlm.runtimes.coreai import CoreAIRuntime
     from edgevlm.verify.across import bundle_weights
     from edgevlm.verify.second_opinion import BOUND, HEAD, questions, second_opinion
@@ -173,10 +174,10 @@ def _second_opinion(bundle: Bundle) -> None:
     spec, weights, asked = bundle.manifest.spec, bundle_weights(bundle), questions(bundle)
     context = max(len(question.ids) for question in asked)
     with TemporaryDirectory(prefix="edgevlm-") as folder, progress_bar() as progress:
-        views = [view.shape[1:] for question in asked for view in question.tiles]
+        views = [view.shape[:2] for question in asked for view in question.views]
         write_aimodel(Path(folder), spec, weights, context, views)
-        with closing(CoreAIRuntime(Path(folder), spec, weights, context)) as runtime:
-            opinions = second_opinion(bundle, weights, runtime, asked, progress)
+        with closing(CoreAIRuntime(Path(folder), spec, weights, bundle.image_spec, context)) as engine:
+            opinions = second_opinion(bundle, weights, Runtime(engine, engine), asked, progress)
     note(table([opinion.row() for opinion in opinions], HEAD))
     if not all(opinion.agreed for opinion in opinions):
         raise GateError(f"Core AI computes something else from '{bundle.folder}': a cosine is below {BOUND}.")

@@ -123,7 +123,8 @@ class EagerOps(Ops):
         self.states.replaced[state] = whole[..., whole.shape[-2] - kernel + 1 :, :]
         taps = self._weight(f"{name}.weight").T  # (kernel, D)
         shifted = [whole[..., i : i + x.shape[-2], :] * taps[i] for i in range(kernel)]
-        return np.sum(shifted, axis=0, dtype=np.float32)
+        total: F32 = np.sum(shifted, axis=0, dtype=np.float32)
+        return total
 
     def windows(self, x: F32, size: int) -> F32:
         _, heads, positions, width = x.shape

@@ -69,7 +69,7 @@ class Calibration:
 
 
 class Mixed:
-    """`Weights` with every tensor in the form that `kind` says, from a calibration where that has it."""
+    """`Weights` with every matrix in the form that `kind` says, from a calibration where that has it."""
 
     def __init__(self, weights: Weights, kind: Callable[[str], str], found: Calibrated | None = None) -> None:
         self._weights, self._kind, self._found = weights, kind, found
@@ -78,7 +78,7 @@ class Mixed:
         return name in self._weights
 
     def read(self, name: str) -> F32:
-        kind, found = self._kind(name), self._found
+        kind, found = self._kind(name) if self._weights.is_linear(name) else "fp32", self._found
         if found is not None and found.kind(name) == kind:
             return found.fold.undo(name, found.quantized(name).dequantize())
         weight = self._weights.read(name)
