@@ -372,7 +372,7 @@ def test_the_template_renders_what_the_prompt_spec_says(gguf_bundle):
         def text(piece):
             return piece.text if isinstance(piece, Control | Plain) else marker
 
-        return "".join(text(piece) for piece in render(spec, messages, num_images))
+        return "".join(text(piece) for piece in render(spec.chat, messages, num_images))
 
     def stock(messages):
         return template.render(messages=messages, add_generation_prompt=True)
@@ -472,8 +472,7 @@ def test_without_llama_cpps_markers_a_decoder_is_written_alone(gguf_checkpoint, 
 
 def write(source, out, quantized=None, kind="int4"):
     from edgevlm.checkpoint.checkpoint import open_checkpoint
-    from edgevlm.checkpoint.families import read_model
-    from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
+    from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
 
     spec, weights = read_model(open_checkpoint(str(source)))
     recipe = make_recipe(kind)
@@ -482,7 +481,7 @@ def write(source, out, quantized=None, kind="int4"):
         spec,
         weights,
         recipe,
-        read_image_spec(source, spec.vision),
+        read_image_spec(source, spec),
         read_prompt_spec(source, spec),
         source / "tokenizer.json",
         quantized or (lambda name: quantize(weights.read(name), recipe.form(name).kind, name)),

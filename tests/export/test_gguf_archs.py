@@ -18,8 +18,9 @@ from edgevlm.export.gguf_.archs import projector_type, text_arch, why_no_picture
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import Layout, Span
-from edgevlm.inputs.preprocess import normalize
-from edgevlm.inputs.spec import ImageSpec, PromptSpec, RoleText
+from edgevlm.inputs.preprocess import normalize_all
+from edgevlm.inputs.rules import TilesThenWhole
+from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec, RoleText
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Group, Linear, Normalize, Shuffle, Take
 from edgevlm.models.record import weight_tree
@@ -134,23 +135,10 @@ class Arrays(dict):
 
 
 # The pictures' own rules do not matter here: views are given.
-IMAGE = ImageSpec(
-    1,
-    "tiles_then_global",
-    56,
-    112,
-    112,
-    1,
-    False,
-    "bicubic",
-    (0, 0, 0),
-    1 / 255,
-    (0.48, 0.46, 0.41),
-    (0.27, 0.26, 0.28),
-)
-PROMPT = PromptSpec(
-    1, "", {"user": RoleText("user ", "user", "\n")}, "assistant", "<image>", 600, 16, "", "", "", "", "", (2,), 1
-)
+RULE = TilesThenWhole(56, 112, 112, 1, split=False)
+IMAGE = ImageSpec(2, RULE, "bicubic", (0, 0, 0), 1 / 255, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), 14)
+CHAT = Chat("", {"user": RoleText("user ", "user", "\n")}, "assistant")
+PROMPT = PromptSpec(2, CHAT, PictureText(), "<image>", 600, (2,), bos_id=1)
 MARKERS = ("<fake_token_around_image>", "<global-img>", "<image>")
 TEXT = "The quick brown fox jumps over the lazy dog; what colour is the car? 1 2 33, it's 10 past 7.\n\nA cat sat. né"
 
@@ -419,7 +407,7 @@ def test_features_are_eagers(engines, tower):
     sizes = [(112, 112), (140, 308), (28, 28)] if tower == "qwen2.5vl_merger" else [(56, 56)]
     for height, width in sizes:
         views = random.integers(0, 256, (1 if len(sizes) > 1 else 2, height, width, 3)).astype(np.uint8)
-        pixels = normalize(views, IMAGE)
+        pixels = normalize_all(list(views), IMAGE)
         one, two = ours.encode(pixels), eager.encode(pixels)
         assert one.shape == two.shape
         assert np.abs(one - two).max() < 0.02 * np.abs(two).max()
