@@ -170,8 +170,10 @@ def test_a_tile_order_off_by_one_is_caught_and_named(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     roll_tiles(monkeypatch)
-    (row,) = failed_export(tiny_checkpoint, tmp_path / "out").failures()
-    assert (row.level, row.check, row.measured) == ("numbers", "tiles that differ from Pillow's", 4)
+    recorded, row = failed_export(tiny_checkpoint, tmp_path / "out").failures()
+    assert (recorded.check, recorded.measured) == (PROCESSOR, 7)  # 1 x 1 is of one color
+    assert recorded.note == "1 x 97: other pixels"
+    assert (row.level, row.check, row.measured) == ("numbers", "tiles that differ from Pillow's", 6)
     assert row.where == "tile 1 (row 1, column 1)"
     assert row.note == "tile 1 (row 1, column 1) holds row 2, column 2: tile order"
 
@@ -249,7 +251,7 @@ def test_a_missing_newline_is_caught_among_the_tokens(
     report = failed_export(tiny_checkpoint, tmp_path / "out")
     assert {row.level for row in report.failures()} == {"tokens"}
     rules, tiled, two = report.failures()
-    assert rules.where == "prompt.json: row_close" and rules.note == "row_close: '' instead of '\\n'"
+    assert rules.where == "prompt.json: picture.row_close" and rules.note == "picture.row_close: '' instead of '\\n'"
     assert tiled.check == "prompt ids that differ, 3 x 4" and "instead of '\\n'" in tiled.note
     assert two.check == "prompt ids that differ, one tile and 2 x 1"
 
