@@ -86,8 +86,21 @@ def _rules(check: str, wrong: list[tuple[str, str]], file: str, level: str) -> R
 
 def _differences(ours: ImageSpec | PromptSpec, theirs: ImageSpec | PromptSpec) -> list[tuple[str, str]]:
     """(field, what it is and should be) of two specs."""
-    pairs = ((f.name, getattr(ours, f.name), getattr(theirs, f.name)) for f in dataclasses.fields(ours))
-    return [(name, f"{one!r} instead of {other!r}") for name, one, other in pairs if one != other]
+    found, wanted = _fields(ours), _fields(theirs)
+    return [
+        (name, f"{found.get(name)!r} instead of {wanted.get(name)!r}")
+        for name in found | wanted
+        if found.get(name) != wanted.get(name)
+    ]
+
+
+def _fields(spec: Any, inside: str = "") -> dict[str, Any]:
+    """Every value of a spec by its place, as in "picture.row_close"."""
+    if not dataclasses.is_dataclass(spec):
+        return {inside: spec}
+    names = [field.name for field in dataclasses.fields(spec)]
+    parts = (_fields(getattr(spec, name), f"{inside}.{name}".removeprefix(".")) for name in names)
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _upstream_differences(folder: Path, spec: ImageSpec) -> list[tuple[str, str]]:
