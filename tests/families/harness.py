@@ -1,0 +1,179 @@
+"""What every family is held to: transformers' pixels, token ids, features and tokens, on every engine.
+
+A family's test module names its checkpoints (`Variant`) and what differs; the rest is here. Oracles are transformers'
+models and processors (`tiny.common.ask`) and llama.cpp; nothing that edgevlm computes stands for an expectation, but
+for the bits of quantized weights, which are held to each other across containers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny.common import Answer, ask, picture
+
+from edgevlm.bundle.manifest import Bundle, open_bundle
+from edgevlm.errors import GateError
+from edgevlm.export.pipeline import ExportOptions, export_model
+from edgevlm.generate.loop import Pipeline
+from edgevlm.generate.sampling import GenerateOptions
+from edgevlm.inputs.preprocess import normalize, preprocess
+from edgevlm.runtimes import open_runtime
+from edgevlm.types import F32
+from edgevlm.verify.gate import engine_of
+
+QUESTION = "What is in the picture?"
+PICTURES: dict[str, list[Image.Image]] = {
+    "none": [],
+    "one": [picture(50, 70)],
+    "several": [picture(100, 33, 1), picture(64, 64, 2), picture(31, 90, 3)],
+}
+# Of pictures whose views are compared bit for bit: one pixel, primes, exact multiples, both directions.
+SIZES = [
+    (1, 1),
+    (2, 3),
+    (7, 5),
+    (31, 17),
+    (48, 48),
+    (64, 32),
+    (97, 53),
+    (53, 97),
+    (127, 211),
+    (300, 41),
+    (96, 144),
+    (640, 480),
+]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One checkpoint of a family: `build` writes it and gives transformers' model, `processor` reads the folder.
+
+    views: normalized pixels (3, H, W) of each view, in order, out of the arrays that transformers' processor made.
+    sizes: of pictures that the family takes. system: a message that transformers has to be given, and edgevlm knows.
+    """
+
+    name: str
+    build: Callable[[Path], Any]
+    processor: Callable[[Path], Any]
+    views: Callable[[dict[str, Any]], list[F32]]
+    sizes: Sequence[tuple[int, int]] = field(default_factory=lambda: SIZES)
+    system: str | None = None
+
+
+class Checkpoint:
+    """A variant, built once, with its exports."""
+
+    def __init__(self, variant: Variant, place: Path) -> None:
+        self.variant, self.place = variant, place
+        self.folder = place / "checkpoint"
+        self.model = variant.build(self.folder)
+        self._bundles: dict[tuple[str, tuple[str, ...]], Bundle] = {}
+        self._answers: dict[str, Answer] = {}
+
+    @cached_property
+    def processor(self) -> Any:
+        return self.variant.processor(self.folder)
+
+    def answer(self, pictures: str, tokens: int = 64) -> Answer:
+        """transformers' answer to `QUESTION` about some of `PICTURES`."""
+        if pictures not in self._answers:
+            self._answers[pictures] = ask(
+                self.model, self.processor, PICTURES[pictures], QUESTION, system=self.variant.system, tokens=tokens
+            )
+        return self._answers[pictures]
+
+    def bundle(self, quantize: str, *targets: str) -> Bundle:
+        """An export, gate included: it fails here if the gate does."""
+        key = quantize, targets or ("onnx",)
+        if key not in self._bundles:
+            out = self.place / "-".join([quantize, *key[1]])
+            options = ExportOptions(str(self.folder), out, key[1], quantize=quantize)
+            self._bundles[key] = open_bundle(export_model(options).folder)
+        return self._bundles[key]
+
+    def gate_rows(self, quantize: str, *targets: str) -> list[dict[str, Any]]:
+        """The gate's rows of an export, whether it passed or not: random weights may miss a bound on answers."""
+        out = self.place / "-".join(["rows", quantize, *targets])
+        try:
+            report = export_model(ExportOptions(str(self.folder), out, targets, quantize=quantize)).report
+        except GateError as error:
+            report = error.report
+        assert report is not None
+        rows: list[dict[str, Any]] = report.to_dict()["rows"]
+        return rows
+
+
+def check_views(made: Checkpoint) -> None:
+    """Pixels equal transformers' bit for bit, over sizes."""
+    spec = made.bundle("fp32").image_spec
+    for number, size in enumerate(made.variant.sizes):
+        image = picture(*size, number)
+        said = made.processor(text=_prompt(made), images=[image], return_tensors="pt")
+        expected = made.variant.views({name: value.numpy() for name, value in said.items()})
+        ours = [normalize(view, spec) for view in preprocess(image, spec)]
+        assert len(ours) == len(expected), size
+        for mine, theirs in zip(ours, expected, strict=True):
+            np.testing.assert_array_equal(mine, theirs, err_msg=str(size))
+
+
+def _prompt(made: Checkpoint) -> str:
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    text: str = made.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    return text
+
+
+def check_prompt(made: Checkpoint, pictures: str) -> None:
+    """Token ids, and pixels of the very pictures, equal transformers'."""
+    bundle, said = made.bundle("fp32"), made.answer(pictures)
+    prompt = Pipeline(bundle, open_runtime(bundle)).prepare(PICTURES[pictures], QUESTION)
+    assert prompt.ids.tolist() == said.input_ids
+    expected = made.variant.views(said.inputs) if PICTURES[pictures] else []
+    assert len(prompt.views) == len(expected)
+    for view, theirs in zip(prompt.views, expected, strict=True):
+        np.testing.assert_array_equal(normalize(view, bundle.image_spec), theirs)
+
+
+def check_features(made: Checkpoint, pictures: str, engine: str = "onnxruntime", least: float = 0.99999) -> None:
+    """Features have at least that cosine with transformers', token by token."""
+    bundle, said = made.bundle("fp32"), made.answer(pictures)
+    with closing(open_runtime(bundle, engine)) as runtime:
+        prompt = Pipeline(bundle, runtime).prepare(PICTURES[pictures], QUESTION)
+        ours = np.concatenate(runtime.encoder.encode(prompt.views))
+    assert said.features is not None and ours.shape == said.features.shape
+    assert cosine(ours, said.features) >= least
+
+
+def cosine(ours: F32, theirs: F32) -> float:
+    """Lowest cosine between rows."""
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    return float(((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).min())
+
+
+def check_tokens(made: Checkpoint, pictures: str, target: str, count: int) -> None:
+    """`count` greedy tokens on the target's own engine equal transformers'."""
+    quantize = "fp16" if target == "coreml" else "fp32"  # what CoreML's files hold
+    bundle, said = made.bundle(quantize, *dict.fromkeys(["onnx", target])), made.answer(pictures)
+    with closing(open_runtime(bundle, engine_of(bundle, target))) as runtime:
+        options = GenerateOptions(max_tokens=count, ignore_stop=True)
+        ours = list(Pipeline(bundle, runtime).answer(PICTURES[pictures], QUESTION, options).ids)
+    assert ours == said.tokens[:count], f"margins {said.margins[:count]}"
+
+
+def check_bits(made: Checkpoint, quantize: str) -> None:
+    """Every matrix has the same codes and scales in ONNX, GGUF and CoreML."""
+    rows = made.gate_rows(quantize, "onnx", "gguf", "coreml")
+    held = {row["target"]: row for row in rows if row["check"].startswith("weights that differ")}
+    assert set(held) == {"onnx", "gguf", "coreml"}
+    assert all(row["measured"] == 0 and row["passed"] for row in held.values()), held
