@@ -228,7 +228,7 @@ class LlamaRuntime:
 
 
 def to_bytes(pixels: F32, spec: ImageSpec) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Normalized tiles (T, 3, S, S) back to the uint8 (T, S, S, 3) that they were made from, exactly.
+    """Normalized views (T, 3, H, W) back to the uint8 (T, H, W, 3) that they were made from, exactly.
 
     EdgeVLMError for values that `normalize` cannot have made: llama.cpp takes 8-bit pictures only.
     """
@@ -236,7 +236,7 @@ def to_bytes(pixels: F32, spec: ImageSpec) -> np.ndarray[Any, np.dtype[np.uint8]
     scale, shift = tables[:, 255] - tables[:, 0], tables[:, 0]
     values = np.rint((pixels.transpose(0, 2, 3, 1) - shift) / scale * 255)
     tiles = np.ascontiguousarray(np.clip(values, 0, 255).astype(np.uint8))
-    if not np.array_equal(normalize_all(list(tiles), spec), pixels):
+    if len(tiles) and not np.array_equal(normalize_all(list(tiles), spec), pixels):
         raise EdgeVLMError(
             "llama.cpp takes 8-bit pictures, and these tiles hold other values than the bundle's preprocessing makes: "
             "preprocess pictures with the bundle's own image spec."
