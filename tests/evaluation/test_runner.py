@@ -16,7 +16,8 @@ from edgevlm.cli import main
 from edgevlm.errors import EdgeVLMError
 from edgevlm.evaluation.runner import EncodeOnce, EvalOptions, answer_text, evaluate
 from edgevlm.evaluation.suites import SUITES, read_items
-from edgevlm.inputs.prompt import Prompter, load_tokenizer
+from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.tokenizer import load_tokenizer
 from edgevlm.runtimes import open_runtime
 
 ROWS: list[dict[str, Any]] = [
@@ -75,7 +76,7 @@ class Scripted:
         logits[self._now.pop(0)] = 1
         return logits
 
-    def prefill(self, embeds: Any) -> Any:
+    def prefill(self, embeds: Any, layout: Any = None) -> Any:
         self._now = list(self._texts[self.asked])
         self.asked += 1
         return self._next()

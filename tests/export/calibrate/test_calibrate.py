@@ -16,8 +16,7 @@ from PIL import Image
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.checkpoint.checkpoint import open_checkpoint
-from edgevlm.checkpoint.families import read_model
-from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
+from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
 from edgevlm.commands.verify import _expected
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.calibrate.batch import Batch
@@ -68,7 +67,7 @@ def jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Model:
     def __init__(self, folder: Path) -> None:
         self.spec, self.weights = read_model(open_checkpoint(str(folder)))
-        self.image_spec = read_image_spec(folder, self.spec.vision)
+        self.image_spec = read_image_spec(folder, self.spec)
         self.prompter = Prompter(read_prompt_spec(folder, self.spec), folder / "tokenizer.json")
 
     def batch(self, asked: list[tuple[Example, ...]]) -> Batch:
@@ -188,7 +187,8 @@ def test_calibration_recovers_half_of_what_rounding_loses(tmp_path: Path, preset
 def test_every_method_goes_through_the_whole_model(tiny: Model, batch: Batch, tmp_path: Path, method: str) -> None:
     recipe = fit(make_recipe("int4", "balanced"), tiny.weights)
     found = calibrate(tiny.spec, tiny.weights, recipe, batch, method, tmp_path)
-    linear = [name for name in tiny.weights.names() if recipe.form(name).kind in ("int4", "int8")]
+    matrices = [name for name in tiny.weights.names() if tiny.weights.is_linear(name)]
+    linear = [name for name in matrices if recipe.form(name).kind in ("int4", "int8")]
     assert sorted(found.names()) == sorted(linear)
     assert all(found.kind(name) == recipe.form(name).kind for name in linear)
     plain = QuantizedModel(tiny.weights, recipe)
