@@ -89,8 +89,8 @@ def test_a_float32_decoder_is_the_reference(gguf_bundle, model):
     bundle = gguf_bundle("fp32", model)
     eager, pair = (open_runtime(bundle, name, threads=1) for name in ("eager", "eager+llama.cpp"))
     for case in across._cases(bundle, [PICTURE], 5):
-        told = across._run(bundle, eager, case, None, 32)
-        ours = across._run(bundle, pair, case, told.choices(), 32)
+        told = across._run(eager, case, None, 32)
+        ours = across._run(pair, case, told.choices(), 32)
         assert np.abs(ours.logits - told.logits).max() < 1e-4
         assert ours.choices() == told.choices()
     pair.close()
@@ -125,7 +125,7 @@ def near_ties(bundle, pictures):
     assert bound == BOUNDS["onnx", "int8"].near_tie
     eager, found = open_runtime(bundle, "eager"), {}
     for case in across._cases(bundle, pictures, across.TILED):
-        best = np.sort(across._run(bundle, eager, case, None, across.TOKENS).logits, axis=-1)
+        best = np.sort(across._run(eager, case, None, across.TOKENS).logits, axis=-1)
         found[case.name] = int((best[:, -1] - best[:, -2] < bound).sum())
     return found
 
@@ -449,8 +449,8 @@ bundle = open_bundle(sys.argv[1])
 eager, gpu = open_runtime(bundle, "eager"), open_runtime(bundle, "llama.cpp", device="gpu")
 rows = []
 for case in across._cases(bundle, [across.picture_folder() / "coffee.jpg"], 5):
-    told = across._run(bundle, eager, case, None, 32)
-    ours = across._run(bundle, gpu, case, told.choices(), 32)
+    told = across._run(eager, case, None, 32)
+    ours = across._run(gpu, case, told.choices(), 32)
     same = sum(a == b for a, b in zip(ours.choices(), told.choices()))
     rows.append([across.cosine(ours.features, told.features), across.cosine(ours.logits, told.logits), same])
 print(json.dumps({"found": found, "device": gpu.device, "rows": rows}))
