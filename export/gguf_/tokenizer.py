@@ -182,10 +182,10 @@ def chat_template(spec: PromptSpec) -> str:
         f"{{% {'elif' if i else 'if'} message['role'] == {_quote(role)} %}}{{{{ {_quote(text.close)} }}}}"
         for i, (role, text) in enumerate(chat.roles.items())
     )
+    default = f"{{% if messages[0]['role'] != 'system' %}}{{{{ {_quote(chat.default_system)} }}}}{{% endif %}}"
+    end = f"{{% if part['text'] != '{MEDIA_MARKER}' %}}{{{{ {_quote(chat.text_close)} }}}}{{% endif %}}"
     return (
-        f"{{{{ {_quote(chat.prefix)} }}}}"
-        f"{{% if messages[0]['role'] != 'system' %}}{{{{ {_quote(chat.default_system)} }}}}{{% endif %}}"
-        "{% for message in messages %}"
+        f"{{{{ {_quote(chat.prefix)} }}}}{default if chat.default_system else ''}{{% for message in messages %}}"
         "{% set content = message['content'] %}"
         "{% if content is string %}"
         f"{{% set first_image = content.startswith('{MEDIA_MARKER}') %}}"
@@ -193,9 +193,9 @@ def chat_template(spec: PromptSpec) -> str:
         f"{{% set first_image = content[0]['type'] != 'text' or content[0]['text'].startswith('{MEDIA_MARKER}') %}}"
         "{% endif %}"
         f"{roles}{{% else %}}{{{{ raise_exception('unknown role') }}}}{{% endif %}}"
-        f"{{% if content is string %}}{{{{ content + {_quote(chat.text_close)} }}}}"
+        f"{{% if content is string %}}{{{{ content{' + ' + _quote(chat.text_close) if chat.text_close else ''} }}}}"
         "{% else %}{% for part in content %}"
-        f"{{% if part['type'] == 'text' %}}{{{{ part['text'] + {_quote(chat.text_close)} }}}}"
+        f"{{% if part['type'] == 'text' %}}{{{{ part['text'] }}}}{end if chat.text_close else ''}"
         f"{{% else %}}{{{{ {_quote(spec.image_token)} }}}}{{% endif %}}"
         "{% endfor %}{% endif %}"
         f"{closes}{{% endif %}}{{% endfor %}}"
