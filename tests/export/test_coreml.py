@@ -39,7 +39,8 @@ from edgevlm.runtimes.mil.overflow import overflow_report
 from edgevlm.runtimes.mil.trace import find_divergence
 from edgevlm.runtimes.mil.weights import CoreMLWeights
 from edgevlm.verify.gate import picture_folder, run_gate
-from edgevlm.verify.reference import Reference, cosine, lowest_cosine
+from edgevlm.verify.reference import Reference, cosine
+from edgevlm.verify.runtime import lowest_cosine
 
 ct = pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
 
