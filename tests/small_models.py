@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 
 from edgevlm.inputs.layout import Layout, Span, decoder_inputs
+from edgevlm.inputs.preprocess import normalize
+from edgevlm.inputs.rules import Stretch
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.decoder import decoder
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec, image_features
@@ -17,7 +20,7 @@ from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.states import States
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
-from edgevlm.types import F32
+from edgevlm.types import F32, U8
 
 WIDTH = 48  # of the decoder
 
@@ -84,6 +87,7 @@ def qwen(decoder: Decoder = MROPE) -> ModelSpec:
     return ModelSpec("m", "qwen2_5_vl", tower, steps, decoder, 1)
 
 
+IMAGE = ImageSpec(2, Stretch(24), "bicubic", (255, 255, 255), 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 8)
 LAYOUT = Layout(24, (Span(3, (2, 5)), Span(15, (3, 2))))
 
 
@@ -109,10 +113,15 @@ def cosine(ours: F32, theirs: F32) -> float:
     return float(products.min())
 
 
+def view(rows: int, columns: int, patch: int) -> U8:
+    """Random pixels (rows * patch, columns * patch, 3)."""
+    size = (rows * patch, columns * patch, 3)
+    return np.random.default_rng(rows).integers(0, 256, size).astype(np.uint8)
+
+
 def picture(rows: int, columns: int, patch: int) -> F32:
-    """Normalized pixels (3, rows * patch, columns * patch)."""
-    rng = np.random.default_rng(rows)
-    return rng.uniform(-1, 1, (3, rows * patch, columns * patch)).astype(np.float32)
+    """The same, normalized, (3, rows * patch, columns * patch)."""
+    return normalize(view(rows, columns, patch), IMAGE)
 
 
 def gemma() -> Decoder:

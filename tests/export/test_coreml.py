@@ -24,11 +24,13 @@ from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.inputs.decode import open_image
-from edgevlm.inputs.preprocess import prepare
+from edgevlm.inputs.preprocess import normalize, prepare
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.runtimes.coreml import CoreMLRuntime
+from edgevlm.io.records import to_dict
+from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.coreml import runtime as coreml
-from edgevlm.runtimes.coreml.engines import EvaluatorEngine
+from edgevlm.runtimes.coreml.engines import EvaluatedDecoder, EvaluatedVision
+from edgevlm.runtimes.coreml.runtime import CoreMLDecoder, CoreMLEncoder
 from edgevlm.runtimes.coreml.table import EmbeddingTable, TableInfo
 from edgevlm.runtimes.gguf import GgufWeights
 from edgevlm.runtimes.mil.blob import blob_span
@@ -38,6 +40,7 @@ from edgevlm.runtimes.mil.trace import find_divergence
 from edgevlm.runtimes.mil.weights import CoreMLWeights
 from edgevlm.verify.gate import picture_folder, run_gate
 from edgevlm.verify.reference import Reference, cosine
+from edgevlm.verify.runtime import lowest_cosine
 
 ct = pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
 
@@ -54,7 +57,12 @@ class Exported:
         self.spec, self.weights, self.recipe = spec, QuantizedModel(weights, recipe), recipe
         (folder / "coreml").mkdir(parents=True)
         self.entry = write_coreml(folder / "coreml", spec, weights, recipe, self.weights.quantized, options)
+        self.image = read_image_spec(checkpoint, spec)
+        (folder / "preprocess.json").write_text(json.dumps(to_dict(self.image)))
         self.bundle = as_bundle(folder, spec, self.entry)
+
+    def reference(self) -> Reference:
+        return Reference(self.spec, self.weights, self.image)
 
     def copy(self, to: Path) -> Bundle:
         shutil.copytree(self.bundle.folder, to)
@@ -91,9 +99,18 @@ def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return get
 
 
-def picture(model: Exported, count: int = 1, seed: int = 0) -> Any:
+def picture(model: Exported, count: int = 1, seed: int = 0) -> list[Any]:
+    """Views of random pixels."""
     side = model.spec.vision.image_size
-    return np.random.default_rng(seed).uniform(-1, 1, (count, 3, side, side)).astype(np.float32)
+    return list(np.random.default_rng(seed).integers(0, 256, (count, side, side, 3)).astype(np.uint8))
+
+
+def encoder(bundle: Bundle, storage: str = "fp16") -> CoreMLEncoder:
+    return CoreMLEncoder(bundle, EngineOptions(storage=storage), evaluate=True)
+
+
+def decoder(bundle: Bundle, storage: str = "fp16", context: int | None = None) -> CoreMLDecoder:
+    return CoreMLDecoder(bundle, EngineOptions(storage=storage), context=context, evaluate=True)
 
 
 def prompt(model: Exported, reference: Reference, text: int = 30) -> Any:
@@ -103,8 +120,8 @@ def prompt(model: Exported, reference: Reference, text: int = 30) -> Any:
     return np.concatenate([reference.embed(ids[:10]), features, reference.embed(ids[10:])])
 
 
-def greedy(runtime: CoreMLRuntime, embeds: Any, count: int = TOKENS) -> list[int]:
-    tokens = [int(runtime.prefill(embeds).argmax())]
+def greedy(runtime: CoreMLDecoder, embeds: Any, count: int = TOKENS) -> list[int]:
+    tokens = [int(runtime.forward(embeds).argmax())]
     while len(tokens) < count:
         tokens.append(int(runtime.step(tokens[-1]).argmax()))
     return tokens
@@ -122,15 +139,15 @@ def gaps(reference: Reference, embeds: Any, tokens: list[int]) -> Any:
 @pytest.mark.parametrize("form", FORMS)
 def test_parity_with_the_reference(exported: Callable[[str], Exported], form: str) -> None:
     model = exported(form)
-    reference = Reference(model.spec, model.weights)
+    reference = model.reference()
     for storage in ("fp32", "fp16"):
-        runtime = CoreMLRuntime(model.bundle, storage=storage)
-        tiles = picture(model, 2)
-        assert cosine(runtime.encode(tiles), reference.features(tiles)) >= 0.9999
+        views = picture(model, 2)
+        assert lowest_cosine(encoder(model.bundle, storage).encode(views), reference.features(views)) >= 0.9999
+        runtime = decoder(model.bundle, storage)
         embeds = prompt(model, reference)
         wanted = reference.logits(embeds)[-1]
-        assert cosine(runtime.prefill(embeds), wanted) >= 0.9999
-        runtime.truncate(0)
+        assert cosine(runtime.forward(embeds), wanted) >= 0.9999
+        runtime.rewind(0)
         worst = gaps(reference, embeds, greedy(runtime, embeds)).max()
         assert worst == 0 if storage == "fp32" else worst < NEAR_TIE
         runtime.close()
@@ -139,50 +156,50 @@ def test_parity_with_the_reference(exported: Callable[[str], Exported], form: st
 @pytest.mark.parametrize("form", ["gpu-fp16", "gpu-int4"])
 def test_same_tokens_in_fp16(exported: Callable[[str], Exported], form: str) -> None:
     model = exported(form)
-    reference = Reference(model.spec, model.weights)
+    reference = model.reference()
     embeds = prompt(model, reference)
-    assert (gaps(reference, embeds, greedy(CoreMLRuntime(model.bundle), embeds)) == 0).all()
+    assert (gaps(reference, embeds, greedy(decoder(model.bundle), embeds)) == 0).all()
 
 
 @pytest.mark.parametrize("form", ["gpu-int4", "ane-int8"])
 def test_split_prompts_and_truncation(exported: Callable[[str], Exported], form: str) -> None:
     model = exported(form)
-    reference = Reference(model.spec, model.weights)
-    embeds, runtime = prompt(model, reference), CoreMLRuntime(model.bundle, storage="fp32")
-    wanted = runtime.prefill(embeds)
-    runtime.prefill(embeds[:5])  # what a truncation must forget
-    runtime.truncate(7)
+    reference = model.reference()
+    embeds, runtime = prompt(model, reference), decoder(model.bundle, "fp32")
+    wanted = runtime.forward(embeds)
+    runtime.forward(embeds[:5])  # what a truncation must forget
+    runtime.rewind(7)
     assert runtime.position == 7
-    runtime.truncate(0)
-    runtime.prefill(embeds[:3])
-    runtime.prefill(embeds[3:40])
-    np.testing.assert_allclose(runtime.prefill(embeds[40:]), wanted, atol=2e-4)
+    runtime.rewind(0)
+    runtime.forward(embeds[:3])
+    runtime.forward(embeds[3:40])
+    np.testing.assert_allclose(runtime.forward(embeds[40:]), wanted, atol=2e-4)
     assert runtime.position == len(embeds)
 
 
 def test_any_prompt_length_on_fixed_shapes(exported: Callable[[str], Exported]) -> None:
     model = exported("ane-int8")
-    reference = Reference(model.spec, model.weights)
+    reference = model.reference()
     embeds = np.tile(prompt(model, reference), (3, 1))
-    runtime = CoreMLRuntime(model.bundle, storage="fp32", context=96)
+    runtime = decoder(model.bundle, "fp32", 96)
     for length in (1, 2, 31, 32, 33, 64, 95, 96):  # 95: the last call has no room for padding
-        runtime.truncate(0)
-        assert cosine(runtime.prefill(embeds[:length]), reference.logits(embeds[:length])[-1]) > 0.99999
+        runtime.rewind(0)
+        assert cosine(runtime.forward(embeds[:length]), reference.logits(embeds[:length])[-1]) > 0.99999
     with pytest.raises(EdgeVLMError, match="97 positions"):
         runtime.step(1)
 
 
 def test_contexts_and_devices_are_checked(exported: Callable[[str], Exported]) -> None:
     model = exported("ane-int8")
-    assert CoreMLRuntime(model.bundle).context == 192
+    assert decoder(model.bundle).context == 192
     with pytest.raises(EdgeVLMError, match="no context length 100: choose one of 96, 192"):
-        CoreMLRuntime(model.bundle, context=100)
+        decoder(model.bundle, context=100)
     with pytest.raises(EdgeVLMError, match="on macOS only"):
-        CoreMLRuntime(model.bundle, device="npu")
+        CoreMLEncoder(model.bundle, EngineOptions("npu"), evaluate=True)
     with pytest.raises(EdgeVLMError, match="holds no CoreML packages"):
-        CoreMLRuntime(cast(Any, SimpleNamespace(folder="b", manifest=SimpleNamespace(targets={}))))
+        encoder(cast(Any, SimpleNamespace(folder="b", manifest=SimpleNamespace(targets={}))))
     with pytest.raises(EdgeVLMError, match="prompt is empty"):
-        CoreMLRuntime(model.bundle).prefill(np.zeros((0, model.spec.decoder.hidden_size), np.float32))
+        decoder(model.bundle).forward(np.zeros((0, model.spec.decoder.hidden_size), np.float32))
 
 
 def test_functions_share_weights(exported: Callable[[str], Exported]) -> None:
@@ -248,7 +265,7 @@ def test_every_matrix_is_the_quantizers(exported: Callable[[str], Exported], for
 def test_embedding_file(exported: Callable[[str], Exported], form: str) -> None:
     model = exported(form)
     expected = model.weights.quantized("decoder.embed.weight").dequantize()
-    runtime = CoreMLRuntime(model.bundle)
+    runtime = decoder(model.bundle)
     np.testing.assert_array_equal(runtime.embed(np.arange(len(expected))), expected)
     with pytest.raises(EdgeVLMError, match="outside the vocabulary"):
         runtime.embed(np.array([len(expected)]))
@@ -261,7 +278,7 @@ def test_truncated_embedding_file(exported: Callable[[str], Exported], tmp_path:
     table = bundle.folder / "coreml" / "embedding.bin"
     table.write_bytes(table.read_bytes()[:-1])
     with pytest.raises(EdgeVLMError, match="does not hold the table"):
-        CoreMLRuntime(bundle)
+        decoder(bundle)
 
 
 @pytest.mark.parametrize("quantize", ["int4", "int8"])
@@ -335,9 +352,9 @@ def test_a_large_vocabulary_gets_a_split_head(
     monkeypatch.setattr(ane_ops, "MAX_DIM", 200)
     model = Exported(tiny_checkpoint, tmp_path, "int8", CoreMLOptions("ane", (64,)))
     assert model.entry["decoder"]["outputs"] == ["logits_0", "logits_1", "logits_2"]  # 512 = 171 + 171 + 170
-    reference = Reference(model.spec, model.weights)
+    reference = model.reference()
     embeds = prompt(model, reference)[:20]
-    logits = CoreMLRuntime(model.bundle, storage="fp32").prefill(embeds)
+    logits = decoder(model.bundle, "fp32").forward(embeds)
     assert logits.shape == (model.spec.decoder.vocab_size,)
     assert cosine(logits, reference.logits(embeds)[-1]) > 0.99999
     whole = model.weights.quantized("decoder.embed.weight")
@@ -388,8 +405,9 @@ def unmask(block: Any) -> None:
 
 
 def diverges(model: Exported, bundle: Bundle) -> str:
-    reference = Reference(model.spec, model.weights)
-    found = find_divergence(bundle, model.weights, picture(model), prompt(model, reference))
+    reference = model.reference()
+    view = normalize(picture(model)[0], model.image)
+    found = find_divergence(bundle, model.weights, view, prompt(model, reference))
     return found.name if found else ""
 
 
@@ -523,7 +541,8 @@ def test_a_mask_that_the_graph_ignores(exported: Callable[[str], Exported], tmp_
 
 def test_overflow_report_on_pictures(exported: Callable[[str], Exported]) -> None:
     model = exported("gpu-int4")
-    report = overflow_report(model.bundle, [picture(model, 1, seed) for seed in range(2)], np.arange(5))
+    views = [normalize(picture(model, 1, seed)[0], model.image) for seed in range(2)]
+    report = overflow_report(model.bundle, [[view] for view in views], np.arange(5))
     assert not any(row.overflows for row in report.rows)
     names = [row.name for row in report.rows]
     assert "vision: vision_layers_0_q_k_v" in names and "decoder: decoder_layers_0_attention" in names
@@ -551,9 +570,10 @@ def test_overflow_report_names_a_layer_that_overflows(tiny_checkpoint: Path, tmp
     expected = QuantizedModel(cast(Any, Loud()), recipe)
     (tmp_path / "coreml").mkdir()
     entry = write_coreml(tmp_path / "coreml", spec, Loud(), recipe, expected.quantized, CoreMLOptions("gpu", (64,)))
+    (tmp_path / "preprocess.json").write_text(json.dumps(to_dict(read_image_spec(tiny_checkpoint, spec))))
     bundle = as_bundle(tmp_path, spec, entry)
-    pixels = np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
-    report = overflow_report(bundle, [pixels])
+    pixels = np.random.default_rng(0).uniform(-1, 1, (3, 64, 64)).astype(np.float32)
+    report = overflow_report(bundle, [[pixels]])
     assert report.problems[0].name.startswith("decoder: decoder_layers_1_gate_up")
 
 
@@ -563,10 +583,12 @@ def test_table_with_unknown_kind(tmp_path: Path) -> None:
 
 
 def test_engine_off_a_mac_is_the_evaluator(exported: Callable[[str], Exported]) -> None:
-    runtime = CoreMLRuntime(exported("gpu-int4").bundle, evaluate=True)
-    assert isinstance(runtime.engine, EvaluatorEngine) and runtime.device.startswith("CPU (evaluator")
-    runtime.close()
-    runtime.close()
+    engines = encoder(exported("gpu-int4").bundle), decoder(exported("gpu-int4").bundle)
+    assert isinstance(engines[0].engine, EvaluatedVision) and isinstance(engines[1].engine, EvaluatedDecoder)
+    for engine in engines:
+        assert engine.device.startswith("CPU (evaluator")
+        engine.close()
+        engine.close()
 
 
 def test_incomplete_manifest(exported: Callable[[str], Exported]) -> None:
@@ -574,7 +596,8 @@ def test_incomplete_manifest(exported: Callable[[str], Exported]) -> None:
     for key in ("vision", "decoder", "embedding"):
         entry = {name: value for name, value in model.entry.items() if name != key}
         with pytest.raises(EdgeVLMError, match="is incomplete"):
-            CoreMLRuntime(as_bundle(model.bundle.folder, model.spec, entry))
+            bundle = as_bundle(model.bundle.folder, model.spec, entry)
+            encoder(bundle) if key == "vision" else decoder(bundle)
 
 
 # Through the pipeline and its gate
@@ -666,25 +689,18 @@ def test_the_gate_calls_every_context(tiny_checkpoint: Path, tmp_path: Path) -> 
 # Real models
 
 
-def answer_prompt(checkpoint: str, quantize: str, out: Path, options: CoreMLOptions) -> tuple[Any, ...]:
-    """(model, reference, tiles, prompt with their features), from a shipped picture and a question."""
-    model = Exported(Path(checkpoint), out, quantize, options)
-    source = open_checkpoint(checkpoint)
-    image = read_image_spec(source.folder, model.spec)
-    tiles = prepare(open_image(picture_folder() / "coffee.jpg"), image, max_tiles=1)
-    prompter = Prompter(read_prompt_spec(source.folder, model.spec), source.folder / "tokenizer.json")
-    ids, _ = prompter.encode("What is in the picture?", [tiles.views])
-    reference = Reference(model.spec, model.weights)
-    embeds = reference.merge(ids, reference.features(tiles.pixels), model.spec.image_token_id)
-    return model, reference, tiles.pixels, embeds
-
-
 def holds(checkpoint: str, quantize: str, out: Path, options: CoreMLOptions) -> None:
-    """The bar: features at 0.9999 and the same 32 greedy tokens, in fp16 storage."""
-    model, reference, tiles, embeds = answer_prompt(checkpoint, quantize, out, options)
-    runtime = CoreMLRuntime(model.bundle)
-    assert cosine(runtime.encode(tiles), reference.features(tiles)) >= 0.9999
-    assert (gaps(reference, embeds, greedy(runtime, embeds)) == 0).all()
+    """The bar, on a shipped picture and a question: features at 0.9999 and 32 greedy tokens equal, in fp16 storage."""
+    folder = open_checkpoint(checkpoint).folder
+    model = Exported(folder, out, quantize, options)
+    parts = prepare(open_image(picture_folder() / "coffee.jpg"), model.image, max_tiles=1)
+    prompter = Prompter(read_prompt_spec(folder, model.spec), folder / "tokenizer.json")
+    ids, layout = prompter.encode("What is in the picture?", [parts.tokens])
+    reference = model.reference()
+    found = encoder(model.bundle).encode(parts.views)
+    assert lowest_cosine(found, reference.features(parts.views)) >= 0.9999
+    embeds = reference.prompt(ids, layout, parts.views)
+    assert (gaps(reference, embeds, greedy(decoder(model.bundle), embeds)) == 0).all()
 
 
 HEAVY = pytest.mark.heavy
