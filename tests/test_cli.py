@@ -477,7 +477,7 @@ def test_damaged_checkpoints(cli: Any, tiny_checkpoint: Path, tmp_path: Path) ->
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     for folder, words in (
         (truncated, ["model.safetensors", "truncated", "download it again"]),
-        (family, ["'qwen2_vl'", "smolvlm", "idefics3"]),
+        (family, ["'qwen2_vl'", "SmolVLM", "Idefics3"]),
         (pickled, ["pytorch_model.bin", "pickle", "safetensors"]),
     ):
         done = cli("export", folder, "-o", tmp_path / "out")

@@ -16,13 +16,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from integer_products import case, saturating_product, widening_product
 
-from edgevlm import gate_runtime
-from edgevlm.bundle import open_bundle
+from edgevlm.bundle.manifest import open_bundle
 from edgevlm.export.pipeline import ExportOptions, export_model
-from edgevlm.gate import run_gate
 from edgevlm.runtimes.ort import products as ort_products
 from edgevlm.runtimes.ort.products import EXACT, product_errors, session_options, signed_saturates
 from edgevlm.runtimes.ort.session import import_onnxruntime
+from edgevlm.verify import runtime as gate_runtime
+from edgevlm.verify.gate import run_gate
 
 # A CPU with AVX2 and without VNNI.
 EMULATOR = ("qemu-x86_64", "-cpu", "Haswell")
@@ -64,7 +64,14 @@ def test_products_are_exact_without_vnni() -> None:
 
 @pytest.mark.heavy
 @needs_emulator()
-@pytest.mark.parametrize("tests", ["test_onnx.py", "test_eager.py", "test_gate.py::test_every_recipe_passes"])
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "export/test_onnx.py",
+        "models/test_eager.py",
+        "verify/test_gate.py::test_every_recipe_passes",
+    ],
+)
 def test_the_suite_passes_without_vnni(tests: str) -> None:
     command = [*EMULATOR, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"{Path(__file__).parent}/{tests}"]
     run = subprocess.run(command, capture_output=True, text=True)

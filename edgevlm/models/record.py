@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgevlm.models.decoder import decoder, embed_tokens, memory
 from edgevlm.models.model import ModelSpec, image_features
 from edgevlm.models.ops import Ops
+from edgevlm.models.projector import Queries
 from edgevlm.models.spec import Attention, Decoder, Norm
 
 Shape = tuple[int, ...]
@@ -27,9 +28,13 @@ class WeightInfo:
 
 
 def weight_tree(spec: ModelSpec) -> dict[str, WeightInfo]:
-    """Every weight of the model by canonical name, in the order in which a forward pass reads them."""
+    """Every weight of the model by canonical name, in the order in which a forward pass reads them.
+
+    Those of a query connector, which torch alone plays, are not among them.
+    """
     record = Record()
-    image_features(record, spec, {name: tensor.sizes(1) for name, tensor in spec.vision.inputs().items()})
+    played = replace(spec, projector=tuple(step for step in spec.projector if not isinstance(step, Queries)))
+    image_features(record, played, {name: tensor.sizes(1) for name, tensor in spec.vision.inputs().items()})
     return record.found | decoder_tree(spec.decoder)
 
 

@@ -30,13 +30,14 @@ from edgevlm.export.calibrate.choose import (
 from edgevlm.export.calibrate.data import Example, read_source
 from edgevlm.export.calibrate.make import make_batch
 from edgevlm.export.calibrate.play import answer_states, divergence, encode_batch
-from edgevlm.export.calibrate.solve import METHODS, SHARES, Calibrated, Progress, calibrate
+from edgevlm.export.calibrate.solve import METHODS, SHARES, Calibrated, calibrate
 from edgevlm.export.quantize.recipe import Recipe, component_of
-from edgevlm.export.quantize.round import F32, LIMITS, quantize
+from edgevlm.export.quantize.round import LIMITS, quantize
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models import ops
 from edgevlm.models.model import ModelSpec
+from edgevlm.types import F32, Progress
 
 DEFAULT_METHOD = "gptq"
 _ATTEMPTS = 4  # at a choice whose measured loss keeps to --max-loss
@@ -68,7 +69,7 @@ class Calibration:
 
 
 class Mixed:
-    """`Weights` with every tensor in the form that `kind` says, from a calibration where that has it."""
+    """`Weights` with every matrix in the form that `kind` says, from a calibration where that has it."""
 
     def __init__(self, weights: Weights, kind: Callable[[str], str], found: Calibrated | None = None) -> None:
         self._weights, self._kind, self._found = weights, kind, found
@@ -77,7 +78,7 @@ class Mixed:
         return name in self._weights
 
     def read(self, name: str) -> F32:
-        kind, found = self._kind(name), self._found
+        kind, found = self._kind(name) if self._weights.is_linear(name) else "fp32", self._found
         if found is not None and found.kind(name) == kind:
             return found.fold.undo(name, found.quantized(name).dequantize())
         weight = self._weights.read(name)

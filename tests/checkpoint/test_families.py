@@ -28,10 +28,12 @@ from transformers.models.smolvlm.modeling_smolvlm import (
 
 from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.checkpoint.families import read_model
-from edgevlm.checkpoint.families.smolvlm import MappedWeights, patch_positions
+from edgevlm.checkpoint.families.towers import bucketed_positions
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import RopeScaling
+from edgevlm.models.projector import Linear, Shuffle
+from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling
+from edgevlm.models.towers.vit import Vit
 
 CONFIGS = {"smolvlm": SmolVLMConfig, "idefics3": Idefics3Config}
 MODELS = {"smolvlm": SmolVLMForConditionalGeneration, "idefics3": Idefics3ForConditionalGeneration}
@@ -150,33 +152,35 @@ def assert_same(spec: ModelSpec, config: Any) -> None:
     if rope["rope_type"] != "default":
         names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
         scaling = RopeScaling(*(rope[name] for name in names))
-    assert vars(spec.decoder) == {
-        "vocab_size": text.vocab_size,
-        "hidden_size": text.hidden_size,
-        "intermediate_size": text.intermediate_size,
-        "num_layers": text.num_hidden_layers,
-        "num_heads": text.num_attention_heads,
-        "num_kv_heads": text.num_key_value_heads,
-        "head_dim": text.head_dim,
-        "rms_norm_eps": text.rms_norm_eps,
-        "rope_theta": text.rope_parameters["rope_theta"],
-        "context_length": text.max_position_embeddings,
-        "tie_embeddings": config.tie_word_embeddings,
-        "rope_scaling": scaling,
-    }
-    assert vars(spec.vision) == {
-        "image_size": vision.image_size,
-        "patch_size": vision.patch_size,
-        "hidden_size": vision.hidden_size,
-        "intermediate_size": vision.intermediate_size,
-        "num_layers": vision.num_hidden_layers,
-        "num_heads": vision.num_attention_heads,
-        "layer_norm_eps": vision.layer_norm_eps,
-        "activation": {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}[vision.hidden_act],
-        "num_channels": vision.num_channels,
-        "post_norm": True,
-    }
-    assert spec.projector.scale_factor == config.scale_factor
+    norm, bias = Norm("rms", text.rms_norm_eps), text.attention_bias
+    attention = Attention(
+        text.num_attention_heads, text.num_key_value_heads, text.head_dim, bias=bias, out_bias=bias, rope="main"
+    )
+    assert spec.decoder == Decoder(
+        vocab_size=text.vocab_size,
+        hidden_size=text.hidden_size,
+        context_length=text.max_position_embeddings,
+        blocks=(Block((attention,), Mlp(text.intermediate_size, bias=text.mlp_bias), norm),),
+        layers=(0,) * text.num_hidden_layers,
+        norm=norm,
+        ropes={"main": Rope(rope["rope_theta"], text.head_dim, scaling)},
+        tie_embeddings=config.tie_word_embeddings,
+    )
+    assert vision.num_channels == 3
+    heads, act = vision.num_attention_heads, {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}[vision.hidden_act]
+    attention = Attention(heads, heads, vision.hidden_size // heads, bias=True, out_bias=True)
+    mlp = Mlp(vision.intermediate_size, act, gated=False, bias=True)
+    assert spec.vision == Vit(
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        hidden_size=vision.hidden_size,
+        num_layers=vision.num_hidden_layers,
+        block=Block((attention,), mlp, Norm("layer", vision.layer_norm_eps)),
+    )
+    assert spec.projector == (
+        Shuffle(config.scale_factor, vision.hidden_size),
+        Linear("linear", text.hidden_size, bias=False),
+    )
     assert spec.image_token_id == config.image_token_id
 
 
@@ -201,14 +205,15 @@ def test_every_tensor_is_the_one_transformers_loads(builder: ModuleType, tmp_pat
     assert_same(spec, model.config)
     used = set()
     for name in weights.names():
-        found, source = weights.read(name), cast(MappedWeights, weights)._sources[name]
+        found, (source,) = weights.read(name), weights.stored_names(name)
         assert found.dtype == np.float32 and found.flags.c_contiguous and name in weights
         assert found.shape == weights.shape(name)
-        expected = state[source.name]
+        expected = state[source]
         if name == "vision.position_embedding":
+            assert isinstance(spec.vision, Vit)
             expected = expected[hf_positions(spec.vision.patches_per_side, SmolVLMVisionEmbeddings)]
         np.testing.assert_array_equal(found, expected)
-        used.add(source.name)
+        used.add(source)
     left = set(state) - used
     assert left == ({"lm_head.weight"} if spec.decoder.tie_embeddings else set())
     assert ("decoder.head.weight" in weights) is not spec.decoder.tie_embeddings
@@ -218,7 +223,7 @@ def test_every_tensor_is_the_one_transformers_loads(builder: ModuleType, tmp_pat
 def test_published_sizes(config: dict[str, Any]) -> None:
     spec, reference = read_shapes(config)
     assert_same(spec, reference)
-    assert spec.image_tokens == {4: 64, 3: 81, 2: 169}[spec.projector.scale_factor]
+    assert spec.image_tokens == {4: 64, 3: 81, 2: 169}[reference.scale_factor]
 
 
 FULL: dict[str, Any] = {
@@ -302,13 +307,13 @@ def hf_positions(side: int, embeddings: Any) -> Any:
 def test_positions_are_those_of_transformers(embeddings: Any) -> None:
     exact = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # the arithmetic that is reproduced
     for side in range(2, 65) if exact else (26, 27, 32):
-        np.testing.assert_array_equal(patch_positions(side), hf_positions(side, embeddings), f"{side} per side")
+        np.testing.assert_array_equal(bucketed_positions(side), hf_positions(side, embeddings), f"{side} per side")
 
 
 def test_positions_of_published_sizes_are_in_order_and_some_others_are_not() -> None:
     for side in (8, 16, 24, 26, 27, 32):
-        np.testing.assert_array_equal(patch_positions(side), np.arange(side * side))
-    assert len(np.unique(patch_positions(25))) < 25 * 25
+        np.testing.assert_array_equal(bucketed_positions(side), np.arange(side * side))
+    assert len(np.unique(bucketed_positions(25))) < 25 * 25
 
 
 @pytest.fixture
@@ -343,11 +348,13 @@ def change(folder: Path, **tensors: torch.Tensor | None) -> None:
 
 
 REFUSED = [
-    ("model_type", "paligemma", "'paligemma', which edgevlm does not support: supported are edgevlm_query, idefics3"),
+    ("model_type", "paligemma", "'paligemma', which edgevlm does not support: supported are SmolVLM, SmolVLM2 and"),
     ("model_type", None, "None, which edgevlm does not support"),
     ("model_type", ["smolvlm"], "which edgevlm does not support"),
     ("text_config", [], "text_config is '[]' where edgevlm supports an object"),
-    ("text_config/model_type", "qwen2", "model_type is 'qwen2' where edgevlm supports 'llama'"),
+    ("text_config/model_type", "gemma", "model_type is 'gemma' where edgevlm supports 'llama' or 'qwen2' or 'qwen3'"),
+    ("text_config/model_type", "qwen2", "lacks the tensor 'model.text_model.layers.0.self_attn.q_proj.bias'"),
+    ("text_config/model_type", "qwen3", "lacks the tensor 'model.text_model.layers.0.self_attn.q_norm.weight'"),
     ("text_config/hidden_act", "relu", "hidden_act is 'relu' where edgevlm supports 'silu'"),
     ("text_config/rope_scaling", {"rope_type": "llama3", "factor": 8.0}, "low_freq_factor is 'None'"),
     ("text_config/rope_scaling", {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4,
@@ -367,7 +374,7 @@ REFUSED = [
     ("text_config/rms_norm_eps", "1e-5", "a positive number"),
     ("text_config/attention_bias", True, "lacks the tensor"),
     ("text_config/attention_bias", 1, "true or false"),
-    ("vision_config/hidden_act", "quick_gelu", "hidden_act is 'quick_gelu'"),
+    ("vision_config/hidden_act", "mish", "hidden_act is 'mish'"),
     ("vision_config/hidden_act", {}, "hidden_act is '{}'"),
     ("vision_config/num_channels", 4, "num_channels is '4' where edgevlm supports 3"),
     ("vision_config/image_size", [64, 32], "two equal ones"),
@@ -458,4 +465,4 @@ def test_256m_holds_a_decoder_that_speaks(builder: ModuleType, checkpoint_256m: 
     assert_same(spec, model.config)
     state = model.state_dict()
     for name in weights.names():
-        np.testing.assert_array_equal(weights.read(name), state[weights._sources[name].name])
+        np.testing.assert_array_equal(weights.read(name), state[weights.stored_names(name)[0]])

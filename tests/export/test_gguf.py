@@ -444,19 +444,19 @@ MODEL_DAMAGE = [
 def test_files_that_llama_cpp_would_misread_are_refused(gguf_bundle, tmp_path, file, damage, reason):
     bundle = gguf_bundle("int4")
     model, mmproj = pair(bundle)
-    validate_gguf(model, mmproj, bundle.manifest.spec, bundle.image_spec)
+    validate_gguf(model, mmproj, bundle.manifest.spec, bundle.image_spec, bundle.prompt_spec)
     damaged = rewrite(bundle.folder / "gguf" / f"{file}.gguf", tmp_path / f"{file}.gguf", **damage)
     files = (damaged, mmproj) if file == "model" else (model, damaged)
     with pytest.raises(EdgeVLMError, match=rf"^{file}.gguf would not work in llama.cpp: .*{reason}"):
-        validate_gguf(*files, bundle.manifest.spec, bundle.image_spec)
+        validate_gguf(*files, bundle.manifest.spec, bundle.image_spec, bundle.prompt_spec)
 
 
 def test_files_of_another_model_are_refused(gguf_bundle):
     tiny, default = gguf_bundle("int4"), gguf_bundle("int4", "default")
     with pytest.raises(EdgeVLMError, match="would not work"):
-        validate_gguf(*pair(default), tiny.manifest.spec, tiny.image_spec)
+        validate_gguf(*pair(default), tiny.manifest.spec, tiny.image_spec, tiny.prompt_spec)
     with pytest.raises(EdgeVLMError, match="architecture is 'clip', expected 'llama'"):
-        validate_gguf(*reversed(pair(tiny)), tiny.manifest.spec, tiny.image_spec)
+        validate_gguf(*reversed(pair(tiny)), tiny.manifest.spec, tiny.image_spec, tiny.prompt_spec)
 
 
 def test_without_llama_cpps_markers_a_decoder_is_written_alone(gguf_checkpoint, tmp_path):

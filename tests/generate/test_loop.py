@@ -244,7 +244,7 @@ def test_logits_that_are_not_numbers_are_refused(bundle):
         def truncate(self, length):
             pass
 
-        def prefill(self, embeds):
+        def prefill(self, embeds, layout=None):
             return np.full(512, np.nan, np.float32)
 
     with pytest.raises(EdgeVLMError, match="logits that are not numbers"):

@@ -224,11 +224,11 @@ def test_the_pair_of_engines_answers_like_one(gguf_bundle):
 
 
 def test_a_pair_loads_each_half_once(gguf_bundle, monkeypatch):
-    from edgevlm.runtimes.ort.runtime import runtime as ort
+    from edgevlm.runtimes.ort import runtime as ort
 
     loaded = []
-    real = ort._open_session
-    monkeypatch.setattr(ort, "_open_session", lambda *args: loaded.append(args[1].name) or real(*args))
+    real = ort.open_session
+    monkeypatch.setattr(ort, "open_session", lambda *args: loaded.append(args[1].name) or real(*args))
     for name in ("onnxruntime+llama.cpp", "llama.cpp+onnxruntime", "onnxruntime"):
         open_runtime(gguf_bundle("fp32"), name, threads=1).close()
     vision, text = ["vision_encoder.onnx"], ["embed_tokens.onnx", "decoder_model_merged.onnx"]

@@ -17,7 +17,7 @@ from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import layout_of
 from edgevlm.inputs.preprocess import normalize_all
-from edgevlm.inputs.rules import TilesThenWhole
+from edgevlm.inputs.rules import Stretch
 from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec, RoleText
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.runtimes.eager import encode_view
@@ -52,8 +52,7 @@ def made(request, tmp_path):
     spec, weights = read_model(open_checkpoint(source))
     images = getattr(processor, "image_processor", SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3))
     mean, std = tuple(images.image_mean), tuple(images.image_std)
-    rule = TilesThenWhole(64, 64, 64, 1, split=False)
-    image = ImageSpec(2, rule, "bicubic", (0, 0, 0), 1 / 255, mean, std, 16)
+    image = ImageSpec(2, Stretch(64), "bicubic", (0, 0, 0), 1 / 255, mean, std, token_pixels=16)
     chat = Chat("", {"user": RoleText("", "", "")}, "")
     prompt = PromptSpec(2, chat, PictureText(), "<image>", spec.image_token_id, (2,), bos_id=1)
     entry = write_gguf(

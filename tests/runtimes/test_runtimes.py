@@ -16,7 +16,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.runtimes import PROVIDERS, open_runtime
 from edgevlm.runtimes.eager import EagerRuntime
-from edgevlm.runtimes.ort.runtime import runtime as ort
+from edgevlm.runtimes.ort import session as ort
 
 KINDS = ["onnxruntime", "portable", "eager"]
 
@@ -272,16 +272,16 @@ def test_devices_that_the_installed_engine_lacks_say_what_to_install():
     names = ["CPUExecutionProvider"]
     engine = types.SimpleNamespace(__version__="1.99", get_available_providers=lambda: names)
     with pytest.raises(EdgeVLMError, match=r"1\.99 has no GPU support: .*onnxruntime-gpu .*--device cpu\.$"):
-        ort._providers(engine, "gpu")
+        ort.find_providers(engine, "gpu")
     with pytest.raises(EdgeVLMError, match=r"no NPU support: .*onnxruntime-qnn .*--device cpu\.$"):
-        ort._providers(engine, "npu")
+        ort.find_providers(engine, "npu")
 
 
 def test_devices_map_to_the_providers_that_are_there():
     def chosen(device, *names):
         names = [f"{name}ExecutionProvider" for name in (*names, "CPU")]
         engine = types.SimpleNamespace(__version__="1", get_available_providers=lambda: names)
-        found = ort._providers(engine, device)
+        found = ort.find_providers(engine, device)
         return [(name.removesuffix("ExecutionProvider"), options) for name, options in found]
 
     assert chosen("cpu", "CUDA") == [("CPU", {})]
@@ -308,7 +308,7 @@ def test_a_provider_that_does_not_start_is_not_silently_the_cpu(bundle):
     )
     providers = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
     with pytest.raises(EdgeVLMError, match="has CUDAExecutionProvider but could not start it"):
-        ort._open_session(engine, bundle.folder, providers, None, False)
+        ort.open_session(engine, bundle.folder, providers, None, False)
 
 
 def test_a_missing_engine_says_how_to_install_it(bundle, monkeypatch):
@@ -368,7 +368,7 @@ def test_named_providers_are_used_or_asked_for(device):
     provider = {"qnn": "QNN", "webgpu": "WebGpu", "coreml": "CoreML", "cuda": "CUDA"}.get(device, device.title())
     name = f"{provider}ExecutionProvider"
     engine = types.SimpleNamespace(__version__="1", get_available_providers=lambda: [name, "CPUExecutionProvider"])
-    assert ort._providers(engine, device)[0][0] == name
+    assert ort.find_providers(engine, device)[0][0] == name
     engine.get_available_providers = lambda: ["CPUExecutionProvider"]
     with pytest.raises(EdgeVLMError, match=f"has no {device.upper()} support: replace it with the package"):
-        ort._providers(engine, device)
+        ort.find_providers(engine, device)

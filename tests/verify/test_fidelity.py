@@ -42,7 +42,7 @@ class Fixed:
     def truncate(self, length: int) -> None:
         pass
 
-    def prefill(self, embeds: Any) -> Any:
+    def prefill(self, embeds: Any, layout: Any = None) -> Any:
         return self.logits
 
     def step(self, token: int) -> Any:
