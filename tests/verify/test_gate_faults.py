@@ -175,7 +175,7 @@ def test_a_tile_order_off_by_one_is_caught_and_named(
     assert recorded.note == "1 x 97: other pixels"
     assert (row.level, row.check, row.measured) == ("numbers", "tiles that differ from Pillow's", 6)
     assert row.where == "tile 1 (row 1, column 1)"
-    assert row.note == "tile 1 (row 1, column 1) holds row 2, column 2: tile order"
+    assert row.note == "tile 1 (row 1, column 1) holds row 2, column 3: tile order"
 
 
 PROCESSOR = "sizes whose views differ from the original processor's"
