@@ -16,6 +16,7 @@ from edgevlm.io.console import size, table
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
+    from edgevlm.models.model import ModelSpec
 
 
 @click.command()
@@ -45,7 +46,7 @@ def describe(bundle: Bundle) -> str:
     """The manifest for people."""
     manifest = bundle.manifest
     spec, model, recipe = manifest.spec, manifest.model, manifest.recipe
-    vision, decoder = spec.vision, spec.decoder
+    decoder = spec.decoder
     facts = [
         ("model", f"{model.name} ({spec.family}) from {model.source}"),
         ("revision", model.revision or "none"),
@@ -53,7 +54,7 @@ def describe(bundle: Bundle) -> str:
         ("adapter", model.adapter or "none"),
         ("quantization", f"{recipe.get('quantize')}, preset {recipe.get('preset')}: {_forms(recipe)}"),
         ("targets", ", ".join(manifest.targets)),
-        ("image", f"tiles of {vision.image_size} px, {spec.image_tokens} image tokens each"),
+        ("image", _picture(spec)),
         ("decoder", f"{decoder.num_layers} layers of {decoder.hidden_size}, {decoder.vocab_size} tokens, "
                     f"context {decoder.context_length}"),
         ("written by", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
@@ -62,6 +63,16 @@ def describe(bundle: Bundle) -> str:
     files = table([(name, size(file.size)) for name, file in manifest.files.items()])
     gate = gate_table(manifest.gate) if manifest.gate else "  not run: try `edgevlm verify`"
     return f"{table(facts)}\n\nFiles\n{files}\n\nGate\n{gate}"
+
+
+def _picture(spec: ModelSpec) -> str:
+    from edgevlm.models.towers.vit import Vit
+
+    vision = spec.vision
+    if isinstance(vision, Vit):
+        return f"tiles of {vision.image_size} px, {spec.image_tokens} image tokens each"
+    side = vision.patch_size * vision.merge
+    return f"any size, an image token for each {side} x {side} px"
 
 
 def _forms(recipe: dict[str, Any]) -> str:

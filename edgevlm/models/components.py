@@ -52,7 +52,7 @@ def position_inputs(d: Decoder) -> dict[str, Tensor]:
     """What a decoder takes besides embeddings where positions are more than indices: nothing for a plain one."""
     if d.is_plain:
         return {}
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, rope in d.ropes.items():
         found |= {part: Tensor("float32", ("sequence_length", rope.size // 2)) for part in rope_inputs(name)}
     if d.mask != "causal":

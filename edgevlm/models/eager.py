@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.ops import Ops, Weights
@@ -14,6 +15,7 @@ from edgevlm.models.spec import Attention, Norm
 from edgevlm.models.states import States
 from edgevlm.types import F32, I64
 
+Floats = npt.NDArray[np.floating[Any]]
 _SQRT_2_OVER_PI = np.float32(math.sqrt(2.0 / math.pi))
 
 
@@ -122,7 +124,9 @@ class EagerOps(Ops):
         whole = np.concatenate([past, x], axis=-2)
         self.states.replaced[state] = whole[..., whole.shape[-2] - kernel + 1 :, :]
         taps = self._weight(f"{name}.weight").T  # (kernel, D)
-        out: F32 = sum((whole[..., i : i + x.shape[-2], :] * taps[i] for i in range(kernel)), np.float32(0))
+        out = np.zeros_like(x)
+        for i in range(kernel):
+            out += whole[..., i : i + x.shape[-2], :] * taps[i]
         return out
 
     def windows(self, x: F32, size: int) -> F32:
@@ -164,25 +168,25 @@ def attend(q: F32, k: F32, v: F32, a: Attention, allowed: Any) -> F32:
     return out.reshape(q.shape)
 
 
-def _silu(x: F32) -> F32:
+def _silu(x: F32) -> Floats:
     with np.errstate(over="ignore"):  # exp overflows to inf for very negative values, and 1/inf is the right 0
         return x / (1.0 + np.exp(-x))
 
 
-def _gelu_tanh(x: F32) -> F32:
+def _gelu_tanh(x: F32) -> Floats:
     return 0.5 * x * (1.0 + np.tanh(_SQRT_2_OVER_PI * (x + np.float32(0.044715) * x * x * x)))
 
 
-def _gelu(x: F32) -> F32:
+def _gelu(x: F32) -> Floats:
     return 0.5 * x * (1.0 + np.asarray(np.frompyfunc(math.erf, 1, 1)(x / np.float32(math.sqrt(2.0))), np.float32))
 
 
-def _quick_gelu(x: F32) -> F32:
+def _quick_gelu(x: F32) -> Floats:
     with np.errstate(over="ignore"):
         return x / (1.0 + np.exp(np.float32(-1.702) * x))
 
 
-_ACTS = {
+_ACTS: dict[str, Callable[[F32], Floats]] = {
     "silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh, "quick_gelu": _quick_gelu,
-    "relu": lambda x: np.maximum(x, 0), "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, np.float32(0)), "tanh": np.tanh,
 }  # fmt: skip

@@ -30,13 +30,14 @@ from edgevlm.export.calibrate.choose import (
 from edgevlm.export.calibrate.data import Example, read_source
 from edgevlm.export.calibrate.make import make_batch
 from edgevlm.export.calibrate.play import answer_states, divergence, encode_batch
-from edgevlm.export.calibrate.solve import METHODS, SHARES, Calibrated, Progress, calibrate
+from edgevlm.export.calibrate.solve import METHODS, SHARES, Calibrated, calibrate
 from edgevlm.export.quantize.recipe import Recipe, component_of
-from edgevlm.export.quantize.round import F32, LIMITS, quantize
+from edgevlm.export.quantize.round import LIMITS, quantize
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models import ops
 from edgevlm.models.model import ModelSpec
+from edgevlm.types import F32, Progress
 
 DEFAULT_METHOD = "gptq"
 _ATTEMPTS = 4  # at a choice whose measured loss keeps to --max-loss

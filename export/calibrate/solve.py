@@ -14,12 +14,12 @@ from edgevlm.export.calibrate.batch import Batch
 from edgevlm.export.calibrate.gptq import gptq, pieces
 from edgevlm.export.calibrate.play import PackedOps, batch_embeddings, batch_features
 from edgevlm.export.quantize.recipe import Recipe
-from edgevlm.export.quantize.round import F32, LIMITS, half, quantize, search
+from edgevlm.export.quantize.round import LIMITS, half, quantize, search
 from edgevlm.export.quantize.store import TensorStore
 from edgevlm.models.decoder import decoder
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import head_name
-from edgevlm.types import I64, Progress
+from edgevlm.types import F32, I64, Progress
 
 METHODS = ("rtn", "search", "awq", "gptq", "awq+gptq")
 # Shares of image tokens, other prompt tokens and answer tokens in the decoder's statistics. Image tokens are most of a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto
@@ -14,9 +14,10 @@ from edgevlm.export.onnx_.products import ProductOps, Sum, Value
 from edgevlm.inputs.layout import rope_rows
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.spec import Attention, Decoder, Norm
+from edgevlm.types import F32
 
 
-def optional_attributes(a: Attention) -> dict[str, float]:
+def optional_attributes(a: Attention) -> dict[str, Any]:
     """Attributes of attention operators that a model need not have."""
     return {name: value for name, value in (("scale", a.scale), ("softcap", a.softcap)) if value is not None}
 
@@ -200,8 +201,10 @@ class OnnxOps(ProductOps):
         spec = self._spec
         if not spec.is_plain:
             return rope_inputs("main")[part]
-        places = lambda: np.arange(spec.context_length)[None]  # noqa: E731
-        make: Callable[[], np.ndarray] = lambda: rope_rows(spec.ropes["main"], places())[part]  # noqa: E731
+
+        def make() -> F32:
+            return rope_rows(spec.ropes["main"], np.arange(spec.context_length)[None])[part]
+
         return self.placement.constant(self.graph, ("rope.cos", "rope.sin")[part], make)
 
     def _cached_attention(self, x: str, w: str, a: Attention, state: str) -> str:

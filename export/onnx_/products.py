@@ -113,8 +113,8 @@ class ProductOps(Ops):
         if linear.kind in DTYPES:
             shape = [linear.rows, linear.columns]
             table = g.external(f"{name}.weight", DTYPES[linear.kind], shape, linear.codes)
-            rows = g.node("Gather", table, ids)
-            return rows if linear.kind == "fp32" else g.node("Cast", rows, to=TensorProto.FLOAT)
+            found = g.node("Gather", table, ids)
+            return found if linear.kind == "fp32" else g.node("Cast", found, to=TensorProto.FLOAT)
         return self._embed_blocks(ids, linear)
 
     def _embed_blocks(self, ids: str, linear: Linear) -> str:

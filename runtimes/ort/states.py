@@ -51,7 +51,7 @@ class SharedCache:
             self._grow(total)
         which = which_session(self._sessions, len(embeds))
         binding = self._bindings[which]
-        given = {
+        given: dict[str, Array] = {
             "inputs_embeds": np.ascontiguousarray(embeds[None], np.float32),
             "attention_mask": self._mask[:, :total],
         }
