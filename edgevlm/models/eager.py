@@ -178,7 +178,8 @@ def _gelu_tanh(x: F32) -> Floats:
 
 
 def _gelu(x: F32) -> Floats:
-    return 0.5 * x * (1.0 + np.asarray(np.frompyfunc(math.erf, 1, 1)(x / np.float32(math.sqrt(2.0))), np.float32))
+    erf: F32 = np.asarray(np.frompyfunc(math.erf, 1, 1)(x / np.float32(math.sqrt(2.0))), np.float32)
+    return 0.5 * x * (1.0 + erf)
 
 
 def _quick_gelu(x: F32) -> Floats:
