@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.runtimes.base import Runtime
+from edgevlm.runtimes.base import Engine, EngineOptions, Runtime
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -15,8 +16,7 @@ RUNTIMES = ("onnxruntime", "llama.cpp", "coreml", "eager")
 ALIASES = {"ort": "onnxruntime", "onnx": "onnxruntime", "llama": "llama.cpp", "gguf": "llama.cpp"}
 DEFAULTS = {"onnx": "onnxruntime", "gguf": "llama.cpp", "coreml": "coreml"}
 PROVIDERS = ("cuda", "tensorrt", "coreml", "webgpu", "xnnpack", "qnn")  # devices of onnxruntime alone
-STORAGES = ("fp16", "fp32")
-MAX_THREADS = 256
+_MODULES = {"onnxruntime": "ort.runtime", "llama.cpp": "llama.runtime", "coreml": "coreml.runtime", "eager": "eager"}
 
 
 def open_runtime(
@@ -26,9 +26,8 @@ def open_runtime(
     threads: int | None = None,
     portable: bool = False,
     storage: str = "fp16",
-    parts: str = "all",
 ) -> Runtime:
-    """The bundle loaded on one engine.
+    """The bundle loaded for answering, on one engine or on two.
 
     name: one of `RUNTIMES` or `ALIASES`, or "encoder+decoder" for two of them; None is the first engine of
     `DEFAULTS` whose files the bundle has.
@@ -37,7 +36,6 @@ def open_runtime(
     threads: worker threads on the CPU; None leaves the choice to the engine.
     portable: use the graphs of standard operators only (onnxruntime).
     storage: "fp16", or "fp32" to keep the evaluator's values unrounded (coreml, off macOS).
-    parts: "vision" or "text" for one half of a pair, which spares onnxruntime the other half's memory.
 
     Raises EdgeVLMError for an unknown name or device, for artifacts that the bundle lacks or holds damaged,
     and for an engine that is not installed.
@@ -45,45 +43,28 @@ def open_runtime(
     if name is None:
         targets = bundle.manifest.targets
         name = next((engine for target, engine in DEFAULTS.items() if target in targets), "onnxruntime")
-    if name.count("+") == 1:
-        return _open_pair(bundle, name, device, threads, portable)
-    runtime = ALIASES.get(name, name)
-    if runtime not in RUNTIMES:
-        raise EdgeVLMError(
-            f"Runtime '{runtime}' does not exist: choose one of {', '.join(RUNTIMES)}, "
-            "or two for pictures and text, such as onnxruntime+llama.cpp."
-        )
-    if device not in DEVICES and not (runtime == "onnxruntime" and device in PROVIDERS):
-        raise EdgeVLMError(f"Device '{device}' does not exist: choose one of {', '.join(DEVICES)}.")
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
-        raise EdgeVLMError(f"threads is {threads!r}: give a whole number from 1 to {MAX_THREADS}.")
-    if storage not in STORAGES:
-        raise EdgeVLMError(f"Storage '{storage}' does not exist: choose one of {', '.join(STORAGES)}.")
-    if runtime == "eager":
-        from edgevlm.runtimes.eager import open_eager
-
-        return open_eager(bundle, device)
-    if runtime == "llama.cpp":
-        from edgevlm.runtimes.llama.runtime import LlamaRuntime
-
-        return LlamaRuntime(bundle, device, threads)
-    if runtime == "coreml":
-        from edgevlm.runtimes.coreml import CoreMLRuntime
-
-        return CoreMLRuntime(bundle, device, threads, storage=storage)
-    from edgevlm.runtimes.ort.runtime import OrtRuntime
-
-    return OrtRuntime(bundle, device, threads, portable, parts)
-
-
-def _open_pair(bundle: Bundle, names: str, device: str, threads: int | None, portable: bool) -> Runtime:
-    from edgevlm.runtimes.hybrid import HybridRuntime
-
-    first, second = names.split("+")
-    encoder = open_runtime(bundle, first, device, threads, portable, parts="vision")
+    options = EngineOptions(device, threads, portable, storage)
+    engines = [_find_engine(part, options) for part in name.split("+", 1)]
+    if len(engines) == 1:
+        return engines[0].open_runtime(bundle, options)
+    encoder = engines[0].open_encoder(bundle, options)
     try:
-        decoder = open_runtime(bundle, second, device, threads, portable, parts="text")
-        return HybridRuntime(encoder, decoder)
+        return Runtime(encoder, engines[1].open_decoder(bundle, options))
     except BaseException:
         encoder.close()
         raise
+
+
+def _find_engine(name: str, options: EngineOptions) -> Engine:
+    """The module that opens a bundle on the engine `name`."""
+    engine = ALIASES.get(name, name)
+    if engine not in RUNTIMES:
+        raise EdgeVLMError(
+            f"Runtime '{engine}' does not exist: choose one of {', '.join(RUNTIMES)}, "
+            "or two for pictures and text, such as onnxruntime+llama.cpp."
+        )
+    device = options.device
+    if device not in DEVICES and not (engine == "onnxruntime" and device in PROVIDERS):
+        raise EdgeVLMError(f"Device '{device}' does not exist: choose one of {', '.join(DEVICES)}.")
+    module: Engine = importlib.import_module(f"edgevlm.runtimes.{_MODULES[engine]}")
+    return module

@@ -1,54 +1,135 @@
-"""What every engine offers. The loop in edgevlm.generate.loop is written against this and nothing else."""
+"""What every engine offers: an encoder of pictures and a decoder of text, each by itself. Nothing else is called.
+
+Image features are plain arrays, so that any engine's encoder goes with any engine's decoder: a pair of two engines is a
+choice, not a class.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import numpy as np
-
+from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout
-from edgevlm.models.model import ModelSpec
-from edgevlm.types import F32, I64
+from edgevlm.types import F32, I64, U8
 
-__all__ = ["F32", "I64", "Runtime", "no_features"]
+if TYPE_CHECKING:
+    from edgevlm.bundle.manifest import Bundle
+
+STORAGES = ("fp16", "fp32")
+MAX_THREADS = 256
 
 
-class Runtime(Protocol):
-    """One loaded bundle on one engine, holding one conversation's KV cache.
-
-    T tiles, n image tokens per tile, D decoder hidden size, V vocabulary size, S positions. All arrays float32.
-    """
+class Encoder(Protocol):
+    """The vision half of a bundle on one engine: tower and projector. D decoder hidden size."""
 
     name: str  # "onnxruntime", "eager", "llama.cpp", "coreml"
     device: str  # what it really runs on, in words: "CPU (2 threads)"
 
-    def encode(self, pixels: F32) -> F32:
-        """Normalized tiles (T, 3, H, W) to image features (T, n, D)."""
+    def encode(self, views: Sequence[U8]) -> list[F32]:
+        """RGB views, each uint8 (H, W, 3), to each one's image features (tokens, D). Normalizing is part of it."""
+
+    def close(self) -> None:
+        """Free the engine. Calling it twice is harmless."""
+
+
+class Decoder(Protocol):
+    """The text half on one engine, holding one conversation's states. S positions, V vocabulary size."""
+
+    name: str
+    device: str
 
     def embed(self, ids: I64) -> F32:
         """Token ids (S,) to embeddings (S, D)."""
 
-    def prefill(self, embeds: F32, layout: Layout | None = None) -> F32:
-        """Append S positions (S, D) to the cache; logits (V,) after the last one.
+    def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
+        """Append S positions (S, D); logits (V,) after the last one.
 
         layout: of the whole prompt, given with its first part; None goes on under the one before.
         """
 
     def step(self, token: int) -> F32:
-        """Append one token to the cache; logits (V,) after it."""
+        """Append one token; logits (V,) after it."""
 
     @property
     def position(self) -> int:
-        """Positions in the cache."""
+        """Positions that are held."""
 
-    def truncate(self, length: int) -> None:
+    def rewind(self, length: int) -> None:
         """Forget every position from `length` on; 0 starts a new conversation."""
 
     def close(self) -> None:
         """Free the engine. Calling it twice is harmless."""
 
 
-def no_features(spec: ModelSpec, pixels: F32) -> F32:
-    """What `encode` gives for no tiles: (0, n, D)."""
-    rows, cols = spec.token_grid(*pixels.shape[2:])
-    return np.empty((0, rows * cols, spec.decoder.hidden_size), np.float32)
+@runtime_checkable
+class BatchEncoder(Protocol):
+    """An encoder whose graph takes several views of one size in one call."""
+
+    def encode_together(self, views: Sequence[U8]) -> list[F32]:
+        """As `encode`, in one call and beside a masked view, which the graph drops."""
+
+
+@runtime_checkable
+class BatchDecoder(Protocol):
+    """A decoder whose graph takes several prompts, padded on the right, in one call."""
+
+    def forward_padded(self, prompts: Sequence[F32]) -> F32:
+        """Logits (B, V) after each of several prompts (S, D); nothing is kept."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A bundle loaded for answering: an encoder and a decoder, of one engine or of two."""
+
+    encoder: Encoder
+    decoder: Decoder
+
+    @property
+    def name(self) -> str:
+        """ "onnxruntime", or "onnxruntime+llama.cpp" for two engines."""
+        first, second = self.encoder.name, self.decoder.name
+        return first if first == second else f"{first}+{second}"
+
+    @property
+    def device(self) -> str:
+        first, second = self.encoder.device, self.decoder.device
+        return first if first == second else f"{first} + {second}"
+
+    def close(self) -> None:
+        self.encoder.close()
+        self.decoder.close()
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """See `open_runtime`."""
+
+    device: str = "cpu"
+    threads: int | None = None
+    portable: bool = False
+    storage: str = "fp16"
+
+    def __post_init__(self) -> None:
+        threads = self.threads
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+            raise EdgeVLMError(f"threads is {threads!r}: give a whole number from 1 to {MAX_THREADS}.")
+        if self.storage not in STORAGES:
+            raise EdgeVLMError(f"Storage '{self.storage}' does not exist: choose one of {', '.join(STORAGES)}.")
+
+
+class Engine(Protocol):
+    """What a module that knows one engine has."""
+
+    def open_encoder(self, bundle: Bundle, options: EngineOptions) -> Encoder: ...
+    def open_decoder(self, bundle: Bundle, options: EngineOptions) -> Decoder: ...
+    def open_runtime(self, bundle: Bundle, options: EngineOptions) -> Runtime: ...
+
+
+def context_error(total: int, limit: int) -> EdgeVLMError:
+    """A conversation does not fit what a decoder holds."""
+    return EdgeVLMError(
+        f"The conversation would take {total} positions and the model's context holds {limit}: start a new "
+        "one, or ask for less."
+    )

@@ -1,7 +1,8 @@
 """Core AI programs on coreai-core's runtime: on Linux its CPU backend, float32. Beta, for the second opinion alone.
 
-VisionEncoder.aimodel: pixels (1, C, H, W) to image_features (1, n, D). Decoder.aimodel takes `ROWS` positions per call
-and keeps nothing: the cache is an input, and the call's keys and values are outputs that are written into it here.
+VisionEncoder.aimodel takes the tower's inputs of one view, masks as numbers to add. Decoder.aimodel takes `ROWS`
+positions per call and keeps nothing: each growing state is an input, and what the call adds to it is an output that is
+written into it here.
 """
 
 from __future__ import annotations
@@ -9,23 +10,29 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.layout import Layout, decoder_inputs
+from edgevlm.inputs.preprocess import normalize
+from edgevlm.inputs.spec import ImageSpec
+from edgevlm.models.decoder import embed_tokens
 from edgevlm.models.eager import EagerOps
-from edgevlm.models.llama import embed_tokens, rope_tables
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
-from edgevlm.runtimes.base import F32, I64
-from edgevlm.runtimes.eager import context_error
+from edgevlm.models.spec import states
+from edgevlm.runtimes.base import context_error
+from edgevlm.types import F32, I64, U8
 
 VISION, DECODER = "VisionEncoder.aimodel", "Decoder.aimodel"
 ROWS = 32  # positions per call; shorter calls are padded at the end
-MASK_VALUE = np.float32(-1e4)  # finite, as in the CoreML programs
+MASK_VALUE = -1e4  # finite, as in the CoreML programs
 
 
 def load_coreai(part: str) -> Any:
@@ -39,20 +46,32 @@ def load_coreai(part: str) -> Any:
         ) from None
 
 
+def state_input(name: str) -> str:
+    """The decoder's input that holds a state (1, kv heads, past, head size); names are Python identifiers."""
+    return f"past_{name.replace('.', '_')}"
+
+
+def state_output(name: str) -> str:
+    """The output that a call adds to it, (1, kv heads, ROWS, head size)."""
+    return f"new_{name.replace('.', '_')}"
+
+
 class CoreAIRuntime:
-    """`Runtime` over a folder of two programs; embeddings come from `weights`."""
+    """`Encoder` and `Decoder` over a folder of two programs; embeddings come from `weights`."""
 
     name = "coreai"
     device = "CPU (Core AI)"
 
-    def __init__(self, folder: Path, spec: ModelSpec, weights: Weights, context: int) -> None:
+    def __init__(self, folder: Path, spec: ModelSpec, weights: Weights, image: ImageSpec, context: int) -> None:
         """context: positions of the decoder's cache, as it was written. EdgeVLMError where a program does not load."""
-        self._spec, self._weights, self._context, self._position = spec, weights, context, 0
+        self._spec, self._weights, self._image = spec, weights, image
+        self._context, self._position = context, 0
         self._array = load_coreai("runtime").NDArray
-        text = spec.decoder
-        self._keys = np.zeros((text.num_layers, text.num_kv_heads, context, text.head_dim), np.float32)
-        self._values = np.zeros_like(self._keys)
-        self._cos, self._sin = rope_tables(text, context)
+        self._layout = Layout(0)
+        self._states = {
+            state.name: np.zeros((1, *(size or context for size in state.shape)), np.float32)
+            for state in states(spec.decoder)
+        }
         self._loop, self._stack, self._closed = asyncio.Runner(), AsyncExitStack(), False
         try:
             self._vision, self._decoder = (self._loop.run(self._load(folder / name)) for name in (VISION, DECODER))
@@ -71,7 +90,7 @@ class CoreAIRuntime:
         except (OSError, RuntimeError, KeyError, ValueError) as error:
             raise EdgeVLMError(f"Core AI cannot load '{path}' ({error}): write it again.") from error
 
-    def _call(self, function: Any, inputs: dict[str, F32]) -> dict[str, F32]:
+    def _call(self, function: Any, inputs: dict[str, npt.NDArray[Any]]) -> dict[str, F32]:
         async def call() -> dict[str, F32]:
             arrays = {name: self._array(np.ascontiguousarray(value)) for name, value in inputs.items()}
             outputs = await function(arrays)
@@ -79,53 +98,58 @@ class CoreAIRuntime:
 
         return self._loop.run(call())
 
-    def encode(self, pixels: F32) -> F32:
-        tiles = [self._call(self._vision, {"pixels": tile[None]})["image_features"] for tile in pixels]
-        return np.concatenate(tiles)
+    def encode(self, views: Sequence[U8]) -> list[F32]:
+        return [self._encode(normalize(view, self._image)) for view in views]
+
+    def _encode(self, pixels: F32) -> F32:
+        """One normalized view (3, H, W), padded to what the program takes, to features (tokens, D)."""
+        inputs = {}
+        for name, value in self._spec.vision.feeds(pixels).items():
+            shape = self._vision.desc.input_descriptor(name).shape
+            inputs[name] = _fill(value, shape, MASK_VALUE if value.dtype == np.bool_ else 0)
+        rows, columns = self._spec.token_grid(*pixels.shape[1:])
+        return self._call(self._vision, inputs)["image_features"][0, : rows * columns]
 
     def embed(self, ids: I64) -> F32:
-        rows: F32 = embed_tokens(EagerOps(self._weights), ids)
+        rows: F32 = embed_tokens(EagerOps(self._weights), ids, self._spec.decoder)
         return rows
 
-    def prefill(self, embeds: F32) -> F32:
+    def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
         if self._position + len(embeds) > self._context:
             raise context_error(self._position + len(embeds), self._context)
+        if layout is not None:
+            self._layout = layout
         for start in range(0, len(embeds), ROWS):
             logits = self._decode(embeds[start : start + ROWS])
         return logits
 
     def _decode(self, embeds: F32) -> F32:
         past, count = self._position, len(embeds)
-        mask = np.full((1, 1, ROWS, self._context + ROWS), MASK_VALUE)
-        mask[..., :past] = 0
-        mask[..., self._context :][..., np.tri(ROWS, dtype=bool)] = 0
-        outputs = self._call(
-            self._decoder,
-            {
-                "embeddings": _pad(embeds)[None],
-                "mask": mask,
-                "cos": _pad(self._cos[past : past + count])[None, None],
-                "sin": _pad(self._sin[past : past + count])[None, None],
-                "select": np.eye(ROWS, dtype=np.float32)[None, count - 1 : count],
-                "key_cache": self._keys,
-                "value_cache": self._values,
-            },
-        )
-        self._keys[:, :, past : past + count] = outputs["keys"][:, :, :count]
-        self._values[:, :, past : past + count] = outputs["values"][:, :, :count]
+        inputs: dict[str, npt.NDArray[Any]] = {state_input(name): held for name, held in self._states.items()}
+        for name, value in decoder_inputs(self._spec.decoder, self._layout, past, ROWS).items():
+            if value.dtype == np.bool_:  # this call's rows lie behind the whole cache
+                value = np.insert(value, [past] * (self._context - past), False, axis=1)
+            inputs[name] = _fill(value, value.shape, MASK_VALUE)
+        inputs["embeddings"] = _fill(embeds[None], (1, ROWS, embeds.shape[1]), 0)
+        inputs["select"] = np.eye(ROWS, dtype=np.float32)[None, count - 1 : count]
+        outputs = self._call(self._decoder, inputs)
+        for name, held in self._states.items():
+            held[:, :, past : past + count] = outputs[state_output(name)][:, :, :count]
         self._position += count
         logits: F32 = outputs["logits"][0, 0]
         return logits
 
     def step(self, token: int) -> F32:
-        return self.prefill(self.embed(np.array([token], np.int64)))
+        return self.forward(self.embed(np.array([token], np.int64)))
 
     @property
     def position(self) -> int:
         return self._position
 
-    def truncate(self, length: int) -> None:
+    def rewind(self, length: int) -> None:
         self._position = min(self._position, length)
+        if self._position == 0:
+            self._layout = Layout(0)
 
     def close(self) -> None:
         if not self._closed:
@@ -134,5 +158,16 @@ class CoreAIRuntime:
             self._loop.close()
 
 
-def _pad(rows: F32) -> F32:
-    return np.concatenate([rows, np.zeros((ROWS - len(rows), rows.shape[1]), np.float32)])
+def _fill(value: npt.NDArray[Any], shape: Sequence[int | None], filling: float) -> npt.NDArray[Any]:
+    """The value as programs take it, padded at the end of its axes; masks become numbers to add."""
+    widths = [(0, (size or 0) - given) for size, given in zip(shape, value.shape, strict=True)]
+    if any(width < 0 for _, width in widths):
+        raise EdgeVLMError(
+            f"A picture that needs the shape {list(value.shape)} is too large for a Core AI program that was written "
+            f"for {list(shape)}: write it for this picture."
+        )
+    if value.dtype == np.bool_:
+        value = np.where(value, np.float32(0), np.float32(MASK_VALUE))
+    elif value.dtype == np.int64:
+        value = value.astype(np.int32)
+    return np.pad(value, widths, constant_values=filling)

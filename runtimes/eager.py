@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, decoder_inputs
+from edgevlm.inputs.preprocess import normalize
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.decoder import decoder, embed_tokens
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec, image_features
 from edgevlm.models.ops import Weights
+from edgevlm.models.spec import Decoder
 from edgevlm.models.states import States
-from edgevlm.runtimes.base import F32, I64, no_features
+from edgevlm.runtimes.base import EngineOptions, Runtime, context_error
+from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
 
+NAME, DEVICE = "eager", "CPU (numpy)"
 
-def open_eager(bundle: Bundle, device: str = "cpu") -> EagerRuntime:
-    """The runtime on the weights of the bundle's own files, dequantized as they are read."""
-    if device != "cpu":
-        raise EdgeVLMError(f"Runtime 'eager' has no {device.upper()}: it is plain numpy, use --device cpu.")
+
+def open_runtime(bundle: Bundle, options: EngineOptions) -> Runtime:
+    """On the weights of the bundle's own files, dequantized as they are read."""
+    return Runtime(open_encoder(bundle, options), open_decoder(bundle, options))
+
+
+def open_encoder(bundle: Bundle, options: EngineOptions) -> EagerEncoder:
+    return EagerEncoder(bundle.manifest.spec, _weights(bundle, options), bundle.image_spec)
+
+
+def open_decoder(bundle: Bundle, options: EngineOptions) -> EagerDecoder:
+    return EagerDecoder(bundle.manifest.spec.decoder, _weights(bundle, options))
+
+
+def eager_runtime(bundle: Bundle, weights: Weights) -> Runtime:
+    """The bundle's model on other weights than its files': the original's, for one."""
+    spec = bundle.manifest.spec
+    return Runtime(EagerEncoder(spec, weights, bundle.image_spec), EagerDecoder(spec.decoder, weights))
+
+
+def _weights(bundle: Bundle, options: EngineOptions) -> Weights:
     from edgevlm.bundle.weights import ShippedWeights
 
-    return EagerRuntime(bundle.manifest.spec, ShippedWeights(bundle))
+    if options.device != "cpu":
+        raise EdgeVLMError(f"Runtime 'eager' has no {options.device.upper()}: it is plain numpy, use --device cpu.")
+    return ShippedWeights(bundle)
 
 
 class CachedWeights:
@@ -52,67 +77,69 @@ class CachedWeights:
         self._kept.clear()
 
 
-class EagerRuntime:
-    """`Runtime` over `edgevlm.models` and any `Weights`: a bundle's, or a checkpoint's before any export."""
+class EagerEncoder:
+    """`Encoder` over `edgevlm.models` and any `Weights`: a bundle's, or a checkpoint's before any export."""
 
-    name = "eager"
-    device = "CPU (numpy)"
+    name, device = NAME, DEVICE
 
-    def __init__(self, spec: ModelSpec, weights: Weights, *, keep_decoder: bool = True) -> None:
-        """keep_decoder: hold the decoder in memory as float32 after its first use (see `CachedWeights`)."""
-        self._spec = spec
-        self._weights = CachedWeights(weights) if keep_decoder else weights
+    def __init__(self, spec: ModelSpec, weights: Weights, image: ImageSpec) -> None:
+        self._spec, self._weights, self._image = spec, weights, image
+
+    def encode(self, views: Sequence[U8]) -> list[F32]:
+        # View by view, so that the largest activation is one view's.
+        return [encode_view(self._spec, self._weights, normalize(view, self._image)) for view in views]
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+
+class EagerDecoder:
+    """`Decoder` over `edgevlm.models` and any `Weights`."""
+
+    name, device = NAME, DEVICE
+
+    def __init__(self, spec: Decoder, weights: Weights, *, keep: bool = True) -> None:
+        """keep: hold the weights in memory as float32 after their first use (see `CachedWeights`)."""
+        self._spec, self._weights = spec, CachedWeights(weights) if keep else weights
         self._states, self._layout, self._position = States(), Layout(0), 0
 
-    def encode(self, pixels: F32) -> F32:
-        if not len(pixels):
-            return no_features(self._spec, pixels)
-        # View by view, so that the largest activation is one view's.
-        return np.concatenate([encode_view(self._spec, self._weights, view) for view in pixels])
-
     def embed(self, ids: I64) -> F32:
-        rows: F32 = embed_tokens(EagerOps(self._weights), ids, self._spec.decoder)
+        rows: F32 = embed_tokens(EagerOps(self._weights), ids, self._spec)
         return rows
 
-    def prefill(self, embeds: F32, layout: Layout | None = None) -> F32:
-        d, total = self._spec.decoder, self._position + len(embeds)
-        if total > d.context_length:
-            raise context_error(total, d.context_length)
+    def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
+        total = self._position + len(embeds)
+        if total > self._spec.context_length:
+            raise context_error(total, self._spec.context_length)
         # An interrupt in an earlier call may have left layers of different lengths.
         self._states.cut(self._position)
         if layout is not None:
             self._layout = layout
-        inputs = decoder_inputs(d, self._layout, self._position, len(embeds))
-        logits: F32 = decoder(EagerOps(self._weights, self._states, inputs), embeds, d)[-1]
+        inputs = decoder_inputs(self._spec, self._layout, self._position, len(embeds))
+        logits: F32 = decoder(EagerOps(self._weights, self._states, inputs), embeds, self._spec)[-1]
         self._position = total
         return logits
 
     def step(self, token: int) -> F32:
-        return self.prefill(self.embed(np.array([token], np.int64)))
+        return self.forward(self.embed(np.array([token], np.int64)))
 
     @property
     def position(self) -> int:
         return self._position
 
-    def truncate(self, length: int) -> None:
+    def rewind(self, length: int) -> None:
         self._position = min(self._position, length)
         self._states.cut(self._position)
 
     def close(self) -> None:
-        self.truncate(0)
+        self.rewind(0)
         if isinstance(self._weights, CachedWeights):
             self._weights.clear()
 
 
 def encode_view(spec: ModelSpec, weights: Weights, pixels: F32) -> F32:
-    """Normalized pixels (3, H, W) to features (1, tokens, D)."""
+    """Normalized pixels (3, H, W) to features (tokens, D)."""
     feeds = spec.vision.feeds(pixels)
     features: F32 = image_features(EagerOps(weights, inputs=feeds), spec, feeds)
-    return features
-
-
-def context_error(total: int, limit: int) -> EdgeVLMError:
-    return EdgeVLMError(
-        f"The conversation would take {total} positions and the model's context holds {limit}: start a new "
-        "one, or ask for less."
-    )
+    first: F32 = features[0]
+    return first

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def _serve(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     start = time.perf_counter()
     bundle = open_bundle(task["bundle"])
     runtime = open_runtime(bundle, task["runtime"], device=task["device"], threads=task["threads"])
-    pipeline = Pipeline(bundle, _Uncached(runtime))
+    pipeline = Pipeline(bundle, replace(runtime, encoder=_Uncached(runtime.encoder)))
     yield {"load": time.perf_counter() - start, "runtime": runtime.name, "device": runtime.device}
     options = GenerateOptions(max_tokens=task["tokens"], ignore_stop=True)
     for _ in sys.stdin:
@@ -124,21 +125,26 @@ def _serve(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 class _Uncached:
-    """A runtime that sees each picture a little changed, so that no engine answers from features that it kept."""
+    """An encoder that sees each picture a little changed, so that no engine answers from features that it kept."""
 
-    def __init__(self, runtime: Any) -> None:
-        self._runtime, self._turn = runtime, 0
+    def __init__(self, encoder: Any) -> None:
+        self._encoder, self._turn = encoder, 0
+        self.name, self.device = encoder.name, encoder.device
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runtime, name)
-
-    def encode(self, pixels: Any) -> Any:
+    def encode(self, views: Any) -> Any:
         import numpy as np
 
         self._turn += 1
-        row = pixels.shape[2] // 2  # moved sideways: llama.cpp takes no values but those of pixels
-        pixels[:, :, row] = np.roll(pixels[:, :, row], self._turn, axis=-1)
-        return self._runtime.encode(pixels)
+        changed = []
+        for view in views:
+            row = view.shape[0] // 2
+            moved = np.array(view)
+            moved[row] = np.roll(moved[row], self._turn, axis=0)
+            changed.append(moved)
+        return self._encoder.encode(changed)
+
+    def close(self) -> None:
+        self._encoder.close()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from edgevlm.io.json import read_json
 from edgevlm.io.records import from_dict
 from edgevlm.models.model import ModelSpec
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 # Graphs and JSON are small and decide what the weights mean, so opening hashes them; weights are only measured then.
 SMALL = 4 << 20

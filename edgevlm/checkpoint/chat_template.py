@@ -115,11 +115,14 @@ def _jinja(path: Path, template: str, names: Mapping[str, Any], image_token: str
 def take_apart(path: Path, run: Render, image_token: str) -> ChatFormat:
     """The literal text of a template; proved on other conversations."""
     best: ChatFormat | None = None
-    for found in _candidates(run, image_token):
-        if _reproduces(found, run, image_token, generation=True):
-            if _reproduces(found, run, image_token, generation=False):
-                return found
-            best = best or found  # some templates leave the last message open where no answer is asked for
+    try:
+        for found in _candidates(run, image_token):
+            if _reproduces(found, run, image_token, generation=True):
+                if _reproduces(found, run, image_token, generation=False):
+                    return found
+                best = best or found  # some templates leave the last message open where no answer is asked for
+    except _Uncut:
+        pass
     if best is None:
         raise EdgeVLMError(
             f"'{path}' is a chat template that does not put fixed text around each message: use the chat template of "
@@ -219,10 +222,14 @@ def _reproduces(found: ChatFormat, run: Render, image: str, *, generation: bool)
     return True
 
 
+class _Uncut(EdgeVLMError):
+    """A template that does not write each message once."""
+
+
 def _cut(text: str, count: int, mark: str = MARK) -> list[str]:
     parts = text.split(mark)
     if len(parts) != count:
-        raise EdgeVLMError("The chat template repeats or drops a message: use the one of the original model.")
+        raise _Uncut("The chat template repeats or drops a message.")
     return parts
 
 

@@ -12,11 +12,11 @@ import click
 from edgevlm.commands.gate_table import gate_table
 from edgevlm.commands.run import bundle_folder
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.preprocess import plan
 from edgevlm.io.console import size, table
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
-    from edgevlm.models.model import ModelSpec
 
 
 @click.command()
@@ -42,6 +42,16 @@ def info(bundle: str | None, as_json: bool, devices: bool) -> None:
     click.echo(text.rstrip())
 
 
+def _picture(bundle: Bundle) -> str:
+    """What becomes of a picture of 640 x 480 pixels."""
+    image = bundle.image_spec
+    views = plan(640, 480, image)
+    tokens = sum(rows * cols for rows, cols in map(image.token_grid, views))
+    sizes = " and ".join(sorted({f"{view.size[0]} x {view.size[1]}" for view in views}))
+    count = f"{len(views)} view{'s' * (len(views) > 1)} of {sizes} px, {tokens} image tokens"
+    return f"{image.rule.kind}: 640 x 480 px become {count}"
+
+
 def describe(bundle: Bundle) -> str:
     """The manifest for people."""
     manifest = bundle.manifest
@@ -54,7 +64,7 @@ def describe(bundle: Bundle) -> str:
         ("adapter", model.adapter or "none"),
         ("quantization", f"{recipe.get('quantize')}, preset {recipe.get('preset')}: {_forms(recipe)}"),
         ("targets", ", ".join(manifest.targets)),
-        ("image", _picture(spec)),
+        ("image", _picture(bundle)),
         ("decoder", f"{decoder.num_layers} layers of {decoder.hidden_size}, {decoder.vocab_size} tokens, "
                     f"context {decoder.context_length}"),
         ("written by", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
@@ -63,16 +73,6 @@ def describe(bundle: Bundle) -> str:
     files = table([(name, size(file.size)) for name, file in manifest.files.items()])
     gate = gate_table(manifest.gate) if manifest.gate else "  not run: try `edgevlm verify`"
     return f"{table(facts)}\n\nFiles\n{files}\n\nGate\n{gate}"
-
-
-def _picture(spec: ModelSpec) -> str:
-    from edgevlm.models.towers.vit import Vit
-
-    vision = spec.vision
-    if isinstance(vision, Vit):
-        return f"tiles of {vision.image_size} px, {spec.image_tokens} image tokens each"
-    side = vision.patch_size * vision.merge
-    return f"any size, an image token for each {side} x {side} px"
 
 
 def _forms(recipe: dict[str, Any]) -> str:

@@ -129,17 +129,19 @@ def _lint(bundle: Bundle, rules: str) -> None:
 
 def _overflow(bundle: Bundle) -> None:
     from edgevlm.inputs.decode import open_image
-    from edgevlm.inputs.preprocess import prepare
+    from edgevlm.inputs.preprocess import normalize, preprocess
     from edgevlm.inputs.prompt import Prompter
     from edgevlm.runtimes.mil.overflow import overflow_report
     from edgevlm.verify.gate import PICTURES, QUESTION, picture_folder
 
-    tiles = [prepare(open_image(picture_folder() / name), bundle.image_spec, max_tiles=1).pixels for name in PICTURES]
+    spec = bundle.image_spec
+    pictures = [preprocess(open_image(picture_folder() / name), spec, max_tiles=1) for name in PICTURES]
+    views = [[normalize(view, spec) for view in own] for own in pictures]
     ids, _ = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json")).encode(QUESTION)
-    report = overflow_report(bundle, tiles, ids)
+    report = overflow_report(bundle, views, ids)
     for row in report.problems:
         note(f"  {row}")
-    note(f"{len(report.problems)} of {len(report.rows)} operations leave fp16's range on {len(tiles)} pictures.")
+    note(f"{len(report.problems)} of {len(report.rows)} operations leave fp16's range on {len(pictures)} pictures.")
     if report.problems:
         raise GateError(f"'{bundle.folder}' does not fit fp16: {report.problems[0]}.")
 
@@ -164,6 +166,7 @@ def _second_opinion(bundle: Bundle) -> None:
     from tempfile import TemporaryDirectory
 
     from edgevlm.export.coreai_.write import write_aimodel
+    from edgevlm.runtimes.base import Runtime
     from edgevlm.runtimes.coreai import CoreAIRuntime
     from edgevlm.verify.across import bundle_weights
     from edgevlm.verify.second_opinion import BOUND, HEAD, questions, second_opinion
@@ -171,9 +174,10 @@ def _second_opinion(bundle: Bundle) -> None:
     spec, weights, asked = bundle.manifest.spec, bundle_weights(bundle), questions(bundle)
     context = max(len(question.ids) for question in asked)
     with TemporaryDirectory(prefix="edgevlm-") as folder, progress_bar() as progress:
-        write_aimodel(Path(folder), spec, weights, context)
-        with closing(CoreAIRuntime(Path(folder), spec, weights, context)) as runtime:
-            opinions = second_opinion(bundle, weights, runtime, asked, progress)
+        views = [view.shape[:2] for question in asked for view in question.views]
+        write_aimodel(Path(folder), spec, weights, context, views)
+        with closing(CoreAIRuntime(Path(folder), spec, weights, bundle.image_spec, context)) as engine:
+            opinions = second_opinion(bundle, weights, Runtime(engine, engine), asked, progress)
     note(table([opinion.row() for opinion in opinions], HEAD))
     if not all(opinion.agreed for opinion in opinions):
         raise GateError(f"Core AI computes something else from '{bundle.folder}': a cosine is below {BOUND}.")

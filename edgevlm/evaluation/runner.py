@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -21,12 +22,11 @@ from edgevlm.evaluation.statistics import summary
 from edgevlm.evaluation.suites import fingerprint
 from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.inputs.decode import decode_image
-from edgevlm.inputs.layout import Layout
-from edgevlm.inputs.preprocess import tile_key
+from edgevlm.inputs.preprocess import array_key
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.tokenizer import load_tokenizer
-from edgevlm.runtimes.base import Runtime
-from edgevlm.types import F32, I64, Progress
+from edgevlm.runtimes.base import Encoder, Runtime
+from edgevlm.types import F32, U8, Progress
 
 FORMAT = 1
 _KEPT_TILES = 64  # features of this many tiles wait for a later question about the same picture
@@ -90,44 +90,28 @@ class Report:
 
 
 class EncodeOnce:
-    """A runtime that remembers the features of the last tiles, so that a picture is encoded once for its questions."""
+    """An encoder that remembers the features of the last views, so that a picture is encoded once for its questions."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
         self._kept: OrderedDict[bytes, F32] = OrderedDict()
-        self.name, self.device = runtime.name, runtime.device
-        self.encoded = 0  # tiles that the engine really saw
+        self.name, self.device = encoder.name, encoder.device
+        self.encoded = 0  # views that the engine really saw
 
-    def encode(self, pixels: F32) -> F32:
-        key = tile_key(pixels)
-        if key in self._kept:
+    def encode(self, views: Sequence[U8]) -> list[F32]:
+        keys = [array_key(view) for view in views]
+        for key, view in zip(keys, views, strict=True):
+            if key not in self._kept:
+                (self._kept[key],) = self._encoder.encode([view])
+                self.encoded += 1
             self._kept.move_to_end(key)
-            return self._kept[key]
-        features = self._runtime.encode(pixels)
-        self.encoded += len(pixels)
-        self._kept[key] = features
-        while len(self._kept) > 1 and sum(map(len, self._kept.values())) > _KEPT_TILES:
+        found = [self._kept[key] for key in keys]
+        while len(self._kept) > max(len(keys), _KEPT_TILES):
             self._kept.popitem(last=False)
-        return features
-
-    def embed(self, ids: I64) -> F32:
-        return self._runtime.embed(ids)
-
-    def prefill(self, embeds: F32, layout: Layout | None = None) -> F32:
-        return self._runtime.prefill(embeds, layout)
-
-    def step(self, token: int) -> F32:
-        return self._runtime.step(token)
-
-    @property
-    def position(self) -> int:
-        return self._runtime.position
-
-    def truncate(self, length: int) -> None:
-        self._runtime.truncate(length)
+        return found
 
     def close(self) -> None:
-        self._runtime.close()
+        self._encoder.close()
 
 
 def evaluate(
@@ -189,7 +173,7 @@ class _Asker:
     """One question at a time; a decoded picture waits for the next one about it."""
 
     def __init__(self, bundle: Bundle, runtime: Runtime, suite: Suite, options: EvalOptions) -> None:
-        self._pipeline = Pipeline(bundle, EncodeOnce(runtime))
+        self._pipeline = Pipeline(bundle, replace(runtime, encoder=EncodeOnce(runtime.encoder)))
         self._tokenizer: Tokenizer = load_tokenizer(bundle.path("tokenizer.json"))
         self._suite, self._options = suite, options
         self._generate = GenerateOptions(max_tokens=options.max_tokens or suite.max_tokens)

@@ -15,8 +15,8 @@ from PIL import Image
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.sampling import GenerateOptions, Sampler
 from edgevlm.inputs.decode import Source, decode_image
-from edgevlm.inputs.layout import Layout
-from edgevlm.inputs.preprocess import normalize_all, plan, preprocess
+from edgevlm.inputs.layout import Layout, merge
+from edgevlm.inputs.preprocess import plan, preprocess
 from edgevlm.inputs.prompt import Conversation, Prompter, Views
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.runtimes.base import Runtime
@@ -61,7 +61,7 @@ class Prompt:
 
     ids: Ids  # (S,)
     layout: Layout  # where the views' tokens lie
-    views: list[list[U8]]  # of each picture, (H, W, 3) each
+    views: list[U8]  # of all pictures in order, (H, W, 3) each
     max_tokens: int  # what the options ask for, cut to what the context length leaves
 
     @property
@@ -149,7 +149,7 @@ class Pipeline:
             raise EdgeVLMError("The pictures are a single path or file: give a list, such as ['photo.jpg'].")
         rule, limit = self.bundle.image_spec, self.bundle.manifest.spec.decoder.context_length
         placed: list[Views] = []
-        views: list[list[U8]] = []
+        views: list[U8] = []
         image_tokens = 0
         for source in images:
             picture, size = _open(source, rule)
@@ -158,7 +158,7 @@ class Pipeline:
             # Once the pictures alone are too many, only their sizes still matter: a thousand of them must end
             # in the sentence below, not in exhausted memory.
             if image_tokens < limit:
-                views.append(preprocess(picture, rule, max_tiles=max_tiles))
+                views += preprocess(picture, rule, max_tiles=max_tiles)
         ids, layout = self.prompter.encode(question, placed)
         if len(ids) >= limit:
             raise EdgeVLMError(_too_long(len(ids), image_tokens, len(placed), max_tokens, limit))
@@ -167,21 +167,16 @@ class Pipeline:
     def _run(
         self, prompt: Prompt, options: GenerateOptions, timings: Timings, turn: int
     ) -> Generator[str, None, Answer]:
-        runtime = self.runtime
+        encoder, decoder = self.runtime.encoder, self.runtime.decoder
         start = time.perf_counter()
-        features = [runtime.encode(normalize_all(views, self.bundle.image_spec)) for views in prompt.views]
+        features = encoder.encode(prompt.views)
         timings.encode, start = _lap(start)
 
-        embeds = runtime.embed(prompt.ids)
-        if features:
-            places = np.flatnonzero(prompt.ids == self.prompter.image_token_id)
-            width = embeds.shape[-1]
-            embeds = np.array(embeds)  # the engine's own array may be read-only
-            embeds[places] = np.concatenate([views.reshape(-1, width) for views in features])
-        runtime.truncate(0)
-        logits = runtime.prefill(embeds, prompt.layout)
+        embeds = merge(decoder.embed(prompt.ids), prompt.layout, features)
+        decoder.rewind(0)
+        logits = decoder.forward(embeds, prompt.layout)
         sampler = Sampler(options, prompt.ids.tolist())
-        token = _choose(sampler, logits, runtime)
+        token = _choose(sampler, logits, self.runtime)
         timings.prefill, _ = _lap(start)
 
         text, ids = self.prompter.stream(), [token]
@@ -201,7 +196,7 @@ class Pipeline:
                     "answers one question at a time; open a second runtime for a second one."
                 )
             start = time.perf_counter()
-            token = _choose(sampler, runtime.step(token), runtime)
+            token = _choose(sampler, decoder.step(token), self.runtime)
             timings.decode += time.perf_counter() - start
             ids.append(token)
         timings.answer_tokens = len(ids)

@@ -38,13 +38,17 @@ class Layout:
     spans: tuple[Span, ...] = ()
 
 
-def layout_of(ids: I64, image_token_id: int, grids: Sequence[tuple[int, int]]) -> Layout:
-    """The layout of a prompt (S,) whose image tokens belong, in order, to views of these token grids."""
-    places, at, spans = np.flatnonzero(ids == image_token_id), 0, []
-    for grid in grids:
-        spans.append(Span(int(places[at]), grid))
-        at += grid[0] * grid[1]
-    return Layout(len(ids), tuple(spans))
+def split_features(features: F32, layout: Layout) -> list[F32]:
+    """Features (N, D) of all views, one behind the other, by view."""
+    return np.split(features, np.cumsum([span.tokens for span in layout.spans])[:-1]) if layout.spans else []
+
+
+def merge(embeds: F32, layout: Layout, features: Sequence[F32]) -> F32:
+    """Embeddings (S, D) of a prompt with each view's features (tokens, D) in the places of its image tokens."""
+    merged = np.array(embeds)  # an engine's own array may be read-only
+    for span, rows in zip(layout.spans, features, strict=True):
+        merged[span.start : span.start + span.tokens] = rows
+    return merged
 
 
 def positions(layout: Layout, axes: int, start: int = 0, stop: int | None = None) -> I64:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -38,17 +39,18 @@ def preprocess(image: U8 | Image.Image, spec: ImageSpec, *, max_tiles: int | Non
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """One picture as an engine and a prompt take it."""
+    """One picture as an encoder and a prompt take it."""
 
-    pixels: F32  # (T, 3, H, W), T views
-    views: list[ViewTokens]
+    views: list[U8]  # (H, W, 3) each
+    tokens: list[ViewTokens]  # of each view
 
 
 def prepare(image: U8 | Image.Image, spec: ImageSpec, *, max_tiles: int | None = None) -> Prepared:
-    """RGB picture, uint8 (H, W, 3) or Pillow -> normalized pixels, and how many image tokens each view has."""
-    pixels = normalize_all(preprocess(image, spec, max_tiles=max_tiles), spec)
+    """RGB picture, uint8 (H, W, 3) or Pillow -> its views, and how many image tokens each has."""
     width, height = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
-    return Prepared(pixels, spec.view_tokens(plan(width, height, spec, max_tiles=max_tiles)))
+    return Prepared(
+        preprocess(image, spec, max_tiles=max_tiles), spec.view_tokens(plan(width, height, spec, max_tiles=max_tiles))
+    )
 
 
 def normalize(view: U8, spec: ImageSpec) -> F32:
@@ -75,9 +77,9 @@ def normalize_tables(spec: ImageSpec) -> F32:
     return (rescaled - mean) / std
 
 
-def tile_key(tile: F32) -> bytes:
-    """What tells one tile from another: a sha256 of its values."""
-    return hashlib.sha256(np.ascontiguousarray(tile)).digest()
+def array_key(array: np.ndarray[Any, np.dtype[Any]]) -> bytes:
+    """What tells one array from another: a sha256 of its shape and values."""
+    return hashlib.sha256(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes()).digest()
 
 
 def _from_array(image: U8) -> Image.Image:

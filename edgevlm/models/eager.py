@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.ops import Ops, Weights
@@ -15,7 +14,6 @@ from edgevlm.models.spec import Attention, Norm
 from edgevlm.models.states import States
 from edgevlm.types import F32, I64
 
-Floats = npt.NDArray[np.floating[Any]]
 _SQRT_2_OVER_PI = np.float32(math.sqrt(2.0 / math.pi))
 
 
@@ -78,7 +76,7 @@ class EagerOps(Ops):
         return normed + self._weight(f"{name}.bias") if spec.kind == "layer" else normed
 
     def act(self, x: F32, kind: str) -> F32:
-        return np.asarray(_ACTS[kind](x), dtype=np.float32)
+        return _ACTS[kind](x)
 
     def add(self, x: F32, y: F32) -> F32:
         return x + y
@@ -124,10 +122,9 @@ class EagerOps(Ops):
         whole = np.concatenate([past, x], axis=-2)
         self.states.replaced[state] = whole[..., whole.shape[-2] - kernel + 1 :, :]
         taps = self._weight(f"{name}.weight").T  # (kernel, D)
-        out = np.zeros_like(x)
-        for i in range(kernel):
-            out += whole[..., i : i + x.shape[-2], :] * taps[i]
-        return out
+        shifted = [whole[..., i : i + x.shape[-2], :] * taps[i] for i in range(kernel)]
+        total: F32 = np.sum(shifted, axis=0, dtype=np.float32)
+        return total
 
     def windows(self, x: F32, size: int) -> F32:
         _, heads, positions, width = x.shape
@@ -168,26 +165,34 @@ def attend(q: F32, k: F32, v: F32, a: Attention, allowed: Any) -> F32:
     return out.reshape(q.shape)
 
 
-def _silu(x: F32) -> Floats:
+def _silu(x: F32) -> F32:
     with np.errstate(over="ignore"):  # exp overflows to inf for very negative values, and 1/inf is the right 0
-        return x / (1.0 + np.exp(-x))
+        return np.asarray(x / (1.0 + np.exp(-x)), np.float32)
 
 
-def _gelu_tanh(x: F32) -> Floats:
-    return 0.5 * x * (1.0 + np.tanh(_SQRT_2_OVER_PI * (x + np.float32(0.044715) * x * x * x)))
+def _gelu_tanh(x: F32) -> F32:
+    squashed = np.tanh(_SQRT_2_OVER_PI * (x + np.float32(0.044715) * x * x * x))
+    return np.asarray(0.5 * x * (1.0 + squashed), np.float32)
 
 
-def _gelu(x: F32) -> Floats:
-    erf: F32 = np.asarray(np.frompyfunc(math.erf, 1, 1)(x / np.float32(math.sqrt(2.0))), np.float32)
-    return 0.5 * x * (1.0 + erf)
+def _gelu(x: F32) -> F32:
+    squashed = np.asarray(np.frompyfunc(math.erf, 1, 1)(x / np.float32(math.sqrt(2.0))), np.float32)
+    return np.asarray(0.5 * x * (1.0 + squashed), np.float32)
 
 
-def _quick_gelu(x: F32) -> Floats:
+def _quick_gelu(x: F32) -> F32:
     with np.errstate(over="ignore"):
-        return x / (1.0 + np.exp(np.float32(-1.702) * x))
+        return np.asarray(x / (1.0 + np.exp(np.float32(-1.702) * x)), np.float32)
 
 
-_ACTS: dict[str, Callable[[F32], Floats]] = {
-    "silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh, "quick_gelu": _quick_gelu,
-    "relu": lambda x: np.maximum(x, np.float32(0)), "tanh": np.tanh,
+def _relu(x: F32) -> F32:
+    return np.maximum(x, np.float32(0))
+
+
+def _tanh(x: F32) -> F32:
+    return np.asarray(np.tanh(x), np.float32)
+
+
+_ACTS: dict[str, Callable[[F32], F32]] = {
+    "silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh, "quick_gelu": _quick_gelu, "relu": _relu, "tanh": _tanh,
 }  # fmt: skip

@@ -19,6 +19,7 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.decode import open_image
+from edgevlm.inputs.layout import Layout, merge
 from edgevlm.inputs.preprocess import plan, prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.rules import TilesThenWhole
@@ -27,9 +28,9 @@ from edgevlm.inputs.views import ResizeTo
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
-from edgevlm.runtimes.eager import EagerRuntime
+from edgevlm.runtimes.eager import eager_runtime
 from edgevlm.runtimes.gguf import GgufFile, GgufWeights, gguf_files
-from edgevlm.types import F32, Progress
+from edgevlm.types import F32, I64, U8, Progress
 from edgevlm.verify.gate import BOUNDS, ENGINES, PICTURES, QUESTION, engine_of, picture_folder
 from edgevlm.verify.reference import cosine
 from edgevlm.verify.report import Bound
@@ -109,7 +110,7 @@ def verify_across(
     if not paths:
         raise EdgeVLMError("There is no picture to compare on: give at least one.")
     cases = _cases(bundle, paths, tiles)
-    reference = EagerRuntime(bundle.manifest.spec, bundle_weights(bundle))
+    reference = eager_runtime(bundle, bundle_weights(bundle))
     tensors, different = _compare_weights(bundle)
     runs: dict[str, list[_Run]] = {"eager": []}
     targets = [target for target in bundle.manifest.targets if target in ENGINES]
@@ -123,7 +124,7 @@ def verify_across(
             if progress:
                 progress("across", len(cases) * (len(runs) - 1) + i, steps)
             answer = told[i].choices() if name != "eager" else None
-            runs[name].append(_run(bundle, runtime, case, answer, tokens))
+            runs[name].append(_run(runtime, case, answer, tokens))
 
     follow("eager", reference)
     reference.close()
@@ -157,8 +158,9 @@ def verify_across(
 @dataclass(frozen=True)
 class _Case:
     name: str
-    ids: np.ndarray[Any, np.dtype[np.int64]]
-    tiles: F32
+    ids: I64
+    layout: Layout
+    views: list[U8]
 
 
 @dataclass(frozen=True)
@@ -176,11 +178,11 @@ def _cases(bundle: Bundle, paths: list[Path], tiles: int) -> list[_Case]:
     cases = []
     for split, path in [(False, path) for path in paths] + [(True, paths[0])]:
         parts = prepare(open_image(path), tiled(bundle.image_spec), max_tiles=tiles if split else 1)
-        count = len(parts.pixels)
+        count = len(parts.views)
         if split and count == 1:
             continue
         name = f"{path.name}, {count} tile{'s' * (count > 1)}"
-        cases.append(_Case(name, prompter.encode(QUESTION, [parts.views])[0], parts.pixels))
+        cases.append(_Case(name, *prompter.encode(QUESTION, [parts.tokens]), parts.views))
     return cases
 
 
@@ -223,18 +225,16 @@ def _same_bits(ours: F32, theirs: F32) -> bool:
     return ours.shape == theirs.shape and np.array_equal(ours.view(np.uint32), theirs.view(np.uint32))
 
 
-def _run(bundle: Bundle, runtime: Runtime, case: _Case, told: list[int] | None, tokens: int) -> _Run:
+def _run(runtime: Runtime, case: _Case, told: list[int] | None, tokens: int) -> _Run:
     """One engine over one prompt, then over the tokens it is told; over its own choices if it is told none."""
-    embeds = np.array(runtime.embed(case.ids))
-    features = runtime.encode(case.tiles)
-    prompt = embeds.copy()
-    prompt[case.ids == bundle.prompt_spec.image_token_id] = features.reshape(-1, features.shape[-1])
-    runtime.truncate(0)
-    steps = [runtime.prefill(prompt)]
+    decoder = runtime.decoder
+    embeds, features = np.array(decoder.embed(case.ids)), runtime.encoder.encode(case.views)
+    decoder.rewind(0)
+    steps = [decoder.forward(merge(embeds, case.layout, features), case.layout)]
     while len(steps) < tokens:
         token = int(steps[-1].argmax()) if told is None else told[len(steps) - 1]
-        steps.append(runtime.step(token))
-    return _Run(embeds, features, np.stack(steps))
+        steps.append(decoder.step(token))
+    return _Run(embeds, np.concatenate(features), np.stack(steps))
 
 
 def _bound(bundle: Bundle, target: str) -> Bound:

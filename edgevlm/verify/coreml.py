@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 
 from edgevlm.bundle.manifest import Bundle
-from edgevlm.types import F32
+from edgevlm.inputs.preprocess import normalize
+from edgevlm.runtimes.base import EngineOptions
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.report import Row, at_least
 from edgevlm.verify.runtime import Case
@@ -20,20 +22,17 @@ def other_contexts(bundle: Bundle, reference: Reference, case: Case, bound: floa
 
     bound: the least cosine of logits, over half a context of prompt at most and a few steps after it.
     """
-    from edgevlm.runtimes.coreml import CoreMLRuntime
+    from edgevlm.runtimes.coreml.runtime import CoreMLDecoder
 
     functions = bundle.manifest.targets["coreml"]["decoder"]["functions"].values()
     for context in sorted({int(function["context"]) for function in functions})[:-1]:
-        prompt = _prompt(bundle, reference, case)[: context // 2]
-        runtime = CoreMLRuntime(bundle, context=context)
-        try:
-            steps = [runtime.prefill(prompt)]
+        prompt = reference.prompt(case.ids, case.layout, case.views)[: context // 2]
+        with closing(CoreMLDecoder(bundle, EngineOptions(), context=context)) as decoder:
+            steps = [decoder.forward(prompt, case.layout)]
             while len(steps) < STEPS:
-                steps.append(runtime.step(int(steps[-1].argmax())))
-        finally:
-            runtime.close()
+                steps.append(decoder.step(int(steps[-1].argmax())))
         logits = np.stack(steps)
-        low = cosine(logits, reference.logits(prompt, reference.embed(logits.argmax(-1)[:-1])))
+        low = cosine(logits, reference.logits(prompt, reference.embed(logits.argmax(-1)[:-1]), case.layout))
         yield at_least("coreml", f"logits with context {context}, cosine", low, bound)
         if not low >= bound:
             yield first_operation(bundle, reference, case, context)
@@ -43,11 +42,7 @@ def first_operation(bundle: Bundle, reference: Reference, case: Case, context: i
     """Where a package leaves the reference, by the name of its operation. context: None is the longest."""
     from edgevlm.runtimes.mil.trace import find_divergence
 
-    prompt = _prompt(bundle, reference, case)
-    found = find_divergence(bundle, reference.weights, case.tiles[:1], prompt, context=context)
+    prompt, view = reference.prompt(case.ids, case.layout, case.views), normalize(case.views[0], bundle.image_spec)
+    found = find_divergence(bundle, reference.weights, view, prompt, context=context, layout=case.layout)
     note = str(found) if found else "none in fp32 storage: precision, not the graph"
     return Row("coreml", "first operation that differs", 0, None, True, note, where=found.name if found else "")
-
-
-def _prompt(bundle: Bundle, reference: Reference, case: Case) -> F32:
-    return reference.merge(case.ids, reference.features(case.tiles), bundle.prompt_spec.image_token_id)

@@ -16,7 +16,7 @@ from PIL import Image
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.loop import Pipeline, Prompt
-from edgevlm.inputs.preprocess import normalize_all
+from edgevlm.inputs.layout import merge
 from edgevlm.runtimes.base import Runtime
 from edgevlm.types import F32
 from edgevlm.verify.report import kl_divergence
@@ -66,9 +66,9 @@ def teach(
     lessons = []
     for picture, words in questions:
         prompt = pipeline.prepare([picture], words, tokens, max_tiles=max_tiles)
-        steps = [_begin(bundle, original, prompt)]
+        steps = [_begin(original, prompt)]
         while int(steps[-1].argmax()) not in stops and len(steps) < prompt.max_tokens:
-            steps.append(original.step(int(steps[-1].argmax())))
+            steps.append(original.decoder.step(int(steps[-1].argmax())))
         logits = np.stack(steps)
         lessons.append(Lesson(tuple(int(token) for token in logits.argmax(-1)), logits))
     return lessons
@@ -88,8 +88,8 @@ def follow(
     total, same, positions = 0.0, 0, 0
     for (picture, words), lesson in zip(questions, lessons, strict=True):
         prompt = pipeline.prepare([picture], words, len(lesson.answer), max_tiles=max_tiles)
-        steps = [_begin(bundle, runtime, prompt)]
-        steps += [runtime.step(token) for token in lesson.answer[:-1]]
+        steps = [_begin(runtime, prompt)]
+        steps += [runtime.decoder.step(token) for token in lesson.answer[:-1]]
         logits = np.stack(steps)
         total += kl_divergence(lesson.logits, logits) * len(steps)
         same += int((logits.argmax(-1) == lesson.logits.argmax(-1)).sum())
@@ -97,13 +97,8 @@ def follow(
     return Fidelity(total / positions, same / positions, positions)
 
 
-def _begin(bundle: Bundle, runtime: Runtime, prompt: Prompt) -> F32:
+def _begin(runtime: Runtime, prompt: Prompt) -> F32:
     """Logits (V,) after the prompt with its pictures."""
-    embeds = np.array(runtime.embed(prompt.ids))
-    features = [runtime.encode(normalize_all(views, bundle.image_spec)) for views in prompt.views]
-    if features:
-        width = embeds.shape[-1]
-        places = prompt.ids == bundle.prompt_spec.image_token_id
-        embeds[places] = np.concatenate([views.reshape(-1, width) for views in features])
-    runtime.truncate(0)
-    return runtime.prefill(embeds, prompt.layout)
+    features = runtime.encoder.encode(prompt.views)
+    runtime.decoder.rewind(0)
+    return runtime.decoder.forward(merge(runtime.decoder.embed(prompt.ids), prompt.layout, features), prompt.layout)

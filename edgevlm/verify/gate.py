@@ -17,8 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
@@ -150,9 +148,10 @@ def run_gate(
     shipped, found = _weights(bundle, expected)
     rows += found
     spec = bundle.manifest.spec
-    reference = Reference(spec, shipped)
+    reference = Reference(spec, shipped, bundle.image_spec)
     fast = bundle.manifest.recipe.get("prefill") is not None and "onnx" in targets
-    prompt = Reference(spec, shipped, ShippedWeights(bundle, prompt=True)) if fast else reference
+    second = ShippedWeights(bundle, prompt=True) if fast else None
+    prompt = Reference(spec, shipped, bundle.image_spec, second) if fast else reference
     tell("inputs")
     rows += check_inputs(bundle, source, decode_image(picture_folder() / PICTURES[0]), QUESTION)
     cases = _cases(bundle)
@@ -209,10 +208,10 @@ def run_gate(
     if original is not None:
         tell("loss")
         losses = (options.apply("loss", loss) for loss in _losses(bundle))
-        whole = Reference(spec, original)
-        rows.extend(check_loss(bundle, reference, whole, cases[0], answers, *losses))
+        whole = Reference(spec, original, bundle.image_spec)
+        rows.extend(check_loss(reference, whole, cases[0], answers, *losses))
         if not brief:
-            layers["quantization"] = layer_losses(bundle, reference, whole, cases[0])
+            layers["quantization"] = layer_losses(reference, whole, cases[0])
         if questions is None and any(row.bound is None for row in rows if row.target == "quantization"):
             note = "four bits are judged by answers: give questions (--answers)"
             rows.append(Row("quantization", UNJUDGED, 0, None, not options.strict, note, "answers"))
@@ -255,11 +254,11 @@ def _check_answers(
     asked: list[Report],
 ) -> Row:
     """The target's score against the baseline's, which is computed once and kept in `asked`."""
-    from edgevlm.runtimes.eager import EagerRuntime
+    from edgevlm.runtimes.eager import eager_runtime
     from edgevlm.verify.answers import check_answers
 
     if not asked:
-        baseline = EagerRuntime(bundle.manifest.spec, shipped if original is None else original)
+        baseline = eager_runtime(bundle, shipped if original is None else original)
         asked.append(questions.ask(bundle, baseline))
         baseline.close()
     numerics = _numerics(bundle, "vision", "projector", "decoder", "embed")
@@ -282,16 +281,16 @@ def _cases(bundle: Bundle) -> list[Case]:
     prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
 
     def case(name: str, parts: list[Prepared]) -> Case:
-        ids, layout = prompter.encode(QUESTION, [part.views for part in parts])
-        return Case(name, ids, np.concatenate([part.pixels for part in parts]), layout)
+        ids, layout = prompter.encode(QUESTION, [part.tokens for part in parts])
+        return Case(name, ids, [view for part in parts for view in part.views], layout)
 
     singles = [prepare(image, bundle.image_spec, max_tiles=1) for image in images]
     cases = [case("one tile", singles[:1])]
     if is_large(spec.vision):
-        different = np.concatenate([part.pixels for part in singles])
-        whole = singles[0].views[0]
-        views = [whole._replace(place=(row, col)) for row in range(1, 4) for col in range(1, 5)]
-        many = Prepared(different[np.arange(max(TILE_COUNTS)) % len(different)], [*views, whole])
+        different = [part.views[0] for part in singles]
+        whole = singles[0].tokens[0]
+        tiles = [whole._replace(place=(row, col)) for row in range(1, 4) for col in range(1, 5)]
+        many = Prepared([different[i % len(different)] for i in range(max(TILE_COUNTS))], [*tiles, whole])
         cases.append(case("tiled", [many]))
     else:
         cases.append(case("two pictures", singles))

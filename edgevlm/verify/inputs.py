@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.preprocess import plan, prepare
+from edgevlm.inputs.preprocess import normalize, plan, preprocess
 from edgevlm.inputs.prompt import Prompter, Views
 from edgevlm.inputs.spec import ImageSpec, PromptSpec, ViewTokens, tiled
 from edgevlm.inputs.views import PadTo, ResizeTo, Step
@@ -86,8 +86,21 @@ def _rules(check: str, wrong: list[tuple[str, str]], file: str, level: str) -> R
 
 def _differences(ours: ImageSpec | PromptSpec, theirs: ImageSpec | PromptSpec) -> list[tuple[str, str]]:
     """(field, what it is and should be) of two specs."""
-    pairs = ((f.name, getattr(ours, f.name), getattr(theirs, f.name)) for f in dataclasses.fields(ours))
-    return [(name, f"{one!r} instead of {other!r}") for name, one, other in pairs if one != other]
+    found, wanted = _fields(ours), _fields(theirs)
+    return [
+        (name, f"{found.get(name)!r} instead of {wanted.get(name)!r}")
+        for name in found | wanted
+        if found.get(name) != wanted.get(name)
+    ]
+
+
+def _fields(spec: Any, inside: str = "") -> dict[str, Any]:
+    """Every value of a spec by its place, as in "picture.row_close"."""
+    if not dataclasses.is_dataclass(spec):
+        return {inside: spec}
+    names = [field.name for field in dataclasses.fields(spec)]
+    parts = (_fields(getattr(spec, name), f"{inside}.{name}".removeprefix(".")) for name in names)
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _upstream_differences(folder: Path, spec: ImageSpec) -> list[tuple[str, str]]:
@@ -131,7 +144,8 @@ def _check_tiles(spec: ImageSpec, wanted: ImageSpec, picture: Image.Image) -> Ro
     """View by view against what Pillow makes of the planned steps by itself, with the original's numbers."""
     spec, wanted = tiled(spec), tiled(wanted)
     views = plan(*picture.size, wanted, max_tiles=7)
-    ours, theirs = prepare(picture, spec, max_tiles=7).pixels, []
+    ours = [normalize(view, spec) for view in preprocess(picture, spec, max_tiles=7)]
+    theirs = []
     for view in views:
         made = picture
         for step in view.steps:
@@ -220,9 +234,9 @@ def _text(spec: PromptSpec, question: str, pictures: Sequence[Views]) -> str:
 
 def golden(cases: list[Case], reference: Reference) -> dict[str, Any]:
     """What an export computed for its own cases, for `check_golden` on another machine or with a later edgevlm."""
-    first = reference.features(cases[0].tiles)[0, 0]
+    first = reference.features(cases[0].views[:1])[0][0]
     return {
-        "tiles": {case.name: _digest(case.tiles) for case in cases},
+        "views": {case.name: _digest(*case.views) for case in cases},
         "ids": {case.name: _digest(case.ids) for case in cases},
         "features": [float(f"{value:.7g}") for value in first],  # of the first image token of the first case
     }
@@ -241,17 +255,18 @@ def check_golden(cases: list[Case], reference: Reference, recorded: Any) -> Iter
 
 
 def _check_golden(cases: list[Case], reference: Reference, recorded: Any) -> Iterator[Row]:
-    for what, level in (("tiles", "numbers"), ("ids", "tokens")):
+    for what, level in (("views", "numbers"), ("ids", "tokens")):
         known = recorded[what]
-        wrong = [c.name for c in cases if known.get(c.name) not in (None, _digest(getattr(c, what)))]
+        found = {c.name: _digest(*c.views) if what == "views" else _digest(c.ids) for c in cases}
+        wrong = [name for name, digest in found.items() if known.get(name) not in (None, digest)]
         note = f"first: {wrong[0]}" if wrong else f"{len(cases)} prompts"
         check = f"{what} other than at the export"
         yield Row(_TARGET, check, len(wrong), 0, not wrong, note, level, wrong[0] if wrong else "")
     features = np.array(recorded["features"], np.float32)
-    ours = reference.features(cases[0].tiles)[0, 0]
+    ours = reference.features(cases[0].views[:1])[0][0]
     low = cosine(ours, features) if ours.shape == features.shape else 0.0
     yield at_least(_TARGET, "reference features as at the export, cosine", low, 0.99999)
 
 
-def _digest(array: np.ndarray[Any, np.dtype[Any]]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+def _digest(*arrays: np.ndarray[Any, np.dtype[Any]]) -> str:
+    return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()

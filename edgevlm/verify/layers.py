@@ -6,13 +6,14 @@ from typing import Any
 
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.inputs.layout import Layout, decoder_inputs
+from edgevlm.inputs.preprocess import normalize
 from edgevlm.models.decoder import decoder
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import image_features
 from edgevlm.models.spec import Norm
 from edgevlm.models.states import States
 from edgevlm.models.trace import TracingOps
-from edgevlm.types import F32
+from edgevlm.types import F32, U8
 from edgevlm.verify.reference import Reference
 from edgevlm.verify.report import Row, divergence
 from edgevlm.verify.runtime import Case
@@ -42,10 +43,10 @@ class ResidualOps(EagerOps):
 
 
 def trace_reference(
-    reference: Reference, view: F32, embeds: F32, layout: Layout, backend: type[LayerOps] | type[ResidualOps] = LayerOps
+    reference: Reference, view: U8, embeds: F32, layout: Layout, backend: type[LayerOps] | type[ResidualOps] = LayerOps
 ) -> dict[str, F32]:
-    """Named results of one view (3, H, W) and of one prompt (S, D) that stands alone."""
-    spec, feeds = reference.spec, reference.spec.vision.feeds(view)
+    """Named results of one view (H, W, 3) and of one prompt (S, D) that stands alone."""
+    spec, feeds = reference.spec, reference.spec.vision.feeds(normalize(view, reference.image))
     ops = backend(reference.weights, inputs=feeds)
     image_features(ops, spec, feeds)
     found = ops.values
@@ -63,10 +64,10 @@ def first_layer(
     """
     from edgevlm.runtimes.ort.trace import trace_onnx
 
-    embeds = _prompt(bundle, reference, case)
-    theirs = trace_reference(reference, case.tiles[0], embeds, case.layout)
+    embeds = reference.prompt(case.ids, case.layout, case.views)
+    theirs = trace_reference(reference, case.views[0], embeds, case.layout)
     try:
-        ours = trace_onnx(bundle, case.tiles[0], embeds, case.layout)
+        ours = trace_onnx(bundle, normalize(case.views[0], bundle.image_spec), embeds, case.layout)
     except ModuleNotFoundError:
         note = "not looked for: pip install 'edgevlm[export]'"
         return Row("onnx", "first layer that differs", 0, None, True, note), {}
@@ -76,14 +77,10 @@ def first_layer(
     return Row("onnx", "first layer that differs", found.get(place, 0.0), None, True, note, where=place), found
 
 
-def layer_losses(bundle: Bundle, reference: Reference, original: Reference, case: Case) -> dict[str, float]:
+def layer_losses(reference: Reference, original: Reference, case: Case) -> dict[str, float]:
     """Divergence of the quantized model from the original where each norm reads, each on its own inputs."""
     theirs, ours = (
-        trace_reference(model, case.tiles[0], _prompt(bundle, model, case), case.layout, ResidualOps)
+        trace_reference(model, case.views[0], model.prompt(case.ids, case.layout, case.views), case.layout, ResidualOps)
         for model in (original, reference)
     )
     return {name: divergence(theirs[name], ours[name]) for name in theirs}
-
-
-def _prompt(bundle: Bundle, reference: Reference, case: Case) -> F32:
-    return reference.merge(case.ids, reference.features(case.tiles), bundle.prompt_spec.image_token_id)

@@ -323,24 +323,3 @@ def _reads_state(function: MilFunction, op: MilOp) -> bool:
     if isinstance(source, Text) or not isinstance(source, str):
         return False
     return any(o.type == "read_state" and any(name == source for name, _ in o.outputs) for o in function.ops)
-
-
-def device_plan(folder: Path) -> dict[str, str]:
-    """On macOS: the preferred compute unit of each operation by MLComputePlan, {} elsewhere. Not run by our
-    tests."""
-    import platform
-
-    if platform.system() != "Darwin":
-        return {}
-    import coremltools as ct
-    from coremltools.models.compute_plan import MLComputePlan
-
-    compiled = ct.models.utils.compile_model(str(folder))
-    plan = MLComputePlan.load_from_path(path=str(compiled), compute_units=ct.ComputeUnit.CPU_AND_NE)
-    units: dict[str, str] = {}
-    for name, function in plan.model_structure.program.functions.items():
-        for operation in function.block.operations:
-            usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
-            if usage is not None and operation.outputs:
-                units[f"{name}/{operation.outputs[0].name}"] = type(usage.preferred_compute_device).__name__
-    return units

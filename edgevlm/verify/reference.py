@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from edgevlm.inputs.layout import Layout, decoder_inputs
-from edgevlm.inputs.preprocess import tile_key
+from edgevlm.inputs.layout import Layout, decoder_inputs, merge
+from edgevlm.inputs.preprocess import array_key, normalize
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.decoder import decoder, embed_tokens
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.models.states import States
 from edgevlm.runtimes.eager import encode_view
-from edgevlm.types import F32, I64
+from edgevlm.types import F32, I64, U8
 
 
 class Reference:
     """Float32 numpy over any `Weights`, read tensor by tensor, so that memory stays near the largest one."""
 
-    def __init__(self, spec: ModelSpec, weights: Weights, prompt_weights: Weights | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, weights: Weights, image: ImageSpec, prompt_weights: Weights | None = None
+    ) -> None:
         """prompt_weights: what the prompt is read with, where an artifact has other weights for it."""
-        self.spec, self.weights = spec, weights
+        self.spec, self.weights, self.image = spec, weights, image
         self.prompt_weights = prompt_weights or weights
         self._features: dict[bytes, F32] = {}
         self._logits: dict[bytes, F32] = {}
 
-    def features(self, tiles: F32) -> F32:
-        """Image features (T, n, D); a tile seen before is not computed again."""
-        keys = [tile_key(tile) for tile in tiles]
-        for key, tile in zip(keys, tiles, strict=True):
+    def features(self, views: Sequence[U8]) -> list[F32]:
+        """Image features (tokens, D) of each view (H, W, 3); a view seen before is not computed again."""
+        keys = [array_key(view) for view in views]
+        for key, view in zip(keys, views, strict=True):
             if key not in self._features:
-                self._features[key] = encode_view(self.spec, self.weights, tile)[0]
-        return np.stack([self._features[key] for key in keys])
+                self._features[key] = encode_view(self.spec, self.weights, normalize(view, self.image))
+        return [self._features[key] for key in keys]
 
     def embed(self, ids: I64) -> F32:
         rows: F32 = embed_tokens(EagerOps(self.weights), ids, self.spec.decoder)
         return rows
 
-    def merge(self, ids: I64, features: F32, image_token_id: int, embeds: F32 | None = None) -> F32:
-        """Embeddings (S, D) with the features in the places of the image token."""
-        merged = np.array(self.embed(ids) if embeds is None else embeds)
-        merged[ids == image_token_id] = features.reshape(-1, features.shape[-1])
-        return merged
+    def prompt(self, ids: I64, layout: Layout, views: Sequence[U8]) -> F32:
+        """Embeddings (S, D) of a prompt, with its views' features."""
+        return merge(self.embed(ids), layout, self.features(views))
 
     def logits(self, prompt: F32, answer: F32 | None = None, layout: Layout | None = None) -> F32:
         """Logits (1 + A, V) after a prompt (S, D) and after each further position (A, D) of an answer.
@@ -50,7 +53,7 @@ class Reference:
         """
         rest = prompt[:0] if answer is None else answer
         layout = layout or Layout(len(prompt))
-        key = tile_key(prompt) + tile_key(rest) + repr(layout).encode()
+        key = array_key(prompt) + array_key(rest) + repr(layout).encode()
         if key not in self._logits:
             self._logits[key] = self._compute(prompt, rest, layout)
         return self._logits[key]

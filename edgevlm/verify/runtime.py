@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from edgevlm.bundle.manifest import Bundle
-from edgevlm.inputs.layout import Layout
-from edgevlm.inputs.preprocess import tile_key
+from edgevlm.inputs.layout import Layout, merge
+from edgevlm.inputs.preprocess import array_key
 from edgevlm.models.model import Tower
 from edgevlm.models.towers.vit import Vit
-from edgevlm.runtimes.base import Runtime
+from edgevlm.runtimes.base import BatchDecoder, BatchEncoder, Decoder, Encoder, Runtime
 from edgevlm.runtimes.ort.products import EXACT, product_errors, session_options, signed_saturates
 from edgevlm.runtimes.ort.session import import_onnxruntime
-from edgevlm.types import F32
+from edgevlm.types import F32, U8
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.report import Bound, Loss, Row, at_least, at_most, kl_divergence
 
@@ -26,11 +26,11 @@ TILE_COUNTS = (1, 2, 13)
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt with its tiles."""
+    """A prompt with its views."""
 
     name: str
     ids: np.ndarray[Any, np.dtype[np.int64]]
-    tiles: F32  # (T, 3, S, S)
+    views: list[U8]  # (H, W, 3) each
     layout: Layout
 
 
@@ -68,86 +68,89 @@ def check_runtime(
     together: also several tiles in one call, where the runtime can.
     """
     ids = np.unique(np.concatenate([case.ids for case in cases]))
-    worst = float(np.abs(runtime.embed(ids) - reference.embed(ids)).max())
+    encoder, decoder = runtime.encoder, runtime.decoder
+    worst = float(np.abs(decoder.embed(ids) - reference.embed(ids)).max())
     yield at_most(target, "embeddings, largest error", worst, 1e-3)
 
-    pool, known = np.concatenate([case.tiles for case in cases]), _Once(runtime)
+    pool, known = [view for case in cases for view in case.views], _Once(encoder)
     for count in TILE_COUNTS[:2] if few else TILE_COUNTS:
-        tiles = pool[np.arange(count) % len(pool)]
-        low = cosine(known(tiles) if not together else runtime.encode(tiles), reference.features(tiles))
+        views = [pool[i % len(pool)] for i in range(count)]
+        low = lowest_cosine(known(views) if not together else encoder.encode(views), reference.features(views))
         yield at_least(target, f"features of {count} tile{'s' * (count > 1)}, cosine", low, vision.features)
     spec = bundle.manifest.spec
-    if together and isinstance(spec.vision, Vit) and hasattr(runtime, "encode_together"):
+    if together and isinstance(spec.vision, Vit) and isinstance(encoder, BatchEncoder):
         # Proof that no tile count is baked in. Dynamic int8 then shares one range among the tiles, which costs a
         # little: runtimes encode one by one.
         count = TILE_COUNTS[1 if few or is_large(spec.vision) else 2]
-        tiles = pool[np.arange(count) % len(pool)]
-        low = cosine(runtime.encode_together(tiles), reference.features(tiles))
+        views = [pool[i % len(pool)] for i in range(count)]
+        low = lowest_cosine(encoder.encode_together(views), reference.features(views))
         yield at_least(target, f"features of {count} tiles in one call, cosine", low, min(vision.features, 0.99))
 
     first = cases[0]
-    embeds = reference.merge(first.ids, reference.features(first.tiles), bundle.prompt_spec.image_token_id)
+    embeds = reference.prompt(first.ids, first.layout, first.views)
     wanted = reference.logits(embeds, layout=first.layout)[-1]
-    runtime.truncate(0)
-    low = cosine(runtime.prefill(embeds, first.layout), wanted)
+    decoder.rewind(0)
+    low = cosine(decoder.forward(embeds, first.layout), wanted)
     yield at_least(target, "prefill logits, cosine", low, text.logits)
     half = len(embeds) // 2
-    runtime.truncate(0)
-    runtime.prefill(embeds[:half], first.layout)
-    low = cosine(runtime.prefill(embeds[half:]), wanted)
+    decoder.rewind(0)
+    decoder.forward(embeds[:half], first.layout)
+    low = cosine(decoder.forward(embeds[half:]), wanted)
     yield at_least(target, f"prefill after {half} positions, cosine", low, text.logits)
-    if spec.decoder.is_plain and hasattr(runtime, "prefill_padded"):
-        rows = runtime.prefill_padded([embeds, embeds[:half]])
+    if spec.decoder.is_plain and isinstance(decoder, BatchDecoder):
+        rows = decoder.forward_padded([embeds, embeds[:half]])
         low = cosine(rows, np.stack([wanted, reference.logits(embeds[:half], layout=first.layout)[-1]]))
         yield at_least(target, "prefill of a padded batch, cosine", low, text.logits)
 
     for case in cases:
-        yield from _check_tokens(bundle, target, runtime, known, reference, case, text, answers, 4 if few else TOKENS)
+        yield from _check_tokens(target, decoder, known, reference, case, text, answers, 4 if few else TOKENS)
 
 
 class _Once:
-    """A runtime's features, each tile encoded once."""
+    """An encoder's features, each view encoded once."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
         self._known: dict[bytes, F32] = {}
 
-    def __call__(self, tiles: F32) -> F32:
-        keys = [tile_key(tile) for tile in tiles]
-        for key, tile in zip(keys, tiles, strict=True):
+    def __call__(self, views: Sequence[U8]) -> list[F32]:
+        keys = [array_key(view) for view in views]
+        for key, view in zip(keys, views, strict=True):
             if key not in self._known:
-                self._known[key] = self._runtime.encode(tile[None])[0]
-        return np.stack([self._known[key] for key in keys])
+                (self._known[key],) = self._encoder.encode([view])
+        return [self._known[key] for key in keys]
+
+
+def lowest_cosine(ours: Sequence[F32], theirs: Sequence[F32]) -> float:
+    """Over the image tokens of all views."""
+    return cosine(np.concatenate(ours), np.concatenate(theirs))
 
 
 def _check_tokens(
-    bundle: Bundle,
     target: str,
-    runtime: Runtime,
-    encode: Callable[[F32], F32],
+    decoder: Decoder,
+    encode: Callable[[Sequence[U8]], list[F32]],
     reference: Reference,
     case: Case,
     bound: Bound,
     answers: list[int],
     count: int,
 ) -> Iterator[Row]:
-    """`count` greedy tokens of the runtime on its own features, each judged by the reference at the same prefix.
+    """`count` greedy tokens of a runtime on its own features, each judged by the reference at the same prefix.
 
     One pass of the reference over the runtime's tokens gives its choice at every step. It equals the reference's own
     greedy answer as long as the two agree, and goes on to judge every later token after they do not.
     """
-    image_token = bundle.prompt_spec.image_token_id
-    features = encode(case.tiles)
-    runtime.truncate(0)
-    embeds = reference.merge(case.ids, features, image_token, embeds=runtime.embed(case.ids))
-    steps = [runtime.prefill(embeds, case.layout)]
+    decoder.rewind(0)
+    embeds = merge(decoder.embed(case.ids), case.layout, encode(case.views))
+    steps = [decoder.forward(embeds, case.layout)]
     while len(steps) < count:
-        steps.append(runtime.step(int(steps[-1].argmax())))
+        steps.append(decoder.step(int(steps[-1].argmax())))
     logits = np.stack(steps)
     tokens = [int(token) for token in logits.argmax(-1)]
     if not answers:
         answers.extend(tokens)
-    prompt = reference.merge(case.ids, reference.features(case.tiles), image_token)
+    prompt = reference.prompt(case.ids, case.layout, case.views)
     judged = reference.logits(prompt, reference.embed(np.array(tokens[:-1], np.int64)), case.layout)
     gaps = judged.max(-1) - judged[np.arange(count), tokens]
     agreed = int((gaps == 0).sum())
@@ -163,7 +166,6 @@ def _check_tokens(
 
 
 def check_loss(
-    bundle: Bundle,
     reference: Reference,
     original: Reference,
     case: Case,
@@ -176,13 +178,12 @@ def check_loss(
     Each token of `answers` is judged at the same prefix. encoder, whole: the bounds of the coarsest form in the
     encoder and in the model.
     """
-    low = cosine(reference.features(case.tiles), original.features(case.tiles))
+    low = lowest_cosine(reference.features(case.views), original.features(case.views))
     yield at_least("quantization", "features, cosine", low, encoder.features)
-    image_token = bundle.prompt_spec.image_token_id
     tokens = reference.embed(np.array(answers[:-1], np.int64))
     logits = []
     for model in (original, reference):
-        prompt = model.merge(case.ids, model.features(case.tiles), image_token)
+        prompt = model.prompt(case.ids, case.layout, case.views)
         logits.append(model.logits(prompt, tokens, case.layout))
     yield at_least("quantization", "logits, mean cosine", cosine(*logits, lowest=False), whole.logits)
     yield at_most("quantization", "KL divergence", kl_divergence(*logits), whole.kl)

@@ -14,14 +14,16 @@ import numpy as np
 
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.inputs.decode import open_image
+from edgevlm.inputs.layout import Layout
 from edgevlm.inputs.preprocess import prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.models.ops import Weights
-from edgevlm.runtimes.base import I64, Runtime
+from edgevlm.runtimes.base import Runtime
 from edgevlm.runtimes.eager import CachedWeights
-from edgevlm.types import F32, Progress
+from edgevlm.types import I64, U8, Progress
 from edgevlm.verify.gate import PICTURES, QUESTION, picture_folder
 from edgevlm.verify.reference import Reference, cosine
+from edgevlm.verify.runtime import lowest_cosine
 
 BOUND = 0.9999  # lowest cosine
 STEPS = 3  # last positions of the prompt that are given one by one, through the cache
@@ -48,7 +50,8 @@ class Opinion:
 class Question:
     picture: str
     ids: I64
-    tiles: F32
+    layout: Layout
+    views: list[U8]
 
 
 def questions(bundle: Bundle, pictures: Sequence[Path] | None = None) -> list[Question]:
@@ -58,7 +61,7 @@ def questions(bundle: Bundle, pictures: Sequence[Path] | None = None) -> list[Qu
     made = []
     for path in paths:
         parts = prepare(open_image(path), bundle.image_spec, max_tiles=1)
-        made.append(Question(path.name, prompter.encode(QUESTION, [parts.views])[0], parts.pixels))
+        made.append(Question(path.name, *prompter.encode(QUESTION, [parts.tokens]), parts.views))
     return made
 
 
@@ -66,19 +69,19 @@ def second_opinion(
     bundle: Bundle, weights: Weights, runtime: Runtime, asked: Sequence[Question], progress: Progress | None = None
 ) -> list[Opinion]:
     """Compare `runtime` with the eager reference on `weights`; both read the same features into the prompt."""
-    reference = Reference(bundle.manifest.spec, CachedWeights(weights))
+    reference = Reference(bundle.manifest.spec, CachedWeights(weights), bundle.image_spec)
+    decoder = runtime.decoder
     opinions = []
     for i, question in enumerate(asked):
-        features = reference.features(question.tiles)
-        prompt = reference.merge(question.ids, features, bundle.prompt_spec.image_token_id)
+        prompt = reference.prompt(question.ids, question.layout, question.views)
         begin, rest = prompt[:-STEPS], prompt[-STEPS:]
-        runtime.truncate(0)
-        logits = np.stack([runtime.prefill(begin), *(runtime.prefill(row[None]) for row in rest)])
+        decoder.rewind(0)
+        logits = np.stack([decoder.forward(begin, question.layout), *(decoder.forward(row[None]) for row in rest)])
         opinions.append(
             Opinion(
                 question.picture,
-                cosine(runtime.encode(question.tiles), features),
-                cosine(logits, reference.logits(begin, rest)),
+                lowest_cosine(runtime.encoder.encode(question.views), reference.features(question.views)),
+                cosine(logits, reference.logits(begin, rest, question.layout)),
             )
         )
         if progress:

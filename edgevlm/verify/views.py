@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.preprocess import plan, preprocess
 from edgevlm.inputs.spec import ImageSpec
-from edgevlm.io.records import from_dict, to_dict
+from edgevlm.io.records import from_dict
 from edgevlm.types import U8
 from edgevlm.verify.report import Row
 
@@ -28,7 +29,7 @@ def check_views(spec: ImageSpec) -> Row:
     known = recorded.get(spec.rule.kind)
     if known is None:
         return Row("inputs", check, 0, 0, True, f"none recorded for the rule {spec.rule.kind!r}", "numbers", "")
-    rule = from_dict(ImageSpec, to_dict(spec) | {"rule": known["rule"], "resample": known["resample"]}, "views.json")
+    rule = replace(spec, rule=from_dict(type(spec.rule), known["rule"], "views.json"), resample=known["resample"])
     wrong = [f"{case['width']} x {case['height']}: {said}" for case in known["cases"] if (said := _fault(rule, case))]
     note = wrong[0] if wrong else f"{len(known['cases'])} pictures, rule {spec.rule.kind!r}"
     return Row("inputs", check, len(wrong), 0, not wrong, note, "numbers", f"picture {wrong[0]}" if wrong else "")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm.inputs.layout import Layout, positions, rope_rows
+from edgevlm.inputs.layout import Layout, Span, positions, rope_rows
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.spec import Decoder
 from edgevlm.types import F32, I64
@@ -48,6 +48,15 @@ class Batch:
                 start += length
                 if length:
                     yield own, np.concatenate([prefix, own])
+
+    @property
+    def layout(self) -> Layout:
+        """Of all rows together: where each picture's tokens lie in `ids`."""
+        spans, start = [], 0
+        for group, layout in zip(self.groups, self.layouts, strict=True):
+            spans += [Span(start + span.start, span.grid) for span in layout.spans]
+            start += group.prefix + sum(group.branches)
+        return Layout(len(self.ids), tuple(spans))
 
     def rows(self, d: Decoder) -> dict[str, npt.NDArray[Any]]:
         """cos and sin (S, size / 2) of every row, by its position in its own sequence."""

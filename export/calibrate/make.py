@@ -16,8 +16,8 @@ from edgevlm.export.calibrate.batch import Batch, Group
 from edgevlm.export.calibrate.data import Example
 from edgevlm.export.calibrate.play import encode_batch
 from edgevlm.inputs.decode import decode_image
-from edgevlm.inputs.layout import Layout, decoder_inputs, layout_of
-from edgevlm.inputs.preprocess import Prepared, plan, prepare
+from edgevlm.inputs.layout import Layout, decoder_inputs, merge, split_features
+from edgevlm.inputs.preprocess import Prepared, normalize, plan, prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.decoder import decoder, embed_tokens
@@ -26,7 +26,7 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.models.spec import Attention
 from edgevlm.models.states import States
-from edgevlm.types import F32, I64
+from edgevlm.types import F32, I64, U8
 
 WIDEST = 128 << 20  # bytes that the widest activation of the vision encoder may take: more pictures are left out
 TILED = 5  # tiles of those pictures that are split, where the model splits
@@ -44,39 +44,35 @@ def make_batch(
 ) -> Batch:
     """Preprocess and tokenize as many pictures as fit a share of `WIDEST`; missing answers are the model's, greedy."""
     longest = spec.decoder.context_length - MAX_ANSWER
-    tiled: list[F32] = []
-    prompts: list[list[I64]] = []
+    views: list[list[U8]] = []
+    prompts: list[list[tuple[I64, Layout]]] = []
     answers: list[list[I64 | None]] = []
     for part, asked in _preprocess(spec, image_spec, pictures, share):
-        encoded = [(prompter.encode(e.question, [part.views])[0], e) for e in asked]
-        if fitting := [(ids, e) for ids, e in encoded if len(ids) <= longest]:
-            tiled.append(part.pixels)
-            prompts.append([ids for ids, _ in fitting])
+        encoded = [(prompter.encode(e.question, [part.tokens]), e) for e in asked]
+        if fitting := [(prompt, e) for prompt, e in encoded if len(prompt[0]) <= longest]:
+            views.append(part.views)
+            prompts.append([prompt for prompt, _ in fitting])
             answers.append([_answer_ids(prompter, e) for _, e in fitting])
-    if not tiled:
+    if not views:
         raise EdgeVLMError(
             f"No prompt of the calibration fits the model's context of {spec.decoder.context_length} positions: "
             "ask shorter questions."
         )
-    feeds = spec.vision.join([spec.vision.feeds(view) for pixels in tiled for view in pixels])
-    grids = [[spec.token_grid(*view.shape[1:]) for view in pixels] for pixels in tiled]
-    image = prompter.image_token_id
+    feeds = spec.vision.join([spec.vision.feeds(normalize(view, image_spec)) for own in views for view in own])
     if any(ids is None for row in answers for ids in row):
         features = encode_batch(spec, weights, replace(_NO_TEXT, feeds=feeds))
         missing = [(i, j) for i, row in enumerate(answers) for j, ids in enumerate(row) if ids is None]
-        starts = np.cumsum([0] + [sum(rows * cols for rows, cols in views) for views in grids])
+        starts = np.cumsum([0] + [sum(span.tokens for span in rows[0][1].spans) for rows in prompts])
         for k in range(0, len(missing), 16):  # as many caches in memory at once
             some = missing[k : k + 16]
             own = [features[starts[i] : starts[i + 1]] for i, _ in some]
-            asked_ids = [prompts[i][j] for i, j in some]
-            layouts = [layout_of(prompts[i][j], image, grids[i]) for i, j in some]
-            made = _greedy(spec, weights, asked_ids, layouts, own, prompter)
+            made = _greedy(spec, weights, [prompts[i][j] for i, j in some], own, prompter)
             for (i, j), ids in zip(some, made, strict=True):
                 answers[i][j] = ids
     sequences = [
-        [(p, a) for p, a in zip(*rows, strict=True) if a is not None] for rows in zip(prompts, answers, strict=True)
+        [(*p, a) for p, a in zip(*rows, strict=True) if a is not None] for rows in zip(prompts, answers, strict=True)
     ]
-    return _pack(feeds, sequences, grids, image)
+    return _pack(feeds, sequences, prompter.image_token_id)
 
 
 _EMPTY = np.empty(0, np.int64)
@@ -92,7 +88,7 @@ def _preprocess(
         (width, height) = plan(*picture.size, image_spec, max_tiles=1)[0].size
         split = number % 4 == 0 and room >= TILED * math.prod(spec.vision.grid(height, width))
         part = prepare(picture, image_spec, max_tiles=TILED if split else 1)
-        patches = sum(math.prod(spec.vision.grid(*view.shape[1:])) for view in part.pixels)
+        patches = sum(math.prod(spec.vision.grid(*view.shape[:2])) for view in part.views)
         if (room := room - patches) < 0 and number:
             return
         yield part, asked
@@ -113,18 +109,17 @@ def _answer_ids(prompter: Prompter, example: Example) -> I64 | None:
 def _greedy(
     spec: ModelSpec,
     weights: Weights,
-    prompts: list[I64],
-    layouts: list[Layout],
+    prompts: list[tuple[I64, Layout]],
     features: list[F32],
     prompter: Prompter,
 ) -> list[I64]:
     """Up to `GENERATED` tokens after each prompt, all prompts in step."""
     d, held, past = spec.decoder, [States() for _ in prompts], [0] * len(prompts)
-    embeds = []
-    for ids, own in zip(prompts, features, strict=True):
-        x = embed_tokens(EagerOps(weights), ids, d)
-        x[ids == prompter.image_token_id] = own.reshape(-1, own.shape[-1])
-        embeds.append(x)
+    embeds = [
+        merge(embed_tokens(EagerOps(weights), ids, d), layout, split_features(own, layout))
+        for (ids, layout), own in zip(prompts, features, strict=True)
+    ]
+    layouts = [layout for _, layout in prompts]
     out: list[list[int]] = [[] for _ in prompts]
     for _ in range(GENERATED):
         calls = [decoder_inputs(d, *call) for call in zip(layouts, past, map(len, embeds), strict=True)]
@@ -166,19 +161,18 @@ class _StepOps(EagerOps):
 
 def _pack(
     feeds: dict[str, npt.NDArray[Any]],
-    pictures: list[list[tuple[I64, I64]]],
-    grids: list[list[tuple[int, int]]],
+    pictures: list[list[tuple[I64, Layout, I64]]],
     image: int,
 ) -> Batch:
     ids: list[I64] = []
     groups, layouts, predicting, answers = [], [], [], []
     row = 0
-    for sequences, own in zip(pictures, grids, strict=True):
-        prefix = _common([prompt for prompt, _ in sequences])
+    for sequences in pictures:
+        prefix = _common([prompt for prompt, _, _ in sequences])
         ids.append(sequences[0][0][:prefix])
         row += prefix
         branches = []
-        for prompt, answer in sequences:
+        for prompt, _, answer in sequences:
             rest = np.concatenate([prompt[prefix:], answer[:-1]])  # the last token predicts nothing
             first = row + len(prompt) - prefix - 1
             predicting.append(np.arange(first, first + len(answer)))
@@ -188,7 +182,7 @@ def _pack(
             row += len(rest)
         groups.append(Group(prefix, tuple(branches)))
         # Positions after the last picture go up by one, in the prompt and in the answer, so one length serves all.
-        layouts.append(Layout(prefix + max(branches), layout_of(sequences[0][0], image, own).spans))
+        layouts.append(Layout(prefix + max(branches), sequences[0][1].spans))
     return Batch(
         feeds,
         tuple(layouts),

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.export.calibrate.batch import Batch
+from edgevlm.inputs.layout import merge, split_features
 from edgevlm.models.decoder import decoder, embed_tokens
 from edgevlm.models.eager import EagerOps, attend
 from edgevlm.models.model import ModelSpec, image_features
@@ -62,9 +63,8 @@ def batch_features(ops: PackedOps, spec: ModelSpec, batch: Batch) -> F32:
 
 def batch_embeddings(ops: PackedOps, spec: ModelSpec, batch: Batch, features: F32) -> F32:
     """(S, D): features in the places of image tokens."""
-    embeds: F32 = embed_tokens(ops, batch.ids, spec.decoder)
-    embeds[batch.ids == batch.image_token_id] = features
-    return embeds
+    layout = batch.layout
+    return merge(embed_tokens(ops, batch.ids, spec.decoder), layout, split_features(features, layout))
 
 
 def answer_states(spec: ModelSpec, weights: Weights, batch: Batch, features: F32) -> F32:

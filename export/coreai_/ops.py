@@ -1,4 +1,4 @@
-"""The Core AI backend of the macro-operations: `edgevlm.models` played on coreai.authoring, in float32.
+"""The Core AI backend: `edgevlm.models` played on coreai.authoring, in float32.
 
 Only basic operations (matmul, softmax, mean, convolution), so that it shares nothing with the fused kernels it is a
 second opinion on. coreai-core 1.0.0b3; its operations check shapes and element types when the module is closed.
@@ -6,15 +6,18 @@ second opinion on. coreai-core 1.0.0b3; its operations check shapes and element 
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.ops import F32, Weights, X
-from edgevlm.models.spec import Decoder
+from edgevlm.models.blocks import rope_inputs
+from edgevlm.models.ops import Ops, Weights, X
+from edgevlm.models.spec import Attention, Norm
+from edgevlm.runtimes.coreai import state_input
+from edgevlm.types import F32
 
 
 def dims(*values: int) -> npt.NDArray[np.uint32]:
@@ -27,36 +30,21 @@ def places(*values: int) -> npt.NDArray[np.int32]:
     return np.array(values, np.int32)
 
 
-class CoreAiOps:
-    """Emits one graph. X is a coreai.authoring.Value of rank 3 (1, S, D), pixels of rank 4.
+class CoreAiOps(Ops):
+    """Emits one graph of fixed shapes. X is a coreai.authoring.Value: activations are (1, S, D), heads (B, H, S, d).
 
-    inputs: of the decoder: mask (1, 1, S, past + S), cos and sin (1, 1, S, head size / 2), select (1, 1, S) with a
-    one at the position that gets logits, key_cache and value_cache (layers, kv heads, past, head size).
+    inputs: the graph's by name, among them masks (0 where a row may look), select (1, 1, S) with a one at the position
+    that gets logits, and each growing state (1, kv heads, past, head size).
     """
 
-    def __init__(
-        self, authoring: Any, weights: Weights, spec: Decoder | None = None, inputs: dict[str, X] | None = None
-    ) -> None:
-        self.a, self.weights, self.spec, self.inputs = authoring, weights, spec, inputs or {}
-        self.keys: list[X] = []  # of this call, one (1, kv heads, S, head size) per layer
-        self.values: list[X] = []
+    backend = "The Core AI target"
+
+    def __init__(self, authoring: Any, weights: Weights, inputs: Mapping[str, X]) -> None:
+        self.a, self.weights, self.inputs = authoring, weights, inputs
+        self.new: dict[str, X] = {}  # what this call adds to each state, (1, kv heads, S, head size)
 
     def _weight(self, name: str) -> F32:
         return np.ascontiguousarray(self.weights.read(name), np.float32)
-
-    def _add_bias(self, x: X, *names: str) -> X:
-        if not any(f"{name}.bias" in self.weights for name in names):
-            return x
-        biases = [
-            self._weight(f"{name}.bias")
-            if f"{name}.bias" in self.weights
-            else np.zeros(len(self.weights.read(f"{name}.weight")), np.float32)
-            for name in names
-        ]
-        return self.add(x, np.concatenate(biases))
-
-    def _mul(self, x: X, y: X) -> X:
-        return self.a.broadcasting_mul(x, y)
 
     def _matmul(self, x: X, y: X) -> X:
         return self.a.broadcasting_batch_matmul(x, y)
@@ -67,105 +55,132 @@ class CoreAiOps:
     def _swap(self, x: X, *order: int) -> X:
         return self.a.transpose(x, dims(*order))
 
-    def patch_embed(self, pixels: X, name: str, patch_size: int) -> X:
-        step = [patch_size, patch_size]
-        x = self.a.conv2d(pixels, self._weight(f"{name}.weight"), dims(*step), dims(1, 1), np.uint32(1))
-        _, width, rows, cols = x.type.shape
-        return self._add_bias(self._swap(self._reshape(x, 1, width, rows * cols), 0, 2, 1), name)
+    def _split(self, x: X, *sizes: int, axis: int) -> list[X]:
+        return list(self.a.split(x, dims(*sizes), axis))
 
-    def add_table(self, x: X, name: str) -> X:
+    def input(self, name: str) -> X:
+        return self.inputs[name] if name in self.inputs else self._lacks(name)
+
+    # Linear maps
+
+    def linear(self, x: X, *maps: tuple[str, int], bias: bool = False) -> list[X]:
+        return [self._product(x, name, bias) for name, _ in maps]
+
+    def _product(self, x: X, name: str, bias: bool) -> X:
+        out = self._matmul(x, np.ascontiguousarray(self._weight(f"{name}.weight").T))
+        return self.add(out, self._weight(f"{name}.bias")) if bias else out
+
+    def patch_embed(self, pixels: X, name: str, width: int, patch: int, bias: bool = True) -> X:
+        x = self.a.conv2d(pixels, self._weight(f"{name}.weight"), dims(patch, patch), dims(1, 1), np.uint32(1))
+        rows, columns = x.type.shape[2:]
+        x = self._swap(self._reshape(x, 1, width, rows * columns), 0, 2, 1)
+        return self.add(x, self._weight(f"{name}.bias")) if bias else x
+
+    def patch_linear(self, x: X, name: str, width: int) -> X:
+        return self._product(x, name, bias=False)
+
+    def embed(self, ids: X, name: str, rows: int, width: int) -> NoReturn:
+        raise EdgeVLMError("Core AI programs take embeddings, not ids.")
+
+    # Positions
+
+    def add_table(self, x: X, name: str, rows: int, width: int) -> X:
         return self.add(x, self._weight(name)[None])
+
+    def prepend(self, x: X, name: str, width: int) -> X:
+        return self.a.concat(1, [self._weight(name)[None, None], x])
+
+    def drop_first(self, x: X) -> X:
+        return self._split(x, 1, x.type.shape[1] - 1, axis=1)[1]
+
+    def last(self, x: X) -> X:
+        return self._matmul(self.inputs["select"], x)
+
+    def take(self, x: X, index: str) -> X:
+        _, rows, width = x.type.shape
+        (count,) = self.inputs[index].type.shape
+        taken = self.a.gather_nd(self._reshape(x, rows, width), self._reshape(self.inputs[index], count, 1))
+        return self._reshape(taken, 1, count, width)
+
+    def group(self, x: X, count: int, width: int) -> X:
+        return self._reshape(x, 1, x.type.shape[1] // count, count * width)
+
+    def pixel_shuffle(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
+        rows, columns = (side // scale for side in grid)
+        cells = self._swap(self._reshape(x, rows, scale, columns, scale * width), 0, 2, 1, 3)
+        return self._reshape(cells, 1, rows * columns, width * scale**2)
+
+    # Element by element
+
+    def vector(self, name: str, size: int) -> X:
+        return self._weight(name)
 
     def add(self, x: X, y: X) -> X:
         return self.a.broadcasting_add(x, y)
 
+    def mul(self, x: X, y: X | float) -> X:
+        return self.a.broadcasting_mul(x, np.float32(y) if isinstance(y, float) else y)
+
     def _mean(self, x: X) -> X:
         return self.a.reduce_mean(x, places(len(x.type.shape) - 1))
 
-    def layer_norm(self, x: X, name: str, eps: float) -> X:
-        centred = self.a.broadcasting_sub(x, self._mean(x))
-        return self._add_bias(self._scale(centred, name, eps), name)
-
-    def rms_norm(self, x: X, name: str, eps: float) -> X:
-        return self._scale(x, name, eps)
-
-    def _scale(self, x: X, name: str, eps: float) -> X:
+    def norm(self, x: X, name: str, spec: Norm) -> X:
         """x / sqrt(mean(x^2) + eps) * weight: of centred rows, the mean square is the variance."""
-        inverse = self.a.rsqrt(self.add(self._mean(self._mul(x, x)), np.float32(eps)))
-        return self._mul(self._mul(x, inverse), self._weight(f"{name}.weight"))
+        x = self.a.broadcasting_sub(x, self._mean(x)) if spec.kind == "layer" else x
+        inverse = self.a.rsqrt(self.add(self._mean(self.mul(x, x)), np.float32(spec.eps)))
+        x = self.mul(self.mul(x, inverse), self._weight(f"{name}.weight"))
+        return self.add(x, self._weight(f"{name}.bias")) if spec.kind == "layer" else x
 
-    def add_rms_norm(self, x: X, delta: X, name: str, eps: float) -> tuple[X, X]:
-        total = self.add(x, delta)
-        return total, self.rms_norm(total, name, eps)
+    def act(self, x: X, kind: str) -> X:
+        if kind in ("gelu", "gelu_tanh"):
+            return self.a.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+        if kind == "quick_gelu":
+            return self.mul(x, self.a.sigmoid(self.mul(x, 1.702)))
+        return getattr(self.a, kind)(x)
 
-    def linear(self, x: X, *names: str) -> X:
-        matrix = np.concatenate([self._weight(f"{name}.weight") for name in names])
-        return self._add_bias(self._matmul(x, np.ascontiguousarray(matrix.T)), *names)
+    # Attention
 
-    def gelu(self, x: X, kind: str) -> X:
-        return self.a.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+    def heads(self, x: X, count: int, size: int) -> X:
+        return self._swap(self._reshape(x, 1, x.type.shape[1], count, size), 0, 2, 1, 3)
 
-    def swiglu(self, x: X) -> X:
-        half = x.type.shape[-1] // 2
-        gate, up = self._split(x, half, half, axis=2)
-        return self._mul(self.a.silu(gate), up)
+    def merge(self, x: X) -> X:
+        _, heads, rows, size = x.type.shape
+        return self._reshape(self._swap(x, 0, 2, 1, 3), 1, rows, heads * size)
 
-    def _split(self, x: X, *sizes: int, axis: int) -> list[X]:
-        return list(self.a.split(x, dims(*sizes), axis))
+    def windows(self, x: X, size: int) -> X:
+        _, heads, rows, width = x.type.shape
+        return self._swap(self._reshape(x, heads, rows // size, size, width), 1, 0, 2, 3)
 
-    def attention(self, qkv: X, num_heads: int) -> X:
-        _, patches, width = qkv.type.shape
-        size = width // 3 // num_heads
-        heads = self._swap(self._reshape(qkv, 1, patches, 3 * num_heads, size), 0, 2, 1, 3)
-        q, k, v = self._split(heads, num_heads, num_heads, num_heads, axis=1)
-        return self._reshape(self._swap(self._attend(q, k, v), 0, 2, 1, 3), 1, patches, width // 3)
+    def unwindow(self, x: X) -> X:
+        count, heads, size, width = x.type.shape
+        return self._reshape(self._swap(x, 1, 0, 2, 3), 1, heads, count * size, width)
 
-    def _attend(self, q: X, k: X, v: X, mask: X | None = None) -> X:
-        scores = self._mul(self._matmul(q, self._swap(k, 0, 1, 3, 2)), np.float32(q.type.shape[-1] ** -0.5))
-        return self._matmul(self.a.softmax(scores if mask is None else self.add(scores, mask), 3), v)
+    def rotate(self, x: X, rope: str, size: int) -> X:
+        cos, sin = (self.inputs[name] for name in rope_inputs(rope))
+        half, whole = cos.type.shape[-1], x.type.shape[-1]
+        sizes = [half, half, whole - 2 * half] if whole > 2 * half else [half, half]
+        first, second, *rest = self._split(x, *sizes, axis=3)
+        turned = self.a.broadcasting_sub(self.mul(first, cos), self.mul(second, sin))
+        return self.a.concat(3, [turned, self.add(self.mul(second, cos), self.mul(first, sin)), *rest])
 
-    def cached_attention(self, qkv: X, layer: int) -> X:
-        """The cache is an input and this call's rows are outputs; whoever calls writes them into it."""
-        spec = self.spec
-        assert spec is not None, "cached_attention needs a Decoder"
-        kv, size, rows = spec.num_kv_heads, spec.head_dim, qkv.type.shape[1]
-        heads = self._swap(self._reshape(qkv, 1, rows, spec.num_heads + 2 * kv, size), 0, 2, 1, 3)
-        qk, v = self._split(heads, spec.num_heads + kv, kv, axis=1)
-        q, k = self._split(self._rotate(qk), spec.num_heads, kv, axis=1)
-        self.keys.append(k)
-        self.values.append(v)
-        keys = self._repeat(self.a.concat(2, [self._past("key_cache", layer), k]))
-        values = self._repeat(self.a.concat(2, [self._past("value_cache", layer), v]))
-        out = self._attend(q, keys, values, self.inputs["mask"])
-        return self._reshape(self._swap(out, 0, 2, 1, 3), 1, rows, spec.num_heads * size)
+    def attend(self, q: X, k: X, v: X, a: Attention, mask: str | None) -> X:
+        k, v = (self._repeat(part, a.heads // a.kv_heads) for part in (k, v))
+        scale = a.head_dim**-0.5 if a.scale is None else a.scale
+        scores = self.mul(self._matmul(q, self._swap(k, 0, 1, 3, 2)), scale)
+        if a.softcap is not None:
+            scores = self.mul(self.a.tanh(self.mul(scores, 1 / a.softcap)), a.softcap)
+        scores = scores if mask is None else self.add(scores, self.input(mask))
+        return self._matmul(self.a.softmax(scores, 3), v)
 
-    def _rotate(self, x: X) -> X:
-        half = x.type.shape[-1] // 2
-        first, second = self._split(x, half, half, axis=3)
-        cos, sin = self.inputs["cos"], self.inputs["sin"]
-        turned = self.a.broadcasting_sub(self._mul(first, cos), self._mul(second, sin))
-        return self.a.concat(3, [turned, self.add(self._mul(second, cos), self._mul(first, sin))])
-
-    def _past(self, name: str, layer: int) -> X:
-        cache = self.inputs[name]
-        _, kv, past, size = cache.type.shape
-        return self.a.slice_(cache, places(layer, 0, 0, 0), places(layer + 1, kv, past, size), places(1, 1, 1, 1))
-
-    def _repeat(self, x: X) -> X:
+    def _repeat(self, x: X, group: int) -> X:
         """(1, kv heads, T, head size) to (1, heads, T, head size): query heads of a group share a key head."""
-        assert self.spec is not None
-        kv, group = self.spec.num_kv_heads, self.spec.num_heads // self.spec.num_kv_heads
+        if group == 1:
+            return x
+        kv = x.type.shape[1]
         single = self._split(x, *[1] * kv, axis=1) if kv > 1 else [x]
         return self.a.concat(1, [head for head in single for _ in range(group)])
 
-    def pixel_shuffle(self, x: X, scale: int) -> X:
-        _, patches, width = x.type.shape
-        side = math.isqrt(patches) // scale
-        grid = self._swap(self._reshape(x, side, scale, side, scale * width), 0, 2, 1, 3)
-        return self._reshape(grid, 1, patches // scale**2, width * scale**2)
-
-    def embed(self, ids: X, name: str) -> X:
-        raise EdgeVLMError("Core AI programs take embeddings, not ids.")
-
-    def last_position(self, x: X) -> X:
-        return self._matmul(self.inputs["select"], x)
+    def append(self, state: str, x: X) -> X:
+        """The past is an input and this call's rows are outputs; whoever calls puts them behind the past."""
+        self.new[state] = x
+        return self.a.concat(2, [self.inputs[state_input(state)], x])

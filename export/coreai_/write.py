@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,69 +11,88 @@ import numpy as np
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreai_.ops import CoreAiOps
-from edgevlm.models.llama import decoder
-from edgevlm.models.model import ModelSpec
+from edgevlm.models.components import components
+from edgevlm.models.model import ModelSpec, Tower
 from edgevlm.models.ops import Weights, X
-from edgevlm.models.projector import projector
-from edgevlm.models.siglip import vision_tower
-from edgevlm.runtimes.coreai import DECODER, ROWS, VISION, load_coreai
+from edgevlm.models.tensor import Tensor
+from edgevlm.runtimes.coreai import DECODER, ROWS, VISION, load_coreai, state_input, state_output
+from edgevlm.runtimes.coreml.inputs import axis_sizes, decoder_tensors
 
-Shapes = dict[str, tuple[int, ...]]
+Tensors = Mapping[str, Tensor]
+VIEW = (448, 448)
 
 
-def write_aimodel(folder: Path, spec: ModelSpec, weights: Weights, context: int) -> None:
+def write_aimodel(
+    folder: Path, spec: ModelSpec, weights: Weights, context: int, views: Iterable[tuple[int, int]] = (VIEW,)
+) -> None:
     """Write `VISION` and `DECODER` into `folder`, every weight in float32.
 
-    context: positions of the decoder's cache. The vision encoder takes one tile, the decoder `ROWS` positions per
-    call; inputs and outputs are those of `edgevlm.runtimes.coreai`. Raises EdgeVLMError where coreai-core is missing
-    or a program cannot be written.
+    context: positions of the decoder's cache. views: heights and widths in pixels of the pictures that an encoder of
+    any picture size should have room for. The encoder takes one view, the decoder `ROWS` positions per call; inputs and
+    outputs are those of `edgevlm.runtimes.coreai`. Raises EdgeVLMError where coreai-core is missing, a program cannot
+    be written, or the model has what these programs do not hold.
     """
-    authoring, text = load_coreai("authoring"), spec.decoder
-    side, channels = spec.vision.image_size, spec.vision.num_channels
+    authoring, d = load_coreai("authoring"), spec.decoder
+    vision, _, decoder = components(spec)
+    if other := next((state for state in decoder.states if state.kind != "append"), None):
+        raise EdgeVLMError(f"Core AI programs hold growing states only, and this decoder also carries '{other.name}'.")
 
     def encode(inputs: dict[str, X]) -> tuple[X, ...]:
-        ops = CoreAiOps(authoring, weights)
-        return (projector(ops, vision_tower(ops, inputs["pixels"], spec.vision), spec.projector),)
+        return tuple(vision.build(CoreAiOps(authoring, weights, inputs), inputs).values())
 
-    features: Shapes = {"image_features": (1, spec.image_tokens, text.hidden_size)}
-    _save(authoring, folder / VISION, encode, {"pixels": (1, channels, side, side)}, features)
+    sizes = _view_sizes(vision.inputs, spec.vision, views)
+    _save(authoring, folder / VISION, encode, vision.inputs, vision.outputs, sizes)
 
     def decode(inputs: dict[str, X]) -> tuple[X, ...]:
-        ops = CoreAiOps(authoring, weights, text, inputs)
-        logits = decoder(ops, inputs["embeddings"], text)
-        return logits, authoring.concat(0, ops.keys), authoring.concat(0, ops.values)
+        ops = CoreAiOps(authoring, weights, inputs)
+        logits = decoder.build(ops, {"inputs_embeds": inputs["embeddings"]})["logits"]
+        return logits, *(ops.new[state.name] for state in decoder.states)
 
-    cache = (text.num_layers, text.num_kv_heads, context, text.head_dim)
-    new = (text.num_layers, text.num_kv_heads, ROWS, text.head_dim)
-    half = (1, 1, ROWS, text.head_dim // 2)
-    inputs = {
-        "embeddings": (1, ROWS, text.hidden_size),
-        "mask": (1, 1, ROWS, context + ROWS),
-        "cos": half,
-        "sin": half,
-        "select": (1, 1, ROWS),
-        "key_cache": cache,
-        "value_cache": cache,
+    inputs = {name: tensor for name, tensor in decoder_tensors(d).items() if name != "position"}
+    inputs |= {
+        "embeddings": Tensor("float32", (1, "rows", d.hidden_size)),
+        "select": Tensor("float32", (1, 1, "rows")),
     }
-    outputs: Shapes = {"logits": (1, 1, text.vocab_size), "keys": new, "values": new}
-    _save(authoring, folder / DECODER, decode, inputs, outputs)
+    outputs = {"logits": Tensor("float32", (1, 1, d.vocab_size))}
+    for state in decoder.states:
+        inputs[state_input(state.name)] = Tensor("float32", (1, *(size or "past" for size in state.shape)))
+        outputs[state_output(state.name)] = Tensor("float32", (1, *(size or "rows" for size in state.shape)))
+    sizes = {"rows": ROWS, "past": context, "end": context + ROWS}
+    _save(authoring, folder / DECODER, decode, inputs, outputs, sizes)
+
+
+def _view_sizes(inputs: Tensors, tower: Tower, views: Iterable[tuple[int, int]]) -> dict[str, int]:
+    """The tower's free axes: one tile, or what the largest of the views takes."""
+    sizes = {"tiles": 1}
+    if any(axis not in sizes for tensor in inputs.values() for axis in tensor.shape if isinstance(axis, str)):
+        for view in views:
+            found = axis_sizes(inputs, tower.feeds(np.zeros((3, *view), np.float32)))
+            sizes |= {axis: max(size, sizes.get(axis, 0)) for axis, size in found.items()}
+    return sizes
 
 
 def _save(
-    authoring: Any, path: Path, body: Callable[[dict[str, X]], tuple[X, ...]], inputs: Shapes, outputs: Shapes
+    authoring: Any,
+    path: Path,
+    body: Callable[[dict[str, X]], tuple[X, ...]],
+    inputs: Tensors,
+    outputs: Tensors,
+    sizes: Mapping[str, int],
 ) -> None:
     """One program with the function `main`. The API reads a graph's interface from a Python signature."""
 
     def main(*values: X) -> tuple[X, ...]:
         return body(dict(zip(inputs, values, strict=True)))
 
-    def annotate(name: str, shape: tuple[int, ...]) -> Any:
-        return Annotated[authoring.Value, authoring.TensorType(shape, np.float32, name=name)]
+    def annotate(name: str, tensor: Tensor) -> Any:
+        shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
+        dtype = np.int32 if tensor.dtype == "int64" else np.float32
+        return Annotated[authoring.Value, authoring.TensorType(shape, dtype, name=name)]
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     main.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in inputs])  # type: ignore[attr-defined]
-    main.__annotations__ = {name: annotate(name, shape) for name, shape in inputs.items()}
-    returned = tuple(annotate(name, shape) for name, shape in outputs.items())
+    main.__annotations__ = {name: annotate(name, tensor) for name, tensor in inputs.items()}
+    returned = tuple(annotate(name, tensor) for name, tensor in outputs.items())
     main.__annotations__["return"] = tuple.__class_getitem__(returned)
     with authoring.Context():
         module = authoring.Module.create()

@@ -19,7 +19,7 @@ from edgevlm.models.model import Tower
 from edgevlm.models.ops import X
 from edgevlm.models.spec import Decoder
 from edgevlm.models.tensor import Tensor
-from edgevlm.runtimes.coreml.inputs import decoder_tensors, package_inputs, package_tensor
+from edgevlm.runtimes.coreml.inputs import axis_sizes, decoder_tensors, package_inputs, package_tensor
 
 MAX_SIDE = 1792  # pixels per side of the largest square picture that a flexible encoder takes
 
@@ -65,12 +65,18 @@ def _view_sizes(tensors: dict[str, Tensor], tower: Tower, profile: str, side: in
         return {"tiles": 1}
 
     def of(pixels: int) -> dict[str, int]:
-        values = package_inputs(tower.feeds(np.zeros((3, pixels, pixels), np.float32)))
-        pairs = ((a, n) for name, t in tensors.items() for a, n in zip(t.shape, values[name].shape, strict=True))
-        return {axis: size for axis, size in pairs if isinstance(axis, str)}
+        return axis_sizes(tensors, package_inputs(tower.feeds(np.zeros((3, pixels, pixels), np.float32))))
 
+    unit = tower.patch_size * getattr(tower, "merge", 1)
+    if side < unit or side % unit:
+        raise EdgeVLMError(
+            f"A CoreML encoder for pictures of {side} x {side} pixels is not possible: this model's views have sides "
+            f"that are multiples of {unit}; give {max(unit, side // unit * unit)}."
+        )
     usual = of(side)
-    return usual if profile == "ane" else {axis: Range(most, usual[axis]) for axis, most in of(MAX_SIDE).items()}
+    if profile == "ane":
+        return usual
+    return {axis: Range(most, usual[axis]) for axis, most in of(MAX_SIDE // unit * unit).items()}
 
 
 def decoder_functions(

@@ -94,7 +94,7 @@ def write_coreml(
     check_recipe(recipe, profile)
     mil = load_coremltools()
     entries: dict[str, dict[str, Any]] = {}
-    places = {}
+    places: dict[str, dict[str, Any]] = {}
     for component in components(spec):
         store = Store(weights, quantized)
         if component.name == "embed_tokens":

@@ -41,7 +41,7 @@ def _add(writer: GGUFWriter, key: str, value: Value) -> None:
 
 
 def add_tokenizer(writer: GGUFWriter, vocabulary: Vocabulary, prompt: PromptSpec) -> None:
-    """The template writes the prefix itself, so llama.cpp must not add a bos token."""
+    """A bos token that stands in the template must not be added once more."""
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -60,7 +60,7 @@ def add_tokenizer(writer: GGUFWriter, vocabulary: Vocabulary, prompt: PromptSpec
     writer.add_eot_token_id(prompt.stop_ids[-1])
     if prompt.pad_id is not None:
         writer.add_pad_token_id(prompt.pad_id)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(prompt.add_bos)
     writer.add_add_eos_token(False)
     writer.add_chat_template(chat_template(prompt))
 

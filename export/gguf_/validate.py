@@ -18,18 +18,18 @@ from edgevlm.export.gguf_.archs.text import Value
 from edgevlm.export.gguf_.entries import Entry, decoder_entries, mmproj_entries
 from edgevlm.export.gguf_.tokenizer import Vocabulary
 from edgevlm.export.quantize.recipe import make_recipe
-from edgevlm.inputs.spec import ImageSpec
+from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.runtimes.gguf import GgufFile
 
 _VOCABULARY = ("tokens", "token_type", "pre", "eos_token_id")
 
 
-def validate_gguf(model: Path, mmproj: Path | None, spec: ModelSpec, image: ImageSpec) -> None:
+def validate_gguf(model: Path, mmproj: Path | None, spec: ModelSpec, image: ImageSpec, prompt: PromptSpec) -> None:
     """Compare both files with `spec`, key by key and tensor by tensor; EdgeVLMError names the first thing wrong."""
     fp32, arch, projector = make_recipe("fp32"), text_arch(spec.decoder), projector_type(spec)
     file = GgufFile(model)
-    _check_keys(file, arch.keys(spec.decoder) | {"tokenizer.ggml.add_bos_token": False})
+    _check_keys(file, arch.keys(spec.decoder) | {"tokenizer.ggml.add_bos_token": prompt.add_bos})
     vocabulary = _check_vocabulary(file, spec)
     _check_tensors(file, decoder_entries(spec, arch, fp32))
     if mmproj is None or projector is None:

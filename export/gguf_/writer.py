@@ -77,7 +77,7 @@ def write_gguf(
             metadata.add_model(writer, "mmproj", spec.name, recipe.vision.kind, projector.keys(spec, image))
             metadata.add_own(writer, image, prompt)
             _write(writer, pictures, lambda entry: data(entry, table))
-        validate_gguf(parts[0], parts[1] if projector else None, spec, image)
+        validate_gguf(parts[0], parts[1] if projector else None, spec, image, prompt)
         for part, path in zip(parts, paths, strict=True):
             os.replace(part, path)
     finally:

@@ -1,5 +1,1 @@
-"""The coreml/ folder of a bundle: on CoreML where there is one (macOS), elsewhere through the evaluator."""
-
-from edgevlm.runtimes.coreml.runtime import CoreMLRuntime
-
-__all__ = ["CoreMLRuntime"]
+"""The coreml/ folder of a bundle on CoreML or in numpy."""

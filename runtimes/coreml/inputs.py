@@ -32,6 +32,12 @@ def decoder_tensors(d: Decoder) -> dict[str, Tensor]:
     return found
 
 
+def axis_sizes(tensors: Mapping[str, Tensor], values: Mapping[str, Array]) -> dict[str, int]:
+    """What the values make of the free axes."""
+    pairs = ((a, n) for name, t in tensors.items() for a, n in zip(t.shape, values[name].shape, strict=True))
+    return {axis: size for axis, size in pairs if isinstance(axis, str)}
+
+
 def package_tensor(name: str, tensor: Tensor) -> Tensor:
     """The package's input for a component's input `name`."""
     shape: Shape = tensor.shape

@@ -1,8 +1,9 @@
-"""CoreMLRuntime: a bundle's CoreML packages behind the protocol of all engines."""
+"""The coreml/ folder of a bundle: on CoreML where there is one (macOS), elsewhere through the evaluator."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +12,26 @@ import numpy as np
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, decoder_inputs
+from edgevlm.inputs.preprocess import normalize
 from edgevlm.io.records import from_dict
-from edgevlm.models.model import ModelSpec
-from edgevlm.runtimes.coreml.engines import Engine, EvaluatorEngine, PredictEngine
+from edgevlm.models.spec import Decoder
+from edgevlm.runtimes.base import EngineOptions, Runtime, context_error
+from edgevlm.runtimes.coreml.engines import (
+    DecoderEngine,
+    EvaluatedDecoder,
+    EvaluatedVision,
+    PredictedDecoder,
+    PredictedVision,
+    VisionEngine,
+)
 from edgevlm.runtimes.coreml.inputs import package_inputs
 from edgevlm.runtimes.coreml.table import EmbeddingTable, TableInfo
-from edgevlm.runtimes.eager import context_error
-from edgevlm.types import F32, I64
+from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
 
+NAME = "coreml"
 PROMPT_ROWS = 512  # rows per call of a flexible decoder: bounds the attention scores of a long prompt
 
 
@@ -33,80 +43,101 @@ class FunctionInfo:
     rows: int
 
 
-class CoreMLRuntime:
-    """`Runtime` over a bundle's CoreML packages.
+def open_runtime(bundle: Bundle, options: EngineOptions) -> Runtime:
+    """Off macOS, packages are evaluated in numpy."""
+    return Runtime(open_encoder(bundle, options), open_decoder(bundle, options))
 
-    device: on macOS "cpu", "gpu" or "npu" choose CoreML's compute units; elsewhere the evaluator knows "cpu" alone.
-    storage: the evaluator's, see runtimes/mil/evaluator.py. context: which of the exported context lengths to use; None
-    is the longest. evaluate: use the evaluator on macOS too, as the reference for CoreML.
+
+def open_encoder(bundle: Bundle, options: EngineOptions) -> CoreMLEncoder:
+    return CoreMLEncoder(bundle, options)
+
+
+def open_decoder(bundle: Bundle, options: EngineOptions) -> CoreMLDecoder:
+    return CoreMLDecoder(bundle, options)
+
+
+class CoreMLEncoder:
+    """`Encoder` over a bundle's VisionEncoder package.
+
+    options.device: on macOS "cpu", "gpu" or "npu" choose CoreML's compute units; elsewhere the evaluator knows "cpu"
+    alone. options.storage: the evaluator's, see runtimes/mil/evaluator.py. evaluate: use it on macOS too, as the
+    reference for CoreML.
     """
 
-    name = "coreml"
+    name = NAME
+
+    def __init__(self, bundle: Bundle, options: EngineOptions, *, evaluate: bool = False) -> None:
+        target, where = _target(bundle)
+        try:
+            path = _package(bundle, target["vision"]["file"])
+            self._mask_value = float(target["decoder"]["mask_value"])
+            self._inputs: dict[str, list[int | str]] = dict(target["vision"]["inputs"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _incomplete(where, error) from None
+        self.engine: VisionEngine
+        if _on_device(options, evaluate):
+            self.engine = PredictedVision(path, options.device)
+        else:
+            self.engine = EvaluatedVision(path, options.storage)
+        self.device, self._spec, self._image = self.engine.device, bundle.manifest.spec, bundle.image_spec
+
+    def encode(self, views: Sequence[U8]) -> list[F32]:
+        return [self.encode_pixels(normalize(view, self._image)) for view in views]
+
+    def encode_pixels(self, pixels: F32) -> F32:
+        """One normalized view (3, H, W) to features (tokens, D); tokens of padding come last and are dropped."""
+        inputs = package_inputs(self._spec.vision.feeds(pixels), self._mask_value, self._inputs)
+        rows, columns = self._spec.token_grid(*pixels.shape[1:])
+        return np.asarray(self.engine.run(inputs)["image_features"][0, : rows * columns], np.float32)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+class CoreMLDecoder:
+    """`Decoder` over a bundle's Decoder package and its embedding table.
+
+    context: which of the exported context lengths to use; None is the longest. Otherwise as `CoreMLEncoder`.
+    """
+
+    name = NAME
 
     def __init__(
-        self,
-        bundle: Bundle,
-        device: str = "cpu",
-        threads: int | None = None,
-        *,
-        storage: str = "fp16",
-        context: int | None = None,
-        evaluate: bool = False,
+        self, bundle: Bundle, options: EngineOptions, *, context: int | None = None, evaluate: bool = False
     ) -> None:
-        target = bundle.manifest.targets.get("coreml")
-        if target is None:
-            raise EdgeVLMError(
-                f"The bundle '{bundle.folder}' holds no CoreML packages: export it again with them, "
-                f"`edgevlm export MODEL --target coreml -o {bundle.folder} --force`."
-            )
-        where = f"{bundle.folder}/manifest.json: coreml"
+        target, where = _target(bundle)
         try:
-            vision, decoder = (_package(bundle, target[part]["file"]) for part in ("vision", "decoder"))
+            path = _package(bundle, target["decoder"]["file"])
             exported = {
                 name: from_dict(FunctionInfo, info, where) for name, info in target["decoder"]["functions"].items()
             }
             self._outputs = [str(name) for name in target["decoder"]["outputs"]]
             self._mask_value = float(target["decoder"]["mask_value"])
-            self._vision_inputs: dict[str, list[int | str]] = dict(target["vision"]["inputs"])
             table = from_dict(TableInfo, target["embedding"], where)
         except (KeyError, TypeError, AttributeError) as error:
-            raise EdgeVLMError(f"{where} is incomplete ({error}): export the bundle again.") from None
+            raise _incomplete(where, error) from None
         self._table = EmbeddingTable(bundle.path(table.file), table)
         self._functions = _of_context(exported, context)
         names = list(self._functions)
-        if platform.system() == "Darwin" and not evaluate:
-            self.engine: Engine = PredictEngine(vision, decoder, names, device)
-        elif device != "cpu":
-            raise EdgeVLMError(
-                f"Runtime 'coreml' reaches the {device.upper()} on macOS only; here its packages are "
-                "evaluated in numpy: use --device cpu."
-            )
+        self.engine: DecoderEngine
+        if _on_device(options, evaluate):
+            self.engine = PredictedDecoder(path, names, options.device)
         else:
-            self.engine = EvaluatorEngine(vision, decoder, names[0], storage)
+            self.engine = EvaluatedDecoder(path, names[0], options.storage)
         self.device = self.engine.device
         self.context = self._functions[names[0]].context
         self._flexible = names == ["main"]
-        self._spec: ModelSpec = bundle.manifest.spec
+        self._spec: Decoder = bundle.manifest.spec.decoder
         self._layout, self._position = Layout(0), 0
-
-    def encode(self, pixels: F32) -> F32:
-        return np.concatenate([self._encode(view) for view in pixels]).astype(np.float32)
-
-    def _encode(self, pixels: F32) -> Any:
-        """One view (3, H, W) to features (1, tokens, D); tokens of padding come last and are dropped."""
-        feeds = self._spec.vision.feeds(pixels)
-        inputs = package_inputs(feeds, self._mask_value, self._vision_inputs)
-        rows, columns = self._spec.token_grid(*pixels.shape[1:])
-        return self.engine.encode(inputs)["image_features"][:, : rows * columns]
 
     def embed(self, ids: I64) -> F32:
         rows = self._table.rows(ids)
-        scale = self._spec.decoder.embed_scale
+        scale = self._spec.embed_scale
         return rows if scale == 1.0 else rows * np.float32(scale)
 
-    def prefill(self, embeds: F32, layout: Layout | None = None) -> F32:
+    def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
         total = self._position + len(embeds)
-        limit = min(self.context, self._spec.decoder.context_length)
+        limit = min(self.context, self._spec.context_length)
         if total > limit:
             raise context_error(total, limit)
         if len(embeds) == 0:
@@ -122,14 +153,14 @@ class CoreMLRuntime:
         return logits
 
     def step(self, token: int) -> F32:
-        return self.prefill(self.embed(np.array([token], np.int64)))
+        return self.forward(self.embed(np.array([token], np.int64)))
 
     def rows_per_call(self, wanted: int) -> int:
         """Prompt rows that one call takes without padding: `wanted` where lengths are flexible, within bounds."""
         if not self._flexible:
             return max(info.rows for info in self._functions.values())
         # A prompt whose positions see later ones is read whole.
-        return max(1, min(wanted, PROMPT_ROWS)) if self._spec.decoder.mask == "causal" else wanted
+        return max(1, min(wanted, PROMPT_ROWS)) if self._spec.mask == "causal" else wanted
 
     def _rows(self, left: int) -> int:
         """How many rows the next call takes: a fixed prompt function is padded, where the cache has room for it."""
@@ -145,7 +176,7 @@ class CoreMLRuntime:
             fitting = {name: info.rows for name, info in self._functions.items() if info.rows >= new}
             name = min(fitting, key=lambda name: fitting[name])
             size, end = fitting[name], self.context
-        feeds = decoder_inputs(self._spec.decoder, self._layout, past, size)
+        feeds = decoder_inputs(self._spec, self._layout, past, size)
         feeds = {
             name: np.pad(value, ((0, 0), (0, end - past - size))) if value.dtype == np.bool_ else value
             for name, value in feeds.items()
@@ -159,14 +190,14 @@ class CoreMLRuntime:
         }
         if not self._flexible and size > 1:
             inputs["select"] = (np.arange(size) == new - 1).astype(np.float32)[None, None, None]
-        found = self.engine.decode(name, inputs)
+        found = self.engine.run(name, inputs)
         return np.concatenate([np.asarray(found[output], np.float32).reshape(-1) for output in self._outputs])
 
     @property
     def position(self) -> int:
         return self._position
 
-    def truncate(self, length: int) -> None:
+    def rewind(self, length: int) -> None:
         """Positions behind `length` stay in the state until they are overwritten; the mask hides them."""
         self._position = max(0, min(self._position, length))
         if self._position == 0:
@@ -175,6 +206,32 @@ class CoreMLRuntime:
     def close(self) -> None:
         self.engine.close()
         self._position = 0
+
+
+def _target(bundle: Bundle) -> tuple[dict[str, Any], str]:
+    target = bundle.manifest.targets.get("coreml")
+    if target is None:
+        raise EdgeVLMError(
+            f"The bundle '{bundle.folder}' holds no CoreML packages: export it again with them, "
+            f"`edgevlm export MODEL --target coreml -o {bundle.folder} --force`."
+        )
+    return target, f"{bundle.folder}/manifest.json: coreml"
+
+
+def _incomplete(where: str, error: Exception) -> EdgeVLMError:
+    return EdgeVLMError(f"{where} is incomplete ({error}): export the bundle again.")
+
+
+def _on_device(options: EngineOptions, evaluate: bool) -> bool:
+    """Whether CoreML itself runs the package; EdgeVLMError for a device that only it would reach."""
+    if platform.system() == "Darwin" and not evaluate:
+        return True
+    if options.device != "cpu":
+        raise EdgeVLMError(
+            f"Runtime 'coreml' reaches the {options.device.upper()} on macOS only; here its packages are "
+            "evaluated in numpy: use --device cpu."
+        )
+    return False
 
 
 def _package(bundle: Bundle, file: str) -> Path:

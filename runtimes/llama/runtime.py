@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,79 +12,106 @@ import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, positions
-from edgevlm.inputs.preprocess import normalize_all, normalize_tables
+from edgevlm.models.model import ModelSpec
 from edgevlm.models.towers.vit import Vit
+from edgevlm.runtimes.base import EngineOptions, Runtime, context_error
 from edgevlm.runtimes.devices import llama_device
-from edgevlm.runtimes.eager import context_error
 from edgevlm.runtimes.gguf import GgufFile, gguf_files
 from edgevlm.runtimes.llama.engine import load_engine, probe_in_child
 from edgevlm.runtimes.llama.names import EMBEDDINGS
-from edgevlm.types import F32, I64
+from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
-    from edgevlm.inputs.spec import ImageSpec
 
+NAME = "llama.cpp"
 BATCH = 512  # positions per call of the engine; its working memory grows with it
 MOST_TOKENS = 16384  # of one picture, on a tower of any size
 FIRST_POSITIONS = 512  # of the KV cache, which doubles when it is full
 
 
-class LlamaRuntime:
-    """`Runtime` on llama.cpp. The vision half is loaded when the first picture comes, the text half at once."""
+def open_runtime(bundle: Bundle, options: EngineOptions) -> Runtime:
+    """Both halves on one loaded model; the vision half is loaded when the first picture comes."""
+    files = LlamaFiles(bundle, options)
+    return Runtime(LlamaEncoder(bundle, files), LlamaDecoder(bundle, files))
 
-    name = "llama.cpp"
 
-    def __init__(self, bundle: Bundle, device: str = "cpu", threads: int | None = None) -> None:
-        model, self._mmproj_path = gguf_files(bundle)
+def open_encoder(bundle: Bundle, options: EngineOptions) -> LlamaEncoder:
+    return LlamaEncoder(bundle, LlamaFiles(bundle, options))
+
+
+def open_decoder(bundle: Bundle, options: EngineOptions) -> LlamaDecoder:
+    return LlamaDecoder(bundle, LlamaFiles(bundle, options))
+
+
+class LlamaFiles:
+    """A bundle's GGUF pair, tried in a child process and loaded; both halves need the model."""
+
+    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
+        self.model, self.mmproj = gguf_files(bundle)
+        self.embeddings = GgufFile(self.model)
+        _check_table(self.embeddings, bundle.manifest.spec)
+        if self.mmproj:
+            GgufFile(self.mmproj)  # llama.cpp loads a truncated file without an error
+        self.engine = load_engine()
+        gpu = llama_device(options.device)
+        self.gpu, self.threads = bool(gpu), options.threads or _cores()
+        probe_in_child(self.model, *([self.mmproj] if self.mmproj else []))
+        self.engine.silence()
+        self.handle: Any = self.engine.load_model(self.model, self.gpu)
+        self._users = 0
+        self.device = gpu or f"CPU ({self.threads} thread{'s' if self.threads > 1 else ''})"
+
+    def hold(self) -> LlamaFiles:
+        self._users += 1
+        return self
+
+    def release(self) -> None:
+        """Free the model when nobody holds it any more."""
+        self._users -= 1
+        if self._users <= 0 and self.handle:
+            self.engine.llama.llama_model_free(self.handle)
+            self.handle = None
+
+
+def _check_table(file: GgufFile, spec: ModelSpec) -> None:
+    table = file.tensors.get(EMBEDDINGS)
+    expected = (spec.decoder.vocab_size, spec.decoder.hidden_size)
+    if table is None or table.shape != expected:
+        raise EdgeVLMError(
+            f"'{file.path}' has {table.shape if table else 'no'} embeddings, and the manifest says "
+            f"{expected}: the file belongs to another model; export the bundle again."
+        )
+
+
+class LlamaEncoder:
+    """`Encoder` on llama.cpp's mtmd, which takes 8-bit pictures and normalizes them itself."""
+
+    name = NAME
+
+    def __init__(self, bundle: Bundle, files: LlamaFiles) -> None:
         self._no_pictures = bundle.manifest.targets["gguf"].get("no_pictures")
-        self._spec, self._image = bundle.manifest.spec, bundle.image_spec
-        self._embeddings = GgufFile(model)
-        self._check_table()
-        if self._mmproj_path:
-            GgufFile(self._mmproj_path)  # the engine reads a cut one without a word
-        self._engine = load_engine()
-        gpu = llama_device(device)
-        self._gpu = bool(gpu)
-        # Whoever ships float weights wants their numbers; quantized ones are rounded more by every product.
-        decoder = bundle.manifest.recipe.get("decoder") or {}
-        self._exact = not self._gpu and decoder.get("kind") in ("fp32", "fp16")
-        self._threads = threads or _cores()
-        probe_in_child(model, *([self._mmproj_path] if self._mmproj_path else []))
-        self._engine.silence()
-        self._model: Any = self._engine.load_model(model, self._gpu)
+        self._spec, self._engine, self.device = bundle.manifest.spec, files.engine, files.device
+        self._files: LlamaFiles | None = files.hold()
         self._mtmd: Any = None
-        self._context: Any = None
-        self._capacity = self._position = 0
-        self._layout = Layout(0)
-        count = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
-        self.device = gpu or f"CPU ({count})"
 
-    def _check_table(self) -> None:
-        table = self._embeddings.tensors.get(EMBEDDINGS)
-        expected = (self._spec.decoder.vocab_size, self._spec.decoder.hidden_size)
-        if table is None or table.shape != expected:
-            raise EdgeVLMError(
-                f"'{self._embeddings.path}' has {table.shape if table else 'no'} embeddings, and the manifest says "
-                f"{expected}: the file belongs to another model; export the bundle again."
-            )
-
-    def encode(self, pixels: F32) -> F32:
-        assert self._model, "the runtime is closed"
-        if self._mmproj_path is None:
+    def encode(self, views: Sequence[U8]) -> list[F32]:
+        assert self._files, "the runtime is closed"
+        files, spec = self._files, self._spec
+        if files.mmproj is None:
             raise EdgeVLMError(
                 f"{self._no_pictures or 'The GGUF files hold no vision tower'}: encode them with another engine, "
                 "--runtime onnxruntime+llama.cpp."
             )
-        spec = self._spec
-        rows, cols = spec.token_grid(*pixels.shape[2:])
-        if self._mtmd is None:
-            fixed = isinstance(spec.vision, Vit)
-            limits = range(rows * cols, rows * cols + 1) if fixed else range(1, MOST_TOKENS + 1)
-            self._mtmd = self._engine.load_mmproj(self._mmproj_path, self._model, limits, self._threads, self._gpu)
-        features = np.empty((len(pixels), rows * cols, spec.decoder.hidden_size), np.float32)
-        for tile, out in zip(to_bytes(pixels, self._image), features, strict=True):
-            self._encode_tile(tile, out)
+        features = []
+        for view in views:
+            rows, cols = spec.token_grid(*view.shape[:2])
+            if self._mtmd is None:
+                fixed = isinstance(spec.vision, Vit)
+                limits = range(rows * cols, rows * cols + 1) if fixed else range(1, MOST_TOKENS + 1)
+                self._mtmd = self._engine.load_mmproj(files.mmproj, files.handle, limits, files.threads, files.gpu)
+            features.append(np.empty((rows * cols, spec.decoder.hidden_size), np.float32))
+            self._encode_tile(np.ascontiguousarray(view), features[-1])
         return features
 
     def _encode_tile(self, tile: np.ndarray[Any, Any], out: F32) -> None:
@@ -120,10 +148,34 @@ class LlamaRuntime:
             mtmd.mtmd_input_chunks_free(chunks)
             mtmd.mtmd_bitmap_free(bitmap)
 
+    def close(self) -> None:
+        if self._mtmd:
+            self._engine.mtmd.mtmd_free(self._mtmd)
+        if self._files:
+            self._files.release()
+        self._mtmd = self._files = None
+
+
+class LlamaDecoder:
+    """`Decoder` on llama.cpp."""
+
+    name = NAME
+
+    def __init__(self, bundle: Bundle, files: LlamaFiles) -> None:
+        self._spec, self._engine, self.device = bundle.manifest.spec.decoder, files.engine, files.device
+        self._embeddings, self._threads = files.embeddings, files.threads
+        # Float weights: keep the KV cache in fp32 too; with quantized weights its rounding does not matter.
+        form = bundle.manifest.recipe.get("decoder") or {}
+        self._exact = not files.gpu and form.get("kind") in ("fp32", "fp16")
+        self._model: LlamaFiles | None = files.hold()
+        self._context: Any = None
+        self._capacity = self._position = 0
+        self._layout = Layout(0)
+
     def embed(self, ids: I64) -> F32:
         return self._embeddings.rows(EMBEDDINGS, np.asarray(ids, np.int64))
 
-    def prefill(self, embeds: F32, layout: Layout | None = None) -> F32:
+    def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
         assert self._model, "the runtime is closed"
         self._reserve(self._position + len(embeds))
         if layout is not None:
@@ -168,7 +220,7 @@ class LlamaRuntime:
 
         Under M-RoPE, embeddings have four rows of them: time, row, column and nothing. A token of text has one.
         """
-        axes = self._spec.decoder.axes
+        axes = self._spec.axes
         found = positions(self._layout, axes, self._position, self._position + count).astype(np.int32)
         if axes == 1 or not rows:
             return np.ascontiguousarray(found[0])
@@ -176,11 +228,11 @@ class LlamaRuntime:
 
     def _logits(self) -> F32:
         pointer = self._engine.llama.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(pointer, (self._spec.decoder.vocab_size,)).copy()
+        return np.ctypeslib.as_array(pointer, (self._spec.vocab_size,)).copy()
 
     def _reserve(self, total: int) -> None:
         """A KV cache for `total` positions: a model of 8192 never allocates them for a short question."""
-        limit = self._spec.decoder.context_length
+        limit = self._spec.context_length
         if total > limit:
             raise context_error(total, limit)
         if total <= self._capacity:
@@ -188,7 +240,8 @@ class LlamaRuntime:
         llama, old = self._engine.llama, self._context
         capacity = min(max(FIRST_POSITIONS, 2 * self._capacity, -(-total // 256) * 256), limit)
         batch = min(BATCH, capacity)
-        new = self._engine.new_context(self._model, capacity, batch, self._threads, self._exact)
+        assert self._model, "the runtime is closed"
+        new = self._engine.new_context(self._model.handle, capacity, batch, self._threads, self._exact)
         if self._position:
             size = llama.llama_state_seq_get_size(old, 0)
             state = (ctypes.c_uint8 * size)()
@@ -202,10 +255,10 @@ class LlamaRuntime:
     def position(self) -> int:
         return self._position
 
-    def truncate(self, length: int) -> None:
+    def rewind(self, length: int) -> None:
         if length >= self._position:
             return
-        axes, start = self._spec.decoder.axes, max(0, length - 1)
+        axes, start = self._spec.axes, max(0, length - 1)
         before, cut = positions(self._layout, axes, start, start + 2)[0] if length else (-1, 0)
         if before == cut:
             raise EdgeVLMError(
@@ -216,32 +269,12 @@ class LlamaRuntime:
         self._position = length
 
     def close(self) -> None:
-        llama, mtmd = self._engine.llama, self._engine.mtmd
-        if self._mtmd:
-            mtmd.mtmd_free(self._mtmd)
         if self._context:
-            llama.llama_free(self._context)
+            self._engine.llama.llama_free(self._context)
         if self._model:
-            llama.llama_model_free(self._model)
-        self._mtmd = self._context = self._model = None
+            self._model.release()
+        self._context = self._model = None
         self._capacity = self._position = 0
-
-
-def to_bytes(pixels: F32, spec: ImageSpec) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Normalized tiles (T, 3, S, S) back to the uint8 (T, S, S, 3) that they were made from, exactly.
-
-    EdgeVLMError for values that `normalize` cannot have made: llama.cpp takes 8-bit pictures only.
-    """
-    tables = normalize_tables(spec).astype(np.float64)
-    scale, shift = tables[:, 255] - tables[:, 0], tables[:, 0]
-    values = np.rint((pixels.transpose(0, 2, 3, 1) - shift) / scale * 255)
-    tiles = np.ascontiguousarray(np.clip(values, 0, 255).astype(np.uint8))
-    if not np.array_equal(normalize_all(list(tiles), spec), pixels):
-        raise EdgeVLMError(
-            "llama.cpp takes 8-bit pictures, and these tiles hold other values than the bundle's preprocessing makes: "
-            "preprocess pictures with the bundle's own image spec."
-        )
-    return tiles
 
 
 def _cores() -> int:

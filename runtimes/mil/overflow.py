@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.mil.file import MilOp
 from edgevlm.types import F32, I64
 
@@ -92,25 +93,25 @@ class OverflowObserver:
         return tuple(row for row in self._rows.values() if row.overflows or row.flushes)
 
 
-def overflow_report(bundle: Bundle, tiles: Iterable[F32], ids: I64 | None = None) -> OverflowObserver:
-    """Run a bundle's CoreML packages with fp16 storage over `tiles` (each (T, 3, S, S), normalized).
+def overflow_report(bundle: Bundle, pictures: Iterable[Sequence[F32]], ids: I64 | None = None) -> OverflowObserver:
+    """Run a bundle's CoreML packages with fp16 storage over `pictures`, normalized views (3, H, W) of each.
 
     The decoder reads each picture's features, and then the embeddings of `ids` where they are given.
     """
-    from edgevlm.runtimes.coreml.engines import EvaluatorEngine
-    from edgevlm.runtimes.coreml.runtime import CoreMLRuntime
+    from edgevlm.runtimes.coreml.engines import EvaluatedDecoder, EvaluatedVision
+    from edgevlm.runtimes.coreml.runtime import CoreMLDecoder, CoreMLEncoder
 
-    runtime = CoreMLRuntime(bundle, evaluate=True)
-    engine = runtime.engine
-    assert isinstance(engine, EvaluatorEngine)
-    observer = engine.observer = OverflowObserver()
-    for picture in tiles:
+    encoder = CoreMLEncoder(bundle, EngineOptions(), evaluate=True)
+    decoder = CoreMLDecoder(bundle, EngineOptions(), evaluate=True)
+    assert isinstance(encoder.engine, EvaluatedVision) and isinstance(decoder.engine, EvaluatedDecoder)
+    observer = encoder.engine.observer = decoder.engine.observer = OverflowObserver()
+    for views in pictures:
         observer.start("vision: ")
-        features = runtime.encode(picture)
+        features = [encoder.encode_pixels(view) for view in views]
         observer.start("decoder: ")
-        runtime.truncate(0)
-        rows = features.reshape(-1, features.shape[-1])
+        decoder.rewind(0)
+        rows = np.concatenate(features)
         if ids is not None:
-            rows = np.concatenate([rows, runtime.embed(ids)])
-        runtime.prefill(rows[: runtime.context])
+            rows = np.concatenate([rows, decoder.embed(ids)])
+        decoder.forward(rows[: decoder.context])
     return observer

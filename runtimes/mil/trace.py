@@ -16,6 +16,7 @@ from edgevlm.models.model import image_features
 from edgevlm.models.ops import Weights
 from edgevlm.models.states import States
 from edgevlm.models.trace import TracingOps
+from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.mil.file import MilOp
 from edgevlm.types import F32
 
@@ -84,29 +85,31 @@ def find_divergence(
 ) -> Divergence | None:
     """Compare a bundle's CoreML packages with `weights` in the eager reference, operation by operation.
 
-    pixels: one view (1, 3, H, W); embeds: at least two positions (S, D), given in two calls so that what the first
+    pixels: one view (3, H, W); embeds: at least two positions (S, D), given in two calls so that what the first
     leaves in the state counts. context: whose functions to call; None is the longest. layout: of the positions; None is
     a prompt without pictures. Returns the first operation that differs, or None.
     """
-    from edgevlm.runtimes.coreml.engines import EvaluatorEngine
-    from edgevlm.runtimes.coreml.runtime import CoreMLRuntime
+    from edgevlm.runtimes.coreml.engines import EvaluatedDecoder, EvaluatedVision
+    from edgevlm.runtimes.coreml.runtime import CoreMLDecoder, CoreMLEncoder
 
-    spec = bundle.manifest.spec
-    runtime = CoreMLRuntime(bundle, storage="fp32", context=context, evaluate=True)
-    engine = runtime.engine
-    assert isinstance(engine, EvaluatorEngine)
+    spec, options = bundle.manifest.spec, EngineOptions(storage="fp32")
+    encoder = CoreMLEncoder(bundle, options, evaluate=True)
+    runtime = CoreMLDecoder(bundle, options, context=context, evaluate=True)
+    assert isinstance(encoder.engine, EvaluatedVision) and isinstance(runtime.engine, EvaluatedDecoder)
+    engines = encoder.engine, runtime.engine
 
     def compare(ops: TracingOps, call: Callable[[], object], prefix: str) -> Divergence | None:
         trace = PackageTrace(ops.values)
-        engine.observer = trace
+        for engine in engines:
+            engine.observer = trace
         call()
         found = first_divergence(ops.values, trace.values, bound)
         return found and replace(found, name=prefix + found.name)
 
-    feeds = spec.vision.feeds(pixels[0])
+    feeds = spec.vision.feeds(pixels)
     ops = TracingOps(weights, inputs=feeds)
     image_features(ops, spec, feeds)
-    found = compare(ops, lambda: runtime.encode(pixels), "")
+    found = compare(ops, lambda: encoder.encode_pixels(pixels), "")
     held, rows, given = States(), runtime.rows_per_call(len(embeds) // 2), layout or Layout(0)
     embeds = np.resize(embeds, (2 * rows, embeds.shape[1]))
     for start, prefix in ((0, ""), (rows, "second call, ")):
@@ -114,5 +117,5 @@ def find_divergence(
             part = embeds[start : start + rows]
             ops = TracingOps(weights, held, decoder_inputs(spec.decoder, given, start, rows))
             decoder(ops, part, spec.decoder)
-            found = compare(ops, lambda part=part: runtime.prefill(part, given), prefix)  # type: ignore[misc]
+            found = compare(ops, lambda part=part: runtime.forward(part, given), prefix)  # type: ignore[misc]
     return found

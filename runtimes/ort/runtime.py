@@ -9,7 +9,11 @@ import numpy as np
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout
-from edgevlm.runtimes.base import no_features
+from edgevlm.inputs.preprocess import normalize, normalize_all
+from edgevlm.inputs.spec import ImageSpec
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import Decoder
+from edgevlm.runtimes.base import EngineOptions, Runtime
 from edgevlm.runtimes.ort.products import signed_saturates
 from edgevlm.runtimes.ort.session import find_providers, import_onnxruntime, open_session
 from edgevlm.runtimes.ort.states import (
@@ -21,103 +25,126 @@ from edgevlm.runtimes.ort.states import (
     vision_feeds,
     which_session,
 )
-from edgevlm.types import F32, I64
+from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
 
+NAME = "onnxruntime"
 
-class OrtRuntime:
-    """`Runtime` on ONNX Runtime: three or four sessions, batch 1.
 
-    parts: "vision" loads the encoder alone, "text" everything else, for one half of a pair of engines.
-    """
+def open_runtime(bundle: Bundle, options: EngineOptions) -> Runtime:
+    """Three or four sessions, batch 1."""
+    graphs = _Graphs(bundle, options)
+    return Runtime(_encoder(bundle, graphs), _decoder(bundle, graphs))
 
-    name = "onnxruntime"
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        device: str = "cpu",
-        threads: int | None = None,
-        portable: bool = False,
-        parts: str = "all",
-    ) -> None:
+def open_encoder(bundle: Bundle, options: EngineOptions) -> OrtEncoder:
+    return _encoder(bundle, _Graphs(bundle, options))
+
+
+def open_decoder(bundle: Bundle, options: EngineOptions) -> OrtDecoder:
+    return _decoder(bundle, _Graphs(bundle, options))
+
+
+class _Graphs:
+    """A bundle's ONNX files, and how sessions on them are made."""
+
+    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
         target = bundle.manifest.targets.get("onnx")
         if target is None:
             raise EdgeVLMError(
                 f"The bundle '{bundle.folder}' holds no ONNX graphs: export it again with them, "
                 f"`edgevlm export MODEL --target onnx -o {bundle.folder} --force`."
             )
-        ort = import_onnxruntime()
-        self._spec = bundle.manifest.spec
-        providers = find_providers(ort, device)
+        self.ort, self.bundle, self.threads = import_onnxruntime(), bundle, options.threads
+        self._providers = find_providers(self.ort, options.device)
         try:
             graphs = target["graphs"]
-            key = "portable" if portable else "file"
-            files = {graph: bundle.path(entry[key]) for graph, entry in graphs.items()}
-            shared = bool(graphs["decoder"]["shared_kv"]) and not portable
+            key = "portable" if options.portable else "file"
+            self.files = {graph: bundle.path(entry[key]) for graph, entry in graphs.items()}
+            self.shared = bool(graphs["decoder"]["shared_kv"]) and not options.portable
         except (KeyError, TypeError, AttributeError):
             raise EdgeVLMError(
                 f"The manifest of '{bundle.folder}' does not describe its ONNX graphs: export it again."
             ) from None
+        # Standard operators multiply in float32.
+        self._unsigned = not options.portable and signed_saturates(self.ort)
+        count = (
+            "one thread per core" if self.threads is None else f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        )
+        on_cpu = options.device == "cpu"
+        self.device = f"CPU ({count})" if on_cpu else f"{self._providers[0][0]}, CPU for what it lacks"
 
-        unsigned = not portable and signed_saturates(ort)  # standard operators multiply in float32
+    def load(self, graph: str, threads: int | None) -> Any:
+        if graph not in self.files:
+            raise EdgeVLMError(f"The bundle '{self.bundle.folder}' has no graph '{graph}': export it again.")
+        return open_session(self.ort, self.files[graph], self._providers, threads, self._unsigned)
 
-        def load(graph: str, session_threads: int | None) -> Any:
-            if graph not in files:
-                raise EdgeVLMError(f"The bundle '{bundle.folder}' has no graph '{graph}': export it again.")
-            return open_session(ort, files[graph], providers, session_threads, unsigned)
 
-        self._layout = Layout(0)
-        self._vision: Any = None
-        self._embed: Any = None
-        self._decoders: list[Any] = []
-        self._cache: Cache | None = None
-        if parts != "text":
-            self._vision = load("vision_encoder", threads)
-        if parts != "vision":
-            # Looking up rows needs no pool; an idle one would spin beside the decoder's after every token.
-            self._embed = load("embed_tokens", 1)
-            self._decoders.append(load("decoder", threads))
-            if "decoder_prefill" in files:
-                self._decoders.append(load("decoder_prefill", threads))
-            cache = SharedCache if shared else PassedCache
-            self._cache = cache(ort, self._spec.decoder, self._decoders)
-        count = "one thread per core" if threads is None else f"{threads} thread{'s' if threads > 1 else ''}"
-        self.device = f"CPU ({count})" if device == "cpu" else f"{providers[0][0]}, CPU for what it lacks"
+def _encoder(bundle: Bundle, graphs: _Graphs) -> OrtEncoder:
+    session = graphs.load("vision_encoder", graphs.threads)
+    return OrtEncoder(session, bundle.manifest.spec, bundle.image_spec, graphs.device)
 
-    def encode(self, pixels: F32) -> F32:
-        if not len(pixels):
-            return no_features(self._spec, pixels)
+
+def _decoder(bundle: Bundle, graphs: _Graphs) -> OrtDecoder:
+    # Looking up rows needs no pool; an idle one would spin beside the decoder's after every token.
+    embed = graphs.load("embed_tokens", 1)
+    names = [name for name in ("decoder", "decoder_prefill") if name == "decoder" or name in graphs.files]
+    decoders = [graphs.load(name, graphs.threads) for name in names]
+    d = bundle.manifest.spec.decoder
+    cache = (SharedCache if graphs.shared else PassedCache)(graphs.ort, d, decoders)
+    return OrtDecoder(embed, decoders, cache, d, graphs.device)
+
+
+class OrtEncoder:
+    """`Encoder` on ONNX Runtime, and a `BatchEncoder` for towers of one picture size."""
+
+    name = NAME
+
+    def __init__(self, session: Any, spec: ModelSpec, image: ImageSpec, device: str) -> None:
+        self._session, self._spec, self._image, self.device = session, spec, image, device
+
+    def encode(self, views: Sequence[U8]) -> list[F32]:
         # One view per call: peak memory is one view's, and where activations are quantized per call their
         # range is one view's too, so a view's features do not depend on the views that it arrives with.
-        return np.concatenate(
-            [self._vision.run(["image_features"], vision_feeds(self._spec, view))[0] for view in pixels]
-        )
+        assert self._session is not None, "the runtime is closed"
+        feeds = (vision_feeds(self._spec, normalize(view, self._image)) for view in views)
+        return [self._session.run(["image_features"], each)[0][0] for each in feeds]
 
-    def encode_together(self, pixels: F32) -> F32:
-        """As `encode`, in one call and beside a masked tile, which the graph drops: what the gate holds it to."""
-        shape = (1, len(pixels) + 1, *pixels.shape[1:])
-        padded = np.zeros(shape, np.float32)
+    def encode_together(self, views: Sequence[U8]) -> list[F32]:
+        pixels = normalize_all(views, self._image)
+        padded = np.zeros((1, len(pixels) + 1, *pixels.shape[1:]), np.float32)
         padded[0, :-1] = pixels
         mask = np.ones((1, len(pixels) + 1, *pixels.shape[2:]), np.bool_)
         mask[0, -1] = False
         feeds = {"pixel_values": padded, "pixel_attention_mask": mask}
-        features: F32 = self._vision.run(["image_features"], feeds)[0]
-        return features
+        return list(self._session.run(["image_features"], feeds)[0])
 
-    def prefill_padded(self, prompts: Sequence[F32]) -> F32:
+    def close(self) -> None:
+        self._session = None
+
+
+class OrtDecoder:
+    """`Decoder` and `BatchDecoder` on ONNX Runtime."""
+
+    name = NAME
+
+    def __init__(self, embed: Any, sessions: list[Any], cache: Cache, spec: Decoder, device: str) -> None:
+        """sessions: the decoder, and behind it the prompt's own where there is one."""
+        self._embed, self._decoders, self._spec, self.device = embed, sessions, spec, device
+        self._cache: Cache | None = cache
+        self._layout = Layout(0)
+
+    def forward_padded(self, prompts: Sequence[F32]) -> F32:
         """Logits (B, V) after each of several prompts (S, D), padded on the right into one batch; no cache is kept."""
         longest = max(map(len, prompts))
-        embeds = np.zeros((len(prompts), longest, self._spec.decoder.hidden_size), np.float32)
+        embeds = np.zeros((len(prompts), longest, self._spec.hidden_size), np.float32)
         mask = np.zeros((len(prompts), longest), np.int64)
         for row, prompt in enumerate(prompts):
             embeds[row, : len(prompt)] = prompt
             mask[row, : len(prompt)] = 1
-        past = {
-            f"past_key_values.{name}": empty for name, empty in empty_states(self._spec.decoder, len(prompts)).items()
-        }
+        past = {f"past_key_values.{name}": empty for name, empty in empty_states(self._spec, len(prompts)).items()}
         session = self._decoders[which_session(self._decoders, longest)]
         feeds = {"inputs_embeds": embeds, "attention_mask": mask, **past}
         logits: F32 = session.run(["logits"], feeds)[0][:, 0]
@@ -127,24 +154,23 @@ class OrtRuntime:
         rows: F32 = self._embed.run(["inputs_embeds"], {"input_ids": ids[None]})[0][0]
         return rows
 
-    def prefill(self, embeds: F32, layout: Layout | None = None) -> F32:
+    def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
         assert self._cache is not None, "the runtime is closed"
-        d = self._spec.decoder
         if layout is not None:
             self._layout = layout
-        return self._cache.run(embeds, position_feeds(d, self._layout, self._cache.position, len(embeds)))
+        return self._cache.run(embeds, position_feeds(self._spec, self._layout, self._cache.position, len(embeds)))
 
     def step(self, token: int) -> F32:
-        return self.prefill(self.embed(np.array([token], np.int64)))
+        return self.forward(self.embed(np.array([token], np.int64)))
 
     @property
     def position(self) -> int:
         return self._cache.position if self._cache else 0
 
-    def truncate(self, length: int) -> None:
+    def rewind(self, length: int) -> None:
         if self._cache:
             self._cache.position = min(self._cache.position, length)
 
     def close(self) -> None:
-        self._vision = self._embed = self._cache = None
+        self._embed = self._cache = None
         self._decoders = []

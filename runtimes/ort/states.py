@@ -11,7 +11,7 @@ from edgevlm.inputs.layout import Layout, decoder_inputs
 from edgevlm.models.components import position_inputs
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder, states
-from edgevlm.runtimes.eager import context_error
+from edgevlm.runtimes.base import context_error
 from edgevlm.types import F32
 
 # A second decoder graph for prompts pays from here on; below it, starting it costs more than it saves.

@@ -51,8 +51,8 @@ def rename_file(data: dict, new: str) -> None:
 CASES: list[tuple[str, Callable[[Path], object], str]] = [
     ("no manifest", lambda f: (f / "manifest.json").unlink(), "is a checkpoint, not a bundle: export it first"),
     ("not json", lambda f: (f / "manifest.json").write_text("{"), "is not valid JSON"),
-    ("a list", lambda f: (f / "manifest.json").write_text("[]"), "has schema None, and this edgevlm reads schema 1"),
-    ("new schema", edit(lambda d: d.update(schema=2)), "has schema 2, and this edgevlm reads schema 1"),
+    ("a list", lambda f: (f / "manifest.json").write_text("[]"), "has schema None, and this edgevlm reads schema 2"),
+    ("old schema", edit(lambda d: d.update(schema=1)), "has schema 1, and this edgevlm reads schema 2"),
     ("unknown field", edit(lambda d: d.update(extra=1)), "unknown field 'extra'"),
     ("no spec", edit(lambda d: d.pop("spec")), "lacks the field 'spec'"),
     ("spec of words", edit(lambda d: d["spec"]["vision"].update(num_layers="two")), "num_layers should be int"),

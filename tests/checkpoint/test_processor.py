@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import Tokenizer, processors
 from transformers import Idefics3Processor, PreTrainedTokenizerFast
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
+from edgevlm.checkpoint.families import read_image_spec, read_prompt_spec
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.preprocess import preprocess
+from edgevlm.inputs.preprocess import prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import RoleText
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Decoder, ProjectorSpec
+from edgevlm.models.projector import Linear, Shuffle
+from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm
 from edgevlm.models.towers.vit import Vit
 
 TOKENIZER = Path(__file__).parents[1] / "vectors" / "tokenizer.json"
@@ -41,16 +41,16 @@ CHATML = (
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-VISION = Vit(
-    image_size=32, patch_size=8, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2,
-    layer_norm_eps=1e-6, activation="gelu_tanh",
-)  # fmt: skip
+NORM = Norm("layer", 1e-6)
+VISION = Vit(32, 8, 16, 1, Block((Attention(2, 2, 8, bias=True, out_bias=True),), Mlp(32, "gelu", gated=False), NORM))
 DECODER = Decoder(
-    vocab_size=500, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1,
-    head_dim=8, rms_norm_eps=1e-5, rope_theta=1e4, context_length=512, tie_embeddings=True,
+    vocab_size=500, hidden_size=16, context_length=512, blocks=(Block((Attention(2, 1, 8),), Mlp(32), NORM),),
+    layers=(0,), norm=NORM,
 )  # fmt: skip
 IDS = Tokenizer.from_file(str(TOKENIZER)).get_vocab(with_added_tokens=True)
-MODEL = ModelSpec("tiny", "smolvlm", VISION, ProjectorSpec("pixel_shuffle", 2), DECODER, IDS["<image>"])
+MODEL = ModelSpec(
+    "tiny", "smolvlm", VISION, (Shuffle(2, 16), Linear("linear", 16, bias=False)), DECODER, IDS["<image>"]
+)
 
 
 def oracle(template: str = TEMPLATE, bos: str | None = "<|im_start|>", **image: Any) -> Idefics3Processor:
@@ -101,7 +101,7 @@ IMAGE_OPTIONS = [
 def test_specs_reproduce_transformers(options: dict[str, Any], layout: str, tmp_path: Path) -> None:
     processor = oracle(**options)
     folder = save(tmp_path, processor, layout)
-    image_spec, prompt_spec = read_image_spec(folder, VISION), read_prompt_spec(folder, MODEL)
+    image_spec, prompt_spec = read_image_spec(folder, MODEL), read_prompt_spec(folder, MODEL)
     rgb = np.random.default_rng(0).integers(0, 256, (70, 45, 3), dtype=np.uint8)
     text = "How many 12 circles?"
     content = [{"type": "image", "image": Image.fromarray(rgb)}, {"type": "text", "text": text}]
@@ -112,9 +112,9 @@ def test_specs_reproduce_transformers(options: dict[str, Any], layout: str, tmp_
         add_generation_prompt=True,
         return_tensors="np",
     )
-    tiles = preprocess(rgb, image_spec)
+    tiles = prepare(rgb, image_spec)
     np.testing.assert_array_equal(tiles.pixels, out["pixel_values"][0])
-    ids = Prompter(prompt_spec, folder / "tokenizer.json").encode(text, [tiles.grid])
+    ids, _ = Prompter(prompt_spec, folder / "tokenizer.json").encode(text, [tiles.views])
     np.testing.assert_array_equal(ids, out["input_ids"][0])
     assert prompt_spec.stop_ids == (IDS["<end_of_utterance>"],)
     assert (prompt_spec.bos_id, prompt_spec.pad_id) == (IDS["<|im_start|>"], IDS["<|im_end|>"])
@@ -128,7 +128,7 @@ def test_specs_reproduce_transformers(options: dict[str, Any], layout: str, tmp_
         lambda t: t.replace("<|im_start|>", "<|endoftext|>"),
         lambda t: t.replace("['role'] | capitalize", "['role'].capitalize()"),
         lambda t: t.replace("{% endif %}{% endfor %}<", VIDEO + "{% endif %}{% endfor %}<"),
-        lambda t: t.replace("<|im_start|>", "{{ bos_token }}"),  # from here on, examined with jinja2
+        lambda t: t.replace("<|im_start|>", "{{ bos_token }}"),
         lambda t: t.replace("Assistant:", "Assistant: "),
         lambda t: CHATML,
     ],
@@ -149,12 +149,12 @@ def test_chat_templates_reproduce_transformers(change: Callable[[str], str], tmp
             out = processor.apply_chat_template(
                 messages, tokenize=True, return_dict=True, add_generation_prompt=generation
             )
-            ids = prompter.encode(messages, add_generation_prompt=generation)
+            ids, _ = prompter.encode(messages, add_generation_prompt=generation)
             assert ids.tolist() == out["input_ids"][0]
     image = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "QQ"}]}]
     text = processor.apply_chat_template(image, add_generation_prompt=True)
-    spec = prompter.spec
-    assert text.startswith(f"{spec.prefix}{spec.roles['user'].open_image}<image>QQ{spec.roles['user'].close}")
+    chat = prompter.spec.chat
+    assert text.startswith(f"{chat.prefix}{chat.roles['user'].open_image}<image>QQ{chat.roles['user'].close}")
 
 
 def test_chat_template_may_stand_in_the_tokenizer_config(tmp_path: Path) -> None:
@@ -163,13 +163,13 @@ def test_chat_template_may_stand_in_the_tokenizer_config(tmp_path: Path) -> None
     named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": TEMPLATE}]
     for value in (TEMPLATE, named):
         edit(folder / "tokenizer_config.json", lambda d, v=value: d.update(chat_template=v))
-        spec = read_prompt_spec(folder, MODEL)
-        assert spec.roles["user"] == RoleText("User: ", "User:", "<end_of_utterance>\n")
-        assert (spec.prefix, spec.generation) == ("<|im_start|>", "Assistant:")
+        chat = read_prompt_spec(folder, MODEL).chat
+        assert chat.roles["user"] == RoleText("User: ", "User:", "<end_of_utterance>\n")
+        assert (chat.prefix, chat.generation) == ("<|im_start|>", "Assistant:")
 
 
-def test_the_family_template_needs_no_jinja(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, other = save(tmp_path / "a", oracle()), save(tmp_path / "b", oracle(CHATML))
+def test_without_jinja(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tmp_path, oracle())
     real = builtins.__import__
 
     def without_jinja(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -178,9 +178,8 @@ def test_the_family_template_needs_no_jinja(tmp_path: Path, monkeypatch: pytest.
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_jinja)
-    read_prompt_spec(folder, MODEL)
-    with pytest.raises(EdgeVLMError, match=r"chat_template\.jinja' is not the chat template .* needs jinja2"):
-        read_prompt_spec(other, MODEL)
+    with pytest.raises(EdgeVLMError, match=r"chat_template\.jinja' is a chat template that needs jinja2 .* install"):
+        read_prompt_spec(folder, MODEL)
 
 
 @pytest.mark.parametrize(
@@ -236,23 +235,23 @@ def test_refuses_image_settings(change: Any, sentence: str, layout: str, tmp_pat
         edit(folder / "processor_config.json", lambda d: d["image_processor"].update(change))
         where = r"/processor_config\.json' has image_processor\."
     with pytest.raises(EdgeVLMError, match=where + sentence):
-        read_image_spec(folder, VISION)
+        read_image_spec(folder, MODEL)
 
 
 def test_refuses_files(tmp_path: Path) -> None:
     with pytest.raises(EdgeVLMError, match=r"preprocessor_config\.json' is missing"):
-        read_image_spec(tmp_path, VISION)
+        read_image_spec(tmp_path, MODEL)
     path = tmp_path / "preprocessor_config.json"
     for content in (b"{", b"\xff\xfe", b"[" * 100_000):
         path.write_bytes(content)
         with pytest.raises(EdgeVLMError, match=r"preprocessor_config\.json' is not valid JSON"):
-            read_image_spec(tmp_path, VISION)
+            read_image_spec(tmp_path, MODEL)
     path.write_text("[1]")
     with pytest.raises(EdgeVLMError, match="holds a JSON list, expected an object"):
-        read_image_spec(tmp_path, VISION)
+        read_image_spec(tmp_path, MODEL)
     write(tmp_path / "processor_config.json", {"image_processor": 3})
     with pytest.raises(EdgeVLMError, match=r"processor_config\.json' has image_processor = 3, expected an object"):
-        read_image_spec(tmp_path, VISION)
+        read_image_spec(tmp_path, MODEL)
 
 
 def _tokens(path: Path, change: Callable[[Tokenizer], None]) -> None:
@@ -275,17 +274,21 @@ def _template(text: str) -> Callable[[Path], None]:
     return lambda folder: (folder / "chat_template.jinja").write_text(text, "utf-8") and None
 
 
+def _ends_with(token: int) -> dict[str, Any]:
+    rules = processors.TemplateProcessing(single="$A <|im_end|>", special_tokens=[("<|im_end|>", token)])
+    return json.loads(rules.__getstate__())
+
+
 BAD_PROMPT: list[tuple[Callable[[Path], Any], str]] = [
     (lambda f: edit(f / "processor_config.json", lambda d: d.update(processor_class="LlavaProcessor")),
      "processor_class = 'LlavaProcessor', expected Idefics3Processor or SmolVLMProcessor"),
     (lambda f: edit(f / "processor_config.json", lambda d: d.update(image_seq_len=64)),
-     "image_seq_len = 64, expected the 4 image tokens"),
+     "image_seq_len = 64, expected the 4 image tokens of a view"),
     (lambda f: (f / "tokenizer.json").unlink(), r"tokenizer\.json' is missing"),
     (_drop("<end_of_utterance>"), "lacks the special token '<end_of_utterance>' among added_tokens"),
     (_drop("<fake_token_around_image>"), "lacks the special token '<fake_token_around_image>'"),
-    (lambda f: _tokens(f / "tokenizer.json",
-                       lambda t: t.add_special_tokens([AddedToken("<pad me>", lstrip=True)]) and None),
-     "special token '<pad me>' with lstrip, rstrip or single_word set"),
+    (lambda f: edit(f / "tokenizer.json", lambda d: [t.update(rstrip=True) for t in d["added_tokens"]]),
+     "joins its special tokens with the text around them"),
     (lambda f: write(f / "generation_config.json", {"eos_token_id": 500}), "eos_token_id = 500, expected"),
     (lambda f: write(f / "generation_config.json", {"eos_token_id": "</s>"}), "eos_token_id = '</s>'"),
     (lambda f: (f / "chat_template.jinja").unlink(), "has no chat template: expected chat_template.jinja"),
@@ -294,9 +297,9 @@ BAD_PROMPT: list[tuple[Callable[[Path], Any], str]] = [
     (_template("{{ raise_exception('no') }}"), "cannot format a conversation"),
     (_template("constant"), "does not put fixed text around each message"),
     (_template(CHATML.replace("{{line['text']}}", "{{line['text'] | trim}}")), "does not put fixed text"),
-    (_template("{% if messages[0]['role'] != 'system' %}<|im_start|>system\nHi<|im_end|>\n{% endif %}"
-               + CHATML),
-     "does not put fixed text around"),
+    (_template(CHATML.replace("{{ '<|im_end|>\n' }}", "{{ loop.index }}")), "does not put fixed text around"),
+    (lambda f: edit(f / "tokenizer.json", lambda d: d.update(post_processor=_ends_with(IDS["<|im_end|>"]))),
+     r"adds the special tokens \[\d+\] to every text, expected the bos_token alone"),
 ]  # fmt: skip
 
 
@@ -313,11 +316,15 @@ def test_refuses_another_models_tokenizer(tmp_path: Path) -> None:
     from dataclasses import replace
 
     folder = save(tmp_path, oracle())
-    with pytest.raises(EdgeVLMError, match=r"has '<image>' as token \d+, expected 9 \(image_token_id in config"):
+    with pytest.raises(
+        EdgeVLMError,
+        match=r"has .* as token 9, expected the special token that stands for images \(image_token_id in config",
+    ):
         read_prompt_spec(folder, replace(MODEL, image_token_id=9))
 
 
-def test_tokens_that_the_tokenizer_adds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("template", [TEMPLATE, TEMPLATE.replace("<|im_start|>", "")])
+def test_tokens_that_the_tokenizer_adds(template: str, tmp_path: Path) -> None:
     """A bos token written by the template replaces the tokenizer's own, as in transformers."""
 
     def add_bos(rules: Tokenizer) -> None:
@@ -325,9 +332,9 @@ def test_tokens_that_the_tokenizer_adds(tmp_path: Path) -> None:
             single="<|im_start|> $A", special_tokens=[("<|im_start|>", IDS["<|im_start|>"])]
         )
 
-    folder = save(tmp_path / "a", oracle())
+    folder = save(tmp_path, oracle(template))
     _tokens(folder / "tokenizer.json", add_bos)
-    processor = oracle()
+    processor = oracle(template)
     processor.tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"),
         bos_token="<|im_start|>",
@@ -336,9 +343,6 @@ def test_tokens_that_the_tokenizer_adds(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
     expected = processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"][0]
     prompter = Prompter(read_prompt_spec(folder, MODEL), folder / "tokenizer.json")
-    assert prompter.encode(messages, add_generation_prompt=False).tolist() == expected
-    shutil.copy(folder / "tokenizer.json", tmp_path / "tokenizer.json")
-    other = save(tmp_path / "b", oracle(TEMPLATE.replace("<|im_start|>", "")))
-    shutil.copy(tmp_path / "tokenizer.json", other / "tokenizer.json")
-    with pytest.raises(EdgeVLMError, match="adds special tokens to every text, expected a chat template"):
-        read_prompt_spec(other, MODEL)
+    assert prompter.spec.add_bos == (template != TEMPLATE)
+    ids, layout = prompter.encode(messages, add_generation_prompt=False)
+    assert ids.tolist() == expected and layout.length == len(expected)

@@ -16,7 +16,8 @@ from edgevlm.cli import main
 from edgevlm.errors import EdgeVLMError
 from edgevlm.evaluation.runner import EncodeOnce, EvalOptions, answer_text, evaluate
 from edgevlm.evaluation.suites import SUITES, read_items
-from edgevlm.inputs.prompt import Prompter, load_tokenizer
+from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.tokenizer import load_tokenizer
 from edgevlm.runtimes import open_runtime
 
 ROWS: list[dict[str, Any]] = [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_models import LAYOUT, PLAIN, WIDTH, Drawn, clip, cosine, features, gemma, intern, logits, picture, qwen
+
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.cli import main
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreai_.write import write_aimodel
+from edgevlm.inputs.layout import Layout
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Decoder, ProjectorSpec
-from edgevlm.models.towers.vit import Vit
+from edgevlm.models.spec import Block, ShortConv
 from edgevlm.runtimes import coreai
 from edgevlm.runtimes.coreai import DECODER, ROWS, VISION, CoreAIRuntime
 from edgevlm.verify import second_opinion as opinions
-from edgevlm.verify.reference import Reference, cosine
 
 needs_coreai = pytest.mark.skipif(find_spec("coreai") is None, reason="the extra coreai is not installed")
 Change = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
@@ -44,7 +48,7 @@ class Spoiled:
 
 @contextmanager
 def program(folder: Path, spec: ModelSpec, weights: Any, context: int) -> Iterator[CoreAIRuntime]:
-    write_aimodel(folder, spec, weights, context)
+    write_aimodel(folder, spec, weights, context, views=[(48, 48), (24, 40)])
     with closing(CoreAIRuntime(folder, spec, weights, context)) as runtime:
         yield runtime
 
@@ -85,76 +89,35 @@ def test_a_wrong_weight_is_found(bundle: Bundle, tmp_path: Path, name: str, chan
 
 
 @needs_coreai
-@pytest.mark.parametrize("table", ["_sin", "_keys", "_values"])
-def test_a_wrong_rotation_or_cache_is_found(
-    bundle: Bundle, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("spoiled", ["sin", "key", "value"])
+def test_a_wrong_rotation_or_state_is_found(
+    bundle: Bundle, tmp_path: Path, spoiled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = CoreAIRuntime._decode
+    begin = CoreAIRuntime._call
 
-    def decode(self: CoreAIRuntime, embeds: Any) -> Any:
-        getattr(self, table)[...] *= -1
-        return begin(self, embeds)
+    def call(self: CoreAIRuntime, function: Any, inputs: dict[str, Any]) -> Any:
+        wrong = {name: -value if name.endswith(spoiled) else value for name, value in inputs.items()}
+        return begin(self, function, wrong)
 
-    monkeypatch.setattr(CoreAIRuntime, "_decode", decode)
+    monkeypatch.setattr(CoreAIRuntime, "_call", call)
     opinion = ask(bundle, tmp_path)
     assert opinion.features > 0.999999 and opinion.logits < opinions.BOUND
 
 
-SPEC = ModelSpec(
-    "small",
-    "llava",
-    Vit(16, 4, 24, 40, 2, 3, 1e-6, "gelu", post_norm=False),
-    ProjectorSpec("mlp", activation="gelu"),
-    Decoder(50, 32, 48, 2, 4, 1, 8, 1e-5, 10000.0, 128, False),
-    49,
-)
-
-
-class Drawn:
-    """Random weights, each drawn when it is first read; of the decoder only q has a bias."""
-
-    def __init__(self) -> None:
-        self._rng, self._drawn = np.random.default_rng(0), dict[str, Any]()
-
-    def __contains__(self, name: object) -> bool:
-        return str(name).startswith(("vision.", "projector.")) or str(name).endswith(".q.bias")
-
-    def read(self, name: str) -> Any:
-        if name not in self._drawn:
-            self._drawn[name] = self._rng.normal(0, 0.3, self._shape(name)).astype(np.float32)
-        return self._drawn[name]
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        parts = name.split(".")
-        sizes: dict[str, tuple[int, int]] = {
-            "fc1": (40, 24), "fc2": (24, 40), "linear_1": (32, 24), "linear_2": (32, 32), "embed": (50, 32),
-            "head": (50, 32), "gate": (48, 32), "up": (48, 32), "down": (32, 48),
-        }  # fmt: skip
-        if parts[1] == "patch_embedding":
-            return (24, 3, 4, 4) if parts[-1] == "weight" else (24,)
-        if parts[1] == "position_embedding":
-            return (16, 24)
-        wide = 24 if parts[0] == "vision" else 32
-        if "norm" in parts[-2]:
-            return (wide,)
-        rows = {"k": 8, "v": 8}.get(parts[-2], 32) if parts[0] == "decoder" else wide
-        shape = sizes.get(parts[-2], (rows, wide))
-        return shape if parts[-1] == "weight" else shape[:1]
-
-
 @needs_coreai
-def test_other_architectures_and_long_prompts(tmp_path: Path) -> None:
-    """MLP projector, exact GELU, one key head, biases on some packed maps, an untied head, three calls of rows."""
-    weights, rng = Drawn(), np.random.default_rng(1)
-    reference = Reference(SPEC, weights)
-    tiles = rng.normal(0, 1, (2, 3, 16, 16)).astype(np.float32)
-    prompt = rng.normal(0, 1, (2 * ROWS + 7, 32)).astype(np.float32)
-    with program(tmp_path, SPEC, weights, 80) as runtime:
-        assert cosine(runtime.encode(tiles), reference.features(tiles)) > 0.999999
-        assert cosine(runtime.prefill(prompt), reference.logits(prompt)[-1]) > 0.999999
+@pytest.mark.parametrize("spec", [clip(), intern(), clip(gemma())], ids=["clip", "intern", "gemma"])
+def test_square_towers_and_long_prompts(tmp_path: Path, spec: ModelSpec) -> None:
+    """Three calls of rows, a step back, and the limit of the cache."""
+    weights, side = Drawn(spec), getattr(spec.vision, "patches_per_side", 0)
+    tiles = np.stack([picture(side, side, spec.vision.patch_size) * scale for scale in (1, -0.5)])
+    prompt = np.random.default_rng(1).normal(0, 1, (2 * ROWS + 7, WIDTH)).astype(np.float32)
+    with program(tmp_path, spec, weights, 80) as runtime:
+        wanted = np.concatenate([features(spec, weights, tile) for tile in tiles])
+        assert cosine(runtime.encode(tiles), wanted) > 0.999999
+        assert cosine(runtime.prefill(prompt), logits(spec, weights, prompt, Layout(0))[-1]) > 0.999999
         runtime.truncate(ROWS + 3)
-        expected = reference.logits(prompt[: ROWS + 3], reference.embed(np.array([5])))
-        assert cosine(runtime.step(5), expected[-1]) > 0.999999
+        told = np.concatenate([prompt[: ROWS + 3], runtime.embed(np.array([5]))])
+        assert cosine(runtime.step(5), logits(spec, weights, told, Layout(0))[-1]) > 0.999999
         assert runtime.position == ROWS + 4
         with pytest.raises(EdgeVLMError, match="80"):
             runtime.prefill(prompt)
@@ -162,17 +125,44 @@ def test_other_architectures_and_long_prompts(tmp_path: Path) -> None:
 
 
 @needs_coreai
+def test_pictures_of_any_grid_and_positions_of_three_axes(tmp_path: Path) -> None:
+    spec = qwen()
+    weights = Drawn(spec)
+    embeds = np.random.default_rng(5).normal(0, 1, (30, WIDTH)).astype(np.float32)
+    with program(tmp_path, spec, weights, 40) as runtime:
+        for grid in ((6, 10), (4, 4), (2, 14), (12, 12)):
+            pixels = picture(*grid, 4)
+            assert cosine(runtime.encode(pixels[None]), features(spec, weights, pixels)) > 0.999999
+        with pytest.raises(EdgeVLMError, match="too large for a Core AI program"):
+            runtime.encode(picture(14, 14, 4)[None])
+        wanted = logits(spec, weights, embeds, LAYOUT, keep=30)
+        assert cosine(runtime.prefill(embeds[:24], LAYOUT), wanted[23]) > 0.999999
+        assert cosine(runtime.prefill(embeds[24:]), wanted[29]) > 0.999999
+        runtime.truncate(0)
+        assert cosine(runtime.prefill(embeds), logits(spec, weights, embeds, Layout(0))[-1]) > 0.999999
+
+
+@needs_coreai
+def test_a_state_that_is_replaced_is_refused(tmp_path: Path) -> None:
+    blocks = (*PLAIN.blocks, Block((ShortConv(3),), PLAIN.blocks[0].mlp))
+    spec = clip(replace(PLAIN, blocks=blocks, layers=(0, 1)))
+    with pytest.raises(EdgeVLMError, match=r"also carries '1\.conv'"):
+        write_aimodel(tmp_path, spec, Drawn(spec), 64)
+
+
+@needs_coreai
 def test_a_damaged_program_is_refused(tmp_path: Path) -> None:
-    weights = Drawn()
-    write_aimodel(tmp_path, SPEC, weights, 64)
+    spec = clip()
+    weights = Drawn(spec)
+    write_aimodel(tmp_path, spec, weights, 64)
     path = tmp_path / DECODER / "main.mlirb"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(EdgeVLMError, match=rf"cannot load .*{DECODER}"):
-        CoreAIRuntime(tmp_path, SPEC, weights, 64)
+        CoreAIRuntime(tmp_path, spec, weights, 64)
     with pytest.raises(EdgeVLMError, match=rf"cannot load .*{VISION}"):
-        CoreAIRuntime(tmp_path / "missing", SPEC, weights, 64)
+        CoreAIRuntime(tmp_path / "missing", spec, weights, 64)
     with pytest.raises(EdgeVLMError, match="could not be written"):
-        write_aimodel(path, SPEC, weights, 64)
+        write_aimodel(path, spec, weights, 64)
 
 
 @needs_coreai
@@ -197,4 +187,4 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(coreai.importlib, "import_module", missing)
     with pytest.raises(EdgeVLMError, match=r"pip install 'edgevlm\[coreai\]'"):
-        write_aimodel(tmp_path, SPEC, Drawn(), 64)
+        write_aimodel(tmp_path, clip(), Drawn(clip()), 64)

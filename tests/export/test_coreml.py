@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,15 +17,14 @@ import pytest
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.checkpoint.checkpoint import open_checkpoint
-from edgevlm.checkpoint.families import read_model
-from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
+from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreml_ import CoreMLOptions, ane_ops, check_recipe, write_coreml
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.inputs.decode import open_image
-from edgevlm.inputs.preprocess import preprocess
+from edgevlm.inputs.preprocess import prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.runtimes.coreml import CoreMLRuntime
 from edgevlm.runtimes.coreml import runtime as coreml
@@ -672,10 +670,10 @@ def answer_prompt(checkpoint: str, quantize: str, out: Path, options: CoreMLOpti
     """(model, reference, tiles, prompt with their features), from a shipped picture and a question."""
     model = Exported(Path(checkpoint), out, quantize, options)
     source = open_checkpoint(checkpoint)
-    image = replace(read_image_spec(source.folder, model.spec.vision), split=False)
-    tiles = preprocess(open_image(picture_folder() / "coffee.jpg"), image)
+    image = read_image_spec(source.folder, model.spec)
+    tiles = prepare(open_image(picture_folder() / "coffee.jpg"), image, max_tiles=1)
     prompter = Prompter(read_prompt_spec(source.folder, model.spec), source.folder / "tokenizer.json")
-    ids = prompter.encode("What is in the picture?", [tiles.grid])
+    ids, _ = prompter.encode("What is in the picture?", [tiles.views])
     reference = Reference(model.spec, model.weights)
     embeds = reference.merge(ids, reference.features(tiles.pixels), model.spec.image_token_id)
     return model, reference, tiles.pixels, embeds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,90 +11,24 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_models import LAYOUT, PLAIN, WIDTH, Drawn, clip, cosine, features, gemma, intern, logits, picture, qwen
+
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreml_ import CoreMLOptions, write_coreml
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
-from edgevlm.inputs.layout import Layout, Span, decoder_inputs
-from edgevlm.models.decoder import decoder
-from edgevlm.models.eager import EagerOps
-from edgevlm.models.model import ModelSpec, image_features
-from edgevlm.models.projector import Act, Group, Linear, Normalize, Shuffle, Take
-from edgevlm.models.record import weight_tree
-from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, ShortConv
-from edgevlm.models.states import States
-from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.inputs.layout import Layout, Span
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import Attention, Block, Decoder, Mlp, ShortConv
 from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.coreml import CoreMLRuntime
 from edgevlm.runtimes.mil.trace import find_divergence
 from edgevlm.types import F32
+from edgevlm.verify.lint_ane import lint_package
 
 pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
-
-WIDTH = 48  # of the decoder
-
-
-class Drawn:
-    """Random weights of a model, each a number that fp16 holds."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        rng = np.random.default_rng(0)
-        self._values = {}
-        for name, info in weight_tree(spec).items():
-            scale = 0.3 if len(info.shape) == 1 else float(np.prod(info.shape[1:])) ** -0.5
-            values = rng.normal(0, scale, info.shape) + ("norm" in name and name.endswith(".weight"))
-            self._values[name] = values.astype(np.float16).astype(np.float32)
-
-    def read(self, name: str) -> F32:
-        return self._values[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._values
-
-
-def text(attention: Attention, rope: Rope, **options: Any) -> Decoder:
-    block = Block((replace(attention, rope="main"),), Mlp(80), Norm("rms", 1e-6))
-    return Decoder(90, WIDTH, 128, (block,), (0, 0, 0), ropes={"main": rope}, **options)
-
-
-PLAIN = text(Attention(4, 2, 16), Rope(1e4, 16), tie_embeddings=True)
-MROPE = text(Attention(4, 2, 16, bias=True, qk_norm=Norm("rms", 1e-6)), Rope(1e5, 16, sections=(2, 3, 3)))
-
-
-def clip(decoder: Decoder = PLAIN) -> ModelSpec:
-    """CLIP's tower as LLaVA takes it."""
-    attention = Attention(4, 4, 16, bias=True, out_bias=True)
-    block = Block((attention,), Mlp(96, "quick_gelu", gated=False, bias=True), Norm("layer", 1e-5))
-    tower = Vit(24, 8, 64, 2, block, patch_bias=False, class_token=True, pre_norm=True, post_norm=False)
-    return ModelSpec(
-        "m", "llava", tower, (Linear("linear_1", WIDTH), Act("gelu"), Linear("linear_2", WIDTH)), decoder, 1
-    )
-
-
-def intern() -> ModelSpec:
-    """A tower with norms of queries and keys, and a projector that shuffles and normalizes."""
-    attention = Attention(2, 2, 32, bias=True, out_bias=True, qk_norm=Norm("rms", 1e-6))
-    tower = Vit(32, 8, 64, 2, Block((attention,), Mlp(96, "gelu", gated=False, bias=True), Norm("layer", 1e-6)))
-    steps = (
-        Shuffle(2, 64),
-        Normalize(Norm("layer", 1e-5)),
-        Linear("linear_1", WIDTH),
-        Act("relu"),
-        Linear("linear_2", WIDTH),
-    )
-    return ModelSpec("m", "internvl", tower, steps, PLAIN, 1)
-
-
-def qwen(decoder: Decoder = MROPE) -> ModelSpec:
-    """Qwen2.5-VL's tower: windows of 4 x 4 patches, 2 x 2 patches to a token."""
-    attention = Attention(4, 4, 16, bias=True, out_bias=True, rope="patches")
-    tower = QwenVit(4, 2, 4, 64, 3, (1,), Block((attention,), Mlp(96, bias=True), Norm("rms", 1e-6)))
-    steps = (
-        Normalize(Norm("rms", 1e-6)), Group(2, 64), Linear("linear_1", 256), Act("gelu"), Linear("linear_2", WIDTH),
-        Take("order"),
-    )  # fmt: skip
-    return ModelSpec("m", "qwen2_5_vl", tower, steps, decoder, 1)
 
 
 class Exported:
@@ -113,26 +48,10 @@ class Exported:
         return CoreMLRuntime(self.bundle, storage=storage, evaluate=True)
 
     def features(self, pixels: F32) -> F32:
-        feeds = self.spec.vision.feeds(pixels)
-        features: F32 = image_features(EagerOps(self.weights, inputs=feeds), self.spec, feeds)
-        return features
+        return features(self.spec, self.weights, pixels)
 
     def logits(self, embeds: F32, layout: Layout, keep: int = 1) -> F32:
-        d = self.spec.decoder
-        inputs = decoder_inputs(d, layout, 0, len(embeds))
-        logits: F32 = decoder(EagerOps(self.weights, States(), inputs, keep=keep), embeds, d)
-        return logits
-
-
-def cosine(ours: F32, theirs: F32) -> float:
-    assert ours.shape == theirs.shape
-    products = (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
-    return float(products.min())
-
-
-def picture(rows: int, columns: int, patch: int) -> F32:
-    rng = np.random.default_rng(rows)
-    return rng.uniform(-1, 1, (3, rows * patch, columns * patch)).astype(np.float32)
+        return logits(self.spec, self.weights, embeds, layout, keep)
 
 
 PROFILES = {"gpu": CoreMLOptions("gpu", (64,)), "ane": CoreMLOptions("ane", (64,), image_side=48)}
@@ -179,9 +98,6 @@ def test_a_picture_beyond_a_fixed_encoder_is_refused(grid_model: Exported) -> No
             runtime.encode(pixels[None])
 
 
-LAYOUT = Layout(24, (Span(3, (2, 5)), Span(15, (3, 2))))
-
-
 def test_positions_of_three_axes(grid_model: Exported) -> None:
     """A prompt with two pictures, read in two parts, and an answer behind it."""
     embeds = np.random.default_rng(5).normal(0, 1, (30, WIDTH)).astype(np.float32)
@@ -198,6 +114,22 @@ def test_positions_of_three_axes(grid_model: Exported) -> None:
     assert cosine(wanted[-1], text_alone) < 0.999
 
 
+def test_fixed_programs_stay_on_the_neural_engine(grid_model: Exported) -> None:
+    """By the lint: a token order that is gathered leaves it, flexible lengths all the more."""
+    folder = grid_model.bundle.folder / "coreml"
+    reports = [lint_package(folder / f"{name}.mlpackage") for name in ("VisionEncoder", "Decoder")]
+    if grid_model.entry["profile"] == "gpu":
+        assert not any(report.passed for report in reports)
+        return
+    vision, decoder = reports
+    (gather,) = (finding for finding in vision.findings if finding.rule == "cpu-operation")
+    assert vision.passed and {finding.rule for finding in vision.findings} <= {"cpu-operation", "padded-axis"}
+    (function,) = vision.functions
+    assert [op for op, unit in function.operations.items() if unit == "cpu"] == [gather.where.split("/")[1]]
+    # Heads of 16 values are what state-alignment is for.
+    assert {finding.rule for finding in decoder.findings} <= {"padded-axis", "state-alignment"}
+
+
 def test_every_named_value_is_the_references(grid_model: Exported) -> None:
     embeds = np.random.default_rng(5).normal(0, 1, (24, WIDTH)).astype(np.float32)
     side = 48 if grid_model.entry["profile"] == "ane" else 24  # the reference pads nothing
@@ -207,15 +139,8 @@ def test_every_named_value_is_the_references(grid_model: Exported) -> None:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_windows_caps_and_norms_behind_parts(tmp_path: Path, profile: str) -> None:
-    """Gemma's decoder: two kinds of layers, soft caps, a scale, scaled embeddings, partial RoPE."""
-    attention = Attention(4, 2, 16, rope="main", softcap=20.0, scale=0.3)
-    blocks = tuple(
-        Block((replace(attention, window=window),), Mlp(80, "gelu_tanh"), Norm("rms", 1e-6), places="sandwich")
-        for window in (8, None)
-    )
-    ropes = {"main": Rope(1e4, 8)}
-    spec = Decoder(90, WIDTH, 128, blocks, (0, 1, 0), ropes=ropes, logit_cap=10.0, embed_scale=6.5)
-    model = Exported(tmp_path, clip(spec), PROFILES[profile])
+    """Gemma's decoder."""
+    model = Exported(tmp_path, clip(gemma()), PROFILES[profile])
     embeds = np.random.default_rng(5).normal(0, 1, (40, WIDTH)).astype(np.float32)
     runtime = model.runtime()
     assert cosine(runtime.prefill(embeds), model.logits(embeds, Layout(0))[-1]) >= 0.99999
@@ -241,6 +166,11 @@ def test_windows_caps_and_norms_behind_parts(tmp_path: Path, profile: str) -> No
 def test_what_packages_do_not_hold_is_refused(tmp_path: Path, spec: Decoder, message: str) -> None:
     with pytest.raises(EdgeVLMError, match=message):
         Exported(tmp_path, clip(spec), PROFILES["gpu"])
+
+
+def test_a_side_that_no_view_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EdgeVLMError, match="multiples of 8; give 48"):
+        Exported(tmp_path, qwen(), CoreMLOptions("ane", (64,), image_side=50))
 
 
 def test_a_prefix_mask_needs_flexible_lengths(tmp_path: Path) -> None:

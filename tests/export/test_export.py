@@ -15,7 +15,7 @@ from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.inputs.decode import open_image
-from edgevlm.inputs.preprocess import preprocess
+from edgevlm.inputs.preprocess import prepare
 from edgevlm.runtimes import open_runtime
 from edgevlm.verify.gate import picture_folder
 from edgevlm.verify.reference import Reference, cosine
@@ -129,7 +129,7 @@ def test_256m_fp32_features_are_those_of_transformers(
     out = export_model(ExportOptions(str(checkpoint_256m), tmp_path / "fp32", quantize="fp32", gate=False)).folder
     bundle = open_bundle(out)
     picture = open_image(picture_folder() / "coffee.jpg")
-    tiles = preprocess(picture, bundle.image_spec, max_tiles=5).pixels
+    tiles = prepare(picture, bundle.image_spec, max_tiles=5).pixels
     runtime = open_runtime(bundle, "onnxruntime")
     with torch.no_grad():
         theirs = builder.load_model(checkpoint_256m).get_image_features(torch.from_numpy(tiles)[None]).pooler_output

@@ -372,7 +372,7 @@ def test_the_template_renders_what_the_prompt_spec_says(gguf_bundle):
         def text(piece):
             return piece.text if isinstance(piece, Control | Plain) else marker
 
-        return "".join(text(piece) for piece in render(spec, messages, num_images))
+        return "".join(text(piece) for piece in render(spec.chat, messages, num_images))
 
     def stock(messages):
         return template.render(messages=messages, add_generation_prompt=True)
@@ -444,19 +444,19 @@ MODEL_DAMAGE = [
 def test_files_that_llama_cpp_would_misread_are_refused(gguf_bundle, tmp_path, file, damage, reason):
     bundle = gguf_bundle("int4")
     model, mmproj = pair(bundle)
-    validate_gguf(model, mmproj, bundle.manifest.spec, bundle.image_spec)
+    validate_gguf(model, mmproj, bundle.manifest.spec, bundle.image_spec, bundle.prompt_spec)
     damaged = rewrite(bundle.folder / "gguf" / f"{file}.gguf", tmp_path / f"{file}.gguf", **damage)
     files = (damaged, mmproj) if file == "model" else (model, damaged)
     with pytest.raises(EdgeVLMError, match=rf"^{file}.gguf would not work in llama.cpp: .*{reason}"):
-        validate_gguf(*files, bundle.manifest.spec, bundle.image_spec)
+        validate_gguf(*files, bundle.manifest.spec, bundle.image_spec, bundle.prompt_spec)
 
 
 def test_files_of_another_model_are_refused(gguf_bundle):
     tiny, default = gguf_bundle("int4"), gguf_bundle("int4", "default")
     with pytest.raises(EdgeVLMError, match="would not work"):
-        validate_gguf(*pair(default), tiny.manifest.spec, tiny.image_spec)
+        validate_gguf(*pair(default), tiny.manifest.spec, tiny.image_spec, tiny.prompt_spec)
     with pytest.raises(EdgeVLMError, match="architecture is 'clip', expected 'llama'"):
-        validate_gguf(*reversed(pair(tiny)), tiny.manifest.spec, tiny.image_spec)
+        validate_gguf(*reversed(pair(tiny)), tiny.manifest.spec, tiny.image_spec, tiny.prompt_spec)
 
 
 def test_without_llama_cpps_markers_a_decoder_is_written_alone(gguf_checkpoint, tmp_path):
@@ -472,8 +472,7 @@ def test_without_llama_cpps_markers_a_decoder_is_written_alone(gguf_checkpoint, 
 
 def write(source, out, quantized=None, kind="int4"):
     from edgevlm.checkpoint.checkpoint import open_checkpoint
-    from edgevlm.checkpoint.families import read_model
-    from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
+    from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
 
     spec, weights = read_model(open_checkpoint(str(source)))
     recipe = make_recipe(kind)
@@ -482,7 +481,7 @@ def write(source, out, quantized=None, kind="int4"):
         spec,
         weights,
         recipe,
-        read_image_spec(source, spec.vision),
+        read_image_spec(source, spec),
         read_prompt_spec(source, spec),
         source / "tokenizer.json",
         quantized or (lambda name: quantize(weights.read(name), recipe.form(name).kind, name)),

@@ -18,8 +18,9 @@ from edgevlm.export.gguf_.archs import projector_type, text_arch, why_no_picture
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import Layout, Span
-from edgevlm.inputs.preprocess import normalize
-from edgevlm.inputs.spec import ImageSpec, PromptSpec, RoleText
+from edgevlm.inputs.preprocess import normalize_all
+from edgevlm.inputs.rules import RatioTiles, Stretch, TilesThenWhole
+from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec, RoleText
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Group, Linear, Normalize, Shuffle, Take
 from edgevlm.models.record import weight_tree
@@ -135,21 +136,10 @@ class Arrays(dict):
 
 # The pictures' own rules do not matter here: views are given.
 IMAGE = ImageSpec(
-    1,
-    "tiles_then_global",
-    56,
-    112,
-    112,
-    1,
-    False,
-    "bicubic",
-    (0, 0, 0),
-    1 / 255,
-    (0.48, 0.46, 0.41),
-    (0.27, 0.26, 0.28),
+    2, Stretch(56), "bicubic", (0, 0, 0), 1 / 255, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), token_pixels=14
 )
 PROMPT = PromptSpec(
-    1, "", {"user": RoleText("user ", "user", "\n")}, "assistant", "<image>", 600, 16, "", "", "", "", "", (2,), 1
+    2, Chat("", {"user": RoleText("user ", "user", "\n")}, "assistant"), PictureText(), "<image>", 600, (2,), bos_id=1
 )
 MARKERS = ("<fake_token_around_image>", "<global-img>", "<image>")
 TEXT = "The quick brown fox jumps over the lazy dog; what colour is the car? 1 2 33, it's 10 past 7.\n\nA cat sat. né"
@@ -286,6 +276,30 @@ def test_a_tower_that_llama_cpp_lacks_leaves_a_decoder_alone(case, write):
     assert [path.name for path in (bundle.folder / "gguf").iterdir()] == ["model.gguf"]
 
 
+def test_stock_llama_cpp_is_told_how_pictures_are_cut():
+    """As far as it has keys: InternVL's tiles, the longest edge of SmolVLM's; else one tile at most."""
+    tiles = dataclasses.replace(IMAGE, rule=RatioTiles(56, 1, 6, True))
+    longest = dataclasses.replace(IMAGE, rule=TilesThenWhole(56, 224, 4096, 2, True))
+    asked = {"clip.vision.preproc_min_tiles": 1, "clip.vision.preproc_max_tiles": 6}
+    spec = model(tower="internvl")
+    assert asked.items() <= projector_type(spec).keys(spec, tiles).items()
+    assert projector_type(spec).keys(spec, IMAGE)["clip.vision.preproc_max_tiles"] == 1
+    spec = model(tower="idefics3")
+    assert projector_type(spec).keys(spec, longest)["clip.vision.preproc_image_size"] == 224
+    assert projector_type(spec).keys(spec, IMAGE)["clip.vision.preproc_image_size"] == 56
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_stock_llama_cpp_adds_bos_where_the_prompt_says_so(tmp_path, tokenizer_json, add_bos):
+    spec = model()
+    weights = Arrays(spec)
+    write_gguf(
+        tmp_path, spec, weights, make_recipe("fp32"), IMAGE, dataclasses.replace(PROMPT, add_bos=add_bos),
+        tokenizer_json, lambda name: quantize(weights[name], "fp32", name),
+    )  # fmt: skip
+    assert GgufFile(tmp_path / "model.gguf").keys["tokenizer.ggml.add_bos_token"] is add_bos
+
+
 # --- the same bits ---------------------------------------------------------------------------------------------
 
 
@@ -419,7 +433,7 @@ def test_features_are_eagers(engines, tower):
     sizes = [(112, 112), (140, 308), (28, 28)] if tower == "qwen2.5vl_merger" else [(56, 56)]
     for height, width in sizes:
         views = random.integers(0, 256, (1 if len(sizes) > 1 else 2, height, width, 3)).astype(np.uint8)
-        pixels = normalize(views, IMAGE)
+        pixels = normalize_all(list(views), IMAGE)
         one, two = ours.encode(pixels), eager.encode(pixels)
         assert one.shape == two.shape
         assert np.abs(one - two).max() < 0.02 * np.abs(two).max()

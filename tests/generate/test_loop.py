@@ -18,6 +18,7 @@ from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.generate import loop as generate
 from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.runtimes import open_runtime
+from edgevlm.verify.inputs import views_of_grid
 
 PICTURES = Path(edgevlm.__file__).parent / "assets" / "pictures"
 QUESTION = "What is in the picture?"
@@ -174,7 +175,7 @@ def test_a_prompt_over_the_context_is_refused_with_the_numbers_before_any_work(b
     pictures = [PICTURES / "scene-tall.png"] * 12
     with pytest.raises(EdgeVLMError) as caught:
         pipeline.ask(pictures, QUESTION, GenerateOptions(max_tokens=77))
-    tokens = len(pipeline.prompter.encode(QUESTION, [(4, 3)] * 12))
+    tokens = len(pipeline.prompter.encode(QUESTION, [views_of_grid(4, 3, 4, 4)] * 12)[0])
     assert tokens > 2048 > one
     assert str(caught.value) == (
         f"The prompt takes {tokens} tokens ({12 * 13 * 16} of them from 12 pictures) and up to 77 for the "

@@ -26,6 +26,7 @@ from edgevlm.inputs import preprocess as pre
 from edgevlm.inputs import resample
 from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.spec import ImageSpec
+from edgevlm.inputs.views import ResizeTo, View
 from edgevlm.io.records import from_dict, to_dict
 from edgevlm.types import U8
 
@@ -54,6 +55,20 @@ def vectors(name: str) -> dict[str, Any]:
 
 def image_spec(values: dict[str, Any], **changes: Any) -> ImageSpec:
     return from_dict(ImageSpec, values | changes, "spec")
+
+
+def grid_of(views: list[View]) -> tuple[int, int]:
+    """Rows and columns of the tiles; 0 x 0 for the whole picture alone."""
+    return max((view.place for view in views if view.place), default=(0, 0))
+
+
+def placed(made: pre.Prepared) -> tuple[int, int]:
+    return max((view.place for view in made.views if view.place), default=(0, 0))
+
+
+def resizes(views: list[View]) -> list[list[int]]:
+    """Width and height of each resize, up to the tiles."""
+    return [[step.width, step.height] for step in views[0].steps if isinstance(step, ResizeTo)]
 
 
 SPECS = vectors("preprocess.json")["specs"]
@@ -125,13 +140,15 @@ def test_resampler_refuses() -> None:
 def test_preprocess_vectors(case: dict[str, Any]) -> None:
     spec, rgb = image_spec(SPECS[case["spec"]]), rgb_vector(case["image"])
     planned = pre.plan(rgb.shape[1], rgb.shape[0], spec, max_tiles=case["max_tiles"])
-    assert [list(size) for size in planned.resizes] == case["resizes"]
-    assert list(planned.grid) == case["grid"] and planned.num_tiles == case["tiles"]
-    tiles, grid = pre.resize_and_split(rgb, spec, max_tiles=case["max_tiles"])
-    assert list(grid) == case["grid"]
+    assert resizes(planned) == case["resizes"]
+    assert list(grid_of(planned)) == case["grid"] and len(planned) == case["tiles"]
+    tiles = np.stack(pre.preprocess(rgb, spec, max_tiles=case["max_tiles"]))
     assert hashlib.sha256(tiles.tobytes()).hexdigest() == case["uint8_sha256"]
-    made = pre.preprocess(Image.fromarray(rgb), spec, max_tiles=case["max_tiles"])
-    assert made.grid == grid and made.pixels.dtype == np.float32
+    made = pre.prepare(Image.fromarray(rgb), spec, max_tiles=case["max_tiles"])
+    assert made.pixels.dtype == np.float32
+    assert [view.place for view in made.views] == [view.place for view in planned]
+    assert all((view.rows, view.cols) == (spec.rule.side // 4,) * 2 for view in made.views)
+    assert pre.normalize(tiles[0], spec).tobytes() == made.pixels[0].tobytes()
     assert hashlib.sha256(made.pixels.astype("<f4").tobytes()).hexdigest() == case["float32_sha256"]
     for t, c, y, x, value in case["values"]:
         assert float(made.pixels[t, c, y, x]) == value
@@ -140,11 +157,10 @@ def test_preprocess_vectors(case: dict[str, Any]) -> None:
 def test_plan_vectors() -> None:
     table = vectors("plan.json")
     specs = {name: image_spec(values) for name, values in table["specs"].items()}
-    for name, width, height, budget, resizes, grid in table["cases"]:
+    for name, width, height, budget, sizes, grid in table["cases"]:
         planned = pre.plan(width, height, specs[name], max_tiles=budget)
-        found = ([list(size) for size in planned.resizes], list(planned.grid))
-        assert found == (resizes, grid), (name, width, height, budget)
-        assert budget is None or planned.num_tiles <= budget
+        assert (resizes(planned), list(grid_of(planned))) == (sizes, grid), (name, width, height, budget)
+        assert budget is None or len(planned) <= budget
 
 
 @needs_pillow_13
@@ -163,12 +179,12 @@ def test_photographs_at_full_size(hf: ModuleType) -> None:
         rgb = getattr(data, name)()
         for split, budget in ((True, None), (False, 1)):
             expected, grid = hf.hf_tiles(rgb, SPECS["smolvlm"], do_image_splitting=split)
-            made = pre.preprocess(rgb, spec, max_tiles=budget)
-            assert made.grid == grid
+            made = pre.prepare(rgb, spec, max_tiles=budget)
+            assert placed(made) == grid
             np.testing.assert_array_equal(made.pixels, expected)
     out = idefics(Image.fromarray(rgb), return_row_col_info=True, return_tensors="np")
-    made = pre.preprocess(rgb, image_spec(SPECS["idefics3"]))
-    assert made.grid == (out["rows"][0][0], out["cols"][0][0])
+    made = pre.prepare(rgb, image_spec(SPECS["idefics3"]))
+    assert placed(made) == (out["rows"][0][0], out["cols"][0][0])
     np.testing.assert_array_equal(made.pixels, out["pixel_values"][0])
 
 
@@ -176,8 +192,8 @@ def test_beyond_the_largest_edge(hf: ModuleType) -> None:
     values = hf.spec(1024, 6000)
     rgb = noise(5000, 25)
     expected, grid = hf.hf_tiles(rgb, values)
-    made = pre.preprocess(rgb, image_spec(values))
-    assert made.grid == grid == (1, 4)
+    made = pre.prepare(rgb, image_spec(values))
+    assert placed(made) == grid == (1, 4)
     np.testing.assert_array_equal(made.pixels, expected)
 
 
@@ -196,8 +212,8 @@ def test_preprocess_equals_transformers(width: int, height: int, name: str, budg
     rgb = noise(width, height, width * 1000 + height)
     options = hf.hf_options((width, height), SPECS[name], budget)
     expected, grid = hf.hf_tiles(rgb, SPECS[name], **options)
-    made = pre.preprocess(rgb, image_spec(SPECS[name]), max_tiles=budget)
-    assert made.grid == grid
+    made = pre.prepare(rgb, image_spec(SPECS[name]), max_tiles=budget)
+    assert placed(made) == grid
     assert len(made.pixels) == grid[0] * grid[1] + 1 and (budget is None or len(made.pixels) <= budget)
     np.testing.assert_array_equal(made.pixels, expected)
 
@@ -207,11 +223,12 @@ _MAKE = _load_make()
 
 def test_budget_of_one_is_the_unsplit_mode() -> None:
     rgb = noise(90, 70)
-    whole = pre.preprocess(rgb, image_spec(SPECS["small"], split=False))
-    one = pre.preprocess(rgb, SMALL, max_tiles=1)
-    assert whole.grid == one.grid == (0, 0)
+    unsplit = SPECS["small"]["rule"] | {"split": False}
+    whole = pre.prepare(rgb, image_spec(SPECS["small"], rule=unsplit))
+    one = pre.prepare(rgb, SMALL, max_tiles=1)
+    assert placed(whole) == placed(one) == (0, 0)
     np.testing.assert_array_equal(whole.pixels, one.pixels)
-    two = pre.preprocess(rgb, SMALL, max_tiles=2)  # no grid has one tile: the same
+    two = pre.prepare(rgb, SMALL, max_tiles=2)  # no grid has one tile: the same
     np.testing.assert_array_equal(two.pixels, one.pixels)
 
 
@@ -393,13 +410,11 @@ def test_spec_round_trip() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("version", 2),
-        ("strategy", "stretch"),
+        ("version", 1),
         ("resample", "nearest"),
-        ("tile_size", 0),
-        ("longest_edge", -1),
-        ("max_edge", 10**9),
-        ("short_edge_multiple", 0),
+        ("token_pixels", 0),
+        ("token_pixels", None),
+        ("tokens", 4),
         ("background", [0, 0, 300]),
         ("std", [1, 0, 1]),
         ("mean", [float("nan"), 0, 0]),
@@ -409,3 +424,36 @@ def test_spec_round_trip() -> None:
 def test_spec_refuses(field: str, value: Any) -> None:
     with pytest.raises(EdgeVLMError, match=rf"image spec has .*{field}.* = .*expected"):
         image_spec(SPECS["small"], **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("rule", "field"),
+    [
+        ({"side": 0}, "side"),
+        ({"longest_edge": -1}, "longest_edge"),
+        ({"max_edge": 10**9}, "max_edge"),
+        ({"short_edge_multiple": 0}, "short_edge_multiple"),
+        ({"kind": "stretch", "side": 20000}, "side"),
+        ({"kind": "crop", "shortest": 32, "side": 33}, "side"),
+        ({"kind": "pad", "side": 32, "color": [0, 0, 256]}, "color"),
+        ({"kind": "ratio_tiles", "side": 32, "least": 7, "most": 6, "thumbnail": True}, "least"),
+        ({"kind": "ratio_tiles", "side": 32, "least": 1, "most": 10**6, "thumbnail": True}, "most"),
+        ({"kind": "native", "unit": 28, "least": 1, "most": 1 << 40}, "most"),
+        (
+            {"kind": "whole_then_tiles", "side": 8, "longest_edge": 32, "enlarge": True, "whole_resample": "box"},
+            "whole_resample",
+        ),
+    ],
+)
+def test_rule_refuses(rule: dict[str, Any], field: str) -> None:
+    rule = rule if "kind" in rule else SPECS["small"]["rule"] | rule
+    with pytest.raises(EdgeVLMError, match=rf"image spec has {field} = .*expected"):
+        image_spec(SPECS["small"], rule=rule)
+
+
+def test_other_schemas_are_refused_in_a_sentence() -> None:
+    first = {"version": 1, "strategy": "tiles_then_global", "tile_size": 32}
+    with pytest.raises(EdgeVLMError, match="has the unknown field 'strategy': it was written by another version"):
+        from_dict(ImageSpec, first, "preprocess.json")
+    with pytest.raises(EdgeVLMError, match="rule is of the unknown kind 'mosaic'"):
+        image_spec(SPECS["small"], rule={"kind": "mosaic"})

@@ -16,8 +16,9 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.prompt import Prompter, StreamDecoder
-from edgevlm.inputs.spec import PromptSpec
+from edgevlm.inputs.layout import Span
+from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.spec import PromptSpec, ViewTokens
 from edgevlm.io.records import from_dict, to_dict
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -46,11 +47,13 @@ SPECIAL = [t.content for t in RULES.get_added_tokens_decoder().values() if t.spe
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: c["text"][:40])
 def test_prompt_vectors(case: dict[str, Any]) -> None:
-    ids = PROMPTER.encode(case["messages"], case["grids"], add_generation_prompt=case["add_generation_prompt"])
+    pictures, generation = case["pictures"], case["add_generation_prompt"]
+    ids, layout = PROMPTER.encode(case["messages"], pictures, add_generation_prompt=generation)
     assert ids.dtype == np.int64 and ids.ndim == 1
     assert ids.tolist() == case["ids"]
-    tiles = sum(rows * cols + 1 for rows, cols in case["grids"])
-    assert (ids == PROMPTER.image_token_id).sum() == tiles * PROMPTER.spec.image_tokens
+    views = [tuple(grid) for views in pictures for _, *grid in views]
+    assert layout.length == len(ids)
+    assert layout.spans == tuple(Span(start, grid) for start, grid in zip(case["starts"], views, strict=True))
 
 
 @pytest.mark.parametrize("case", GOLDEN["decode"], ids=range(len(GOLDEN["decode"])))
@@ -83,28 +86,30 @@ def test_ids_equal_transformers(messages: list[dict[str, Any]], sizes: list[tupl
         Image.new("RGB", size) for size, _ in zip(sizes, [i for i in items if i["type"] == "image"], strict=False)
     ]
     expected, grids = MAKE.hf_ids(PROCESSOR, messages, images, add_generation_prompt=generation)
-    assert PROMPTER.encode(messages, grids, add_generation_prompt=generation).tolist() == expected
+    assert encode(messages, grids, add_generation_prompt=generation) == expected
+
+
+def encode(messages: Any, grids: Any = (), **options: Any) -> list[int]:
+    return PROMPTER.encode(messages, [MAKE.views_of(grid) for grid in grids], **options)[0].tolist()
 
 
 def test_a_question_is_one_user_message_with_its_images_first() -> None:
     image = {"type": "image"}
     messages = [{"role": "user", "content": [image, image, {"type": "text", "text": "Which?"}]}]
     grids = [(0, 0), (2, 3)]
-    np.testing.assert_array_equal(PROMPTER.encode("Which?", grids), PROMPTER.encode(messages, grids))
-    text_only = [{"role": "user", "content": "Which?"}]
-    np.testing.assert_array_equal(PROMPTER.encode("Which?"), PROMPTER.encode(text_only))
+    assert encode("Which?", grids) == encode(messages, grids)
+    assert encode("Which?") == encode([{"role": "user", "content": "Which?"}])
 
 
 @given(st.lists(st.one_of(st.sampled_from(SPECIAL), TEXT), max_size=6).map("".join))
 @settings(max_examples=150, deadline=None)
 def test_a_question_cannot_forge_control_tokens(question: str) -> None:
-    ids = PROMPTER.encode(question, [(0, 0)])
+    ids = encode(question, [(0, 0)])
     found = [RULES.id_to_token(int(i)) for i in ids]
-    assert found.count("<image>") == PROMPTER.spec.image_tokens
+    assert found.count("<image>") == MAKE.IMAGE_TOKENS
     assert found.count("<end_of_utterance>") == 1 and found.count("<|im_start|>") == 1
     # Nothing is lost either: the question is in the prompt, letter by letter.
-    text = b"".join(PROMPTER.token_bytes(i) for i in ids).decode("utf-8")
-    assert text == f"User:{question}\nAssistant:"
+    assert PROMPTER.decode(ids) == f"User:{question}\nAssistant:"
 
 
 def test_forged_tokens_equal_transformers_own_guard() -> None:
@@ -115,7 +120,7 @@ def test_forged_tokens_equal_transformers_own_guard() -> None:
     ):
         messages = [{"role": "user", "content": [{"type": "text", "text": text}]}]
         expected, _ = MAKE.hf_ids(PROCESSOR, messages, [], sanitize_control_tokens=True)
-        assert PROMPTER.encode(messages).tolist() == expected
+        assert encode(messages) == expected
 
 
 def test_grids_beyond_the_named_tiles_read_as_transformers_does() -> None:
@@ -123,7 +128,7 @@ def test_grids_beyond_the_named_tiles_read_as_transformers_does() -> None:
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
     expected, grids = MAKE.hf_ids(PROCESSOR, messages, [Image.new("RGB", (40, 250))])
     assert grids == [(8, 2)]
-    assert PROMPTER.encode(messages, grids).tolist() == expected
+    assert encode(messages, grids) == expected
 
 
 # ---- answers -----------------------------------------------------------------------------------------------
@@ -135,7 +140,7 @@ def test_stream_joins_to_decode(ids: list[int]) -> None:
     known = [i for i in ids if 0 <= i < RULES.get_vocab_size()]
     expected = RULES.decode(known, skip_special_tokens=True)
     assert PROMPTER.decode(ids) == expected
-    stream = StreamDecoder(PROMPTER)
+    stream = PROMPTER.stream()
     pieces = [stream.push(i) for i in ids] + [stream.finish()]
     assert "".join(pieces) == expected
 
@@ -145,7 +150,7 @@ def test_stream_joins_to_decode(ids: list[int]) -> None:
 def test_stream_never_shows_half_a_character(text: str) -> None:
     assume("\ufffd" not in text and not any(token in text for token in SPECIAL))
     ids = RULES.encode(text, add_special_tokens=False).ids
-    stream = StreamDecoder(PROMPTER)
+    stream = PROMPTER.stream()
     pieces = [stream.push(i) for i in ids]
     assert "".join(pieces) == text and "\ufffd" not in "".join(pieces)
     assert stream.finish() == ""
@@ -157,7 +162,7 @@ def test_an_added_token_keeps_its_text(tmp_path: Path) -> None:
     rules.add_tokens([AddedToken("Zürich HB 駅", normalized=False)])
     rules.save(str(tmp_path / "tokenizer.json"))
     prompter = Prompter(prompt_spec(), tmp_path / "tokenizer.json")
-    ids = prompter.encode("to Zürich HB 駅 now")
+    ids, _ = prompter.encode("to Zürich HB 駅 now")
     assert rules.token_to_id("Zürich HB 駅") in ids
     ids = rules.encode("to Zürich HB 駅 now").ids
     assert prompter.decode(ids) == rules.decode(ids, skip_special_tokens=True)
@@ -169,7 +174,7 @@ def test_saved_truncation_and_padding_do_not_touch_a_prompt(tmp_path: Path) -> N
     rules.enable_padding(length=64)
     rules.save(str(tmp_path / "tokenizer.json"))
     prompter = Prompter(prompt_spec(), tmp_path / "tokenizer.json")
-    np.testing.assert_array_equal(prompter.encode("What is it? " * 9), PROMPTER.encode("What is it? " * 9))
+    assert prompter.encode("What is it? " * 9)[0].tolist() == encode("What is it? " * 9)
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------
@@ -193,9 +198,8 @@ IMAGE = {"type": "image"}
         ),
         ([{"content": "hi"}], [], "'None' is unknown"),
         ([{"role": "user", "content": [IMAGE]}], [], "1 image items for 0 pictures"),
-        ([{"role": "user", "content": "hi"}], [(0, 0)], "0 image items for 1 pictures"),
-        ("hi", [(0, 2)], "grid 0 x 2 is none"),
-        ("hi", [(-1, -1)], "grid -1 x -1 is none"),
+        ([{"role": "user", "content": "hi"}], [[]], "0 image items for 1 pictures"),
+        ("hi", [[ViewTokens(None, 0, 2)]], "view of 0 x 2 image tokens is none"),
         ("bad \udcff bytes", [], "not valid Unicode text: type it again in UTF-8"),
     ],
 )
@@ -214,7 +218,7 @@ def test_refuses_tokenizers(tmp_path: Path) -> None:
             Prompter(prompt_spec(), broken)
     data = json.loads(TOKENIZER.read_text("utf-8"))
     broken.write_text(json.dumps(data | {"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}))
-    with pytest.raises(EdgeVLMError, match="has the decoder WordPiece, expected ByteLevel"):
+    with pytest.raises(EdgeVLMError, match="has the decoder WordPiece, expected byte-level BPE or SentencePiece's"):
         Prompter(prompt_spec(), broken)
     with pytest.raises(EdgeVLMError, match="does not have '<image>' as the special token 7: it belongs to another"):
         Prompter(prompt_spec(image_token_id=7), TOKENIZER)
@@ -227,8 +231,20 @@ def test_spec_round_trip() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("version", 9), ("image_tokens", 0), ("image_token_id", -1), ("roles", {}), ("stop_ids", [])],
+    [("version", 1), ("image_token_id", -1), ("stop_ids", []), ("add_bos", True)],
 )
 def test_spec_refuses(field: str, value: Any) -> None:
+    name = {"add_bos": "bos_id"}.get(field, field)
+    with pytest.raises(EdgeVLMError, match=f"prompt spec has {name} = .*expected"):
+        prompt_spec(**{field: value, **({"bos_id": None} if field == "add_bos" else {})})
+
+
+@pytest.mark.parametrize(("field", "value"), [("roles", {}), ("system", "somewhere")])
+def test_chat_refuses(field: str, value: Any) -> None:
     with pytest.raises(EdgeVLMError, match=f"prompt spec has {field} = .*expected"):
-        prompt_spec(**{field: value})
+        prompt_spec(chat=GOLDEN["spec"]["chat"] | {field: value})
+
+
+def test_schema_1_is_refused_in_a_sentence() -> None:
+    with pytest.raises(EdgeVLMError, match="has the unknown field 'generation': it was written by another version"):
+        from_dict(PromptSpec, {"version": 1, "prefix": "", "generation": ""}, "prompt.json")

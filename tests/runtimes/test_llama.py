@@ -20,9 +20,9 @@ from PIL import Image
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.inputs.decode import open_image
-from edgevlm.inputs.preprocess import normalize, preprocess
+from edgevlm.inputs.preprocess import normalize_all, prepare
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.inputs.spec import ImageSpec
+from edgevlm.inputs.spec import ImageSpec, tiled
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.devices import list_devices
 from edgevlm.verify import across
@@ -58,8 +58,7 @@ def open_llama(gguf_bundle):
 
 
 def tiles_of(bundle, split=False, count=5):
-    spec = dataclasses.replace(bundle.image_spec, split=split)
-    return preprocess(open_image(PICTURE), spec, max_tiles=count)
+    return prepare(open_image(PICTURE), tiled(bundle.image_spec), max_tiles=count if split else 1)
 
 
 def embeds_of(rng, count):
@@ -225,11 +224,11 @@ def test_the_pair_of_engines_answers_like_one(gguf_bundle):
 
 
 def test_a_pair_loads_each_half_once(gguf_bundle, monkeypatch):
-    from edgevlm.runtimes.ort.runtime import runtime as ort
+    from edgevlm.runtimes.ort import runtime as ort
 
     loaded = []
-    real = ort._open_session
-    monkeypatch.setattr(ort, "_open_session", lambda *args: loaded.append(args[1].name) or real(*args))
+    real = ort.open_session
+    monkeypatch.setattr(ort, "open_session", lambda *args: loaded.append(args[1].name) or real(*args))
     for name in ("onnxruntime+llama.cpp", "llama.cpp+onnxruntime", "onnxruntime"):
         open_runtime(gguf_bundle("fp32"), name, threads=1).close()
     vision, text = ["vision_encoder.onnx"], ["embed_tokens.onnx", "decoder_model_merged.onnx"]
@@ -263,9 +262,9 @@ def test_tiles_turn_back_into_the_bytes_they_came_from(gguf_bundle):
     clip = dataclasses.replace(spec, mean=(0.481, 0.457, 0.408), std=(0.268, 0.261, 0.275))
     for values in (spec, clip, dataclasses.replace(spec, rescale_factor=1 / 127.5)):
         assert isinstance(values, ImageSpec)
-        assert np.array_equal(to_bytes(normalize(pixels, values), values), pixels)
+        assert np.array_equal(to_bytes(normalize_all(list(pixels), values), values), pixels)
     with pytest.raises(EdgeVLMError, match="takes 8-bit pictures"):
-        to_bytes(normalize(pixels, spec) + np.float32(0.001), spec)
+        to_bytes(normalize_all(list(pixels), spec) + np.float32(0.001), spec)
 
 
 def test_each_tile_is_encoded_as_it_is(open_llama, gguf_bundle):
@@ -335,7 +334,7 @@ def test_stock_llama_cpp_tokenizes_as_the_bundle_does(stock, gguf_bundle):
     boxes = "<loc_0><loc_63> <loc_64>"
     for question in ("How many red balloons?", boxes, "né 123 'tis\n\n\n x  y\t\U0001f600!", " a", "1 2 33"):
         text = f"<|im_start|>User: {question}<end_of_utterance>\nAssistant:"
-        assert stock.tokenize(text.encode(), add_bos=False, special=True) == prompter.encode(question).tolist()
+        assert stock.tokenize(text.encode(), add_bos=False, special=True) == prompter.encode(question)[0].tolist()
     assert stock.detokenize(stock.tokenize(boxes.encode(), add_bos=False, special=True)).decode() == boxes
     assert stock.token_eos() == bundle.prompt_spec.stop_ids[0] and stock.token_bos() == bundle.prompt_spec.bos_id
 
@@ -363,7 +362,7 @@ def test_what_stock_llama_cpp_does_with_a_raw_picture_is_predicted(stock, gguf_b
     from llama_cpp.llama_chat_format import MTMDChatHandler
 
     bundle = gguf_bundle("int4")
-    folder, edge = bundle.folder / "gguf", bundle.image_spec.longest_edge
+    folder, edge = bundle.folder / "gguf", bundle.image_spec.rule.longest_edge
     handler = MTMDChatHandler(clip_model_path=str(folder / "mmproj.gguf"), verbose=False)
     tiled = Llama(str(folder / "model.gguf"), chat_handler=handler, n_ctx=256, **ONE_THREAD)
     grids = set()
@@ -527,5 +526,5 @@ def test_the_engines_log_stays_off_the_terminal(gguf_bundle):
 def test_pictures_of_every_mode_are_encoded(gguf_bundle, open_llama):
     bundle, runtime = gguf_bundle("int4"), open_llama("int4")
     for mode, size in (("L", (5, 90)), ("RGBA", (70, 3)), ("P", (64, 64))):
-        tiles = preprocess(open_image(Image.new(mode, size)), bundle.image_spec, max_tiles=1)
+        tiles = prepare(open_image(Image.new(mode, size)), bundle.image_spec, max_tiles=1)
         assert np.isfinite(runtime.encode(tiles.pixels)).all()

@@ -16,8 +16,9 @@ from edgevlm.export.gguf_ import write_gguf
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import layout_of
-from edgevlm.inputs.preprocess import normalize
-from edgevlm.inputs.spec import ImageSpec, PromptSpec, RoleText
+from edgevlm.inputs.preprocess import normalize_all
+from edgevlm.inputs.rules import Stretch
+from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec, RoleText
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.runtimes.eager import encode_view
 
@@ -51,9 +52,9 @@ def made(request, tmp_path):
     spec, weights = read_model(open_checkpoint(source))
     images = getattr(processor, "image_processor", SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3))
     mean, std = tuple(images.image_mean), tuple(images.image_std)
-    image = ImageSpec(1, "tiles_then_global", 64, 64, 64, 1, False, "bicubic", (0, 0, 0), 1 / 255, mean, std)
-    roles = {"user": RoleText("", "", "")}
-    prompt = PromptSpec(1, "", roles, "", "<image>", spec.image_token_id, 1, "", "", "", "", "", (2,), 1)
+    image = ImageSpec(2, Stretch(64), "bicubic", (0, 0, 0), 1 / 255, mean, std, token_pixels=16)
+    chat = Chat("", {"user": RoleText("", "", "")}, "")
+    prompt = PromptSpec(2, chat, PictureText(), "<image>", spec.image_token_id, (2,), bos_id=1)
     entry = write_gguf(
         tmp_path / "gguf", spec, weights, make_recipe("fp32"), image, prompt, source / "tokenizer.json",
         lambda name: quantize(weights.read(name), "fp32", name),
@@ -89,7 +90,7 @@ def test_llama_cpp_answers_as_transformers(made):
     if encodes:
         scale, shift = np.array(image.std)[:, None, None], np.array(image.mean)[:, None, None]
         taken = [np.rint((view * scale + shift) * 255).astype(np.uint8).transpose(1, 2, 0) for view in views]
-        features = np.concatenate([runtime.encode(normalize(view[None], image))[0] for view in taken])
+        features = np.concatenate([runtime.encode(normalize_all([view], image))[0] for view in taken])
         norms = np.linalg.norm(features, axis=1) * np.linalg.norm(answer.features, axis=1)
         assert features.shape == answer.features.shape
         assert ((features * answer.features).sum(1) / norms).min() > 0.9999

@@ -21,13 +21,13 @@ from transformers import (
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from edgevlm.checkpoint.checkpoint import open_checkpoint
-from edgevlm.checkpoint.families import read_model
-from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
+from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.inputs.decode import open_image
-from edgevlm.inputs.preprocess import preprocess
+from edgevlm.inputs.preprocess import prepare
 from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.spec import ViewTokens
 from edgevlm.train.compose import ComposeOptions, compose
 from edgevlm.train.models import open_source
 from edgevlm.verify.reference import Reference
@@ -94,7 +94,8 @@ def test_both_halves_are_the_originals_and_the_model_reloads(
     assert (again / "model.safetensors").read_bytes() == (tmp_path / kind / "model.safetensors").read_bytes()
     new = language.embed_tokens.weight[len(text["embed_tokens.weight"]) :]
     assert torch.isfinite(new).all() and not torch.equal(new[0], new[1])
-    ids = source.encoder().prompter.encode("Is it <image>?", [(0, 0)])
+    views = [ViewTokens(None, 1, source.spec.image_tokens)]
+    ids, _ = source.encoder().prompter.encode("Is it <image>?", [views])
     assert int((ids == source.prompt.image_token_id).sum()) == source.spec.image_tokens
     pixels = torch.zeros(1, 3, 64, 64) if kind == "mlp" else torch.ones(1, 1, 3, 64, 64)
     assert torch.isfinite(model(input_ids=torch.from_numpy(ids)[None], pixel_values=pixels).logits).all()
@@ -107,7 +108,7 @@ def test_llava_layout_computes_what_transformers_computes(halves: tuple[Path, Pa
     spec, weights = read_model(checkpoint)
     model = open_source(str(folder)).load().eval()
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8))
-    image_spec, prompt_spec = read_image_spec(folder, spec.vision), read_prompt_spec(folder, spec)
+    image_spec, prompt_spec = read_image_spec(folder, spec), read_prompt_spec(folder, spec)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     settings = json.loads((folder / "processor_config.json").read_text())
     del settings["processor_class"]
@@ -116,9 +117,9 @@ def test_llava_layout_computes_what_transformers_computes(halves: tuple[Path, Pa
     question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     text = processor.apply_chat_template(question, add_generation_prompt=True)
     inputs = processor(text=text, images=[picture], return_tensors="pt")
-    tiles = preprocess(picture, image_spec)
-    ids = Prompter(prompt_spec, folder / "tokenizer.json").encode("What is it?", [tiles.grid])
-    assert tiles.grid == (0, 0) and ids.tolist() == inputs["input_ids"][0].tolist()
+    tiles = prepare(picture, image_spec)
+    ids = Prompter(prompt_spec, folder / "tokenizer.json").encode("What is it?", [tiles.views])[0]
+    assert len(tiles.views) == 1 and ids.tolist() == inputs["input_ids"][0].tolist()
     np.testing.assert_allclose(tiles.pixels, inputs["pixel_values"].numpy(), atol=1e-6)
     reference = Reference(spec, weights)
     with torch.no_grad():
@@ -202,7 +203,7 @@ def test_what_cannot_be_composed_is_said(
 def test_transparent_pictures_are_laid_over_white(halves: tuple[Path, Path], tmp_path: Path) -> None:
     folder = composed(halves, tmp_path / "model", "mlp")
     spec = open_source(str(folder)).image
-    tiles = preprocess(open_image(Image.new("RGBA", (9, 9), (0, 0, 0, 0))), spec)
+    tiles = prepare(open_image(Image.new("RGBA", (9, 9), (0, 0, 0, 0))), spec)
     assert np.allclose(tiles.pixels, 1.0)
 
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.generate.loop import GenerateOptions, Pipeline
-from edgevlm.inputs.prompt import Prompter, StreamDecoder
+from edgevlm.inputs.prompt import Prompter
 from edgevlm.runtimes import open_runtime
 from edgevlm.scenes import ask, scenes
 from edgevlm.scenes.question import LOC_BINS
@@ -107,8 +107,8 @@ def test_boxes_are_text_that_is_shown(tokenizer: Tokenizer, gguf_bundle: Callabl
         assert prompter.decode([token]) == tokenizer.decode([token], skip_special_tokens=True) == f"<loc_{number}>"
     box = " <loc_12><loc_3><loc_40><loc_63>"
     ids = tokenizer.encode(box).ids
-    stream = StreamDecoder(prompter)
-    assert "".join(map(stream.push, ids)) == prompter.decode(ids) == box
+    stream = prompter.stream()
+    assert "".join([*map(stream.push, ids), stream.finish()]) == prompter.decode(ids) == box
 
 
 def test_a_picture_and_a_question_give_the_ids_and_the_answer_of_transformers(

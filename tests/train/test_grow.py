@@ -53,7 +53,7 @@ def test_a_larger_patch_sees_the_same_in_an_enlarged_picture(small: Path, tmp_pa
     large = grow(str(small), tmp_path / "large", patch=13)
     source = open_source(str(large))
     assert source.spec.vision.image_size == 52 and source.spec.vision.patch_size == 13
-    assert source.image.tile_size == 52 and source.spec.image_tokens == open_source(str(small)).spec.image_tokens
+    assert source.image.rule.side == 52 and source.spec.image_tokens == open_source(str(small)).spec.image_tokens
     torch.testing.assert_close(logits(large, 13), logits(small), rtol=1e-3, atol=1e-4)
 
 

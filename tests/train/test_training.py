@@ -79,7 +79,7 @@ def test_a_model_is_shown_what_its_processor_makes(
     (folder / "talk.jsonl").write_text(json.dumps(line))
     source = open_source(str(tiny_checkpoint))
     if tiled:  # of a model whose own rule is one tile
-        source = replace(source, image=replace(source.image, split=False))
+        source = replace(source, image=replace(source.image, rule=replace(source.image.rule, split=False)))
     example = source.encoder(max_tiles=max_tiles, tiled=tiled).encode(Records(folder / "talk.jsonl")[0])
 
     processor = builder.load_processor(tiny_checkpoint)
@@ -105,9 +105,10 @@ def test_a_picture_of_one_tile_is_shown_twice_as_llama_cpp_does(tiny_checkpoint:
     from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
     source = open_source(str(tiny_checkpoint))
-    side, tokens = source.image.tile_size, source.spec.image_tokens
+    side, tokens = source.image.rule.side, source.spec.image_tokens
     folder = write_data(tmp_path / "data", 1, size=(side, side))
-    source = replace(source, image=replace(source.image, split=False, longest_edge=side))
+    rule = replace(source.image.rule, split=False, longest_edge=side)
+    source = replace(source, image=replace(source.image, rule=rule))
     record = Records(folder / "data.jsonl")[0]
     once, twice = (source.encoder(tiled=share).encode(record) for share in (0.0, 1.0))
     assert len(once.tiles) == 1 and np.array_equal(twice.tiles, np.concatenate([once.tiles, once.tiles]))

@@ -13,7 +13,7 @@ from edgevlm.bundle.manifest import open_bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.generate.loop import GenerateOptions, Pipeline
-from edgevlm.inputs.preprocess import plan
+from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.mil.blob import blob_span
 from edgevlm.runtimes.mil.file import open_package
@@ -149,16 +149,16 @@ def test_mistakes_are_one_sentence(bundle, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (448, 299), (256, 256), (97, 61), (700, 30)])
-def test_the_stock_plan_of_a_tiled_model_is_nearly_the_specs(gguf_bundle, size):
+def test_the_stock_plan_of_a_tiled_model_is_nearly_the_specs(size):
     """llama.cpp follows Hugging Face's rule when the file names the longest edge; the spec is that rule."""
-    spec = dataclasses.replace(gguf_bundle("int4").image_spec, split=True, longest_edge=256, tile_size=64)
-    stock, ours = stock_plan(*size, 64, 256), plan(*size, spec)
-    assert stock.grid == ours.grid and stock.resizes == ours.resizes
+    stock, ours = stock_plan(*size, 64, 256), TilesThenWhole(64, 256, 4096, 2, split=True).views(*size)
+    assert stock.grid == max(view.place for view in ours[:-1])
+    assert stock.resizes == tuple((step.width, step.height) for step in ours[0].steps[:-1])
 
 
 def test_warnings_carry_the_numbers(gguf_bundle, tmp_path):
     single, tiled = gguf_bundle("int4", "default"), gguf_bundle("int4")
-    assert tiled.image_spec.split and not single.image_spec.split
+    assert tiled.image_spec.rule.split and not single.image_spec.rule.split
     assert stock_warnings(single, COFFEE) == [
         "coffee.jpg (448 x 299): llama.cpp without edgevlm would encode 2 tiles (128 image tokens) "
         "where the spec has 1 (64)."

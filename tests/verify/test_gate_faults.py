@@ -16,7 +16,7 @@ import edgevlm.export.gguf_
 import edgevlm.export.onnx_.emit
 from edgevlm.bundle.manifest import open_bundle
 from edgevlm.bundle.qtensor import QTensor
-from edgevlm.checkpoint import processor
+from edgevlm.checkpoint import families
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_model
 from edgevlm.errors import EdgeVLMError, GateError
@@ -24,11 +24,15 @@ from edgevlm.export import pipeline, source
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import fit, make_recipe
-from edgevlm.inputs import preprocess
+from edgevlm.inputs import preprocess, rules
 from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.rules import Rule, TilesThenWhole
+from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.inputs.views import ResizeTo, View
 from edgevlm.verify import gate
 from edgevlm.verify.gate import GateOptions, run_gate
 from edgevlm.verify.report import GateReport, Row, divergence, kl_divergence
+from edgevlm.verify.views import check_views
 
 WEIGHT = "vision.layers.1.o.weight"
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -132,7 +136,7 @@ def test_other_targets_are_held_to_the_quantizer_too(
 def test_a_wrong_std_is_caught_and_named(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = processor.read_image_spec
+    real = families.read_image_spec
     monkeypatch.setattr(pipeline, "read_image_spec", lambda *a: replace(real(*a), std=CLIP_STD))
     report = failed_export(tiny_checkpoint, tmp_path / "out")
     rules, tiles = report.failures()
@@ -144,7 +148,7 @@ def test_a_wrong_std_is_caught_and_named(
 def test_a_wrong_mean_is_caught_even_where_the_exporters_own_reader_is_at_fault(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = processor.read_image_spec
+    real = families.read_image_spec
     for module in (pipeline, source):
         monkeypatch.setattr(module, "read_image_spec", lambda *a: replace(real(*a), mean=(0.48, 0.46, 0.41)))
     (row,) = failed_export(tiny_checkpoint, tmp_path / "out").failures()
@@ -153,34 +157,101 @@ def test_a_wrong_mean_is_caught_even_where_the_exporters_own_reader_is_at_fault(
 
 def roll_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tile of a grid one place late; the whole picture stays last."""
-    real = preprocess.resize_and_split
+    real = preprocess.cut
 
-    def rolled(*arguments: Any, **options: Any) -> Any:
-        tiles, grid = real(*arguments, **options)
-        return np.concatenate([np.roll(tiles[:-1], 1, axis=0), tiles[-1:]]), grid
+    def rolled(*arguments: Any) -> Any:
+        *tiles, whole = real(*arguments)
+        return [*tiles[-1:], *tiles[:-1], whole]
 
-    monkeypatch.setattr(preprocess, "resize_and_split", rolled)
+    monkeypatch.setattr(preprocess, "cut", rolled)
 
 
 def test_a_tile_order_off_by_one_is_caught_and_named(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     roll_tiles(monkeypatch)
-    (row,) = failed_export(tiny_checkpoint, tmp_path / "out").failures()
-    assert (row.level, row.check, row.measured) == ("numbers", "tiles that differ from Pillow's", 4)
+    recorded, row = failed_export(tiny_checkpoint, tmp_path / "out").failures()
+    assert (recorded.check, recorded.measured) == (PROCESSOR, 7)  # 1 x 1 is of one color
+    assert recorded.note == "1 x 97: other pixels"
+    assert (row.level, row.check, row.measured) == ("numbers", "tiles that differ from Pillow's", 6)
     assert row.where == "tile 1 (row 1, column 1)"
     assert row.note == "tile 1 (row 1, column 1) holds row 2, column 2: tile order"
+
+
+PROCESSOR = "sizes whose views differ from the original processor's"
+
+
+def swapped(rule: Any, width: int, height: int, budget: int | None = None) -> list[View]:
+    return REAL_VIEWS(rule, height, width, budget)
+
+
+def by_column(canvas: Any, side: int) -> list[View]:
+    return sorted(REAL_TILES(canvas, side), key=lambda view: (view.place or (0, 0))[::-1])
+
+
+def from_zero(canvas: Any, side: int) -> list[View]:
+    return [replace(view, place=(view.place[0] - 1, view.place[1] - 1)) for view in REAL_TILES(canvas, side)]
+
+
+def wider(rule: Any, width: int, height: int, edge: int | None) -> tuple[ResizeTo, ...]:
+    return tuple(replace(step, width=step.width + 2) for step in REAL_SCALE(rule, width, height, edge))
+
+
+def no_whole(rule: Any, width: int, height: int, edge: int | None) -> list[View]:
+    return REAL_TILED(rule, width, height, edge)[:-1]
+
+
+REAL_VIEWS, REAL_TILES = TilesThenWhole.views, rules._tiles
+REAL_SCALE, REAL_TILED = TilesThenWhole._scale, TilesThenWhole._tiled
+FAULTS = {
+    "width and height swapped": (TilesThenWhole, "views", swapped),
+    "tiles column by column": (rules, "_tiles", by_column),
+    "places from zero": (rules, "_tiles", from_zero),
+    "a first resize two pixels wider": (TilesThenWhole, "_scale", wider),
+    "the whole picture left out": (TilesThenWhole, "_tiled", no_whole),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_in_the_plan_is_caught(
+    name: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides of every other check follow one plan: only what the original's processor made is apart from it."""
+    owner, attribute, fault = FAULTS[name]
+    monkeypatch.setattr(owner, attribute, fault)
+    report = failed_export(tiny_checkpoint, tmp_path / "out")
+    assert by_check(report, PROCESSOR) in report.failures() and by_check(report, PROCESSOR).measured > 0
+
+
+OTHER_RULES: list[tuple[Rule, str]] = [
+    (rules.Crop(48, 48), "crop"), (rules.Pad(48, (1, 2, 3)), "pad"), (rules.Fit(48, 14, (1, 2, 3)), "fit"),
+    (rules.RatioTiles(48, 1, 6, True), "ratio_tiles"), (rules.Native(16, 1024, 10240), "native"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "kind"), OTHER_RULES, ids=lambda v: v if isinstance(v, str) else "")
+def test_every_rule_has_its_witness(rule: Rule, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = ImageSpec(2, rule, "bicubic", (255, 255, 255), 1 / 255, (0.5,) * 3, (0.5,) * 3, 8)
+    row = check_views(spec)
+    assert row.passed and row.note == f"8 pictures, rule '{kind}'"
+    real = type(rule).views
+    monkeypatch.setattr(type(rule), "views", lambda self, width, height, budget=None: real(self, height, width, budget))
+    assert not check_views(spec).passed
+
+
+def without_newline(spec: PromptSpec) -> PromptSpec:
+    return replace(spec, picture=replace(spec.picture, row_close=""))
 
 
 def test_a_missing_newline_is_caught_among_the_tokens(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = processor.read_prompt_spec
-    monkeypatch.setattr(pipeline, "read_prompt_spec", lambda *a: replace(real(*a), row_close=""))
+    real = families.read_prompt_spec
+    monkeypatch.setattr(pipeline, "read_prompt_spec", lambda *a: without_newline(real(*a)))
     report = failed_export(tiny_checkpoint, tmp_path / "out")
     assert {row.level for row in report.failures()} == {"tokens"}
     rules, tiled, two = report.failures()
-    assert rules.where == "prompt.json: row_close" and rules.note == "row_close: '' instead of '\\n'"
+    assert rules.where == "prompt.json: picture.row_close" and rules.note == "picture.row_close: '' instead of '\\n'"
     assert tiled.check == "prompt ids that differ, 3 x 4" and "instead of '\\n'" in tiled.note
     assert two.check == "prompt ids that differ, one tile and 2 x 1"
 
@@ -193,7 +264,7 @@ def test_a_newline_that_the_code_drops_is_caught_too(
 
     def encode(self: Prompter, *arguments: Any, **options: Any) -> Any:
         spec = self.spec
-        self.spec = replace(spec, row_close="")
+        self.spec = without_newline(spec)
         try:
             return real(self, *arguments, **options)
         finally:
@@ -218,8 +289,8 @@ def test_a_bundle_alone_is_held_to_what_its_export_recorded(
     assert by_check(report, "reference features as at the export, cosine").measured > 0.999999
     assert report.golden == (bundle.manifest.gate or {})["golden"]
 
-    real = preprocess.normalize
-    monkeypatch.setattr(preprocess, "normalize", lambda tiles, spec: real(tiles, spec) * np.float32(1.001))
+    real = preprocess.normalize_all
+    monkeypatch.setattr(preprocess, "normalize_all", lambda views, spec: real(views, spec) * np.float32(1.001))
     report = run_gate(bundle)
     assert {row.where for row in report.failures()} == {"tile 1 (row 1, column 1)", "one tile"}
     assert by_check(report, "tiles other than at the export").measured == 3

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgevlm.export.gguf_.archs.text import Value
-from edgevlm.inputs.rules import TilesThenWhole
+from edgevlm.inputs.rules import RatioTiles, TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Linear, Normalize, Shuffle, Step
@@ -99,14 +99,15 @@ def _scale(spec: ModelSpec) -> int:
     return next(step.scale for step in spec.projector if isinstance(step, Shuffle))
 
 
-def preproc_image_size(image: ImageSpec) -> int:
+def _longest_edge(spec: ModelSpec, image: ImageSpec) -> int:
     """The longest edge to which stock llama.cpp scales a picture before it cuts tiles.
 
     Without the key it cuts one tile per tile size of the raw photo; without splitting, one tile is the nearest it gets.
     """
     rule = image.rule
-    assert isinstance(rule, TilesThenWhole)
-    return min(rule.longest_edge or rule.max_edge, rule.max_edge) if rule.split else rule.side
+    if not isinstance(rule, TilesThenWhole) or not rule.split:
+        return _vit(spec).image_size
+    return min(rule.longest_edge or rule.max_edge, rule.max_edge)
 
 
 def _normalization(values: tuple[float, ...], image: ImageSpec) -> list[float]:
@@ -187,7 +188,7 @@ _TYPES = (
             ),
             "vision tower has a class token, which llama.cpp's type lacks": lambda spec: _vit(spec).class_token,
         },
-        more_keys=_SCALED | {"preproc_image_size": lambda spec, image: preproc_image_size(image)},
+        more_keys=_SCALED | {"preproc_image_size": _longest_edge},
         markers=("<fake_token_around_image>", "<global-img>", "\n", "\n\n"),
     ),
     ProjectorType(
@@ -211,7 +212,11 @@ _TYPES = (
                 not step.bias for step in spec.projector if isinstance(step, Linear)
             ),
         },
-        more_keys=_SCALED,
+        more_keys=_SCALED
+        | {
+            "preproc_min_tiles": lambda spec, image: image.rule.least if isinstance(image.rule, RatioTiles) else 1,
+            "preproc_max_tiles": lambda spec, image: image.rule.most if isinstance(image.rule, RatioTiles) else 1,
+        },
     ),
     ProjectorType(
         "qwen2.5vl_merger", "qwen_vit", ("norm", "group", "linear", "act", "linear", "take"),

@@ -16,8 +16,7 @@ from PIL import Image
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.checkpoint.checkpoint import open_checkpoint
-from edgevlm.checkpoint.families import read_model
-from edgevlm.checkpoint.processor import read_image_spec, read_prompt_spec
+from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
 from edgevlm.commands.verify import _expected
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.calibrate.batch import Batch
@@ -68,7 +67,7 @@ def jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Model:
     def __init__(self, folder: Path) -> None:
         self.spec, self.weights = read_model(open_checkpoint(str(folder)))
-        self.image_spec = read_image_spec(folder, self.spec.vision)
+        self.image_spec = read_image_spec(folder, self.spec)
         self.prompter = Prompter(read_prompt_spec(folder, self.spec), folder / "tokenizer.json")
 
     def batch(self, asked: list[tuple[Example, ...]]) -> Batch:

@@ -1,0 +1,126 @@
+"""Small models of several families with random weights, and the eager reference on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from edgevlm.inputs.layout import Layout, Span, decoder_inputs
+from edgevlm.models.decoder import decoder
+from edgevlm.models.eager import EagerOps
+from edgevlm.models.model import ModelSpec, image_features
+from edgevlm.models.projector import Act, Group, Linear, Normalize, Shuffle, Take
+from edgevlm.models.record import weight_tree
+from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
+from edgevlm.models.states import States
+from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.models.towers.vit import Vit
+from edgevlm.types import F32
+
+WIDTH = 48  # of the decoder
+
+
+class Drawn:
+    """Random weights of a model, each a number that fp16 holds."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        rng = np.random.default_rng(0)
+        self._values = {}
+        for name, info in weight_tree(spec).items():
+            scale = 0.3 if len(info.shape) == 1 else float(np.prod(info.shape[1:])) ** -0.5
+            values = rng.normal(0, scale, info.shape) + ("norm" in name and name.endswith(".weight"))
+            self._values[name] = values.astype(np.float16).astype(np.float32)
+
+    def read(self, name: str) -> F32:
+        return self._values[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+
+def text(attention: Attention, rope: Rope, **options: Any) -> Decoder:
+    block = Block((replace(attention, rope="main"),), Mlp(80), Norm("rms", 1e-6))
+    return Decoder(90, WIDTH, 128, (block,), (0, 0, 0), ropes={"main": rope}, **options)
+
+
+PLAIN = text(Attention(4, 2, 16), Rope(1e4, 16), tie_embeddings=True)
+MROPE = text(Attention(4, 2, 16, bias=True, qk_norm=Norm("rms", 1e-6)), Rope(1e5, 16, sections=(2, 3, 3)))
+
+
+def clip(decoder: Decoder = PLAIN) -> ModelSpec:
+    """CLIP's tower as LLaVA takes it."""
+    attention = Attention(4, 4, 16, bias=True, out_bias=True)
+    block = Block((attention,), Mlp(96, "quick_gelu", gated=False, bias=True), Norm("layer", 1e-5))
+    tower = Vit(24, 8, 64, 2, block, patch_bias=False, class_token=True, pre_norm=True, post_norm=False)
+    return ModelSpec(
+        "m", "llava", tower, (Linear("linear_1", WIDTH), Act("gelu"), Linear("linear_2", WIDTH)), decoder, 1
+    )
+
+
+def intern() -> ModelSpec:
+    """A tower with norms of queries and keys, and a projector that shuffles and normalizes."""
+    attention = Attention(2, 2, 32, bias=True, out_bias=True, qk_norm=Norm("rms", 1e-6))
+    tower = Vit(32, 8, 64, 2, Block((attention,), Mlp(96, "gelu", gated=False, bias=True), Norm("layer", 1e-6)))
+    steps = (
+        Shuffle(2, 64),
+        Normalize(Norm("layer", 1e-5)),
+        Linear("linear_1", WIDTH),
+        Act("relu"),
+        Linear("linear_2", WIDTH),
+    )
+    return ModelSpec("m", "internvl", tower, steps, PLAIN, 1)
+
+
+def qwen(decoder: Decoder = MROPE) -> ModelSpec:
+    """Qwen2.5-VL's tower: windows of 4 x 4 patches, 2 x 2 patches to a token."""
+    attention = Attention(4, 4, 16, bias=True, out_bias=True, rope="patches")
+    tower = QwenVit(4, 2, 4, 64, 3, (1,), Block((attention,), Mlp(96, bias=True), Norm("rms", 1e-6)))
+    steps = (
+        Normalize(Norm("rms", 1e-6)), Group(2, 64), Linear("linear_1", 256), Act("gelu"), Linear("linear_2", WIDTH),
+        Take("order"),
+    )  # fmt: skip
+    return ModelSpec("m", "qwen2_5_vl", tower, steps, decoder, 1)
+
+
+LAYOUT = Layout(24, (Span(3, (2, 5)), Span(15, (3, 2))))
+
+
+def features(spec: ModelSpec, weights: Drawn, pixels: F32) -> F32:
+    """Image features (1, tokens, D) of one view (3, H, W)."""
+    feeds = spec.vision.feeds(pixels)
+    found: F32 = image_features(EagerOps(weights, inputs=feeds), spec, feeds)
+    return found
+
+
+def logits(spec: ModelSpec, weights: Drawn, embeds: F32, layout: Layout, keep: int = 1) -> F32:
+    """Logits (keep, V) of the last positions of a prompt (S, D)."""
+    d = spec.decoder
+    inputs = decoder_inputs(d, layout, 0, len(embeds))
+    found: F32 = decoder(EagerOps(weights, States(), inputs, keep=keep), embeds, d)
+    return found
+
+
+def cosine(ours: F32, theirs: F32) -> float:
+    """The lowest between rows."""
+    assert ours.shape == theirs.shape
+    products = (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
+    return float(products.min())
+
+
+def picture(rows: int, columns: int, patch: int) -> F32:
+    """Normalized pixels (3, rows * patch, columns * patch)."""
+    rng = np.random.default_rng(rows)
+    return rng.uniform(-1, 1, (3, rows * patch, columns * patch)).astype(np.float32)
+
+
+def gemma() -> Decoder:
+    """Two kinds of layers, norms behind parts, soft caps, a scale, scaled embeddings, heads that turn in part."""
+    attention = Attention(4, 2, 16, rope="main", softcap=20.0, scale=0.3)
+    blocks = tuple(
+        Block((replace(attention, window=window),), Mlp(80, "gelu_tanh"), Norm("rms", 1e-6), places="sandwich")
+        for window in (8, None)
+    )
+    ropes = {"main": Rope(1e4, 8)}
+    return Decoder(90, WIDTH, 128, blocks, (0, 1, 0), ropes=ropes, logit_cap=10.0, embed_scale=6.5)
