@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from edgevlm.bundle.targets import TargetEntry
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.io.json import read_json
@@ -44,7 +45,7 @@ class Manifest:
     model: ModelInfo
     spec: ModelSpec
     recipe: dict[str, Any]  # forms by component, see export/quantize/recipe.py
-    targets: dict[str, Any]  # per target: graphs with their inputs and outputs
+    targets: dict[str, TargetEntry]  # by name, in the order of the export
     files: dict[str, FileInfo]  # by path relative to the bundle, "/" between parts
     tools: dict[str, str]  # versions of what wrote the bundle
     gate: dict[str, Any] | None  # results of the export's gate

@@ -666,7 +666,7 @@ def test_the_gate_fails_and_names_the_component(
 def test_the_gate_calls_every_context(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Palettes for the Neural Engine, and a fault in the functions of one context that is not the longest."""
     result = export_model(
-        ExportOptions(str(tiny_checkpoint), tmp_path / "out", ("coreml",), "palette6", coreml_profile="ane")
+        ExportOptions(str(tiny_checkpoint), tmp_path / "out", ("coreml",), "palette6", coreml=CoreMLOptions("ane"))
     )
     assert result.report is not None and result.report.passed
     checks = [row.check for row in result.report.rows]
