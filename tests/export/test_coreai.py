@@ -14,7 +14,21 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_models import LAYOUT, PLAIN, WIDTH, Drawn, clip, cosine, features, gemma, intern, logits, picture, qwen
+from small_models import (
+    IMAGE,
+    LAYOUT,
+    PLAIN,
+    WIDTH,
+    Drawn,
+    clip,
+    cosine,
+    features,
+    gemma,
+    intern,
+    logits,
+    picture,
+    qwen,
+)  # fmt: skip
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.bundle.weights import ShippedWeights
@@ -22,9 +36,11 @@ from edgevlm.cli import main
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreai_.write import write_aimodel
 from edgevlm.inputs.layout import Layout
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Block, ShortConv
 from edgevlm.runtimes import coreai
+from edgevlm.runtimes.base import Runtime
 from edgevlm.runtimes.coreai import DECODER, ROWS, VISION, CoreAIRuntime
 from edgevlm.verify import second_opinion as opinions
 
@@ -47,9 +63,11 @@ class Spoiled:
 
 
 @contextmanager
-def program(folder: Path, spec: ModelSpec, weights: Any, context: int) -> Iterator[CoreAIRuntime]:
+def program(
+    folder: Path, spec: ModelSpec, weights: Any, context: int, image: ImageSpec = IMAGE
+) -> Iterator[CoreAIRuntime]:
     write_aimodel(folder, spec, weights, context, views=[(48, 48), (24, 40)])
-    with closing(CoreAIRuntime(folder, spec, weights, context)) as runtime:
+    with closing(CoreAIRuntime(folder, spec, weights, image, context)) as runtime:
         yield runtime
 
 
@@ -60,8 +78,8 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 def ask(bundle: Bundle, folder: Path, written: Any = None) -> opinions.Opinion:
     weights, asked = ShippedWeights(bundle), opinions.questions(bundle)[:1]
-    with program(folder, bundle.manifest.spec, written or weights, len(asked[0].ids)) as runtime:
-        (opinion,) = opinions.second_opinion(bundle, weights, runtime, asked)
+    with program(folder, bundle.manifest.spec, written or weights, len(asked[0].ids), bundle.image_spec) as engine:
+        (opinion,) = opinions.second_opinion(bundle, weights, Runtime(engine, engine), asked)
     return opinion
 
 
@@ -109,18 +127,19 @@ def test_a_wrong_rotation_or_state_is_found(
 def test_square_towers_and_long_prompts(tmp_path: Path, spec: ModelSpec) -> None:
     """Three calls of rows, a step back, and the limit of the cache."""
     weights, side = Drawn(spec), getattr(spec.vision, "patches_per_side", 0)
-    tiles = np.stack([picture(side, side, spec.vision.patch_size) * scale for scale in (1, -0.5)])
+    view = picture(side, side, spec.vision.patch_size)
+    views = [view, 191 - view // 2]
     prompt = np.random.default_rng(1).normal(0, 1, (2 * ROWS + 7, WIDTH)).astype(np.float32)
     with program(tmp_path, spec, weights, 80) as runtime:
-        wanted = np.concatenate([features(spec, weights, tile) for tile in tiles])
-        assert cosine(runtime.encode(tiles), wanted) > 0.999999
-        assert cosine(runtime.prefill(prompt), logits(spec, weights, prompt, Layout(0))[-1]) > 0.999999
-        runtime.truncate(ROWS + 3)
+        for ours, view in zip(runtime.encode(views), views, strict=True):
+            assert cosine(ours, features(spec, weights, view)) > 0.999999
+        assert cosine(runtime.forward(prompt), logits(spec, weights, prompt, Layout(0))[-1]) > 0.999999
+        runtime.rewind(ROWS + 3)
         told = np.concatenate([prompt[: ROWS + 3], runtime.embed(np.array([5]))])
         assert cosine(runtime.step(5), logits(spec, weights, told, Layout(0))[-1]) > 0.999999
         assert runtime.position == ROWS + 4
         with pytest.raises(EdgeVLMError, match="80"):
-            runtime.prefill(prompt)
+            runtime.forward(prompt)
         runtime.close()  # and once more on leaving
 
 
@@ -131,15 +150,15 @@ def test_pictures_of_any_grid_and_positions_of_three_axes(tmp_path: Path) -> Non
     embeds = np.random.default_rng(5).normal(0, 1, (30, WIDTH)).astype(np.float32)
     with program(tmp_path, spec, weights, 40) as runtime:
         for grid in ((6, 10), (4, 4), (2, 14), (12, 12)):
-            pixels = picture(*grid, 4)
-            assert cosine(runtime.encode(pixels[None]), features(spec, weights, pixels)) > 0.999999
+            view = picture(*grid, 4)
+            assert cosine(runtime.encode([view])[0], features(spec, weights, view)) > 0.999999
         with pytest.raises(EdgeVLMError, match="too large for a Core AI program"):
-            runtime.encode(picture(14, 14, 4)[None])
+            runtime.encode([picture(14, 14, 4)])
         wanted = logits(spec, weights, embeds, LAYOUT, keep=30)
-        assert cosine(runtime.prefill(embeds[:24], LAYOUT), wanted[23]) > 0.999999
-        assert cosine(runtime.prefill(embeds[24:]), wanted[29]) > 0.999999
-        runtime.truncate(0)
-        assert cosine(runtime.prefill(embeds), logits(spec, weights, embeds, Layout(0))[-1]) > 0.999999
+        assert cosine(runtime.forward(embeds[:24], LAYOUT), wanted[23]) > 0.999999
+        assert cosine(runtime.forward(embeds[24:]), wanted[29]) > 0.999999
+        runtime.rewind(0)
+        assert cosine(runtime.forward(embeds), logits(spec, weights, embeds, Layout(0))[-1]) > 0.999999
 
 
 @needs_coreai
@@ -158,9 +177,9 @@ def test_a_damaged_program_is_refused(tmp_path: Path) -> None:
     path = tmp_path / DECODER / "main.mlirb"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(EdgeVLMError, match=rf"cannot load .*{DECODER}"):
-        CoreAIRuntime(tmp_path, spec, weights, 64)
+        CoreAIRuntime(tmp_path, spec, weights, IMAGE, 64)
     with pytest.raises(EdgeVLMError, match=rf"cannot load .*{VISION}"):
-        CoreAIRuntime(tmp_path / "missing", spec, weights, 64)
+        CoreAIRuntime(tmp_path / "missing", spec, weights, IMAGE, 64)
     with pytest.raises(EdgeVLMError, match="could not be written"):
         write_aimodel(path, spec, weights, 64)
 

@@ -12,20 +12,38 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_models import LAYOUT, PLAIN, WIDTH, Drawn, clip, cosine, features, gemma, intern, logits, picture, qwen
+from small_models import (
+    IMAGE,
+    LAYOUT,
+    PLAIN,
+    WIDTH,
+    Drawn,
+    clip,
+    cosine,
+    features,
+    gemma,
+    intern,
+    logits,
+    picture,
+    qwen,
+)  # fmt: skip
 
+from edgevlm.bundle.files import write_json
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreml_ import CoreMLOptions, write_coreml
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import Layout, Span
+from edgevlm.inputs.preprocess import normalize
+from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, ShortConv
 from edgevlm.models.towers.vit import Vit
-from edgevlm.runtimes.coreml import CoreMLRuntime
+from edgevlm.runtimes.base import EngineOptions
+from edgevlm.runtimes.coreml.runtime import CoreMLDecoder, CoreMLEncoder
 from edgevlm.runtimes.mil.trace import find_divergence
-from edgevlm.types import F32
+from edgevlm.types import F32, U8
 from edgevlm.verify.lint_ane import lint_package
 
 pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
@@ -40,15 +58,19 @@ class Exported:
             return quantize(self.weights.read(name), "fp32", name)
 
         self.entry = write_coreml(folder / "coreml", spec, self.weights, make_recipe("fp32"), plain, options)
+        write_json(folder / "preprocess.json", to_dict(IMAGE))
         files = {str(path.relative_to(folder)): None for path in folder.rglob("*") if path.is_file()}
         manifest = SimpleNamespace(spec=spec, targets={"coreml": self.entry}, files=files)
         self.bundle = Bundle(folder, cast(Any, manifest))
 
-    def runtime(self, storage: str = "fp32") -> CoreMLRuntime:
-        return CoreMLRuntime(self.bundle, storage=storage, evaluate=True)
+    def encoder(self, storage: str = "fp32") -> CoreMLEncoder:
+        return CoreMLEncoder(self.bundle, EngineOptions(storage=storage), evaluate=True)
 
-    def features(self, pixels: F32) -> F32:
-        return features(self.spec, self.weights, pixels)
+    def decoder(self) -> CoreMLDecoder:
+        return CoreMLDecoder(self.bundle, EngineOptions(storage="fp32"), evaluate=True)
+
+    def features(self, view: U8) -> F32:
+        return features(self.spec, self.weights, view)
 
     def logits(self, embeds: F32, layout: Layout, keep: int = 1) -> F32:
         return logits(self.spec, self.weights, embeds, layout, keep)
@@ -63,12 +85,12 @@ def test_square_towers(tmp_path: Path, spec: ModelSpec, profile: str) -> None:
     model = Exported(tmp_path, spec, PROFILES[profile])
     assert isinstance(spec.vision, Vit)
     side = spec.vision.patches_per_side
-    tiles = np.stack([picture(side, side, spec.vision.patch_size) * scale for scale in (1, -0.5)])
-    wanted = np.concatenate([model.features(tile) for tile in tiles])
-    assert cosine(model.runtime().encode(tiles), wanted) >= 0.99999
-    assert cosine(model.runtime("fp16").encode(tiles), wanted) >= 0.9999
-    embeds = np.concatenate([wanted[0], wanted[1]])
-    assert cosine(model.runtime().prefill(embeds), model.logits(embeds, Layout(0))[-1]) >= 0.99999
+    view = picture(side, side, spec.vision.patch_size)
+    views = [view, 191 - view // 2]
+    wanted = np.concatenate([model.features(view) for view in views])
+    assert cosine(np.concatenate(model.encoder().encode(views)), wanted) >= 0.99999
+    assert cosine(np.concatenate(model.encoder("fp16").encode(views)), wanted) >= 0.9999
+    assert cosine(model.decoder().forward(wanted), model.logits(wanted, Layout(0))[-1]) >= 0.99999
 
 
 @pytest.fixture(scope="module", params=PROFILES)
@@ -78,39 +100,38 @@ def grid_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.mark.parametrize("grid", [(6, 10), (4, 4), (2, 14), (12, 12)])
 def test_pictures_of_any_grid(grid_model: Exported, grid: tuple[int, int]) -> None:
-    pixels = picture(*grid, 4)
-    wanted = grid_model.features(pixels)
-    assert wanted.shape == (1, grid[0] * grid[1] // 4, WIDTH)
-    runtime, half = grid_model.runtime(), grid_model.runtime("fp16")
-    assert cosine(runtime.encode(pixels[None]), wanted) >= 0.99999
-    assert cosine(half.encode(pixels[None]), wanted) >= 0.9999
-    np.testing.assert_array_equal(
-        runtime.encode(np.stack([pixels, pixels])), np.tile(runtime.encode(pixels[None]), (2, 1, 1))
-    )
+    view = picture(*grid, 4)
+    wanted = grid_model.features(view)
+    assert wanted.shape == (grid[0] * grid[1] // 4, WIDTH)
+    encoder = grid_model.encoder()
+    (found,) = encoder.encode([view])
+    assert cosine(found, wanted) >= 0.99999
+    assert cosine(grid_model.encoder("fp16").encode([view])[0], wanted) >= 0.9999
+    np.testing.assert_array_equal(encoder.encode([view, view]), [found, found])
 
 
 def test_a_picture_beyond_a_fixed_encoder_is_refused(grid_model: Exported) -> None:
-    runtime, pixels = grid_model.runtime(), picture(16, 16, 4)
+    encoder, view = grid_model.encoder(), picture(16, 16, 4)
     if grid_model.entry["profile"] == "gpu":
-        assert cosine(runtime.encode(pixels[None]), grid_model.features(pixels)) >= 0.99999
+        assert cosine(encoder.encode([view])[0], grid_model.features(view)) >= 0.99999
     else:
         with pytest.raises(EdgeVLMError, match=r"'patches' the shape \[1, 256, 48\].*room for \[1, 144, 48\]"):
-            runtime.encode(pixels[None])
+            encoder.encode([view])
 
 
 def test_positions_of_three_axes(grid_model: Exported) -> None:
     """A prompt with two pictures, read in two parts, and an answer behind it."""
     embeds = np.random.default_rng(5).normal(0, 1, (30, WIDTH)).astype(np.float32)
     wanted = grid_model.logits(embeds, LAYOUT, keep=30)
-    runtime = grid_model.runtime()
-    assert cosine(runtime.prefill(embeds[:24], LAYOUT), wanted[23]) >= 0.99999
+    decoder = grid_model.decoder()
+    assert cosine(decoder.forward(embeds[:24], LAYOUT), wanted[23]) >= 0.99999
     for i in range(24, 30):
-        assert cosine(runtime.prefill(embeds[i : i + 1]), wanted[i]) >= 0.99999
-    runtime.truncate(17)  # the layout stays that of the conversation
-    assert cosine(runtime.prefill(embeds[17:24]), wanted[23]) >= 0.99999
-    runtime.truncate(0)
+        assert cosine(decoder.forward(embeds[i : i + 1]), wanted[i]) >= 0.99999
+    decoder.rewind(17)  # the layout stays that of the conversation
+    assert cosine(decoder.forward(embeds[17:24]), wanted[23]) >= 0.99999
+    decoder.rewind(0)
     text_alone = grid_model.logits(embeds, Layout(30))[-1]
-    assert cosine(runtime.prefill(embeds), text_alone) >= 0.99999
+    assert cosine(decoder.forward(embeds), text_alone) >= 0.99999
     assert cosine(wanted[-1], text_alone) < 0.999
 
 
@@ -133,7 +154,7 @@ def test_fixed_programs_stay_on_the_neural_engine(grid_model: Exported) -> None:
 def test_every_named_value_is_the_references(grid_model: Exported) -> None:
     embeds = np.random.default_rng(5).normal(0, 1, (24, WIDTH)).astype(np.float32)
     side = 48 if grid_model.entry["profile"] == "ane" else 24  # the reference pads nothing
-    pixels = picture(side // 4, side // 4, 4)[None]
+    pixels = normalize(picture(side // 4, side // 4, 4), IMAGE)
     assert find_divergence(grid_model.bundle, grid_model.weights, pixels, embeds, layout=LAYOUT) is None
 
 
@@ -142,9 +163,9 @@ def test_windows_caps_and_norms_behind_parts(tmp_path: Path, profile: str) -> No
     """Gemma's decoder."""
     model = Exported(tmp_path, clip(gemma()), PROFILES[profile])
     embeds = np.random.default_rng(5).normal(0, 1, (40, WIDTH)).astype(np.float32)
-    runtime = model.runtime()
-    assert cosine(runtime.prefill(embeds), model.logits(embeds, Layout(0))[-1]) >= 0.99999
-    np.testing.assert_array_equal(runtime.embed(np.array([3])), model.weights.read("decoder.embed.weight")[3:4] * 6.5)
+    decoder = model.decoder()
+    assert cosine(decoder.forward(embeds), model.logits(embeds, Layout(0))[-1]) >= 0.99999
+    np.testing.assert_array_equal(decoder.embed(np.array([3])), model.weights.read("decoder.embed.weight")[3:4] * 6.5)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +199,6 @@ def test_a_prefix_mask_needs_flexible_lengths(tmp_path: Path) -> None:
     spec, layout = clip(replace(PLAIN, mask="image")), Layout(20, (Span(4, (3, 3)),))
     model = Exported(tmp_path / "gpu", spec, PROFILES["gpu"])
     embeds = np.random.default_rng(5).normal(0, 1, (20, WIDTH)).astype(np.float32)
-    assert cosine(model.runtime().prefill(embeds, layout), model.logits(embeds, layout)[-1]) >= 0.99999
+    assert cosine(model.decoder().forward(embeds, layout), model.logits(embeds, layout)[-1]) >= 0.99999
     with pytest.raises(EdgeVLMError, match="use the profile 'gpu'"):
         Exported(tmp_path / "ane", spec, PROFILES["ane"])
