@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from edgevlm.bundle.files import write_json
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.checkpoint.checkpoint import open_checkpoint
@@ -38,6 +39,7 @@ from edgevlm.runtimes.mil.file import open_package
 from edgevlm.runtimes.mil.overflow import overflow_report
 from edgevlm.runtimes.mil.trace import find_divergence
 from edgevlm.runtimes.mil.weights import CoreMLWeights
+from edgevlm.types import F32, U8
 from edgevlm.verify.gate import picture_folder, run_gate
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.runtime import lowest_cosine
@@ -69,6 +71,12 @@ class Exported:
         return as_bundle(to, self.spec, json.loads(json.dumps(self.entry)))
 
 
+def write_image_spec(folder: Path, checkpoint: Path | str, spec: ModelSpec) -> ImageSpec:
+    image = read_image_spec(open_checkpoint(str(checkpoint)).folder, spec)
+    write_json(folder / "preprocess.json", to_dict(image))
+    return image
+
+
 def as_bundle(folder: Path, spec: Any, entry: dict[str, Any]) -> Bundle:
     files = {str(path.relative_to(folder)): None for path in folder.rglob("*") if path.is_file()}
     manifest = SimpleNamespace(spec=spec, targets={"coreml": entry}, files=files)
@@ -98,6 +106,8 @@ def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
     return get
 
+    def reference(self) -> Reference:
+        return Reference(self.spec, self.weights, self.image)
 
 def picture(model: Exported, count: int = 1, seed: int = 0) -> list[Any]:
     """Views of random pixels."""
@@ -116,14 +126,14 @@ def decoder(bundle: Bundle, storage: str = "fp16", context: int | None = None) -
 def prompt(model: Exported, reference: Reference, text: int = 30) -> Any:
     """A picture's features between two stretches of text."""
     ids = np.random.default_rng(1).integers(0, model.spec.decoder.vocab_size, text)
-    features = reference.features(picture(model))[0]
+    (features,) = reference.features(views(model))
     return np.concatenate([reference.embed(ids[:10]), features, reference.embed(ids[10:])])
 
 
 def greedy(runtime: CoreMLDecoder, embeds: Any, count: int = TOKENS) -> list[int]:
     tokens = [int(runtime.forward(embeds).argmax())]
     while len(tokens) < count:
-        tokens.append(int(runtime.step(tokens[-1]).argmax()))
+        tokens.append(int(decoder.step(tokens[-1]).argmax()))
     return tokens
 
 
@@ -150,7 +160,8 @@ def test_parity_with_the_reference(exported: Callable[[str], Exported], form: st
         runtime.rewind(0)
         worst = gaps(reference, embeds, greedy(runtime, embeds)).max()
         assert worst == 0 if storage == "fp32" else worst < NEAR_TIE
-        runtime.close()
+        encoder.close()
+        decoder.close()
 
 
 @pytest.mark.parametrize("form", ["gpu-fp16", "gpu-int4"])
@@ -186,7 +197,7 @@ def test_any_prompt_length_on_fixed_shapes(exported: Callable[[str], Exported]) 
         runtime.rewind(0)
         assert cosine(runtime.forward(embeds[:length]), reference.logits(embeds[:length])[-1]) > 0.99999
     with pytest.raises(EdgeVLMError, match="97 positions"):
-        runtime.step(1)
+        decoder.step(1)
 
 
 def test_contexts_and_devices_are_checked(exported: Callable[[str], Exported]) -> None:
@@ -268,9 +279,9 @@ def test_embedding_file(exported: Callable[[str], Exported], form: str) -> None:
     runtime = decoder(model.bundle)
     np.testing.assert_array_equal(runtime.embed(np.arange(len(expected))), expected)
     with pytest.raises(EdgeVLMError, match="outside the vocabulary"):
-        runtime.embed(np.array([len(expected)]))
+        decoder.embed(np.array([len(expected)]))
     with pytest.raises(EdgeVLMError, match="outside the vocabulary"):
-        runtime.embed(np.array([-1]))
+        decoder.embed(np.array([-1]))
 
 
 def test_truncated_embedding_file(exported: Callable[[str], Exported], tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from small_models import (
     qwen,
 )
 
+from edgevlm.bundle.files import write_json
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreml_ import CoreMLOptions, write_coreml
@@ -42,7 +43,7 @@ from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.coreml.runtime import CoreMLDecoder, CoreMLEncoder
 from edgevlm.runtimes.mil.trace import find_divergence
-from edgevlm.types import F32
+from edgevlm.types import F32, U8
 from edgevlm.verify.lint_ane import lint_package
 
 pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
@@ -70,8 +71,11 @@ class Exported:
         encoder = CoreMLEncoder(self.bundle, EngineOptions(storage=storage), evaluate=True)
         return encoder.encode_pixels(pixels)[None]
 
-    def features(self, pixels: F32) -> F32:
-        return features(self.spec, self.weights, pixels)
+    def decoder(self) -> CoreMLDecoder:
+        return CoreMLDecoder(self.bundle, EngineOptions(storage="fp32"), evaluate=True)
+
+    def features(self, view: U8) -> F32:
+        return features(self.spec, self.weights, view)
 
     def logits(self, embeds: F32, layout: Layout, keep: int = 1) -> F32:
         return logits(self.spec, self.weights, embeds, layout, keep)
