@@ -20,9 +20,9 @@ from PIL import Image
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.inputs.decode import open_image
-from edgevlm.inputs.preprocess import normalize_all, prepare
+from edgevlm.inputs.preprocess import prepare
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.inputs.spec import ImageSpec, tiled
+from edgevlm.inputs.spec import tiled
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.devices import list_devices
 from edgevlm.verify import across
@@ -48,17 +48,13 @@ def open_llama(gguf_bundle):
         if (kind, model) not in opened:
             opened[kind, model] = open_runtime(gguf_bundle(kind, model), "llama.cpp", threads=1)
         runtime = opened[kind, model]
-        runtime.truncate(0)
+        runtime.decoder.rewind(0)
         return runtime
 
     yield open_one
     for runtime in opened.values():
         runtime.close()
         runtime.close()
-
-
-def tiles_of(bundle, split=False, count=5):
-    return prepare(open_image(PICTURE), tiled(bundle.image_spec), max_tiles=count if split else 1)
 
 
 def embeds_of(rng, count):
@@ -89,8 +85,8 @@ def test_a_float32_decoder_is_the_reference(gguf_bundle, model):
     bundle = gguf_bundle("fp32", model)
     eager, pair = (open_runtime(bundle, name, threads=1) for name in ("eager", "eager+llama.cpp"))
     for case in across._cases(bundle, [PICTURE], 5):
-        told = across._run(bundle, eager, case, None, 32)
-        ours = across._run(bundle, pair, case, told.choices(), 32)
+        told = across._run(eager, case, None, 32)
+        ours = across._run(pair, case, told.choices(), 32)
         assert np.abs(ours.logits - told.logits).max() < 1e-4
         assert ours.choices() == told.choices()
     pair.close()
@@ -125,7 +121,7 @@ def near_ties(bundle, pictures):
     assert bound == BOUNDS["onnx", "int8"].near_tie
     eager, found = open_runtime(bundle, "eager"), {}
     for case in across._cases(bundle, pictures, across.TILED):
-        best = np.sort(across._run(bundle, eager, case, None, across.TOKENS).logits, axis=-1)
+        best = np.sort(across._run(eager, case, None, across.TOKENS).logits, axis=-1)
         found[case.name] = int((best[:, -1] - best[:, -2] < bound).sum())
     return found
 
@@ -172,44 +168,47 @@ def test_the_256m_shape_agrees(checkpoint_256m, tmp_path, kind):
 
 def test_prompts_in_pieces_and_steps_equal_a_whole_prompt(open_llama):
     """The cache grows past its first size, in the middle of a conversation."""
-    runtime = open_llama("fp32")
+    decoder = open_llama("fp32").decoder
     embeds = embeds_of(np.random.default_rng(0), 700)
-    whole = runtime.prefill(embeds)
-    assert runtime.position == 700 and whole.shape == (512,) and whole.dtype == np.float32
-    runtime.truncate(0)
-    runtime.prefill(embeds[:300])
-    assert cosine(runtime.prefill(embeds[300:]), whole) > 0.9999
-    runtime.truncate(650)
-    assert runtime.position == 650
-    assert cosine(runtime.prefill(embeds[650:]), whole) > 0.9999
+    whole = decoder.forward(embeds)
+    assert decoder.position == 700 and whole.shape == (512,) and whole.dtype == np.float32
+    decoder.rewind(0)
+    decoder.forward(embeds[:300])
+    assert cosine(decoder.forward(embeds[300:]), whole) > 0.9999
+    decoder.rewind(650)
+    assert decoder.position == 650
+    assert cosine(decoder.forward(embeds[650:]), whole) > 0.9999
     ids = np.array([300, 301, 302])
-    runtime.truncate(10)
-    told = runtime.prefill(runtime.embed(ids))
-    runtime.truncate(10)
+    decoder.rewind(10)
+    told = decoder.forward(decoder.embed(ids))
+    decoder.rewind(10)
     for token in ids:
-        stepped = runtime.step(int(token))
+        stepped = decoder.step(int(token))
     assert cosine(stepped, told) > 0.9999
-    runtime.truncate(99)  # beyond what is there: nothing to forget
-    assert runtime.position == 13
+    decoder.rewind(99)  # beyond what is there: nothing to forget
+    assert decoder.position == 13
 
 
 def test_a_grown_cache_keeps_what_it_holds(gguf_bundle):
     embeds = embeds_of(np.random.default_rng(1), 1200)
     runtime, eager = (open_runtime(gguf_bundle("fp32"), name, threads=1) for name in ("llama.cpp", "eager"))
     for start in range(0, 1200, 400):
-        ours, theirs = runtime.prefill(embeds[start : start + 400]), eager.prefill(embeds[start : start + 400])
+        ours, theirs = (
+            runtime.decoder.forward(embeds[start : start + 400]),
+            eager.decoder.forward(embeds[start : start + 400]),
+        )
         assert cosine(ours, theirs) > 0.9999
     with pytest.raises(EdgeVLMError, match="would take 2049 positions and the model's context holds 2048"):
-        runtime.prefill(np.zeros((849, 64), np.float32))
-    assert runtime.position == 1200
+        runtime.decoder.forward(np.zeros((849, 64), np.float32))
+    assert runtime.decoder.position == 1200
     runtime.close()
     eager.close()
 
 
 def test_embeddings_are_the_files_bits(open_llama, gguf_bundle):
     ids = np.array([0, 511, 442, 442])
-    theirs = open_runtime(gguf_bundle("int4"), "eager").embed(ids)
-    assert np.array_equal(open_llama("int4").embed(ids), theirs)
+    theirs = open_runtime(gguf_bundle("int4"), "eager").decoder.embed(ids)
+    assert np.array_equal(open_llama("int4").decoder.embed(ids), theirs)
 
 
 def test_the_pair_of_engines_answers_like_one(gguf_bundle):
@@ -253,32 +252,18 @@ def test_a_bundle_with_gguf_alone_opens_on_llama_cpp(gguf_checkpoint, tmp_path):
 # --- our tiles in, untouched -----------------------------------------------------------------------------------
 
 
-def test_tiles_turn_back_into_the_bytes_they_came_from(gguf_bundle):
-    from edgevlm.runtimes.llama.runtime import to_bytes
-
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (3, 64, 64, 3)).astype(np.uint8)
-    spec = gguf_bundle("int4").image_spec
-    clip = dataclasses.replace(spec, mean=(0.481, 0.457, 0.408), std=(0.268, 0.261, 0.275))
-    for values in (spec, clip, dataclasses.replace(spec, rescale_factor=1 / 127.5)):
-        assert isinstance(values, ImageSpec)
-        assert np.array_equal(to_bytes(normalize_all(list(pixels), values), values), pixels)
-    with pytest.raises(EdgeVLMError, match="takes 8-bit pictures"):
-        to_bytes(normalize_all(list(pixels), spec) + np.float32(0.001), spec)
-
-
 def test_each_tile_is_encoded_as_it_is(open_llama, gguf_bundle):
     """No overview, no scaling: tiles in any order and number give the features that each gives alone."""
     bundle = gguf_bundle("fp32")
-    tiles = tiles_of(bundle, split=True).pixels
-    runtime = open_llama("fp32")
-    together = runtime.encode(tiles)
+    views = prepare(open_image(PICTURE), tiled(bundle.image_spec), max_tiles=5).views
+    encoder = open_llama("fp32").encoder
+    together = np.stack(encoder.encode(views))
     assert together.shape == (5, 16, 64)
     for i in (3, 0):
-        assert np.array_equal(runtime.encode(tiles[i : i + 1])[0], together[i])
-    eager = open_runtime(bundle, "eager")
-    assert np.abs(together - eager.encode(tiles)).max() < 2e-3
-    assert runtime.encode(tiles[:0]).shape == (0, 16, 64)
+        assert np.array_equal(encoder.encode(views[i : i + 1])[0], together[i])
+    eager = open_runtime(bundle, "eager").encoder
+    assert np.abs(together - np.stack(eager.encode(views))).max() < 2e-3
+    assert encoder.encode([]) == []
 
 
 # --- stock llama.cpp -------------------------------------------------------------------------------------------
@@ -448,7 +433,7 @@ def test_a_device_that_is_not_there_says_what_to_install(gguf_bundle, monkeypatc
 VULKAN = """
 import json, sys
 import numpy as np
-from edgevlm import across
+from edgevlm.verify import across
 from edgevlm.bundle.manifest import open_bundle
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.devices import llama_devices
@@ -460,8 +445,8 @@ bundle = open_bundle(sys.argv[1])
 eager, gpu = open_runtime(bundle, "eager"), open_runtime(bundle, "llama.cpp", device="gpu")
 rows = []
 for case in across._cases(bundle, [across.picture_folder() / "coffee.jpg"], 5):
-    told = across._run(bundle, eager, case, None, 32)
-    ours = across._run(bundle, gpu, case, told.choices(), 32)
+    told = across._run(eager, case, None, 32)
+    ours = across._run(gpu, case, told.choices(), 32)
     same = sum(a == b for a, b in zip(ours.choices(), told.choices()))
     rows.append([across.cosine(ours.features, told.features), across.cosine(ours.logits, told.logits), same])
 print(json.dumps({"found": found, "device": gpu.device, "rows": rows}))
@@ -526,5 +511,5 @@ def test_the_engines_log_stays_off_the_terminal(gguf_bundle):
 def test_pictures_of_every_mode_are_encoded(gguf_bundle, open_llama):
     bundle, runtime = gguf_bundle("int4"), open_llama("int4")
     for mode, size in (("L", (5, 90)), ("RGBA", (70, 3)), ("P", (64, 64))):
-        tiles = prepare(open_image(Image.new(mode, size)), bundle.image_spec, max_tiles=1)
-        assert np.isfinite(runtime.encode(tiles.pixels)).all()
+        views = prepare(open_image(Image.new(mode, size)), bundle.image_spec, max_tiles=1).views
+        assert np.isfinite(runtime.encoder.encode(views)).all()

@@ -15,11 +15,11 @@ from edgevlm.checkpoint.families import read_model
 from edgevlm.export.gguf_ import write_gguf
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
-from edgevlm.inputs.layout import layout_of
-from edgevlm.inputs.preprocess import normalize_all
+from edgevlm.inputs.layout import Layout, Span, merge
 from edgevlm.inputs.rules import Stretch
 from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec, RoleText
 from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.eager import encode_view
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -43,7 +43,7 @@ PICTURES = [picture(100, 33, 1), picture(64, 64, 2), picture(131, 190, 3)]
 @pytest.fixture(params=CASES)
 def made(request, tmp_path):
     """A checkpoint, transformers' answer about pictures, and the runtime on the float32 files of it."""
-    from edgevlm.runtimes.llama.runtime import LlamaRuntime
+    from edgevlm.runtimes.llama.runtime import open_runtime
 
     module, options, arch, projector = CASES[request.param]
     source = tmp_path / "source"
@@ -64,7 +64,7 @@ def made(request, tmp_path):
     bundle = SimpleNamespace(
         manifest=manifest, folder=tmp_path, image_spec=image, prompt_spec=prompt, path=lambda name: tmp_path / name
     )
-    runtime = LlamaRuntime(bundle, threads=1)
+    runtime = open_runtime(bundle, EngineOptions(threads=1))
     answer = ask(model, processor, PICTURES, "What is in the picture?")
     yield spec, weights, runtime, answer, image, projector is not None
     runtime.close()
@@ -90,16 +90,27 @@ def test_llama_cpp_answers_as_transformers(made):
     if encodes:
         scale, shift = np.array(image.std)[:, None, None], np.array(image.mean)[:, None, None]
         taken = [np.rint((view * scale + shift) * 255).astype(np.uint8).transpose(1, 2, 0) for view in views]
-        features = np.concatenate([runtime.encode(normalize_all([view], image))[0] for view in taken])
+        features = np.concatenate(runtime.encoder.encode(taken))
         norms = np.linalg.norm(features, axis=1) * np.linalg.norm(answer.features, axis=1)
         assert features.shape == answer.features.shape
         assert ((features * answer.features).sum(1) / norms).min() > 0.9999
-    embeds = runtime.embed(ids)
-    embeds[ids == spec.image_token_id] = np.concatenate([encode_view(spec, weights, view)[0] for view in views])
-    layout = layout_of(ids, spec.image_token_id, [spec.token_grid(*view.shape[1:]) for view in views])
-    logits, tokens = runtime.prefill(embeds, layout), []
+    layout = layout_of(ids, spec, views)
+    features = [encode_view(spec, weights, view) for view in views]
+    decoder = runtime.decoder
+    logits, tokens = decoder.forward(merge(decoder.embed(ids), layout, features), layout), []
     np.testing.assert_allclose(logits, answer.logits[-1], atol=1e-4 * float(np.abs(answer.logits).max()))
     for _ in answer.tokens:
         tokens.append(int(logits.argmax()))
-        logits = runtime.step(tokens[-1])
+        logits = decoder.step(tokens[-1])
     assert tokens == answer.tokens
+
+
+def layout_of(ids, spec, views):
+    """Where transformers put the image tokens."""
+    places, spans = np.flatnonzero(ids == spec.image_token_id), []
+    for view in views:
+        span = Span(int(places[0]), spec.token_grid(*view.shape[1:]))
+        spans.append(span)
+        places = places[span.tokens :]
+    assert not len(places)
+    return Layout(len(ids), tuple(spans))
