@@ -18,7 +18,6 @@ from edgevlm.export.gguf_.archs import projector_type, text_arch, why_no_picture
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import Layout, Span
-from edgevlm.inputs.preprocess import normalize_all
 from edgevlm.inputs.rules import RatioTiles, Stretch, TilesThenWhole
 from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec, RoleText
 from edgevlm.models.model import ModelSpec
@@ -27,7 +26,8 @@ from edgevlm.models.record import weight_tree
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling, ShortConv
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
-from edgevlm.runtimes.eager import EagerRuntime
+from edgevlm.runtimes.base import EngineOptions
+from edgevlm.runtimes.eager import eager_runtime
 from edgevlm.runtimes.gguf import GgufFile, GgufWeights
 
 VOCAB, WIDTH, EYES = 608, 64, 64
@@ -347,13 +347,13 @@ def engines(write):
     opened = []
 
     def open_both(spec, kind="fp32"):
-        from edgevlm.runtimes.llama.runtime import LlamaRuntime
+        from edgevlm.runtimes.llama.runtime import open_runtime
 
         weights = Arrays(spec)
         bundle, expected = write(spec, weights, kind)
         weights.update(expected)
-        opened.append(LlamaRuntime(bundle, threads=1))
-        return opened[-1], EagerRuntime(spec, weights)
+        opened.append(open_runtime(bundle, EngineOptions(threads=1)))
+        return opened[-1], eager_runtime(bundle, weights)
 
     yield open_both
     for runtime in opened:
@@ -371,11 +371,11 @@ def test_greedy_tokens_after_our_embeddings_are_eagers(engines, text):
     embeds = np.random.default_rng(1).normal(0, 0.5, (LAYOUT.length, WIDTH)).astype(np.float32)
     got, expected = [], []
     for runtime, logits in ((ours, got), (eager, expected)):
-        runtime.prefill(embeds[:9], LAYOUT)
-        logits.append(runtime.prefill(embeds[9:]))
+        runtime.decoder.forward(embeds[:9], LAYOUT)
+        logits.append(runtime.decoder.forward(embeds[9:]))
         for _ in range(40):
-            logits.append(runtime.step(int(logits[-1].argmax())))
-        assert runtime.position == 80
+            logits.append(runtime.decoder.step(int(logits[-1].argmax())))
+        assert runtime.decoder.position == 80
     assert np.abs(np.array(got) - np.array(expected)).max() < 1e-4 * np.abs(expected).max()
     choices = [int(row.argmax()) for row in expected]
     assert [int(row.argmax()) for row in got] == choices and len(set(choices)) > 8
@@ -386,7 +386,7 @@ def test_greedy_tokens_after_our_embeddings_are_eagers(engines, text):
 def test_quantized_decoders_agree_with_eager(engines, text):
     ours, eager = engines(model(text), "int4")
     embeds = np.random.default_rng(1).normal(0, 0.5, (LAYOUT.length, WIDTH)).astype(np.float32)
-    one, two = (runtime.prefill(embeds, LAYOUT) for runtime in (ours, eager))
+    one, two = (runtime.decoder.forward(embeds, LAYOUT) for runtime in (ours, eager))
     assert one @ two / np.linalg.norm(one) / np.linalg.norm(two) > 0.99
 
 
@@ -395,31 +395,31 @@ def test_pictures_share_positions_where_the_cache_is_cut_and_grown(engines):
     ours, eager = engines(model("qwen2vl"))
     embeds = np.random.default_rng(1).normal(0, 0.5, (700, WIDTH)).astype(np.float32)
     layout = Layout(700, (Span(5, (3, 4)), Span(20, (20, 30))))
-    whole = eager.prefill(embeds, layout)
-    assert np.abs(ours.prefill(embeds[:300], layout) - ours_again(ours, embeds[:300], layout)).max() < 1e-4
+    whole = eager.decoder.forward(embeds, layout)
+    assert np.abs(ours.decoder.forward(embeds[:300], layout) - ours_again(ours, embeds[:300], layout)).max() < 1e-4
     with pytest.raises(EdgeVLMError, match="cannot forget a part of a picture"):
-        ours.truncate(100)
-    assert ours.position == 300
-    ours.truncate(20)
-    assert ours.position == 20
-    assert np.abs(ours.prefill(embeds[20:]) - whole).max() < 2e-4  # the cache grows past its first size
-    ours.truncate(650)
-    assert np.abs(ours.prefill(embeds[650:]) - whole).max() < 2e-4
+        ours.decoder.rewind(100)
+    assert ours.decoder.position == 300
+    ours.decoder.rewind(20)
+    assert ours.decoder.position == 20
+    assert np.abs(ours.decoder.forward(embeds[20:]) - whole).max() < 2e-4  # the cache grows past its first size
+    ours.decoder.rewind(650)
+    assert np.abs(ours.decoder.forward(embeds[650:]) - whole).max() < 2e-4
 
 
 def ours_again(runtime, embeds, layout):
-    runtime.truncate(0)
-    return runtime.prefill(embeds, layout)
+    runtime.decoder.rewind(0)
+    return runtime.decoder.forward(embeds, layout)
 
 
 @needs_llama
 def test_a_text_alone_has_one_position_per_token(engines):
     ours, eager = engines(model("qwen2vl"))
     for runtime in (ours, eager):
-        runtime.prefill(np.ones((3, WIDTH), np.float32), LAYOUT)
-        runtime.truncate(0)
+        runtime.decoder.forward(np.ones((3, WIDTH), np.float32), LAYOUT)
+        runtime.decoder.rewind(0)
     ids = np.arange(30)
-    one, two = (runtime.prefill(runtime.embed(ids), Layout(30)) for runtime in (ours, eager))
+    one, two = (runtime.decoder.forward(runtime.decoder.embed(ids), Layout(30)) for runtime in (ours, eager))
     assert np.abs(one - two).max() < 2e-4
 
 
@@ -432,9 +432,8 @@ def test_features_are_eagers(engines, tower):
     # Of a grid tower: one window, several with a rest on both sides, and one token.
     sizes = [(112, 112), (140, 308), (28, 28)] if tower == "qwen2.5vl_merger" else [(56, 56)]
     for height, width in sizes:
-        views = random.integers(0, 256, (1 if len(sizes) > 1 else 2, height, width, 3)).astype(np.uint8)
-        pixels = normalize_all(list(views), IMAGE)
-        one, two = ours.encode(pixels), eager.encode(pixels)
+        views = list(random.integers(0, 256, (1 if len(sizes) > 1 else 2, height, width, 3)).astype(np.uint8))
+        one, two = (np.stack(runtime.encoder.encode(views)) for runtime in (ours, eager))
         assert one.shape == two.shape
         assert np.abs(one - two).max() < 0.02 * np.abs(two).max()
         assert (one * two).sum() / np.linalg.norm(one) / np.linalg.norm(two) > 0.99999
@@ -445,9 +444,9 @@ def test_a_decoder_alone_names_the_engine_that_encodes(engines):
     spec = dataclasses.replace(model(), vision=vit(class_token=True))
     ours, eager = engines(spec)
     with pytest.raises(EdgeVLMError, match=r"cannot encode this model's pictures: .* --runtime onnxruntime\+llama.cpp"):
-        ours.encode(np.zeros((1, 3, 56, 56), np.float32))
+        ours.encoder.encode([np.zeros((56, 56, 3), np.uint8)])
     embeds = np.ones((4, WIDTH), np.float32)
-    assert np.abs(ours.prefill(embeds) - eager.prefill(embeds)).max() < 2e-4
+    assert np.abs(ours.decoder.forward(embeds) - eager.decoder.forward(embeds)).max() < 2e-4
 
 
 # --- tokenizers ------------------------------------------------------------------------------------------------
