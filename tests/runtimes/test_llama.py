@@ -172,7 +172,7 @@ def test_the_256m_shape_agrees(checkpoint_256m, tmp_path, kind):
 
 def test_prompts_in_pieces_and_steps_equal_a_whole_prompt(open_llama):
     """The cache grows past its first size, in the middle of a conversation."""
-    runtime = open_llama("fp32")
+    decoder = open_llama("fp32").decoder
     embeds = embeds_of(np.random.default_rng(0), 700)
     whole = runtime.decoder.forward(embeds)
     assert runtime.decoder.position == 700 and whole.shape == (512,) and whole.dtype == np.float32
@@ -437,7 +437,7 @@ def test_a_device_that_is_not_there_says_what_to_install(gguf_bundle, monkeypatc
 VULKAN = """
 import json, sys
 import numpy as np
-from edgevlm import across
+from edgevlm.verify import across
 from edgevlm.bundle.manifest import open_bundle
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.devices import llama_devices

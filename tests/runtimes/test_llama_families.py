@@ -114,3 +114,14 @@ def test_llama_cpp_answers_as_transformers(made):
         tokens.append(int(logits.argmax()))
         logits = runtime.decoder.step(tokens[-1])
     assert tokens == answer.tokens
+
+
+def layout_of(ids, spec, views):
+    """Where transformers put the image tokens."""
+    places, spans = np.flatnonzero(ids == spec.image_token_id), []
+    for view in views:
+        span = Span(int(places[0]), spec.token_grid(*view.shape[1:]))
+        spans.append(span)
+        places = places[span.tokens :]
+    assert not len(places)
+    return Layout(len(ids), tuple(spans))
