@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm.bundle.targets import GgufTarget, target_of
+from edgevlm.bundle.manifest import target_of
+from edgevlm.bundle.targets import GgufTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.model import ModelSpec
 from edgevlm.runtimes.llama.names import PROJECTORS, TEXT, Table

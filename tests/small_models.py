@@ -9,8 +9,8 @@ import numpy as np
 
 from edgevlm.inputs.layout import Layout, Span, decoder_inputs
 from edgevlm.inputs.preprocess import normalize
-from edgevlm.inputs.rules import Stretch
-from edgevlm.inputs.spec import ImageSpec
+from edgevlm.inputs.rules import Native
+from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
 from edgevlm.models.decoder import decoder
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec
@@ -20,6 +20,7 @@ from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.states import States
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
+from edgevlm.runtimes.eager import encode_view
 from edgevlm.types import F32, U8
 
 WIDTH = 48  # of the decoder
@@ -87,7 +88,6 @@ def qwen(decoder: Decoder = MROPE) -> ModelSpec:
     return ModelSpec("m", "qwen2_5_vl", tower, steps, decoder, 1)
 
 
-IMAGE = ImageSpec(2, Stretch(24), "bicubic", (255, 255, 255), 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 8)
 LAYOUT = Layout(24, (Span(3, (2, 5)), Span(15, (3, 2))))
 # Pixels from -1 to 1; views are given, so the rule that would make them plays no part.
 IMAGE = ImageSpec(
@@ -115,15 +115,9 @@ def cosine(ours: F32, theirs: F32) -> float:
     return float(products.min())
 
 
-def view(rows: int, columns: int, patch: int) -> U8:
-    """Random pixels (rows * patch, columns * patch, 3)."""
-    size = (rows * patch, columns * patch, 3)
-    return np.random.default_rng(rows).integers(0, 256, size).astype(np.uint8)
-
-
-def picture(rows: int, columns: int, patch: int) -> F32:
-    """The same, normalized, (3, rows * patch, columns * patch)."""
-    return normalize(view(rows, columns, patch), IMAGE)
+def picture(rows: int, columns: int, patch: int) -> U8:
+    """A view (rows * patch, columns * patch, 3)."""
+    return np.random.default_rng(rows).integers(0, 256, (rows * patch, columns * patch, 3), np.uint8)
 
 
 def gemma() -> Decoder:

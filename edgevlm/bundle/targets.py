@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
 
-from edgevlm.errors import EdgeVLMError
 from edgevlm.models.tensor import Tensor
-
-if TYPE_CHECKING:
-    from edgevlm.bundle.manifest import Bundle
 
 Shape = tuple[int | str, ...]  # a free axis is a name or a range in words
 
@@ -107,16 +102,3 @@ class CoreMLTarget:
 
 
 TargetEntry = OnnxTarget | GgufTarget | CoreMLTarget
-T = TypeVar("T", OnnxTarget, GgufTarget, CoreMLTarget)
-_HOLDS = {OnnxTarget: "ONNX graphs", GgufTarget: "GGUF files", CoreMLTarget: "CoreML packages"}
-
-
-def target_of(bundle: Bundle, kind: type[T]) -> T:
-    """The bundle's entry of one target; EdgeVLMError where it has none."""
-    found = bundle.manifest.targets.get(kind.kind)
-    if isinstance(found, kind):
-        return found
-    raise EdgeVLMError(
-        f"The bundle '{bundle.folder}' holds no {_HOLDS[kind]}: export it again with them, "
-        f"`edgevlm export MODEL --target {kind.kind} -o {bundle.folder} --force`."
-    )

@@ -7,8 +7,8 @@ from contextlib import closing
 
 import numpy as np
 
-from edgevlm.bundle.manifest import Bundle
-from edgevlm.bundle.targets import CoreMLTarget, target_of
+from edgevlm.bundle.manifest import Bundle, target_of
+from edgevlm.bundle.targets import CoreMLTarget
 from edgevlm.inputs.preprocess import normalize
 from edgevlm.runtimes.base import EngineOptions
 from edgevlm.verify.reference import Reference, cosine

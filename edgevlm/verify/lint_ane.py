@@ -19,7 +19,8 @@ from edgevlm.runtimes.mil.file import MilFunction, MilOp, MilPackage, Text, open
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
-from edgevlm.bundle.targets import CoreMLTarget, target_of
+from edgevlm.bundle.manifest import target_of
+from edgevlm.bundle.targets import CoreMLTarget
 
 MAX_RANK = 5
 MAX_STATES = 2

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from edgevlm.bundle.manifest import Bundle
-from edgevlm.bundle.targets import GgufTarget, target_of
+from edgevlm.bundle.manifest import Bundle, target_of
+from edgevlm.bundle.targets import GgufTarget
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.ops import Weights
@@ -60,7 +60,8 @@ class TargetJudge(Protocol):
 
 
 class OnnxJudge:
-    name, module, extra = "onnx", None, "export"
+    name, extra = "onnx", "export"
+    module: str | None = None
 
     def engine(self, bundle: Bundle) -> str:
         return "onnxruntime"
@@ -86,7 +87,8 @@ class OnnxJudge:
 
 
 class GgufJudge:
-    name, module, extra = "gguf", "llama_cpp", "llama"
+    name, extra = "gguf", "llama"
+    module: str | None = "llama_cpp"
 
     def engine(self, bundle: Bundle) -> str:
         """Where llama.cpp has no form of a tower, ONNX Runtime encodes for it."""
@@ -110,7 +112,8 @@ class GgufJudge:
 
 
 class CoreMLJudge:
-    name, module, extra = "coreml", "coremltools", "coreml"
+    name, extra = "coreml", "coreml"
+    module: str | None = "coremltools"
 
     def engine(self, bundle: Bundle) -> str:
         return "coreml"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgevlm.bundle.targets import CoreMLFunction, CoreMLTarget, target_of
+from edgevlm.bundle.manifest import target_of
+from edgevlm.bundle.targets import CoreMLFunction, CoreMLTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, decoder_inputs
 from edgevlm.inputs.preprocess import normalize

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgevlm.bundle.manifest import target_of
 from edgevlm.bundle.qtensor import PALETTES, QTensor
-from edgevlm.bundle.targets import CoreMLRows, CoreMLTarget, target_of
+from edgevlm.bundle.targets import CoreMLRows, CoreMLTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.runtimes.mil.blob import Blob
 from edgevlm.runtimes.mil.file import MilOp, MilPackage, open_package

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevlm.bundle.targets import OnnxTarget, target_of
+from edgevlm.bundle.manifest import target_of
+from edgevlm.bundle.targets import OnnxTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout
 from edgevlm.inputs.preprocess import normalize, normalize_all

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevlm.bundle.targets import OnnxTarget, target_of
+from edgevlm.bundle.manifest import target_of
+from edgevlm.bundle.targets import OnnxTarget
 from edgevlm.inputs.layout import Layout
 from edgevlm.runtimes.ort.products import session_options, signed_saturates
 from edgevlm.runtimes.ort.session import import_onnxruntime

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import deepseek_vl
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import Checkpoint, Variant, check_bits, check_features, check_prompt, check_tokens, check_views
+from harness import Checkpoint, Variant, check_features, check_prompt, check_tokens, check_views
 
 from edgevlm.types import F32
 
