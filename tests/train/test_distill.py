@@ -207,7 +207,7 @@ def test_quantized_training_changes_what_the_model_computes(tiny_checkpoint: Pat
     with torch.no_grad():
         for name in weights.names():
             if name.startswith("decoder") and name.endswith("weight") and "norm" not in name:
-                stored = weights.stored_name(name)
+                (stored,) = weights.stored_names(name)
                 parameter = reference.get_parameter(stored)
                 parameter.copy_(round_weight(parameter, "int4"))
         logits = [model(input_ids=ids).logits for model in (plain, rounded, reference)]
