@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,7 +20,7 @@ _DIVISORS = {
     "int4": (-8.0, -7.4, -6.8, -6.2, -8.6, -9.4, 7.0, 7.6, 8.4, 6.4, 5.8),
     "int8": (127.0, 122.0, 117.0, 110.0, 100.0),
 }
-_ROWS = 1 << 18  # values in work at once, so that they stay in the processor's cache
+_ROWS = 1 << 18  # values in work at once: they stay in the processor's cache, and memory near the tensor's own
 
 
 def quantize(weight: F32, kind: str, name: str) -> QTensor:
@@ -30,7 +32,10 @@ def quantize(weight: F32, kind: str, name: str) -> QTensor:
         return QTensor(kind, weight.astype(np.float16))
     if kind in PALETTES:
         return palettize(weight, kind)
-    return _int8(weight) if kind == "int8" else _int4(weight)
+    part = _int8 if kind == "int8" else _int4
+    step = max(1, _ROWS // weight.shape[1])
+    codes, scales = zip(*(part(weight[i : i + step]) for i in range(0, len(weight), step)), strict=True)
+    return QTensor(kind, np.concatenate(codes), np.concatenate(scales))
 
 
 def search(weight: F32, kind: str, name: str, importance: F32) -> QTensor:
@@ -48,12 +53,12 @@ def search(weight: F32, kind: str, name: str, importance: F32) -> QTensor:
     width = BLOCK if kind == "int4" else columns
     blocks = weight.reshape(-1, width)
     importance = importance.reshape(-1, width)
-    scale = np.empty(len(blocks), np.float32)
+    scale, codes = np.empty(len(blocks), np.float32), np.empty(blocks.shape, np.int8)
     step = max(1, _ROWS // width)
     for i in range(0, len(blocks), step):
         part = np.arange(i, min(i + step, len(blocks)))
         scale[part] = best_scale(blocks[part].T, importance[part % len(importance)].T, kind)
-    codes = nearest(blocks, scale[:, None], kind)
+        codes[part] = nearest(blocks[part], scale[part, None], kind)
     return QTensor(kind, codes.reshape(rows, columns), scale.astype(np.float16).reshape(rows, -1))
 
 
@@ -85,12 +90,13 @@ def check(weight: F32, kind: str, name: str) -> None:
     """Refuse what `kind` cannot hold."""
     if kind not in KINDS:
         raise EdgeVLMError(f"Quantization '{kind}' is not available: choose one of {', '.join(KINDS)}.")
-    if not np.isfinite(weight).all():
+    low, high = (float(weight.min()), float(weight.max())) if weight.size else (0.0, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise EdgeVLMError(f"The weight '{name}' holds NaN or infinity: the checkpoint is damaged; download it again.")
     if kind == "fp32":
         return
     limit = {"int8": FP16_MAX * 127, "int4": FP16_MAX * 8}.get(kind, FP16_MAX)
-    if weight.size and (peak := float(np.abs(weight).max())) > limit:
+    if (peak := max(-low, high)) > limit:
         raise EdgeVLMError(
             f"The weight '{name}' reaches {peak:.3g}, more than {kind} can hold ({limit:.3g}): keep it in fp32."
         )
@@ -101,14 +107,17 @@ def check(weight: F32, kind: str, name: str) -> None:
         )
 
 
-def _int8(weight: F32) -> QTensor:
+Codes = npt.NDArray[np.int8]
+Scales = npt.NDArray[np.float16]
+
+
+def _int8(weight: F32) -> tuple[Codes, Scales]:
     scale = (np.abs(weight).max(axis=1, keepdims=True) / np.float32(127)).astype(np.float16)
     inverse = reciprocal(scale.astype(np.float32))
-    codes = np.clip(np.rint(weight * inverse), -127, 127).astype(np.int8)
-    return QTensor("int8", codes, scale)
+    return np.clip(np.rint(weight * inverse), -127, 127).astype(np.int8), scale
 
 
-def _int4(weight: F32) -> QTensor:
+def _int4(weight: F32) -> tuple[Codes, Scales]:
     """GGUF's Q4_0 rounding (ggml-quants.c, quantize_row_q4_0_ref): the value of largest magnitude gets code -8."""
     rows, columns = weight.shape
     blocks = weight.reshape(rows, columns // BLOCK, BLOCK)
@@ -116,7 +125,7 @@ def _int4(weight: F32) -> QTensor:
     scale = peak / np.float32(-8)
     shifted = blocks * reciprocal(scale) + np.float32(8.5)
     codes = (np.clip(np.trunc(shifted), 0, 15) - 8).astype(np.int8)
-    return QTensor("int4", codes.reshape(rows, columns), scale[:, :, 0].astype(np.float16))
+    return codes.reshape(rows, columns), scale[:, :, 0].astype(np.float16)
 
 
 def half(scale: F32) -> F32:
