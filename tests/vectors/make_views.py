@@ -4,7 +4,8 @@
     python tests/vectors/make_views.py --check  exits with 1 if one would change
 
 Sizes, grids, tile counts and pixels come from transformers' PIL image processors and Pillow >= 13; nanoVLM's, which has
-none there, from tests/tiny/nanovlm.py after its own code. Nothing here imports edgevlm. README.md describes the files and the picture.
+none there, from tests/tiny/nanovlm.py after its own code. Nothing here imports edgevlm. README.md describes the files
+and the picture.
 """
 
 from __future__ import annotations
