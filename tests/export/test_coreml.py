@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 
 from edgevlm.bundle.files import write_json
 from edgevlm.bundle.manifest import Bundle, open_bundle
+from edgevlm.bundle.targets import CoreMLTarget
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
@@ -28,7 +28,7 @@ from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.preprocess import normalize, prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
-from edgevlm.io.records import to_dict
+from edgevlm.io.records import from_dict, to_dict
 from edgevlm.models.model import ModelSpec
 from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.coreml import runtime as coreml
@@ -75,7 +75,7 @@ class Exported:
 
     def copy(self, to: Path) -> Bundle:
         shutil.copytree(self.bundle.folder, to)
-        return as_bundle(to, self.spec, json.loads(json.dumps(self.entry)))
+        return as_bundle(to, self.spec, self.entry)
 
 
 def write_image_spec(folder: Path, checkpoint: Path | str, spec: ModelSpec) -> ImageSpec:
@@ -84,7 +84,7 @@ def write_image_spec(folder: Path, checkpoint: Path | str, spec: ModelSpec) -> I
     return image
 
 
-def as_bundle(folder: Path, spec: Any, entry: dict[str, Any]) -> Bundle:
+def as_bundle(folder: Path, spec: Any, entry: CoreMLTarget) -> Bundle:
     files = {str(path.relative_to(folder)): None for path in folder.rglob("*") if path.is_file()}
     manifest = SimpleNamespace(spec=spec, targets={"coreml": entry}, files=files)
     return Bundle(folder, cast(Any, manifest))
@@ -374,7 +374,7 @@ def test_a_large_vocabulary_gets_a_split_head(
 ) -> None:
     monkeypatch.setattr(ane_ops, "MAX_DIM", 200)
     model = Exported(tiny_checkpoint, tmp_path, "int8", CoreMLOptions("ane", (64,)))
-    assert model.entry["decoder"]["outputs"] == ["logits_0", "logits_1", "logits_2"]  # 512 = 171 + 171 + 170
+    assert model.entry.decoder.outputs == ["logits_0", "logits_1", "logits_2"]  # 512 = 171 + 171 + 170
     reference = model.reference()
     embeds = prompt(model, reference)[:20]
     logits = model.decoder("fp32").forward(embeds)
@@ -616,9 +616,9 @@ def test_engine_off_a_mac_is_the_evaluator(exported: Callable[[str], Exported]) 
 def test_incomplete_manifest(exported: Callable[[str], Exported]) -> None:
     model = exported("gpu-int4")
     for key in ("vision", "decoder", "embedding"):
-        entry = {name: value for name, value in model.entry.items() if name != key}
-        with pytest.raises(EdgeVLMError, match="is incomplete"):
-            coreml.open_runtime(as_bundle(model.bundle.folder, model.spec, entry), EngineOptions())
+        entry = {name: value for name, value in to_dict(model.entry).items() if name != key}
+        with pytest.raises(EdgeVLMError, match=f"lacks the field '{key}'"):
+            from_dict(CoreMLTarget, entry, "manifest.json")
 
 
 # Through the pipeline and its gate
@@ -693,7 +693,7 @@ def test_the_gate_calls_every_context(tiny_checkpoint: Path, tmp_path: Path) -> 
     checks = [row.check for row in result.report.rows]
     assert {"logits with context 512, cosine", "logits with context 1024, cosine"} <= set(checks)
     bundle = open_bundle(tmp_path / "out")
-    functions = bundle.manifest.targets["coreml"]["decoder"]["functions"]
+    functions = bundle.manifest.targets["coreml"].decoder.functions
     assert sorted({function["context"] for function in functions.values()}) == [512, 1024, 2048]
     package = open_package(bundle.folder / "coreml" / "Decoder.mlpackage")
     assert {"constexpr_lut_to_dense"} <= {op.type for op in package.functions["decode_ctx512"].ops}

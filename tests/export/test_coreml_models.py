@@ -112,7 +112,7 @@ def test_pictures_of_any_grid(grid_model: Exported, grid: tuple[int, int]) -> No
 
 def test_a_picture_beyond_a_fixed_encoder_is_refused(grid_model: Exported) -> None:
     encoder, view = grid_model.encoder(), picture(16, 16, 4)
-    if grid_model.entry["profile"] == "gpu":
+    if grid_model.entry.profile == "gpu":
         assert cosine(encoder.encode([view])[0], grid_model.features(view)) >= 0.99999
     else:
         with pytest.raises(EdgeVLMError, match=r"'patches' the shape \[1, 256, 48\].*room for \[1, 144, 48\]"):
@@ -139,7 +139,7 @@ def test_fixed_programs_stay_on_the_neural_engine(grid_model: Exported) -> None:
     """By the lint: a token order that is gathered leaves it, flexible lengths all the more."""
     folder = grid_model.bundle.folder / "coreml"
     reports = [lint_package(folder / f"{name}.mlpackage") for name in ("VisionEncoder", "Decoder")]
-    if grid_model.entry["profile"] == "gpu":
+    if grid_model.entry.profile == "gpu":
         assert not any(report.passed for report in reports)
         return
     vision, decoder = reports
@@ -153,7 +153,7 @@ def test_fixed_programs_stay_on_the_neural_engine(grid_model: Exported) -> None:
 
 def test_every_named_value_is_the_references(grid_model: Exported) -> None:
     embeds = np.random.default_rng(5).normal(0, 1, (24, WIDTH)).astype(np.float32)
-    side = 48 if grid_model.entry["profile"] == "ane" else 24  # the reference pads nothing
+    side = 48 if grid_model.entry.profile == "ane" else 24  # the reference pads nothing
     pixels = normalize(picture(side // 4, side // 4, 4), IMAGE)
     assert find_divergence(grid_model.bundle, grid_model.weights, pixels, embeds, layout=LAYOUT) is None
 

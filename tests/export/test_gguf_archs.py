@@ -191,7 +191,7 @@ def write(tmp_path, tokenizer_json):
 
 def files(bundle):
     entry = bundle.manifest.targets["gguf"]
-    return bundle.path(entry["model"]), bundle.path(entry["mmproj"]) if entry["mmproj"] else None
+    return bundle.path(entry.model), bundle.path(entry.mmproj) if entry.mmproj else None
 
 
 # --- which table, and what is refused --------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_a_tower_that_llama_cpp_lacks_leaves_a_decoder_alone(case, write):
     spec = dataclasses.replace(model(), vision=vision, projector=steps)
     bundle, expected = write(spec, Arrays(spec))
     entry = bundle.manifest.targets["gguf"]
-    assert entry["mmproj"] is None and entry["projector_type"] is None and reason in entry["no_pictures"]
+    assert entry.mmproj is None and entry.projector_type is None and reason in entry.no_pictures
     weights = GgufWeights(*files(bundle), spec)
     assert "vision.patch_embedding.weight" not in weights and not weights.should_hold("vision.patch_embedding.weight")
     assert np.array_equal(weights.read("decoder.layers.1.q.weight"), expected["decoder.layers.1.q.weight"])
@@ -314,7 +314,7 @@ def test_every_weight_is_read_back_bit_for_bit(write, text, tower, kind):
     weights = GgufWeights(*files(bundle), spec)
     for name, values in expected.items():
         assert name in weights and weights.read(name).tobytes() == values.tobytes(), name
-    kinds = set(bundle.manifest.targets["gguf"]["bytes"])
+    kinds = set(bundle.manifest.targets["gguf"].bytes)
     assert kinds <= {"int4": {"Q4_0", "Q8_0", "F32"}, "int8": {"Q8_0", "F32"}, "fp32": {"F32"}}[kind]
 
 

@@ -27,7 +27,8 @@ from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.devices import list_devices
 from edgevlm.verify import across
 from edgevlm.verify.across import stock_plan, verify_across
-from edgevlm.verify.gate import BOUNDS, PICTURES, picture_folder
+from edgevlm.verify.bounds import BOUNDS
+from edgevlm.verify.gate import PICTURES, picture_folder
 from edgevlm.verify.reference import cosine
 
 pytestmark = pytest.mark.skipif(

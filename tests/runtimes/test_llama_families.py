@@ -59,7 +59,7 @@ def made(request, tmp_path):
         tmp_path / "gguf", spec, weights, make_recipe("fp32"), image, prompt, source / "tokenizer.json",
         lambda name: quantize(weights.read(name), "fp32", name),
     )  # fmt: skip
-    assert (entry["architecture"], entry["projector_type"]) == (arch, projector)
+    assert (entry.architecture, entry.projector_type) == (arch, projector)
     manifest = SimpleNamespace(targets={"gguf": entry}, spec=spec, recipe={"decoder": {"kind": "fp32"}})
     bundle = SimpleNamespace(
         manifest=manifest, folder=tmp_path, image_spec=image, prompt_spec=prompt, path=lambda name: tmp_path / name

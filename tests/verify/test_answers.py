@@ -25,6 +25,7 @@ from edgevlm.runtimes.base import Runtime
 from edgevlm.runtimes.eager import eager_runtime
 from edgevlm.verify import gate
 from edgevlm.verify.answers import Questions, check_answers, open_questions
+from edgevlm.verify.bounds import BOUNDS
 from edgevlm.verify.gate import picture_folder, run_gate
 
 
@@ -94,7 +95,7 @@ def test_targets_are_held_to_the_original_answer_by_answer(
     found = run_gate(bundle, original=original, questions=asked)
     (row,) = (row for row in found.rows if row.level == "answers")
     assert found.passed and (row.target, row.check) == ("onnx", "score lost on jsonl")
-    assert row.measured == 0 and row.bound == gate.BOUNDS["onnx", "float"].answers
+    assert row.measured == 0 and row.bound == BOUNDS["onnx", "float"].answers
     assert row.note == "1.000 against 1.000 on 4 questions"
 
     real = gate.open_runtime
