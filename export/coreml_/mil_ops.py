@@ -260,7 +260,9 @@ class MilOps(Ops):
             if a.scale is not None and a.scale != usual:
                 q_rows = mb.mul(x=q_rows, y=np.float16(a.scale / usual))
             out = mb.scaled_dot_product_attention(query=q_rows, key=k, value=v, **seen)
-        return mb.reshape(x=out, shape=[1, a.heads, -1, a.head_dim]) if grouped else out
+        # What is read from a state has sizes that MIL takes for unknown: say them again.
+        known = isinstance(out.shape[-1], int) and not grouped
+        return out if known else mb.reshape(x=out, shape=[1, a.heads, -1, a.head_dim])
 
     def _plain(self, q: X, k: X, v: X, a: Attention, mask: X | None) -> X:
         mb = self.mb

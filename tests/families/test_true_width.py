@@ -90,10 +90,12 @@ def widen(folder: Path, sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def change_images(folder: Path, **settings: Any) -> None:
+def change_images(folder: Path, tokens: int | None = None, **settings: Any) -> None:
     path = next(p for name in ("processor_config.json", "preprocessor_config.json") if (p := folder / name).exists())
     read = json.loads(path.read_text())
     read.get("image_processor", read).update(settings)
+    if tokens:
+        read["image_seq_length"] = tokens
     path.write_text(json.dumps(read))
 
 
@@ -109,7 +111,7 @@ def test_memory_at_true_width(tmp_path: Path, family: str, target: str) -> None:
     else:
         internvl.build(folder, layout="memory")
         shapes = widen(folder, INTERNVL)
-        change_images(folder, size={"height": 448, "width": 448})
+        change_images(folder, 256, size={"height": 448, "width": 448})
     largest = 4 * max(map(math.prod, shapes.values()))
     done = export_alone(folder, tmp_path / "out", "int4", "no-gate", target)
     assert done["peak"] < 2 * largest + 500e6, (done, largest)
