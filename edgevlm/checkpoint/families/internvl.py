@@ -8,7 +8,7 @@ from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
-from edgevlm.checkpoint.families.tensors import Names, Plain, Scaled, Split, prefix_of
+from edgevlm.checkpoint.families.tensors import Names, Plain, Scaled, prefix_of
 from edgevlm.checkpoint.families.tokens import token_id
 from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
@@ -105,9 +105,7 @@ def _remote(spec: ModelSpec) -> Names:
         "vision.class_token": Plain(f"{tower}embeddings.class_embedding", (1, 1, width)),
         "vision.position_embedding": Plain(f"{tower}embeddings.position_embedding", (1, side**2 + 1, width)),
         "vision.layers.{i}.norm1": f"{layer}{{i}}.norm1",
-        "vision.layers.{i}.q": lambda i: Split(f"{layer}{i}.attn.qkv", 0, 3 * width),
-        "vision.layers.{i}.k": lambda i: Split(f"{layer}{i}.attn.qkv", width, 3 * width),
-        "vision.layers.{i}.v": lambda i: Split(f"{layer}{i}.attn.qkv", 2 * width, 3 * width),
+        **names.fused_qkv(layer, ".attn.qkv", width),
         "vision.layers.{i}.o": lambda i: Scaled(Plain(f"{layer}{i}.attn.proj"), f"{layer}{i}.ls1"),
         "vision.layers.{i}.norm2": f"{layer}{{i}}.norm2",
         "vision.layers.{i}.fc1": f"{layer}{{i}}.mlp.fc1",

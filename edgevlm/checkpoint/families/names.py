@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from edgevlm.checkpoint.families.tensors import Plain, Source
+from collections.abc import Callable
+
+from edgevlm.checkpoint.families.tensors import Plain, Source, Split
 
 
 def siglip(prefix: str) -> dict[str, str | Source]:
@@ -33,6 +35,15 @@ def llama(prefix: str, head: str = "lm_head") -> dict[str, str | Source]:
         "decoder.norm": f"{prefix}norm",
         "decoder.head": head,
     }
+
+
+def fused_qkv(layers: str, rest: str, width: int) -> dict[str, Callable[[int], Source]]:
+    """A tower whose layer i keeps its q, k and v maps of `width` rows each in one tensor, `layers`i`rest`."""
+
+    def rows(start: int) -> Callable[[int], Source]:
+        return lambda i: Split(f"{layers}{i}{rest}", start, 3 * width)
+
+    return {f"vision.layers.{{i}}.{part}": rows(number * width) for number, part in enumerate("qkv")}
 
 
 _CLIP_LAYER = {

@@ -1,15 +1,13 @@
-"""nanoVLM (github.com/huggingface/nanoVLM) in its own layout: SigLIP, pixel shuffle, SmolLM2.
-
-As models/vision_transformer.py, models/language_model.py and models/modality_projector.py there.
-"""
+"""nanoVLM in its own layout (github.com/huggingface/nanoVLM, models/): SigLIP, pixel shuffle, SmolLM2."""
 
 from __future__ import annotations
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
+from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.decoders import read_decoder
 from edgevlm.checkpoint.families.family import Family
-from edgevlm.checkpoint.families.tensors import Names, Plain, Split
+from edgevlm.checkpoint.families.tensors import Names, Plain
 from edgevlm.checkpoint.families.tokens import token_id
 from edgevlm.checkpoint.families.towers import read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
@@ -21,7 +19,6 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Linear, Shuffle
 from edgevlm.models.towers.vit import Vit
 
-MARK = "vit_hidden_dim"
 HEAD, EMBED = "decoder.head", "decoder.token_embedding"
 VISION = {
     "hidden_size": "vit_hidden_dim", "intermediate_size": "vit_inter_dim", "patch_size": "vit_patch_size",
@@ -33,6 +30,11 @@ TEXT = {
     "rope_theta": "lm_re_base", "max_position_embeddings": "lm_max_position_embeddings", "vocab_size": "lm_vocab_size",
     "num_attention_heads": "lm_n_heads", "num_key_value_heads": "lm_n_kv_heads", "num_hidden_layers": "lm_n_blocks",
 }  # fmt: skip
+VIT_LAYER = {"norm1": "ln1", "o": "attn.out_proj", "norm2": "ln2", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+TEXT_LAYER = {
+    "norm1": "norm1", "q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.out_proj",
+    "norm2": "norm2", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
+}  # fmt: skip
 
 
 def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
@@ -43,45 +45,30 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
     vision = read_vit(config.renamed(**VISION), image_size=512, patch_size=16, hidden_size=768, heads=12)
     decoder = read_decoder(config.renamed(**TEXT), tied=config.flag("lm_tie_weights", True), kind="llama")
     image = config.section("vlm_extra_tokens").value("image_token")
-    return ModelSpec(
-        name=checkpoint.name,
-        family="nanovlm",
-        vision=vision,
-        projector=(
-            Shuffle(config.count("mp_pixel_shuffle_factor", 4), vision.hidden_size),
-            Linear("linear", decoder.hidden_size, bias=False),
-        ),
-        decoder=decoder,
-        image_token_id=token_id(checkpoint, image if isinstance(image, str) else "<|image|>"),
-    )
+    token = token_id(checkpoint, image if isinstance(image, str) else "<|image|>")
+    shuffle = Shuffle(config.count("mp_pixel_shuffle_factor", 4), vision.hidden_size)
+    projector = (shuffle, Linear("linear", decoder.hidden_size, bias=False))
+    return ModelSpec(checkpoint.name, "nanovlm", vision, projector, decoder, token)
 
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     assert isinstance(spec.vision, Vit)
     width, patches = spec.vision.hidden_size, "vision_encoder.patch_embedding"
-    fused = "vision_encoder.blocks.{}.attn.qkv_proj"
     return {
         "vision.patch_embedding": f"{patches}.conv",
         "vision.position_embedding": Plain(f"{patches}.position_embedding", (1, spec.vision.num_patches, width)),
-        **{f"vision.layers.{{i}}.{ours}": f"vision_encoder.blocks.{{i}}.{theirs}" for ours, theirs in _VIT.items()},
-        "vision.layers.{i}.q": lambda i: Split(fused.format(i), 0, 3 * width),
-        "vision.layers.{i}.k": lambda i: Split(fused.format(i), width, 3 * width),
-        "vision.layers.{i}.v": lambda i: Split(fused.format(i), 2 * width, 3 * width),
+        **{
+            f"vision.layers.{{i}}.{ours}": f"vision_encoder.blocks.{{i}}.{theirs}" for ours, theirs in VIT_LAYER.items()
+        },
+        **names.fused_qkv("vision_encoder.blocks.", ".attn.qkv_proj", width),
         "vision.post_norm": "vision_encoder.layer_norm",
         "projector.linear": "MP.proj",
         # Of tied weights, files keep the head's name.
         "decoder.embed": EMBED if f"{EMBED}.weight" in checkpoint.names() else HEAD,
-        **{f"decoder.layers.{{i}}.{ours}": f"decoder.blocks.{{i}}.{theirs}" for ours, theirs in _LLAMA.items()},
+        **{f"decoder.layers.{{i}}.{ours}": f"decoder.blocks.{{i}}.{theirs}" for ours, theirs in TEXT_LAYER.items()},
         "decoder.norm": "decoder.norm",
         "decoder.head": HEAD,
     }
-
-
-_VIT = {"norm1": "ln1", "o": "attn.out_proj", "norm2": "ln2", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
-_LLAMA = {
-    "norm1": "norm1", "q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.out_proj",
-    "norm2": "norm2", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
-}  # fmt: skip
 
 
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
@@ -100,4 +87,4 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
     return prompt_spec(files, model, picture=text, needed=(whole,))
 
 
-FAMILY = Family(("nanovlm",), "nanoVLM", read, tensor_names, image, prompt, mark=MARK)
+FAMILY = Family(("nanovlm",), "nanoVLM", read, tensor_names, image, prompt, mark="vit_hidden_dim")

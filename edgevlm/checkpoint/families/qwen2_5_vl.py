@@ -7,7 +7,7 @@ from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
-from edgevlm.checkpoint.families.tensors import Names, Split, SumFrames, prefix_of
+from edgevlm.checkpoint.families.tensors import Names, SumFrames, prefix_of
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import image_spec, processor_type, token_pixels
 from edgevlm.checkpoint.processor.prompts import prompt_spec
@@ -82,9 +82,7 @@ def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     return {
         "vision.patch_embedding": SumFrames(f"{tower}patch_embed.proj", vision.patch_size),
         "vision.layers.{i}.norm1": f"{block}{{i}}.norm1",
-        "vision.layers.{i}.q": lambda i: Split(f"{block}{i}.attn.qkv", 0, 3 * width),
-        "vision.layers.{i}.k": lambda i: Split(f"{block}{i}.attn.qkv", width, 3 * width),
-        "vision.layers.{i}.v": lambda i: Split(f"{block}{i}.attn.qkv", 2 * width, 3 * width),
+        **names.fused_qkv(block, ".attn.qkv", width),
         "vision.layers.{i}.o": f"{block}{{i}}.attn.proj",
         "vision.layers.{i}.norm2": f"{block}{{i}}.norm2",
         "vision.layers.{i}.gate": f"{block}{{i}}.mlp.gate_proj",
