@@ -18,7 +18,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from edgevlm.checkpoint.families import read_image_spec, read_prompt_spec
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.preprocess import prepare
+from edgevlm.inputs.preprocess import normalize_all, prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import RoleText
 from edgevlm.models.model import ModelSpec
@@ -113,8 +113,8 @@ def test_specs_reproduce_transformers(options: dict[str, Any], layout: str, tmp_
         return_tensors="np",
     )
     tiles = prepare(rgb, image_spec)
-    np.testing.assert_array_equal(tiles.pixels, out["pixel_values"][0])
-    ids, _ = Prompter(prompt_spec, folder / "tokenizer.json").encode(text, [tiles.views])
+    np.testing.assert_array_equal(normalize_all(tiles.views, image_spec), out["pixel_values"][0])
+    ids, _ = Prompter(prompt_spec, folder / "tokenizer.json").encode(text, [tiles.tokens])
     np.testing.assert_array_equal(ids, out["input_ids"][0])
     assert prompt_spec.stop_ids == (IDS["<end_of_utterance>"],)
     assert (prompt_spec.bos_id, prompt_spec.pad_id) == (IDS["<|im_start|>"], IDS["<|im_end|>"])
