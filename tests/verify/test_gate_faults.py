@@ -294,7 +294,7 @@ def test_a_bundle_alone_is_held_to_what_its_export_recorded(
     report = run_gate(bundle)
     where = {row.where for row in report.failures()} - {""}  # features have no place
     assert where == {"picture 1 x 1: other pixels", "tile 1 (row 1, column 1)", "one tile"}
-    assert by_check(report, "tiles other than at the export").measured == 3
+    assert by_check(report, "views other than at the export").measured == 3
 
     manifest = replace(bundle.manifest, gate={"golden": {"tiles": 3, "ids": {}, "features": []}})
     with pytest.raises(EdgeVLMError, match="is malformed: export"):
