@@ -12,16 +12,19 @@ from typing import Any
 from edgevlm import __version__
 from edgevlm.bundle.files import check_free, list_files, write_json, write_manifest
 from edgevlm.bundle.manifest import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
-from edgevlm.bundle.qtensor import PALETTES, QTensor
+from edgevlm.bundle.qtensor import QTensor
+from edgevlm.bundle.targets import TargetEntry
 from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, Weights, open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
 from edgevlm.export.calibrate.record import recorded
+from edgevlm.export.coreml_.options import CoreMLOptions
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import Recipe, fit, make_recipe
 from edgevlm.export.quantize.store import TensorStore
 from edgevlm.export.source import read_source
+from edgevlm.export.targets import TARGETS, Job
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.io.folders import partial_folder, publish
 from edgevlm.io.records import to_dict
@@ -31,8 +34,6 @@ from edgevlm.verify.answers import QUESTIONS, maybe_questions
 from edgevlm.verify.gate import GateOptions, run_gate
 from edgevlm.verify.report import GateReport
 
-TARGETS = ("onnx", "gguf", "coreml")
-COREML_PROFILES = ("gpu", "ane")
 _TOOLS = ("numpy", "pillow", "tokenizers", "onnx", "onnxruntime", "gguf", "coremltools")
 
 
@@ -44,7 +45,7 @@ class ExportOptions:
     quantize: str = "int4"
     preset: str = "balanced"
     components: dict[str, str] = field(default_factory=dict)  # overrides, such as {"vision": "fp16"}
-    coreml_profile: str = "gpu"
+    coreml: CoreMLOptions = field(default_factory=CoreMLOptions)
     adapter: str | None = None
     revision: str | None = None
     cache_dir: Path | None = None
@@ -62,18 +63,10 @@ class ExportOptions:
                 raise EdgeVLMError(f"Target '{target}' does not exist: choose from {', '.join(TARGETS)}.")
         if not self.targets:
             raise EdgeVLMError(f"No target was given: choose from {', '.join(TARGETS)}.")
-        if self.coreml_profile not in COREML_PROFILES:
-            raise EdgeVLMError(
-                f"CoreML profile '{self.coreml_profile}' does not exist: choose one of {', '.join(COREML_PROFILES)}."
-            )
-        make_recipe(self.quantize, self.preset, self.components)
+        recipe = make_recipe(self.quantize, self.preset, self.components)
+        for target in self.targets:
+            TARGETS[target].check(recipe, self.coreml)
         GateOptions(bounds=self.bounds)
-        palettes = [kind for kind in (self.quantize, *self.components.values()) if kind in PALETTES]
-        if palettes and self.targets != ("coreml",):
-            raise EdgeVLMError(
-                f"{palettes[0]} is a form that CoreML alone can hold: export it with --target coreml into a bundle of "
-                "its own."
-            )
 
 
 @dataclass(frozen=True)
@@ -170,8 +163,7 @@ def _write(
     write_json(folder / "prompt.json", to_dict(prompt_spec))
 
     total = sum(weights.is_linear(name) for name in weights.names())
-    targets: dict[str, Any] = {}
-    tensors: dict[str, Any] = {}
+    targets: dict[str, TargetEntry] = {}
     for target in options.targets:
         done = 0
 
@@ -181,30 +173,10 @@ def _write(
             tell(f"{target}: quantize and write", min(done, total), total)
             return expected.quantized(name)
 
-        place = folder / target
-        place.mkdir()
-        if target == "onnx":
-            from edgevlm.export.onnx_.emit import write_onnx
-            from edgevlm.export.onnx_.genai import genai_config
-
-            targets[target], tensors = write_onnx(place, spec, weights, recipe, quantized)
-            if spec.decoder.is_plain:
-                write_json(folder / "genai_config.json", genai_config(spec, prompt_spec, targets[target]["graphs"]))
-        elif target == "gguf":
-            from edgevlm.export.gguf_ import write_gguf
-
-            targets[target] = write_gguf(
-                place, spec, weights, recipe, image_spec, prompt_spec, folder / "tokenizer.json", quantized
-            )
-        else:
-            from edgevlm.export.coreml_ import CoreMLOptions, write_coreml
-
-            targets[target] = write_coreml(
-                place, spec, weights, recipe, quantized, CoreMLOptions(options.coreml_profile)
-            )
+        (folder / target).mkdir()
+        job = Job(folder, spec, weights, recipe, image_spec, prompt_spec, options.coreml, quantized)
+        targets[target] = TARGETS[target].write(job)
         tell(f"{target}: quantize and write", total, total)
-    if tensors:
-        write_json(folder / "weights.json", {"tensors": tensors})
 
     info = ModelInfo(spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), options.adapter)
     manifest = Manifest(

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgevlm.bundle.manifest import target_of
+from edgevlm.bundle.targets import GgufTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.model import ModelSpec
 from edgevlm.runtimes.llama.names import PROJECTORS, TEXT, Table
@@ -143,18 +145,8 @@ class GgufFile:
 
 def gguf_files(bundle: Bundle) -> tuple[Path, Path | None]:
     """model.gguf and mmproj.gguf of a bundle; None where llama.cpp has no form of the vision tower."""
-    target = bundle.manifest.targets.get("gguf")
-    if target is None:
-        raise EdgeVLMError(
-            f"The bundle '{bundle.folder}' holds no GGUF files: export it again with them, "
-            f"`edgevlm export MODEL --target gguf -o {bundle.folder} --force`."
-        )
-    try:
-        return bundle.path(target["model"]), bundle.path(target["mmproj"]) if target["mmproj"] else None
-    except (KeyError, TypeError):
-        raise EdgeVLMError(
-            f"The manifest of '{bundle.folder}' does not describe its GGUF files: export the bundle again."
-        ) from None
+    target = target_of(bundle, GgufTarget)
+    return bundle.path(target.model), bundle.path(target.mmproj) if target.mmproj else None
 
 
 class GgufWeights:

@@ -1,4 +1,4 @@
-"""Small models of several families with random weights, and the eager reference on them."""
+"""Small models of several families with random weights, pictures, and the eager reference on them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import numpy as np
 
 from edgevlm.inputs.layout import Layout, Span, decoder_inputs
 from edgevlm.inputs.preprocess import normalize
-from edgevlm.inputs.rules import Stretch
-from edgevlm.inputs.spec import ImageSpec
+from edgevlm.inputs.rules import Native
+from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
 from edgevlm.models.decoder import decoder
 from edgevlm.models.eager import EagerOps
-from edgevlm.models.model import ModelSpec, image_features
+from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Group, Linear, Normalize, Shuffle, Take
 from edgevlm.models.record import weight_tree
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.states import States
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
+from edgevlm.runtimes.eager import encode_view
 from edgevlm.types import F32, U8
 
 WIDTH = 48  # of the decoder
@@ -87,15 +88,16 @@ def qwen(decoder: Decoder = MROPE) -> ModelSpec:
     return ModelSpec("m", "qwen2_5_vl", tower, steps, decoder, 1)
 
 
-IMAGE = ImageSpec(2, Stretch(24), "bicubic", (255, 255, 255), 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 8)
 LAYOUT = Layout(24, (Span(3, (2, 5)), Span(15, (3, 2))))
+# Pixels from -1 to 1; views are given, so the rule that would make them plays no part.
+IMAGE = ImageSpec(
+    IMAGE_SPEC_VERSION, Native(8, 64, 1 << 20), "bicubic", (0, 0, 0), 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 8
+)
 
 
-def features(spec: ModelSpec, weights: Drawn, pixels: F32) -> F32:
-    """Image features (1, tokens, D) of one view (3, H, W)."""
-    feeds = spec.vision.feeds(pixels)
-    found: F32 = image_features(EagerOps(weights, inputs=feeds), spec, feeds)
-    return found
+def features(spec: ModelSpec, weights: Drawn, view: U8) -> F32:
+    """Image features (tokens, D) of one view (H, W, 3)."""
+    return encode_view(spec, weights, normalize(view, IMAGE))
 
 
 def logits(spec: ModelSpec, weights: Drawn, embeds: F32, layout: Layout, keep: int = 1) -> F32:
@@ -113,15 +115,9 @@ def cosine(ours: F32, theirs: F32) -> float:
     return float(products.min())
 
 
-def view(rows: int, columns: int, patch: int) -> U8:
-    """Random pixels (rows * patch, columns * patch, 3)."""
-    size = (rows * patch, columns * patch, 3)
-    return np.random.default_rng(rows).integers(0, 256, size).astype(np.uint8)
-
-
-def picture(rows: int, columns: int, patch: int) -> F32:
-    """The same, normalized, (3, rows * patch, columns * patch)."""
-    return normalize(view(rows, columns, patch), IMAGE)
+def picture(rows: int, columns: int, patch: int) -> U8:
+    """A view (rows * patch, columns * patch, 3)."""
+    return np.random.default_rng(rows).integers(0, 256, (rows * patch, columns * patch, 3), np.uint8)
 
 
 def gemma() -> Decoder:

@@ -20,7 +20,7 @@ from edgevlm import __version__
 from edgevlm.cli import edgevlm, main
 from edgevlm.commands import demo
 from edgevlm.scenes.showcase import DEMO
-from edgevlm.verify import gate
+from edgevlm.verify import bounds
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "edgevlm" / "assets" / "pictures"
@@ -527,8 +527,8 @@ def test_a_missed_bound_fails_the_export_and_leaves_the_output_untouched(
     out = tmp_path / "out"
     assert cli("export", tiny_checkpoint, "-o", out, "--no-gate").code == 0
     before = (out / "manifest.json").read_bytes()
-    strict = {key: replace(bound, features=1.1) for key, bound in gate.BOUNDS.items()}
-    monkeypatch.setattr(gate, "BOUNDS", strict)
+    strict = {key: replace(bound, features=1.1) for key, bound in bounds.BOUNDS.items()}
+    monkeypatch.setattr(bounds, "BOUNDS", strict)
     done = cli("export", tiny_checkpoint, "-o", out, "--force")
     assert (done.code, done.out) == (1, "")
     assert re.search(r"features of 13 tiles, cosine .* 1.1 +MISSED", done.err), done.err

@@ -6,8 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
+from edgevlm.bundle.targets import CoreMLTarget, GgufTarget, OnnxTarget, TargetEntry
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.io.json import read_json
@@ -19,6 +20,8 @@ MANIFEST = "manifest.json"
 # Graphs and JSON are small and decide what the weights mean, so opening hashes them; weights are only measured then.
 SMALL = 4 << 20
 _AGAIN = "export or copy the bundle again"
+T = TypeVar("T", OnnxTarget, GgufTarget, CoreMLTarget)
+_HOLDS = {OnnxTarget: "ONNX graphs", GgufTarget: "GGUF files", CoreMLTarget: "CoreML packages"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Manifest:
     model: ModelInfo
     spec: ModelSpec
     recipe: dict[str, Any]  # forms by component, see export/quantize/recipe.py
-    targets: dict[str, Any]  # per target: graphs with their inputs and outputs
+    targets: dict[str, TargetEntry]  # by name, in the order of the export
     files: dict[str, FileInfo]  # by path relative to the bundle, "/" between parts
     tools: dict[str, str]  # versions of what wrote the bundle
     gate: dict[str, Any] | None  # results of the export's gate
@@ -132,3 +135,14 @@ def _check_file(bundle: Bundle, name: str, info: FileInfo, everything: bool) -> 
 def sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def target_of(bundle: Bundle, kind: type[T]) -> T:
+    """The bundle's entry of one target; EdgeVLMError where it has none."""
+    found = bundle.manifest.targets.get(kind.kind)
+    if isinstance(found, kind):
+        return found
+    raise EdgeVLMError(
+        f"The bundle '{bundle.folder}' holds no {_HOLDS[kind]}: export it again with them, "
+        f"`edgevlm export MODEL --target {kind.kind} -o {bundle.folder} --force`."
+    )

@@ -19,7 +19,6 @@ from edgevlm.io.console import note, progress_bar, size, table
 if TYPE_CHECKING:
     from edgevlm.export.calibrate.plan import CalibrationOptions
 
-TARGETS = ("onnx", "gguf", "coreml")
 KINDS = "[fp32|fp16|int8|int4|palette6|palette4]"
 
 # Flags of `optimum-cli export onnx` that have no meaning here: what to do instead.
@@ -88,6 +87,22 @@ def _replaced(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="[gpu|ane]",
     help="Flexible shapes for the GPU, or fixed ones for the Neural Engine.",
 )
+@click.option(
+    "--context",
+    "contexts",
+    multiple=True,
+    type=int,
+    metavar="N",
+    help="Positions of CoreML's KV cache, a multiple of 32; once per length with the profile 'ane'.",
+)
+@click.option(
+    "--image-side",
+    type=int,
+    default=448,
+    show_default=True,
+    metavar="PIXELS",
+    help="Square that an 'ane' encoder of any picture size has room for.",
+)
 @click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to merge on the way.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
 @click.option("--cache-dir", "--cache_dir", metavar="DIR", help="Where Hub downloads are kept.")
@@ -121,6 +136,8 @@ def export(
     budget: str | None,
     max_loss: str | None,
     coreml_profile: str,
+    contexts: tuple[int, ...],
+    image_side: int,
     adapter: str | None,
     revision: str | None,
     cache_dir: str | None,
@@ -145,6 +162,8 @@ def export(
     pictures and questions; --budget and --max-loss also choose the bits of every component, and calibrate on 'default'
     where nothing else is said. The loss is measured on pictures that were not calibrated on.
     """
+    from edgevlm.export.coreml_.options import CoreMLOptions
+
     source, folder, names = _places([p for p in (model, out) if p], model_flag, out_flag)
     _check_optimum(task, device, framework)
     overrides = {"vision": vision, "projector": projector, "decoder": decoder, "embed": embed}
@@ -156,7 +175,7 @@ def export(
         preset=preset,
         components={name: kind for name, kind in overrides.items() if kind},
         calibration=_calibration(calibrate, method, budget, max_loss, [n for n, kind in overrides.items() if kind]),
-        coreml_profile=coreml_profile,
+        coreml=CoreMLOptions(coreml_profile, contexts, image_side),
         adapter=adapter,
         revision=revision,
         cache_dir=Path(cache_dir) if cache_dir else None,
@@ -205,6 +224,8 @@ def _sizes(files: dict[str, int]) -> str:
 
 def _places(positional: list[str], model: str | None, out: str | None) -> tuple[str, str, str | None]:
     """Model, output folder, and the target where optimum's word order (`onnx -m MODEL OUT`) names it."""
+    from edgevlm.export.targets import TARGETS
+
     target = None
     if model is not None and len(positional) == 2 and positional[0] in TARGETS:
         target = positional.pop(0)
@@ -223,6 +244,8 @@ def _places(positional: list[str], model: str | None, out: str | None) -> tuple[
 
 
 def _targets(names: str) -> tuple[str, ...]:
+    from edgevlm.export.targets import TARGETS
+
     targets = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     for name in targets:
         if name not in TARGETS:

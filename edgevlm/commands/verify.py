@@ -168,8 +168,8 @@ def _second_opinion(bundle: Bundle) -> None:
     from edgevlm.export.coreai_.write import write_aimodel
     from edgevlm.runtimes.base import Runtime
     from edgevlm.runtimes.coreai import CoreAIRuntime
-    from edgevlm.verify.across import bundle_weights
     from edgevlm.verify.second_opinion import BOUND, HEAD, questions, second_opinion
+    from edgevlm.verify.targets import bundle_weights
 
     spec, weights, asked = bundle.manifest.spec, bundle_weights(bundle), questions(bundle)
     context = max(len(question.ids) for question in asked)

@@ -54,7 +54,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         choices = [a for a in args if a is not type(None)]
-        return _convert(choices[0] if len(choices) == 1 else _tagged(choices, value, where), value, where)
+        if all(map(dataclasses.is_dataclass, choices)):
+            return _convert(choices[0] if len(choices) == 1 else _tagged(choices, value, where), value, where)
+        fitting = next((a for a in choices if isinstance(a, type) and type(value) is a), choices[0])
+        return _convert(fitting, value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
     if origin is tuple and isinstance(value, list):

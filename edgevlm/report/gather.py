@@ -166,8 +166,8 @@ def _load(path: Path) -> Any:
 
 def _members(folders: Sequence[Path], notes: list[str]) -> tuple[Member, ...]:
     from edgevlm.runtimes import DEFAULTS
-    from edgevlm.verify.gate import OPTIONAL
     from edgevlm.verify.runtime import is_large
+    from edgevlm.verify.targets import JUDGES
 
     members: list[Member] = []
     for folder in folders:
@@ -179,7 +179,7 @@ def _members(folders: Sequence[Path], notes: list[str]) -> tuple[Member, ...]:
         runtimes = []
         for target in bundle.manifest.targets:
             engine = DEFAULTS[target]
-            module, extra = OPTIONAL.get(target, (None, None))
+            module, extra = JUDGES[target].module, JUDGES[target].extra
             if module is not None and importlib.util.find_spec(module) is None:
                 notes.append(f"{name}: {engine} was left out, because {module} is not installed (edgevlm[{extra}]).")
             elif is_evaluator(engine) and is_large(bundle.manifest.spec.vision):

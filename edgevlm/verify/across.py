@@ -25,16 +25,17 @@ from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec, tiled
 from edgevlm.inputs.views import ResizeTo
-from edgevlm.models.ops import Weights
-from edgevlm.runtimes import open_runtime
+from edgevlm.runtimes import DEFAULTS, open_runtime
 from edgevlm.runtimes.base import Runtime
 from edgevlm.runtimes.eager import eager_runtime
-from edgevlm.runtimes.gguf import GgufFile, GgufWeights, gguf_files
+from edgevlm.runtimes.gguf import GgufFile, gguf_files
 from edgevlm.types import F32, I64, U8, Progress
-from edgevlm.verify.gate import BOUNDS, ENGINES, PICTURES, QUESTION, engine_of, picture_folder
+from edgevlm.verify.bounds import bound_of
+from edgevlm.verify.gate import PICTURES, QUESTION, picture_folder
 from edgevlm.verify.reference import cosine
 from edgevlm.verify.report import Bound
-from edgevlm.verify.weights import difference
+from edgevlm.verify.targets import bundle_weights, engine_of
+from edgevlm.verify.weights import difference, gguf_weights
 
 TOKENS = 32  # of the reference's own greedy answer, on which every engine is judged
 TILED = 5  # tiles of the tiled cases
@@ -113,7 +114,7 @@ def verify_across(
     reference = eager_runtime(bundle, bundle_weights(bundle))
     tensors, different = _compare_weights(bundle)
     runs: dict[str, list[_Run]] = {"eager": []}
-    targets = [target for target in bundle.manifest.targets if target in ENGINES]
+    targets = [target for target in bundle.manifest.targets if target in DEFAULTS]
     steps = len(cases) * (len(targets) + 1)
     skipped = []
 
@@ -132,10 +133,10 @@ def verify_across(
         try:
             runtime = open_runtime(bundle, engine_of(bundle, target), threads=threads)
         except EdgeVLMError as error:
-            skipped.append(f"{ENGINES[target]}: {error}")
+            skipped.append(f"{DEFAULTS[target]}: {error}")
             continue
         try:
-            follow(ENGINES[target], runtime)
+            follow(DEFAULTS[target], runtime)
         finally:
             runtime.close()
     if len(runs) == 1:
@@ -143,8 +144,8 @@ def verify_across(
     if progress:
         progress("across", steps, steps)
     engines = list(runs)
-    spoiled = {ENGINES[name.partition(":")[0]] for name in different}
-    bounds = {ENGINES[target]: _bound(bundle, target) for target in targets}
+    spoiled = {DEFAULTS[name.partition(":")[0]] for name in different}
+    bounds = {DEFAULTS[target]: _bound(bundle, target) for target in targets}
     rows = [
         _compare(first, second, case.name, runs[first][i], runs[second][i], bounds, {first, second} & spoiled)
         for j, second in enumerate(engines)
@@ -186,17 +187,6 @@ def _cases(bundle: Bundle, paths: list[Path], tiles: int) -> list[_Case]:
     return cases
 
 
-def bundle_weights(bundle: Bundle) -> Weights:
-    """What the reference computes with: the weights of the bundle's own files."""
-    if "onnx" in bundle.manifest.targets:
-        return ShippedWeights(bundle)
-    return _gguf_weights(bundle)
-
-
-def _gguf_weights(bundle: Bundle) -> GgufWeights:
-    return GgufWeights(*gguf_files(bundle), bundle.manifest.spec)
-
-
 def _compare_weights(bundle: Bundle) -> tuple[int, list[str]]:
     """Against the ONNX files, bit for bit: every tensor of the GGUF files, dequantized, and every quantized matrix of
     the CoreML packages, whose floats are all fp16."""
@@ -205,7 +195,7 @@ def _compare_weights(bundle: Bundle) -> tuple[int, list[str]]:
         return 0, []
     ours = ShippedWeights(bundle)
     if "gguf" in bundle.manifest.targets:
-        theirs = _gguf_weights(bundle)
+        theirs = gguf_weights(bundle)
         names = [name for name in ours.names() if theirs.should_hold(name)]
         count += len(names)
         wrong = (n for n in names if n not in theirs or not _same_bits(ours.read(n), theirs.read(n)))
@@ -240,7 +230,7 @@ def _run(runtime: Runtime, case: _Case, told: list[int] | None, tokens: int) -> 
 def _bound(bundle: Bundle, target: str) -> Bound:
     """The gate's bound; any weight in int8 or int4 makes the engine round activations somewhere."""
     forms = [form for form in bundle.manifest.recipe.values() if isinstance(form, dict)]
-    return BOUNDS[target, "int8" if any(form.get("kind") in ("int8", "int4") for form in forms) else "float"]
+    return bound_of(target, "int8" if any(form.get("kind") in ("int8", "int4") for form in forms) else "float")
 
 
 def _compare(

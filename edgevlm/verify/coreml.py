@@ -7,7 +7,8 @@ from contextlib import closing
 
 import numpy as np
 
-from edgevlm.bundle.manifest import Bundle
+from edgevlm.bundle.manifest import Bundle, target_of
+from edgevlm.bundle.targets import CoreMLTarget
 from edgevlm.inputs.preprocess import normalize
 from edgevlm.runtimes.base import EngineOptions
 from edgevlm.verify.reference import Reference, cosine
@@ -24,8 +25,8 @@ def other_contexts(bundle: Bundle, reference: Reference, case: Case, bound: floa
     """
     from edgevlm.runtimes.coreml.runtime import CoreMLDecoder
 
-    functions = bundle.manifest.targets["coreml"]["decoder"]["functions"].values()
-    for context in sorted({int(function["context"]) for function in functions})[:-1]:
+    functions = target_of(bundle, CoreMLTarget).decoder.functions.values()
+    for context in sorted({function.context for function in functions})[:-1]:
         prompt = reference.prompt(case.ids, case.layout, case.views)[: context // 2]
         with closing(CoreMLDecoder(bundle, EngineOptions(), context=context)) as decoder:
             steps = [decoder.forward(prompt, case.layout)]

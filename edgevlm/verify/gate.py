@@ -25,16 +25,17 @@ from edgevlm.inputs.preprocess import Prepared, prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import tiled
 from edgevlm.models.ops import Weights
-from edgevlm.runtimes import DEFAULTS, open_runtime
+from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
 from edgevlm.types import Progress
-from edgevlm.verify.coreml import first_operation, other_contexts
+from edgevlm.verify.bounds import LOSS_BOUNDS, bound_of
 from edgevlm.verify.inputs import Source, check_golden, check_inputs, golden
-from edgevlm.verify.layers import first_layer, layer_losses
+from edgevlm.verify.layers import layer_losses
 from edgevlm.verify.reference import Reference
 from edgevlm.verify.report import Bound, GateReport, Loss, Row
-from edgevlm.verify.runtime import TILE_COUNTS, TOKENS, Case, check_loss, check_products, check_runtime, is_large
-from edgevlm.verify.weights import Expected, check_gguf, check_stored, check_weights, gguf_weights
+from edgevlm.verify.runtime import TILE_COUNTS, TOKENS, Case, check_loss, check_runtime, is_large
+from edgevlm.verify.targets import JUDGES, Judged, bundle_weights
+from edgevlm.verify.weights import Expected
 
 if TYPE_CHECKING:
     from edgevlm.evaluation.runner import Report
@@ -44,30 +45,6 @@ T = TypeVar("T", Bound, Loss)
 PICTURES = ("coffee.jpg", "scene-tall.png")
 QUESTION = "What is in the picture?"
 
-# By target and by what the engine does to activations. DESIGN section 7 has the float bounds; engines that round
-# activations to int8 are held to the cosine published for int8, and to half a nat between two tokens.
-BOUNDS = {
-    ("onnx", "float"): Bound(0.99999, 0.99999, 1e-3, 1e-5, 0.95, 0.005),
-    ("onnx", "int8"): Bound(0.999, 0.998, 0.5, 0.02, 0.85, 0.01),
-    ("onnx", "dynamic"): Bound(0.999, 0.99, 1.0, 0.1, 0.75, 0.02),  # one range for a whole prompt: outliers stretch it
-    ("gguf", "float"): Bound(0.9999, 0.9999, 2e-2, 1e-3, 0.9, 0.005),  # fp16 GELU table, fp16 KV cache
-    ("gguf", "int8"): Bound(0.999, 0.998, 0.5, 0.02, 0.85, 0.01),
-    ("coreml", "float"): Bound(0.9999, 0.999, 5e-2, 1e-3, 0.9, 0.005),  # fp16 storage after every operation
-    ("coreml", "int8"): Bound(0.9999, 0.999, 5e-2, 1e-3, 0.9, 0.005),  # weights only: activations stay fp16
-}
-# By the coarsest form of the weights: the least the original's and the quantized model's outputs may agree.
-# int4 is judged by answers, where there are questions to ask.
-LOSS_BOUNDS = {
-    "fp32": Loss(0.99999, 0.99999, 1e-5, 0.99, 0.0),
-    "fp16": Loss(0.9999, 0.9999, 1e-3, 0.95, 0.005),
-    "int8": Loss(0.999, 0.99, 0.1, 0.8, 0.02),
-    "int4": Loss(None, None, None, None, 0.1),
-    "palette6": Loss(0.99, 0.97, 0.2, 0.7, 0.03),  # an error about three times that of int8
-    "palette4": Loss(None, None, None, None, 0.1),
-}
-ENGINES = DEFAULTS
-# An engine that is not installed leaves its target unjudged, and the table says so: (module, extra).
-OPTIONAL = {"gguf": ("llama_cpp", "llama"), "coreml": ("coremltools", "coreml")}
 UNJUDGED = "NOT JUDGED"
 
 
@@ -87,7 +64,7 @@ class GateOptions:
         fields = {"": [f.name for f in dataclasses.fields(Bound)], "loss": [f.name for f in dataclasses.fields(Loss)]}
         for name in self.bounds:
             scope, _, field = name.rpartition(".")
-            if field not in fields["loss" if scope == "loss" else ""] or scope not in ("", "loss", *ENGINES):
+            if field not in fields["loss" if scope == "loss" else ""] or scope not in ("", "loss", *JUDGES):
                 raise EdgeVLMError(
                     f"There is no bound '{name}': choose one of {', '.join(fields[''])}, for one target as in "
                     f"onnx.kl, or for what quantization costs as in loss.kl."
@@ -102,18 +79,6 @@ class GateOptions:
         }
         changed: dict[str, Any] = {**plain, **own}
         return replace(bound, **changed)
-
-
-def bound_of(target: str, numerics: str) -> Bound:
-    """The bound of a target; an engine without a form of its own for dynamic int8 is held to that of int8."""
-    return BOUNDS.get((target, numerics)) or BOUNDS[target, "int8"]
-
-
-def engine_of(bundle: Bundle, target: str) -> str:
-    """The engine that judges a target; where llama.cpp has no form of a tower, ONNX Runtime encodes for it."""
-    targets = bundle.manifest.targets
-    alone = target != "gguf" or "onnx" not in targets or targets[target].get("mmproj")
-    return ENGINES[target] if alone else f"{ENGINES['onnx']}+{ENGINES[target]}"
 
 
 def run_gate(
@@ -166,14 +131,13 @@ def run_gate(
 
     for target in targets:
         tell(target)
-        module, extra = OPTIONAL.get(target, (None, None))
-        if module is not None and importlib.util.find_spec(module) is None:
-            note = f"{module} is not installed: pip install 'edgevlm[{extra}]', then edgevlm verify"
+        this, numerics = JUDGES[target], _by_part(bundle)
+        if this.module is not None and importlib.util.find_spec(this.module) is None:
+            note = f"{this.module} is not installed: pip install 'edgevlm[{this.extra}]', then edgevlm verify"
             rows.append(Row(target, UNJUDGED, 0, None, not options.strict, note))
             continue
-        if target == "onnx" and set(_by_part(bundle).values()) != {"float"}:
-            rows.append(check_products())
-        runtime = open_runtime(bundle, engine_of(bundle, target))
+        rows += this.before(bundle, numerics)
+        runtime = open_runtime(bundle, this.engine(bundle))
         try:
             judge = prompt if target == "onnx" else reference  # only this target has a second decoder
             together = options.thorough or not is_large(spec.vision)
@@ -184,14 +148,10 @@ def run_gate(
                 tell("answers")
                 found.append(_check_answers(bundle, target, runtime, questions, shipped, original, options, asked))
             rows.extend(found)
-            passed = all(row.passed for row in found)
-            if target == "coreml" and passed:
-                rows.extend(other_contexts(bundle, reference, cases[0], bounds(target)[1].logits))
-            elif target == "coreml":
-                rows.append(first_operation(bundle, reference, cases[0]))
-            elif target == "onnx" and not passed:
-                row, layers[target] = first_layer(bundle, judge, cases[0], _by_part(bundle))
-                rows.append(row)
+            passed, logits = all(row.passed for row in found), bounds(target)[1].logits
+            more, values = this.after(Judged(bundle, judge, cases[0], numerics, passed, logits))
+            rows += more
+            layers |= {target: values} if values else {}
         finally:
             runtime.close()
     brief = is_large(spec.vision) and not options.thorough
@@ -222,25 +182,9 @@ def run_gate(
 
 def _weights(bundle: Bundle, expected: Expected | None) -> tuple[Weights, list[Row]]:
     """The weights that the reference computes with, and the rows that hold every target's files to `expected`."""
-    targets, rows = bundle.manifest.targets, []
-    shipped: Weights
-    if "onnx" in targets:
-        onnx = shipped = ShippedWeights(bundle)
-        if expected is not None:
-            rows.append(check_weights(onnx, expected))
-    elif expected is not None:
-        shipped = expected
-    elif "gguf" in targets:
-        shipped = gguf_weights(bundle)
-    else:
-        raise EdgeVLMError(f"'{bundle.folder}' holds no weights to judge by: add --model with the original.")
-    if "gguf" in targets and expected is not None:
-        rows.append(check_gguf(gguf_weights(bundle), expected))
-    if "coreml" in targets and expected is not None:
-        from edgevlm.runtimes.mil.weights import CoreMLWeights
-
-        rows.append(check_stored("coreml", CoreMLWeights(bundle), expected))
-    return shipped, rows
+    targets = bundle.manifest.targets
+    shipped: Weights = expected if expected is not None and "onnx" not in targets else bundle_weights(bundle)
+    return shipped, [JUDGES[name].check_weights(bundle, expected) for name in targets] if expected is not None else []
 
 
 def _check_answers(

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevlm.errors import EdgeVLMError
 from edgevlm.runtimes.mil.blob import Blob, TensorType, blob_span
 from edgevlm.runtimes.mil.file import MilFunction, MilOp, MilPackage, Text, open_package
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
+from edgevlm.bundle.manifest import target_of
+from edgevlm.bundle.targets import CoreMLTarget
 
 MAX_RANK = 5
 MAX_STATES = 2
@@ -138,13 +139,8 @@ def find(rule: str, where: str, message: str) -> Finding:
 
 def lint_bundle(bundle: Bundle) -> tuple[LintReport, ...]:
     """Both packages of a bundle's CoreML target. Raises EdgeVLMError where one is missing or damaged."""
-    target = bundle.manifest.targets.get("coreml")
-    if target is None:
-        raise EdgeVLMError(
-            f"The bundle '{bundle.folder}' holds no CoreML packages to lint: export it again with them, "
-            f"`edgevlm export MODEL --target coreml -o {bundle.folder} --force`."
-        )
-    files = [target[part]["file"] for part in ("vision", "decoder")]
+    target = target_of(bundle, CoreMLTarget)
+    files = [target.vision.file, target.decoder.file]
     return tuple(lint_package(bundle.path(f"{file}/Manifest.json").parent) for file in files)
 
 

@@ -110,3 +110,16 @@ def _resembles(ours: np.ndarray, theirs: np.ndarray) -> bool:  # type: ignore[ty
         return False
     a, b = ours.astype(np.float64).ravel(), theirs.astype(np.float64).ravel()
     return float(a @ b) > _RESEMBLES * float(np.linalg.norm(a) * np.linalg.norm(b))
+
+
+class GgufValues:
+    """A GGUF pair, which is read as float32 values, as `Stored`."""
+
+    def __init__(self, weights: Weights, names: list[str]) -> None:
+        self._weights, self._names = weights, [name for name in names if name in weights]
+
+    def names(self) -> list[str]:
+        return self._names
+
+    def quantized(self, name: str) -> QTensor:
+        return QTensor("fp32", self._weights.read(name))

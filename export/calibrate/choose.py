@@ -12,6 +12,7 @@ from edgevlm.bundle.qtensor import BLOCK
 from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.quantize.recipe import COMPONENTS, Form, Recipe, component_of, fit
+from edgevlm.export.targets import TARGETS
 from edgevlm.models.model import ModelSpec
 
 KINDS = ("int4", "int8", "fp16")  # what a component may become
@@ -105,23 +106,9 @@ def percent(kl: float) -> str:
 def component_size(spec: ModelSpec, weights: Weights, recipe: Recipe, component: str, targets: Sequence[str]) -> int:
     """Bytes of a component's linear maps in the target that holds them largest."""
     names = [n for n in weights.names() if weights.is_linear(n) and component_of(n) == component]
-    return max(sum(tensor_size(target, n, weights.shape(n), recipe.form(n), spec) for n in names) for target in targets)
-
-
-def tensor_size(target: str, name: str, shape: tuple[int, ...], form: Form, spec: ModelSpec) -> int:
-    """Bytes of a matrix (N, K) as `target` holds it."""
-    rows, columns = shape
-    count, blocks = rows * columns, rows * -(-columns // BLOCK)
-    scale = 4 if target == "onnx" else 2
-    if form.kind == "int4":
-        size = count // 2 + blocks * scale
-    elif form.kind == "int8":
-        per_row = target == "coreml" or (target == "onnx" and form.dynamic)
-        size = count + (rows if per_row else blocks) * scale
-    else:
-        size = count * (2 if form.kind == "fp16" or target == "coreml" else 4)
-    twice = target == "coreml" and name == "decoder.embed.weight" and spec.decoder.tie_embeddings
-    return size * (2 if twice else 1)  # CoreML's head cannot read the table that an app looks rows up in
+    return max(
+        sum(TARGETS[target].size_of(n, weights.shape(n), recipe.form(n), spec) for n in names) for target in targets
+    )
 
 
 def other_size(spec: ModelSpec, weights: Weights, recipe: Recipe, shared: int) -> int:
@@ -133,7 +120,7 @@ def other_size(spec: ModelSpec, weights: Weights, recipe: Recipe, shared: int) -
     second = 0
     if recipe.prefill is not None:
         names = [n for n in weights.names() if weights.is_linear(n) and component_of(n) == "decoder"]
-        second = tables + sum(tensor_size("onnx", n, weights.shape(n), recipe.prefill, spec) for n in names)
+        second = tables + sum(TARGETS["onnx"].size_of(n, weights.shape(n), recipe.prefill, spec) for n in names)
     return plain + tables + zeros + graphs + second + shared
 
 

@@ -24,7 +24,6 @@ from edgevlm.export.calibrate.choose import (
     other_size,
     percent,
     table_of,
-    tensor_size,
     with_choices,
 )
 from edgevlm.export.calibrate.data import Example, read_source
@@ -33,6 +32,7 @@ from edgevlm.export.calibrate.play import answer_states, divergence, encode_batc
 from edgevlm.export.calibrate.solve import METHODS, SHARES, Calibrated, calibrate
 from edgevlm.export.quantize.recipe import Recipe, component_of
 from edgevlm.export.quantize.round import LIMITS, quantize
+from edgevlm.export.targets import TARGETS
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models import ops
@@ -254,7 +254,7 @@ def _more(spec: ModelSpec, weights: Weights, recipes: dict[str, Recipe], layer: 
     linear = [name for name in weights.names() if name.startswith(layer) and weights.is_linear(name)]
 
     def size(kind: str, target: str) -> int:
-        return sum(tensor_size(target, n, weights.shape(n), recipes[kind].form(n), spec) for n in linear)
+        return sum(TARGETS[target].size_of(n, weights.shape(n), recipes[kind].form(n), spec) for n in linear)
 
     return max(size("int8", target) - size("int4", target) for target in targets)
 

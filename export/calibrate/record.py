@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from edgevlm.bundle.qtensor import PREFILL, QTensor
-from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.ops import Weights
-from edgevlm.runtimes.mil.weights import CoreMLWeights
 from edgevlm.types import F32
-from edgevlm.verify.weights import gguf_weights
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
     from edgevlm.export.calibrate.solve import Calibrated
-    from edgevlm.verify.weights import Expected
+    from edgevlm.verify.targets import JUDGES
+from edgevlm.verify.weights import Expected
 
 
 class Stored(Protocol):
@@ -81,24 +78,5 @@ def open_recorded(bundle: Bundle) -> Recorded | None:
     digests = report.get("tensors")
     if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
         raise EdgeVLMError(f"The manifest of '{bundle.folder}' has a calibration without tensors: export it again.")
-    stored: list[Stored] = []
-    if "onnx" in bundle.manifest.targets:
-        stored.append(ShippedWeights(bundle))
-    if "gguf" in bundle.manifest.targets:
-        stored.append(_Values(gguf_weights(bundle), list(digests)))
-    if "coreml" in bundle.manifest.targets:
-        stored.append(CoreMLWeights(bundle))
+    stored = [JUDGES[target].stored(bundle, list(digests)) for target in bundle.manifest.targets]
     return Recorded(digests, stored)
-
-
-class _Values:
-    """A GGUF pair, which is read as float32 values, as `Stored`."""
-
-    def __init__(self, weights: Weights, names: list[str]) -> None:
-        self._weights, self._names = weights, [name for name in names if name in weights]
-
-    def names(self) -> list[str]:
-        return self._names
-
-    def quantized(self, name: str) -> QTensor:
-        return QTensor("fp32", self._weights.read(name))

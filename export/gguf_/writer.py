@@ -11,6 +11,7 @@ import numpy as np
 from gguf import GGUFWriter
 
 from edgevlm.bundle.qtensor import QTensor
+from edgevlm.bundle.targets import GgufTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.gguf_ import metadata
 from edgevlm.export.gguf_.archs import ProjectorType, projector_type, text_arch, why_no_pictures
@@ -38,7 +39,7 @@ def write_gguf(
     tokenizer_json: Path,
     quantized: Callable[[str], QTensor],
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> GgufTarget:
     """Write both files into `folder`, check them, and only then give them their names.
 
     `quantized(name)` is the QTensor of a linear weight by its canonical name; norms, biases, positions and the patch
@@ -88,14 +89,14 @@ def write_gguf(
     sizes: dict[str, int] = {}
     for entry in texts + pictures:
         sizes[entry.kind.name] = sizes.get(entry.kind.name, 0) + nbytes(entry.kind, entry.shape)
-    return {
-        "model": f"{folder.name}/{MODEL}",
-        "mmproj": f"{folder.name}/{MMPROJ}" if projector else None,
-        "architecture": arch.name,
-        "projector_type": projector.name if projector else None,
-        "bytes": sizes,
-        **({} if reason is None else {"no_pictures": f"llama.cpp cannot encode this model's pictures: {reason}"}),
-    }
+    return GgufTarget(
+        model=f"{folder.name}/{MODEL}",
+        mmproj=f"{folder.name}/{MMPROJ}" if projector else None,
+        architecture=arch.name,
+        projector_type=projector.name if projector else None,
+        bytes=sizes,
+        no_pictures=None if reason is None else f"llama.cpp cannot encode this model's pictures: {reason}",
+    )
 
 
 def _missing_marker(projector: ProjectorType | None, vocabulary: Vocabulary) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 from onnx import TensorProto
 
 from edgevlm.bundle.qtensor import PREFILL, QTensor
+from edgevlm.bundle.targets import OnnxGraph, OnnxTarget
 from edgevlm.export.onnx_.graph import Graph
 from edgevlm.export.onnx_.ops import OnnxOps
 from edgevlm.export.onnx_.placement import Linear, Placement
@@ -31,11 +32,11 @@ def write_onnx(
     weights: Weights,
     recipe: Recipe,
     quantized: Callable[[str], QTensor],
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[OnnxTarget, dict[str, Any]]:
     """Write `folder` (which exists and is empty). Returns the manifest entry and the entries of weights.json."""
     table = TensorTable(folder.name)
     shared: dict[str, Linear] = {}
-    graphs: dict[str, dict[str, Any]] = {}
+    graphs: dict[str, OnnxGraph] = {}
 
     def emit(component: Component, file: str | None = None, second: Recipe | None = None) -> Placement:
         file = file or component.name
@@ -54,13 +55,14 @@ def write_onnx(
         data.close()
         for path, graph in built.items():
             graph.save(folder / path)
-        graphs[component.name] = {
-            "file": f"{folder.name}/{file}.onnx",
-            "portable": f"{folder.name}/{file}_portable.onnx",
-            **built[f"{file}.onnx"].signature(),
-        }
-        if component.states:
-            graphs[component.name]["shared_kv"] = True
+        inputs, outputs = built[f"{file}.onnx"].signature()
+        graphs[component.name] = OnnxGraph(
+            f"{folder.name}/{file}.onnx",
+            f"{folder.name}/{file}_portable.onnx",
+            inputs,
+            outputs,
+            shared_kv=bool(component.states),
+        )
         return placement
 
     parts = {component.name: component for component in components(spec)}
@@ -72,7 +74,7 @@ def write_onnx(
     if recipe.prefill is not None:
         prompt = replace(recipe, decoder=recipe.prefill)
         emit(replace(parts["decoder"], name="decoder_prefill"), second=prompt)
-    return {"graphs": graphs}, table.entries
+    return OnnxTarget(graphs), table.entries
 
 
 def _build(ops: OnnxOps, spec: ModelSpec, component: Component) -> None:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgevlm.bundle.targets import OnnxTarget
 from edgevlm.inputs.spec import PromptSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Attention
 
 
-def genai_config(spec: ModelSpec, prompt: PromptSpec, graphs: dict[str, Any]) -> dict[str, Any]:
+def genai_config(spec: ModelSpec, prompt: PromptSpec, target: OnnxTarget) -> dict[str, Any]:
     """The configuration for the folder that holds tokenizer.json and, below it, the graphs' files."""
     text = spec.decoder
     (attention,) = text.blocks[0].mixers
     assert isinstance(attention, Attention) and text.is_plain
 
     def stage(graph: str) -> dict[str, Any]:
-        entry = graphs[graph]
-        return {"filename": entry["file"], "inputs": list(entry["inputs"]), "outputs": list(entry["outputs"])}
+        entry = target.graphs[graph]
+        return {"filename": entry.file, "inputs": list(entry.inputs), "outputs": list(entry.outputs)}
 
     return {
         "model": {

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgevlm import __version__
 from edgevlm.export.onnx_.storage import Region
+from edgevlm.models.tensor import Tensor
 
 OPSET = 23  # first with Attention, RMSNormalization and RotaryEmbedding
 MICROSOFT = "com.microsoft"
@@ -87,16 +88,16 @@ class Graph:
         path.write_bytes(model.SerializeToString())
         onnx.checker.check_model(str(path))
 
-    def signature(self) -> dict[str, dict[str, Any]]:
-        """Inputs and outputs with dtype and shape, for the manifest."""
+    def signature(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Inputs and outputs, for the manifest."""
 
-        def describe(values: list[onnx.ValueInfoProto]) -> dict[str, Any]:
+        def describe(values: list[onnx.ValueInfoProto]) -> dict[str, Tensor]:
             out = {}
             for value in values:
                 tensor = value.type.tensor_type
-                shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+                shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
                 dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
-                out[value.name] = {"dtype": dtype, "shape": shape}
+                out[value.name] = Tensor(dtype, shape)
             return out
 
-        return {"inputs": describe(self._inputs), "outputs": describe(self._outputs)}
+        return describe(self._inputs), describe(self._outputs)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgevlm.bundle.manifest import target_of
+from edgevlm.bundle.targets import CoreMLFunction, CoreMLTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, decoder_inputs
 from edgevlm.inputs.preprocess import normalize
-from edgevlm.io.records import from_dict
 from edgevlm.models.spec import Decoder
 from edgevlm.runtimes.base import EngineOptions, Runtime, context_error
 from edgevlm.runtimes.coreml.engines import (
@@ -25,7 +25,7 @@ from edgevlm.runtimes.coreml.engines import (
     VisionEngine,
 )
 from edgevlm.runtimes.coreml.inputs import package_inputs
-from edgevlm.runtimes.coreml.table import EmbeddingTable, TableInfo
+from edgevlm.runtimes.coreml.table import EmbeddingTable
 from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
@@ -33,14 +33,6 @@ if TYPE_CHECKING:
 
 NAME = "coreml"
 PROMPT_ROWS = 512  # rows per call of a flexible decoder: bounds the attention scores of a long prompt
-
-
-@dataclass(frozen=True)
-class FunctionInfo:
-    """One decoder function: rows per call and positions of its cache."""
-
-    context: int
-    rows: int
 
 
 def open_runtime(bundle: Bundle, options: EngineOptions) -> Runtime:
@@ -67,13 +59,9 @@ class CoreMLEncoder:
     name = NAME
 
     def __init__(self, bundle: Bundle, options: EngineOptions, *, evaluate: bool = False) -> None:
-        target, where = _target(bundle)
-        try:
-            path = _package(bundle, target["vision"]["file"])
-            self._mask_value = float(target["decoder"]["mask_value"])
-            self._inputs: dict[str, list[int | str]] = dict(target["vision"]["inputs"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise _incomplete(where, error) from None
+        target = target_of(bundle, CoreMLTarget)
+        path = _package(bundle, target.vision.file)
+        self._mask_value, self._inputs = target.decoder.mask_value, target.vision.inputs
         self.engine: VisionEngine
         if _on_device(options, evaluate):
             self.engine = PredictedVision(path, options.device)
@@ -105,19 +93,11 @@ class CoreMLDecoder:
     def __init__(
         self, bundle: Bundle, options: EngineOptions, *, context: int | None = None, evaluate: bool = False
     ) -> None:
-        target, where = _target(bundle)
-        try:
-            path = _package(bundle, target["decoder"]["file"])
-            exported = {
-                name: from_dict(FunctionInfo, info, where) for name, info in target["decoder"]["functions"].items()
-            }
-            self._outputs = [str(name) for name in target["decoder"]["outputs"]]
-            self._mask_value = float(target["decoder"]["mask_value"])
-            table = from_dict(TableInfo, target["embedding"], where)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise _incomplete(where, error) from None
-        self._table = EmbeddingTable(bundle.path(table.file), table)
-        self._functions = _of_context(exported, context)
+        target = target_of(bundle, CoreMLTarget)
+        path = _package(bundle, target.decoder.file)
+        self._outputs, self._mask_value = target.decoder.outputs, target.decoder.mask_value
+        self._table = EmbeddingTable(bundle.path(target.embedding.file), target.embedding)
+        self._functions = _of_context(target.decoder.functions, context)
         names = list(self._functions)
         self.engine: DecoderEngine
         if _on_device(options, evaluate):
@@ -208,20 +188,6 @@ class CoreMLDecoder:
         self._position = 0
 
 
-def _target(bundle: Bundle) -> tuple[dict[str, Any], str]:
-    target = bundle.manifest.targets.get("coreml")
-    if target is None:
-        raise EdgeVLMError(
-            f"The bundle '{bundle.folder}' holds no CoreML packages: export it again with them, "
-            f"`edgevlm export MODEL --target coreml -o {bundle.folder} --force`."
-        )
-    return target, f"{bundle.folder}/manifest.json: coreml"
-
-
-def _incomplete(where: str, error: Exception) -> EdgeVLMError:
-    return EdgeVLMError(f"{where} is incomplete ({error}): export the bundle again.")
-
-
 def _on_device(options: EngineOptions, evaluate: bool) -> bool:
     """Whether CoreML itself runs the package; EdgeVLMError for a device that only it would reach."""
     if platform.system() == "Darwin" and not evaluate:
@@ -238,7 +204,7 @@ def _package(bundle: Bundle, file: str) -> Path:
     return bundle.path(f"{file}/Manifest.json").parent
 
 
-def _of_context(exported: dict[str, FunctionInfo], context: int | None) -> dict[str, FunctionInfo]:
+def _of_context(exported: dict[str, CoreMLFunction], context: int | None) -> dict[str, CoreMLFunction]:
     lengths = sorted({info.context for info in exported.values()})
     wanted = lengths[-1] if context is None else context
     if wanted not in lengths:

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgevlm.bundle.targets import EmbeddingFile
 from edgevlm.errors import EdgeVLMError
 from edgevlm.runtimes.mil.blob import unpack
 from edgevlm.types import F32, I64
 
 
-@dataclass(frozen=True)
-class TableInfo:
-    """Where the embedding table's codes and scales lie in its file: [first byte, bytes]."""
-
-    file: str
-    kind: str
-    shape: tuple[int, int]
-    codes: tuple[int, int]
-    scale: tuple[int, int] | None = None
-    scale_shape: tuple[int, int] | None = None
-
-
 class EmbeddingTable:
     """embedding.bin, mapped: only the rows that a prompt uses are read."""
 
-    def __init__(self, path: Path, info: TableInfo) -> None:
+    def __init__(self, path: Path, info: EmbeddingFile) -> None:
         self._info = info
         width = info.shape[1] // 2 if info.kind == "int4" else info.shape[1]
         dtype = {"fp16": "<f2", "int8": "i1", "int4": "u1"}.get(info.kind)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgevlm.bundle.manifest import target_of
+from edgevlm.bundle.targets import GgufTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, positions
 from edgevlm.models.model import ModelSpec
@@ -90,7 +92,7 @@ class LlamaEncoder:
     name = NAME
 
     def __init__(self, bundle: Bundle, files: LlamaFiles) -> None:
-        self._no_pictures = bundle.manifest.targets["gguf"].get("no_pictures")
+        self._no_pictures = target_of(bundle, GgufTarget).no_pictures
         self._spec, self._engine, self.device = bundle.manifest.spec, files.engine, files.device
         self._files: LlamaFiles | None = files.hold()
         self._mtmd: Any = None

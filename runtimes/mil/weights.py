@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edgevlm.bundle.manifest import target_of
 from edgevlm.bundle.qtensor import PALETTES, QTensor
+from edgevlm.bundle.targets import CoreMLRows, CoreMLTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.runtimes.mil.blob import Blob
 from edgevlm.runtimes.mil.file import MilOp, MilPackage, open_package
@@ -20,11 +22,10 @@ class CoreMLWeights:
     """Codes and scales by canonical name, through the places that the manifest gives. Nothing is kept."""
 
     def __init__(self, bundle: Bundle) -> None:
-        target = bundle.manifest.targets.get("coreml") or {}
-        self._places: dict[str, Any] = target.get("weights", {})
+        self._places = target_of(bundle, CoreMLTarget).weights
         self._packages: dict[str, MilPackage] = {}
         self._ops: dict[str, dict[str, MilOp]] = {}
-        for file in sorted({place["package"] for place in self._places.values()}):
+        for file in sorted({place.package for place in self._places.values()}):
             package = open_package(bundle.path(f"{file}/Manifest.json").parent)
             self._packages[file] = package
             self._ops[file] = {op.name: op for function in package.functions.values() for op in function.ops}
@@ -36,19 +37,19 @@ class CoreMLWeights:
         """The matrix (N, K) as stored; what is not quantized comes as fp16."""
         try:
             place = self._places[name]
-            parts = [self._part(place["package"], part) for part in place["parts"]]
+            parts = [self._part(place.package, part) for part in place.parts]
         except (KeyError, IndexError, TypeError) as error:
             raise EdgeVLMError(
                 f"The CoreML packages do not hold '{name}' ({error}): export the bundle again."
             ) from None
-        kind, codes = place["parts"][0]["kind"], np.concatenate([codes for codes, _ in parts])
+        kind, codes = place.parts[0].kind, np.concatenate([codes for codes, _ in parts])
         given = [values for _, values in parts if values is not None]
         values = np.concatenate(given) if given else None
         return QTensor(kind, codes, palette=values) if kind in PALETTES else QTensor(kind, codes, values)
 
-    def _part(self, file: str, part: dict[str, Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.float16] | None]:
+    def _part(self, file: str, part: CoreMLRows) -> tuple[npt.NDArray[Any], npt.NDArray[np.float16] | None]:
         """Codes, and the scales or palettes of the part's rows."""
-        op, rows = self._ops[file][part["op"]], slice(*part["rows"])
+        op, rows = self._ops[file][part.op], slice(*part.rows)
         if op.type == "const":
             return self._matrix(file, op.attributes["val"])[rows], None
         if op.type == "constexpr_lut_to_dense":

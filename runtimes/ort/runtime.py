@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgevlm.bundle.manifest import target_of
+from edgevlm.bundle.targets import OnnxTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout
 from edgevlm.inputs.preprocess import normalize, normalize_all
@@ -51,23 +53,12 @@ class _Graphs:
     """A bundle's ONNX files, and how sessions on them are made."""
 
     def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
-        target = bundle.manifest.targets.get("onnx")
-        if target is None:
-            raise EdgeVLMError(
-                f"The bundle '{bundle.folder}' holds no ONNX graphs: export it again with them, "
-                f"`edgevlm export MODEL --target onnx -o {bundle.folder} --force`."
-            )
+        graphs = target_of(bundle, OnnxTarget).graphs
         self.ort, self.bundle, self.threads = import_onnxruntime(), bundle, options.threads
         self._providers = find_providers(self.ort, options.device)
-        try:
-            graphs = target["graphs"]
-            key = "portable" if options.portable else "file"
-            self.files = {graph: bundle.path(entry[key]) for graph, entry in graphs.items()}
-            self.shared = bool(graphs["decoder"]["shared_kv"]) and not options.portable
-        except (KeyError, TypeError, AttributeError):
-            raise EdgeVLMError(
-                f"The manifest of '{bundle.folder}' does not describe its ONNX graphs: export it again."
-            ) from None
+        files = {name: graph.portable if options.portable else graph.file for name, graph in graphs.items()}
+        self.files = {name: bundle.path(file) for name, file in files.items()}
+        self.shared = "decoder" in graphs and graphs["decoder"].shared_kv and not options.portable
         # Standard operators multiply in float32.
         self._unsigned = not options.portable and signed_saturates(self.ort)
         count = (

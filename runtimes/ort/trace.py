@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgevlm.bundle.manifest import target_of
+from edgevlm.bundle.targets import OnnxTarget
 from edgevlm.inputs.layout import Layout
 from edgevlm.runtimes.ort.products import session_options, signed_saturates
 from edgevlm.runtimes.ort.session import import_onnxruntime
@@ -24,14 +26,14 @@ def trace_onnx(bundle: Bundle, view: F32, embeds: F32, layout: Layout) -> dict[s
 
     Needs the package onnx, which the extra [export] has: raises ModuleNotFoundError without it.
     """
-    graphs, spec = bundle.manifest.targets["onnx"]["graphs"], bundle.manifest.spec
-    found = _run(bundle.path(graphs["vision_encoder"]["file"]), vision_feeds(spec, view))
+    graphs, spec = target_of(bundle, OnnxTarget).graphs, bundle.manifest.spec
+    found = _run(bundle.path(graphs["vision_encoder"].file), vision_feeds(spec, view))
     d = spec.decoder
     feeds: dict[str, Any] = {"inputs_embeds": embeds[None], "attention_mask": np.ones((1, len(embeds)), np.int64)}
     feeds |= position_feeds(d, layout, 0, len(embeds))
     feeds |= {f"past_key_values.{name}": empty for name, empty in empty_states(d).items()}
     reader = graphs.get("decoder_prefill", graphs["decoder"])
-    return found | _run(bundle.path(reader["file"]), feeds)
+    return found | _run(bundle.path(reader.file), feeds)
 
 
 def _run(path: Path, feeds: dict[str, Any]) -> dict[str, F32]:

@@ -112,9 +112,9 @@ def test_specs_reproduce_transformers(options: dict[str, Any], layout: str, tmp_
         add_generation_prompt=True,
         return_tensors="np",
     )
-    tiles = prepare(rgb, image_spec)
-    np.testing.assert_array_equal(normalize_all(tiles.views, image_spec), out["pixel_values"][0])
-    ids, _ = Prompter(prompt_spec, folder / "tokenizer.json").encode(text, [tiles.tokens])
+    picture = prepare(rgb, image_spec)
+    np.testing.assert_array_equal(normalize_all(picture.views, image_spec), out["pixel_values"][0])
+    ids, _ = Prompter(prompt_spec, folder / "tokenizer.json").encode(text, [picture.tokens])
     np.testing.assert_array_equal(ids, out["input_ids"][0])
     assert prompt_spec.stop_ids == (IDS["<end_of_utterance>"],)
     assert (prompt_spec.bos_id, prompt_spec.pad_id) == (IDS["<|im_start|>"], IDS["<|im_end|>"])

@@ -22,7 +22,7 @@ from tiny.common import picture
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.preprocess import normalize_all, plan, preprocess
+from edgevlm.inputs.preprocess import normalize_all, plan, prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.model import ModelSpec
@@ -133,7 +133,7 @@ def test_pixels_equal_the_processors(name: str) -> None:
             [{"role": "user", "content": [{"type": "image"}]}], add_generation_prompt=True, tokenize=False
         )
         out = got.processor(text=text, images=[image], return_tensors="pt")
-        pixels = normalize_all(preprocess(image, got.image), got.image)
+        pixels = normalize_all(prepare(image, got.image).views, got.image)
         expected = out["pixel_values"].numpy()
         if "image_grid_thw" in out:  # patches, merged 2x2, each frame twice
             _, rows, cols = out["image_grid_thw"][0].tolist()
@@ -246,6 +246,6 @@ def test_llava_with_siglip_is_stretched(tmp_path: Path) -> None:
     spec = read_image_spec(tmp_path, model)
     assert spec.rule.kind == "stretch"
     expected = PICTURES[0].resize((48, 48), Image.Resampling.BICUBIC)
-    pixels = normalize_all(preprocess(PICTURES[0], spec), spec)
+    pixels = normalize_all(prepare(PICTURES[0], spec).views, spec)
     mean, std = (np.array(v, np.float32)[:, None, None] for v in (spec.mean, spec.std))
     np.testing.assert_allclose(pixels[0] * std + mean, np.asarray(expected).transpose(2, 0, 1) / 255, atol=1e-6)

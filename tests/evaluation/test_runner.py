@@ -19,6 +19,7 @@ from edgevlm.evaluation.suites import SUITES, read_items
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.tokenizer import load_tokenizer
 from edgevlm.runtimes import open_runtime
+from edgevlm.runtimes.base import Runtime
 
 ROWS: list[dict[str, Any]] = [
     {"skill": "existence", "question": "Is there a dog?", "answer": "yes", "mode": "random"},
@@ -52,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class Scripted:
-    """A runtime that answers with the texts that it was given, in turn."""
+    """An encoder and a decoder that answer with the texts that they were given, in turn."""
 
     name, device = "scripted", "paper"
 
@@ -64,9 +65,9 @@ class Scripted:
         self.encoded = 0
         self.asked = 0
 
-    def encode(self, pixels: Any) -> Any:
-        self.encoded += len(pixels)
-        return np.zeros((len(pixels), self._spec.image_tokens, self._spec.decoder.hidden_size), np.float32)
+    def encode(self, views: Any) -> Any:
+        self.encoded += len(views)
+        return [np.zeros((self._spec.image_tokens, self._spec.decoder.hidden_size), np.float32) for _ in views]
 
     def embed(self, ids: Any) -> Any:
         return np.zeros((len(ids), self._spec.decoder.hidden_size), np.float32)
@@ -76,7 +77,7 @@ class Scripted:
         logits[self._now.pop(0)] = 1
         return logits
 
-    def prefill(self, embeds: Any, layout: Any = None) -> Any:
+    def forward(self, embeds: Any, layout: Any = None) -> Any:
         self._now = list(self._texts[self.asked])
         self.asked += 1
         return self._next()
@@ -86,9 +87,14 @@ class Scripted:
 
     position = 0
 
-    def truncate(self, length: int) -> None: ...
+    def rewind(self, length: int) -> None: ...
 
     def close(self) -> None: ...
+
+
+def scripted(bundle: Bundle, texts: list[str]) -> Runtime:
+    engine = Scripted(bundle, texts)
+    return Runtime(engine, engine)
 
 
 RIGHT = ["yes", "Red.", "3", "8", "boat", "0 0 0.5 0.5", "a boat"]
@@ -97,7 +103,7 @@ RIGHT = ["yes", "Red.", "3", "8", "boat", "0 0 0.5 0.5", "a boat"]
 def test_right_answers_score_and_wrong_ones_do_not(tiny_bundle: Path, folder: Path) -> None:
     bundle, suite = open_bundle(tiny_bundle), SUITES["scenes"]
     wrong = ["no", "blue", "4", "7", "car", "nowhere", "a car"]
-    runtime = Scripted(bundle, [*RIGHT, *wrong, *RIGHT])  # picture by picture, whatever the order of the file
+    runtime = scripted(bundle, [*RIGHT, *wrong, *RIGHT])  # picture by picture, whatever the order of the file
     report = evaluate(bundle, runtime, suite, read_items(suite, folder))
     assert report.score == pytest.approx(14 / 21)
     found = report.to_dict("tiny")
@@ -130,21 +136,21 @@ def test_right_answers_score_and_wrong_ones_do_not(tiny_bundle: Path, folder: Pa
 
 def test_a_picture_is_encoded_once_for_all_its_questions(tiny_bundle: Path, folder: Path) -> None:
     bundle, suite = open_bundle(tiny_bundle), SUITES["scenes"]
-    runtime = Scripted(bundle, RIGHT * 3)
-    evaluate(bundle, runtime, suite, read_items(suite, folder), EvalOptions(max_tiles=1))
-    assert (runtime.asked, runtime.encoded) == (21, 3)
+    engine = Scripted(bundle, RIGHT * 3)
+    evaluate(bundle, Runtime(engine, engine), suite, read_items(suite, folder), EvalOptions(max_tiles=1))
+    assert (engine.asked, engine.encoded) == (21, 3)
 
 
 def test_features_are_the_engines_own(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     runtime = open_runtime(bundle)
-    once = EncodeOnce(runtime)
-    tiles = np.random.default_rng(0).standard_normal((3, 3, 64, 64)).astype(np.float32)
-    np.testing.assert_array_equal(once.encode(tiles), runtime.encode(tiles))
-    np.testing.assert_array_equal(once.encode(tiles), runtime.encode(tiles))
+    once = EncodeOnce(runtime.encoder)
+    tiles = list(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8))
+    np.testing.assert_array_equal(once.encode(tiles), runtime.encoder.encode(tiles))
+    np.testing.assert_array_equal(once.encode(tiles), runtime.encoder.encode(tiles))
     assert once.encoded == 3
-    many = np.random.default_rng(1).standard_normal((70, 3, 64, 64)).astype(np.float32)
-    once.encode(many)  # more than are kept: still given back whole, and the older ones go
+    many = list(np.random.default_rng(1).integers(0, 256, (70, 64, 64, 3), np.uint8))
+    assert len(once.encode(many)) == 70  # more than are kept: still given back whole, and the older ones go
     once.encode(tiles)
     assert once.encoded == 76
     runtime.close()
@@ -158,30 +164,30 @@ def test_a_killed_run_goes_on_where_it_stopped(tiny_bundle: Path, folder: Path, 
     bundle, suite = open_bundle(tiny_bundle), SUITES["scenes"]
     items, out, whole = read_items(suite, folder), tmp_path / "half.jsonl", tmp_path / "whole.jsonl"
     texts = [f"word {i}" for i in range(21)]
-    evaluate(bundle, Scripted(bundle, texts), suite, items, out=whole)
+    evaluate(bundle, scripted(bundle, texts), suite, items, out=whole)
 
     def kill(what: str, done: int, total: int) -> None:
         if done == 9:
             raise Killed
 
     with pytest.raises(Killed):
-        evaluate(bundle, Scripted(bundle, texts), suite, items, out=out, progress=kill)
+        evaluate(bundle, scripted(bundle, texts), suite, items, out=out, progress=kill)
     with out.open("a") as stream:
         stream.write('{"id": "000001-3", "ans')  # killed while it wrote
     second = Scripted(bundle, texts[9:])
-    report = evaluate(bundle, second, suite, items, out=out, resume=True)
+    report = evaluate(bundle, Runtime(second, second), suite, items, out=out, resume=True)
     assert second.asked == 12
     assert out.read_bytes() == whole.read_bytes()
     assert len(report.results) == 21
     third = Scripted(bundle, [])
-    again = evaluate(bundle, third, suite, items, out=out, resume=True)
+    again = evaluate(bundle, Runtime(third, third), suite, items, out=out, resume=True)
     assert third.asked == 0 and again.score == report.score and out.read_bytes() == whole.read_bytes()
 
 
 def test_answers_of_another_run_are_not_mixed_in(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
     bundle, suite = open_bundle(tiny_bundle), SUITES["scenes"]
     items, out = read_items(suite, folder), tmp_path / "answers.jsonl"
-    evaluate(bundle, Scripted(bundle, RIGHT * 3), suite, items, out=out)
+    evaluate(bundle, scripted(bundle, RIGHT * 3), suite, items, out=out)
     before = out.read_bytes()
     for options, some, what in (
         (EvalOptions(prompt="Q {question}"), items, "prompt"),
@@ -189,21 +195,21 @@ def test_answers_of_another_run_are_not_mixed_in(tiny_bundle: Path, folder: Path
         (EvalOptions(max_tiles=1), items, "max_tiles"),
     ):
         with pytest.raises(EdgeVLMError, match=rf"belongs to another run \({what} differ\)"):
-            evaluate(bundle, Scripted(bundle, []), suite, some, options, out=out, resume=True)
+            evaluate(bundle, scripted(bundle, []), suite, some, options, out=out, resume=True)
     other = Scripted(bundle, [])
     other.name = "another"
     with pytest.raises(EdgeVLMError, match="runtime differ"):
-        evaluate(bundle, other, suite, items, out=out, resume=True)
+        evaluate(bundle, Runtime(other, other), suite, items, out=out, resume=True)
     assert out.read_bytes() == before
     out.write_text("hello\n")
     with pytest.raises(EdgeVLMError, match="is not what an eval writes"):
-        evaluate(bundle, Scripted(bundle, []), suite, items, out=out, resume=True)
+        evaluate(bundle, scripted(bundle, []), suite, items, out=out, resume=True)
 
 
 def test_a_limit_spreads_over_the_suite(tiny_bundle: Path, folder: Path) -> None:
     bundle, suite = open_bundle(tiny_bundle), SUITES["scenes"]
     items = read_items(suite, folder)
-    report = evaluate(bundle, Scripted(bundle, ["x"] * 7), suite, items, EvalOptions(limit=7))
+    report = evaluate(bundle, scripted(bundle, ["x"] * 7), suite, items, EvalOptions(limit=7))
     assert sorted(result.item.skill for result in report.results) == sorted(
         ["existence", "colour", "count_to_5", "count_to_10", "naming", "grounding", "caption"]
     )
@@ -214,11 +220,11 @@ def test_bad_pictures_stop_a_run_or_are_left_out(tiny_bundle: Path, folder: Path
     items = read_items(suite, folder)
     (folder / "images/000001.png").write_bytes(b"no picture")
     with pytest.raises(EdgeVLMError, match=r"question '000001-0' about images/000001\.png: The image .* --skip-bad"):
-        evaluate(bundle, Scripted(bundle, RIGHT * 3), suite, items)
-    report = evaluate(bundle, Scripted(bundle, RIGHT * 2), suite, items, EvalOptions(skip_bad=True))
+        evaluate(bundle, scripted(bundle, RIGHT * 3), suite, items)
+    report = evaluate(bundle, scripted(bundle, RIGHT * 2), suite, items, EvalOptions(skip_bad=True))
     assert len(report.results) == 14 and len(report.problems) == 7 and report.score == 1.0
     with pytest.raises(EdgeVLMError, match="No question could be asked"):
-        evaluate(bundle, Scripted(bundle, []), suite, items[1:2], EvalOptions(skip_bad=True))
+        evaluate(bundle, scripted(bundle, []), suite, items[1:2], EvalOptions(skip_bad=True))
 
 
 def test_location_tokens_are_read_though_they_are_special(tiny_bundle: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from edgevlm.bundle.files import write_json
 from edgevlm.bundle.manifest import Bundle, open_bundle
+from edgevlm.bundle.targets import CoreMLTarget
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
@@ -26,7 +27,9 @@ from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.preprocess import normalize, prepare
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.io.records import to_dict
+from edgevlm.inputs.spec import ImageSpec
+from edgevlm.io.records import from_dict, to_dict
+from edgevlm.models.model import ModelSpec
 from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.coreml import runtime as coreml
 from edgevlm.runtimes.coreml.engines import EvaluatedDecoder, EvaluatedVision
@@ -38,6 +41,7 @@ from edgevlm.runtimes.mil.file import open_package
 from edgevlm.runtimes.mil.overflow import overflow_report
 from edgevlm.runtimes.mil.trace import find_divergence
 from edgevlm.runtimes.mil.weights import CoreMLWeights
+from edgevlm.types import F32, U8
 from edgevlm.verify.gate import picture_folder, run_gate
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.runtime import lowest_cosine
@@ -57,19 +61,30 @@ class Exported:
         self.spec, self.weights, self.recipe = spec, QuantizedModel(weights, recipe), recipe
         (folder / "coreml").mkdir(parents=True)
         self.entry = write_coreml(folder / "coreml", spec, weights, recipe, self.weights.quantized, options)
-        self.image = read_image_spec(checkpoint, spec)
-        (folder / "preprocess.json").write_text(json.dumps(to_dict(self.image)))
+        self.image = write_image_spec(folder, checkpoint, spec)
         self.bundle = as_bundle(folder, spec, self.entry)
 
     def reference(self) -> Reference:
         return Reference(self.spec, self.weights, self.image)
 
+    def encoder(self, storage: str = "fp16") -> CoreMLEncoder:
+        return CoreMLEncoder(self.bundle, EngineOptions(storage=storage))
+
+    def decoder(self, storage: str = "fp16", context: int | None = None) -> CoreMLDecoder:
+        return CoreMLDecoder(self.bundle, EngineOptions(storage=storage), context=context)
+
     def copy(self, to: Path) -> Bundle:
         shutil.copytree(self.bundle.folder, to)
-        return as_bundle(to, self.spec, json.loads(json.dumps(self.entry)))
+        return as_bundle(to, self.spec, self.entry)
 
 
-def as_bundle(folder: Path, spec: Any, entry: dict[str, Any]) -> Bundle:
+def write_image_spec(folder: Path, checkpoint: Path | str, spec: ModelSpec) -> ImageSpec:
+    image = read_image_spec(open_checkpoint(str(checkpoint)).folder, spec)
+    write_json(folder / "preprocess.json", to_dict(image))
+    return image
+
+
+def as_bundle(folder: Path, spec: Any, entry: CoreMLTarget) -> Bundle:
     files = {str(path.relative_to(folder)): None for path in folder.rglob("*") if path.is_file()}
     manifest = SimpleNamespace(spec=spec, targets={"coreml": entry}, files=files)
     return Bundle(folder, cast(Any, manifest))
@@ -98,32 +113,37 @@ def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
     return get
 
+    def reference(self) -> Reference:
+        return Reference(self.spec, self.weights, self.image)
 
-def picture(model: Exported, count: int = 1, seed: int = 0) -> list[Any]:
-    """Views of random pixels."""
+    def encoder(self, storage: str = "fp16") -> CoreMLEncoder:
+        return CoreMLEncoder(self.bundle, EngineOptions(storage=storage))
+
+    def decoder(self, storage: str = "fp16", context: int | None = None) -> CoreMLDecoder:
+        return CoreMLDecoder(self.bundle, EngineOptions(storage=storage), context=context)
+
+
+def views(model: Exported, count: int = 1, seed: int = 0) -> list[U8]:
     side = model.spec.vision.image_size
-    return list(np.random.default_rng(seed).integers(0, 256, (count, side, side, 3)).astype(np.uint8))
+    return list(np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8))
 
 
-def encoder(bundle: Bundle, storage: str = "fp16") -> CoreMLEncoder:
-    return CoreMLEncoder(bundle, EngineOptions(storage=storage), evaluate=True)
-
-
-def decoder(bundle: Bundle, storage: str = "fp16", context: int | None = None) -> CoreMLDecoder:
-    return CoreMLDecoder(bundle, EngineOptions(storage=storage), context=context, evaluate=True)
+def pixels(model: Exported, seed: int = 0) -> F32:
+    """A normalized view (3, H, W)."""
+    return normalize(views(model, 1, seed)[0], model.image)
 
 
 def prompt(model: Exported, reference: Reference, text: int = 30) -> Any:
     """A picture's features between two stretches of text."""
     ids = np.random.default_rng(1).integers(0, model.spec.decoder.vocab_size, text)
-    features = reference.features(picture(model))[0]
+    (features,) = reference.features(views(model))
     return np.concatenate([reference.embed(ids[:10]), features, reference.embed(ids[10:])])
 
 
-def greedy(runtime: CoreMLDecoder, embeds: Any, count: int = TOKENS) -> list[int]:
-    tokens = [int(runtime.forward(embeds).argmax())]
+def greedy(decoder: CoreMLDecoder, embeds: Any, count: int = TOKENS) -> list[int]:
+    tokens = [int(decoder.forward(embeds).argmax())]
     while len(tokens) < count:
-        tokens.append(int(runtime.step(tokens[-1]).argmax()))
+        tokens.append(int(decoder.step(tokens[-1]).argmax()))
     return tokens
 
 
@@ -141,16 +161,17 @@ def test_parity_with_the_reference(exported: Callable[[str], Exported], form: st
     model = exported(form)
     reference = model.reference()
     for storage in ("fp32", "fp16"):
-        views = picture(model, 2)
-        assert lowest_cosine(encoder(model.bundle, storage).encode(views), reference.features(views)) >= 0.9999
-        runtime = decoder(model.bundle, storage)
+        encoder, decoder = model.encoder(storage), model.decoder(storage)
+        tiles = views(model, 2)
+        assert lowest_cosine(encoder.encode(tiles), reference.features(tiles)) >= 0.9999
         embeds = prompt(model, reference)
         wanted = reference.logits(embeds)[-1]
-        assert cosine(runtime.forward(embeds), wanted) >= 0.9999
-        runtime.rewind(0)
-        worst = gaps(reference, embeds, greedy(runtime, embeds)).max()
+        assert cosine(decoder.forward(embeds), wanted) >= 0.9999
+        decoder.rewind(0)
+        worst = gaps(reference, embeds, greedy(decoder, embeds)).max()
         assert worst == 0 if storage == "fp32" else worst < NEAR_TIE
-        runtime.close()
+        encoder.close()
+        decoder.close()
 
 
 @pytest.mark.parametrize("form", ["gpu-fp16", "gpu-int4"])
@@ -158,48 +179,50 @@ def test_same_tokens_in_fp16(exported: Callable[[str], Exported], form: str) -> 
     model = exported(form)
     reference = model.reference()
     embeds = prompt(model, reference)
-    assert (gaps(reference, embeds, greedy(decoder(model.bundle), embeds)) == 0).all()
+    assert (gaps(reference, embeds, greedy(model.decoder(), embeds)) == 0).all()
 
 
 @pytest.mark.parametrize("form", ["gpu-int4", "ane-int8"])
 def test_split_prompts_and_truncation(exported: Callable[[str], Exported], form: str) -> None:
     model = exported(form)
     reference = model.reference()
-    embeds, runtime = prompt(model, reference), decoder(model.bundle, "fp32")
-    wanted = runtime.forward(embeds)
-    runtime.forward(embeds[:5])  # what a truncation must forget
-    runtime.rewind(7)
-    assert runtime.position == 7
-    runtime.rewind(0)
-    runtime.forward(embeds[:3])
-    runtime.forward(embeds[3:40])
-    np.testing.assert_allclose(runtime.forward(embeds[40:]), wanted, atol=2e-4)
-    assert runtime.position == len(embeds)
+    embeds, decoder = prompt(model, reference), model.decoder("fp32")
+    wanted = decoder.forward(embeds)
+    decoder.forward(embeds[:5])  # what a truncation must forget
+    decoder.rewind(7)
+    assert decoder.position == 7
+    decoder.rewind(0)
+    decoder.forward(embeds[:3])
+    decoder.forward(embeds[3:40])
+    np.testing.assert_allclose(decoder.forward(embeds[40:]), wanted, atol=2e-4)
+    assert decoder.position == len(embeds)
 
 
 def test_any_prompt_length_on_fixed_shapes(exported: Callable[[str], Exported]) -> None:
     model = exported("ane-int8")
     reference = model.reference()
     embeds = np.tile(prompt(model, reference), (3, 1))
-    runtime = decoder(model.bundle, "fp32", 96)
+    decoder = model.decoder("fp32", context=96)
     for length in (1, 2, 31, 32, 33, 64, 95, 96):  # 95: the last call has no room for padding
-        runtime.rewind(0)
-        assert cosine(runtime.forward(embeds[:length]), reference.logits(embeds[:length])[-1]) > 0.99999
+        decoder.rewind(0)
+        assert cosine(decoder.forward(embeds[:length]), reference.logits(embeds[:length])[-1]) > 0.99999
     with pytest.raises(EdgeVLMError, match="97 positions"):
-        runtime.step(1)
+        decoder.step(1)
 
 
 def test_contexts_and_devices_are_checked(exported: Callable[[str], Exported]) -> None:
     model = exported("ane-int8")
-    assert decoder(model.bundle).context == 192
+    assert model.decoder().context == 192
     with pytest.raises(EdgeVLMError, match="no context length 100: choose one of 96, 192"):
-        decoder(model.bundle, context=100)
-    with pytest.raises(EdgeVLMError, match="on macOS only"):
-        CoreMLEncoder(model.bundle, EngineOptions("npu"), evaluate=True)
-    with pytest.raises(EdgeVLMError, match="holds no CoreML packages"):
-        encoder(cast(Any, SimpleNamespace(folder="b", manifest=SimpleNamespace(targets={}))))
+        model.decoder(context=100)
+    without = cast(Any, SimpleNamespace(folder="b", manifest=SimpleNamespace(targets={})))
+    for half in (CoreMLEncoder, CoreMLDecoder):
+        with pytest.raises(EdgeVLMError, match="on macOS only"):
+            half(model.bundle, EngineOptions(device="npu"))
+        with pytest.raises(EdgeVLMError, match="holds no CoreML packages"):
+            half(without, EngineOptions())
     with pytest.raises(EdgeVLMError, match="prompt is empty"):
-        decoder(model.bundle).forward(np.zeros((0, model.spec.decoder.hidden_size), np.float32))
+        model.decoder().forward(np.zeros((0, model.spec.decoder.hidden_size), np.float32))
 
 
 def test_functions_share_weights(exported: Callable[[str], Exported]) -> None:
@@ -265,12 +288,12 @@ def test_every_matrix_is_the_quantizers(exported: Callable[[str], Exported], for
 def test_embedding_file(exported: Callable[[str], Exported], form: str) -> None:
     model = exported(form)
     expected = model.weights.quantized("decoder.embed.weight").dequantize()
-    runtime = decoder(model.bundle)
-    np.testing.assert_array_equal(runtime.embed(np.arange(len(expected))), expected)
+    decoder = model.decoder()
+    np.testing.assert_array_equal(decoder.embed(np.arange(len(expected))), expected)
     with pytest.raises(EdgeVLMError, match="outside the vocabulary"):
-        runtime.embed(np.array([len(expected)]))
+        decoder.embed(np.array([len(expected)]))
     with pytest.raises(EdgeVLMError, match="outside the vocabulary"):
-        runtime.embed(np.array([-1]))
+        decoder.embed(np.array([-1]))
 
 
 def test_truncated_embedding_file(exported: Callable[[str], Exported], tmp_path: Path) -> None:
@@ -278,7 +301,7 @@ def test_truncated_embedding_file(exported: Callable[[str], Exported], tmp_path:
     table = bundle.folder / "coreml" / "embedding.bin"
     table.write_bytes(table.read_bytes()[:-1])
     with pytest.raises(EdgeVLMError, match="does not hold the table"):
-        decoder(bundle)
+        CoreMLDecoder(bundle, EngineOptions())
 
 
 @pytest.mark.parametrize("quantize", ["int4", "int8"])
@@ -351,10 +374,10 @@ def test_a_large_vocabulary_gets_a_split_head(
 ) -> None:
     monkeypatch.setattr(ane_ops, "MAX_DIM", 200)
     model = Exported(tiny_checkpoint, tmp_path, "int8", CoreMLOptions("ane", (64,)))
-    assert model.entry["decoder"]["outputs"] == ["logits_0", "logits_1", "logits_2"]  # 512 = 171 + 171 + 170
+    assert model.entry.decoder.outputs == ["logits_0", "logits_1", "logits_2"]  # 512 = 171 + 171 + 170
     reference = model.reference()
     embeds = prompt(model, reference)[:20]
-    logits = decoder(model.bundle, "fp32").forward(embeds)
+    logits = model.decoder("fp32").forward(embeds)
     assert logits.shape == (model.spec.decoder.vocab_size,)
     assert cosine(logits, reference.logits(embeds)[-1]) > 0.99999
     whole = model.weights.quantized("decoder.embed.weight")
@@ -406,8 +429,7 @@ def unmask(block: Any) -> None:
 
 def diverges(model: Exported, bundle: Bundle) -> str:
     reference = model.reference()
-    view = normalize(picture(model)[0], model.image)
-    found = find_divergence(bundle, model.weights, view, prompt(model, reference))
+    found = find_divergence(bundle, model.weights, pixels(model), prompt(model, reference))
     return found.name if found else ""
 
 
@@ -541,8 +563,7 @@ def test_a_mask_that_the_graph_ignores(exported: Callable[[str], Exported], tmp_
 
 def test_overflow_report_on_pictures(exported: Callable[[str], Exported]) -> None:
     model = exported("gpu-int4")
-    views = [normalize(picture(model, 1, seed)[0], model.image) for seed in range(2)]
-    report = overflow_report(model.bundle, [[view] for view in views], np.arange(5))
+    report = overflow_report(model.bundle, [[pixels(model, seed)] for seed in range(2)], np.arange(5))
     assert not any(row.overflows for row in report.rows)
     names = [row.name for row in report.rows]
     assert "vision: vision_layers_0_q_k_v" in names and "decoder: decoder_layers_0_attention" in names
@@ -570,10 +591,10 @@ def test_overflow_report_names_a_layer_that_overflows(tiny_checkpoint: Path, tmp
     expected = QuantizedModel(cast(Any, Loud()), recipe)
     (tmp_path / "coreml").mkdir()
     entry = write_coreml(tmp_path / "coreml", spec, Loud(), recipe, expected.quantized, CoreMLOptions("gpu", (64,)))
-    (tmp_path / "preprocess.json").write_text(json.dumps(to_dict(read_image_spec(tiny_checkpoint, spec))))
+    write_image_spec(tmp_path, tiny_checkpoint, spec)
     bundle = as_bundle(tmp_path, spec, entry)
-    pixels = np.random.default_rng(0).uniform(-1, 1, (3, 64, 64)).astype(np.float32)
-    report = overflow_report(bundle, [[pixels]])
+    view = np.random.default_rng(0).uniform(-1, 1, (3, 64, 64)).astype(np.float32)
+    report = overflow_report(bundle, [[view]])
     assert report.problems[0].name.startswith("decoder: decoder_layers_1_gate_up")
 
 
@@ -583,21 +604,21 @@ def test_table_with_unknown_kind(tmp_path: Path) -> None:
 
 
 def test_engine_off_a_mac_is_the_evaluator(exported: Callable[[str], Exported]) -> None:
-    engines = encoder(exported("gpu-int4").bundle), decoder(exported("gpu-int4").bundle)
-    assert isinstance(engines[0].engine, EvaluatedVision) and isinstance(engines[1].engine, EvaluatedDecoder)
-    for engine in engines:
-        assert engine.device.startswith("CPU (evaluator")
-        engine.close()
-        engine.close()
+    bundle = exported("gpu-int4").bundle
+    encoder, decoder = (half(bundle, EngineOptions(), evaluate=True) for half in (CoreMLEncoder, CoreMLDecoder))
+    assert isinstance(encoder.engine, EvaluatedVision) and isinstance(decoder.engine, EvaluatedDecoder)
+    for half in (encoder, decoder):
+        assert half.device.startswith("CPU (evaluator")
+        half.close()
+        half.close()
 
 
 def test_incomplete_manifest(exported: Callable[[str], Exported]) -> None:
     model = exported("gpu-int4")
     for key in ("vision", "decoder", "embedding"):
-        entry = {name: value for name, value in model.entry.items() if name != key}
-        with pytest.raises(EdgeVLMError, match="is incomplete"):
-            bundle = as_bundle(model.bundle.folder, model.spec, entry)
-            encoder(bundle) if key == "vision" else decoder(bundle)
+        entry = {name: value for name, value in to_dict(model.entry).items() if name != key}
+        with pytest.raises(EdgeVLMError, match=f"lacks the field '{key}'"):
+            from_dict(CoreMLTarget, entry, "manifest.json")
 
 
 # Through the pipeline and its gate
@@ -666,13 +687,13 @@ def test_the_gate_fails_and_names_the_component(
 def test_the_gate_calls_every_context(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Palettes for the Neural Engine, and a fault in the functions of one context that is not the longest."""
     result = export_model(
-        ExportOptions(str(tiny_checkpoint), tmp_path / "out", ("coreml",), "palette6", coreml_profile="ane")
+        ExportOptions(str(tiny_checkpoint), tmp_path / "out", ("coreml",), "palette6", coreml=CoreMLOptions("ane"))
     )
     assert result.report is not None and result.report.passed
     checks = [row.check for row in result.report.rows]
     assert {"logits with context 512, cosine", "logits with context 1024, cosine"} <= set(checks)
     bundle = open_bundle(tmp_path / "out")
-    functions = bundle.manifest.targets["coreml"]["decoder"]["functions"]
+    functions = bundle.manifest.targets["coreml"].decoder.functions
     assert sorted({function["context"] for function in functions.values()}) == [512, 1024, 2048]
     package = open_package(bundle.folder / "coreml" / "Decoder.mlpackage")
     assert {"constexpr_lut_to_dense"} <= {op.type for op in package.functions["decode_ctx512"].ops}
@@ -689,18 +710,22 @@ def test_the_gate_calls_every_context(tiny_checkpoint: Path, tmp_path: Path) -> 
 # Real models
 
 
-def holds(checkpoint: str, quantize: str, out: Path, options: CoreMLOptions) -> None:
-    """The bar, on a shipped picture and a question: features at 0.9999 and 32 greedy tokens equal, in fp16 storage."""
-    folder = open_checkpoint(checkpoint).folder
-    model = Exported(folder, out, quantize, options)
+def answer_prompt(checkpoint: str, quantize: str, out: Path, options: CoreMLOptions) -> tuple[Any, ...]:
+    """(model, reference, views, prompt with their features), from a shipped picture and a question."""
+    model = Exported(Path(checkpoint), out, quantize, options)
+    source = open_checkpoint(checkpoint)
     parts = prepare(open_image(picture_folder() / "coffee.jpg"), model.image, max_tiles=1)
-    prompter = Prompter(read_prompt_spec(folder, model.spec), folder / "tokenizer.json")
+    prompter = Prompter(read_prompt_spec(source.folder, model.spec), source.folder / "tokenizer.json")
     ids, layout = prompter.encode("What is in the picture?", [parts.tokens])
     reference = model.reference()
-    found = encoder(model.bundle).encode(parts.views)
-    assert lowest_cosine(found, reference.features(parts.views)) >= 0.9999
-    embeds = reference.prompt(ids, layout, parts.views)
-    assert (gaps(reference, embeds, greedy(decoder(model.bundle), embeds)) == 0).all()
+    return model, reference, parts.views, reference.prompt(ids, layout, parts.views)
+
+
+def holds(checkpoint: str, quantize: str, out: Path, options: CoreMLOptions) -> None:
+    """The bar: features at 0.9999 and the same 32 greedy tokens, in fp16 storage."""
+    model, reference, tiles, embeds = answer_prompt(checkpoint, quantize, out, options)
+    assert lowest_cosine(model.encoder().encode(tiles), reference.features(tiles)) >= 0.9999
+    assert (gaps(reference, embeds, greedy(model.decoder(), embeds)) == 0).all()
 
 
 HEAVY = pytest.mark.heavy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,14 +26,16 @@ from small_models import (
     logits,
     picture,
     qwen,
-)
+)  # fmt: skip
 
+from edgevlm.bundle.files import write_json
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreml_ import CoreMLOptions, write_coreml
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import Layout, Span
+from edgevlm.inputs.preprocess import normalize
 from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, ShortConv
@@ -42,7 +43,7 @@ from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.coreml.runtime import CoreMLDecoder, CoreMLEncoder
 from edgevlm.runtimes.mil.trace import find_divergence
-from edgevlm.types import F32
+from edgevlm.types import F32, U8
 from edgevlm.verify.lint_ane import lint_package
 
 pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
@@ -57,21 +58,19 @@ class Exported:
             return quantize(self.weights.read(name), "fp32", name)
 
         self.entry = write_coreml(folder / "coreml", spec, self.weights, make_recipe("fp32"), plain, options)
-        (folder / "preprocess.json").write_text(json.dumps(to_dict(IMAGE)))
+        write_json(folder / "preprocess.json", to_dict(IMAGE))
         files = {str(path.relative_to(folder)): None for path in folder.rglob("*") if path.is_file()}
         manifest = SimpleNamespace(spec=spec, targets={"coreml": self.entry}, files=files)
         self.bundle = Bundle(folder, cast(Any, manifest))
 
-    def decoder(self, storage: str = "fp32") -> CoreMLDecoder:
-        return CoreMLDecoder(self.bundle, EngineOptions(storage=storage), evaluate=True)
+    def encoder(self, storage: str = "fp32") -> CoreMLEncoder:
+        return CoreMLEncoder(self.bundle, EngineOptions(storage=storage), evaluate=True)
 
-    def encode(self, pixels: F32, storage: str = "fp32") -> F32:
-        """One normalized view (3, H, W) to (1, tokens, D)."""
-        encoder = CoreMLEncoder(self.bundle, EngineOptions(storage=storage), evaluate=True)
-        return encoder.encode_pixels(pixels)[None]
+    def decoder(self) -> CoreMLDecoder:
+        return CoreMLDecoder(self.bundle, EngineOptions(storage="fp32"), evaluate=True)
 
-    def features(self, pixels: F32) -> F32:
-        return features(self.spec, self.weights, pixels)
+    def features(self, view: U8) -> F32:
+        return features(self.spec, self.weights, view)
 
     def logits(self, embeds: F32, layout: Layout, keep: int = 1) -> F32:
         return logits(self.spec, self.weights, embeds, layout, keep)
@@ -86,12 +85,12 @@ def test_square_towers(tmp_path: Path, spec: ModelSpec, profile: str) -> None:
     model = Exported(tmp_path, spec, PROFILES[profile])
     assert isinstance(spec.vision, Vit)
     side = spec.vision.patches_per_side
-    pixels = picture(side, side, spec.vision.patch_size)
-    wanted = model.features(pixels)
-    assert cosine(model.encode(pixels), wanted) >= 0.99999
-    assert cosine(model.encode(pixels, "fp16"), wanted) >= 0.9999
-    embeds = np.concatenate([wanted[0], -wanted[0]])
-    assert cosine(model.decoder().forward(embeds), model.logits(embeds, Layout(0))[-1]) >= 0.99999
+    view = picture(side, side, spec.vision.patch_size)
+    views = [view, 191 - view // 2]
+    wanted = np.concatenate([model.features(view) for view in views])
+    assert cosine(np.concatenate(model.encoder().encode(views)), wanted) >= 0.99999
+    assert cosine(np.concatenate(model.encoder("fp16").encode(views)), wanted) >= 0.9999
+    assert cosine(model.decoder().forward(wanted), model.logits(wanted, Layout(0))[-1]) >= 0.99999
 
 
 @pytest.fixture(scope="module", params=PROFILES)
@@ -101,35 +100,38 @@ def grid_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.mark.parametrize("grid", [(6, 10), (4, 4), (2, 14), (12, 12)])
 def test_pictures_of_any_grid(grid_model: Exported, grid: tuple[int, int]) -> None:
-    pixels = picture(*grid, 4)
-    wanted = grid_model.features(pixels)
-    assert wanted.shape == (1, grid[0] * grid[1] // 4, WIDTH)
-    assert cosine(grid_model.encode(pixels), wanted) >= 0.99999
-    assert cosine(grid_model.encode(pixels, "fp16"), wanted) >= 0.9999
+    view = picture(*grid, 4)
+    wanted = grid_model.features(view)
+    assert wanted.shape == (grid[0] * grid[1] // 4, WIDTH)
+    encoder = grid_model.encoder()
+    (found,) = encoder.encode([view])
+    assert cosine(found, wanted) >= 0.99999
+    assert cosine(grid_model.encoder("fp16").encode([view])[0], wanted) >= 0.9999
+    np.testing.assert_array_equal(encoder.encode([view, view]), [found, found])
 
 
 def test_a_picture_beyond_a_fixed_encoder_is_refused(grid_model: Exported) -> None:
-    pixels = picture(16, 16, 4)
-    if grid_model.entry["profile"] == "gpu":
-        assert cosine(grid_model.encode(pixels), grid_model.features(pixels)) >= 0.99999
+    encoder, view = grid_model.encoder(), picture(16, 16, 4)
+    if grid_model.entry.profile == "gpu":
+        assert cosine(encoder.encode([view])[0], grid_model.features(view)) >= 0.99999
     else:
         with pytest.raises(EdgeVLMError, match=r"'patches' the shape \[1, 256, 48\].*room for \[1, 144, 48\]"):
-            grid_model.encode(pixels)
+            encoder.encode([view])
 
 
 def test_positions_of_three_axes(grid_model: Exported) -> None:
     """A prompt with two pictures, read in two parts, and an answer behind it."""
     embeds = np.random.default_rng(5).normal(0, 1, (30, WIDTH)).astype(np.float32)
     wanted = grid_model.logits(embeds, LAYOUT, keep=30)
-    runtime = grid_model.decoder()
-    assert cosine(runtime.forward(embeds[:24], LAYOUT), wanted[23]) >= 0.99999
+    decoder = grid_model.decoder()
+    assert cosine(decoder.forward(embeds[:24], LAYOUT), wanted[23]) >= 0.99999
     for i in range(24, 30):
-        assert cosine(runtime.forward(embeds[i : i + 1]), wanted[i]) >= 0.99999
-    runtime.rewind(17)  # the layout stays that of the conversation
-    assert cosine(runtime.forward(embeds[17:24]), wanted[23]) >= 0.99999
-    runtime.rewind(0)
+        assert cosine(decoder.forward(embeds[i : i + 1]), wanted[i]) >= 0.99999
+    decoder.rewind(17)  # the layout stays that of the conversation
+    assert cosine(decoder.forward(embeds[17:24]), wanted[23]) >= 0.99999
+    decoder.rewind(0)
     text_alone = grid_model.logits(embeds, Layout(30))[-1]
-    assert cosine(runtime.forward(embeds), text_alone) >= 0.99999
+    assert cosine(decoder.forward(embeds), text_alone) >= 0.99999
     assert cosine(wanted[-1], text_alone) < 0.999
 
 
@@ -137,7 +139,7 @@ def test_fixed_programs_stay_on_the_neural_engine(grid_model: Exported) -> None:
     """By the lint: a token order that is gathered leaves it, flexible lengths all the more."""
     folder = grid_model.bundle.folder / "coreml"
     reports = [lint_package(folder / f"{name}.mlpackage") for name in ("VisionEncoder", "Decoder")]
-    if grid_model.entry["profile"] == "gpu":
+    if grid_model.entry.profile == "gpu":
         assert not any(report.passed for report in reports)
         return
     vision, decoder = reports
@@ -151,8 +153,8 @@ def test_fixed_programs_stay_on_the_neural_engine(grid_model: Exported) -> None:
 
 def test_every_named_value_is_the_references(grid_model: Exported) -> None:
     embeds = np.random.default_rng(5).normal(0, 1, (24, WIDTH)).astype(np.float32)
-    side = 48 if grid_model.entry["profile"] == "ane" else 24  # the reference pads nothing
-    pixels = picture(side // 4, side // 4, 4)
+    side = 48 if grid_model.entry.profile == "ane" else 24  # the reference pads nothing
+    pixels = normalize(picture(side // 4, side // 4, 4), IMAGE)
     assert find_divergence(grid_model.bundle, grid_model.weights, pixels, embeds, layout=LAYOUT) is None
 
 
@@ -161,9 +163,9 @@ def test_windows_caps_and_norms_behind_parts(tmp_path: Path, profile: str) -> No
     """Gemma's decoder."""
     model = Exported(tmp_path, clip(gemma()), PROFILES[profile])
     embeds = np.random.default_rng(5).normal(0, 1, (40, WIDTH)).astype(np.float32)
-    runtime = model.decoder()
-    assert cosine(runtime.forward(embeds), model.logits(embeds, Layout(0))[-1]) >= 0.99999
-    np.testing.assert_array_equal(runtime.embed(np.array([3])), model.weights.read("decoder.embed.weight")[3:4] * 6.5)
+    decoder = model.decoder()
+    assert cosine(decoder.forward(embeds), model.logits(embeds, Layout(0))[-1]) >= 0.99999
+    np.testing.assert_array_equal(decoder.embed(np.array([3])), model.weights.read("decoder.embed.weight")[3:4] * 6.5)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.inputs.decode import open_image
-from edgevlm.inputs.preprocess import prepare
+from edgevlm.inputs.preprocess import normalize_all, prepare
 from edgevlm.runtimes import open_runtime
 from edgevlm.verify.gate import picture_folder
 from edgevlm.verify.reference import Reference, cosine
@@ -83,7 +83,7 @@ def test_adapter_is_merged_as_peft_does(builder: ModuleType, tiny_checkpoint: Pa
     assert result.report is not None and result.report.passed
     bundle = open_bundle(out)
     ids = np.arange(40)
-    reference = Reference(bundle.manifest.spec, ShippedWeights(bundle))
+    reference = Reference(bundle.manifest.spec, ShippedWeights(bundle), bundle.image_spec)
     with torch.no_grad():
         theirs = merged(input_ids=torch.from_numpy(ids)[None]).logits[0, -1].numpy()
     assert np.abs(reference.logits(reference.embed(ids))[0] - theirs).max() < 2e-4
@@ -129,9 +129,10 @@ def test_256m_fp32_features_are_those_of_transformers(
     out = export_model(ExportOptions(str(checkpoint_256m), tmp_path / "fp32", quantize="fp32", gate=False)).folder
     bundle = open_bundle(out)
     picture = open_image(picture_folder() / "coffee.jpg")
-    tiles = prepare(picture, bundle.image_spec, max_tiles=5).pixels
+    views = prepare(picture, bundle.image_spec, max_tiles=5).views
+    tiles = normalize_all(views, bundle.image_spec)
     runtime = open_runtime(bundle, "onnxruntime")
     with torch.no_grad():
         theirs = builder.load_model(checkpoint_256m).get_image_features(torch.from_numpy(tiles)[None]).pooler_output
-    features = runtime.encode(tiles)
+    features = np.stack(runtime.encoder.encode(views))
     assert len(tiles) > 3 and cosine(features, torch.cat(list(theirs)).numpy().reshape(features.shape)) >= 0.99999

@@ -28,11 +28,11 @@ def test_genai_generates_the_same_tokens(tiny_bundle: Path) -> None:
         generator.generate_next_token()
         theirs.append(int(generator.get_next_tokens()[0]))
 
-    runtime = open_runtime(open_bundle(tiny_bundle), "onnxruntime")
-    logits, ours = runtime.prefill(runtime.embed(np.array(ids))), []
+    decoder = open_runtime(open_bundle(tiny_bundle), "onnxruntime").decoder
+    logits, ours = decoder.forward(decoder.embed(np.array(ids))), []
     for _ in theirs:
         ours.append(int(logits.argmax()))
-        logits = runtime.step(ours[-1])
+        logits = decoder.step(ours[-1])
     assert theirs == ours and len(ours) > 5
 
 

@@ -135,7 +135,7 @@ def test_every_tensor_is_equal_bit_for_bit(gguf_bundle, kind, model):
     assert different == []
     layers = bundle.manifest.spec
     assert count == 4 + 16 * layers.vision.num_layers + 9 * layers.decoder.num_layers + 4
-    kinds = bundle.manifest.targets["gguf"]["bytes"]
+    kinds = bundle.manifest.targets["gguf"].bytes
     expected = {"int4": {"Q4_0", "Q8_0", "F32"}, "int8": {"Q8_0", "F32"}, "fp16": {"F16", "F32"}, "fp32": {"F32"}}
     assert set(kinds) == expected[kind]
 
@@ -466,7 +466,7 @@ def test_without_llama_cpps_markers_a_decoder_is_written_alone(gguf_checkpoint, 
     data["model"]["merges"].pop()
     (source / "tokenizer.json").write_text(json.dumps(data))
     entry = write(source, tmp_path / "out")
-    assert entry["mmproj"] is None and r"no single token for '\n\n'" in entry["no_pictures"]
+    assert entry.mmproj is None and r"no single token for '\n\n'" in entry.no_pictures
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.gguf"]
 
 

@@ -29,7 +29,8 @@ from edgevlm.generate.sampling import GenerateOptions
 from edgevlm.inputs.preprocess import normalize, preprocess
 from edgevlm.runtimes import open_runtime
 from edgevlm.types import F32
-from edgevlm.verify.gate import engine_of
+from edgevlm.verify.bounds import bound_of
+from edgevlm.verify.targets import engine_of
 
 QUESTION = "What is in the picture?"
 PICTURES: dict[str, list[Image.Image]] = {
@@ -162,13 +163,15 @@ def cosine(ours: F32, theirs: F32) -> float:
 
 
 def check_tokens(made: Checkpoint, pictures: str, target: str, count: int) -> None:
-    """`count` greedy tokens on the target's own engine equal transformers'."""
+    """`count` greedy tokens on the target's own engine equal transformers', up to a tie that its floats cannot tell."""
     quantize = "fp16" if target == "coreml" else "fp32"  # what CoreML's files hold
     bundle, said = made.bundle(quantize, *dict.fromkeys(["onnx", target])), made.answer(pictures)
     with closing(open_runtime(bundle, engine_of(bundle, target))) as runtime:
         options = GenerateOptions(max_tokens=count, ignore_stop=True)
         ours = list(Pipeline(bundle, runtime).answer(PICTURES[pictures], QUESTION, options).ids)
-    assert ours == said.tokens[:count], f"margins {said.margins[:count]}"
+    apart = next((i for i in range(count) if ours[i] != said.tokens[i]), None)
+    if apart is not None:  # from here on the two read different texts; the gate follows one text to the end
+        assert said.margins[apart] < bound_of(target, "float").near_tie, f"token {apart}: margin {said.margins[apart]}"
 
 
 def check_bits(made: Checkpoint, quantize: str) -> None:

@@ -18,6 +18,7 @@ from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.generate import loop as generate
 from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.runtimes import open_runtime
+from edgevlm.runtimes.base import Runtime
 from edgevlm.verify.inputs import views_of_grid
 
 PICTURES = Path(edgevlm.__file__).parent / "assets" / "pictures"
@@ -161,7 +162,7 @@ def test_timings_describe_the_work(fast):
 
 
 class Untouchable:
-    """A runtime that must not be used."""
+    """An engine that must not be used."""
 
     name = device = "untouchable"
 
@@ -169,8 +170,11 @@ class Untouchable:
         raise AssertionError(f"the engine was asked for {name}")
 
 
+UNTOUCHABLE = Runtime(Untouchable(), Untouchable())
+
+
 def test_a_prompt_over_the_context_is_refused_with_the_numbers_before_any_work(bundle):
-    pipeline = Pipeline(bundle, Untouchable())
+    pipeline = Pipeline(bundle, UNTOUCHABLE)
     one = len(pipeline.prepare([PICTURES / "scene-tall.png"], QUESTION).ids)
     pictures = [PICTURES / "scene-tall.png"] * 12
     with pytest.raises(EdgeVLMError) as caught:
@@ -192,7 +196,7 @@ def test_too_many_pictures_are_counted_without_keeping_their_pixels(bundle, monk
     monkeypatch.setattr(generate, "preprocess", lambda *a, **k: made.append(1) or real(*a, **k))
     picture = np.zeros((64, 64, 3), np.uint8)
     with pytest.raises(EdgeVLMError, match="from 400 pictures"):
-        Pipeline(bundle, Untouchable()).ask([picture] * 400, QUESTION, max_tiles=1)
+        Pipeline(bundle, UNTOUCHABLE).ask([picture] * 400, QUESTION, max_tiles=1)
     assert len(made) <= 2048 // 16
 
 
@@ -210,8 +214,8 @@ def test_the_answer_is_cut_to_what_the_context_leaves(fast):
 def test_an_interrupt_leaves_the_runtime_usable(pipeline, monkeypatch):
     options = GenerateOptions(max_tokens=12)
     expected = pipeline.answer([PICTURES / "coffee.jpg"], QUESTION, options, max_tiles=1).ids
-    runtime, steps = pipeline.runtime, []
-    real = runtime.step
+    decoder, steps = pipeline.runtime.decoder, []
+    real = decoder.step
 
     def interrupted(token):
         steps.append(token)
@@ -219,10 +223,10 @@ def test_an_interrupt_leaves_the_runtime_usable(pipeline, monkeypatch):
             raise KeyboardInterrupt
         return real(token)
 
-    monkeypatch.setattr(runtime, "step", interrupted)
+    monkeypatch.setattr(decoder, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pipeline.answer([PICTURES / "coffee.jpg"], QUESTION, options, max_tiles=1)
-    monkeypatch.setattr(runtime, "step", real)
+    monkeypatch.setattr(decoder, "step", real)
     assert pipeline.answer([PICTURES / "coffee.jpg"], QUESTION, options, max_tiles=1).ids == expected
 
 
@@ -238,17 +242,20 @@ def test_logits_that_are_not_numbers_are_refused(bundle):
     class Broken:
         name, device = "broken", "CPU"
 
+        def encode(self, views):
+            return []
+
         def embed(self, ids):
             return np.zeros((len(ids), 64), np.float32)
 
-        def truncate(self, length):
+        def rewind(self, length):
             pass
 
-        def prefill(self, embeds, layout=None):
+        def forward(self, embeds, layout=None):
             return np.full(512, np.nan, np.float32)
 
     with pytest.raises(EdgeVLMError, match="logits that are not numbers"):
-        Pipeline(bundle, Broken()).answer([], QUESTION)
+        Pipeline(bundle, Runtime(Broken(), Broken())).answer([], QUESTION)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +274,7 @@ def test_logits_that_are_not_numbers_are_refused(bundle):
 )
 def test_bad_pictures_are_one_sentence_before_any_work(bundle, images, pattern):
     with pytest.raises(EdgeVLMError, match=pattern):
-        Pipeline(bundle, Untouchable()).ask(images, QUESTION)
+        Pipeline(bundle, UNTOUCHABLE).ask(images, QUESTION)
 
 
 @pytest.mark.heavy

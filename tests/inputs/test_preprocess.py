@@ -63,7 +63,7 @@ def grid_of(views: list[View]) -> tuple[int, int]:
 
 
 def placed(made: pre.Prepared) -> tuple[int, int]:
-    return max((view.place for view in made.views if view.place), default=(0, 0))
+    return max((view.place for view in made.tokens if view.place), default=(0, 0))
 
 
 def resizes(views: list[View]) -> list[list[int]]:
@@ -145,13 +145,14 @@ def test_preprocess_vectors(case: dict[str, Any]) -> None:
     tiles = np.stack(pre.preprocess(rgb, spec, max_tiles=case["max_tiles"]))
     assert hashlib.sha256(tiles.tobytes()).hexdigest() == case["uint8_sha256"]
     made = pre.prepare(Image.fromarray(rgb), spec, max_tiles=case["max_tiles"])
-    assert made.pixels.dtype == np.float32
-    assert [view.place for view in made.views] == [view.place for view in planned]
-    assert all((view.rows, view.cols) == (spec.rule.side // 4,) * 2 for view in made.views)
-    assert pre.normalize(tiles[0], spec).tobytes() == made.pixels[0].tobytes()
-    assert hashlib.sha256(made.pixels.astype("<f4").tobytes()).hexdigest() == case["float32_sha256"]
+    pixels = pre.normalize_all(made.views, spec)
+    assert pixels.dtype == np.float32
+    assert [view.place for view in made.tokens] == [view.place for view in planned]
+    assert all((view.rows, view.cols) == (spec.rule.side // 4,) * 2 for view in made.tokens)
+    assert pre.normalize(tiles[0], spec).tobytes() == pixels[0].tobytes()
+    assert hashlib.sha256(pixels.astype("<f4").tobytes()).hexdigest() == case["float32_sha256"]
     for t, c, y, x, value in case["values"]:
-        assert float(made.pixels[t, c, y, x]) == value
+        assert float(pixels[t, c, y, x]) == value
 
 
 def test_plan_vectors() -> None:
@@ -181,11 +182,12 @@ def test_photographs_at_full_size(hf: ModuleType) -> None:
             expected, grid = hf.hf_tiles(rgb, SPECS["smolvlm"], do_image_splitting=split)
             made = pre.prepare(rgb, spec, max_tiles=budget)
             assert placed(made) == grid
-            np.testing.assert_array_equal(made.pixels, expected)
+            np.testing.assert_array_equal(pre.normalize_all(made.views, spec), expected)
     out = idefics(Image.fromarray(rgb), return_row_col_info=True, return_tensors="np")
-    made = pre.prepare(rgb, image_spec(SPECS["idefics3"]))
+    spec = image_spec(SPECS["idefics3"])
+    made = pre.prepare(rgb, spec)
     assert placed(made) == (out["rows"][0][0], out["cols"][0][0])
-    np.testing.assert_array_equal(made.pixels, out["pixel_values"][0])
+    np.testing.assert_array_equal(pre.normalize_all(made.views, spec), out["pixel_values"][0])
 
 
 def test_beyond_the_largest_edge(hf: ModuleType) -> None:
@@ -194,7 +196,7 @@ def test_beyond_the_largest_edge(hf: ModuleType) -> None:
     expected, grid = hf.hf_tiles(rgb, values)
     made = pre.prepare(rgb, image_spec(values))
     assert placed(made) == grid == (1, 4)
-    np.testing.assert_array_equal(made.pixels, expected)
+    np.testing.assert_array_equal(pre.normalize_all(made.views, image_spec(values)), expected)
 
 
 PICTURE_SIDE = st.one_of(st.integers(1, 40), st.integers(1, 400))
@@ -214,8 +216,8 @@ def test_preprocess_equals_transformers(width: int, height: int, name: str, budg
     expected, grid = hf.hf_tiles(rgb, SPECS[name], **options)
     made = pre.prepare(rgb, image_spec(SPECS[name]), max_tiles=budget)
     assert placed(made) == grid
-    assert len(made.pixels) == grid[0] * grid[1] + 1 and (budget is None or len(made.pixels) <= budget)
-    np.testing.assert_array_equal(made.pixels, expected)
+    assert len(made.views) == grid[0] * grid[1] + 1 and (budget is None or len(made.views) <= budget)
+    np.testing.assert_array_equal(pre.normalize_all(made.views, image_spec(SPECS[name])), expected)
 
 
 _MAKE = _load_make()
@@ -227,9 +229,9 @@ def test_budget_of_one_is_the_unsplit_mode() -> None:
     whole = pre.prepare(rgb, image_spec(SPECS["small"], rule=unsplit))
     one = pre.prepare(rgb, SMALL, max_tiles=1)
     assert placed(whole) == placed(one) == (0, 0)
-    np.testing.assert_array_equal(whole.pixels, one.pixels)
+    np.testing.assert_array_equal(whole.views, one.views)
     two = pre.prepare(rgb, SMALL, max_tiles=2)  # no grid has one tile: the same
-    np.testing.assert_array_equal(two.pixels, one.pixels)
+    np.testing.assert_array_equal(two.views, one.views)
 
 
 def test_preprocess_leaves_its_input_alone() -> None:

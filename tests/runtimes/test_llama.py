@@ -20,14 +20,15 @@ from PIL import Image
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.inputs.decode import open_image
-from edgevlm.inputs.preprocess import preprocess
+from edgevlm.inputs.preprocess import prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import tiled
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.devices import list_devices
 from edgevlm.verify import across
 from edgevlm.verify.across import stock_plan, verify_across
-from edgevlm.verify.gate import BOUNDS, PICTURES, picture_folder
+from edgevlm.verify.bounds import BOUNDS
+from edgevlm.verify.gate import PICTURES, picture_folder
 from edgevlm.verify.reference import cosine
 
 pytestmark = pytest.mark.skipif(
@@ -55,10 +56,6 @@ def open_llama(gguf_bundle):
     for runtime in opened.values():
         runtime.close()
         runtime.close()
-
-
-def tiles_of(bundle, split=False, count=5):
-    return preprocess(open_image(PICTURE), tiled(bundle.image_spec), max_tiles=count if split else 1)
 
 
 def embeds_of(rng, count):
@@ -172,25 +169,25 @@ def test_the_256m_shape_agrees(checkpoint_256m, tmp_path, kind):
 
 def test_prompts_in_pieces_and_steps_equal_a_whole_prompt(open_llama):
     """The cache grows past its first size, in the middle of a conversation."""
-    runtime = open_llama("fp32")
+    decoder = open_llama("fp32").decoder
     embeds = embeds_of(np.random.default_rng(0), 700)
-    whole = runtime.decoder.forward(embeds)
-    assert runtime.decoder.position == 700 and whole.shape == (512,) and whole.dtype == np.float32
-    runtime.decoder.rewind(0)
-    runtime.decoder.forward(embeds[:300])
-    assert cosine(runtime.decoder.forward(embeds[300:]), whole) > 0.9999
-    runtime.decoder.rewind(650)
-    assert runtime.decoder.position == 650
-    assert cosine(runtime.decoder.forward(embeds[650:]), whole) > 0.9999
+    whole = decoder.forward(embeds)
+    assert decoder.position == 700 and whole.shape == (512,) and whole.dtype == np.float32
+    decoder.rewind(0)
+    decoder.forward(embeds[:300])
+    assert cosine(decoder.forward(embeds[300:]), whole) > 0.9999
+    decoder.rewind(650)
+    assert decoder.position == 650
+    assert cosine(decoder.forward(embeds[650:]), whole) > 0.9999
     ids = np.array([300, 301, 302])
-    runtime.decoder.rewind(10)
-    told = runtime.decoder.forward(runtime.decoder.embed(ids))
-    runtime.decoder.rewind(10)
+    decoder.rewind(10)
+    told = decoder.forward(decoder.embed(ids))
+    decoder.rewind(10)
     for token in ids:
-        stepped = runtime.decoder.step(int(token))
+        stepped = decoder.step(int(token))
     assert cosine(stepped, told) > 0.9999
-    runtime.decoder.rewind(99)  # beyond what is there: nothing to forget
-    assert runtime.decoder.position == 13
+    decoder.rewind(99)  # beyond what is there: nothing to forget
+    assert decoder.position == 13
 
 
 def test_a_grown_cache_keeps_what_it_holds(gguf_bundle):
@@ -259,15 +256,15 @@ def test_a_bundle_with_gguf_alone_opens_on_llama_cpp(gguf_checkpoint, tmp_path):
 def test_each_tile_is_encoded_as_it_is(open_llama, gguf_bundle):
     """No overview, no scaling: tiles in any order and number give the features that each gives alone."""
     bundle = gguf_bundle("fp32")
-    tiles = tiles_of(bundle, split=True)
-    runtime = open_llama("fp32")
-    together = runtime.encoder.encode(tiles)
-    assert [part.shape for part in together] == [(16, 64)] * 5
+    views = prepare(open_image(PICTURE), tiled(bundle.image_spec), max_tiles=5).views
+    encoder = open_llama("fp32").encoder
+    together = np.stack(encoder.encode(views))
+    assert together.shape == (5, 16, 64)
     for i in (3, 0):
-        assert np.array_equal(runtime.encoder.encode(tiles[i : i + 1])[0], together[i])
-    expected = open_runtime(bundle, "eager").encoder.encode(tiles)
-    assert all(np.abs(one - two).max() < 2e-3 for one, two in zip(together, expected, strict=True))
-    assert runtime.encoder.encode([]) == []
+        assert np.array_equal(encoder.encode(views[i : i + 1])[0], together[i])
+    eager = open_runtime(bundle, "eager").encoder
+    assert np.abs(together - np.stack(eager.encode(views))).max() < 2e-3
+    assert encoder.encode([]) == []
 
 
 # --- stock llama.cpp -------------------------------------------------------------------------------------------
@@ -437,7 +434,7 @@ def test_a_device_that_is_not_there_says_what_to_install(gguf_bundle, monkeypatc
 VULKAN = """
 import json, sys
 import numpy as np
-from edgevlm import across
+from edgevlm.verify import across
 from edgevlm.bundle.manifest import open_bundle
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.devices import llama_devices
@@ -515,5 +512,5 @@ def test_the_engines_log_stays_off_the_terminal(gguf_bundle):
 def test_pictures_of_every_mode_are_encoded(gguf_bundle, open_llama):
     bundle, runtime = gguf_bundle("int4"), open_llama("int4")
     for mode, size in (("L", (5, 90)), ("RGBA", (70, 3)), ("P", (64, 64))):
-        tiles = preprocess(open_image(Image.new(mode, size)), bundle.image_spec, max_tiles=1)
-        assert np.isfinite(runtime.encoder.encode(tiles)).all()
+        views = prepare(open_image(Image.new(mode, size)), bundle.image_spec, max_tiles=1).views
+        assert np.isfinite(runtime.encoder.encode(views)).all()

@@ -15,7 +15,7 @@ from edgevlm.checkpoint.families import read_model
 from edgevlm.export.gguf_ import write_gguf
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
-from edgevlm.inputs.layout import Layout, Span
+from edgevlm.inputs.layout import Layout, Span, merge
 from edgevlm.inputs.rules import Stretch
 from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec, RoleText
 from edgevlm.models.towers.qwen_vit import QwenVit
@@ -59,7 +59,7 @@ def made(request, tmp_path):
         tmp_path / "gguf", spec, weights, make_recipe("fp32"), image, prompt, source / "tokenizer.json",
         lambda name: quantize(weights.read(name), "fp32", name),
     )  # fmt: skip
-    assert (entry["architecture"], entry["projector_type"]) == (arch, projector)
+    assert (entry.architecture, entry.projector_type) == (arch, projector)
     manifest = SimpleNamespace(targets={"gguf": entry}, spec=spec, recipe={"decoder": {"kind": "fp32"}})
     bundle = SimpleNamespace(
         manifest=manifest, folder=tmp_path, image_spec=image, prompt_spec=prompt, path=lambda name: tmp_path / name
@@ -83,17 +83,6 @@ def views_of(spec, answer):
     return views
 
 
-def layout_of(ids, image_token_id, grids):
-    """Where the views' tokens lie, in their order."""
-    places = iter(np.flatnonzero(ids == image_token_id))
-    spans = []
-    for rows, cols in grids:
-        spans.append(Span(int(next(places)), (rows, cols)))
-        for _ in range(rows * cols - 1):
-            next(places)
-    return Layout(len(ids), tuple(spans))
-
-
 def test_llama_cpp_answers_as_transformers(made):
     """Features where it has the tower; then, on features of float32, the logits and 64 greedy tokens."""
     spec, weights, runtime, answer, image, encodes = made
@@ -105,12 +94,23 @@ def test_llama_cpp_answers_as_transformers(made):
         norms = np.linalg.norm(features, axis=1) * np.linalg.norm(answer.features, axis=1)
         assert features.shape == answer.features.shape
         assert ((features * answer.features).sum(1) / norms).min() > 0.9999
-    embeds = runtime.decoder.embed(ids)
-    embeds[ids == spec.image_token_id] = np.concatenate([encode_view(spec, weights, view) for view in views])
-    layout = layout_of(ids, spec.image_token_id, [spec.token_grid(*view.shape[1:]) for view in views])
-    logits, tokens = runtime.decoder.forward(embeds, layout), []
+    layout = layout_of(ids, spec, views)
+    features = [encode_view(spec, weights, view) for view in views]
+    decoder = runtime.decoder
+    logits, tokens = decoder.forward(merge(decoder.embed(ids), layout, features), layout), []
     np.testing.assert_allclose(logits, answer.logits[-1], atol=1e-4 * float(np.abs(answer.logits).max()))
     for _ in answer.tokens:
         tokens.append(int(logits.argmax()))
-        logits = runtime.decoder.step(tokens[-1])
+        logits = decoder.step(tokens[-1])
     assert tokens == answer.tokens
+
+
+def layout_of(ids, spec, views):
+    """Where transformers put the image tokens."""
+    places, spans = np.flatnonzero(ids == spec.image_token_id), []
+    for view in views:
+        span = Span(int(places[0]), spec.token_grid(*view.shape[1:]))
+        spans.append(span)
+        places = places[span.tokens :]
+    assert not len(places)
+    return Layout(len(ids), tuple(spans))

@@ -14,8 +14,9 @@ from edgevlm.bundle.manifest import open_bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.pipeline import ExportOptions, export_model
+from edgevlm.export.quantize import recipe
 from edgevlm.runtimes import PROVIDERS, open_runtime
-from edgevlm.runtimes.eager import EagerRuntime
+from edgevlm.runtimes.eager import EagerDecoder, eager_runtime
 from edgevlm.runtimes.ort import session as ort
 
 KINDS = ["onnxruntime", "portable", "eager"]
@@ -37,7 +38,9 @@ def latency_bundle(tiny_checkpoint, tmp_path_factory):
     """int4 decoder, dynamic int8 encoder, and the second decoder graph for prompts."""
     out = tmp_path_factory.mktemp("bundle") / "latency"
     options = ExportOptions(str(tiny_checkpoint), out, quantize="int4", preset="latency", gate=False)
-    return open_bundle(export_model(options).folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "NARROW", 0)  # otherwise an encoder this small is not dynamic
+        return open_bundle(export_model(options).folder)
 
 
 @pytest.fixture(params=KINDS)
@@ -49,7 +52,7 @@ def runtime(request, bundle):
 
 @pytest.fixture
 def reference(bundle):
-    return EagerRuntime(bundle.manifest.spec, ShippedWeights(bundle), keep_decoder=False)
+    return eager_runtime(bundle, ShippedWeights(bundle))
 
 
 @pytest.fixture(scope="module")
@@ -66,47 +69,52 @@ def cosine(ours, theirs):
     return float(ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs))
 
 
-@pytest.mark.parametrize("tiles", [1, 2, 13])
-def test_encode(runtime, reference, tiles):
-    pixels = np.random.default_rng(tiles).normal(0, 1, (tiles, 3, 64, 64)).astype(np.float32)
-    features = runtime.encode(pixels)
-    assert features.shape == (tiles, 16, 64)
-    close(features, reference.encode(pixels))
+def views_of(seed, count):
+    return list(np.random.default_rng(seed).integers(0, 256, (count, 64, 64, 3)).astype(np.uint8))
 
 
-def test_no_tiles_and_unusual_memory_layouts(runtime, reference):
-    assert runtime.encode(np.empty((0, 3, 64, 64), np.float32)).shape == (0, 16, 64)
-    pixels = np.random.default_rng(1).normal(0, 1, (2, 64, 64, 3)).astype(np.float32).transpose(0, 3, 1, 2)
-    close(runtime.encode(pixels), reference.encode(np.ascontiguousarray(pixels)))
+@pytest.mark.parametrize("count", [1, 2, 13])
+def test_encode(runtime, reference, count):
+    views = views_of(count, count)
+    features = runtime.encoder.encode(views)
+    assert [view.shape for view in features] == [(16, 64)] * count
+    close(np.stack(features), np.stack(reference.encoder.encode(views)))
+
+
+def test_no_views_and_unusual_memory_layouts(runtime, reference):
+    assert runtime.encoder.encode([]) == []
+    views = [view.transpose(1, 0, 2) for view in views_of(1, 2)]
+    expected = reference.encoder.encode([np.ascontiguousarray(view) for view in views])
+    close(np.stack(runtime.encoder.encode(views)), np.stack(expected))
     embeds = np.random.default_rng(1).normal(0, 0.3, (64, 20)).astype(np.float32).T
-    close(runtime.prefill(embeds), reference.prefill(np.ascontiguousarray(embeds)))
+    close(runtime.decoder.forward(embeds), reference.decoder.forward(np.ascontiguousarray(embeds)))
 
 
-def test_embed_prefill_and_step(runtime, reference):
+def test_embed_forward_and_step(runtime, reference):
     ids = np.array([1, 5, 300, 511, 0, 7], np.int64)
-    close(runtime.embed(ids), reference.embed(ids), 1e-6)
-    close(runtime.prefill(runtime.embed(ids)), reference.prefill(reference.embed(ids)))
+    close(runtime.decoder.embed(ids), reference.decoder.embed(ids), 1e-6)
+    close(runtime.decoder.forward(runtime.decoder.embed(ids)), reference.decoder.forward(reference.decoder.embed(ids)))
     for token in (3, 400, 3):
-        close(runtime.step(token), reference.step(token))
-    assert runtime.position == reference.position == 9
+        close(runtime.decoder.step(token), reference.decoder.step(token))
+    assert runtime.decoder.position == reference.decoder.position == 9
 
 
 def test_a_prompt_in_parts_is_the_prompt_at_once(runtime, reference, embeds):
-    whole = reference.prefill(embeds[:300])
+    whole = reference.decoder.forward(embeds[:300])
     for part in (embeds[:1], embeds[1:40], embeds[40:41], embeds[41:170], embeds[170:300]):
-        logits = runtime.prefill(part)
+        logits = runtime.decoder.forward(part)
     close(logits, whole)
 
 
 def test_growing_step_by_step_over_every_doubling(runtime, reference, embeds):
     expected = {length: None for length in (127, 128, 129, 130, 256, 257, 258, 300)}
     for length in expected:
-        reference.truncate(0)
-        expected[length] = reference.prefill(embeds[:length])
-    runtime.prefill(embeds[:120])
+        reference.decoder.rewind(0)
+        expected[length] = reference.decoder.forward(embeds[:length])
+    runtime.decoder.forward(embeds[:120])
     for i in range(120, 300):
-        logits = runtime.prefill(embeds[i : i + 1])
-        assert runtime.position == i + 1
+        logits = runtime.decoder.forward(embeds[i : i + 1])
+        assert runtime.decoder.position == i + 1
         if i + 1 in expected:
             close(logits, expected[i + 1])
 
@@ -114,58 +122,58 @@ def test_growing_step_by_step_over_every_doubling(runtime, reference, embeds):
 def test_the_shared_buffer_doubles_up_to_the_context_and_not_before(bundle, embeds):
     runtime = open_kind(bundle, "onnxruntime")
     seen = []
-    runtime.prefill(embeds[:100])
-    seen.append(runtime._cache.capacity)
+    runtime.decoder.forward(embeds[:100])
+    seen.append(runtime.decoder._cache.capacity)
     for length in (28, 1, 200, 400, 400, 400, 400):
-        runtime.prefill(embeds[:length])
-        seen.append(runtime._cache.capacity)
+        runtime.decoder.forward(embeds[:length])
+        seen.append(runtime.decoder._cache.capacity)
     assert seen == [128, 128, 256, 512, 1024, 2048, 2048, 2048]
-    buffers = runtime._cache._buffers.values()
+    buffers = runtime.decoder._cache._buffers.values()
     assert sum(buffer.nbytes for buffer in buffers) == 3 * 2 * 2 * 2048 * 16 * 4
     runtime.close()
 
 
 def test_truncate_then_continue(runtime, reference, embeds):
-    runtime.prefill(embeds[:150])
-    runtime.step(9)
-    runtime.truncate(60)
-    assert runtime.position == 60
-    runtime.prefill(embeds[200:220])
-    reference.prefill(np.concatenate([embeds[:60], embeds[200:220]]))
-    close(runtime.step(4), reference.step(4))
-    runtime.truncate(1000)
-    assert runtime.position == 81
-    runtime.truncate(0)
-    assert runtime.position == 0
-    reference.truncate(0)
-    close(runtime.prefill(embeds[:17]), reference.prefill(embeds[:17]))
+    runtime.decoder.forward(embeds[:150])
+    runtime.decoder.step(9)
+    runtime.decoder.rewind(60)
+    assert runtime.decoder.position == 60
+    runtime.decoder.forward(embeds[200:220])
+    reference.decoder.forward(np.concatenate([embeds[:60], embeds[200:220]]))
+    close(runtime.decoder.step(4), reference.decoder.step(4))
+    runtime.decoder.rewind(1000)
+    assert runtime.decoder.position == 81
+    runtime.decoder.rewind(0)
+    assert runtime.decoder.position == 0
+    reference.decoder.rewind(0)
+    close(runtime.decoder.forward(embeds[:17]), reference.decoder.forward(embeds[:17]))
 
 
 def test_the_context_is_the_limit(runtime):
-    runtime.prefill(np.zeros((2047, 64), np.float32))
-    runtime.step(1)
+    runtime.decoder.forward(np.zeros((2047, 64), np.float32))
+    runtime.decoder.step(1)
     with pytest.raises(EdgeVLMError, match="would take 2049 positions and the model's context holds 2048"):
-        runtime.step(1)
-    assert runtime.position == 2048
-    runtime.truncate(2000)
-    runtime.step(1)
-    assert runtime.position == 2001
+        runtime.decoder.step(1)
+    assert runtime.decoder.position == 2048
+    runtime.decoder.rewind(2000)
+    runtime.decoder.step(1)
+    assert runtime.decoder.position == 2001
 
 
 def test_results_do_not_change_under_the_callers_hands(runtime, embeds):
-    first = runtime.prefill(embeds[:10])
+    first = runtime.decoder.forward(embeds[:10])
     kept = first.copy()
-    runtime.step(3)
+    runtime.decoder.step(3)
     np.testing.assert_array_equal(first, kept)
 
 
 def test_close_twice(bundle):
     for kind in KINDS:
         runtime = open_kind(bundle, kind)
-        runtime.prefill(np.zeros((3, 64), np.float32))
+        runtime.decoder.forward(np.zeros((3, 64), np.float32))
         runtime.close()
         runtime.close()
-        assert runtime.position == 0
+        assert runtime.decoder.position == 0
 
 
 def test_an_interrupt_inside_a_layer_leaves_the_eager_runtime_usable(bundle, reference, embeds):
@@ -178,19 +186,19 @@ def test_an_interrupt_inside_a_layer_leaves_the_eager_runtime_usable(bundle, ref
             return super().read(name)
 
     weights = Interrupting(bundle)
-    runtime = EagerRuntime(bundle.manifest.spec, weights, keep_decoder=False)
-    runtime.prefill(embeds[:5])
+    decoder = EagerDecoder(bundle.manifest.spec.decoder, weights, keep=False)
+    decoder.forward(embeds[:5])
     weights.armed = True
     with pytest.raises(KeyboardInterrupt):
-        runtime.prefill(embeds[5:9])
+        decoder.forward(embeds[5:9])
     weights.armed = False
-    assert runtime.position == 5
-    close(runtime.prefill(embeds[5:9]), reference.prefill(embeds[:9]))
+    assert decoder.position == 5
+    close(decoder.forward(embeds[5:9]), reference.decoder.forward(embeds[:9]))
 
 
 def test_an_interrupt_while_buffers_grow_leaves_the_runtime_usable(bundle, reference, embeds, monkeypatch):
     runtime = open_kind(bundle, "onnxruntime")
-    runtime.prefill(embeds[:100])
+    runtime.decoder.forward(embeds[:100])
     real, calls = np.zeros, []
 
     def interrupted(*args, **kwargs):
@@ -201,25 +209,27 @@ def test_an_interrupt_while_buffers_grow_leaves_the_runtime_usable(bundle, refer
 
     monkeypatch.setattr(np, "zeros", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        runtime.prefill(embeds[100:150])
+        runtime.decoder.forward(embeds[100:150])
     monkeypatch.setattr(np, "zeros", real)
-    close(runtime.prefill(embeds[100:150]), reference.prefill(embeds[:150]))
+    close(runtime.decoder.forward(embeds[100:150]), reference.decoder.forward(embeds[:150]))
 
 
 def test_features_of_a_tile_do_not_depend_on_its_neighbours(latency_bundle):
     """Activations are quantized by the range of one call, so an outlier tile must not share a call."""
-    runtime = open_kind(latency_bundle, "onnxruntime")
-    pixels = np.random.default_rng(0).normal(0, 1, (3, 3, 64, 64)).astype(np.float32)
-    pixels[1] *= 50
-    together = runtime.encode(pixels)
-    np.testing.assert_array_equal(together[0], runtime.encode(pixels[:1])[0])
-    np.testing.assert_array_equal(together[2], runtime.encode(pixels[2:])[0])
+    encoder = open_kind(latency_bundle, "onnxruntime").encoder
+    views = views_of(0, 3)
+    for i in (0, 2):
+        views[i] = views[i] // 32 + 124  # almost grey
+    alone, beside = encoder.encode(views), encoder.encode_together(views)
+    np.testing.assert_array_equal(alone[0], encoder.encode(views[:1])[0])
+    np.testing.assert_array_equal(alone[2], encoder.encode(views[2:])[0])
+    assert not np.array_equal(alone[0], beside[0])
 
 
 def test_prompts_take_the_prefill_graph_and_share_its_cache(bundle, latency_bundle, embeds):
     """Long parts: dynamic int8, near the original. Short ones: the int4 decoder. One cache for both."""
     runtime = open_kind(latency_bundle, "onnxruntime")
-    assert len(runtime._cache._sessions) == 2
+    assert len(runtime.decoder._cache._sessions) == 2
     used = []
 
     class Spy:
@@ -230,15 +240,15 @@ def test_prompts_take_the_prefill_graph_and_share_its_cache(bundle, latency_bund
             used.append(self.index)
             self.session.run_with_iobinding(binding)
 
-    runtime._cache._sessions = [Spy(session, i) for i, session in enumerate(runtime._cache._sessions)]
+    runtime.decoder._cache._sessions = [Spy(session, i) for i, session in enumerate(runtime.decoder._cache._sessions)]
     original, shipped = ShippedWeights(bundle), ShippedWeights(latency_bundle)
-    mixed = EagerRuntime(bundle.manifest.spec, original, keep_decoder=False)
+    mixed = EagerDecoder(bundle.manifest.spec.decoder, original, keep=False)
     for part, weights in ((embeds[:40], original), (embeds[40:55], shipped), (embeds[55:71], original)):
         mixed._weights = weights
-        ours, theirs = runtime.prefill(part), mixed.prefill(part)
+        ours, theirs = runtime.decoder.forward(part), mixed.forward(part)
         assert cosine(ours, theirs) > 0.99
     mixed._weights = shipped
-    assert cosine(runtime.step(7), mixed.step(7)) > 0.99
+    assert cosine(runtime.decoder.step(7), mixed.step(7)) > 0.99
     assert used == [1, 0, 1, 0]
 
 

@@ -25,9 +25,10 @@ from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.inputs.decode import open_image
-from edgevlm.inputs.preprocess import prepare
+from edgevlm.inputs.preprocess import normalize_all, prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ViewTokens
+from edgevlm.runtimes.eager import encode_view
 from edgevlm.train.compose import ComposeOptions, compose
 from edgevlm.train.models import open_source
 from edgevlm.verify.reference import Reference
@@ -117,17 +118,17 @@ def test_llava_layout_computes_what_transformers_computes(halves: tuple[Path, Pa
     question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     text = processor.apply_chat_template(question, add_generation_prompt=True)
     inputs = processor(text=text, images=[picture], return_tensors="pt")
-    tiles = prepare(picture, image_spec)
-    ids = Prompter(prompt_spec, folder / "tokenizer.json").encode("What is it?", [tiles.views])[0]
-    assert len(tiles.views) == 1 and ids.tolist() == inputs["input_ids"][0].tolist()
-    np.testing.assert_allclose(tiles.pixels, inputs["pixel_values"].numpy(), atol=1e-6)
-    reference = Reference(spec, weights)
+    made = prepare(picture, image_spec)
+    ids, layout = Prompter(prompt_spec, folder / "tokenizer.json").encode("What is it?", [made.tokens])
+    assert len(made.views) == 1 and ids.tolist() == inputs["input_ids"][0].tolist()
+    np.testing.assert_allclose(normalize_all(made.views, image_spec), inputs["pixel_values"].numpy(), atol=1e-6)
+    reference = Reference(spec, weights, image_spec)
     with torch.no_grad():
         features = model.get_image_features(inputs["pixel_values"]).pooler_output[0].numpy()
         logits = model(**inputs).logits[0, -1].numpy()
-    np.testing.assert_allclose(reference.features(tiles.pixels)[0], features, atol=2e-5)
-    merged = reference.merge(ids, reference.features(tiles.pixels), spec.image_token_id)
-    np.testing.assert_allclose(reference.logits(merged)[0], logits, atol=2e-4)
+    np.testing.assert_allclose(reference.features(made.views)[0], features, atol=2e-5)
+    merged = reference.prompt(ids, layout, made.views)
+    np.testing.assert_allclose(reference.logits(merged, layout=layout)[0], logits, atol=2e-4)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "linear"])
@@ -161,7 +162,8 @@ def test_an_earlier_feature_layer_leaves_the_last_ones_out(halves: tuple[Path, P
         model = open_source(str(folder)).load().eval()
         with torch.no_grad():
             theirs = torch.stack(model.get_image_features(torch.from_numpy(pixels)).pooler_output).numpy()
-        np.testing.assert_allclose(Reference(spec, weights).features(pixels), theirs, atol=2e-5)
+        ours = [encode_view(spec, weights, view) for view in pixels]
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
     (folder / "config.json").write_text(json.dumps(config | {"vision_feature_layer": [-1, -2]}))
     with pytest.raises(EdgeVLMError, match=r"vision_feature_layer is .* supports one layer"):
         read_model(open_checkpoint(str(folder)))
@@ -203,8 +205,8 @@ def test_what_cannot_be_composed_is_said(
 def test_transparent_pictures_are_laid_over_white(halves: tuple[Path, Path], tmp_path: Path) -> None:
     folder = composed(halves, tmp_path / "model", "mlp")
     spec = open_source(str(folder)).image
-    tiles = prepare(open_image(Image.new("RGBA", (9, 9), (0, 0, 0, 0))), spec)
-    assert np.allclose(tiles.pixels, 1.0)
+    made = prepare(open_image(Image.new("RGBA", (9, 9), (0, 0, 0, 0))), spec)
+    assert np.allclose(normalize_all(made.views, spec), 1.0)
 
 
 def _stored(folder: Path) -> dict[str, np.ndarray]:

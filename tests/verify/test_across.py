@@ -30,31 +30,35 @@ def bundle(tiny_bundle):
 
 
 class Spoiled:
-    """An engine whose one component is wrong."""
+    """An engine whose one component is wrong: both its encoder and its decoder."""
 
-    def __init__(self, inner, component):
-        self._inner, self._component = inner, component
+    def __init__(self, runtime, component):
+        self._runtime, self._component = runtime, component
         self._rng = np.random.default_rng(0)
+        self.encoder = self.decoder = self
 
     def __getattr__(self, name):
-        return getattr(self._inner, name)
+        return getattr(self._runtime.decoder, name)
+
+    def close(self):
+        self._runtime.close()
 
     def _noise(self, component, values, size):
         if component != self._component:
             return values
         return values + self._rng.normal(0, size, values.shape).astype(np.float32)
 
-    def encode(self, pixels):
-        return self._noise("encoder", self._inner.encode(pixels), 0.1)
+    def encode(self, views):
+        return [self._noise("encoder", features, 0.1) for features in self._runtime.encoder.encode(views)]
 
     def embed(self, ids):
-        return self._noise("embeddings", self._inner.embed(ids), 0.01)
+        return self._noise("embeddings", self._runtime.decoder.embed(ids), 0.01)
 
-    def prefill(self, embeds):
-        return self._noise("decoder", self._inner.prefill(embeds), 1.0)
+    def forward(self, embeds, layout=None):
+        return self._noise("decoder", self._runtime.decoder.forward(embeds, layout), 1.0)
 
     def step(self, token):
-        return self._noise("tokens", self._inner.step(token), 30.0)
+        return self._noise("tokens", self._runtime.decoder.step(token), 30.0)
 
 
 def test_onnx_runtime_equals_the_reference(bundle):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
+from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_model
 from edgevlm.cli import main
@@ -19,9 +21,11 @@ from edgevlm.evaluation.item import Item, Result, Scored
 from edgevlm.evaluation.runner import Report
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.runtimes import open_runtime
-from edgevlm.runtimes.eager import EagerRuntime
+from edgevlm.runtimes.base import Runtime
+from edgevlm.runtimes.eager import eager_runtime
 from edgevlm.verify import gate
 from edgevlm.verify.answers import Questions, check_answers, open_questions
+from edgevlm.verify.bounds import BOUNDS
 from edgevlm.verify.gate import picture_folder, run_gate
 
 
@@ -71,16 +75,16 @@ def asked(tiny_bundle: Path, tmp_path: Path) -> Iterator[Questions]:
 
 
 class Deaf:
-    """An engine whose second and later tokens are off by one: every number of a single step is right."""
+    """A decoder whose second and later tokens are off by one: every number of a single step is right."""
 
-    def __init__(self, runtime: Any) -> None:
-        self._runtime = runtime
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._runtime, name)
+        return getattr(self._decoder, name)
 
     def step(self, token: int) -> Any:
-        return self._runtime.step((token + 1) % 400)
+        return self._decoder.step((token + 1) % 400)
 
 
 def test_targets_are_held_to_the_original_answer_by_answer(
@@ -91,14 +95,14 @@ def test_targets_are_held_to_the_original_answer_by_answer(
     found = run_gate(bundle, original=original, questions=asked)
     (row,) = (row for row in found.rows if row.level == "answers")
     assert found.passed and (row.target, row.check) == ("onnx", "score lost on jsonl")
-    assert row.measured == 0 and row.bound == gate.BOUNDS["onnx", "float"].answers
+    assert row.measured == 0 and row.bound == BOUNDS["onnx", "float"].answers
     assert row.note == "1.000 against 1.000 on 4 questions"
 
     real = gate.open_runtime
 
-    def deaf(bundle: Bundle, *arguments: Any, **options: Any) -> Any:
+    def deaf(bundle: Bundle, *arguments: Any, **options: Any) -> Runtime:
         runtime = real(bundle, *arguments, **options)
-        return runtime if options.get("portable") else Deaf(runtime)
+        return runtime if options.get("portable") else replace(runtime, decoder=Deaf(runtime.decoder))
 
     monkeypatch.setattr(gate, "open_runtime", deaf)
     found = run_gate(bundle, questions=asked)
@@ -124,7 +128,7 @@ def test_scenes_can_be_asked(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch)
     with open_questions("scenes", 3) as questions:
         assert questions.suite.name == "scenes" and len(questions.items) == 3
         bundle = open_bundle(tiny_bundle)
-        assert len(questions.ask(bundle, EagerRuntime(bundle.manifest.spec, gate.ShippedWeights(bundle))).results) == 3
+        assert len(questions.ask(bundle, eager_runtime(bundle, ShippedWeights(bundle))).results) == 3
 
 
 def test_mistakes_get_a_sentence(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

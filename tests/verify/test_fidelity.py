@@ -23,7 +23,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 class Fixed:
-    """Says the same distribution whatever it reads, and remembers what it read."""
+    """An encoder and a decoder: says the same distribution whatever it reads, and remembers what it read."""
 
     name = device = "fixed"
 
@@ -32,17 +32,19 @@ class Fixed:
         self.logits = np.full(self._spec.decoder.vocab_size, -100, np.float32)
         self.logits[: len(probabilities)] = np.log(np.array(probabilities, np.float32))
         self.steps: list[int] = []
+        self.encoder = self.decoder = self
 
-    def encode(self, pixels: Any) -> Any:
-        return np.zeros((len(pixels), self._spec.image_tokens, self._spec.decoder.hidden_size), np.float32)
+    def encode(self, views: Any) -> Any:
+        grids = (self._spec.token_grid(*view.shape[:2]) for view in views)
+        return [np.zeros((rows * cols, self._spec.decoder.hidden_size), np.float32) for rows, cols in grids]
 
     def embed(self, ids: Any) -> Any:
         return np.ones((len(ids), self._spec.decoder.hidden_size), np.float32)
 
-    def truncate(self, length: int) -> None:
+    def rewind(self, length: int) -> None:
         pass
 
-    def prefill(self, embeds: Any, layout: Any = None) -> Any:
+    def forward(self, embeds: Any, layout: Any = None) -> Any:
         return self.logits
 
     def step(self, token: int) -> Any:

@@ -32,6 +32,7 @@ from edgevlm.inputs.views import ResizeTo, View
 from edgevlm.verify import gate
 from edgevlm.verify.gate import GateOptions, run_gate
 from edgevlm.verify.report import GateReport, Row, divergence, kl_divergence
+from edgevlm.verify.targets import JUDGES
 from edgevlm.verify.views import check_views
 
 WEIGHT = "vision.layers.1.o.weight"
@@ -326,7 +327,7 @@ def test_what_was_not_judged_fails_where_it_must_be(
 ) -> None:
     options = ExportOptions(str(tiny_checkpoint), tmp_path / "out", ("onnx", "coreml"), "fp32", gate=False)
     bundle = open_bundle(export_model(options).folder)
-    monkeypatch.setattr(gate, "OPTIONAL", {"coreml": ("no_such_engine", "coreml")})
+    monkeypatch.setattr(JUDGES["coreml"], "module", "no_such_engine")
     assert run_gate(bundle).passed
     strict = run_gate(bundle, options=GateOptions(strict=True))
     assert [row.check for row in strict.failures()] == ["NOT JUDGED"]

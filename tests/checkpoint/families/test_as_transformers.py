@@ -13,11 +13,11 @@ from PIL import Image
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_model
 from edgevlm.checkpoint.families.tensors import MappedWeights
-from edgevlm.inputs.layout import layout_of
+from edgevlm.inputs.layout import Layout, Span, merge
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.towers.qwen_vit import QwenVit
-from edgevlm.runtimes.eager import EagerRuntime, encode_view
-from edgevlm.types import F32
+from edgevlm.runtimes.eager import EagerDecoder, encode_view
+from edgevlm.types import F32, I64
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tiny import deepseek_vl, internvl, llava15, nanovlm, qwen2_5_vl
@@ -89,25 +89,34 @@ def views_of(spec: ModelSpec, answer: Answer) -> list[F32]:
     return views
 
 
+def layout_of(spec: ModelSpec, ids: I64, views: list[F32]) -> Layout:
+    """The views' tokens, in order, where transformers' processor put image tokens."""
+    places, spans = list(np.flatnonzero(ids == spec.image_token_id)), []
+    for view in views:
+        spans.append(Span(int(places[0]), spec.token_grid(*view.shape[1:])))
+        own, places = places[: spans[-1].tokens], places[spans[-1].tokens :]
+        assert own == list(range(own[0], own[0] + spans[-1].tokens))
+    assert not places
+    return Layout(len(ids), tuple(spans))
+
+
 @pytest.mark.parametrize("pictures", PICTURES)
 def test_features_and_tokens_are_transformers(built: Built, pictures: str) -> None:
     model, processor, spec, weights = built
     answer = ask(model, processor, PICTURES[pictures], QUESTION)
     ids, views = np.array(answer.input_ids, np.int64), views_of(spec, answer)
-    runtime = EagerRuntime(spec, weights)
-    embeds = runtime.embed(ids)
+    engine, layout = EagerDecoder(spec.decoder, weights), layout_of(spec, ids, views)
+    by_view = [encode_view(spec, weights, view) for view in views]
     if views:
-        features = np.concatenate([encode_view(spec, weights, view)[0] for view in views])
+        features = np.concatenate(by_view)
         assert answer.features is not None and features.shape == answer.features.shape
         norms = np.linalg.norm(features, axis=1) * np.linalg.norm(answer.features, axis=1)
         assert ((features * answer.features).sum(1) / norms).min() >= 0.99999
-        embeds[ids == spec.image_token_id] = features
-    layout = layout_of(ids, spec.image_token_id, [spec.token_grid(*view.shape[1:]) for view in views])
-    logits, tokens = runtime.prefill(embeds, layout), []
+    logits, tokens = engine.forward(merge(engine.embed(ids), layout, by_view), layout), []
     np.testing.assert_allclose(logits, answer.logits[-1], atol=1e-4 * float(np.abs(answer.logits).max()))
     for _ in answer.tokens:
         tokens.append(int(logits.argmax()))
-        logits = runtime.step(tokens[-1])
+        logits = engine.step(tokens[-1])
     assert tokens == answer.tokens
 
 

@@ -30,7 +30,9 @@ from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.models.spec import head_name
+from edgevlm.runtimes.eager import encode_view
 from edgevlm.runtimes.mil.weights import CoreMLWeights
+from edgevlm.types import F32, I64
 from edgevlm.verify.reference import Reference
 from edgevlm.verify.weights import check_gguf, check_weights, difference, gguf_weights
 
@@ -84,12 +86,23 @@ def batch(tiny: Model) -> Batch:
     return tiny.batch(pictures(8))
 
 
+def alone(model: Model, batch: Batch) -> F32:
+    """(N, D): the features of the batch's tiles, each encoded by itself."""
+    return np.concatenate([encode_view(model.spec, model.weights, tile) for tile in batch.feeds["pixels"]])
+
+
+def insert(reference: Reference, ids: I64, features: F32, image_token_id: int) -> F32:
+    """Embeddings (S, D) of ids with features (N, D) in the places of image tokens, wherever these are."""
+    embeds = reference.embed(ids)
+    embeds[ids == image_token_id] = features
+    return embeds
+
+
 def test_many_prompts_at_once_compute_what_each_computes_alone(tiny: Model, batch: Batch) -> None:
     """Shared prefixes, tiled pictures and answers, against the reference prompt by prompt."""
-    reference = Reference(tiny.spec, tiny.weights)
-    tiles = batch.feeds["pixels"]
+    reference = Reference(tiny.spec, tiny.weights, tiny.image_spec)
     features = encode_batch(tiny.spec, tiny.weights, batch)
-    assert np.abs(features.reshape(len(tiles), -1, features.shape[-1]) - reference.features(tiles)).max() < 1e-5
+    assert np.abs(features - alone(tiny, batch)).max() < 1e-5
     states = answer_states(tiny.spec, tiny.weights, batch, features)
     ours = states @ tiny.weights.read(f"{head_name(tiny.spec.decoder)}.weight").T
     row = seen = place = 0
@@ -101,7 +114,7 @@ def test_many_prompts_at_once_compute_what_each_computes_alone(tiny: Model, batc
             ids = np.concatenate([prefix, batch.ids[start : start + length]])
             inside = (batch.predicting >= start) & (batch.predicting < start + length)
             rows = batch.predicting[inside] - start + group.prefix
-            embeds = reference.merge(ids, features[seen : seen + count], batch.image_token_id)
+            embeds = insert(reference, ids, features[seen : seen + count], batch.image_token_id)
             theirs = reference.logits(embeds[: rows[0] + 1], embeds[rows[0] + 1 :])
             assert np.abs(ours[place : place + len(rows)] - theirs).max() < 1e-4
             start, place = start + length, place + len(rows)
@@ -122,9 +135,9 @@ def test_answers_follow_their_questions(tiny: Model, batch: Batch) -> None:
 def test_missing_answers_are_the_models_own(tiny: Model) -> None:
     asked = [(Example(pictures(1)[0][0].image, QUESTIONS[1]),)]
     made = tiny.batch(asked)
-    reference = Reference(tiny.spec, tiny.weights)
+    reference = Reference(tiny.spec, tiny.weights, tiny.image_spec)
     prompt = made.ids[: made.predicting[0] + 1]
-    embeds = reference.merge(prompt, reference.features(made.feeds["pixels"]), made.image_token_id)
+    embeds = insert(reference, prompt, alone(tiny, made), made.image_token_id)
     for number, token in enumerate(made.answers):
         so_far = reference.embed(made.answers[:number])
         assert int(reference.logits(embeds, so_far)[-1].argmax()) == token
