@@ -74,6 +74,12 @@ def test_small_cases_are_what_the_processors_say(make: ModuleType, views: dict[s
 
 
 @needs_pillow_13
+def test_what_the_gate_replays_is_what_the_processors_say(make: ModuleType) -> None:
+    shipped = Path(__file__).parents[1] / "edgevlm" / "assets" / "views.json"
+    assert shipped.read_text("utf-8") == make.to_json(make.witness())
+
+
+@needs_pillow_13
 def test_stretched_pictures_are_pillows(make: ModuleType, views: dict[str, Any]) -> None:
     """The smallest pictures too, whose channel order transformers has to guess."""
     for case in views["cases"]:

@@ -12,7 +12,6 @@ import click
 from edgevlm.commands.gate_table import gate_table
 from edgevlm.commands.run import bundle_folder
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.preprocess import plan
 from edgevlm.io.console import size, table
 
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ def info(bundle: str | None, as_json: bool, devices: bool) -> None:
 
 def _picture(bundle: Bundle) -> str:
     """What becomes of a picture of 640 x 480 pixels."""
+    from edgevlm.inputs.preprocess import plan
+
     image = bundle.image_spec
     views = plan(640, 480, image)
     tokens = sum(rows * cols for rows, cols in map(image.token_grid, views))

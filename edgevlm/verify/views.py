@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import itertools
 import json
 from dataclasses import replace
 from typing import Any
@@ -48,11 +49,17 @@ def _fault(spec: ImageSpec, case: dict[str, Any]) -> str:
     sizes = {view.size for view in planned} | {(view.shape[1], view.shape[0]) for view in views}
     if sizes != {tuple(case["size"])}:
         return f"views of {sorted(sizes)} pixels instead of {case['size']}"
-    rows, cols = max((view.place for view in planned if view.place), default=(0, 0))
-    if tiles := case.get("tiles"):
-        single = len(views) == 1
-        if not single and [rows, cols] != tiles:
+    places = [view.place for view in planned if view.place]
+    if len(views) > 1 and (tiles := case.get("tiles")):
+        rows, cols = max(places, default=(0, 0))
+        if [rows, cols] != tiles:
             return f"{rows} x {cols} tiles instead of {tiles[0]} x {tiles[1]}"
+        if places != list(itertools.product(range(1, rows + 1), range(1, cols + 1))):
+            return "tiles in another order than row by row"
+    if (whole := case.get("whole")) is not None:  # its pixels are not recorded
+        if planned[whole].place:
+            return "the whole picture in another place"
+        del views[whole]
     found = hashlib.sha256(b"".join(view.tobytes() for view in views)).hexdigest()
     return "" if found == case["sha256"] else "other pixels"
 

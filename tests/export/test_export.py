@@ -1,14 +1,13 @@
 """The export as a whole: what it costs, what it needs, and adapters on the way."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from alone import export_alone
 
 from edgevlm.bundle.manifest import open_bundle
 from edgevlm.bundle.weights import ShippedWeights
@@ -19,28 +18,6 @@ from edgevlm.inputs.preprocess import normalize_all, prepare
 from edgevlm.runtimes import open_runtime
 from edgevlm.verify.gate import picture_folder
 from edgevlm.verify.reference import Reference, cosine
-
-# Exports in a process where torch and transformers cannot be imported, and prints what it took.
-ALONE = r"""
-import json, re, sys, time
-from pathlib import Path
-for name in ("torch", "transformers", "optimum"):
-    sys.modules[name] = None
-from edgevlm.export.pipeline import ExportOptions, export_model
-start = time.monotonic()
-model, out, quantize, gate = sys.argv[1:]
-result = export_model(ExportOptions(model, Path(out), quantize=quantize, gate=gate == "gate"))
-# not getrusage, which starts at the size of the process that this one was forked from
-peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()).group(1)) * 1024
-passed = result.report.passed if result.report else None
-print(json.dumps({"seconds": time.monotonic() - start, "peak": peak, "passed": passed}))
-"""
-
-
-def export_alone(model: Path, out: Path, quantize: str, gate: str) -> dict:
-    command = [sys.executable, "-c", ALONE, str(model), str(out), quantize, gate]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_export_needs_no_torch(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from edgevlm.bundle.manifest import open_bundle
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
 from edgevlm.errors import EdgeVLMError
@@ -139,8 +140,15 @@ def test_composed_models_pass_the_gate(halves: tuple[Path, Path], tmp_path: Path
         options = ExportOptions(str(folder), tmp_path / quantize, targets=targets, quantize=quantize)
         result = export_model(options)
         assert result.report is not None and result.report.passed
-    with pytest.raises(EdgeVLMError, match=r"cannot be written as GGUF: its projector"):
-        export_model(ExportOptions(str(folder), tmp_path / "gguf", targets=("onnx", "gguf"), quantize="fp32"))
+    options = ExportOptions(str(folder), tmp_path / "gguf", targets=("onnx", "gguf"), quantize="fp32")
+    result = export_model(options)
+    assert result.report is not None and result.report.passed
+    entry = open_bundle(result.folder).manifest.targets["gguf"]
+    if kind == "mlp":
+        assert entry["projector_type"] == "mlp" and entry["mmproj"] and "no_pictures" not in entry
+    else:  # llama.cpp has the decoder only, and the bundle says why
+        assert entry["mmproj"] is None and entry["projector_type"] is None
+        assert "its projector shuffles by 1" in entry["no_pictures"]
 
 
 @pytest.mark.parametrize("kind", ["qformer", "resampler"])

@@ -3,8 +3,9 @@
     python tests/vectors/make_views.py          (re)writes views.json, rgb_raw.json and edgevlm/assets/views.json
     python tests/vectors/make_views.py --check  exits with 1 if one would change
 
-Sizes, grids, tile counts and pixels come from transformers' PIL image processors and Pillow >= 13. Nothing here imports
-edgevlm. README.md describes the files and the picture.
+Sizes, grids, tile counts and pixels come from transformers' PIL image processors and Pillow >= 13; nanoVLM's, which has
+none there, from tests/tiny/nanovlm.py after its own code. Nothing here imports edgevlm. README.md describes the files
+and the picture.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.utils import logging
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import nanovlm
 
 HERE = Path(__file__).parent
 U8 = npt.NDArray[np.uint8]
@@ -143,6 +148,23 @@ def case(name: str, width: int, height: int) -> dict[str, Any]:
     }
 
 
+def nanovlm_case(width: int, height: int) -> dict[str, Any]:
+    """What nanoVLM makes of the picture. It has no processor in transformers: see tests/tiny/nanovlm.py.
+
+    `whole`: which view is the whole picture, where there are tiles; it is made in floating point, and not in `sha256`.
+    """
+    views, grid = nanovlm.split(Image.fromarray(picture(width, height)))
+    pixels = (views * 255).round().numpy().astype(np.uint8).transpose(0, 2, 3, 1)
+    several = len(pixels) > 1
+    return {"spec": "nanovlm", "width": width, "height": height, "tiles": list(grid)} | {
+        "views": len(pixels),
+        **({"whole": 0} if several else {}),
+        "size": [nanovlm.TILE, nanovlm.TILE],
+        "tokens": nanovlm.TOKENS * len(pixels),
+        "sha256": hashlib.sha256(pixels[int(several) :].tobytes()).hexdigest(),
+    }
+
+
 def unpatchify(patches: npt.NDArray[Any], rows: int, columns: int, patch: int) -> npt.NDArray[Any]:
     """(3, height, width) from Qwen's patches: merged 2x2, and each twice, since a still picture is two frames."""
     cells = patches.reshape(rows // 2, columns // 2, 2, 2, 3, 2, patch, patch)
@@ -172,12 +194,17 @@ RULES: dict[str, dict[str, Any]] = {
     "internvl_small": {"kind": "ratio_tiles", "side": 48, "least": 1, "most": 6, "thumbnail": True},
     "qwen_small": {"kind": "native", "unit": 16, "least": 1024, "most": 10240},
 }  # fmt: skip
-WITNESSED = [(1, 1), (1, 97), (50, 3), (61, 43), (101, 103), (127, 211), (449, 448), (997, 601)]
+NANOVLM = {
+    "kind": "whole_then_tiles", "side": nanovlm.TILE, "longest_edge": nanovlm.MAX_EDGE, "enlarge": False,
+    "whole_resample": "bilinear",
+}  # fmt: skip
+WITNESSED = [(1, 1), (1, 97), (50, 3), (61, 43), (96, 48), (101, 103), (127, 211), (449, 448), (997, 601)]
 
 
 def witness() -> dict[str, Any]:
     """What the gate of a bundle replays: for each kind of rule, some of the cases."""
-    return {
+    whole_then_tiles = {"rule": NANOVLM, "resample": "bicubic", "cases": [nanovlm_case(*size) for size in WITNESSED]}
+    return {NANOVLM["kind"]: whole_then_tiles} | {
         rule["kind"]: {
             "rule": rule,
             "resample": "lanczos" if SPECS[name][0] == "Idefics3ImageProcessor" else "bicubic",

@@ -1,0 +1,32 @@
+"""Exports in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+# Exports in a process where torch and transformers cannot be imported, and prints what it took.
+ALONE = r"""
+import json, re, sys, time
+from pathlib import Path
+for name in ("torch", "transformers", "optimum"):
+    sys.modules[name] = None
+from edgevlm.export.pipeline import ExportOptions, export_model
+start = time.monotonic()
+model, out, quantize, gate, target = sys.argv[1:]
+result = export_model(ExportOptions(model, Path(out), (target,), quantize, gate=gate == "gate"))
+# not getrusage, which starts at the size of the process that this one was forked from
+peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()).group(1)) * 1024
+passed = result.report.passed if result.report else None
+print(json.dumps({"seconds": time.monotonic() - start, "peak": peak, "passed": passed}))
+"""
+
+
+def export_alone(model: Path, out: Path, quantize: str, gate: str, target: str = "onnx") -> dict[str, Any]:
+    command = [sys.executable, "-c", ALONE, str(model), str(out), quantize, gate, target]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found

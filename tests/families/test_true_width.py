@@ -1,0 +1,115 @@
+"""Exports at the widths of published models, two layers deep: memory stays near the largest tensor."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from alone import export_alone
+from tiny import internvl, qwen2_5_vl
+
+QWEN = {  # Qwen2.5-VL-3B-Instruct
+    "text_config": {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    },
+    "vision_config": {
+        "depth": 2,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "patch_size": 14,
+        "window_size": 112,
+        "out_hidden_size": 2048,
+    },
+    "tie_word_embeddings": True,
+}
+INTERNVL = {  # InternVL3-2B
+    "text_config": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151674,
+    },
+    "vision_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "image_size": [448, 448],
+        "patch_size": [14, 14],
+    },
+    "image_seq_length": 256,
+}
+
+
+def write_noise(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A safetensors file of bfloat16 noise, at most 64 MB of it in memory."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text, rng = json.dumps(header).encode(), np.random.default_rng(0)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for shape in shapes.values():
+            scale = np.float32(shape[-1] ** -0.5)
+            for start in range(0, math.prod(shape), 1 << 24):
+                values = rng.standard_normal(min(1 << 24, math.prod(shape) - start), np.float32) * scale
+                stream.write((values.view(np.uint32) >> 16).astype("<u2").tobytes())
+
+
+def widen(folder: Path, sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Give a checkpoint in transformers' own layout other sizes, by transformers' own shapes, which are returned."""
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in sizes.items():
+        config[key] = config[key] | value if isinstance(value, dict) else value
+    (folder / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.get("tie_word_embeddings"):
+        del shapes["lm_head.weight"]
+    (folder / "model.safetensors").unlink()
+    write_noise(folder / "model.safetensors", shapes)
+    return shapes
+
+
+def change_images(folder: Path, **settings: Any) -> None:
+    path = next(p for name in ("processor_config.json", "preprocessor_config.json") if (p := folder / name).exists())
+    read = json.loads(path.read_text())
+    read.get("image_processor", read).update(settings)
+    path.write_text(json.dumps(read))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("target", ["onnx", "gguf", "coreml"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
+def test_memory_at_true_width(tmp_path: Path, family: str, target: str) -> None:
+    folder = tmp_path / "wide"
+    if family == "qwen2_5_vl":
+        qwen2_5_vl.build(folder, layout="memory", tie=True)
+        shapes = widen(folder, QWEN)
+        change_images(folder, patch_size=14)
+    else:
+        internvl.build(folder, layout="memory")
+        shapes = widen(folder, INTERNVL)
+        change_images(folder, size={"height": 448, "width": 448})
+    largest = 4 * max(map(math.prod, shapes.values()))
+    done = export_alone(folder, tmp_path / "out", "int4", "no-gate", target)
+    assert done["peak"] < 2 * largest + 500e6, (done, largest)
