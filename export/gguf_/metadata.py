@@ -12,7 +12,7 @@ from edgevlm.export.gguf_.tokenizer import Vocabulary, chat_template
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.io.records import to_dict
 
-SCHEMA = 1
+SCHEMA = 2
 _FILE_TYPES = {
     "fp32": LlamaFileType.ALL_F32,
     "fp16": LlamaFileType.MOSTLY_F16,
