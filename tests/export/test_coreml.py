@@ -15,7 +15,7 @@ import pytest
 
 from edgevlm.bundle.files import write_json
 from edgevlm.bundle.manifest import Bundle, open_bundle
-from edgevlm.bundle.targets import CoreMLTarget
+from edgevlm.bundle.targets import CoreMLTarget, EmbeddingFile
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
@@ -34,7 +34,7 @@ from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.coreml import runtime as coreml
 from edgevlm.runtimes.coreml.engines import EvaluatedDecoder, EvaluatedVision
 from edgevlm.runtimes.coreml.runtime import CoreMLDecoder, CoreMLEncoder
-from edgevlm.runtimes.coreml.table import EmbeddingTable, TableInfo
+from edgevlm.runtimes.coreml.table import EmbeddingTable
 from edgevlm.runtimes.gguf import GgufWeights
 from edgevlm.runtimes.mil.blob import blob_span
 from edgevlm.runtimes.mil.file import open_package
@@ -600,7 +600,7 @@ def test_overflow_report_names_a_layer_that_overflows(tiny_checkpoint: Path, tmp
 
 def test_table_with_unknown_kind(tmp_path: Path) -> None:
     with pytest.raises(EdgeVLMError, match="unknown kind 'int2'"):
-        EmbeddingTable(tmp_path / "t.bin", TableInfo("t.bin", "int2", (1, 1), (0, 1)))
+        EmbeddingTable(tmp_path / "t.bin", EmbeddingFile("t.bin", "int2", (1, 1), (0, 1)))
 
 
 def test_engine_off_a_mac_is_the_evaluator(exported: Callable[[str], Exported]) -> None:

@@ -53,14 +53,12 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     assert isinstance(spec.vision, Vit)
-    width, patches = spec.vision.hidden_size, "vision_encoder.patch_embedding"
+    width, patches, blocks = spec.vision.hidden_size, "vision_encoder.patch_embedding", "vision_encoder.blocks."
     return {
         "vision.patch_embedding": f"{patches}.conv",
         "vision.position_embedding": Plain(f"{patches}.position_embedding", (1, spec.vision.num_patches, width)),
-        **{
-            f"vision.layers.{{i}}.{ours}": f"vision_encoder.blocks.{{i}}.{theirs}" for ours, theirs in VIT_LAYER.items()
-        },
-        **names.fused_qkv("vision_encoder.blocks.", ".attn.qkv_proj", width),
+        **{f"vision.layers.{{i}}.{ours}": f"{blocks}{{i}}.{theirs}" for ours, theirs in VIT_LAYER.items()},
+        **names.fused_qkv(blocks, ".attn.qkv_proj", width),
         "vision.post_norm": "vision_encoder.layer_norm",
         "projector.linear": "MP.proj",
         # Of tied weights, files keep the head's name.
