@@ -43,7 +43,7 @@ def info(bundle: str | None, as_json: bool, devices: bool) -> None:
 
 
 def _picture(bundle: Bundle) -> str:
-    """What becomes of a picture of 640 x 480 pixels."""
+    """The preprocessing of a picture of 640 x 480 pixels."""
     image = bundle.image_spec
     views = plan(640, 480, image)
     tokens = sum(rows * cols for rows, cols in map(image.token_grid, views))

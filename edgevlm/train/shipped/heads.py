@@ -18,7 +18,7 @@ from edgevlm.scenes.scene import Scene
 from edgevlm.types import F32, I64
 
 LETTERS = 8  # of the longest text on a sign
-_END = LETTER_CLASSES  # stands before a sign's first character and after its last
+_END = LETTER_CLASSES  # the neighbour before a sign's first character and after its last
 _ORDER = (LETTERS + 1, LETTER_CLASSES + 1, LETTER_CLASSES + 1)
 NEAR = 0.4  # least share of an object for which an image token counts as showing it
 

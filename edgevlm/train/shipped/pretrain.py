@@ -13,8 +13,8 @@ signs: labels again, on pictures that are mostly signs, in the words that the de
 
 names: the decoder learns Scenes' questions; encoder and projector are frozen. Each question has the weight of its
 skill, whatever the length of its answer. Where a text names a thing, a hidden state at half the depth learns the
-thing's box, or its word; where that word is spelled, its next letters. Drills ask one kind of question about more
-pictures.
+thing's box, or its word; where that word is spelled, its next letters. Drills ask one kind of
+question about more pictures.
 
 both: encoder, projector and decoder learn from questions, names and labels together.
 

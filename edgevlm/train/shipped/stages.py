@@ -80,7 +80,7 @@ def encode(model: Any, tiles: U8, image: ImageSpec) -> tuple[Tensor, Tensor]:
 
 
 class LabelStage:
-    """The stage `labels`, and what all stages share: model, heads, optimizers, and the state that a run resumes from."""
+    """The stage `labels`, and what all stages share: model, heads, optimizers, and the state of a stopped run."""
 
     parts: tuple[str, ...] = ("vision", "projector")
     mix = CROWDED
@@ -247,7 +247,7 @@ class NameStage(LabelStage):
         for depth, (what, named) in enumerate(places.items(), half):
             states = out.hidden_states[depth][named.row, named.column]
             losses |= {
-                f"{what} {kind}": _NAME_WEIGHT * loss for kind, loss in self._label_losses_at(states, named).items()
+                f"{what} {kind}": _NAME_WEIGHT * loss for kind, loss in self._position_losses(states, named).items()
             }
         return losses | self.visual_losses(patches, tokens, target)
 
@@ -255,7 +255,7 @@ class NameStage(LabelStage):
         """Losses of the labels; none where encoder and projector are frozen."""
         return {}
 
-    def _label_losses_at(self, states: Tensor, named: NamedPositions) -> dict[str, Tensor]:
+    def _position_losses(self, states: Tensor, named: NamedPositions) -> dict[str, Tensor]:
         losses = {}
         if len(states):
             boxes = self.words.boxes(states, self.embeddings)
