@@ -49,7 +49,7 @@ def data_folder(data: str, files: tuple[str, ...], revision: str | None, cache_d
 
 def suite_json(path: Path) -> Any:
     """The content of a suite's JSON file."""
-    return read_json(path, "take the file anew", largest=_LARGEST_JSON)
+    return read_json(path, "download the file again", largest=_LARGEST_JSON)
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -74,14 +74,14 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def field(row: Any, place: str, kind: type | tuple[type, ...], *names: str) -> Any:
     """The first of `names` that the row has, of that kind."""
     if not isinstance(row, Mapping):
-        raise EdgeVLMError(f"{place}: an object is expected: take the file anew.")
+        raise EdgeVLMError(f"{place}: an object is expected: download the file again.")
     name = next((name for name in names if row.get(name) is not None), None)
     if name is None:
-        raise EdgeVLMError(f"{place}: the field '{names[0]}' is missing: take the file anew.")
+        raise EdgeVLMError(f"{place}: the field '{names[0]}' is missing: download the file again.")
     if not isinstance(row[name], kind) or isinstance(row[name], bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         expected = " or ".join(k.__name__ for k in kinds)
-        raise EdgeVLMError(f"{place}: '{name}' is {row[name]!r:.60}, expected {expected}: take the file anew.")
+        raise EdgeVLMError(f"{place}: '{name}' is {row[name]!r:.60}, expected {expected}: download the file again.")
     return row[name]
 
 
@@ -91,7 +91,7 @@ def texts(row: Any, place: str, *names: str) -> tuple[str, ...]:
     values = found if isinstance(found, list) else [found]
     values = [value.get("answer") if isinstance(value, dict) else value for value in values]
     if not values or not all(isinstance(value, str | int | float) for value in values):
-        raise EdgeVLMError(f"{place}: '{names[0]}' should hold texts: take the file anew.")
+        raise EdgeVLMError(f"{place}: '{names[0]}' should hold texts: download the file again.")
     return tuple(str(value) for value in values)
 
 
@@ -129,7 +129,7 @@ class Pictures:
 def parquet_rows(folder: Path, pattern: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Picture]]]:
     """(place, row without pictures, pictures by column) of the Parquet files below `folder` that fit the pattern.
 
-    Pictures are the Hub's structs of bytes and path; they are read when first used.
+    Pictures are the Hub's structs of bytes and path; `Picture.load` reads them.
     """
     for path in sorted(folder.rglob(pattern)):
         file = _parquet(path)

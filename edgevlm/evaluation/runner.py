@@ -57,7 +57,7 @@ class Report:
     results: tuple[Result, ...]
     metrics: dict[str, float]
     problems: tuple[str, ...]  # questions that were left out, and why
-    seconds: float  # without answers from an earlier run
+    seconds: float  # of asking; answers from an earlier run took none
     order: tuple[str, ...] = ()  # of skills
 
     @property

@@ -149,7 +149,7 @@ def _read_ocrbench(folder: Path) -> list[Item]:
     else:
         loaded = suite_json(path)
         if not isinstance(loaded, list):
-            raise EdgeVLMError(f"'{path}' should hold a list of questions: take the file anew.")
+            raise EdgeVLMError(f"'{path}' should hold a list of questions: download the file again.")
         pictures = Pictures(folder, "OCRBench_Images", "images")
         places = ((f"'{path}', entry {number}", row) for number, row in enumerate(loaded, 1))
         rows = ((place, row, pictures(field(row, place, str, "image_path"), place)) for place, row in places)
@@ -226,7 +226,7 @@ def _options(text: Any, place: str) -> dict[str, str]:
         options = ast.literal_eval(text) if isinstance(text, str) else list(text)
         return {chr(ord("A") + i): str(option) for i, option in enumerate(options)}
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        raise EdgeVLMError(f"{place}: 'options' is no list of texts ({text!r:.60}): take the file anew.") from None
+        raise EdgeVLMError(f"{place}: 'options' is no list of texts ({text!r:.60}): download the file again.") from None
 
 
 def _open_answers(text: str) -> tuple[str, ...]:

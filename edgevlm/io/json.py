@@ -94,4 +94,4 @@ def read_json_file(path: Path, *, required: bool = True) -> JsonFile:
     if not required and not path.exists():
         return JsonFile(path, {})
     missing = f"'{path}' is missing: use a checkpoint with its processor files."
-    return JsonFile(path, read_object(path, "take the file anew", missing=missing))
+    return JsonFile(path, read_object(path, "download the file again", missing=missing))

@@ -69,7 +69,7 @@ def _exists(stream: Stream, what: str, answer: str, mode: str) -> Question:
 
 
 def absent_nouns(scene: Scene) -> list[Noun]:
-    """Nouns that the scene shows neither themselves nor as a lookalike."""
+    """Nouns that are surely absent: the scene shows neither them nor a lookalike."""
     shown = {item.name for item in scene.objects}
     nouns = (*NOUNS, SIGN)
     return [n for n in nouns if n.name not in shown and not shown & set(LOOKALIKES.get(n.name, ()))]

@@ -1,7 +1,7 @@
 """One training run on transformers' Trainer, and so on accelerate: one process, or many under `accelerate launch`.
 
-`OUT.part` holds a run that is not finished: its plan, its checkpoints, its log. The same command goes on from
-there, with the results of a run that was never stopped. The finished folder is renamed to OUT in one step.
+`OUT.part` holds a run that is not finished: its plan, its checkpoints, its log. The same command resumes it, with the
+results of a run that was never stopped. The finished folder is renamed to OUT in one step.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Run:
         transformers.set_seed(options.seed)
 
     def begin(self, items: Items) -> Path | None:
-        """Make or check `OUT.part`; the checkpoint to go on from, if any."""
+        """Make or check `OUT.part`; return the checkpoint to resume from, if any."""
         plan = self.options.plan() | {"records": len(items), "processes": self.process.num_processes}
         file = self.part / "training" / "plan.json"
         if self.main:
@@ -134,11 +134,11 @@ class Run:
             name = differing[0]
             raise EdgeVLMError(
                 f"'{self.part}' holds a run begun with {name} = {begun.get(name)}, now {plan[name]}: give the same "
-                "options to go on with it, or remove that folder to begin anew."
+                "options to resume it, or remove that folder to start again."
             )
         found = sorted(self.checkpoints.glob(f"checkpoint-*/{COMPLETE}"), key=lambda path: _step(path.parent))
         if found:
-            self.note(f"Going on from step {_step(found[-1].parent)}.")
+            self.note(f"Resuming from step {_step(found[-1].parent)}.")
         return found[-1].parent if found else None
 
     def arguments(self, kind: type[TrainingArguments] = TrainingArguments, **more: Any) -> Any:
