@@ -1,4 +1,4 @@
-"""`edgevlm VERB`: verbs to functions, and the one place where errors become sentences and exit codes.
+"""`edgevlm VERB`: the command line, and the one place where errors become messages and exit codes.
 
 Exit codes: 0 done, 1 a bound of the gate was missed, 2 something the user can change, 130 interrupted.
 Nothing heavy is imported here or at the head of a verb's module: `--help` and mistakes answer at once.
@@ -31,7 +31,7 @@ from edgevlm.commands.train import train
 from edgevlm.commands.verify import verify
 from edgevlm.errors import EdgeVLMError, GateError
 
-# The operating system's refusals that a user can do something about. Any other OSError is a bug and traces.
+# Errors of the operating system that a user can resolve. Any other OSError is a bug and shows its traceback.
 _FULL = "The disk is full{where}: free some space or choose another place, and run the command again."
 _DENIED = "Permission denied{where}: choose a place that you may write to, or change its permissions."
 _OS_ERRORS = {
@@ -111,7 +111,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         code = 130
     except BrokenPipeError:
         _drop_stdout()
-        code = 141  # what a shell reports for a reader that went away
+        code = 141  # a shell's code for SIGPIPE
     except OSError as error:
         refusal = _OS_ERRORS.get(error.errno or 0)
         if refusal is None:
@@ -128,6 +128,6 @@ def _say(sentence: str, code: int) -> int:
 
 
 def _drop_stdout() -> None:
-    """Send what standard output could not take nowhere, or the interpreter complains about it at exit."""
+    """Discard unwritten output, or the interpreter reports an error about it at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

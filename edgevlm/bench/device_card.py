@@ -1,4 +1,4 @@
-"""What a measurement was made on: processor, memory, system, board, engine versions. Linux, macOS, Windows."""
+"""The machine of a measurement: processor, memory, system, board, engine versions. Linux, macOS, Windows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENGINES = ("onnxruntime", "onnxruntime-gpu", "llama-cpp-python", "coremltools", 
 
 
 def device_card(root: Path = Path("/")) -> dict[str, Any]:
-    """Facts by name, None where the system does not tell. `root` is where /proc, /sys and /etc are looked for.
+    """Facts by name, None where the system does not report one. `root` is where /proc, /sys and /etc are looked for.
 
     `memory` is in bytes, `load` the average number of busy processes over the last minute: figures of a machine that
     was busy with other things say little.

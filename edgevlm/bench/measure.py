@@ -1,4 +1,4 @@
-"""What a bundle costs on this machine: four stages, warm and cold, memory and bytes; against others in paired runs.
+"""Benchmarks of bundles on this machine: times of four stages, warm and cold, memory and bytes; paired comparisons.
 
 Every bundle and engine has processes of its own, so that its peak memory is its own. *Cold* is the first question of a
 fresh process (the files may still be in the system's cache), *warm* every later one. With several, runs take turns,
@@ -37,7 +37,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """How. Raises EdgeVLMError for a value out of its range."""
+    """How to measure. Raises EdgeVLMError for a value out of its range."""
 
     repeat: int = 5  # warm questions of each subject
     cold: int = 3  # fresh processes of each subject
@@ -60,7 +60,7 @@ class BenchOptions:
 def bench(subjects: Sequence[Subject], options: BenchOptions, progress: Progress | None = None) -> dict[str, Any]:
     """Measure every subject; the report as JSON values, docs/benchmark.md has its fields.
 
-    The first subject is compared with each of the others. Raises EdgeVLMError for what a user can mend.
+    The first subject is compared with each of the others. Raises EdgeVLMError.
     """
     bundles = [open_bundle(subject.bundle) for subject in subjects]
     card = device_card()  # before the work, which would be seen in its load
@@ -164,7 +164,7 @@ def runtime_bytes(bundle: Bundle, runtime: str) -> dict[str, int]:
 
 
 def _order(count: int, turn: int) -> list[int]:
-    """Forwards, then backwards: neither side always runs on the other's heels."""
+    """Forwards, then backwards, so that no subject always runs right after the same other one."""
     return list(range(count)) if turn % 2 == 0 else list(reversed(range(count)))
 
 

@@ -1,7 +1,7 @@
-"""One bundle on one engine in a process of its own, which answers when told to: `edgevlm.bench.measure` starts it.
+"""One bundle on one engine in a process of its own, started by `edgevlm.bench.measure`.
 
-Lines of JSON in both directions. In: the task, then a word per question. Out: what loading took, then each
-question's stages, or {"error": sentence} for anything a user can mend.
+Lines of JSON in both directions. In: the task, then a word per question. Out: the time of loading, then each
+question's stages, or {"error": sentence} for an EdgeVLMError.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STAGES = ("preprocess", "encode", "prefill", "decode")  # seconds; decode is per
 
 
 class Worker:
-    """The parent's end: `loaded` tells what starting took, `ask` runs the question once."""
+    """The parent's end: `loaded` has the time of loading and the engine, `ask` runs the question once."""
 
     def __init__(self, task: dict[str, Any]) -> None:
         """task: bundle, runtime, device, threads, tiles, tokens, picture, question."""
@@ -45,7 +45,7 @@ class Worker:
             encoding="utf-8",
         )
         try:
-            self.loaded = self._tell(task)
+            self.loaded = self._send(task)
         except BaseException:
             self.close()
             raise
@@ -53,7 +53,7 @@ class Worker:
 
     def ask(self) -> dict[str, Any]:
         """Seconds of each stage of `STAGES`, token counts, the answer's ids, and the peak memory so far."""
-        return self._tell("ask")
+        return self._send("ask")
 
     def close(self) -> None:
         self._process.kill()
@@ -61,11 +61,11 @@ class Worker:
             if stream:
                 try:
                     stream.close()
-                except OSError:  # what was not taken by a process that is gone
+                except OSError:  # unsent bytes for a process that has ended
                     continue
         self._process.wait()
 
-    def _tell(self, message: object) -> dict[str, Any]:
+    def _send(self, message: object) -> dict[str, Any]:
         assert self._process.stdin and self._process.stdout
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
@@ -125,7 +125,7 @@ def _serve(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 class _Uncached:
-    """An encoder that sees each picture a little changed, so that no engine answers from features that it kept."""
+    """An encoder that changes each picture a little, so that no engine answers from cached features."""
 
     def __init__(self, encoder: Any) -> None:
         self._encoder, self._turn = encoder, 0

@@ -85,7 +85,7 @@ def bench(
 
 
 def _other(text: str, first: Subject) -> Subject:
-    """What a --vs names: a runtime for the same bundle, BUNDLE@RUNTIME, or a bundle on the same runtime."""
+    """The subject that --vs names: a runtime for the same bundle, BUNDLE@RUNTIME, or a bundle on the same runtime."""
     from edgevlm.bench.measure import Subject
     from edgevlm.runtimes import ALIASES, RUNTIMES
 
@@ -170,7 +170,7 @@ def _range(pair: list[float] | None) -> str:
 
 
 def _warnings(card: dict[str, Any], subjects: list[dict[str, Any]]) -> list[str]:
-    """What makes these figures worth less than they look."""
+    """Reasons not to trust these figures."""
     found = []
     load, cores = card["load"], card["usable_cores"] or 1
     if load is not None and load > cores / 4:

@@ -1,4 +1,4 @@
-"""What a calibration chose and lost, for people."""
+"""The results of a calibration as a table."""
 
 from __future__ import annotations
 

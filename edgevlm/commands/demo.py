@@ -1,4 +1,4 @@
-"""`edgevlm demo`: the whole way on the shipped model."""
+"""`edgevlm demo`: export, check and ask the shipped model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def demo(out: str, quantize: str) -> None:
 
 
 def _is_demo(folder: Path) -> bool:
-    """Whether a bundle of the shipped model lies there: an earlier demo's, which another demo may replace."""
+    """Whether the folder is a bundle of the shipped model: an earlier demo's, which a new demo may replace."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         return bool(manifest["model"]["source"] == "default")

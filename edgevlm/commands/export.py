@@ -302,7 +302,7 @@ def _kind(quantize: str | None, dtype: str | None) -> str:
 
 
 def _check_optimum(task: str | None, device: str | None, framework: str | None) -> None:
-    """Values that mean what happens anyway are taken; any other says what to do."""
+    """Accept optimum's values that match what an export does; refuse any other with advice."""
     if task not in (None, "auto", "image-text-to-text"):
         raise EdgeVLMError(f"Task '{task}' does not exist here: leave --task out (image-text-to-text).")
     if device not in (None, "cpu"):

@@ -42,7 +42,7 @@ def info(bundle: str | None, as_json: bool, devices: bool) -> None:
 
 
 def _picture(bundle: Bundle) -> str:
-    """What becomes of a picture of 640 x 480 pixels."""
+    """The preprocessing of a picture of 640 x 480 pixels."""
     from edgevlm.inputs.preprocess import plan
 
     image = bundle.image_spec

@@ -144,7 +144,7 @@ def bundle_folder(bundle: str) -> Path:
     else:
         is_model = bundle == "default" or bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", bundle))
     if not is_model:
-        return folder  # open_bundle says what it lacks
+        return folder  # open_bundle reports what is missing
     out = folder.resolve().name + "-int4"
     raise EdgeVLMError(
         f"'{bundle}' is a model, not a bundle: export it first with "
@@ -171,7 +171,7 @@ def _inputs(bundle: str, inputs: tuple[str, ...]) -> tuple[list[str], str]:
 
 
 def timings_table(timings: Timings) -> str:
-    """The four stages, what they had to do, and the peak memory."""
+    """Time and amount of work of the four stages, and the peak memory."""
     speed = f"{timings.answer_tokens} tokens, {timings.tokens_per_second:.1f} per second"
     rows = [
         ("preprocess", seconds(timings.preprocess), ""),

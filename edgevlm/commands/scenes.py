@@ -41,5 +41,5 @@ def scenes(folder: str, split: str, seed: int, count: int, rounds: int, force: b
     if not 1 <= rounds <= 100:
         raise EdgeVLMError(f"--rounds {rounds} is out of range: choose 1 to 100.")
     with progress_bar() as progress:
-        asked = write_scenes(Path(folder), split, seed, count, force=force, rounds=rounds, progress=progress)
-    note(f"{count} pictures and {asked} questions in {folder}")
+        questions = write_scenes(Path(folder), split, seed, count, force=force, rounds=rounds, progress=progress)
+    note(f"{count} pictures and {questions} questions in {folder}")

@@ -59,7 +59,7 @@ def common(**values: Any) -> dict[str, Any]:
 
 
 def need_training() -> None:
-    """One sentence where the extra is not installed."""
+    """Raise EdgeVLMError where a package of the extra `train` is missing."""
     import importlib.util
     import warnings
 
@@ -103,5 +103,5 @@ def train(
     )
     with progress_bar() as progress:
         out = run(options, progress, note)
-    if out is not None:  # None: another process says it
+    if out is not None:  # None: the main process prints it
         click.echo(out)

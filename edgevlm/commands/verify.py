@@ -89,14 +89,14 @@ def verify(
     expected, source = None, None
     if model is not None:
         expected, source = _expected(opened, model, adapter, revision, Path(cache_dir) if cache_dir else None)
-    with progress_bar() as progress, maybe_questions(answers, questions) as asked:
+    with progress_bar() as progress, maybe_questions(answers, questions) as question_set:
         original = expected.weights if expected else None
         report = run_gate(
             opened,
             original=original,
             expected=expected,
             source=source,
-            questions=asked,
+            questions=question_set,
             progress=progress,
             options=options,
         )
@@ -171,13 +171,13 @@ def _second_opinion(bundle: Bundle) -> None:
     from edgevlm.verify.second_opinion import BOUND, HEAD, questions, second_opinion
     from edgevlm.verify.targets import bundle_weights
 
-    spec, weights, asked = bundle.manifest.spec, bundle_weights(bundle), questions(bundle)
-    context = max(len(question.ids) for question in asked)
+    spec, weights, prompts = bundle.manifest.spec, bundle_weights(bundle), questions(bundle)
+    context = max(len(question.ids) for question in prompts)
     with TemporaryDirectory(prefix="edgevlm-") as folder, progress_bar() as progress:
-        views = [view.shape[:2] for question in asked for view in question.views]
+        views = [view.shape[:2] for question in prompts for view in question.views]
         write_aimodel(Path(folder), spec, weights, context, views)
         with closing(CoreAIRuntime(Path(folder), spec, weights, bundle.image_spec, context)) as engine:
-            opinions = second_opinion(bundle, weights, Runtime(engine, engine), asked, progress)
+            opinions = second_opinion(bundle, weights, Runtime(engine, engine), prompts, progress)
     note(table([opinion.row() for opinion in opinions], HEAD))
     if not all(opinion.agreed for opinion in opinions):
         raise GateError(f"Core AI computes something else from '{bundle.folder}': a cosine is below {BOUND}.")
@@ -186,7 +186,7 @@ def _second_opinion(bundle: Bundle) -> None:
 def _expected(
     bundle: Bundle, model: str, adapter: str | None, revision: str | None, cache_dir: Path | None
 ) -> tuple[QuantizedModel, Source]:
-    """What the quantizer makes of the original, and its rules; refused where the bundle was made from other weights."""
+    """The original quantized by the bundle's recipe, and its preprocessing; refused if the bundle has other weights."""
     from edgevlm.checkpoint.checkpoint import open_checkpoint
     from edgevlm.checkpoint.families import read_model
     from edgevlm.export.calibrate.record import open_recorded

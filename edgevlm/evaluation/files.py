@@ -1,4 +1,4 @@
-"""Reading what others wrote: JSON, JSON Lines and Parquet, from a folder or the Hub. Mistakes name file and place."""
+"""Reads suites' files: JSON, JSON Lines and Parquet, from a folder or the Hub. Errors name file and place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LARGEST_JSON = 2 << 30  # bytes; VQA v2's annotations of all splits are under 4
 
 
 def data_folder(data: str, files: tuple[str, ...], revision: str | None, cache_dir: Path | None) -> Path:
-    """The folder `data`, or the Hub data set of that name, downloaded as far as `files` (patterns) goes."""
+    """The folder `data`, or the Hub data set of that name, of which only `files` (patterns) are downloaded."""
     folder = Path(data)
     if folder.is_dir():
         return folder
@@ -48,8 +48,8 @@ def data_folder(data: str, files: tuple[str, ...], revision: str | None, cache_d
 
 
 def suite_json(path: Path) -> Any:
-    """What a suite's JSON file holds."""
-    return read_json(path, "take the file anew", largest=_LARGEST_JSON)
+    """The content of a suite's JSON file."""
+    return read_json(path, "download the file again", largest=_LARGEST_JSON)
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -65,23 +65,23 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         try:
             row = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
-            raise EdgeVLMError(f"{place}: not JSON ({str(error)[:99]}): mend the line.") from None
+            raise EdgeVLMError(f"{place}: not JSON ({str(error)[:99]}): fix the line.") from None
         if not isinstance(row, dict):
-            raise EdgeVLMError(f"{place}: a JSON object is expected: mend the line.")
+            raise EdgeVLMError(f"{place}: a JSON object is expected: fix the line.")
         yield place, row
 
 
 def field(row: Any, place: str, kind: type | tuple[type, ...], *names: str) -> Any:
     """The first of `names` that the row has, of that kind."""
     if not isinstance(row, Mapping):
-        raise EdgeVLMError(f"{place}: an object is expected: take the file anew.")
+        raise EdgeVLMError(f"{place}: an object is expected: download the file again.")
     name = next((name for name in names if row.get(name) is not None), None)
     if name is None:
-        raise EdgeVLMError(f"{place}: the field '{names[0]}' is missing: take the file anew.")
+        raise EdgeVLMError(f"{place}: the field '{names[0]}' is missing: download the file again.")
     if not isinstance(row[name], kind) or isinstance(row[name], bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         expected = " or ".join(k.__name__ for k in kinds)
-        raise EdgeVLMError(f"{place}: '{name}' is {row[name]!r:.60}, expected {expected}: take the file anew.")
+        raise EdgeVLMError(f"{place}: '{name}' is {row[name]!r:.60}, expected {expected}: download the file again.")
     return row[name]
 
 
@@ -91,7 +91,7 @@ def texts(row: Any, place: str, *names: str) -> tuple[str, ...]:
     values = found if isinstance(found, list) else [found]
     values = [value.get("answer") if isinstance(value, dict) else value for value in values]
     if not values or not all(isinstance(value, str | int | float) for value in values):
-        raise EdgeVLMError(f"{place}: '{names[0]}' should hold texts: take the file anew.")
+        raise EdgeVLMError(f"{place}: '{names[0]}' should hold texts: download the file again.")
     return tuple(str(value) for value in values)
 
 
@@ -107,7 +107,7 @@ def only_file(folder: Path, patterns: Iterable[str]) -> Path | None:
 
 
 class Pictures:
-    """Finds a suite's pictures by the names in its files, in the folders where they usually lie."""
+    """Finds a suite's pictures by the names in its files, in their usual folders."""
 
     def __init__(self, root: Path, *folders: str) -> None:
         self._root = root
@@ -120,7 +120,7 @@ class Pictures:
         for number, folder in enumerate(self._folders):
             path = self._root / folder / name
             if path.is_file():
-                self._folders.insert(0, self._folders.pop(number))  # the next one lies there too
+                self._folders.insert(0, self._folders.pop(number))  # the next one is probably there, too
                 return Picture(name, partial(Path, path))
         looked = ", ".join(repr(str(self._root / folder)) for folder in self._folders)
         raise EdgeVLMError(f"{place}: the picture '{name}' is missing (looked in {looked}): complete the folder.")
@@ -129,7 +129,7 @@ class Pictures:
 def parquet_rows(folder: Path, pattern: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Picture]]]:
     """(place, row without pictures, pictures by column) of the Parquet files below `folder` that fit the pattern.
 
-    Pictures are the Hub's structs of bytes and path; they are read when they are asked for.
+    Pictures are the Hub's structs of bytes and path; `Picture.load` reads them.
     """
     for path in sorted(folder.rglob(pattern)):
         file = _parquet(path)

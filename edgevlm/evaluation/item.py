@@ -1,4 +1,4 @@
-"""A question of a suite, and what became of it."""
+"""A question of a suite, its answer and its score."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Item:
     question: str
     answers: tuple[str, ...]
     skill: str
-    data: Mapping[str, Any] = field(default_factory=dict)  # what the suite's own scorer needs besides
+    data: Mapping[str, Any] = field(default_factory=dict)  # further input of the suite's scorer
 
 
 @dataclass(frozen=True)
 class Scored:
-    """score: 0..1. notes: figures that the suite's metrics add up, by name."""
+    """score: 0..1. figures: further numbers by name, from which the suite computes its metrics."""
 
     score: float
-    notes: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Suite:
-    """How one benchmark is read, asked and scored."""
+    """How one benchmark is read, prompted and scored."""
 
     name: str
-    layout: str  # what its folder holds, for people
+    layout: str  # of its folder, for error messages
     hub: str | None  # the data set on the Hub with the same questions
     files: tuple[str, ...]  # of the Hub's, patterns
     read: Callable[[Path], list[Item]]
@@ -64,7 +64,7 @@ class Suite:
     skills: tuple[str, ...] = ()  # the order of a report; others follow as they come
 
     def conversation(self, item: Item, prompt: str | None = None) -> tuple[Conversation, list[Picture]]:
-        """What the model is asked, and the pictures in its order; `prompt` stands in for the suite's own.
+        """The prompt of an item, and its pictures in order. `prompt` replaces the suite's own.
 
         Pictures that the question names ("<image 2>") take that place; the others come first.
         """

@@ -35,8 +35,7 @@ def parse_choice(response: str, options: Mapping[str, str], seed: str) -> str:
     """The letter that a response to a multiple-choice question means; the last one where it names several.
 
     "(B)" goes before a "B" between blanks, and that before an option's own text in a response of more than five words.
-    Where nothing is found one is drawn, as published; here by `seed`, so that a question's draw does not depend on
-    the order of questions.
+    Where none is found, one is drawn at random, as published; here by `seed`, whatever the order of questions.
     """
     for mark in _ENDS:
         response = response.strip(mark)
@@ -90,7 +89,7 @@ def _key_phrases(response: str) -> list[str]:
 
 
 def _shortest(tails: list[str]) -> str:
-    """As published: an empty tail is replaced by the next one, whatever its length."""
+    """As published: an empty tail is replaced by the next one of any length."""
     best = ""
     for tail in tails:
         if not best or len(tail) < len(best):

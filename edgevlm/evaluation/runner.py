@@ -1,4 +1,4 @@
-"""Put a suite's questions to a bundle on a runtime, each picture encoded once, each answer on disk before the next."""
+"""Ask a bundle a suite's questions: each picture is encoded once, each answer is on disk before the next."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from edgevlm.runtimes.base import Encoder, Runtime
 from edgevlm.types import F32, U8, Progress
 
 FORMAT = 1
-_KEPT_TILES = 64  # features of this many tiles wait for a later question about the same picture
+_KEPT_TILES = 64  # features of this many tiles are kept for later questions about the same picture
 _LOC = re.compile(r"<loc_\d+>")
 
 
@@ -39,7 +39,7 @@ class EvalOptions:
     max_tokens: int | None = None  # in place of the suite's
     max_tiles: int | None = None  # per picture
     limit: int | None = None  # questions, spread evenly over the suite
-    skip_bad: bool = False  # leave out what cannot be asked instead of stopping
+    skip_bad: bool = False  # leave out questions that fail instead of stopping
 
     def __post_init__(self) -> None:
         if self.prompt is not None and "{question}" not in self.prompt:
@@ -56,8 +56,8 @@ class Report:
     runtime: str
     results: tuple[Result, ...]
     metrics: dict[str, float]
-    problems: tuple[str, ...]  # what was left out, and why
-    seconds: float  # of asking, without what an earlier run had answered
+    problems: tuple[str, ...]  # questions that were left out, and why
+    seconds: float  # of asking; answers from an earlier run took none
     order: tuple[str, ...] = ()  # of skills
 
     @property
@@ -89,7 +89,7 @@ class Report:
         }
 
 
-class EncodeOnce:
+class CachingEncoder:
     """An encoder that remembers the features of the last views, so that a picture is encoded once for its questions."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -127,8 +127,8 @@ def evaluate(
 ) -> Report:
     """Ask every item and score the answers.
 
-    out: a file of one JSON line per answer, written as answers come. resume: go on with what `out` holds already;
-    stored answers are scored again, so that only the engine's work is saved. EdgeVLMError where `out` is another run's.
+    out: a file of one JSON line per answer, written as answers come. resume: take the answers that `out` already
+    holds and score them again. Raises EdgeVLMError where `out` belongs to another run.
     """
     options = options or EvalOptions()
     items = _by_picture(_spread(items, options.limit))
@@ -141,8 +141,8 @@ def evaluate(
     start = time.monotonic()
     results: list[Result] = []
     problems: list[str] = []
-    ask = _Asker(bundle, runtime, suite, options)
-    with _Lines(out, head, fresh=not known) as lines:
+    ask = _Session(bundle, runtime, suite, options)
+    with _AnswerFile(out, head, fresh=not known) as lines:
         for done, item in enumerate(items):
             if progress:
                 progress(f"eval: {suite.name}", done, len(items))
@@ -169,11 +169,11 @@ def evaluate(
     return Report(suite.name, runtime.name, tuple(results), metrics, tuple(problems), took, suite.skills)
 
 
-class _Asker:
-    """One question at a time; a decoded picture waits for the next one about it."""
+class _Session:
+    """Answers one question at a time; decoded pictures are kept for later questions about them."""
 
     def __init__(self, bundle: Bundle, runtime: Runtime, suite: Suite, options: EvalOptions) -> None:
-        self._pipeline = Pipeline(bundle, replace(runtime, encoder=EncodeOnce(runtime.encoder)))
+        self._pipeline = Pipeline(bundle, replace(runtime, encoder=CachingEncoder(runtime.encoder)))
         self._tokenizer: Tokenizer = load_tokenizer(bundle.path("tokenizer.json"))
         self._suite, self._options = suite, options
         self._generate = GenerateOptions(max_tokens=options.max_tokens or suite.max_tokens)
@@ -186,7 +186,7 @@ class _Asker:
         return self.measured(item), answer_text(self._pipeline.prompter, self._tokenizer, answer.ids)
 
     def measured(self, item: Item) -> Item:
-        """The item with its picture's size, where its scorer may need that."""
+        """The item with its picture's size, where its scorer needs it."""
         if item.skill != "grounding" or not item.pictures:
             return item
         return replace(item, data={**item.data, "size": self._open(item.pictures[0]).size})
@@ -228,7 +228,7 @@ def _by_picture(items: list[Item]) -> list[Item]:
 
 
 def _resume(out: Path, head: dict[str, Any]) -> dict[str, str]:
-    """Answers by id from an earlier run; its last line, if a kill cut it, is taken off the file."""
+    """Answers by id from an earlier run; an incomplete last line is removed from the file."""
     if not out.is_file() or not out.stat().st_size:
         return {}
     data = out.read_bytes()
@@ -249,8 +249,8 @@ def _resume(out: Path, head: dict[str, Any]) -> dict[str, str]:
     return known
 
 
-class _Lines:
-    """The per-item file; nothing where none is wanted."""
+class _AnswerFile:
+    """The file of answers, one JSON line each; without a path, nothing is written."""
 
     def __init__(self, out: Path | None, head: dict[str, Any], fresh: bool) -> None:
         self._stream: IO[str] | None = None
@@ -263,7 +263,7 @@ class _Lines:
         if self._stream is not None:
             scored = suite.score(item, answer)
             row = {"id": item.id, "skill": item.skill, "question": item.question, "answer": answer,
-                   "expected": list(item.answers), "score": scored.score, **scored.notes,
+                   "expected": list(item.answers), "score": scored.score, **scored.figures,
                    "pictures": [picture.key for picture in item.pictures]}  # fmt: skip
             self._put(row)
 
@@ -272,7 +272,7 @@ class _Lines:
         self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._stream.flush()
 
-    def __enter__(self) -> _Lines:
+    def __enter__(self) -> _AnswerFile:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,8 +1,8 @@
 """Scenes: questions with one right answer each, scored by skill.
 
-Answers are compared as text, but for grounding (a box counts from an intersection over union of one half, as in
-PASCAL VOC, Everingham et al. 2010, section 4.2) and captions (what they state against what there is, and CHAIR,
-Rohrbach et al. 2018, arXiv 1809.02156: the share of named things that are not there, and of captions naming any).
+Answers are compared as text, except for two skills. Grounding: a box is right from an intersection over union of one
+half (PASCAL VOC, Everingham et al. 2010, section 4.2). Captions: F1 of stated against true facts, and CHAIR (Rohrbach
+et al. 2018, arXiv 1809.02156): the share of named things that the picture lacks, and of captions that name any.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def stated_facts(caption: str) -> list[Fact]:
 
 
 def _score_caption(caption: str, facts: Sequence[Fact]) -> Scored:
-    """F1 of stated against true facts; a colour that nothing asks for may be stated or not."""
+    """F1 of stated against true facts; the colour of a thing that has its own colours may be stated or not."""
     stated = stated_facts(caption)
     open_facts = list(facts)
     right = 0
@@ -133,19 +133,19 @@ def _agree(stated: Fact, fact: Fact) -> bool:
 
 
 def scenes_metrics(results: list[Result]) -> dict[str, float]:
-    """Existence by way of asking as POPE reports it, the mean overlap of boxes, and CHAIR."""
+    """POPE's metrics of existence questions by mode, the mean overlap of boxes, and CHAIR of captions."""
     metrics: dict[str, float] = {}
     for mode in MODES:
-        asked = [r for r in results if r.item.skill == "existence" and r.item.data["mode"] == mode]
-        if asked:
-            pairs = [(r.scored.notes["said_yes"] > 0, r.item.answers[0] == "yes") for r in asked]
+        of_mode = [r for r in results if r.item.skill == "existence" and r.item.data["mode"] == mode]
+        if of_mode:
+            pairs = [(r.scored.figures["said_yes"] > 0, r.item.answers[0] == "yes") for r in of_mode]
             metrics |= {f"existence_{mode}_{name}": value for name, value in pope_metrics(pairs).items()}
-    boxes = [r.scored.notes["iou"] for r in results if r.item.skill == "grounding"]
+    boxes = [r.scored.figures["iou"] for r in results if r.item.skill == "grounding"]
     if boxes:
         metrics["grounding_mean_iou"] = sum(boxes) / len(boxes)
-    notes: list[Mapping[str, float]] = [r.scored.notes for r in results if r.item.skill == "caption"]
-    if notes:
-        named = sum(note["named"] for note in notes)
-        metrics["caption_chair_i"] = sum(note["invented"] for note in notes) / named if named else 0.0
-        metrics["caption_chair_s"] = sum(note["invented"] > 0 for note in notes) / len(notes)
+    captions: list[Mapping[str, float]] = [r.scored.figures for r in results if r.item.skill == "caption"]
+    if captions:
+        named = sum(caption["named"] for caption in captions)
+        metrics["caption_chair_i"] = sum(caption["invented"] for caption in captions) / named if named else 0.0
+        metrics["caption_chair_s"] = sum(caption["invented"] > 0 for caption in captions) / len(captions)
     return metrics

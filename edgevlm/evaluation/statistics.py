@@ -1,4 +1,4 @@
-"""Scores of many questions in one figure, with what chance leaves open."""
+"""The mean of many scores, with its confidence interval."""
 
 from __future__ import annotations
 

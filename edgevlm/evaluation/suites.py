@@ -1,4 +1,4 @@
-"""The suites by name: where their questions lie, how they are asked, how answers are scored.
+"""The suites by name: the files of their questions, their prompts, and how answers are scored.
 
 Each reader takes the suite's own published files, or its data set on the Hub as Parquet. Prompts are those that the
 suite publishes, else those of LLaVA-1.5 (Liu et al. 2023, arXiv 2310.03744, section 3.2), which lmms-eval uses too.
@@ -58,12 +58,12 @@ def _score_pope(item: Item, answer: str) -> Scored:
 
 
 def _pope_report(results: list[Result]) -> dict[str, float]:
-    """Per way of choosing what to ask about; the plain names are the mean of the three, as the paper averages."""
+    """POPE's metrics by mode (`random_f1`); names without a mode are the mean of the three, as in the paper."""
     found: dict[str, float] = {}
     modes = [mode for mode in MODES if any(r.item.skill == mode for r in results)]
     for mode in modes:
-        asked = [r for r in results if r.item.skill == mode]
-        values = pope_metrics((r.scored.notes["said_yes"] > 0, r.item.answers[0] == "yes") for r in asked)
+        of_mode = [r for r in results if r.item.skill == mode]
+        values = pope_metrics((r.scored.figures["said_yes"] > 0, r.item.answers[0] == "yes") for r in of_mode)
         found |= {f"{mode}_{name}": value for name, value in values.items()}
         for name, value in values.items():
             found[name] = found.get(name, 0.0) + value / len(modes)
@@ -80,14 +80,14 @@ def _read_vqa(folder: Path) -> list[Item]:
         ]
     split = "val2014" if "val2014" in questions.name else "train2014"
     pictures = Pictures(folder, split, f"images/{split}", "images")
-    asked = {}
+    by_id = {}
     for number, row in enumerate(field(suite_json(questions), f"'{questions}'", list, "questions"), 1):
         place = f"'{questions}', question {number}"
-        asked[field(row, place, int, "question_id")] = row
+        by_id[field(row, place, int, "question_id")] = row
     items = []
     for number, row in enumerate(field(suite_json(truths), f"'{truths}'", list, "annotations"), 1):
         place = f"'{truths}', annotation {number}"
-        question = asked.get(field(row, place, int, "question_id"))
+        question = by_id.get(field(row, place, int, "question_id"))
         if question is None:
             raise EdgeVLMError(f"{place}: '{questions.name}' lacks the question {row['question_id']}: use one split's.")
         name = f"COCO_{split}_{field(question, place, int, 'image_id'):012d}.jpg"
@@ -149,7 +149,7 @@ def _read_ocrbench(folder: Path) -> list[Item]:
     else:
         loaded = suite_json(path)
         if not isinstance(loaded, list):
-            raise EdgeVLMError(f"'{path}' should hold a list of questions: take the file anew.")
+            raise EdgeVLMError(f"'{path}' should hold a list of questions: download the file again.")
         pictures = Pictures(folder, "OCRBench_Images", "images")
         places = ((f"'{path}', entry {number}", row) for number, row in enumerate(loaded, 1))
         rows = ((place, row, pictures(field(row, place, str, "image_path"), place)) for place, row in places)
@@ -168,7 +168,7 @@ def _score_ocrbench(item: Item, answer: str) -> Scored:
 
 
 def _ocrbench_report(results: list[Result]) -> dict[str, float]:
-    """Points as published: a right answer is one, of 1000; text recognition adds up six kinds."""
+    """Points as published: one per right answer, of 1000; text recognition is the sum of six types."""
     points = sum(r.scored.score for r in results)
     recognition = sum(
         r.scored.score
@@ -191,8 +191,8 @@ def _read_chartqa(folder: Path) -> list[Item]:
             question = field(row, place, str, "query")
             items.append(Item(f"{split}-{number}", (picture,), question, texts(row, place, "label"), split))
     for number, (place, row, found) in enumerate(parquet_rows(folder, "test-*.parquet") if not items else (), 1):
-        told = row.get("type", row.get("human_or_machine"))
-        split = "human" if told in ("human_test", "human", 0) else "augmented"
+        source = row.get("type", row.get("human_or_machine"))
+        split = "human" if source in ("human_test", "human", 0) else "augmented"
         question = field(row, place, str, "query", "question")
         answers = texts(row, place, "label", "answer")
         items.append(Item(f"{split}-{number}", (_picture(found, "image", place),), question, answers, split))
@@ -206,8 +206,8 @@ def _read_mmmu(folder: Path) -> list[Item]:
         subject = "_".join(name.split("_")[1:-1])
         question = field(row, place, str, "question")
         options = _options(field(row, place, (str, list), "options"), place)
-        told = question + "".join(options.values())
-        named = {f"<image {i}>": i for i in range(1, 8) if f"<image {i}>" in told}
+        text = question + "".join(options.values())
+        named = {f"<image {i}>": i for i in range(1, 8) if f"<image {i}>" in text}
         used = sorted(set(named.values())) or [1]
         pictures = tuple(_picture(found, f"image_{i}", place) for i in used)
         kind = "open" if row.get("question_type") == "open" else "choice"
@@ -226,7 +226,7 @@ def _options(text: Any, place: str) -> dict[str, str]:
         options = ast.literal_eval(text) if isinstance(text, str) else list(text)
         return {chr(ord("A") + i): str(option) for i, option in enumerate(options)}
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        raise EdgeVLMError(f"{place}: 'options' is no list of texts ({text!r:.60}): take the file anew.") from None
+        raise EdgeVLMError(f"{place}: 'options' is no list of texts ({text!r:.60}): download the file again.") from None
 
 
 def _open_answers(text: str) -> tuple[str, ...]:
@@ -323,9 +323,9 @@ SUITES = {
 
 
 def read_items(suite: Suite, folder: Path, problems: list[str] | None = None) -> list[Item]:
-    """The suite's questions in `folder`; EdgeVLMError where there is none, with what was expected.
+    """The suite's questions in `folder`; raises EdgeVLMError where there is none, with the expected layout.
 
-    problems: takes the bad lines of a Scenes folder, which are left out then.
+    problems: bad lines of a Scenes folder are left out and listed here; None raises for them.
     """
     if suite.name == "scenes" and problems is not None:
         items, found = read_scenes(folder, skip_bad=True)
@@ -342,7 +342,7 @@ def read_items(suite: Suite, folder: Path, problems: list[str] | None = None) ->
 
 
 def fingerprint(items: list[Item]) -> str:
-    """A digest of what is asked and expected, to tell whether a half-finished run asked the same."""
+    """A digest of questions and expected answers, by which a resumed run recognizes its items."""
     import hashlib
 
     lines = (json.dumps([i.id, i.question, i.answers, i.skill, [p.key for p in i.pictures]]) for i in items)

@@ -1,1 +1,1 @@
-"""What the user sees, and what is read and written whole."""
+"""Console output, and files that are read and written whole."""

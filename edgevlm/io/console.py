@@ -1,4 +1,4 @@
-"""What the verbs show on standard error: sizes, tables, a progress bar, and the pipeline's own warnings."""
+"""Output of the commands on standard error: messages, sizes, tables, a progress bar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def note(text: str = "") -> None:
 
 
 def run_module(call: Callable[[], object]) -> int:
-    """The exit code of a `python -m` module: print what `call` gives, or an EdgeVLMError's sentence and 2."""
+    """The exit code of a `python -m` module: its result is printed, or an EdgeVLMError, with code 2."""
     try:
         print(call())
     except EdgeVLMError as error:
@@ -29,7 +29,7 @@ def run_module(call: Callable[[], object]) -> int:
 
 
 def size(count: int) -> str:
-    """Bytes in decimal units, as shops and the Hub count them."""
+    """Bytes in decimal units, as disks and the Hub are labelled."""
     if count < 1000:
         return f"{count} B"
     for unit, scale in (("kB", 1e3), ("MB", 1e6)):

@@ -1,4 +1,4 @@
-"""Results of a verb as files: never over something else, never half."""
+"""Output files: never replaced without permission, never half written."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def partial_folder(out: Path) -> Iterator[Path]:
 
 
 def publish(partial: Path, out: Path) -> None:
-    """Move the finished folder to its final name; what stood there is removed after the new one is in place."""
+    """Move the finished folder to its final name; an old folder of that name is removed afterwards."""
     mask = os.umask(0)
     os.umask(mask)
     partial.chmod(0o777 & ~mask)  # mkdtemp makes private folders

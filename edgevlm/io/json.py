@@ -65,9 +65,9 @@ class JsonFile:
 
 
 def read_json(path: Path, advice: str, *, missing: str | None = None, largest: int = 64 << 20) -> Any:
-    """What a JSON file holds; EdgeVLMError where there is none, or where it is damaged or has over `largest` bytes.
+    """The content of a JSON file. Raises EdgeVLMError if it is missing, damaged, or has over `largest` bytes.
 
-    advice: what to do about it, at the end of the sentence. missing: the whole sentence where the file does not exist.
+    advice: what to do, at the end of the message. missing: the whole message for a file that does not exist.
     """
     try:
         if path.stat().st_size > largest:
@@ -94,4 +94,4 @@ def read_json_file(path: Path, *, required: bool = True) -> JsonFile:
     if not required and not path.exists():
         return JsonFile(path, {})
     missing = f"'{path}' is missing: use a checkpoint with its processor files."
-    return JsonFile(path, read_object(path, "take the file anew", missing=missing))
+    return JsonFile(path, read_object(path, "download the file again", missing=missing))

@@ -38,7 +38,7 @@ def from_dict(cls: type[T], data: Any, where: str) -> T:
 
 
 def _tagged(choices: list[Any], value: Any, where: str) -> Any:
-    """Of several dataclasses, the one whose field `kind` has the value's as its default."""
+    """The dataclass whose field `kind` has the value's kind as its default."""
     kind = value.get("kind") if isinstance(value, dict) else None
     for choice in choices:
         if any(f.name == "kind" and f.default == kind for f in dataclasses.fields(choice)):

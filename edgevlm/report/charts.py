@@ -42,11 +42,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Bar:
-    """A stacked bar with its name above and `note` behind it."""
+    """A stacked bar with its name above it and a label at its end."""
 
     name: str
     parts: Sequence[float]
-    note: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def shape(kind: int, x: float, y: float, size: float = 4.5, **attributes: object
 
 
 def scatter(points: Sequence[Point], x_title: str, y_title: str, *, percent: bool = False) -> Html:
-    """Points over a logarithmic x axis; y is linear, in per cent of 1 if asked."""
+    """Points over a logarithmic x axis; y is linear, in per cent of 1 with `percent`."""
     left, right, top, bottom = 46.0, WIDTH - 14, 14.0, 206.0
     x_low, x_high = _log_range([p.x for p in points])
     heights = [y for p in points for y in (p.low, p.y, p.high) if y is not None]
@@ -120,7 +120,7 @@ def stacked_bars(bars: Sequence[Bar], names: Sequence[str], unit: str) -> Html:
             box = h("rect", x=x, y=y + 16, width=max(width, 0.0), height=13, class_=f"part c{part % COLOURS}")
             body.append(titled(box, title))
             x += width
-        body.append(_label(x + 5, y + 27, bar.note, "start"))
+        body.append(_label(x + 5, y + 27, bar.label, "start"))
     return _svg(top + len(bars) * row + 4, f"{', '.join(names)} in {unit}", *body)
 
 
@@ -225,7 +225,7 @@ def _y_axis(
 def _beside(
     words: str, x: float, y: float, right: float, taken: list[tuple[float, float, float]], top: float, bottom: float
 ) -> Html:
-    """A label next to its mark, moved down while it would cover an earlier one. taken: (left, right, y) of those."""
+    """A label next to its mark, moved down until it covers no earlier one. taken: (left, right, y) of earlier ones."""
     width = 5.6 * len(words)
     start = x + 8 if x + 8 + width <= right + 12 else x - 8 - width
     at = y + 4

@@ -1,4 +1,4 @@
-"""The sections of a report that repeat what benchmarks and gates say: times by stage, checks."""
+"""The report's sections on benchmarks and gates: times by stage, checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures and what each bundle on each engine says about them, with the words that differ marked."""
+"""Pictures with the answers of each bundle on each engine; words that differ are marked."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Said:
+class GalleryAnswer:
     """One answer. text is None where the engine failed."""
 
     who: str
@@ -51,14 +51,14 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question with every answer; the first is what the others are compared with."""
+class GalleryEntry:
+    """A question with all answers; the others are compared with the first."""
 
     picture: str  # a data: address
     name: str
     words: str
     truth: str | None
-    said: tuple[Said, ...]
+    answers: tuple[GalleryAnswer, ...]
 
 
 def ask_all(
@@ -70,13 +70,13 @@ def ask_all(
     tiles: int | None,
     threads: int | None,
     notes: list[str],
-) -> list[Asked]:
-    """Put every question to every (name, bundle, runtime); greedy, up to `TOKENS` tokens.
+) -> list[GalleryEntry]:
+    """Ask every (name, bundle, runtime) every question; greedy decoding of up to `TOKENS` tokens.
 
     questions: None takes two shipped photographs and four scenes with known answers. An engine that fails is noted.
     """
     todo = list(_shipped(question) if questions is None else questions)
-    answers: list[list[Said]] = [[] for _ in todo]
+    answers: list[list[GalleryAnswer]] = [[] for _ in todo]
     for name, bundle, runtime in sorted(engines, key=lambda engine: engine[0] != baseline):
         who = f"{name} on {runtime}"
         try:
@@ -86,13 +86,13 @@ def ask_all(
             continue
         try:
             pipeline = Pipeline(bundle, engine)
-            for each, said in zip(todo, answers, strict=True):
-                said.append(Said(who, _answer(pipeline, each, tiles, notes, who)))
+            for each, given in zip(todo, answers, strict=True):
+                given.append(GalleryAnswer(who, _answer(pipeline, each, tiles, notes, who)))
         finally:
             engine.close()
     return [
-        Asked(thumbnail(each.picture), each.name, each.words or _DEFAULT, each.truth, tuple(said))
-        for each, said in zip(todo, answers, strict=True)
+        GalleryEntry(thumbnail(each.picture), each.name, each.words or _DEFAULT, each.truth, tuple(given))
+        for each, given in zip(todo, answers, strict=True)
     ]
 
 
@@ -105,21 +105,21 @@ def thumbnail(picture: Path | Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def gallery(asked: Sequence[Asked]) -> Html:
+def gallery(entries: Sequence[GalleryEntry]) -> Html:
     """One block per question: the picture, and an answer per bundle and engine."""
-    return join(*map(_block, asked))
+    return join(*map(_block, entries))
 
 
-def _block(asked: Asked) -> Html:
-    """Those who said the same share a card; the first card is the first one's."""
+def _block(entry: GalleryEntry) -> Html:
+    """One card per distinct answer; the others are compared with the first."""
     groups: dict[str | None, list[str]] = {}
-    for said in asked.said:
-        groups.setdefault(said.text, []).append(said.who)
-    first = asked.said[0].text if asked.said else None
-    cards = [_card(words, who, first, asked.truth) for words, who in groups.items()]
-    truth = h("p", "Right answer: ", h("strong", asked.truth), class_="caption") if asked.truth else None
-    left = h("div", h("img", src=asked.picture, alt=asked.name), h("p", h("bdi", asked.name), class_="caption"))
-    right = h("div", h("h3", h("bdi", asked.words)), truth, h("div", *cards, class_="answers"))
+    for answer in entry.answers:
+        groups.setdefault(answer.text, []).append(answer.who)
+    first = entry.answers[0].text if entry.answers else None
+    cards = [_card(words, who, first, entry.truth) for words, who in groups.items()]
+    truth = h("p", "Right answer: ", h("strong", entry.truth), class_="caption") if entry.truth else None
+    left = h("div", h("img", src=entry.picture, alt=entry.name), h("p", h("bdi", entry.name), class_="caption"))
+    right = h("div", h("h3", h("bdi", entry.words)), truth, h("div", *cards, class_="answers"))
     return h("article", left, right, class_="asked")
 
 
@@ -137,7 +137,7 @@ def _card(words: str | None, who: Sequence[str], first: str | None, truth: str |
 
 
 def marked(first: str, second: str) -> Html:
-    """`second` with the words that `first` has not marked, and those that it lacks struck out."""
+    """`second`, with words that `first` lacks marked, and words that only `first` has struck out."""
     ours, theirs = re.findall(r"\s+|\S+", second), re.findall(r"\s+|\S+", first)
     parts: list[object] = []
     matcher = difflib.SequenceMatcher(None, theirs, ours, autojunk=False)
@@ -155,7 +155,7 @@ def marked(first: str, second: str) -> Html:
 
 
 def plain(answer: str) -> str:
-    """Lower case without final stop, for a glance at right and wrong; scores come from `edgevlm eval`."""
+    """Lower case without final stop, to mark answers right or wrong; scores come from `edgevlm eval`."""
     return answer.strip().rstrip(".").casefold()
 
 

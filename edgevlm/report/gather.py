@@ -1,4 +1,4 @@
-"""What a report shows, as data: bundles with their gates, benchmarks, evaluations and answers, and what is missing."""
+"""The data of a report: bundles with their gates, benchmarks, evaluations and answers, and notes on what is missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 from edgevlm.bench.measure import read_bench, runtime_bytes
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.errors import EdgeVLMError
-from edgevlm.report.gallery import Asked, Question, ask_all
+from edgevlm.report.gallery import GalleryEntry, Question, ask_all
 from edgevlm.report.measure import is_evaluator, scenes_score, short_bench
 from edgevlm.types import Progress
 
@@ -24,7 +24,7 @@ _MOST = 64 << 20  # bytes of a JSON file
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What to read and what to measure if it was not given. Raises EdgeVLMError for a value out of its range."""
+    """Files to read, and what to measure without them. Raises EdgeVLMError for a value out of its range."""
 
     evals: tuple[Path, ...] = ()
     benches: tuple[Path, ...] = ()
@@ -78,7 +78,7 @@ class Findings:
     members: tuple[Member, ...]
     benches: tuple[dict[str, Any], ...]
     evals: tuple[dict[str, Any], ...]
-    gallery: tuple[Asked, ...]
+    gallery: tuple[GalleryEntry, ...]
     notes: tuple[str, ...] = field(default=())  # what is missing, and why
 
     def member_of(self, place: str) -> Member | None:
@@ -96,31 +96,31 @@ class Findings:
 
 
 def gather(folders: Sequence[Path], options: ReportOptions, progress: Progress | None = None) -> Findings:
-    """Open the bundles, read the files, and measure what neither holds. Raises EdgeVLMError before any work."""
+    """Open the bundles, read the files, and measure what they do not contain. Raises EdgeVLMError before any work."""
     notes: list[str] = []
     members = _members(folders, notes)
     evals = [read_eval(_load(path), str(path)) for path in options.evals]
     benches = [read_bench(_load(path), str(path)) for path in options.benches]
     found = Findings(members, tuple(benches), tuple(evals), ())
 
-    def tell(done: int) -> None:
+    def report_progress(done: int) -> None:
         if progress:
             progress("report", done, 3 * len(members))
 
     timed = {found.member_of(str(subject["bundle"])) for report in benches for subject in report["subjects"]}
     scored = {found.member_of(str(report["bundle"])) for report in evals}
     for i, member in enumerate(members):
-        tell(i)
+        report_progress(i)
         engines = [runtime for runtime in member.runtimes if not is_evaluator(runtime)]
         if member not in timed and options.repeat and engines:
             benches.append(short_bench(member.bundle, engines, options.repeat, options.tiles, options.threads))
     for i, member in enumerate(members):
-        tell(len(members) + i)
+        report_progress(len(members) + i)
         if member not in scored and options.questions and member.runtimes:
             engine = member.runtimes[0]
             evals.append(scenes_score(member.bundle, engine, options.questions, options.tiles, options.threads))
-    tell(2 * len(members))
-    asked = ask_all(
+    report_progress(2 * len(members))
+    entries = ask_all(
         [(member.name, member.bundle, runtime) for member in members for runtime in member.runtimes],
         [Question(path, options.question) for path in options.pictures] or None,
         question=options.question,
@@ -129,8 +129,8 @@ def gather(folders: Sequence[Path], options: ReportOptions, progress: Progress |
         threads=options.threads,
         notes=notes,
     )
-    tell(3 * len(members))
-    return Findings(members, tuple(benches), tuple(evals), tuple(asked), tuple(notes))
+    report_progress(3 * len(members))
+    return Findings(members, tuple(benches), tuple(evals), tuple(entries), tuple(notes))
 
 
 def read_eval(data: Any, where: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The sections of a report on what was lost and what it costs: overview, skills, layers."""
+"""The report's sections on size, score and accuracy: overview, skills, layers."""
 
 from __future__ import annotations
 
@@ -164,8 +164,8 @@ def layers(found: Findings) -> Html:
     caption = (
         "How far each layer's result is from the original's: root mean square of the difference over that of the "
         "original, on one tile and one prompt, each model on its own earlier results. Computed in float32 by the "
-        "reference on the weights that ship, when the bundle was exported: what rounding the weights costs, whatever "
-        "the engine."
+        "reference on the weights that ship, when the bundle was exported: what rounding the weights costs on "
+        "any engine."
     )
     rows = []
     for member, every in lines:

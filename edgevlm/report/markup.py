@@ -1,4 +1,4 @@
-"""HTML and SVG from Python calls, where whatever is not markup already is text and gets escaped."""
+"""HTML and SVG from Python calls; every value that is not markup already is escaped as text."""
 
 from __future__ import annotations
 

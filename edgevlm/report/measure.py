@@ -1,4 +1,4 @@
-"""What a report measures where it was given no file: a short benchmark, a score on generated scenes."""
+"""Measurements for bundles without a file: a short benchmark, a score on generated scenes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PER_SCENE = 8  # questions, at least
 
 
 def is_evaluator(runtime: str, engine: str = "") -> bool:
-    """Whether times of this engine are those of a checker, not of a device."""
+    """Whether this engine is an evaluator that checks answers, whose times say nothing about a device."""
     return "evaluator" in engine or (runtime == "coreml" and not engine and platform.system() != "Darwin")
 
 

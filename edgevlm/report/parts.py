@@ -1,4 +1,4 @@
-"""What the sections of a report share: how a bundle looks, legends, tables."""
+"""Parts that the sections of a report share: colours and shapes of bundles, legends, tables."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def missing(words: str) -> Html:
 
 
 def busy_warning(report: dict[str, Any]) -> Html | None:
-    """Of a benchmark on a machine that had other work."""
+    """A warning, where the machine was busy with other work when the benchmark began."""
     device = report["device"]
     load, cores = device.get("load"), device.get("usable_cores")
     if not is_number(load) or load <= (cores if is_number(cores) else 1) / 4:

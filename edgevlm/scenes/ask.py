@@ -1,4 +1,4 @@
-"""Asks about a scene: at most one question per skill and round, and two of existence, a yes and a no.
+"""Questions about a scene: at most one per skill and round, except two of existence, a yes and a no.
 
 A skill is left out where the scene gives it no question with exactly one right answer.
 """
@@ -35,14 +35,14 @@ def ask(scene: Scene, rounds: int = 1) -> tuple[Question, ...]:
     More rounds ask more of the same skills (training wants that); no question is asked twice, and a caption once.
     """
     stream = scene_stream(scene.split, scene.seed, scene.index, QUESTIONS)
-    asked: dict[str, Question] = {}
+    drafts: dict[str, Question] = {}
     for turn in range(rounds):
         for skill in _SKILLS if turn == 0 else (skill for skill in _SKILLS if skill is not _caption):
             for draft in skill(scene, stream):
-                asked.setdefault(draft.question, draft)
+                drafts.setdefault(draft.question, draft)
     name = f"{scene.index:06d}"
     image = f"images/{name}.png"
-    return tuple(replace(draft, id=f"{name}-{n}", image=image) for n, draft in enumerate(asked.values()))
+    return tuple(replace(draft, id=f"{name}-{n}", image=image) for n, draft in enumerate(drafts.values()))
 
 
 def _draft(skill: str, question: str, answer: str) -> Question:
@@ -69,15 +69,17 @@ def _exists(stream: Stream, what: str, answer: str, mode: str) -> Question:
 
 
 def absent_nouns(scene: Scene) -> list[Noun]:
-    """Nouns that the scene surely does not show: neither they nor what looks like them."""
+    """Nouns that are surely absent: the scene shows neither them nor a lookalike."""
     shown = {item.name for item in scene.objects}
     nouns = (*NOUNS, SIGN)
     return [n for n in nouns if n.name not in shown and not shown & set(LOOKALIKES.get(n.name, ()))]
 
 
 def _missing_noun(scene: Scene, stream: Stream, mode: str) -> Noun:
-    """random: any absent noun; popular: one of the frequent; adversarial: of those that are seen together most often
-    with what is there, which is by the number of themes shared with it, summed over the objects' nouns."""
+    """An absent noun. random: any; popular: a frequent one; adversarial: one that shares most themes with the scene.
+
+    Shared themes are summed over the nouns of the scene's objects: such nouns are seen together most often.
+    """
     absent = absent_nouns(scene)
     if mode == "popular":
         return stream.choice([noun for noun in absent if noun.popular] or absent)
@@ -89,7 +91,7 @@ def _missing_noun(scene: Scene, stream: Stream, mode: str) -> Noun:
 
 
 def _missing_pair(scene: Scene, stream: Stream) -> tuple[Noun, str | None] | None:
-    """A noun that is there in a colour that it does not have here."""
+    """A noun of the scene with a colour that none of its objects has."""
     shown = {(item.name, item.colour) for item in scene.objects}
     pairs: list[tuple[Noun, str | None]] = [
         (noun, colour)
@@ -107,7 +109,7 @@ def _noun(name: str) -> Noun:
 
 
 def _colour(scene: Scene, stream: Stream) -> Drafts:
-    """Of a noun whose objects all have one colour here, or of one of two that lie side by side or above each other."""
+    """The colour of a noun whose objects share one, or of one of two objects side by side or above each other."""
     items: dict[str, list[SceneObject]] = {}
     for item in scene.objects:
         if item.colour:
@@ -127,7 +129,7 @@ def _colour(scene: Scene, stream: Stream) -> Drafts:
 
 
 def _count(scene: Scene, stream: Stream) -> Drafts:
-    """Of a noun, of a noun in a colour, or of all objects; large groups are asked for more often."""
+    """The number of a noun's objects, in any colour or in one, or of all objects; large groups are more frequent."""
     nouns = Counter(item.name for item in scene.objects)
     pairs = Counter((item.name, item.colour) for item in scene.objects if item.colour)
     amounts = {say.phrase(_noun(name), None, True): n for name, n in nouns.items() if _countable(name, nouns)}
@@ -147,7 +149,7 @@ def _countable(name: str, shown: Counter[str]) -> bool:
 
 
 def _naming(scene: Scene, stream: Stream) -> Drafts:
-    """What the only thing, the thing in a corner, in the middle, or of a colour is."""
+    """The name of the only thing, or of the one thing in a corner, in the middle, or of a colour."""
     things = [item for item in scene.objects if item.noun is not SIGN]
     kinds = {item.name for item in things}
     signs = len(scene.objects) - len(things)

@@ -57,7 +57,7 @@ def _mask(noun: str) -> Image.Image:
 
 @cache
 def mean_colour(noun: str) -> RGB:
-    """Mean colour of a noun's own pixels, by which a background keeps clear of it."""
+    """Mean colour of a noun's own pixels, from which a background must differ."""
     pixels = np.asarray(_sprite(noun)).reshape(-1, 4)
     red, green, blue = pixels[pixels[:, 3] > 128, :3].mean(0)
     return int(red), int(green), int(blue)
@@ -65,7 +65,7 @@ def mean_colour(noun: str) -> RGB:
 
 @lru_cache(maxsize=1024)  # all that plan.py asks for: 30 MB
 def cut_sprite(noun: Noun, turn: int, mirrored: bool) -> Cut:
-    """The noun at the atlas's own size, turned by `turn` degrees counter-clockwise, trimmed to what is visible."""
+    """The noun at the atlas's own size, turned by `turn` degrees counter-clockwise, trimmed to its visible pixels."""
     sprite, mask = _sprite(noun.name), _mask(noun.name) if noun.coloured else None
     if mirrored:
         sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

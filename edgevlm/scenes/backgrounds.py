@@ -102,7 +102,7 @@ def _muted(stream: Stream, fills: list[RGB]) -> I32:
 
 
 def _second(stream: Stream, first: I32, fills: list[RGB]) -> I32:
-    """Another such colour, if what lies between the two is clear as well; else a slightly different first."""
+    """Another such colour, if those between the two are clear as well; else one close to the first."""
     for _ in range(4):
         second = _muted(stream, fills)
         between = min(_nearest(first + (second - first) * step // 4, fills) for step in (1, 2, 3, 4))

@@ -1,4 +1,4 @@
-"""What scenes are made of: nouns, colours, themes, words, and which split owns what.
+"""The parts of scenes (nouns, colours, themes, words), and which split each belongs to.
 
 Three things belong to one split each, by rules that anyone can compute again:
 - a (colour, noun) pair: `pair_split`. No other split draws it or names it in a question.
@@ -116,7 +116,7 @@ NOUNS: tuple[Noun, ...] = (
     _noun("ball", "party garden", "⚽", popular=1),
 )
 SIGN = Noun("sign", "signs", ())  # a board with a text
-# A thing that a person might also call by another noun's name; where one shows, the other's absence is never asked.
+# Things that a person might call by another noun; where one is shown, no question needs the other's absence.
 LOOKALIKES: dict[str, tuple[str, ...]] = {
     "circle": ("ball", "clock", "donut", "ring"),
     "ring": ("donut", "circle", "key"),
@@ -155,7 +155,7 @@ def held_out_pairs(split: Split) -> tuple[tuple[str, Noun], ...]:
 
 
 def text_split(text: str) -> Split:
-    """The split whose signs alone bear this text, whatever its case: CRC-32 of the lower-case text, modulo 8."""
+    """The only split whose signs may show this text, in any case: CRC-32 of the lower-case text, modulo 8."""
     share = zlib.crc32(text.lower().encode("ascii")) % 8
     return "test" if share == 7 else "val" if share == 6 else "train"
 

@@ -14,8 +14,10 @@ _RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3))
 
 
 def make_crowd(seed: int, index: int) -> Scene:
-    """Crowd number `index`: 3 to 12 things and up to 3 signs, or 2 to 6 signs and up to 3 things, of any kinds that
-    the train split may show. More signs would be smaller than those that are asked about."""
+    """Crowd number `index`: 3 to 12 things and up to 3 signs, or 2 to 6 signs and up to 3 things.
+
+    They are of any kinds that the train split may show. More signs would be smaller than those in questions.
+    """
     stream = Stream(_KEY, seed, index)
     written = stream.chance(0.5)
     things, signs = stream.between(*(0, 3) if written else (3, 12)), stream.between(*(2, 6) if written else (0, 3))
@@ -43,8 +45,10 @@ def make_mixture(seed: int, index: int) -> Scene:
 
 
 def make_signs(seed: int, index: int) -> Scene:
-    """Wall number `index`: 4 to 7 signs, a little smaller than a scene's, and at most one thing. A picture holds
-    about eighteen times as many letters as one of Scenes does."""
+    """Wall number `index`: 4 to 7 signs, a little smaller than a scene's, and at most one thing.
+
+    A picture has about eighteen times as many letters as a scene.
+    """
     stream = Stream(_SIGNS, seed, index)
     items = [random_sign(stream, "train") for _ in range(stream.between(4, 7))]
     if stream.chance(0.5):

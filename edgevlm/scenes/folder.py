@@ -1,4 +1,4 @@
-"""The Scenes folder: dataset.json, images/000000.png and questions.jsonl. Written here, read here."""
+"""The Scenes folder: dataset.json, images/000000.png and questions.jsonl. Both written and read here."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write_scenes(
     from edgevlm.scenes.generator import scenes
 
     check_replaceable(out, force, DATASET, "Scenes folder")
-    asked = 0
+    total = 0
     with partial_folder(out) as partial:
         (partial / "images").mkdir()
         with (partial / QUESTIONS).open("w", encoding="utf-8", newline="\n") as lines:
@@ -63,14 +63,14 @@ def write_scenes(
                 scene.picture.save(partial / questions[0].image, compress_level=4)
                 for question in questions:
                     lines.write(json.dumps(question.to_dict(), ensure_ascii=False) + "\n")
-                asked += len(questions)
+                total += len(questions)
                 if progress:
                     progress("Drawing scenes", number, count)
         head = {"format": FORMAT, "version": VERSION, "split": split, "seed": seed, "count": count}
         text = json.dumps(head | {"loc_bins": LOC_BINS}, indent=1) + "\n"
         (partial / DATASET).write_text(text, encoding="utf-8")
         publish(partial, out)
-    return asked
+    return total
 
 
 def read_questions(folder: Path, *, skip_bad: bool = False) -> QuestionSet:
@@ -101,7 +101,7 @@ def read_questions(folder: Path, *, skip_bad: bool = False) -> QuestionSet:
         except ValueError as error:
             if not skip_bad:
                 raise EdgeVLMError(
-                    f"'{path}', line {number}: {error}. Mend the line, or leave bad lines out with --skip-bad."
+                    f"'{path}', line {number}: {error}. Fix the line, or leave bad lines out with --skip-bad."
                 ) from None
             problems.append(f"{QUESTIONS}, line {number}: {error}")
         else:

@@ -17,7 +17,7 @@ from edgevlm.scenes.plan import SMALLEST, Item, plan
 from edgevlm.scenes.scene import Box, Scene, SceneObject
 from edgevlm.scenes.stream import Stream
 
-LONGEST = 256  # pixels of a picture's longest edge, unless a size is asked for
+LONGEST = 256  # pixels of a picture's longest edge, unless a size is given
 SMALLEST_SIDE = 48
 _RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9))
 # The last number of a stream's key, so that a new question never changes a picture.
@@ -40,8 +40,10 @@ def size_of(ratio: tuple[int, int]) -> tuple[int, int]:
 
 
 def make_scene(split: Split, seed: int, index: int, size: tuple[int, int] | None = None) -> Scene:
-    """Scene number `index` of a split and seed. `size` is (width, height) in pixels; without it the stream chooses
-    a shape whose longest edge is LONGEST."""
+    """Scene number `index` of a split and seed.
+
+    size: (width, height) in pixels; None draws a shape, with LONGEST as its longest edge.
+    """
     if size is not None and not (min(size) >= SMALLEST_SIDE and max(size) <= 4096 and max(size) <= 4 * min(size)):
         raise EdgeVLMError(
             f"A scene of {size[0]} x {size[1]} pixels cannot be drawn: choose sides of {SMALLEST_SIDE} to 4096 pixels, "
@@ -65,7 +67,7 @@ class _Part(NamedTuple):
 
 
 def compose(stream: Stream, split: Split, seed: int, index: int, size: tuple[int, int], items: list[Item]) -> Scene:
-    """Place and paint the items; where they find no room they become smaller, and the last ones stay away."""
+    """Place and paint the items; where they do not fit they are made smaller, and then the last ones are left out."""
     parts = [_cut(item) for item in items]
     scale = (size[0] * size[1]) ** 0.5
     gap = max(2, round(scale * 0.018))

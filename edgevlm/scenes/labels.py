@@ -1,4 +1,4 @@
-"""Ground truth per patch of an encoder's grid, for training it: which thing, which colour, which letter, which box."""
+"""Ground truth per patch of an encoder's grid, to train it on: thing, colour, letter and box."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gives every object a place of its own. Each layout belongs to one split."""
+"""Places objects without overlap. Each layout belongs to one split."""
 
 from __future__ import annotations
 

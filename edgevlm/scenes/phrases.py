@@ -1,4 +1,4 @@
-"""How things are named and how questions are put: several wordings for each, one meaning."""
+"""Names of things and wordings of questions: several for each meaning."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def phrase(noun: Noun, colour: str | None, many: bool = False) -> str:
 def unique_phrases(scene: Scene, stream: Stream) -> list[tuple[SceneObject, str]]:
     """Each object that a phrase without a place picks out, with that phrase; in random order.
 
-    The colour is said where the noun alone would not do, and now and then where it would.
+    The colour is named where the noun alone is ambiguous, and sometimes where it is not.
     """
     nouns = Counter(item.name for item in scene.objects)
     pairs = Counter((item.name, item.colour) for item in scene.objects)

@@ -1,4 +1,4 @@
-"""Decides what a scene shows: nouns, colours, texts and how large, before anything has a place."""
+"""Chooses the content of a scene before its layout: nouns, colours, texts and sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edgevlm.scenes.stream import Stream
 
 MAX_COUNT = 10
 SMALLEST = 0.11  # longest side of an object, in square roots of the picture's area
-# Few, so that every turned sprite is made once; so small that a square is no diamond.
+# Few, so that turned sprites can be cached; small, so that a square does not look like a diamond.
 _TURNS = (-12, -8, -4, 4, 8, 12)
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # (board, ink) of signs.
@@ -132,7 +132,7 @@ def _shade(stream: Stream, colour: str | None) -> RGB | None:
 
 
 def _size(stream: Stream, smallest: float, largest: float) -> float:
-    """Small and large more often than between, so that there is a difference to ask for."""
+    """Small and large sizes more often than middle ones, so that objects differ clearly."""
     third = (largest - smallest) / 3
     start = smallest + third * stream.weighted((0, 1, 2), (2, 1, 2))
     return stream.uniform(start, start + third)
@@ -156,7 +156,7 @@ def _texts(stream: Stream, split: Split) -> list[str]:
 
 
 def _word(stream: Stream, split: Split) -> str:
-    """An English word of the split; one in three in training is of random letters, so that letters are read."""
+    """An English word of the split; in training, one in three is of random letters, so that a model must read."""
     word = stream.choice(words(split))
     while split == "train" and stream.chance(1 / 3):
         if invented := _invented_once(stream, split):
@@ -166,7 +166,7 @@ def _word(stream: Stream, split: Split) -> str:
 
 
 def _invented_once(stream: Stream, split: Split) -> str:
-    """Random letters, or nothing where they belong to another split or their case could not be told."""
+    """Random letters; empty where they belong to another split, or where upper and lower case look alike."""
     invented = "".join(stream.choice(_LETTERS) for _ in range(stream.between(2, 7))).lower()
     return invented if text_split(invented) == split and set(invented) - set("cosuvwxz") else ""
 

@@ -44,7 +44,7 @@ class Question:
 
 
 def parse_question(row: Any) -> Question:
-    """A line of questions.jsonl, parsed and checked; ValueError says what is wrong with it.
+    """A line of questions.jsonl, parsed and checked. Raises ValueError that names the fault.
 
     Columns other than the format's are allowed, so that a folder can carry more.
     """

@@ -1,4 +1,4 @@
-"""Where things are and how large, asked only where no person could see it otherwise.
+"""Questions on where things are and how large, only where every person would give the same answer.
 
 Margins: left and right need a horizontal distance of centres of at least twice the vertical one (and the reverse);
 halves of the picture need the whole object on its side and its centre 14 % away from the middle; bigger needs 1.4 times
@@ -63,8 +63,8 @@ def spatial_questions(scene: Scene, stream: Stream) -> list[_Draft]:
         where = relation(first, second)
         if where:
             drafts.append((say.put(stream, say.RELATION, x=x, y=y), where))
-            asked, answer = (where, "yes") if stream.chance(0.5) else (OPPOSITE[where], "no")
-            drafts.append((say.put(stream, say.IS_RELATED[asked], x=x, y=y), answer))
+            side, answer = (where, "yes") if stream.chance(0.5) else (OPPOSITE[where], "no")
+            drafts.append((say.put(stream, say.IS_RELATED[side], x=x, y=y), answer))
     for item, x in named:
         drafts += [(say.put(stream, say.WHAT_RELATED[w], x=x), name) for w, name in _sides(scene, item)]
     if not drafts or stream.chance(0.25):

@@ -1,4 +1,4 @@
-"""A scene: a picture, and everything that is true of it."""
+"""A scene: a picture with its complete ground truth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SceneObject:
     name: str  # a noun of the catalogue, or "sign"
     colour: str | None  # None where the noun has colours of its own
     box: Box
-    text: str = ""  # what a sign says
+    text: str = ""  # of a sign
     letters: tuple[tuple[str, Box], ...] = ()  # each character of it and where its ink is
 
     @property

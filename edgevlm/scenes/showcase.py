@@ -23,9 +23,9 @@ _STREAM = 3  # the first number of these streams' keys, which no split uses
 
 @dataclass(frozen=True)
 class Sketch:
-    """What a picture shows, before anything has a place."""
+    """The content of a picture, without its layout."""
 
-    split: Split  # whose layouts, pairs of colour and noun, and texts it keeps to
+    split: Split  # its layout, pairs of colour and noun, and texts are this split's
     key: int  # of its stream
     size: tuple[int, int]
     things: tuple[tuple[str, str | None, float], ...]  # noun, colour, longest side in roots of the picture's area

@@ -21,7 +21,7 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """What one record number gives: its Examples (two for a preference), and the records that failed on the way."""
+    """The Examples of one record (two for a preference), and the errors of records that were skipped before it."""
 
     number: int
     examples: tuple[Example, ...]
@@ -99,7 +99,7 @@ class Collator:
         return batch | ({"bad": bad} if bad else {})
 
     def _mask(self, rows: list[Example]) -> Tensor:
-        """(B, L) of 1 and 0; (B, 1, L, L) of who sees whom where dialogues share a picture."""
+        """(B, L) of 1 and 0; where dialogues share a picture, (B, 1, L, L): whether a position attends to another."""
         segments = pad([row.segments for row in rows], -1)
         if int(segments.max()) <= 1:
             return (segments >= 0).long()

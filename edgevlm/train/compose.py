@@ -44,7 +44,7 @@ class ComposeOptions:
         if self.projector not in PROJECTORS:
             raise EdgeVLMError(f"Projector '{self.projector}' does not exist: choose one of {', '.join(PROJECTORS)}.")
         if min(self.queries, self.layers, self.scale_factor or 1) < 1 or not 0 <= self.tiles <= 6:
-            raise EdgeVLMError("--queries, --layers and --scale-factor are 1 or more, --tiles 0 to 6: mend them.")
+            raise EdgeVLMError("--queries, --layers and --scale-factor are 1 or more, --tiles 0 to 6: fix them.")
         if self.projector == "mlp" and self.tiles not in (0, 4):
             raise EdgeVLMError("The mlp projector has LLaVA's layout, which sees whole pictures: leave --tiles out.")
 
@@ -105,7 +105,7 @@ def _half(model: str, what: str, section: str, mark: str, kinds: tuple[str, ...]
 
 
 def _vision_config(config: dict[str, Any]) -> Any:
-    """As transformers' SigLIP; what config.json leaves out has the default of its own model type."""
+    """The encoder's config as transformers' SigLIP; missing fields get the defaults of the file's own model type."""
     kind = str(config.get("model_type"))
     known = {k: v for k, v in config.items() if k != "model_type"}
     classes = {"smolvlm_vision": "SmolVLMVisionConfig", "idefics3": "Idefics3VisionConfig"}

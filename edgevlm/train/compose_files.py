@@ -28,11 +28,11 @@ class Vocabulary:
 def extend_tokenizer(source: Path, out: Path, tiles: int) -> Vocabulary:
     """Write the language model's tokenizer with the image tokens added and SmolVLM's chat template.
 
-    tiles: the largest grid that has tokens; 0: none but the image token. A token that is there already stays.
+    tiles: the side of the largest grid that gets tokens; 0: the image token only. Existing tokens stay.
     """
-    load_tokenizer(source / "tokenizer.json")  # says what is wrong with it
+    load_tokenizer(source / "tokenizer.json")  # raises EdgeVLMError for a damaged file
     settings = json.loads((source / "tokenizer.json").read_text("utf-8"))
-    settings["post_processor"] = None  # the chat template says where the first token goes
+    settings["post_processor"] = None  # the chat template places the first token
     tokenizer = Tokenizer.from_str(json.dumps(settings))
     names = [END, IMAGE]
     if tiles:

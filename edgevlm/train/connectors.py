@@ -1,4 +1,4 @@
-"""VLMs whose projector asks the picture with learned queries: SmolVLM's layout with another connector.
+"""VLMs whose projector attends to the picture with learned queries: SmolVLM's layout with another connector.
 
 "qformer": BLIP-2's Q-Former (Li et al. 2023, arXiv 2301.12597). "resampler": the Perceiver resampler of Flamingo
 (Alayrac et al. 2022, arXiv 2204.14198) as Idefics2 has it. Both are transformers' own modules. Importing this module
@@ -60,8 +60,8 @@ class QFormer(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         queries = self.queries.expand(len(states), -1, -1)
-        asked = self.qformer(query_embeds=queries, encoder_hidden_states=states).last_hidden_state
-        features: Tensor = self.proj(asked)
+        attended = self.qformer(query_embeds=queries, encoder_hidden_states=states).last_hidden_state
+        features: Tensor = self.proj(attended)
         return features
 
 

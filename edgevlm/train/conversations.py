@@ -39,7 +39,7 @@ class BadRecord(EdgeVLMError):
 def parse_record(text: bytes, place: str, images: Path, *, pairs: bool) -> Conversation:
     """The record in `text`. pairs: it holds "chosen" and "rejected", the two dialogues of the Conversation.
 
-    The pictures' paths start from the folder `images` and must exist. BadRecord tells `place` and what is wrong.
+    The pictures' paths start from the folder `images` and must exist. Raises BadRecord, which names `place`.
     """
 
     def bad(problem: str) -> BadRecord:

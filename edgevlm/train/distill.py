@@ -23,9 +23,9 @@ from edgevlm.train.engine import TEACHER, Engine, Run
 from edgevlm.train.fake_quantize import train_through
 from edgevlm.train.models import Source, load_for_training, open_source, save
 from edgevlm.train.options import DistillOptions
-from edgevlm.train.outputs import Outputs, Wanted, run_model, top_kl
+from edgevlm.train.outputs import OutputChoice, Outputs, run_model, top_kl
 from edgevlm.train.run import describe, read_items
-from edgevlm.train.teacher import Lesson, Lessons, check_vocabularies, teach
+from edgevlm.train.teacher import TeacherCache, TeacherOutputs, cache_teacher, check_vocabularies
 from edgevlm.types import Progress
 
 MAP = "feature_map"  # the student's module that is thrown away after training
@@ -34,9 +34,9 @@ MAP = "feature_map"  # the student's module that is thrown away after training
 class Distiller(Engine):
     """An Engine whose loss also compares with a teacher's cached outputs."""
 
-    def __init__(self, *, lessons: Lessons, source: Source, wanted: Wanted, **rest: Any) -> None:
+    def __init__(self, *, teacher: TeacherCache, source: Source, wanted: OutputChoice, **rest: Any) -> None:
         super().__init__(**rest)
-        self.lessons, self.source, self.wanted = lessons, source, wanted
+        self.teacher, self.source, self.wanted = teacher, source, wanted
         self.options: DistillOptions
         self._sums: dict[str, float] = {}
         self._batches = 0
@@ -47,8 +47,8 @@ class Distiller(Engine):
         inner = core(self.accelerator.unwrap_model(model))
         spec, o = self.source.spec, self.options
         out = run_model(model, inner, inputs, spec.image_token_id, self.wanted, spec.image_tokens)
-        lesson = self._lesson(numbers)
-        parts = compare(out, lesson, labels, o.temperature, getattr(inner, MAP, None), weights)
+        taught = self._taught(numbers)
+        parts = compare(out, taught, labels, o.temperature, getattr(inner, MAP, None), weights)
         factors = {name: getattr(o, name) for name in parts}
         self._batches += 1
         for name, value in parts.items():
@@ -56,8 +56,8 @@ class Distiller(Engine):
         total = torch.stack([factors[name] * value for name, value in parts.items()]).sum()
         return total * len(labels)
 
-    def _lesson(self, numbers: Tensor) -> Lesson:
-        rows = [self.lessons[int(number)] for number in numbers]
+    def _taught(self, numbers: Tensor) -> TeacherOutputs:
+        rows = [self.teacher[int(number)] for number in numbers]
         device = self.accelerator.device
         return {name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]}
 
@@ -70,27 +70,27 @@ class Distiller(Engine):
 
 def compare(
     out: Outputs,
-    lesson: Lesson,
+    taught: TeacherOutputs,
     labels: Tensor,
     temperature: float,
     mapping: nn.Module | None,
     weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Each part of the loss as a mean: over answer tokens (weights, of mean 1), image tokens or tiles."""
-    if len(lesson["ids"]) != len(labels):
+    if len(taught["ids"]) != len(labels):
         raise EdgeVLMError(
-            f"The teacher's outputs have {len(lesson['ids'])} answer tokens where the student reads {len(labels)}: "
+            f"The teacher's outputs have {len(taught['ids'])} answer tokens where the student reads {len(labels)}: "
             "the data changed since; remove the teacher's cache."
         )
     share = torch.ones(len(labels), device=labels.device) if weights is None else weights
     parts = {
         "cross_entropy": (F.cross_entropy(out.answers, labels, reduction="none") * share).mean(),
-        "answer_kl": (top_kl(out.answers, lesson["ids"], lesson["logs"], temperature) * share).mean(),
+        "answer_kl": (top_kl(out.answers, taught["ids"], taught["logs"], temperature) * share).mean(),
     }
     for name, ours, theirs in (
-        ("visual_kl", out.visual, lesson.get("visual_ids")),
-        ("relation", out.relation, lesson.get("relation")),
-        ("features", out.features, lesson.get("features")),
+        ("visual_kl", out.visual, taught.get("visual_ids")),
+        ("relation", out.relation, taught.get("relation")),
+        ("features", out.features, taught.get("features")),
     ):
         if ours is None or theirs is None:
             continue
@@ -101,7 +101,7 @@ def compare(
                 f"--{name.replace('_', '-')}."
             )
         if name == "visual_kl":
-            parts[name] = top_kl(ours, theirs, lesson["visual_logs"], temperature).sum() / max(1, len(ours))
+            parts[name] = top_kl(ours, theirs, taught["visual_logs"], temperature).sum() / max(1, len(ours))
         elif name == "relation":  # 1 - cosine of the two matrices, LLaVA-KD's RDist
             parts[name] = 1 - F.cosine_similarity(ours.flatten(1), theirs.float().flatten(1)).mean()
         else:
@@ -110,21 +110,19 @@ def compare(
     return parts
 
 
-def distill(options: DistillOptions, tell: Progress, note: Callable[[str], None]) -> Path | None:
+def distill(options: DistillOptions, progress: Progress, note: Callable[[str], None]) -> Path | None:
     """Train the student and write `options.out`; its path, in the main process. Raises EdgeVLMError."""
-    run = Run(options, tell, note)
+    run = Run(options, progress, note)
     student, teacher = open_source(options.model), open_source(options.teacher)
     check_vocabularies(teacher, student)
     recipe = make_recipe(options.quantize, options.preset, options.components) if options.quantize else None
     items = read_items(options, student, run)
     begun = run.begin(items)
-    wanted = Wanted(options.visual_kl > 0, options.relation > 0, options.features > 0)
+    wanted = OutputChoice(options.visual_kl > 0, options.relation > 0, options.features > 0)
     encoder = teacher.encoder(options.max_length, options.max_tiles, options.tiled)
     studied = Items(items.records, encoder, options.skip_bad)
     cache = options.cache or run.part / TEACHER
-    silent: Progress = lambda what, done, total: None  # noqa: E731
-    telling = run.tell if run.main else silent
-    lessons = teach(teacher, studied, cache, options, wanted, student.spec.decoder.vocab_size, telling)
+    cached = cache_teacher(teacher, studied, cache, options, wanted, student.spec.decoder.vocab_size, run.progress)
     model = load_for_training(student, options)
     if recipe is not None:
         spec, weights = read_model(student.checkpoint)
@@ -135,7 +133,7 @@ def distill(options: DistillOptions, tell: Progress, note: Callable[[str], None]
         add_feature_map(model, teacher, student)
         more["ddp_find_unused_parameters"] = False  # the map is used after the forward pass, where DDP does not look
     trainer = Distiller(
-        lessons=lessons,
+        teacher=cached,
         source=student,
         wanted=wanted,
         items=items,

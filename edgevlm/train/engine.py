@@ -1,7 +1,7 @@
 """One training run on transformers' Trainer, and so on accelerate: one process, or many under `accelerate launch`.
 
-`OUT.part` holds a run that is not finished: its plan, its checkpoints, its log. The same command goes on from
-there, with the results of a run that was never stopped. The finished folder takes the name OUT in one step.
+`OUT.part` holds a run that is not finished: its plan, its checkpoints, its log. The same command resumes it, with the
+results of a run that was never stopped. The finished folder is renamed to OUT in one step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edgevlm.train.report import write_report
 from edgevlm.types import Progress
 
 COMPLETE = "complete"  # marks a checkpoint that was written to its end
-TEACHER = "teacher"  # outputs of a teacher that were not asked to be kept
+TEACHER = "teacher"  # a teacher's outputs, where no --cache keeps them
 
 
 class Engine(Trainer):  # type: ignore[misc]
@@ -50,7 +50,7 @@ class Engine(Trainer):  # type: ignore[misc]
     ) -> Any:
         bad = inputs.pop("bad", [])
         if "labels" not in inputs:
-            raise BadRecord(f"{bad[0]}; mend the record, or leave such records out with --skip-bad.")
+            raise BadRecord(f"{bad[0]}; fix the record, or leave such records out with --skip-bad.")
         self.skipped += bad
         labels, numbers, weights = inputs.pop("labels"), inputs.pop("numbers"), inputs.pop("weights", None)
         count = len(labels) if num_items_in_batch is None else num_items_in_batch
@@ -68,7 +68,7 @@ class Engine(Trainer):  # type: ignore[misc]
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         if self.options.optimizer == "muon":
             if self.is_fsdp_enabled:
-                raise EdgeVLMError("Muon wants whole matrices, which FSDP spreads: use --optimizer adamw.")
+                raise EdgeVLMError("Muon needs whole matrices, which FSDP splits: use --optimizer adamw.")
             free = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
             self.optimizer = MuonAdamW(free, self.options.rate, self.options.weight_decay)
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -84,14 +84,14 @@ class Engine(Trainer):  # type: ignore[misc]
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
-    """Steps to the bar, losses to the console, and the mark on a checkpoint that all processes have written."""
+    """Shows steps and losses, and marks a checkpoint once all processes have written it."""
 
-    def __init__(self, tell: Progress, note: Callable[[str], None]) -> None:
-        self._tell, self._note, self._share = tell, note, -1
+    def __init__(self, progress: Progress, note: Callable[[str], None]) -> None:
+        self._progress, self._note, self._share = progress, note, -1
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self._tell("training", state.global_step, state.max_steps)
+            self._progress("training", state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         share = 20 * state.global_step // state.max_steps  # a line for every twentieth of the run
@@ -106,13 +106,14 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class Run:
-    """The folders of one run, and its turns: begin, train, finish."""
+    """The folders of one run, and its phases: begin, train, finish. Only the main process shows notes and progress."""
 
-    def __init__(self, options: TrainOptions, tell: Progress, note: Callable[[str], None]) -> None:
-        self.options, self.tell = options, tell
+    def __init__(self, options: TrainOptions, progress: Progress, note: Callable[[str], None]) -> None:
+        self.options = options
         self.process = PartialState(cpu=options.cpu or not torch.cuda.is_available())
         self.main = self.process.is_main_process
         self.note = note if self.main else lambda text: None
+        self.progress: Progress = progress if self.main else lambda what, done, total: None
         check_replaceable(options.out, options.force, "training/plan.json", "trained model")
         self.part = options.out.with_name(f"{options.out.name}.part")
         self.checkpoints = self.part / "checkpoints"
@@ -120,7 +121,7 @@ class Run:
         transformers.set_seed(options.seed)
 
     def begin(self, items: Items) -> Path | None:
-        """Make or check `OUT.part`; the checkpoint to go on from, if any."""
+        """Make or check `OUT.part`; return the checkpoint to resume from, if any."""
         plan = self.options.plan() | {"records": len(items), "processes": self.process.num_processes}
         file = self.part / "training" / "plan.json"
         if self.main:
@@ -133,11 +134,11 @@ class Run:
             name = differing[0]
             raise EdgeVLMError(
                 f"'{self.part}' holds a run begun with {name} = {begun.get(name)}, now {plan[name]}: give the same "
-                "options to go on with it, or remove that folder to begin anew."
+                "options to resume it, or remove that folder to start again."
             )
         found = sorted(self.checkpoints.glob(f"checkpoint-*/{COMPLETE}"), key=lambda path: _step(path.parent))
         if found:
-            self.note(f"Going on from step {_step(found[-1].parent)}.")
+            self.note(f"Resuming from step {_step(found[-1].parent)}.")
         return found[-1].parent if found else None
 
     def arguments(self, kind: type[TrainingArguments] = TrainingArguments, **more: Any) -> Any:
@@ -174,7 +175,7 @@ class Run:
         from transformers.trainer_callback import PrinterCallback
 
         trainer.remove_callback(PrinterCallback)  # it prints to standard output
-        trainer.add_callback(ProgressCallback(self.tell, self.note))
+        trainer.add_callback(ProgressCallback(self.progress, self.note))
         if self.main:
             board = self.part / "training" / "tensorboard"
             writer = SummaryWriter(str(board), purge_step=_step(begun) if begun else None)  # type: ignore[no-untyped-call]

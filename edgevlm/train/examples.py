@@ -1,6 +1,6 @@
-"""A conversation as a model reads it: token ids, where the answers are, and the pictures' tiles.
+"""A conversation as a model's input: token ids, where the answers are, and the pictures' tiles.
 
-Pictures and prompts go through the specifications of the export (edgevlm.inputs): what is trained is what ships.
+Pictures and prompts are prepared by the export's specifications (edgevlm.inputs), so training sees what ships.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Training through the quantizer of the export, so that what is trained is what ships.
+"""Training through the quantizer of the export, so that training sees the weights that ship.
 
-`round_weight` is edgevlm.export.quantize.round in torch, equal bit for bit (a property test holds this). Backwards the
-rounding is left out, the straight-through estimator (Bengio et al. 2013, arXiv 1308.3432).
+`round_weight` is edgevlm.export.quantize.round in torch, equal bit for bit (a property test holds this). The backward
+pass ignores the rounding: the straight-through estimator (Bengio et al. 2013, arXiv 1308.3432).
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def _int4(weight: Tensor) -> Tensor:
 
 def _reciprocal(scale: Tensor) -> Tensor:
     inverse = 1 / scale
-    return torch.where(inverse.isinf(), 0.0, inverse)  # of zero, and of what is so small that fp16 holds it as zero
+    return torch.where(inverse.isinf(), 0.0, inverse)  # for a scale that is zero, or underflows to zero in fp16
 
 
 class StraightThrough(torch.autograd.Function):
-    """round_weight forwards, nothing backwards."""
+    """round_weight in the forward pass, the identity in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, kind: str) -> Tensor:

@@ -51,7 +51,7 @@ class Source:
         return Collator(self.image, pad_id, self.spec.family == "llava", per_question)
 
     def load(self, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-        """The transformers model. Its attention takes a mask of who sees whom, which not every kernel does."""
+        """The transformers model, with an attention kernel that accepts a mask per pair of positions."""
         import transformers
 
         import edgevlm.train.connectors  # noqa: F401 (registers the layouts that are edgevlm's own)
@@ -64,7 +64,7 @@ class Source:
 
 
 def quiet_transformers() -> None:
-    """Leave its bars and its remarks off standard error; errors still raise."""
+    """Keep transformers' progress bars and warnings off standard error; errors still raise."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -121,7 +121,7 @@ def load_for_training(source: Source, options: TrainOptions) -> Any:
 
 
 def save(model: Any, source: Source, folder: Path, *, base: str, dtype: torch.dtype | None = None) -> None:
-    """Write the weights and the source's own small files, as the Hub has them; of an adapter, the adapter alone.
+    """Write the weights and the source's small files in the Hub's layout; of a model with an adapter, only the adapter.
 
     base: what an adapter names as its model. dtype: how weights are stored; None: as the source stores most of them.
     """
@@ -131,7 +131,7 @@ def save(model: Any, source: Source, folder: Path, *, base: str, dtype: torch.dt
         (folder / "README.md").unlink(missing_ok=True)  # peft's form to fill in
         return
     stored = dtype or stored_dtype(source.checkpoint)
-    converted: dict[tuple[int, torch.Size], torch.Tensor] = {}  # what is tied stays so, and is stored once
+    converted: dict[tuple[int, torch.Size], torch.Tensor] = {}  # tied weights stay tied, and are stored once
     state = {
         name: converted.setdefault((tensor.data_ptr(), tensor.shape), tensor.detach().to(stored))
         for name, tensor in model.state_dict().items()

@@ -18,7 +18,7 @@ _KIND = "kind"
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Its groups say by "kind" whose they are; they may be split, and their rates set, like any optimizer's."""
+    """Muon and AdamW; a group's "kind" says which updates it. Groups may be split, and their rates set, as usual."""
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float) -> None:
         named = list(parameters)

@@ -1,4 +1,4 @@
-"""What a training run is told, checked once."""
+"""The options of a training run, checked once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from edgevlm.errors import EdgeVLMError
 STAGES = ("align", "instruct", "preference")
 PARTS = ("vision", "projector", "decoder")
 OPTIMIZERS = ("adamw", "muon")
-# What each stage trains unless told otherwise, and at what rate: LLaVA's recipe (arXiv 2310.03744, table 9), and for
-# preferences TRL's default. LoRA's few weights want ten times the rate of a whole model's.
+# What each stage trains by default, and at what rate: LLaVA's recipe (arXiv 2310.03744, table 9), and for
+# preferences TRL's default. LoRA's few weights need ten times the rate of a whole model's.
 _STAGE_PARTS = {"align": ("projector",), "instruct": ("projector", "decoder"), "preference": ("projector", "decoder")}
 _STAGE_RATES = {"align": 1e-3, "instruct": 2e-5, "preference": 1e-6}
 
@@ -67,7 +67,7 @@ class TrainOptions:
                 what = "more than 0" if name in rates else "1 or more"
                 raise EdgeVLMError(f"--{name.replace('_', '-')} is {value}: it should be {what}.")
         if not 0 <= self.warmup < 1 or self.workers < 0 or not 0 <= self.weight_decay < math.inf:
-            raise EdgeVLMError("--warmup is a share below 1, --workers and --weight-decay are 0 or more: mend them.")
+            raise EdgeVLMError("--warmup is a share below 1, --workers and --weight-decay are 0 or more: fix them.")
         if self.optimizer not in OPTIMIZERS:
             raise EdgeVLMError(f"Optimizer '{self.optimizer}' does not exist: choose one of {', '.join(OPTIMIZERS)}.")
         if self.stage == "preference" and (self.optimizer != "adamw" or self.per_question):
@@ -88,7 +88,7 @@ class TrainOptions:
         return _STAGE_RATES[self.stage] * (10 if self.lora else 1)
 
     def plan(self) -> dict[str, Any]:
-        """Everything that decides the result, as JSON values: a run goes on only under the same plan."""
+        """All options that affect the result, as JSON values: a run resumes only under the same plan."""
         aside = {"out", "force", "workers", "save_every"}
         return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name not in aside}
 
@@ -118,7 +118,7 @@ class DistillOptions(TrainOptions):
         if self.cross_entropy + self.answer_kl + self.visual_kl + self.relation + self.features == 0:
             raise EdgeVLMError("Every part of the loss has weight 0: give at least one a weight.")
         if not 0 < self.temperature < math.inf or self.top_k < 1:
-            raise EdgeVLMError("--temperature should be more than 0 and --top-k 1 or more: mend them.")
+            raise EdgeVLMError("--temperature should be more than 0 and --top-k 1 or more: fix them.")
         if self.stage == "preference":
             raise EdgeVLMError("Distillation has no preference stage: distil first, then `edgevlm train` it.")
         if self.quantize and self.lora:

@@ -15,12 +15,12 @@ from edgevlm.train.models import PLACES
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which outputs a run needs beside the answers' predictions."""
+class OutputChoice:
+    """Which outputs a run needs besides the predictions of answers."""
 
     visual: bool = False  # predictions at image tokens
     relation: bool = False  # how alike the states of a tile's image tokens are
-    features: bool = False  # what the projector gives
+    features: bool = False  # the projector's outputs
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class Outputs:
     features: Tensor | None  # (T, n, D)
 
 
-def run_model(model: Any, inner: Any, batch: dict[str, Any], image_token_id: int, wanted: Wanted, n: int) -> Outputs:
-    """One forward pass. `inner` is the model inside whatever wraps `model`; n: image tokens per tile."""
+def run_model(
+    model: Any, inner: Any, batch: dict[str, Any], image_token_id: int, wanted: OutputChoice, n: int
+) -> Outputs:
+    """One forward pass. inner: the transformers model that `model` wraps. n: image tokens per tile."""
     inputs = dict(batch)
     answers = inputs["logits_to_keep"]
     image = inputs["input_ids"] == image_token_id
@@ -72,7 +74,7 @@ def projector_of(inner: Any) -> Any:
 
 @contextmanager
 def _watch(inner: Any) -> Iterator[dict[str, Tensor]]:
-    """States that go into the head, and features that come out of the projector."""
+    """Records the input of the head and the output of the projector."""
     seen: dict[str, Tensor] = {}
 
     def head(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -92,7 +94,7 @@ def _watch(inner: Any) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _features(seen: dict[str, Tensor], wanted: Wanted) -> Tensor | None:
+def _features(seen: dict[str, Tensor], wanted: OutputChoice) -> Tensor | None:
     return seen["features"].float() if wanted.features and "features" in seen else None
 
 

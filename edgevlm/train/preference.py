@@ -43,7 +43,7 @@ class _Trainer(DPOTrainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         bad = inputs.pop("bad", [])
         if "input_ids" not in inputs:
-            raise BadRecord(f"{bad[0]}; mend the record, or leave such records out with --skip-bad.")
+            raise BadRecord(f"{bad[0]}; fix the record, or leave such records out with --skip-bad.")
         self.skipped += bad
         return super().compute_loss(model, inputs, *args, **kwargs)
 

@@ -1,6 +1,6 @@
 """The records of a training set by number: a Scenes folder, or a .jsonl or .json file, read one record at a time.
 
-Memory holds where each record stands, not the records, so a file may be larger than memory.
+Only the offset of each record is in memory, so a file may be larger than memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.train.conversations import BadRecord, Conversation, parse_record
 from edgevlm.types import Progress
 
-SHOWN = 10  # bad records that are named; the rest are counted
+SHOWN = 10  # bad records that are listed; the rest are only counted
 _MAX_RECORD = 16 << 20  # bytes
 
 
@@ -37,21 +37,21 @@ class Records:
         images: Path | None = None,
         skip_bad: bool = False,
         pairs: bool = False,
-        tell: Progress = lambda what, done, total: None,
+        progress: Progress = lambda what, done, total: None,
     ) -> None:
         self.path = _file(path)
         self.images = images or self.path.parent
         self._pairs, self._grouped = pairs, path.is_dir()
         self._starts, self._sizes, self._lines = array("q"), array("q"), array("q")
-        self._firsts = array("q")  # of the records, those with which a Conversation begins
+        self._firsts = array("q")  # records at which a Conversation begins
         self._stream: tuple[int, Any] | None = None
         self.bad = 0
         self.shown: list[str] = []
-        self._index(tell)
+        self._index(progress)
         if self.bad and not skip_bad:
             listed = "".join(f"\n  {sentence}" for sentence in self.shown)
             raise EdgeVLMError(
-                f"{self.bad} of {self.bad + len(self._starts)} records of '{self.path}' are bad; mend them, or leave "
+                f"{self.bad} of {self.bad + len(self._starts)} records of '{self.path}' are bad; fix them, or leave "
                 f"them out with --skip-bad:{listed}" + ("\n  ..." if self.bad > SHOWN else "")
             )
         if not len(self):
@@ -80,12 +80,12 @@ class Records:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_stream": None}
 
-    def _index(self, tell: Progress) -> None:
+    def _index(self, progress: Progress) -> None:
         total, last = self.path.stat().st_size, None
         records = _lines(self.path) if self.path.suffix == ".jsonl" else _elements(self.path)
         for start, line, text in records:
             if len(self._starts) % 1000 == 0:
-                tell("checking the data", start, total)
+                progress("checking the data", start, total)
             try:
                 if len(text) >= _MAX_RECORD:
                     raise BadRecord(f"{self.path.name}:{line}: the record is longer than {_MAX_RECORD >> 20} MiB")
@@ -100,7 +100,7 @@ class Records:
             self._starts.append(start)
             self._sizes.append(len(text))
             self._lines.append(line)
-        tell("checking the data", total, total)
+        progress("checking the data", total, total)
 
 
 def _file(path: Path) -> Path:

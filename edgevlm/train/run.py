@@ -14,12 +14,12 @@ from edgevlm.train.records import Records
 from edgevlm.types import Progress
 
 
-def train(options: TrainOptions, tell: Progress, note: Callable[[str], None]) -> Path | None:
+def train(options: TrainOptions, progress: Progress, note: Callable[[str], None]) -> Path | None:
     """Train and write `options.out`: a model folder, or with `lora` an adapter's; its path, in the main process.
 
     Raises EdgeVLMError.
     """
-    run = Run(options, tell, note)
+    run = Run(options, progress, note)
     source = open_source(options.model)
     items = read_items(options, source, run)
     begun = run.begin(items)
@@ -38,10 +38,11 @@ def train(options: TrainOptions, tell: Progress, note: Callable[[str], None]) ->
 
 
 def read_items(options: TrainOptions, source: Source, run: Run) -> Items:
-    """The data of a run, checked; what is wrong with them is told."""
+    """The data of a run, checked; records that are skipped are listed."""
     pairs = options.stage == "preference"
-    tell: Any = run.tell if run.main else (lambda what, done, total: None)
-    records = Records(options.data, images=options.images, skip_bad=options.skip_bad, pairs=pairs, tell=tell)
+    records = Records(
+        options.data, images=options.images, skip_bad=options.skip_bad, pairs=pairs, progress=run.progress
+    )
     if records.bad:
         listed = "".join(f"\n  {sentence}" for sentence in records.shown)
         run.note(f"Skipped {records.bad} bad records:{listed}")

@@ -1,6 +1,7 @@
-"""The teacher's outputs on disk: it runs once over the data, whatever is then trained on them.
+"""The teacher's outputs on disk: it runs once over the data, and any number of students train on them.
 
-A block of records is one safetensors file, written beside and renamed, so that a killed run keeps its whole blocks.
+A block of records is one safetensors file, written under another name and renamed when it is whole, so that a stopped
+run keeps its finished blocks.
 """
 
 from __future__ import annotations
@@ -23,22 +24,24 @@ from edgevlm.inputs.tokenizer import load_tokenizer
 from edgevlm.train.collate import Items
 from edgevlm.train.models import Source
 from edgevlm.train.options import DistillOptions
-from edgevlm.train.outputs import Wanted, run_model, top_log_probs
+from edgevlm.train.outputs import OutputChoice, run_model, top_log_probs
+from edgevlm.types import Progress
 
 BLOCK = 256  # records per file
-Lesson = dict[str, Tensor]  # of one record: ids, logs (A, k); visual_ids, visual_logs (M, k); relation; features
+# Of one record: ids, logs (A, k); visual_ids, visual_logs (M, k); relation; features.
+TeacherOutputs = dict[str, Tensor]
 
 
 @dataclass
-class Lessons:
-    """The teacher's outputs by record number."""
+class TeacherCache:
+    """The teacher's outputs by record number, read from their files when needed."""
 
     folder: Path
 
     def __post_init__(self) -> None:
         self._files: dict[int, Any] = {}
 
-    def __getitem__(self, number: int) -> Lesson:
+    def __getitem__(self, number: int) -> TeacherOutputs:
         block = number // BLOCK
         if block not in self._files:
             self._files[block] = safe_open(self.folder / _name(block), "pt")
@@ -72,10 +75,16 @@ def check_vocabularies(teacher: Source, student: Source) -> None:
         )
 
 
-def teach(
-    source: Source, items: Items, folder: Path, options: DistillOptions, wanted: Wanted, vocabulary: int, tell: Any
-) -> Lessons:
-    """The teacher's outputs for all records, from `folder` where they are, computed where they are not.
+def cache_teacher(
+    source: Source,
+    items: Items,
+    folder: Path,
+    options: DistillOptions,
+    wanted: OutputChoice,
+    vocabulary: int,
+    progress: Progress,
+) -> TeacherCache:
+    """The teacher's outputs for all records: those in `folder`, and the missing ones computed and added to it.
 
     vocabulary: how many logits the student has. Processes share the blocks between them.
     """
@@ -87,32 +96,32 @@ def teach(
     if missing:
         teacher = source.load().to(process.device).eval()
         for done, block in enumerate(missing):
-            tell("teacher", done, len(missing))
-            _teach_block(teacher, source, items, place, block, options, wanted, vocabulary)
-        tell("teacher", len(missing), len(missing))
+            progress("teacher", done, len(missing))
+            _cache_block(teacher, source, items, place, block, options, wanted, vocabulary)
+        progress("teacher", len(missing), len(missing))
     process.wait_for_everyone()
-    return Lessons(place)
+    return TeacherCache(place)
 
 
 @torch.no_grad()
-def _teach_block(
+def _cache_block(
     teacher: Any,
     source: Source,
     items: Items,
     place: Path,
     block: int,
     options: DistillOptions,
-    wanted: Wanted,
+    wanted: OutputChoice,
     vocabulary: int,
 ) -> None:
     collator, device, n = source.collator(), PartialState().device, source.spec.image_tokens
     numbers = range(block * BLOCK, min((block + 1) * BLOCK, len(items)))
-    tensors: Lesson = {}
+    tensors: TeacherOutputs = {}
     for start in range(0, len(numbers), options.batch):
         chosen = [items[number] for number in numbers[start : start + options.batch]]
         batch = collator(chosen)
         if "labels" not in batch:
-            raise EdgeVLMError(f"{batch['bad'][0]}; mend the record, or leave such records out with --skip-bad.")
+            raise EdgeVLMError(f"{batch['bad'][0]}; fix the record, or leave such records out with --skip-bad.")
         counts = batch["logits_to_keep"].sum(1).tolist()
         tiles = [len(item.examples[0].tiles) for item in chosen]
         inputs = {k: v.to(device) for k, v in batch.items() if k not in ("labels", "numbers", "bad")}
@@ -141,7 +150,7 @@ def _name(block: int) -> str:
     return f"{block:06d}.safetensors"
 
 
-def _key(teacher: Checkpoint, items: Items, options: DistillOptions, wanted: Wanted) -> str:
+def _key(teacher: Checkpoint, items: Items, options: DistillOptions, wanted: OutputChoice) -> str:
     """A folder name that changes with everything that the outputs depend on."""
     with items.records.path.open("rb") as stream:
         data = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from PIL import Image
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.cli import main
 from edgevlm.errors import EdgeVLMError
-from edgevlm.evaluation.runner import EncodeOnce, EvalOptions, answer_text, evaluate
+from edgevlm.evaluation.runner import CachingEncoder, EvalOptions, answer_text, evaluate
 from edgevlm.evaluation.suites import SUITES, read_items
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.tokenizer import load_tokenizer
@@ -144,7 +144,7 @@ def test_a_picture_is_encoded_once_for_all_its_questions(tiny_bundle: Path, fold
 def test_features_are_the_engines_own(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     runtime = open_runtime(bundle)
-    once = EncodeOnce(runtime.encoder)
+    once = CachingEncoder(runtime.encoder)
     tiles = list(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8))
     np.testing.assert_array_equal(once.encode(tiles), runtime.encoder.encode(tiles))
     np.testing.assert_array_equal(once.encode(tiles), runtime.encoder.encode(tiles))

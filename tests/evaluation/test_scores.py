@@ -241,9 +241,9 @@ def test_captions_are_scored_by_what_they_state() -> None:
     """F1 of facts; CHAIR's two shares over all captions (Rohrbach et al. 2018, section 2.2)."""
     item = caption([Fact(3, "red", "car"), Fact(1, None, "dog"), Fact(1, None, "sign")])
     perfect = scenes.score_scenes(item, "Three red cars, a dog and a sign that says CAT.")
-    assert perfect.score == 1.0 and perfect.notes == {"named": 3, "invented": 0}
+    assert perfect.score == 1.0 and perfect.figures == {"named": 3, "invented": 0}
     some = scenes.score_scenes(item, "2 red cars and a brown dog next to an elephant")  # one of three stated is right
-    assert some.score == pytest.approx(2 * 1 / (3 + 3)) and some.notes == {"named": 3, "invented": 1}
+    assert some.score == pytest.approx(2 * 1 / (3 + 3)) and some.figures == {"named": 3, "invented": 1}
     assert scenes.score_scenes(item, "a street").score == 0.0
     assert scenes.score_scenes(item, "a dog, a dog").score == pytest.approx(2 * 1 / (2 + 3))  # said twice, there once
     results = [Result(item, "", scored) for scored in (perfect, some)]

@@ -26,7 +26,7 @@ from edgevlm.report.charts import (
     scatter,
     stacked_bars,
 )
-from edgevlm.report.gallery import Asked, Said, gallery, marked, thumbnail
+from edgevlm.report.gallery import GalleryAnswer, GalleryEntry, gallery, marked, thumbnail
 from edgevlm.report.gather import Member, read_eval
 from edgevlm.report.markup import Html, h, text
 
@@ -156,8 +156,13 @@ def test_differences_are_marked_word_by_word() -> None:
 
 
 def test_the_gallery_says_same_different_and_right() -> None:
-    said = (Said("a", "Red."), Said("b", "Red."), Said("c", "blue"), Said("d", None))
-    html = gallery([Asked("data:image/jpeg;base64,AA", "p", "What colour?", "red", said)])
+    said = (
+        GalleryAnswer("a", "Red."),
+        GalleryAnswer("b", "Red."),
+        GalleryAnswer("c", "blue"),
+        GalleryAnswer("d", None),
+    )
+    html = gallery([GalleryEntry("data:image/jpeg;base64,AA", "p", "What colour?", "red", said)])
     assert html.count('class="answer') == 4, "the frame and three cards: one for the two that agree"
     assert "<li><bdi>a</bdi></li><li><bdi>b</bdi></li>" in html and html.count("differs: added words") == 1
     assert html.count(">right<") == 1 and html.count("not the right answer") == 1 and "no answer" in html
@@ -226,7 +231,9 @@ def members(tiny_bundle: Path, tmp_path: Path) -> tuple[Member, ...]:
 
 def test_a_page_with_everything(members: tuple[Member, ...]) -> None:
     names = [str(member.bundle.folder) for member in members]
-    asked = Asked("data:image/jpeg;base64,AA", EVIL, EVIL, None, (Said(EVIL, "one " + EVIL), Said("b", EVIL)))
+    asked = GalleryEntry(
+        "data:image/jpeg;base64,AA", EVIL, EVIL, None, (GalleryAnswer(EVIL, "one " + EVIL), GalleryAnswer("b", EVIL))
+    )
     benches = [bench_json(names[0], "onnxruntime", EVIL), bench_json(names[1], "onnxruntime", factor=0.5)]
     benches[0]["vs"] = [{"name": EVIL, "ratios": {"encode": 1.5, "prefill": None, "decode": 2.0}}]
     evals = [eval_json(names[0], "onnxruntime", 0.8), eval_json(names[1], "onnxruntime", 0.7)]

@@ -30,7 +30,7 @@ from edgevlm.train.distill import compare, distill
 from edgevlm.train.fake_quantize import round_weight, train_through
 from edgevlm.train.models import open_source
 from edgevlm.train.options import DistillOptions
-from edgevlm.train.outputs import Outputs, Wanted, relations, run_model, top_kl, top_log_probs
+from edgevlm.train.outputs import OutputChoice, Outputs, relations, run_model, top_kl, top_log_probs
 from edgevlm.train.records import Records
 
 
@@ -109,7 +109,7 @@ def test_outputs_stand_at_their_tokens(tiny_checkpoint: Path, data: Path) -> Non
     model = source.load().eval()
     inputs = {k: v for k, v in batch.items() if k not in ("labels", "numbers")}
     with torch.no_grad():
-        out = run_model(model, model, inputs, source.spec.image_token_id, Wanted(True, True, True), 16)
+        out = run_model(model, model, inputs, source.spec.image_token_id, OutputChoice(True, True, True), 16)
         plain = model(**{k: v for k, v in inputs.items() if k != "logits_to_keep"}).logits
     image = inputs["input_ids"] == source.spec.image_token_id
     assert out.visual is not None and out.relation is not None and out.features is not None
@@ -121,13 +121,13 @@ def test_outputs_stand_at_their_tokens(tiny_checkpoint: Path, data: Path) -> Non
 
 def test_the_teacher_runs_once(options: DistillOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks: list[int] = []
-    real = teaching._teach_block
+    real = teaching._cache_block
 
     def counted(*args: Any) -> None:
         blocks.append(args[4])
         real(*args)
 
-    monkeypatch.setattr(teaching, "_teach_block", counted)
+    monkeypatch.setattr(teaching, "_cache_block", counted)
     monkeypatch.setattr(teaching, "BLOCK", 3)
     first = quiet(options)
     assert blocks == [0, 1, 2]

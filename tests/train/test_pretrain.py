@@ -23,9 +23,10 @@ from edgevlm.train.examples import IGNORE
 from edgevlm.train.models import open_source
 from edgevlm.train.shipped.batches import Pictures, Questions
 from edgevlm.train.shipped.heads import LETTERS, scene_labels, stack
-from edgevlm.train.shipped.named import Names
+from edgevlm.train.shipped.named import NameFinder
 from edgevlm.train.shipped.parts import Shape, build, build_tokenizer, waves
-from edgevlm.train.shipped.pretrain import STAGES, PretrainOptions, pretrain
+from edgevlm.train.shipped.pretrain import pretrain
+from edgevlm.train.shipped.stages import STAGES, PretrainOptions
 
 SMALL = Shape(vision_width=64, vision_layers=1, vision_mlp=96, width=128, layers=1, mlp=96, tile=64, patch=8)
 TOKENIZER = build_tokenizer()
@@ -121,7 +122,7 @@ def test_what_a_name_s_label_says_is_the_answer_about_it(base: str) -> None:
     """Of boxes and signs, Scenes' own answers are what the labels must spell."""
     asked = Questions(base, SMALL.tile // SMALL.patch, SMALL.scale, 24, 5)(0)
     target = stack([one.labels for one in asked])
-    named = Names(Tokenizer.from_file(f"{base}/tokenizer.json")).answers(asked, target)
+    named = NameFinder(Tokenizer.from_file(f"{base}/tokenizer.json")).answers(asked, target)
     checked = {"grounding": 0, "text": 0}
     for row, column, bins, spelled, sign in zip(*named, strict=True):
         example, skills, _ = asked[row]
@@ -160,7 +161,7 @@ def test_names_are_found_in_questions(base: str) -> None:
     longest = max(len(one.example.ids) for one in asked)
     rows = [np.pad(one.example.ids, (0, longest - len(one.example.ids))) for one in asked]
     ids = torch.from_numpy(np.stack(rows))
-    named = Names(Tokenizer.from_file(f"{base}/tokenizer.json")).names(ids, target)
+    named = NameFinder(Tokenizer.from_file(f"{base}/tokenizer.json")).names(ids, target)
     words = {TOKENIZER.decode([int(number)]).strip() for number in ids[named.row, named.column]}
     assert len(named.row) > 50 and words <= {*NOUN_INDEX}
 

@@ -242,7 +242,7 @@ def test_a_killed_process_goes_on_with_the_same_weights(options: TrainOptions) -
     process.wait()
     assert not options.out.exists()
     done = subprocess.run(command(options.out), check=True, env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == str(options.out) and "Going on from step" in done.stderr
+    assert done.stdout.strip() == str(options.out) and "Resuming from step" in done.stderr
     assert (options.out / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""Batches of generated pictures with their labels and questions, by number: a stopped run goes on where it was."""
+"""Batches of generated pictures with their labels and questions, by number, so that a stopped run can resume."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ WRITTEN: tuple[Maker, ...] = (_SCENE, make_mixture, make_crowd, *[make_signs] * 
 HELD_OUT: tuple[Maker, ...] = (partial(make_scene, "val"),)
 _TURN = 16  # batches that are drawn at once
 _ROUNDS = 3
-_MANY = 5  # of a kind
-_TRIES = 64  # scenes until one shows many: they are a quarter
-_EXISTENCE = 0.3  # of the questions whether something is there, which are most and are learnt first
+_MANY = 5  # objects of one kind
+_TRIES = 64  # scenes to search for one with many objects of a kind; a quarter have them
+_EXISTENCE = 0.3  # share of the existence questions that is kept: they are the most frequent and the easiest
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Pictures:
         return np.stack(tiles), labels
 
 
-class Asked(NamedTuple):
-    """A picture of the train split with what is asked about it."""
+class LabelledExample(NamedTuple):
+    """A picture of the train split with its questions, answers and labels."""
 
     example: Example
     skills: tuple[str, ...]  # of segments 1, 2, ...
@@ -71,8 +71,8 @@ class Asked(NamedTuple):
 class Questions:
     """Batch n of pictures with several rounds of questions each.
 
-    Every other one is a mixture of kinds; of the rest, more have a sign or a crowd than Scenes' own. With `drills`,
-    every other batch is of that many pictures and asks for one thing alone: in turn a sign's text, and counts.
+    Every other picture is a mixture of kinds; the rest have a sign or a crowd more often than Scenes' own. With
+    `drills`, every other batch has that many pictures and one kind of question: a sign's text and counts, in turn.
     """
 
     model: str
@@ -86,40 +86,40 @@ class Questions:
     def _encoder(self) -> Encoder:
         return open_source(self.model).encoder(max_tiles=1)
 
-    def __call__(self, number: int) -> list[Asked]:
+    def __call__(self, number: int) -> list[LabelledExample]:
         if self.drills and number % 2:
             drill = self._sign if number % 4 == 1 else self._many
             return [drill(index) for index in range(number * self.drills, (number + 1) * self.drills)]
         return [self._picture(index) for index in range(number * self.size, (number + 1) * self.size)]
 
-    def _sign(self, index: int) -> Asked:
+    def _sign(self, index: int) -> LabelledExample:
         scene = make_sign(self.seed, index)
-        return self._asked(scene, [question for question in ask(scene) if question.skill == "text"], index)
+        return self._example(scene, [question for question in ask(scene) if question.skill == "text"], index)
 
-    def _many(self, index: int) -> Asked:
+    def _many(self, index: int) -> LabelledExample:
         scenes = (make_scene("train", self.seed, number) for number in count(_TRIES * index))
         scene = make_mixture(self.seed, index) if index % 4 == 3 else next(s for s in scenes if _most(s) >= _MANY)
-        asked = {question.question: question for question in ask(scene, _ROUNDS) if question.skill == "count"}
-        return self._asked(scene, list(asked.values()), index)
+        counts = {question.question: question for question in ask(scene, _ROUNDS) if question.skill == "count"}
+        return self._example(scene, list(counts.values()), index)
 
-    def _picture(self, index: int) -> Asked:
+    def _picture(self, index: int) -> LabelledExample:
         if index % 2:
             scene = make_mixture(self.seed, index)
         elif not _rich(scene := make_scene("train", self.seed, 2 * index)):
             scene = make_scene("train", self.seed, 2 * index + 1)
-        asked = [question for question in ask(scene, _ROUNDS) if question.skill != "existence" or _kept(question.id)]
-        return self._asked(scene, asked, index)
+        questions = [q for q in ask(scene, _ROUNDS) if q.skill != "existence" or _kept(q.id)]
+        return self._example(scene, questions, index)
 
-    def _asked(self, scene: Scene, asked: list[Question], index: int) -> Asked:
+    def _example(self, scene: Scene, questions: list[Question], index: int) -> LabelledExample:
         dialogues = tuple(
             (
                 {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.question}]},
                 {"role": "assistant", "content": [{"type": "text", "text": question.answer}]},
             )
-            for question in asked
+            for question in questions
         )
         example = self._encoder.about(scene.picture, dialogues, f"picture {index}")
-        return Asked(example, tuple(q.skill for q in asked), scene_labels(scene, self.side, self.scale))
+        return LabelledExample(example, tuple(q.skill for q in questions), scene_labels(scene, self.side, self.scale))
 
 
 def _rich(scene: Scene) -> bool:
@@ -135,7 +135,7 @@ def _kept(name: str) -> bool:
 
 
 def stream(batches: Callable[[int], T], start: int, end: int, workers: int) -> Iterator[T]:
-    """Drawn in turns with training: on a small machine, drawing beside it halves the speed of both."""
+    """Batches `start` to `end`, drawn while training waits: on a small machine, doing both at once is slower."""
     if workers == 0:
         yield from map(batches, range(start, end))
         return

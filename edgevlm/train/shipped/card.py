@@ -1,7 +1,7 @@
 """The default model's card: `python -m edgevlm.train.shipped.card MODEL FIGURES` writes README.md and figures.json.
 
-FIGURES is what `edgevlm eval --suite scenes --json` wrote of the model's int4 bundle; with --teacher, MODEL is the
-default model's teacher, which does not ship.
+FIGURES is the JSON file of `edgevlm eval --suite scenes --json` on the model's int4 bundle. With --teacher, MODEL is
+the default model's teacher, which does not ship.
 """
 
 from __future__ import annotations

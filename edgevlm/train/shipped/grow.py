@@ -1,11 +1,11 @@
-"""Make a model larger that computes the same: `python -m edgevlm.train.shipped.grow MODEL --out OUT --layers 8`.
+"""Enlarge a model without changing its function: `python -m edgevlm.train.shipped.grow MODEL --out OUT --layers 8`.
 
 A new layer is a copy of the one before it whose two outputs into the residual stream are zero, so that it begins as the
 identity (Net2Net, Chen et al. 2016, arXiv 1511.05641; as LLaMA Pro, arXiv 2401.02415, does it). What the smaller model
 learnt is kept, and training goes on from there.
 
-A larger patch has more pixels of the same part of a picture, so there are as many patches as before. Its kernel gives
-to a patch that was enlarged what the old kernel gave to the patch (FlexiViT, Beyer et al. 2023, arXiv 2212.08013).
+A larger patch has more pixels of the same part of a picture, so the number of patches stays. The new kernel's output on
+an enlarged patch is the old kernel's on the original (FlexiViT, Beyer et al. 2023, arXiv 2212.08013).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def grow(
 ) -> Path:
     """Write `model`, a SmolVLM, with that many layers in encoder and decoder and patches of that many pixels a side.
 
-    None: as it has them. Raises EdgeVLMError where it has more.
+    None keeps the model's number. Raises EdgeVLMError where the model has more.
     """
     check_replaceable(out, False, "config.json", "checkpoint")
     source = open_source(model)
@@ -81,7 +81,7 @@ def larger_kernel(kernel: Tensor, patch: int) -> Tensor:
 
 
 def places(count: int, wanted: int) -> list[int]:
-    """Of which old layer each new one is, in order; the added ones are spread evenly and follow their original."""
+    """The old layer that each new layer copies, in order; added layers are spread evenly, each after its original."""
     added = wanted - count
     after = [-(-(n + 1) * count // added) - 1 for n in range(added)]
     return sorted([*range(count), *after])

@@ -1,4 +1,4 @@
-"""What Scenes knows of every patch and image token of a picture, and linear heads that read it from an encoder."""
+"""Labels of each patch and image token of a picture, and linear heads that predict them from an encoder's output."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from edgevlm.scenes.scene import Scene
 from edgevlm.types import F32, I64
 
 LETTERS = 8  # of the longest text on a sign
-_END = LETTER_CLASSES  # stands before a sign's first character and after its last
+_END = LETTER_CLASSES  # the neighbour before a sign's first character and after its last
 _ORDER = (LETTERS + 1, LETTER_CLASSES + 1, LETTER_CLASSES + 1)
-NEAR = 0.4  # the share of an object from which an image token is taken to show it
+NEAR = 0.4  # least share of an object for which an image token counts as showing it
 
 
 class Labels(NamedTuple):
-    """Of one picture on a grid of P x P patches, in which s x s patches make an image token; G = P / s."""
+    """Labels of one picture on a grid of P x P patches, of which s x s make an image token; G = P / s."""
 
     noun: I64  # (P, P)
     colour: I64  # (P, P)
@@ -119,7 +119,7 @@ def stack(labels: list[Labels]) -> Targets:
 
 
 class Heads(nn.Module):
-    """Linear readings of patches (B, P * P, W) and image tokens (B, G * G, D)."""
+    """Linear predictions of labels from patches (B, P * P, W) and image tokens (B, G * G, D)."""
 
     PATCH = (NOUN_CLASSES, COLOUR_CLASSES, 2 * LETTER_CLASSES, 4)
 
@@ -132,7 +132,7 @@ class Heads(nn.Module):
         self.token = nn.Linear(text_width, sum(self.token_sizes))
 
     def losses(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, Tensor]:
-        """Cross-entropies are sums over the places that show something, divided by their number: most show nothing."""
+        """Each loss by name. Cross-entropies are divided by the number of places that show something: most do not."""
         noun, colour, letter, edges = self.patch(patches).float().split(self.PATCH, -1)
         nouns = target.noun.flatten(1)
         held = nouns > 0
@@ -175,7 +175,7 @@ class Heads(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, patches: Tensor, tokens: Tensor, target: Targets) -> dict[str, float]:
-        """Shares of what is there that is read right."""
+        """Shares of the labels that are predicted right, by name; and the mean error of boxes."""
         noun, colour, _, _ = self.patch(patches).float().split(self.PATCH, -1)
         parts = self.token(self.norm(tokens)).float().split(self.token_sizes, -1)
         things, _, edges, letters, order = parts
@@ -193,13 +193,13 @@ class Heads(nn.Module):
         }
 
 
-class Words(nn.Module):
-    """Lets image tokens be written in the decoder's own words, so that what they show can be looked up and copied.
+class WordHeads(nn.Module):
+    """Trains image tokens towards the decoder's embeddings of words, so that it can look up and copy what they show.
 
-    Read by the decoder's embedding of a word, a token says whether a thing of that name, or of that colour, has its
-    centre there, or a character; read through a matrix per edge, its <loc> words say the thing's box; through a matrix
-    per place, its characters say how a sign is spelled; and through one more, which characters come just before its
-    own, so that a word can be followed. Without this a decoder takes long to learn which image feature is which word.
+    Logits are products of an image token with word embeddings. Directly, they predict which names, colours and
+    characters have their centre in the token; after a matrix per edge, the <loc> words of the thing's box; after a
+    matrix per place, the characters of a sign; after one more, the characters just before the token's own, by which a
+    word can be followed. Without these losses a decoder takes long to learn which image feature means which word.
     """
 
     def __init__(self, tokenizer: Tokenizer, width: int) -> None:
@@ -260,13 +260,13 @@ class Words(nn.Module):
 
 
 def _normed(tokens: Tensor) -> Tensor:
-    """As a decoder's first layer has them (RMSNorm, Zhang and Sennrich 2019)."""
+    """Normalized as at the input of a decoder's first layer (RMSNorm, Zhang and Sennrich 2019)."""
     tokens = tokens.float()
     return tokens * torch.rsqrt(tokens.pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
 def _found(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Binary cross-entropy per word that is there."""
+    """Binary cross-entropy, divided by the number of words whose label is 1."""
     return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / wanted.sum().clamp(min=1)
 
 

@@ -1,9 +1,9 @@
-"""Where a text names one thing of its picture: there a decoder's hidden state is to know the thing's box, or its word.
+"""Positions at which a text names one thing of its picture; a hidden state there learns the thing's box, or its word.
 
-Looking a name up in the picture and passing on what was found are two maps in a row, and until both are there, answers
-teach neither: from answers alone, boxes stayed at chance for thousands of steps. A label half-way teaches the first.
-A word is said letter by letter, and to hold all of it at every letter is harder than to say it: in an answer, the label
-is the letter that comes and the two after it.
+To answer, a decoder must look a name up in the picture and then pass on the result. Answers teach neither step until
+both work: from answers alone, boxes stayed at chance for thousands of steps. A label at half the depth teaches the
+first. A word is spelled letter by letter, and keeping all of it at every letter is harder than spelling it: in an
+answer, the label is the next letter and the two after it.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from torch import Tensor
 
 from edgevlm.scenes.catalogue import NOUN_INDEX, SIGN
 from edgevlm.train.examples import IGNORE
-from edgevlm.train.shipped.batches import Asked
+from edgevlm.train.shipped.batches import LabelledExample
 from edgevlm.train.shipped.heads import LETTERS, Targets
 
 _ABOUT_ONE = ("text", "grounding", "colour")
 _AHEAD = 2  # letters
 
 
-class Named(NamedTuple):
-    """N positions of a batch, each about one thing."""
+class NamedPositions(NamedTuple):
+    """N positions of a batch, each of which refers to one thing."""
 
     row: Tensor  # (N,)
     column: Tensor  # (N,)
-    bins: Tensor  # (N, 4) its box
-    spelled: Tensor  # (N, LETTERS) what it says; 0 for nothing, IGNORE for what need not be known there
-    sign: Tensor  # (N,) bool, whether any of that is to be known
+    bins: Tensor  # (N, 4) the thing's box
+    spelled: Tensor  # (N, LETTERS) a sign's characters; 0 for none, IGNORE for those that have no loss here
+    sign: Tensor  # (N,) bool, whether any character has a loss
 
 
-class Names:
-    """Finds them by a tokenizer in which a thing's name is one token."""
+class NameFinder:
+    """Finds the positions of names by a tokenizer in which each name is one token."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._noun = torch.full((tokenizer.get_vocab_size(),), -1)
         for name, number in NOUN_INDEX.items():
             self._noun[tokenizer.encode(f" {name}").ids[0]] = number
 
-    def names(self, ids: Tensor, target: Targets) -> Named:
-        """Wherever ids (B, L) name a thing of which the picture holds one."""
+    def names(self, ids: Tensor, target: Targets) -> NamedPositions:
+        """Positions of ids (B, L) that name a thing of which the picture shows exactly one."""
         nouns = self._noun[ids]
         row, column = (nouns >= 0).nonzero(as_tuple=True)
         return self._known(row, column, nouns[row, column], target)
 
-    def answers(self, asked: list[Asked], target: Targets) -> Named:
+    def answers(self, examples: list[LabelledExample], target: Targets) -> NamedPositions:
         """The positions that predict an answer about one thing: its colour, its box, or its word."""
         found: list[tuple[int, int, int, int]] = []
-        for row, (example, skills, _) in enumerate(asked):
+        for row, (example, skills, _) in enumerate(examples):
             nouns = self._noun[torch.from_numpy(example.ids)].numpy()
             answer = example.targets != IGNORE
             for segment, skill in enumerate(skills, 1):
@@ -67,7 +67,9 @@ class Names:
         return self._known(rows, columns, which, target, (ahead >= 0) & (ahead <= _AHEAD))
 
     @staticmethod
-    def _known(row: Tensor, column: Tensor, noun: Tensor, target: Targets, letters: Tensor | None = None) -> Named:
+    def _known(
+        row: Tensor, column: Tensor, noun: Tensor, target: Targets, letters: Tensor | None = None
+    ) -> NamedPositions:
         parts = target.things.amax(2)  # (B, G * G, nouns)
         token = parts.argmax(1)[row, noun]
         bins = target.bins[row, token]
@@ -77,4 +79,4 @@ class Names:
         spelled = target.spelled.amax(1)[row] * sign[:, None]
         if letters is not None:
             spelled, sign = spelled.masked_fill(~letters, IGNORE), sign & letters.any(1)
-        return Named(row[seen], column[seen], bins[seen], spelled[seen], sign[seen])
+        return NamedPositions(row[seen], column[seen], bins[seen], spelled[seen], sign[seen])

@@ -33,7 +33,7 @@ _SPACE = "\u0120"  # how byte-level BPE writes a space
 
 @dataclass(frozen=True)
 class Shape:
-    """Widths and depths; the teacher has other ones."""
+    """Widths and depths of the default model."""
 
     vision_width: int = 256
     vision_layers: int = 6
@@ -83,7 +83,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _texts() -> Iterable[str]:
-    """Every question form, every name with a space before it, and what answers are made of."""
+    """Every question form, every name with a space before it, and the words of answers."""
     yield from ("User:", "Assistant:", "System:", " User:", "\n", "\n\n")
     for value in vars(phrases).values():
         forms = value.values() if isinstance(value, dict) else [value]
@@ -98,7 +98,7 @@ def _texts() -> Iterable[str]:
 
 
 def build(out: Path, shape: Shape, seed: int = 0) -> Path:
-    """Write the untrained checkpoint, and beside it the two halves that it was composed of."""
+    """Write the untrained checkpoint, and beside it its encoder and its decoder."""
     tokenizer = build_tokenizer()
     set_seed(seed)
     encoder = SiglipVisionModel(
@@ -162,7 +162,7 @@ def plane_waves(side: int, width: int) -> Tensor:
 def waves(places: int, width: int, longest: float = 2 * LOC_BINS) -> Tensor:
     """(places, width): sines, then cosines, of wavelengths from 4 places up: near places have like rows.
 
-    What is learnt of one <loc> word is so learnt of its neighbours.
+    So what a model learns about one <loc> word applies to its neighbours, too.
     """
     count = width // 2
     phase = torch.arange(places)[:, None] * 2 * math.pi / 4 / (longest / 4) ** (torch.arange(count) / (count - 1))

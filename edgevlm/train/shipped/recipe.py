@@ -1,17 +1,18 @@
-"""Train the default model: `python -m edgevlm.train.shipped.recipe --out DIR`; again, it goes on where it stopped.
+"""Train the default model: `python -m edgevlm.train.shipped.recipe --out DIR`; run it again to resume.
 
 1. Compose a fresh encoder and a fresh decoder.                         DIR/base
 2. Labels per patch teach the encoder and the projector.                DIR/seen
 3. The decoder learns to answer, with labels for the names it reads.    DIR/named
-4. Everything learns from questions, names and labels together.         DIR/both
-5. It gets larger patches, and layers that begin as the identity.       DIR/grown
-6. Labels of pictures that are mostly signs; then again names and both.  DIR/read, DIR/said, DIR/whole
-7. What users train with goes on; half of the pictures come twice,       DIR/twice
-   as stock llama.cpp shows them: as one tile and as an overview.
-8. It learns to answer in int4 as it did in float.                      DIR/aware
+4. All parts learn from questions, names and labels together.           DIR/both
+5. The patches grow, and layers that begin as the identity are added.   DIR/grown
+6. Labels of pictures that are mostly signs; then steps 3 and 4 again.  DIR/read, DIR/said, DIR/whole
+7. `edgevlm train` on generated pictures; half of them come twice,      DIR/twice
+   as one tile and as an overview, as stock llama.cpp shows them.
+8. Distillation teaches the int4 model the float model's answers.       DIR/aware
 DIR/model is the last of these, stored in fp16.
 
-With --larger, the teacher: what learnt in step 6 gets a deeper decoder, and names and both again. DIR/larger is that.
+--larger trains the teacher: the model of step 6 with a deeper decoder, then stages `names` and `both` again, into
+DIR/larger.
 """
 
 from __future__ import annotations
@@ -35,20 +36,21 @@ from edgevlm.train.options import PARTS, DistillOptions, TrainOptions
 from edgevlm.train.run import train
 from edgevlm.train.shipped.grow import grow
 from edgevlm.train.shipped.parts import Shape, build
-from edgevlm.train.shipped.pretrain import HEADS, PretrainOptions, pretrain
+from edgevlm.train.shipped.pretrain import pretrain
+from edgevlm.train.shipped.stages import HEADS, PretrainOptions
 from edgevlm.types import Progress
 
 
 @dataclass(frozen=True)
 class Recipe:
     out: Path
-    pictures: int = 1000  # that the verbs go on with, three rounds of questions each
+    pictures: int = 1000  # of steps 7 and 8, three rounds of questions each
     label_steps: int = 4900
     name_steps: int = 4500
     both_steps: int = 4500
     sign_steps: int = 2000
-    said_steps: int = 4500  # of names, once signs are read
-    whole_steps: int = 400  # of both, after those
+    said_steps: int = 4500  # of stage `names` in step 6
+    whole_steps: int = 400  # of stage `both` in step 6
     twice_steps: int = 100
     aware_steps: int = 350
     batch: int = 8  # pictures
@@ -163,7 +165,7 @@ def make(recipe: Recipe) -> Path:
     return out / "model"
 
 
-def _run(recipe: Recipe, tell: Progress, stages: tuple[Stage, ...]) -> None:
+def _run(recipe: Recipe, progress: Progress, stages: tuple[Stage, ...]) -> None:
     for seed, stage in enumerate(stages, recipe.seed + STAGES.index(stages[0])):
         if (recipe.out / stage.name).exists():
             continue
@@ -179,7 +181,7 @@ def _run(recipe: Recipe, tell: Progress, stages: tuple[Stage, ...]) -> None:
             fall=stage.fall,
             seed=seed,
         )
-        pretrain(options, tell)
+        pretrain(options, progress)
 
 
 def _grow(out: Path, start: str, name: str, *sizes: int | None) -> None:
