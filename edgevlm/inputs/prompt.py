@@ -211,7 +211,7 @@ def picture_parts(around: PictureText, views: Views) -> Iterator[str | tuple[int
 
 
 class _Text:
-    """Ids so far. Text up to the next special token is encoded in one piece, whoever wrote it."""
+    """Ids so far. Text up to the next special token, the template's and the user's, is encoded in one piece."""
 
     def __init__(self, first: Tokenizer, inner: Tokenizer) -> None:
         self._ids: list[int] = []

@@ -30,5 +30,5 @@ def rope_inputs(rope: str) -> tuple[str, str]:
 
 
 def mask_input(window: int | None) -> str:
-    """The decoder's input that says who sees whom, (S, T) over all T positions so far."""
+    """The decoder's attention mask input, (S, T) over all T positions so far."""
     return "mask" if window is None else f"mask_{window}"

@@ -1,4 +1,4 @@
-"""The operations that architectures are written in, on two floors. A backend plays them: eager computes, others emit.
+"""The operations that architectures are written in, on two levels. A backend plays them: eager computes, others emit.
 
 Primitives are what a backend has; macros are written here with primitives, and a backend may replace one by its fused
 kernel. Values are opaque handles (`X`). Weights are named, never passed: a backend finds `<name>.weight` and
@@ -28,7 +28,7 @@ class Weights(Protocol):
 
 
 class Ops:
-    """All operations; what a backend lacks is refused in one sentence when a model asks for it."""
+    """All operations; EdgeVLMError where a model uses one that the backend lacks."""
 
     backend = "this backend"
 

@@ -1,8 +1,8 @@
-"""The gate on what goes into a model: pictures to views, questions to ids, against statements from outside.
+"""The gate on what goes into a model: pictures to views and questions to ids, against independent sources.
 
 Reference and runtimes share one preprocessing, so a fault in it moves both alike and no cosine shows it. Hence four
-other witnesses: the original's own processor files, read again; what the families' own processors made of pictures of
-many sizes, recorded in assets/views.json; Pillow and plain string building; and, for a bundle alone, what the export
+independent checks: the original's own processor files, read again; what the families' own processors made of pictures
+of many sizes, recorded in assets/views.json; Pillow and plain string building; and, for a bundle alone, what the export
 computed.
 """
 

@@ -1,4 +1,4 @@
-"""Bits per component, and per decoder layer, from what each alone loses and takes: `--budget` and `--max-loss`."""
+"""Bits per component and per decoder layer, by the loss and size of each alone: `--budget` and `--max-loss`."""
 
 from __future__ import annotations
 

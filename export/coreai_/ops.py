@@ -181,6 +181,6 @@ class CoreAiOps(Ops):
         return self.a.concat(1, [head for head in single for _ in range(group)])
 
     def append(self, state: str, x: X) -> X:
-        """The past is an input and this call's rows are outputs; whoever calls puts them behind the past."""
+        """The past is an input and this call's rows are outputs, which the caller appends to the past."""
         self.new[state] = x
         return self.a.concat(2, [self.inputs[state_input(state)], x])

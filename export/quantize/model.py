@@ -13,7 +13,7 @@ from edgevlm.export.quantize.store import TensorStore
 from edgevlm.types import F32
 
 
-class Results(Protocol):
+class CalibratedWeights(Protocol):
     """What a calibration found, by weight."""
 
     def __contains__(self, name: object) -> bool: ...
@@ -30,7 +30,7 @@ class QuantizedModel:
 
     weights: Weights
     recipe: Recipe
-    found: Results | None = None
+    found: CalibratedWeights | None = None
     store: TensorStore | None = None
 
     def names(self) -> list[str]:
