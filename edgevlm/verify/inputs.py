@@ -1,9 +1,9 @@
 """The gate on what goes into a model: pictures to views and questions to ids, against independent sources.
 
 Reference and runtimes share one preprocessing, so a fault in it moves both alike and no cosine shows it. Hence four
-independent checks: the original's own processor files, read again; what the families' own processors made of pictures
-of many sizes, recorded in assets/views.json; Pillow and plain string building; and, for a bundle alone, what the export
-computed.
+independent checks: the original's own processor files, read again; the recorded output of the families' own processors
+for pictures of many sizes (assets/views.json); Pillow and plain string building; and, for a bundle alone, the export's
+own results.
 """
 
 from __future__ import annotations

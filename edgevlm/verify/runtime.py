@@ -45,7 +45,7 @@ def check_products() -> Row:
     unsigned = signed_saturates(ort)
     errors = product_errors(ort, session_options(ort, unsigned))
     worst = max(errors, key=lambda name: errors[name])
-    note = "signed weights saturate on this CPU and are turned to uint8 on loading" if unsigned else ""
+    note = "signed weights saturate on this CPU and are converted to uint8 on loading" if unsigned else ""
     row = at_most("onnx", "integer products, largest relative error", errors[worst], EXACT, note)
     return row if row.passed else replace(row, note=f"{worst} saturates on this CPU", where=worst)
 

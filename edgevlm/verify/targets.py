@@ -163,6 +163,6 @@ def bundle_weights(bundle: Bundle) -> Weights:
         if weights is not None:
             return weights
     raise EdgeVLMError(
-        f"'{bundle.folder}' holds its weights in no form to judge by: export it with --target onnx or gguf, too, or "
-        "give the original with --model."
+        f"'{bundle.folder}' does not hold all weights in a form that the reference can read: export it "
+        "with --target onnx or gguf, too, or give the original with --model."
     )

@@ -13,7 +13,7 @@ from edgevlm.models.ops import Weights
 from edgevlm.runtimes.gguf import GgufWeights, gguf_files
 from edgevlm.verify.report import Row
 
-_RESEMBLES = 0.95  # cosine from which a matrix is taken for the other one, turned
+_RESEMBLES = 0.95  # cosine from which a matrix counts as the transposed other
 
 
 class ExpectedWeights(Weights, Protocol):

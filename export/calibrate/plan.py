@@ -54,7 +54,7 @@ class CalibrationOptions:
         if self.method not in METHODS:
             raise EdgeVLMError(f"Method '{self.method}' does not exist: choose one of {', '.join(METHODS)}.")
         if self.budget is not None and self.budget <= 0:
-            raise EdgeVLMError("The budget should be more than nothing, as in --budget 150MB.")
+            raise EdgeVLMError("The budget should be more than 0 bytes, as in --budget 150MB.")
         if self.max_loss is not None and not 0 < self.max_loss <= 1:
             raise EdgeVLMError("The largest loss should be between 0 and 100 %, as in --max-loss 1%.")
 

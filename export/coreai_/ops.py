@@ -160,8 +160,8 @@ class CoreAiOps(Ops):
         half, whole = cos.type.shape[-1], x.type.shape[-1]
         sizes = [half, half, whole - 2 * half] if whole > 2 * half else [half, half]
         first, second, *rest = self._split(x, *sizes, axis=3)
-        turned = self.a.broadcasting_sub(self.mul(first, cos), self.mul(second, sin))
-        return self.a.concat(3, [turned, self.add(self.mul(second, cos), self.mul(first, sin)), *rest])
+        rotated = self.a.broadcasting_sub(self.mul(first, cos), self.mul(second, sin))
+        return self.a.concat(3, [rotated, self.add(self.mul(second, cos), self.mul(first, sin)), *rest])
 
     def attend(self, q: X, k: X, v: X, a: Attention, mask: str | None) -> X:
         k, v = (self._repeat(part, a.heads // a.kv_heads) for part in (k, v))

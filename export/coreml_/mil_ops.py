@@ -226,11 +226,11 @@ class MilOps(Ops):
             x, *rest = mb.split(x=x, split_sizes=[turning, whole - turning], axis=3)
         first, second = mb.split(x=x, num_splits=2, axis=3)
         swapped = mb.concat(values=[second, first], axis=3)
-        turned = mb.add(x=mb.mul(x=x, y=cos), y=mb.mul(x=swapped, y=sin))
-        return mb.concat(values=[turned, *rest], axis=3) if rest else turned
+        rotated = mb.add(x=mb.mul(x=x, y=cos), y=mb.mul(x=swapped, y=sin))
+        return mb.concat(values=[rotated, *rest], axis=3) if rest else rotated
 
     def _qkv(self, x: X, w: str, a: Attention, state: str | None) -> tuple[X, X, X]:
-        """One product for all three, one turn for queries and keys."""
+        """One product for all three, one rotation for queries and keys."""
         if a.reads == "memory":
             self._lacks("attention to a memory")
         h, kv, size, mb = a.heads, a.kv_heads, a.head_dim, self.mb

@@ -38,8 +38,7 @@ def search(weight: F32, kind: str, name: str, importance: F32) -> QTensor:
 
     With the second moments of a layer's inputs as importance, that is the expected squared error of its outputs if the
     inputs were uncorrelated. As llama.cpp's make_qx_quants (ggml-quants.c): scales around the plain one are tried, each
-    is refitted to its codes by least squares, and the best is kept. Never worse than `quantize`; floats are not
-    searched.
+    is refitted to its codes by least squares, and the best is kept. Never worse than `quantize`. No search for floats.
     """
     if kind not in LIMITS:
         return quantize(weight, kind, name)

@@ -2,8 +2,7 @@
 
 Every value is stored in the type that the program declares (fp16, as a rule), so that an overflow on the device is an
 overflow here; sums are accumulated in float32. `storage="fp32"` stores floats unrounded, which distinguishes a wrong
-graph from one that lacks precision. It checks the package (graph, weights, quantization, states), not Apple's
-compilers.
+graph from one that lacks precision. It checks the package (graph, weights, states), not Apple's compilers.
 """
 
 from __future__ import annotations

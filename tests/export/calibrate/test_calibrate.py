@@ -379,7 +379,7 @@ def test_a_damaged_picture_is_named(
     ("values", "sentence"),
     [
         ({"method": "best"}, "Method 'best' does not exist: choose one of rtn, search, awq, gptq, awq.gptq"),
-        ({"budget": 0}, "The budget should be more than nothing"),
+        ({"budget": 0}, "The budget should be more than 0 bytes"),
         ({"max_loss": 2.0}, "The largest loss should be between 0 and 100 %"),
     ],
 )
