@@ -23,6 +23,7 @@ from edgevlm.export.coreml_.options import CoreMLOptions
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import Recipe, fit, make_recipe
 from edgevlm.export.quantize.store import TensorStore
+from edgevlm.export.source import read_source
 from edgevlm.export.targets import TARGETS, Job
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.io.folders import partial_folder, publish
@@ -31,7 +32,6 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.types import Progress
 from edgevlm.verify.answers import QUESTIONS, maybe_questions
 from edgevlm.verify.gate import GateOptions, run_gate
-from edgevlm.verify.inputs import Source
 from edgevlm.verify.report import GateReport
 
 _TOOLS = ("numpy", "pillow", "tokenizers", "onnx", "onnxruntime", "gguf", "coremltools")
@@ -205,11 +205,6 @@ def _check_budget(manifest: Manifest, budget: int) -> None:
                 f"The target {target} came to {size / 1e6:.1f} MB with the files that it needs, more than the budget "
                 f"of {budget / 1e6:.1f} MB: ask for less, so that the estimate leaves room."
             )
-
-
-def read_source(folder: Path, spec: ModelSpec) -> Source:
-    """The image rules, prompt rules and tokenizer of the checkpoint in `folder`, read again for the gate."""
-    return Source(read_image_spec(folder, spec), read_prompt_spec(folder, spec), folder / "tokenizer.json")
 
 
 def tool_versions() -> dict[str, str]:

@@ -190,9 +190,9 @@ def _expected(
     from edgevlm.checkpoint.checkpoint import open_checkpoint
     from edgevlm.checkpoint.families import read_model
     from edgevlm.export.calibrate.record import open_recorded
-    from edgevlm.export.pipeline import read_source
     from edgevlm.export.quantize.model import QuantizedModel
     from edgevlm.export.quantize.recipe import Recipe
+    from edgevlm.export.source import read_source
     from edgevlm.io.records import from_dict
 
     checkpoint = open_checkpoint(model, revision=revision, cache_dir=cache_dir, adapter=adapter)

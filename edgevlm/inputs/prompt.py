@@ -222,7 +222,7 @@ class _Text:
         self._pending.append(text)
 
     def token(self, token_id: int, times: int = 1) -> int:
-        """Where it stands."""
+        """Append `token_id` `times` times; its first position."""
         start = len(self.ids())
         self._ids += [token_id] * times
         return start

@@ -2,8 +2,8 @@
 
 Primitives are what a backend has; macros are written here with primitives, and a backend may replace one by its fused
 kernel. Values are opaque handles (`X`). Weights are named, never passed: a backend finds `<name>.weight` and
-`<name>.bias` in its own store, and an operation says every shape, so that playing a model on shapes (`record`) gives
-its whole weight tree.
+`<name>.bias` in its own store, and an operation is given every shape, so that playing a model on shapes (`record`)
+gives its whole weight tree.
 
 Shapes: B batch (tiles, windows; absent in eager's decoder), S positions, D channels, H heads.
 """

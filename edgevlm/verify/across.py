@@ -291,7 +291,7 @@ def stock_plan(width: int, height: int, tile: int, longest_edge: int) -> StockPl
 
 
 def stock_warnings(bundle: Bundle, picture: Path) -> list[str]:
-    """Sentences on what `llama-server` or llama-cpp-python alone would do with the raw file, other than the spec says.
+    """Sentences on what `llama-server` or llama-cpp-python alone would do with the raw file against the spec.
 
     Empty where both treat the picture alike, and without an idefics3 mmproj, the only kind that is predicted.
     """

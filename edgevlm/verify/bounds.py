@@ -28,5 +28,5 @@ LOSS_BOUNDS = {
 
 
 def bound_of(target: str, numerics: str) -> Bound:
-    """The bound of a target; an engine without a form of its own for dynamic int8 is held to that of int8."""
+    """The bound of a target; without one for dynamic int8, that of int8 counts."""
     return BOUNDS.get((target, numerics)) or BOUNDS[target, "int8"]

@@ -52,7 +52,7 @@ UNJUDGED = "NOT JUDGED"
 class GateOptions:
     """thorough: for large encoders too, run several tiles in one call and the graphs of standard operators, which take
     over a gigabyte and most of the time; without it the report says that they were not judged.
-    strict: what was not judged, for whatever reason, fails.
+    strict: checks that could not be run count as failures.
     bounds: values in place of the tables', by name: "kl", "onnx.kl" for one target, "loss.kl" for quantization.
     """
 
@@ -93,11 +93,11 @@ def run_gate(
 ) -> GateReport:
     """Compare every target of `bundle` with the reference.
 
-    original: the checkpoint's weights, to measure what quantization costs. expected: what the quantizer makes of
-    them, to hold the files to. source: the checkpoint's own processor files, to hold pictures and prompts to.
-    Without them (a bundle alone) these parts are left out, and the inputs are held to what the export recorded.
-    questions: what each target is to answer, for the third level; the score is held to the original's, or without
-    that to the reference's. It is the slowest part: the reference answers every question in numpy.
+    original: the checkpoint's weights, to measure what quantization costs. expected: the quantizer's result for them,
+    which the files must hold. source: the rules of the checkpoint's own processor, for pictures and prompts.
+    Without them (a bundle alone) these parts are left out, and the inputs are compared with the export's record.
+    questions: asked on every target, for the third level; its score is compared with the original's, or without that
+    with the reference's. This is the slowest part: the reference answers every question in numpy.
     """
     options = options or GateOptions()
     rows: list[Row] = []

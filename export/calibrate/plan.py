@@ -69,7 +69,7 @@ class Calibration:
 
 
 class MixedWeights:
-    """`Weights` with every matrix in the form that `kind` says, from a calibration where that has it."""
+    """`Weights` with every matrix in the form `kind(name)`, from a calibration where that has it."""
 
     def __init__(self, weights: Weights, kind: Callable[[str], str], found: CalibratedStore | None = None) -> None:
         self._weights, self._kind, self._found = weights, kind, found

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def digest(values: F32) -> str:
-    """sha256 of a tensor's float32 values, which every container gives back alike."""
+    """sha256 of a tensor's float32 values, which are the same from every container."""
     return hashlib.sha256(np.ascontiguousarray(values, "<f4").tobytes()).hexdigest()
 
 

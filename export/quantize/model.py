@@ -22,10 +22,10 @@ class CalibratedWeights(Protocol):
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """What the quantizer makes of the original, rounded or calibrated: the files must hold exactly this.
+    """The quantizer's result for the original, rounded or calibrated: the files must hold exactly this.
 
     weights: the original's, as the calibration folded them where there is one. found: what a calibration chose.
-    store: where a rounding is remembered for the next target and the gate; None rounds again each time.
+    store: keeps roundings for the next target and the gate; None rounds again each time.
     """
 
     weights: Weights

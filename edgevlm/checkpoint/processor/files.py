@@ -1,4 +1,4 @@
-"""The files that say how a checkpoint wants its pictures and its text."""
+"""The files that define how a checkpoint's pictures and text are processed."""
 
 from __future__ import annotations
 
