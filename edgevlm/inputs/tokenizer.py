@@ -20,7 +20,7 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 def load_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer.json that reads special tokens in its input as text; never cuts or pads it."""
     if not path.is_file():
-        raise EdgeVLMError(f"'{path}' is missing: download the model, or export the bundle, again.")
+        raise EdgeVLMError(f"'{path}' is missing: a model needs its tokenizer.json; download or export it again.")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as e:  # the binding raises bare Exception
