@@ -177,16 +177,15 @@ class Table:
         """Held-out questions and what the original says, computed on its own weights in float32."""
         from edgevlm.checkpoint.checkpoint import open_checkpoint
         from edgevlm.checkpoint.families import read_model
-        from edgevlm.runtimes.eager import EagerRuntime
+        from edgevlm.runtimes.eager import eager_runtime
         from edgevlm.verify.fidelity import held_out, original_answers
 
         print("the original's answers ...", file=sys.stderr, flush=True)
-        spec, weights = read_model(open_checkpoint(self.args.model))
+        _, weights = read_model(open_checkpoint(self.args.model))
         questions = held_out(self.args.pictures)
         bundle = self._bundle(self.rows[0])
-        return questions, original_answers(
-            bundle, EagerRuntime(spec, weights), questions, self.args.tokens, self.args.tiles
-        )
+        original = eager_runtime(bundle, weights)
+        return questions, original_answers(bundle, original, questions, self.args.tokens, self.args.tiles)
 
     def _fidelity(self, row: str, engine: str) -> dict[str, Any]:
         from edgevlm.runtimes import open_runtime
