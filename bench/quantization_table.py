@@ -178,25 +178,25 @@ class Table:
         from edgevlm.checkpoint.checkpoint import open_checkpoint
         from edgevlm.checkpoint.families import read_model
         from edgevlm.runtimes.eager import eager_runtime
-        from edgevlm.verify.fidelity import held_out, teach
+        from edgevlm.verify.fidelity import held_out, original_answers
 
         print("the original's answers ...", file=sys.stderr, flush=True)
         _, weights = read_model(open_checkpoint(self.args.model))
         questions = held_out(self.args.pictures)
         bundle = self._bundle(self.rows[0])
         original = eager_runtime(bundle, weights)
-        return questions, teach(bundle, original, questions, self.args.tokens, self.args.tiles)
+        return questions, original_answers(bundle, original, questions, self.args.tokens, self.args.tiles)
 
     def _fidelity(self, row: str, engine: str) -> dict[str, Any]:
         from edgevlm.runtimes import open_runtime
-        from edgevlm.verify.fidelity import follow
+        from edgevlm.verify.fidelity import measure_fidelity
 
         questions, lessons = self._lessons
         count = max(4, len(lessons) // self._slow(engine))
         bundle = self._bundle(row)
         runtime = open_runtime(bundle, engine, threads=self.args.threads)
         try:
-            return asdict(follow(bundle, runtime, questions[:count], lessons[:count], self.args.tiles))
+            return asdict(measure_fidelity(bundle, runtime, questions[:count], lessons[:count], self.args.tiles))
         finally:
             runtime.close()
 

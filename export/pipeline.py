@@ -79,10 +79,10 @@ class ExportResult:
 def export_model(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
     """Write the bundle `options.out`.
 
-    Raises EdgeVLMError for what a user can mend, and GateError when the gate fails: then the bundle lies in
+    Raises EdgeVLMError for what a user can fix, and GateError when the gate fails: then the bundle lies in
     `<out>.failed`, and nothing under `out` has changed.
     """
-    tell = progress or (lambda what, done, total: None)
+    progress = progress or (lambda what, done, total: None)
     check_free(options.out, options.force)
     checkpoint = open_checkpoint(
         options.model, revision=options.revision, cache_dir=options.cache_dir, adapter=options.adapter
@@ -94,23 +94,22 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
         store = TensorStore(scratch)
         expected, calibration = QuantizedModel(weights, recipe, store=store), None
         if options.calibration is not None:
-            made = _calibrate(checkpoint, spec, weights, recipe, options, options.calibration, scratch, tell)
+            made = _calibrate(checkpoint, spec, weights, recipe, options, options.calibration, scratch, progress)
             expected, calibration = QuantizedModel(made.found.original, made.recipe, made.found, store), made.report
             calibration["tensors"] = recorded(expected, made.found)
-        bundle = _write(partial, checkpoint, spec, expected, options, tell, calibration)
+        bundle = _write(partial, checkpoint, spec, expected, options, progress, calibration)
         report = None
         if options.gate:
-            judged = GateOptions(thorough=options.strict, strict=options.strict, bounds=options.bounds)
-            source = read_source(checkpoint.folder, spec)
-            with maybe_questions(options.answers, options.questions) as asked:
+            gate_options = GateOptions(thorough=options.strict, strict=options.strict, bounds=options.bounds)
+            with maybe_questions(options.answers, options.questions) as questions:
                 report = run_gate(
                     bundle,
                     original=weights,
                     expected=expected,
-                    source=source,
-                    questions=asked,
-                    progress=tell,
-                    options=judged,
+                    source=read_source(checkpoint.folder, spec),
+                    questions=questions,
+                    progress=progress,
+                    options=gate_options,
                 )
             manifest = replace(bundle.manifest, gate=report.to_dict())
             write_manifest(partial, manifest)
@@ -136,12 +135,12 @@ def _calibrate(
     options: ExportOptions,
     calibration: CalibrationOptions,
     scratch: Path,
-    tell: Progress,
+    progress: Progress,
 ) -> Calibration:
     prompter = Prompter(read_prompt_spec(checkpoint.folder, spec), checkpoint.folder / "tokenizer.json")
     image_spec = read_image_spec(checkpoint.folder, spec)
     shared = sum(path.stat().st_size for name in UPSTREAM if (path := checkpoint.folder / name).is_file())
-    return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, tell)
+    return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, progress)
 
 
 def _write(
@@ -150,7 +149,7 @@ def _write(
     spec: ModelSpec,
     expected: QuantizedModel,
     options: ExportOptions,
-    tell: Progress,
+    progress: Progress,
     calibration: dict[str, Any] | None,
 ) -> Bundle:
     weights, recipe = expected.weights, expected.recipe
@@ -170,13 +169,13 @@ def _write(
         def quantized(name: str, target: str = target) -> QTensor:
             nonlocal done
             done += 1
-            tell(f"{target}: quantize and write", min(done, total), total)
+            progress(f"{target}: quantize and write", min(done, total), total)
             return expected.quantized(name)
 
         (folder / target).mkdir()
         job = Job(folder, spec, weights, recipe, image_spec, prompt_spec, options.coreml, quantized)
         targets[target] = TARGETS[target].write(job)
-        tell(f"{target}: quantize and write", total, total)
+        progress(f"{target}: quantize and write", total, total)
 
     info = ModelInfo(spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), options.adapter)
     manifest = Manifest(
@@ -197,7 +196,7 @@ def _write(
 
 
 def _check_budget(manifest: Manifest, budget: int) -> None:
-    """Bits were chosen by estimate: hold every target's own files, with those that all share, to what was asked."""
+    """Compare each target's real size, shared files included, with the budget: bits were chosen by estimate."""
     shared = sum(info.size for name, info in manifest.files.items() if name in UPSTREAM)
     for target in manifest.targets:
         size = shared + sum(info.size for name, info in manifest.files.items() if name.startswith(f"{target}/"))

@@ -1,4 +1,4 @@
-"""The rules of a checkpoint, read again for the gate, apart from what the export wrote."""
+"""The rules of a checkpoint, read again for the gate: a module of its own, so that no fault of the export enters it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The containers that an export writes, behind one protocol: what each refuses, how it is written, what it weighs."""
+"""The containers that an export writes, behind one protocol: what each refuses, how it is written, how large it is."""
 
 from __future__ import annotations
 
@@ -74,8 +74,7 @@ class Onnx:
         _check_palettes(recipe)
 
     def write(self, job: Job) -> TargetEntry:
-        """Beside the graphs, what every reader of the codes needs, and where the model is plain, onnxruntime-genai's
-        own description."""
+        """Write the graphs and weights.json, and for a plain decoder onnxruntime-genai's configuration."""
         from edgevlm.export.onnx_.emit import write_onnx
         from edgevlm.export.onnx_.genai import genai_config
 

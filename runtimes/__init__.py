@@ -37,8 +37,8 @@ def open_runtime(
     portable: use the graphs of standard operators only (onnxruntime).
     storage: "fp16", or "fp32" to keep the evaluator's values unrounded (coreml, off macOS).
 
-    Raises EdgeVLMError for an unknown name or device, for artifacts that the bundle lacks or holds damaged,
-    and for an engine that is not installed.
+    Raises EdgeVLMError for an unknown name or device, for artifacts that the bundle lacks or holds damaged, and for an
+    engine that is not installed.
     """
     if name is None:
         targets = bundle.manifest.targets

@@ -36,7 +36,7 @@ MASK_VALUE = -1e4  # finite, as in the CoreML programs
 
 
 def load_coreai(part: str) -> Any:
-    """The module coreai.`part`; EdgeVLMError says how to get it."""
+    """The module coreai.`part`; EdgeVLMError says how to install it."""
     try:
         return importlib.import_module(f"coreai.{part}")
     except ImportError:

@@ -1,4 +1,4 @@
-"""What a bundle's folder holds beside its graphs: the manifest, file hashes, and what may be replaced."""
+"""Files of a bundle's folder beside its graphs: the manifest with file hashes, and which folders may be replaced."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ KINDS = ("fp32", "fp16", "int8", "int4", *PALETTES)
 class QTensor:
     """A weight (N, K) in one of `KINDS`.
 
-    fp32, fp16: `codes` are the values. int8: codes -127..127, `scale` (N, 1). int4: codes -8..7,
-    `scale` (N, K / 32). A value is `scale * code`; scales are float16. palette6, palette4: codes from 0 index
-    `palette` (G, 64 or 16) float16, whose rows serve N / G rows of the weight each.
+    fp32, fp16: `codes` are the values. int8: codes -127..127, `scale` (N, 1). int4: codes -8..7, `scale` (N, K / 32). A
+    value is `scale * code`; scales are float16. palette6, palette4: codes from 0 index `palette` (G, 64 or 16) float16,
+    whose rows serve N / G rows of the weight each.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""What a manifest says of each target: one dataclass for each, told apart by `kind`."""
+"""A manifest's entries for its targets: one dataclass each, distinguished by `kind`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A checkpoint, read: export and training need it."""
+"""Reading checkpoints, for export and training."""

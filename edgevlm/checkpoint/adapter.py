@@ -56,8 +56,8 @@ class _Update:
 class LoraAdapter:
     """The changes that an adapter folder makes to a model whose tensors have the given names and shapes.
 
-    tied: whether embedding and head are one table. Raises EdgeVLMError when the folder is no LoRA adapter
-    that can be merged exactly, or does not fit the model.
+    tied: whether embedding and head are one table. Raises EdgeVLMError when the folder is no LoRA adapter that can be
+    merged exactly, or does not fit the model.
     """
 
     def __init__(self, folder: Path, shapes: dict[str, tuple[int, ...]], *, tied: bool) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.prompt import Control, Plain, render
+from edgevlm.inputs.prompt import ControlText, UserText, render
 from edgevlm.inputs.spec import Chat, RoleText
 from edgevlm.io.json import JsonFile, read_json_file
 
@@ -38,7 +38,7 @@ def read_chat_template(
 ) -> ChatFormat:
     """The format of the chat template of the checkpoint in `folder`; names: its special tokens, by key."""
     path, template = find_template(folder, processor, tokenizer_config)
-    return take_apart(path, _jinja(path, template, names, image_token), image_token)
+    return literal_format(path, _jinja(path, template, names, image_token), image_token)
 
 
 def find_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFile) -> tuple[Path, str]:
@@ -48,7 +48,7 @@ def find_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFile)
         try:
             return jinja, jinja.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as e:
-            raise EdgeVLMError(f"'{jinja}' cannot be read ({e}): take the file anew.") from e
+            raise EdgeVLMError(f"'{jinja}' cannot be read ({e}): download it again.") from e
     legacy = read_json_file(folder / "chat_template.json", required=False)
     for file in (legacy, processor, tokenizer_config):
         value = file.data.get("chat_template")
@@ -112,8 +112,8 @@ def _jinja(path: Path, template: str, names: Mapping[str, Any], image_token: str
         return flat
 
 
-def take_apart(path: Path, run: Render, image_token: str) -> ChatFormat:
-    """The literal text of a template; proved on other conversations."""
+def literal_format(path: Path, run: Render, image_token: str) -> ChatFormat:
+    """The literal text of a template, checked on other conversations."""
     best: ChatFormat | None = None
     try:
         for found in _candidates(run, image_token):
@@ -121,7 +121,7 @@ def take_apart(path: Path, run: Render, image_token: str) -> ChatFormat:
                 if _reproduces(found, run, image_token, generation=False):
                     return found
                 best = best or found  # some templates leave the last message open where no answer is asked for
-    except _Uncut:
+    except _MarkNotFound:
         pass
     if best is None:
         raise EdgeVLMError(
@@ -216,20 +216,20 @@ def _reproduces(found: ChatFormat, run: Render, image: str, *, generation: bool)
         images = sum(item["type"] == "image" for message in probe for item in message["content"])
         pieces = render(found.chat, probe, images, add_generation_prompt=generation)
         picture = f"{found.image_open}{image}{found.image_close}"
-        ours = "".join(p.text if isinstance(p, Control | Plain) else picture for p in pieces)
+        ours = "".join(p.text if isinstance(p, ControlText | UserText) else picture for p in pieces)
         if ours != run(probe, generation):
             return False
     return True
 
 
-class _Uncut(EdgeVLMError):
-    """A template that does not write each message once."""
+class _MarkNotFound(EdgeVLMError):
+    """A mark is missing or repeated: the template does not write each message once."""
 
 
 def _cut(text: str, count: int, mark: str = MARK) -> list[str]:
     parts = text.split(mark)
     if len(parts) != count:
-        raise _Uncut("The chat template repeats or drops a message.")
+        raise _MarkNotFound("The chat template repeats or drops a message.")
     return parts
 
 

@@ -21,8 +21,7 @@ def is_hub_id(model: str) -> bool:
 def fetch(model: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Path:
     """The local snapshot folder of the Hub model `model` ("owner/name"), downloaded where the cache lacks it.
 
-    Without a network the cached snapshot is used. Raises EdgeVLMError when there is none, when the model or
-    the
+    Without a network the cached snapshot is used. Raises EdgeVLMError when there is none, when the model or the
     revision does not exist, or when access needs a token.
     """
     try:

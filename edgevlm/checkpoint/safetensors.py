@@ -54,8 +54,7 @@ class SafetensorsFile:
             ) from None
 
     def dtype(self, name: str) -> str:
-        """The stored type as numpy names it: "float32", "float16", "bfloat16", or the file's word for
-        others."""
+        """The stored type as numpy names it: "float32", "float16", "bfloat16", or the file's word for others."""
         return _FLOATS.get(self.tensors[name].dtype, self.tensors[name].dtype)
 
     def read(self, name: str) -> F32:

@@ -30,7 +30,7 @@ __all__ = ["Answer", "AnswerStream", "GenerateOptions", "Pipeline", "Prompt", "T
 
 @dataclass
 class Timings:
-    """Seconds of each stage, and what it had to do. The consumer's own time between pieces is not in them."""
+    """Seconds and amount of work of each stage. The consumer's own time between pieces is not in them."""
 
     preprocess: float = 0.0  # decode, resize and cut the pictures, build the prompt
     encode: float = 0.0  # views to image features
@@ -57,7 +57,7 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A question made ready: everything that happens before the engine has work."""
+    """A prepared question: everything that is computed before the engine starts."""
 
     ids: Ids  # (S,)
     layout: Layout  # where the views' tokens lie
@@ -133,7 +133,7 @@ class Pipeline:
         *,
         max_tiles: int | None = None,
     ) -> Answer:
-        """`ask`, run through."""
+        """As `ask`, run to the end."""
         return self.ask(images, question, options, max_tiles=max_tiles).answer
 
     def prepare(
@@ -209,7 +209,7 @@ class Pipeline:
 
 
 def peak_memory() -> int | None:
-    """Bytes of this process's largest resident set so far; None where the system does not tell (Windows).
+    """Bytes of this process's largest resident set so far; None where the system does not report it (Windows).
 
     Not Linux's ru_maxrss: a process starts with its parent's there.
     """

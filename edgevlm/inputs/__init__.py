@@ -1,1 +1,1 @@
-"""Picture and question to arrays."""
+"""From a picture and a question to arrays."""

@@ -37,8 +37,8 @@ _UPRIGHT = {
 def open_image(source: Source, background: tuple[int, int, int] = WHITE) -> U8:
     """Decode a file, the bytes of one, or a Pillow image to RGB uint8 (H, W, 3).
 
-    EXIF orientation is applied, transparency is laid over `background`, an animation gives its first frame,
-    and colour profiles are ignored, as by Hugging Face's processors. EdgeVLMError for what is not a picture.
+    EXIF orientation is applied, transparency is laid over `background`, an animation gives its first frame, and colour
+    profiles are ignored, as by Hugging Face's processors. EdgeVLMError for what is not a picture.
     """
     return np.asarray(decode_image(source, background))
 

@@ -1,4 +1,4 @@
-"""A prompt in space: where its pictures lie, which positions its tokens have, and who sees whom.
+"""The layout of a prompt: where its pictures lie, which positions its tokens have, and which tokens see which.
 
 What depends on the prompt is an input of every graph, computed here once: graphs know no position rule.
 """

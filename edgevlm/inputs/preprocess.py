@@ -78,7 +78,7 @@ def normalize_tables(spec: ImageSpec) -> F32:
 
 
 def array_key(array: np.ndarray[Any, np.dtype[Any]]) -> bytes:
-    """What tells one array from another: a sha256 of its shape and values."""
+    """A key for an array: the sha256 of its shape and values."""
     return hashlib.sha256(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes()).digest()
 
 

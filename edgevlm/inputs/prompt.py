@@ -28,15 +28,15 @@ Views = Sequence[ViewTokens]
 
 
 @dataclass(frozen=True)
-class Control:
-    """Text of the spec: special tokens count in it."""
+class ControlText:
+    """Text of the spec, in which special tokens are recognized."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Plain:
-    """Text of the user: never anything but text."""
+class UserText:
+    """Text of the user, in which special tokens are read as plain text."""
 
     text: str
 
@@ -79,21 +79,21 @@ def messages_of(conversation: Conversation, num_images: int) -> list[tuple[str, 
 
 def render(
     chat: Chat, conversation: Conversation, num_images: int, *, add_generation_prompt: bool = True
-) -> Iterator[Control | Plain | Picture]:
+) -> Iterator[ControlText | UserText | Picture]:
     """The conversation in the checkpoint's chat format, image places not yet filled."""
     messages = messages_of(conversation, num_images)
-    yield Control(chat.prefix)
+    yield ControlText(chat.prefix)
     if messages[0][0] != "system":
-        yield Control(chat.default_system)
-    number, system = count(), list[Control | Plain | Picture]()
+        yield ControlText(chat.default_system)
+    number, system = count(), list[ControlText | UserText | Picture]()
     for role, content in messages:
         if role not in chat.roles:
             raise EdgeVLMError(f"The role '{role}' is unknown to this model: use {', '.join(sorted(chat.roles))}.")
         around = chat.roles[role]
         if chat.images_first:
             content = sorted(content, key=lambda item: item["type"] != "image")
-        opening = Control(around.open_image if content[0]["type"] == "image" else around.open_text)
-        parts, close = list(_items(chat, content, number)), Control(around.close)
+        opening = ControlText(around.open_image if content[0]["type"] == "image" else around.open_text)
+        parts, close = list(_items(chat, content, number)), ControlText(around.close)
         if role == "system" and chat.system == "in_first_user":
             system += [opening, *parts, close]
             continue
@@ -103,12 +103,12 @@ def render(
         yield from parts
         yield close
     if add_generation_prompt:
-        yield Control(chat.generation)
+        yield ControlText(chat.generation)
 
 
 def _items(
     chat: Chat, content: Sequence[Mapping[str, Any]], number: Iterator[int]
-) -> Iterator[Control | Plain | Picture]:
+) -> Iterator[ControlText | UserText | Picture]:
     last = len(content) - 1
     for place, item in enumerate(content):
         if item["type"] == "image":
@@ -120,9 +120,9 @@ def _items(
         if chat.trim and place == last:
             text = text.rstrip()
         if place and content[place - 1]["type"] == "text":
-            yield Control(chat.text_join)
-        yield Plain(text)
-        yield Control(chat.text_close)
+            yield ControlText(chat.text_join)
+        yield UserText(text)
+        yield ControlText(chat.text_close)
 
 
 class Prompter:
@@ -168,9 +168,9 @@ class Prompter:
         chat = render(spec.chat, conversation, len(pictures), add_generation_prompt=add_generation_prompt)
         spans = []
         for piece in chat:
-            if isinstance(piece, Control):
+            if isinstance(piece, ControlText):
                 control(piece.text)
-            elif isinstance(piece, Plain):
+            elif isinstance(piece, UserText):
                 text.write(piece.text)
             else:
                 if len(pictures) > 1:
@@ -211,7 +211,7 @@ def picture_parts(around: PictureText, views: Views) -> Iterator[str | tuple[int
 
 
 class _Text:
-    """Ids so far. Text up to the next special token is encoded in one piece, whoever wrote it."""
+    """Ids so far. Text up to the next special token, the template's and the user's, is encoded in one piece."""
 
     def __init__(self, first: Tokenizer, inner: Tokenizer) -> None:
         self._ids: list[int] = []
@@ -222,7 +222,7 @@ class _Text:
         self._pending.append(text)
 
     def token(self, token_id: int, times: int = 1) -> int:
-        """Where it stands."""
+        """Append `token_id` `times` times; its first position."""
         start = len(self.ids())
         self._ids += [token_id] * times
         return start

@@ -22,7 +22,7 @@ _MOST_TILES = 256
 _MOST_PIXELS = 1 << 26
 
 
-class _Checked:
+class _CheckedRule:
     """Every whole number of a rule is at least 1 and bounded."""
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class _Checked:
 
 
 @dataclass(frozen=True)
-class Stretch(_Checked):
+class Stretch(_CheckedRule):
     """One square view, whatever the picture's shape (SigLIP)."""
 
     side: int
@@ -53,7 +53,7 @@ class Stretch(_Checked):
 
 
 @dataclass(frozen=True)
-class Crop(_Checked):
+class Crop(_CheckedRule):
     """The short edge to `shortest`, then the square in the middle (CLIP)."""
 
     shortest: int
@@ -71,7 +71,7 @@ class Crop(_Checked):
 
 
 @dataclass(frozen=True)
-class Pad(_Checked):
+class Pad(_CheckedRule):
     """The picture in the middle of a square canvas, then that resized (LLaVA)."""
 
     side: int
@@ -83,7 +83,7 @@ class Pad(_Checked):
 
 
 @dataclass(frozen=True)
-class Fit(_Checked):
+class Fit(_CheckedRule):
     """The long edge to `side`, the other to no less than `least`; then a square canvas around it (DeepSeek-VL)."""
 
     side: int
@@ -98,7 +98,7 @@ class Fit(_Checked):
 
 
 @dataclass(frozen=True)
-class TilesThenWhole(_Checked):
+class TilesThenWhole(_CheckedRule):
     """A grid of tiles and then the whole picture (SmolVLM, Idefics3).
 
     longest_edge: the picture is first scaled to it, and then, if that is larger, down to max_edge; None leaves it as it
@@ -169,7 +169,7 @@ class TilesThenWhole(_Checked):
 
 
 @dataclass(frozen=True)
-class WholeThenTiles(_Checked):
+class WholeThenTiles(_CheckedRule):
     """The picture on a grid of whole tiles: first all of it on one, then the tiles (nanoVLM).
 
     longest_edge: more is scaled down to it. enlarge: less is scaled up. whole_resample: of the whole picture.
@@ -198,7 +198,7 @@ class WholeThenTiles(_Checked):
 
 
 @dataclass(frozen=True)
-class RatioTiles(_Checked):
+class RatioTiles(_CheckedRule):
     """The grid of `least` to `most` tiles whose shape is nearest to the picture's (InternVL).
 
     thumbnail: the whole picture comes last, where there are several tiles.
@@ -234,7 +234,7 @@ class RatioTiles(_Checked):
 
 
 @dataclass(frozen=True)
-class Native(_Checked):
+class Native(_CheckedRule):
     """Near the picture's own size: both edges multiples of `unit`, `least` to `most` pixels in all (Qwen2-VL)."""
 
     unit: int

@@ -22,7 +22,7 @@ SYSTEM_PLACES = ("turn", "in_first_user")
 
 
 class ViewTokens(NamedTuple):
-    """How a view stands in a prompt."""
+    """A view's image tokens in a prompt."""
 
     place: Place | None  # row and column of a tile, from 1; None is the whole picture
     rows: int  # of image tokens

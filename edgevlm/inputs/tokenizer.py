@@ -20,11 +20,11 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 def load_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer.json that reads special tokens in its input as text; never cuts or pads it."""
     if not path.is_file():
-        raise EdgeVLMError(f"'{path}' is missing: a model needs its tokenizer.json; take the folder or bundle anew.")
+        raise EdgeVLMError(f"'{path}' is missing: a model needs its tokenizer.json; download or export it again.")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as e:  # the binding raises bare Exception
-        raise EdgeVLMError(f"'{path}' is not a tokenizer.json ({e}): take the file anew.") from e
+        raise EdgeVLMError(f"'{path}' is not a tokenizer.json ({e}): download it again.") from e
     for kind in _decoders(tokenizer):
         if kind not in DECODERS:
             raise EdgeVLMError(

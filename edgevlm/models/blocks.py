@@ -9,7 +9,7 @@ from edgevlm.models.spec import Block
 
 
 def residual(ops: Ops, x: X, block: Block, w: str, number: int, part: Callable[[X], X]) -> X:
-    """x and what `part` makes of it, with the block's norms and gate: weights w.norm<number> and w.gate<number>."""
+    """x plus `part` of it, with the block's norms and gate: weights w.norm<number> and w.gate<number>."""
     norm = f"{w}.norm{number}"
     if block.places == "post":
         return ops.norm(ops.add(x, part(x)), norm, block.norm)
@@ -30,5 +30,5 @@ def rope_inputs(rope: str) -> tuple[str, str]:
 
 
 def mask_input(window: int | None) -> str:
-    """The decoder's input that says who sees whom, (S, T) over all T positions so far."""
+    """The decoder's attention mask input, (S, T) over all T positions so far."""
     return "mask" if window is None else f"mask_{window}"

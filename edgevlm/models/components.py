@@ -17,7 +17,7 @@ Values = dict[str, X]
 
 @dataclass(frozen=True)
 class Component:
-    """One graph of a model: what goes in and comes out, what it keeps between calls, and how to play it."""
+    """One graph of a model: its inputs and outputs, its states between calls, and how to play it."""
 
     name: str  # "vision_encoder" | "embed_tokens" | "decoder"
     inputs: dict[str, Tensor]

@@ -49,6 +49,5 @@ def image_features(ops: Ops, spec: ModelSpec, inputs: dict[str, X]) -> X:
 def feature_shape(spec: ModelSpec) -> Tensor:
     width = spec.decoder.hidden_size
     if isinstance(spec.vision, Vit):
-        rows, cols = spec.token_grid(spec.vision.image_size, spec.vision.image_size)
-        return Tensor("float32", ("tiles", rows * cols, width))
+        return Tensor("float32", ("tiles", spec.image_tokens, width))
     return Tensor("float32", (1, "tokens", width))

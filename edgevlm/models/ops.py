@@ -1,9 +1,9 @@
-"""The operations that architectures are written in, on two floors. A backend plays them: eager computes, others emit.
+"""The operations that architectures are written in, on two levels. A backend plays them: eager computes, others emit.
 
 Primitives are what a backend has; macros are written here with primitives, and a backend may replace one by its fused
 kernel. Values are opaque handles (`X`). Weights are named, never passed: a backend finds `<name>.weight` and
-`<name>.bias` in its own store, and an operation says every shape, so that playing a model on shapes (`record`) gives
-its whole weight tree.
+`<name>.bias` in its own store, and an operation is given every shape, so that playing a model on shapes (`record`)
+gives its whole weight tree.
 
 Shapes: B batch (tiles, windows; absent in eager's decoder), S positions, D channels, H heads.
 """
@@ -28,7 +28,7 @@ class Weights(Protocol):
 
 
 class Ops:
-    """All operations; what a backend lacks is refused in one sentence when a model asks for it."""
+    """All operations; EdgeVLMError where a model uses one that the backend lacks."""
 
     backend = "this backend"
 
@@ -93,7 +93,7 @@ class Ops:
         self._lacks("merge")
 
     def rotate(self, x: X, rope: str, size: int) -> X:
-        """Turn the first `size` values of each head in split halves by this call's rows, the input `rope`."""
+        """Rotate the first `size` values of each head in split halves by this call's rows, the input `rope`."""
         self._lacks("rotate")
 
     def attend(self, q: X, k: X, v: X, a: Attention, mask: str | None) -> X:
@@ -161,13 +161,13 @@ class Ops:
         rows, kv_rows = a.heads * a.head_dim, a.kv_heads * a.head_dim
         if a.reads == "memory":
             q = self.linear(x, (f"{w}.q", rows), bias=a.bias)[0]
-            return self._turned(q, f"{w}.q_norm", a, a.heads), self.held(f"{state}.key"), self.held(f"{state}.value")
+            return self._rotated(q, f"{w}.q_norm", a, a.heads), self.held(f"{state}.key"), self.held(f"{state}.value")
         q, k, v = self.linear(x, (f"{w}.q", rows), (f"{w}.k", kv_rows), (f"{w}.v", kv_rows), bias=a.bias)
-        q, k = self._turned(q, f"{w}.q_norm", a, a.heads), self._turned(k, f"{w}.k_norm", a, a.kv_heads)
+        q, k = self._rotated(q, f"{w}.q_norm", a, a.heads), self._rotated(k, f"{w}.k_norm", a, a.kv_heads)
         v = self.heads(v, a.kv_heads, a.head_dim)
         return (q, k, v) if state is None else (q, self.append(f"{state}.key", k), self.append(f"{state}.value", v))
 
-    def _turned(self, x: X, norm: str, a: Attention, count: int) -> X:
+    def _rotated(self, x: X, norm: str, a: Attention, count: int) -> X:
         x = self.heads(x, count, a.head_dim)
         x = self.norm(x, norm, a.qk_norm) if a.qk_norm else x
         return self.rotate(x, a.rope, a.head_dim) if a.rope else x

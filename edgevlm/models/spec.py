@@ -31,7 +31,7 @@ class Rope:
     """Rotary position embedding (arXiv 2104.09864) of split halves, over one or several position axes."""
 
     theta: float
-    size: int  # values of a head that turn
+    size: int  # values of a head that are rotated
     scaling: RopeScaling | None = None
     sections: tuple[int, ...] = ()  # frequencies per position axis, of size / 2; () is one axis (M-RoPE has three)
     interleaved: bool = False  # the axes take turns (Qwen3-VL); otherwise one run of frequencies after the other
@@ -50,7 +50,7 @@ class Attention:
     head_dim: int
     bias: bool = False  # on q, k and v
     out_bias: bool = False
-    rope: str | None = None  # a key of Decoder.ropes, or of the tower's inputs; None: heads are not turned
+    rope: str | None = None  # a key of Decoder.ropes, or of the tower's inputs; None: no rotation
     qk_norm: Norm | None = None  # per head, before RoPE
     scale: float | None = None  # None: head_dim ** -0.5
     softcap: float | None = None

@@ -18,7 +18,7 @@ class States:
     memory: dict[str, F32] = field(default_factory=dict)
 
     def append(self, name: str, x: F32) -> F32:
-        """Put x behind what the state holds, along its positions; all of it."""
+        """Append x along the positions; returns the whole state."""
         if name in self.growing:
             x = np.concatenate([self.growing[name], x], axis=-2)
         self.growing[name] = x
@@ -32,7 +32,3 @@ class States:
             self.memory.clear()
         for name, held in self.growing.items():
             self.growing[name] = held[..., :length, :]
-
-    def fork(self) -> States:
-        """A copy that goes its own way; arrays are shared, for they are never written in place."""
-        return States(dict(self.growing), dict(self.replaced), dict(self.memory))

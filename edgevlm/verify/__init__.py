@@ -1,1 +1,1 @@
-"""Whether what was written computes what the checkpoint computes."""
+"""Checks that written artifacts compute what the checkpoint computes."""

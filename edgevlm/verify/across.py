@@ -1,7 +1,7 @@
 """`edgevlm verify --across`: every engine of a bundle on the same pictures, side by side with the eager reference.
 
 The gate judges each target alone; this shows how far the targets of one bundle are from each other, names the first
-component that diverges, and tells what llama.cpp would make of the raw files without edgevlm's preprocessing.
+component that diverges, and lists what llama.cpp alone, without edgevlm's preprocessing, would do otherwise.
 """
 
 from __future__ import annotations
@@ -119,12 +119,12 @@ def verify_across(
     skipped = []
 
     def follow(name: str, runtime: Runtime) -> None:
-        told = runs["eager"]
+        reference_runs = runs["eager"]
         runs[name] = []
         for i, case in enumerate(cases):
             if progress:
                 progress("across", len(cases) * (len(runs) - 1) + i, steps)
-            answer = told[i].choices() if name != "eager" else None
+            answer = reference_runs[i].choices() if name != "eager" else None
             runs[name].append(_run(runtime, case, answer, tokens))
 
     follow("eager", reference)
@@ -215,14 +215,14 @@ def _same_bits(ours: F32, theirs: F32) -> bool:
     return ours.shape == theirs.shape and np.array_equal(ours.view(np.uint32), theirs.view(np.uint32))
 
 
-def _run(runtime: Runtime, case: _Case, told: list[int] | None, tokens: int) -> _Run:
-    """One engine over one prompt, then over the tokens it is told; over its own choices if it is told none."""
+def _run(runtime: Runtime, case: _Case, answer_ids: list[int] | None, tokens: int) -> _Run:
+    """One engine over one prompt and then `answer_ids`; None: over its own greedy answer."""
     decoder = runtime.decoder
     embeds, features = np.array(decoder.embed(case.ids)), runtime.encoder.encode(case.views)
     decoder.rewind(0)
     steps = [decoder.forward(merge(embeds, case.layout, features), case.layout)]
     while len(steps) < tokens:
-        token = int(steps[-1].argmax()) if told is None else told[len(steps) - 1]
+        token = int(steps[-1].argmax()) if answer_ids is None else answer_ids[len(steps) - 1]
         steps.append(decoder.step(token))
     return _Run(embeds, np.concatenate(features), np.stack(steps))
 
@@ -291,10 +291,9 @@ def stock_plan(width: int, height: int, tile: int, longest_edge: int) -> StockPl
 
 
 def stock_warnings(bundle: Bundle, picture: Path) -> list[str]:
-    """Sentences on what `llama-server` or llama-cpp-python alone would do with the raw file, other than the spec says.
+    """Sentences on what `llama-server` or llama-cpp-python alone would do with the raw file against the spec.
 
-    Empty for a bundle without an idefics3 mmproj, the one kind that is predicted, and for a picture that both treat
-    alike.
+    Empty where both treat the picture alike, and without an idefics3 mmproj, the only kind that is predicted.
     """
     mmproj = gguf_files(bundle)[1] if "gguf" in bundle.manifest.targets else None
     keys, spec = GgufFile(mmproj).keys if mmproj else {}, bundle.image_spec

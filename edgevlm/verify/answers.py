@@ -1,4 +1,4 @@
-"""The gate's third level: what a set of questions scores on each target, against the model before quantization."""
+"""The gate's third level: each target's score on a set of questions, against the model before quantization."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from edgevlm.runtimes.base import Runtime
 from edgevlm.types import Progress
 from edgevlm.verify.report import Row
 
-QUESTIONS = 100  # asked where nothing else is said
+QUESTIONS = 100  # the default number
 _DRAWN = 25  # pictures of Scenes that these come from
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What the gate asks."""
+    """The questions that the gate asks."""
 
     suite: Suite
     items: tuple[Item, ...]

@@ -15,7 +15,7 @@ BOUNDS = {
     ("coreml", "float"): Bound(0.9999, 0.999, 5e-2, 1e-3, 0.9, 0.005),  # fp16 storage after every operation
     ("coreml", "int8"): Bound(0.9999, 0.999, 5e-2, 1e-3, 0.9, 0.005),  # weights only: activations stay fp16
 }
-# By the coarsest form of the weights: the least the original's and the quantized model's outputs may agree.
+# Bounds on agreement with the original model, by the coarsest weight format.
 # int4 is judged by answers, where there are questions to ask.
 LOSS_BOUNDS = {
     "fp32": Loss(0.99999, 0.99999, 1e-5, 0.99, 0.0),
@@ -28,5 +28,5 @@ LOSS_BOUNDS = {
 
 
 def bound_of(target: str, numerics: str) -> Bound:
-    """The bound of a target; an engine without a form of its own for dynamic int8 is held to that of int8."""
+    """The bound of a target; without one for dynamic int8, that of int8 counts."""
     return BOUNDS.get((target, numerics)) or BOUNDS[target, "int8"]

@@ -19,7 +19,7 @@ STEPS = 4  # tokens of a context that is not the longest
 
 
 def other_contexts(bundle: Bundle, reference: Reference, case: Case, bound: float) -> Iterator[Row]:
-    """The functions of shorter contexts: the same weights, in graphs that nothing else here calls.
+    """The functions of shorter contexts: the same weights, in graphs that no other check calls.
 
     bound: the least cosine of logits, over half a context of prompt at most and a few steps after it.
     """

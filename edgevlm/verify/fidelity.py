@@ -1,7 +1,7 @@
 """How far a bundle on an engine is from the original model, token by token: KL divergence and the same first choice.
 
-The original answers questions about pictures, computed in float32 on its own weights. Everybody else reads the same
-pictures with their own encoder, then the original's answer word for word, so that every position has the same history.
+The original answers questions about pictures, computed in float32 on its own weights. Every other runtime reads the
+same pictures with its own encoder and then the original's answer token by token: every position has the same history.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Question = tuple[Path | Image.Image, str]
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class OriginalAnswer:
     """What the original said: answer ids (A,), its stop token included, and the logits (A, V) they came from."""
 
-    answer: tuple[int, ...]
+    ids: tuple[int, ...]
     logits: F32
 
 
@@ -51,48 +51,48 @@ def held_out(count: int) -> list[Question]:
     found: list[Question] = []
     for number in range(count):
         scene = make_scene("test", 1, number)
-        asked = ask(scene)
-        caption = [q.question for q in asked if q.skill == "caption"][:1]
-        others = [q.question for q in asked if q.skill not in ("caption", "grounding")]
+        drawn = ask(scene)
+        caption = [q.question for q in drawn if q.skill == "caption"][:1]
+        others = [q.question for q in drawn if q.skill not in ("caption", "grounding")]
         found += [(scene.picture, words) for words in [*caption, *others[number % len(others) :][:1]]]
     return found
 
 
-def teach(
+def original_answers(
     bundle: Bundle, original: Runtime, questions: Iterable[Question], tokens: int, max_tiles: int | None = None
-) -> list[Lesson]:
+) -> list[OriginalAnswer]:
     """The original's greedy answers, up to `tokens` each. bundle: any of its bundles, for preprocessing and prompt."""
     pipeline, stops = Pipeline(bundle, original), bundle.prompt_spec.stop_ids
-    lessons = []
+    answers = []
     for picture, words in questions:
         prompt = pipeline.prepare([picture], words, tokens, max_tiles=max_tiles)
         steps = [_begin(original, prompt)]
         while int(steps[-1].argmax()) not in stops and len(steps) < prompt.max_tokens:
             steps.append(original.decoder.step(int(steps[-1].argmax())))
         logits = np.stack(steps)
-        lessons.append(Lesson(tuple(int(token) for token in logits.argmax(-1)), logits))
-    return lessons
+        answers.append(OriginalAnswer(tuple(int(token) for token in logits.argmax(-1)), logits))
+    return answers
 
 
-def follow(
+def measure_fidelity(
     bundle: Bundle,
     runtime: Runtime,
     questions: Sequence[Question],
-    lessons: Sequence[Lesson],
+    answers: Sequence[OriginalAnswer],
     max_tiles: int | None = None,
 ) -> Fidelity:
     """`runtime` through the same questions and answers."""
-    if not lessons:
+    if not answers:
         raise EdgeVLMError("There is no question to compare on: give at least one.")
     pipeline = Pipeline(bundle, runtime)
     total, same, positions = 0.0, 0, 0
-    for (picture, words), lesson in zip(questions, lessons, strict=True):
-        prompt = pipeline.prepare([picture], words, len(lesson.answer), max_tiles=max_tiles)
+    for (picture, words), answer in zip(questions, answers, strict=True):
+        prompt = pipeline.prepare([picture], words, len(answer.ids), max_tiles=max_tiles)
         steps = [_begin(runtime, prompt)]
-        steps += [runtime.decoder.step(token) for token in lesson.answer[:-1]]
+        steps += [runtime.decoder.step(token) for token in answer.ids[:-1]]
         logits = np.stack(steps)
-        total += kl_divergence(lesson.logits, logits) * len(steps)
-        same += int((logits.argmax(-1) == lesson.logits.argmax(-1)).sum())
+        total += kl_divergence(answer.logits, logits) * len(steps)
+        same += int((logits.argmax(-1) == answer.logits.argmax(-1)).sum())
         positions += len(steps)
     return Fidelity(total / positions, same / positions, positions)
 

@@ -34,8 +34,8 @@ from edgevlm.verify.layers import layer_losses
 from edgevlm.verify.reference import Reference
 from edgevlm.verify.report import Bound, GateReport, Loss, Row
 from edgevlm.verify.runtime import TILE_COUNTS, TOKENS, Case, check_loss, check_runtime, is_large
-from edgevlm.verify.targets import JUDGES, Judged, bundle_weights
-from edgevlm.verify.weights import Expected
+from edgevlm.verify.targets import JUDGES, JudgedTarget, bundle_weights
+from edgevlm.verify.weights import ExpectedWeights
 
 if TYPE_CHECKING:
     from edgevlm.evaluation.runner import Report
@@ -52,7 +52,7 @@ UNJUDGED = "NOT JUDGED"
 class GateOptions:
     """thorough: for large encoders too, run several tiles in one call and the graphs of standard operators, which take
     over a gigabyte and most of the time; without it the report says that they were not judged.
-    strict: what was not judged, for whatever reason, fails.
+    strict: checks that could not be run count as failures.
     bounds: values in place of the tables', by name: "kl", "onnx.kl" for one target, "loss.kl" for quantization.
     """
 
@@ -85,7 +85,7 @@ def run_gate(
     bundle: Bundle,
     *,
     original: Weights | None = None,
-    expected: Expected | None = None,
+    expected: ExpectedWeights | None = None,
     source: Source | None = None,
     questions: Questions | None = None,
     progress: Progress | None = None,
@@ -93,11 +93,11 @@ def run_gate(
 ) -> GateReport:
     """Compare every target of `bundle` with the reference.
 
-    original: the checkpoint's weights, to measure what quantization costs. expected: what the quantizer makes of
-    them, to hold the files to. source: the checkpoint's own processor files, to hold pictures and prompts to.
-    Without them (a bundle alone) these parts are left out, and the inputs are held to what the export recorded.
-    questions: what each target is to answer, for the third level; the score is held to the original's, or without
-    that to the reference's. It is the slowest part: the reference answers every question in numpy.
+    original: the checkpoint's weights, to measure what quantization costs. expected: the quantizer's result for them,
+    which the files must hold. source: the rules of the checkpoint's own processor, for pictures and prompts.
+    Without them (a bundle alone) these parts are left out, and the inputs are compared with the export's record.
+    questions: asked on every target, for the third level; its score is compared with the original's, or without that
+    with the reference's. This is the slowest part: the reference answers every question in numpy.
     """
     options = options or GateOptions()
     rows: list[Row] = []
@@ -105,11 +105,11 @@ def run_gate(
     stages = ["weights", "inputs"] + targets + ["onnx portable"] * ("onnx" in targets) + ["loss"]
     stages += ["answers"] * (questions is not None)
 
-    def tell(stage: str) -> None:
+    def begin(stage: str) -> None:
         if progress:
             progress("gate", stages.index(stage), len(stages))
 
-    tell("weights")
+    begin("weights")
     shipped, found = _weights(bundle, expected)
     rows += found
     spec = bundle.manifest.spec
@@ -117,20 +117,20 @@ def run_gate(
     fast = bundle.manifest.recipe.get("prefill") is not None and "onnx" in targets
     second = ShippedWeights(bundle, prompt=True) if fast else None
     prompt = Reference(spec, shipped, bundle.image_spec, second) if fast else reference
-    tell("inputs")
+    begin("inputs")
     rows += check_inputs(bundle, source, decode_image(picture_folder() / PICTURES[0]), QUESTION)
     cases = _cases(bundle)
     rows += check_golden(cases, reference, (bundle.manifest.gate or {}).get("golden"))
     answers: list[int] = []
     layers: dict[str, dict[str, float]] = {}
-    asked: list[Report] = []
+    baseline_scores: list[Report] = []
 
     def bounds(target: str) -> tuple[Bound, Bound]:
         vision, text = (options.apply(target, bound_of(target, form)) for form in _by_part(bundle).values())
         return vision, text
 
     for target in targets:
-        tell(target)
+        begin(target)
         this, numerics = JUDGES[target], _by_part(bundle)
         if this.module is not None and importlib.util.find_spec(this.module) is None:
             note = f"{this.module} is not installed: pip install 'edgevlm[{this.extra}]', then edgevlm verify"
@@ -145,11 +145,13 @@ def run_gate(
                 check_runtime(bundle, target, runtime, judge, cases, answers, *bounds(target), together=together)
             )
             if questions is not None:
-                tell("answers")
-                found.append(_check_answers(bundle, target, runtime, questions, shipped, original, options, asked))
+                begin("answers")
+                found.append(
+                    _check_answers(bundle, target, runtime, questions, shipped, original, options, baseline_scores)
+                )
             rows.extend(found)
             passed, logits = all(row.passed for row in found), bounds(target)[1].logits
-            more, values = this.after(Judged(bundle, judge, cases[0], numerics, passed, logits))
+            more, values = this.after(JudgedTarget(bundle, judge, cases[0], numerics, passed, logits))
             rows += more
             layers |= {target: values} if values else {}
         finally:
@@ -158,7 +160,7 @@ def run_gate(
     if "onnx" in targets and brief:
         rows.append(Row("onnx portable", UNJUDGED, 0, None, not options.strict, "edgevlm verify judges these"))
     elif "onnx" in targets:
-        tell("onnx portable")
+        begin("onnx portable")
         runtime = open_runtime(bundle, "onnxruntime", portable=True)
         try:
             portable = check_runtime(bundle, "onnx portable", runtime, prompt, cases[:1], [], *bounds("onnx"), few=True)
@@ -166,7 +168,7 @@ def run_gate(
         finally:
             runtime.close()
     if original is not None:
-        tell("loss")
+        begin("loss")
         losses = (options.apply("loss", loss) for loss in _losses(bundle))
         whole = Reference(spec, original, bundle.image_spec)
         rows.extend(check_loss(reference, whole, cases[0], answers, *losses))
@@ -180,7 +182,7 @@ def run_gate(
     return GateReport(tuple(rows), layers, golden(cases, reference))
 
 
-def _weights(bundle: Bundle, expected: Expected | None) -> tuple[Weights, list[Row]]:
+def _weights(bundle: Bundle, expected: ExpectedWeights | None) -> tuple[Weights, list[Row]]:
     """The weights that the reference computes with, and the rows that hold every target's files to `expected`."""
     targets = bundle.manifest.targets
     shipped: Weights = expected if expected is not None and "onnx" not in targets else bundle_weights(bundle)
@@ -195,22 +197,22 @@ def _check_answers(
     shipped: Weights,
     original: Weights | None,
     options: GateOptions,
-    asked: list[Report],
+    baseline_scores: list[Report],
 ) -> Row:
-    """The target's score against the baseline's, which is computed once and kept in `asked`."""
+    """The target's score against the baseline's, which is computed once and kept in `baseline_scores`."""
     from edgevlm.runtimes.eager import eager_runtime
     from edgevlm.verify.answers import check_answers
 
-    if not asked:
+    if not baseline_scores:
         baseline = eager_runtime(bundle, shipped if original is None else original)
-        asked.append(questions.ask(bundle, baseline))
+        baseline_scores.append(questions.ask(bundle, baseline))
         baseline.close()
     numerics = _numerics(bundle, "vision", "projector", "decoder", "embed")
     bound: float | None = options.apply(target, bound_of(target, numerics)).answers
     if original is not None and bound is not None:
         loss = options.apply("loss", _losses(bundle)[1]).answers
         bound = None if loss is None else bound + loss
-    return check_answers(target, asked[0], questions.ask(bundle, runtime), bound)
+    return check_answers(target, baseline_scores[0], questions.ask(bundle, runtime), bound)
 
 
 def picture_folder() -> Path:

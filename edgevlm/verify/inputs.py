@@ -1,9 +1,9 @@
-"""The gate on what goes into a model: pictures to views, questions to ids, against statements from outside.
+"""The gate on what goes into a model: pictures to views and questions to ids, against independent sources.
 
 Reference and runtimes share one preprocessing, so a fault in it moves both alike and no cosine shows it. Hence four
-other witnesses: the original's own processor files, read again; what the families' own processors made of pictures of
-many sizes, recorded in assets/views.json; Pillow and plain string building; and, for a bundle alone, what the export
-computed.
+independent checks: the original's own processor files, read again; the recorded output of the families' own processors
+for pictures of many sizes (assets/views.json); Pillow and plain string building; and, for a bundle alone, the results
+recorded at export.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _rules(check: str, wrong: list[tuple[str, str]], file: str, level: str) -> R
 
 
 def _differences(ours: ImageSpec | PromptSpec, theirs: ImageSpec | PromptSpec) -> list[tuple[str, str]]:
-    """(field, what it is and should be) of two specs."""
+    """(field, found and expected value) where two specs differ."""
     found, wanted = _fields(ours), _fields(theirs)
     return [
         (name, f"{found.get(name)!r} instead of {wanted.get(name)!r}")
@@ -104,7 +104,7 @@ def _fields(spec: Any, inside: str = "") -> dict[str, Any]:
 
 
 def _upstream_differences(folder: Path, spec: ImageSpec) -> list[tuple[str, str]]:
-    """What the processor's file beside preprocess.json, as the checkpoint ships it, says otherwise.
+    """Where `spec` differs from the checkpoint's own processor file, which lies beside preprocess.json.
 
     Its keys are read plainly here, apart from the exporter's reader, which a fault may lie in.
     """
@@ -141,7 +141,7 @@ def _upstream(folder: Path) -> Mapping[str, Any]:
 
 
 def _check_tiles(spec: ImageSpec, wanted: ImageSpec, picture: Image.Image) -> Row:
-    """View by view against what Pillow makes of the planned steps by itself, with the original's numbers."""
+    """Each view against Pillow's own result of the planned steps, with the original's numbers."""
     spec, wanted = tiled(spec), tiled(wanted)
     views = plan(*picture.size, wanted, max_tiles=7)
     ours = [normalize(view, spec) for view in preprocess(picture, spec, max_tiles=7)]

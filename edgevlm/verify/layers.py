@@ -23,7 +23,7 @@ FIRST = {"float": 0.002, "int8": 0.1, "dynamic": 0.2}
 
 
 class LayerOps(TracingOps):
-    """The eager backend, keeping the results of norms and of attention only: two per layer say where."""
+    """The eager backend, keeping the results of norms and of attention only: two per layer locate a difference."""
 
     def keep_value(self, name: str, x: F32) -> F32:
         last = name.rpartition(".")[2]

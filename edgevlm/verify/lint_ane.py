@@ -1,7 +1,7 @@
 """Static rules for CoreML packages that should run on Apple's Neural Engine, each with its source.
 
-Everything here is *predicted* from the program: where an operation really runs is known on a device alone,
-and even MLComputePlan has promised more than ran (docs/coreml.md).
+Everything here is *predicted* from the program: where an operation really runs is known on a device alone, and even
+MLComputePlan has promised more than ran (docs/coreml.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The eager reference as the gate and its relatives use it: features, embeddings, logits at many positions."""
+"""The eager reference of the gate and of `--across`: features, embeddings, logits at many positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the gate holds artifacts to and what it found: bounds, one row per check, divergence by layer."""
+"""The gate's bounds and its report: one row per check, divergence by layer."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def at_least(
 def at_most(
     target: str, check: str, measured: float, bound: float | None, note: str = "", level: str = "numbers"
 ) -> Row:
-    """A row that a measurement which is no number fails."""
+    """A row for an upper bound; a measurement that is not a number fails it."""
     passed = bound is None or measured <= bound
     return Row(target, check, measured, bound, passed, note or _unjudged(bound), level)
 

@@ -35,7 +35,7 @@ class Case:
 
 
 def is_large(vision: Tower) -> bool:
-    """Whether a tile takes seconds in numpy: then 13 tiles are a cycle of two, one by one for memory's sake."""
+    """Whether a tile takes seconds in numpy: 13 tiles are then two, repeated, and encoded one by one to save memory."""
     return vision.typical_patches * vision.hidden_size**2 * vision.num_layers > 10**9
 
 
@@ -45,7 +45,7 @@ def check_products() -> Row:
     unsigned = signed_saturates(ort)
     errors = product_errors(ort, session_options(ort, unsigned))
     worst = max(errors, key=lambda name: errors[name])
-    note = "signed weights saturate on this CPU and are turned to uint8 on loading" if unsigned else ""
+    note = "signed weights saturate on this CPU and are converted to uint8 on loading" if unsigned else ""
     row = at_most("onnx", "integer products, largest relative error", errors[worst], EXACT, note)
     return row if row.passed else replace(row, note=f"{worst} saturates on this CPU", where=worst)
 
@@ -72,7 +72,7 @@ def check_runtime(
     worst = float(np.abs(decoder.embed(ids) - reference.embed(ids)).max())
     yield at_most(target, "embeddings, largest error", worst, 1e-3)
 
-    pool, known = [view for case in cases for view in case.views], _Once(encoder)
+    pool, known = [view for case in cases for view in case.views], _CachedEncoder(encoder)
     for count in TILE_COUNTS[:2] if few else TILE_COUNTS:
         views = [pool[i % len(pool)] for i in range(count)]
         low = lowest_cosine(known(views) if not together else encoder.encode(views), reference.features(views))
@@ -106,7 +106,7 @@ def check_runtime(
         yield from _check_tokens(target, decoder, known, reference, case, text, answers, 4 if few else TOKENS)
 
 
-class _Once:
+class _CachedEncoder:
     """An encoder's features, each view encoded once."""
 
     def __init__(self, encoder: Encoder) -> None:

@@ -1,7 +1,7 @@
-"""A bundle's graphs on Core AI's runtime beside the eager reference: another compiler's word on the same model.
+"""A bundle's graphs on Core AI's runtime beside the eager reference: another compiler on the same model.
 
-Beta. What is executed is written for the check, in float32 from the weights that the bundle ships; the bundle's own
-files are the gate's business. Shows whether `edgevlm.models` says the same thing to an engine that nobody here wrote.
+Beta. The programs are written for this check, in float32 from the weights that the bundle ships; its own files are
+judged by the gate. Shows whether `edgevlm.models` means the same to an independent engine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HEAD = ("picture", "features, cosine", "logits, cosine", "")
 
 
 @dataclass(frozen=True)
-class Opinion:
+class SecondOpinionRow:
     """Lowest cosines over the image tokens of one picture, and over the logits of `STEPS` + 1 positions."""
 
     picture: str
@@ -47,43 +47,47 @@ class Opinion:
 
 
 @dataclass(frozen=True)
-class Question:
+class PicturePrompt:
     picture: str
     ids: I64
     layout: Layout
     views: list[U8]
 
 
-def questions(bundle: Bundle, pictures: Sequence[Path] | None = None) -> list[Question]:
+def questions(bundle: Bundle, pictures: Sequence[Path] | None = None) -> list[PicturePrompt]:
     """One question about each picture as one tile; None is the shipped pictures."""
     paths = [picture_folder() / name for name in PICTURES] if pictures is None else pictures
     prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
     made = []
     for path in paths:
         parts = prepare(open_image(path), bundle.image_spec, max_tiles=1)
-        made.append(Question(path.name, *prompter.encode(QUESTION, [parts.tokens]), parts.views))
+        made.append(PicturePrompt(path.name, *prompter.encode(QUESTION, [parts.tokens]), parts.views))
     return made
 
 
 def second_opinion(
-    bundle: Bundle, weights: Weights, runtime: Runtime, asked: Sequence[Question], progress: Progress | None = None
-) -> list[Opinion]:
+    bundle: Bundle,
+    weights: Weights,
+    runtime: Runtime,
+    prompts: Sequence[PicturePrompt],
+    progress: Progress | None = None,
+) -> list[SecondOpinionRow]:
     """Compare `runtime` with the eager reference on `weights`; both read the same features into the prompt."""
     reference = Reference(bundle.manifest.spec, CachedWeights(weights), bundle.image_spec)
     decoder = runtime.decoder
-    opinions = []
-    for i, question in enumerate(asked):
-        prompt = reference.prompt(question.ids, question.layout, question.views)
-        begin, rest = prompt[:-STEPS], prompt[-STEPS:]
+    rows = []
+    for i, prompt in enumerate(prompts):
+        embeds = reference.prompt(prompt.ids, prompt.layout, prompt.views)
+        begin, rest = embeds[:-STEPS], embeds[-STEPS:]
         decoder.rewind(0)
-        logits = np.stack([decoder.forward(begin, question.layout), *(decoder.forward(row[None]) for row in rest)])
-        opinions.append(
-            Opinion(
-                question.picture,
-                lowest_cosine(runtime.encoder.encode(question.views), reference.features(question.views)),
-                cosine(logits, reference.logits(begin, rest, question.layout)),
+        logits = np.stack([decoder.forward(begin, prompt.layout), *(decoder.forward(row[None]) for row in rest)])
+        rows.append(
+            SecondOpinionRow(
+                prompt.picture,
+                lowest_cosine(runtime.encoder.encode(prompt.views), reference.features(prompt.views)),
+                cosine(logits, reference.logits(begin, rest, prompt.layout)),
             )
         )
         if progress:
-            progress("second opinion", i + 1, len(asked))
-    return opinions
+            progress("second opinion", i + 1, len(prompts))
+    return rows

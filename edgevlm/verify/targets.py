@@ -16,14 +16,22 @@ from edgevlm.verify.layers import first_layer
 from edgevlm.verify.reference import Reference
 from edgevlm.verify.report import Row
 from edgevlm.verify.runtime import Case, check_products
-from edgevlm.verify.weights import Expected, GgufValues, Stored, check_gguf, check_stored, check_weights, gguf_weights
+from edgevlm.verify.weights import (
+    ExpectedWeights,
+    GgufValues,
+    StoredWeights,
+    check_gguf,
+    check_stored,
+    check_weights,
+    gguf_weights,
+)
 
 Layers = dict[str, float]  # divergence by named value
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What the gate knows when a target's rows are in. numerics: by part, what the engine does to activations."""
+class JudgedTarget:
+    """What the gate passes on once it has a target's rows. numerics: by part, what the engine does to activations."""
 
     bundle: Bundle
     reference: Reference
@@ -46,16 +54,16 @@ class TargetJudge(Protocol):
     def weights(self, bundle: Bundle) -> Weights | None:
         """The model's weights out of its files, where these hold all of them."""
 
-    def stored(self, bundle: Bundle, names: list[str]) -> Stored:
-        """The tensors that the files hold in a recipe's form; of `names`, where the format does not tell."""
+    def stored(self, bundle: Bundle, names: list[str]) -> StoredWeights:
+        """The tensors that the files hold in a recipe's form; of `names`, where the format does not record it."""
 
-    def check_weights(self, bundle: Bundle, expected: Expected) -> Row:
+    def check_weights(self, bundle: Bundle, expected: ExpectedWeights) -> Row:
         """Do the files hold what the quantizer made of the original?"""
 
     def before(self, bundle: Bundle, numerics: dict[str, str]) -> Iterator[Row]:
         """What is judged without any model."""
 
-    def after(self, judged: Judged) -> tuple[list[Row], Layers]:
+    def after(self, judged: JudgedTarget) -> tuple[list[Row], Layers]:
         """More rows once the engine is judged: graphs that it did not call, or where it first departs."""
 
 
@@ -69,17 +77,17 @@ class OnnxJudge:
     def weights(self, bundle: Bundle) -> Weights:
         return ShippedWeights(bundle)
 
-    def stored(self, bundle: Bundle, names: list[str]) -> Stored:
+    def stored(self, bundle: Bundle, names: list[str]) -> StoredWeights:
         return ShippedWeights(bundle)
 
-    def check_weights(self, bundle: Bundle, expected: Expected) -> Row:
+    def check_weights(self, bundle: Bundle, expected: ExpectedWeights) -> Row:
         return check_weights(ShippedWeights(bundle), expected)
 
     def before(self, bundle: Bundle, numerics: dict[str, str]) -> Iterator[Row]:
         if set(numerics.values()) != {"float"}:
             yield check_products()
 
-    def after(self, judged: Judged) -> tuple[list[Row], Layers]:
+    def after(self, judged: JudgedTarget) -> tuple[list[Row], Layers]:
         if judged.passed:
             return [], {}
         row, layers = first_layer(judged.bundle, judged.reference, judged.case, judged.numerics)
@@ -98,16 +106,16 @@ class GgufJudge:
     def weights(self, bundle: Bundle) -> Weights:
         return gguf_weights(bundle)
 
-    def stored(self, bundle: Bundle, names: list[str]) -> Stored:
+    def stored(self, bundle: Bundle, names: list[str]) -> StoredWeights:
         return GgufValues(gguf_weights(bundle), names)
 
-    def check_weights(self, bundle: Bundle, expected: Expected) -> Row:
+    def check_weights(self, bundle: Bundle, expected: ExpectedWeights) -> Row:
         return check_gguf(gguf_weights(bundle), expected)
 
     def before(self, bundle: Bundle, numerics: dict[str, str]) -> Iterator[Row]:
         yield from ()
 
-    def after(self, judged: Judged) -> tuple[list[Row], Layers]:
+    def after(self, judged: JudgedTarget) -> tuple[list[Row], Layers]:
         return [], {}
 
 
@@ -121,18 +129,18 @@ class CoreMLJudge:
     def weights(self, bundle: Bundle) -> None:
         """Its floats are fp16, whatever the recipe says."""
 
-    def stored(self, bundle: Bundle, names: list[str]) -> Stored:
+    def stored(self, bundle: Bundle, names: list[str]) -> StoredWeights:
         from edgevlm.runtimes.mil.weights import CoreMLWeights
 
         return CoreMLWeights(bundle)
 
-    def check_weights(self, bundle: Bundle, expected: Expected) -> Row:
+    def check_weights(self, bundle: Bundle, expected: ExpectedWeights) -> Row:
         return check_stored("coreml", self.stored(bundle, []), expected)
 
     def before(self, bundle: Bundle, numerics: dict[str, str]) -> Iterator[Row]:
         yield from ()
 
-    def after(self, judged: Judged) -> tuple[list[Row], Layers]:
+    def after(self, judged: JudgedTarget) -> tuple[list[Row], Layers]:
         bundle, reference, case = judged.bundle, judged.reference, judged.case
         if judged.passed:
             return list(other_contexts(bundle, reference, case, judged.logits)), {}
@@ -155,6 +163,6 @@ def bundle_weights(bundle: Bundle) -> Weights:
         if weights is not None:
             return weights
     raise EdgeVLMError(
-        f"'{bundle.folder}' holds its weights in no form to judge by: export it with --target onnx or gguf, too, or "
-        "give the original with --model."
+        f"'{bundle.folder}' does not hold all weights in a form that the reference can read: export it "
+        "with --target onnx or gguf, too, or give the original with --model."
     )

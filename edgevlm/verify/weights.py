@@ -1,4 +1,4 @@
-"""The gate's first look: do the files hold what the quantizer made of the original, and if not, how do they differ?"""
+"""The gate on stored weights: do the files hold the quantizer's result, and if not, how do they differ?"""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from edgevlm.models.ops import Weights
 from edgevlm.runtimes.gguf import GgufWeights, gguf_files
 from edgevlm.verify.report import Row
 
-_RESEMBLES = 0.95  # cosine from which a matrix is taken for the other one, turned
+_RESEMBLES = 0.95  # cosine from which a matrix counts as the transposed other
 
 
-class Expected(Weights, Protocol):
+class ExpectedWeights(Weights, Protocol):
     """The quantizer's own result for the original weights."""
 
     def names(self) -> list[str]: ...
     def quantized(self, name: str) -> QTensor: ...
 
 
-class Stored(Protocol):
+class StoredWeights(Protocol):
     """A target's matrices read back from its files."""
 
     def names(self) -> list[str]: ...
     def quantized(self, name: str) -> QTensor: ...
 
 
-def check_weights(shipped: ShippedWeights, expected: Expected) -> Row:
+def check_weights(shipped: ShippedWeights, expected: ExpectedWeights) -> Row:
     """Every tensor of the original is in the ONNX files, as the quantizer made it."""
     wrong = []
     names = expected.names()
@@ -42,7 +42,7 @@ def check_weights(shipped: ShippedWeights, expected: Expected) -> Row:
     return _row("onnx", wrong, len(names))
 
 
-def check_stored(target: str, stored: Stored, expected: Expected) -> Row:
+def check_stored(target: str, stored: StoredWeights, expected: ExpectedWeights) -> Row:
     """Every matrix that a target keeps in the shared form has the quantizer's codes and scales."""
     names = [name for name in stored.names() if name in expected]
     found = ((name, difference(stored.quantized(name), expected.quantized(name))) for name in names)
@@ -54,7 +54,7 @@ def gguf_weights(bundle: Bundle) -> GgufWeights:
     return GgufWeights(*gguf_files(bundle), bundle.manifest.spec)
 
 
-def check_gguf(pair: GgufWeights, expected: Expected) -> Row:
+def check_gguf(pair: GgufWeights, expected: ExpectedWeights) -> Row:
     """Every matrix and vector of the pair, dequantized, has the bits of the quantizer's."""
     wrong = []
     names = [name for name in expected.names() if not name.startswith(PREFILL) and pair.should_hold(name)]
@@ -113,7 +113,7 @@ def _resembles(ours: np.ndarray, theirs: np.ndarray) -> bool:  # type: ignore[ty
 
 
 class GgufValues:
-    """A GGUF pair, which is read as float32 values, as `Stored`."""
+    """A GGUF pair, which is read as float32 values, as `StoredWeights`."""
 
     def __init__(self, weights: Weights, names: list[str]) -> None:
         self._weights, self._names = weights, [name for name in names if name in weights]

@@ -1,1 +1,1 @@
-"""Codes and scales chosen by what flows through the model."""
+"""Calibration: codes and scales chosen by the activations that they meet."""

@@ -17,7 +17,7 @@ from edgevlm.types import F32, I64
 
 @dataclass(frozen=True)
 class Group:
-    """Sequences about one picture: what they have in common (S tokens), then each one's own rest."""
+    """Sequences that share a prefix (one picture) and then differ. prefix, branches: lengths in tokens."""
 
     prefix: int
     branches: tuple[int, ...]
@@ -25,7 +25,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts and answers, one behind the other in `ids`, a picture's common part once."""
+    """Prompts and answers, one behind the other in `ids`; each picture's shared prefix is stored once."""
 
     feeds: Mapping[str, npt.NDArray[Any]]  # the tower's inputs for all views together
     layouts: tuple[Layout, ...]  # of each group's prompts
@@ -36,7 +36,7 @@ class Batch:
     image_token_id: int
 
     def sequences(self) -> Iterator[tuple[I64, I64]]:
-        """Rows that are new, and rows that they may see, (past and new): of each common part, then of each rest."""
+        """Rows that are new, and rows that they may see (past and new): of each prefix, then of its branches."""
         start = 0
         for group in self.groups:
             prefix = np.arange(start, start + group.prefix)

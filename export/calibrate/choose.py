@@ -1,4 +1,4 @@
-"""Bits per component, and per decoder layer, from what each alone loses and takes: `--budget` and `--max-loss`."""
+"""Bits per component and per decoder layer, by the loss and size of each alone: `--budget` and `--max-loss`."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def choose(
 
 
 def percent(kl: float) -> str:
-    """A KL divergence in nats as what it does to the perplexity of the original's own answers."""
+    """A KL divergence in nats as the rise in perplexity of the original's own answers."""
     return f"{math.expm1(kl) * 100:.2f} %"
 
 

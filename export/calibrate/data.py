@@ -1,4 +1,4 @@
-"""What a calibration looks at: pictures with questions and answers, from a folder, a JSONL file or the package."""
+"""Calibration data: pictures with questions and answers, from a folder, a JSONL file or the package."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def default_source() -> Source:
     pictures = [tuple(Example(path, question) for question in QUESTIONS) for path in shipped]
     # The pictures that ship are spread among the scenes, so that a short budget still meets both kinds.
     step = max(1, len(scenes) // max(1, len(pictures)))
-    for number, asked in enumerate(pictures):
-        scenes.insert(number * (step + 1), asked)
+    for number, examples in enumerate(pictures):
+        scenes.insert(number * (step + 1), examples)
     return Source(f"default ({len(pictures)} pictures and {DEFAULT_SCENES} generated scenes)", tuple(scenes))
 
 
@@ -97,23 +97,25 @@ def _from_folder(folder: Path) -> Source:
 
 
 def _from_jsonl(path: Path, where: str) -> Source:
-    asked: dict[Path, list[Example]] = {}
+    by_picture: dict[Path, list[Example]] = {}
     try:
         with path.open("rb") as stream:
             for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE + 1), b""), 1):
                 if line.strip():
                     example = _example(line, path, number)
                     assert isinstance(example.image, Path)
-                    asked.setdefault(example.image, []).append(example)
+                    by_picture.setdefault(example.image, []).append(example)
     except OSError as error:
         raise EdgeVLMError(f"'{path}' cannot be read ({error.strerror}): check the file.") from None
-    if not asked:
+    if not by_picture:
         raise EdgeVLMError(
             f"'{path}' is empty: calibration needs lines such as "
             '{"image": "cat.jpg", "question": "What is it?", "answer": "a cat"}.'
         )
-    pictures = tuple(tuple(_spread(asked[image], QUESTIONS_EACH)) for image in _spread(list(asked), MAX_PICTURES))
-    return Source(f"{len(pictures)} of {len(asked)} pictures named by '{Path(where).name}'", pictures)
+    pictures = tuple(
+        tuple(_spread(by_picture[image], QUESTIONS_EACH)) for image in _spread(list(by_picture), MAX_PICTURES)
+    )
+    return Source(f"{len(pictures)} of {len(by_picture)} pictures named by '{Path(where).name}'", pictures)
 
 
 def _example(line: bytes, path: Path, number: int) -> Example:

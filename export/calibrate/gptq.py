@@ -1,4 +1,4 @@
-"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): rounding whose errors later inputs of the same row make up for."""
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): later columns of a row make up for earlier rounding errors."""
 
 from __future__ import annotations
 

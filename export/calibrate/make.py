@@ -47,8 +47,8 @@ def make_batch(
     views: list[list[U8]] = []
     prompts: list[list[tuple[I64, Layout]]] = []
     answers: list[list[I64 | None]] = []
-    for part, asked in _preprocess(spec, image_spec, pictures, share):
-        encoded = [(prompter.encode(e.question, [part.tokens]), e) for e in asked]
+    for part, examples in _preprocess(spec, image_spec, pictures, share):
+        encoded = [(prompter.encode(e.question, [part.tokens]), e) for e in examples]
         if fitting := [(prompt, e) for prompt, e in encoded if len(prompt[0]) <= longest]:
             views.append(part.views)
             prompts.append([prompt for prompt, _ in fitting])
@@ -83,24 +83,24 @@ def _preprocess(
     spec: ModelSpec, image_spec: ImageSpec, pictures: Sequence[Sequence[Example]], share: float
 ) -> Iterator[tuple[Prepared, Sequence[Example]]]:
     room = int(share * WIDEST) // (4 * spec.vision.block.mlp.size)  # patches
-    for number, asked in enumerate(pictures):
-        picture = decode_image(asked[0].image)
+    for number, examples in enumerate(pictures):
+        picture = decode_image(examples[0].image)
         (width, height) = plan(*picture.size, image_spec, max_tiles=1)[0].size
         split = number % 4 == 0 and room >= TILED * math.prod(spec.vision.grid(height, width))
         part = prepare(picture, image_spec, max_tiles=TILED if split else 1)
         patches = sum(math.prod(spec.vision.grid(*view.shape[:2])) for view in part.views)
         if (room := room - patches) < 0 and number:
             return
-        yield part, asked
+        yield part, examples
 
 
 def _answer_ids(prompter: Prompter, example: Example) -> I64 | None:
     """The answer as a chat holds it, up to and with the token that ends it."""
     if example.answer is None:
         return None
-    told = [{"role": "user", "content": example.question}, {"role": "assistant", "content": example.answer}]
-    with_answer, _ = prompter.encode(told, add_generation_prompt=False)
-    without, _ = prompter.encode(told[:1])
+    messages = [{"role": "user", "content": example.question}, {"role": "assistant", "content": example.answer}]
+    with_answer, _ = prompter.encode(messages, add_generation_prompt=False)
+    without, _ = prompter.encode(messages[:1])
     ids = with_answer[len(without) :]
     stops = np.flatnonzero(np.isin(ids, prompter.spec.stop_ids))
     return ids[: stops[0] + 1 if len(stops) else None][:MAX_ANSWER]

@@ -1,4 +1,4 @@
-"""`--calibrate` as a whole: pictures, bits where they are to be chosen, codes and scales, and what it all lost."""
+"""`--calibrate` in order: read pictures, choose bits where asked to, fit codes and scales, measure the loss."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from edgevlm.export.calibrate.choose import (
 from edgevlm.export.calibrate.data import Example, read_source
 from edgevlm.export.calibrate.make import make_batch
 from edgevlm.export.calibrate.play import answer_states, divergence, encode_batch
-from edgevlm.export.calibrate.solve import METHODS, SHARES, Calibrated, calibrate
+from edgevlm.export.calibrate.solve import METHODS, SHARES, CalibratedStore, calibrate
 from edgevlm.export.quantize.recipe import Recipe, component_of
 from edgevlm.export.quantize.round import LIMITS, quantize
 from edgevlm.export.targets import TARGETS
@@ -54,24 +54,24 @@ class CalibrationOptions:
         if self.method not in METHODS:
             raise EdgeVLMError(f"Method '{self.method}' does not exist: choose one of {', '.join(METHODS)}.")
         if self.budget is not None and self.budget <= 0:
-            raise EdgeVLMError("The budget should be more than nothing, as in --budget 150MB.")
+            raise EdgeVLMError("The budget should be more than 0 bytes, as in --budget 150MB.")
         if self.max_loss is not None and not 0 < self.max_loss <= 1:
             raise EdgeVLMError("The largest loss should be between 0 and 100 %, as in --max-loss 1%.")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What an export goes on with; `report` is the manifest's entry."""
+    """The result of a calibration; `report` is the manifest's entry."""
 
     recipe: Recipe
-    found: Calibrated
+    found: CalibratedStore
     report: dict[str, Any]
 
 
-class Mixed:
-    """`Weights` with every matrix in the form that `kind` says, from a calibration where that has it."""
+class MixedWeights:
+    """`Weights` with every matrix in the form `kind(name)`, from a calibration where that has it."""
 
-    def __init__(self, weights: Weights, kind: Callable[[str], str], found: Calibrated | None = None) -> None:
+    def __init__(self, weights: Weights, kind: Callable[[str], str], found: CalibratedStore | None = None) -> None:
         self._weights, self._kind, self._found = weights, kind, found
 
     def __contains__(self, name: object) -> bool:
@@ -86,7 +86,7 @@ class Mixed:
 
 
 @dataclass
-class Judge:
+class LossMeter:
     """KL between the original and quantized models at every token of the answers to `batch`."""
 
     spec: ModelSpec
@@ -135,7 +135,7 @@ def run(
     progress("calibrate: pictures and answers", 0, 2)
     batch = make_batch(spec, weights, image_spec, prompter, seen)
     progress("calibrate: pictures and answers", 1, 2)
-    judge = Judge(spec, weights, make_batch(spec, weights, image_spec, prompter, unseen, share=1 / 3))
+    judge = LossMeter(spec, weights, make_batch(spec, weights, image_spec, prompter, unseen, share=1 / 3))
     progress("calibrate: pictures and answers", 2, 2)
     report: dict[str, Any] = {
         "method": options.method,
@@ -152,23 +152,23 @@ def run(
     else:
         choices, layers = _sensitivity(spec, weights, recipe, options, batch, judge, targets, folder, progress)
         rest = other_size(spec, weights, recipe, shared)
-        asked = None if options.max_loss is None else math.log1p(options.max_loss)
-        limit = asked
+        max_kl = None if options.max_loss is None else math.log1p(options.max_loss)
+        limit = max_kl
         for attempt in range(_ATTEMPTS):
             chosen = choose(choices, rest, budget=options.budget, max_loss=limit)
             recipe = with_choices(recipe, chosen, weights)
             place = _fresh(folder, f"final{attempt}")
             found = calibrate(spec, weights, recipe, batch, options.method, place, progress)
             measured = judge(_mixed(weights, recipe, found), sees=_sees(recipe))
-            if asked is None or measured[0] <= asked:
+            if max_kl is None or measured[0] <= max_kl:
                 break
             shutil.rmtree(place)
             assert limit is not None
-            limit *= 0.8 * min(1.0, asked / measured[0])  # together they lost more than the sum of each alone
+            limit *= 0.8 * min(1.0, max_kl / measured[0])  # together they lost more than the sum of each alone
         else:
-            assert asked is not None
+            assert max_kl is not None
             raise EdgeVLMError(
-                f"A loss of at most {percent(asked)} was not reached: the last of {_ATTEMPTS} choices came to "
+                f"A loss of at most {percent(max_kl)} was not reached: the last of {_ATTEMPTS} choices came to "
                 f"{percent(measured[0])} on pictures that were not calibrated on; allow more, or a larger budget."
             )
         report["choice"] = _explain(options, choices, chosen, layers, rest)
@@ -192,8 +192,8 @@ def split(pictures: Sequence[Sequence[Example]]) -> tuple[Sequence[Sequence[Exam
     return [p for i, p in enumerate(pictures) if i not in apart], [pictures[i] for i in sorted(apart)]
 
 
-def _mixed(weights: Weights, recipe: Recipe, found: Calibrated | None) -> Mixed:
-    return Mixed(weights, lambda name: recipe.form(name).kind, found)
+def _mixed(weights: Weights, recipe: Recipe, found: CalibratedStore | None) -> MixedWeights:
+    return MixedWeights(weights, lambda name: recipe.form(name).kind, found)
 
 
 def _sees(recipe: Recipe) -> bool:
@@ -206,12 +206,12 @@ def _sensitivity(
     recipe: Recipe,
     options: CalibrationOptions,
     batch: Batch,
-    judge: Judge,
+    judge: LossMeter,
     targets: Sequence[str],
     folder: Path,
     progress: Progress,
 ) -> tuple[list[list[Choice]], dict[str, float]]:
-    """What each component loses and takes in every kind, and what each decoder layer loses in int4, all else float."""
+    """Loss and size of each component in every kind, and loss of each decoder layer in int4, all else float."""
     recipes = {kind: with_choices(recipe, [Choice(c, kind, 0, 0.0) for c in COMPONENTS], weights) for kind in KINDS}
     place = _fresh(folder, "int4")
     found = calibrate(spec, weights, recipes["int4"], batch, options.method, place, progress)
@@ -223,7 +223,7 @@ def _sensitivity(
         progress("calibrate: sensitivity", done, steps)
         done += 1
         form = recipes[kind].form
-        mixed = Mixed(weights, lambda name: form(name).kind if part(name) else "fp32", found)
+        mixed = MixedWeights(weights, lambda name: form(name).kind if part(name) else "fp32", found)
         return judge(mixed, sees=sees)[0]
 
     choices = []
@@ -267,16 +267,16 @@ def _explain(
     rest: int,
 ) -> dict[str, Any]:
     size, loss = rest + sum(c.size for c in chosen), sum(c.loss for c in chosen)
-    asked = [f"at most {options.budget / 1e6:.1f} MB"] if options.budget is not None else []
-    asked += [f"a loss of at most {options.max_loss:.2%}"] if options.max_loss is not None else []
+    limits = [f"at most {options.budget / 1e6:.1f} MB"] if options.budget is not None else []
+    limits += [f"a loss of at most {options.max_loss:.2%}"] if options.max_loss is not None else []
     best = "least loss" if options.max_loss is None else "fewest bytes"
     count = math.prod(len(offered) for offered in choices)
     return {
-        "asked": " and ".join(asked),
+        "asked": " and ".join(limits),
         "components": table_of(chosen, choices),
         "layers": layers,
         "predicted": {"bytes": size, "kl": loss},
-        "why": f"the {best} of {count} combinations within {' and '.join(asked)}: about {size / 1e6:.1f} MB, and "
+        "why": f"the {best} of {count} combinations within {' and '.join(limits)}: about {size / 1e6:.1f} MB, and "
         f"{percent(loss)} if losses add up",
     }
 

@@ -1,42 +1,37 @@
-"""What a bundle remembers of its calibration, so that its files can be held to it later, without the pictures."""
+"""The record of a calibration in the manifest, by which its files can be checked later, without the pictures."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgevlm.bundle.qtensor import PREFILL, QTensor
 from edgevlm.errors import EdgeVLMError
 from edgevlm.types import F32
+from edgevlm.verify.targets import JUDGES
+from edgevlm.verify.weights import ExpectedWeights, StoredWeights
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
-    from edgevlm.export.calibrate.solve import Calibrated
-    from edgevlm.verify.targets import JUDGES
-from edgevlm.verify.weights import Expected
-
-
-class Stored(Protocol):
-    def names(self) -> list[str]: ...
-    def quantized(self, name: str) -> QTensor: ...
+    from edgevlm.export.calibrate.solve import CalibratedStore
 
 
 def digest(values: F32) -> str:
-    """sha256 of a tensor's float32 values, which every container gives back alike."""
+    """sha256 of a tensor's float32 values, which are the same from every container."""
     return hashlib.sha256(np.ascontiguousarray(values, "<f4").tobytes()).hexdigest()
 
 
-def recorded(expected: Expected, found: Calibrated) -> dict[str, str]:
+def recorded(expected: ExpectedWeights, found: CalibratedStore) -> dict[str, str]:
     """`digest` of every tensor that the calibration chose or folded, for the manifest: these cannot be recomputed."""
     touched = {*found.names(), *found.fold.columns, *found.fold.rows}
     names = [name for name in expected.names() if name.removeprefix(PREFILL) in touched]
     return {name: digest(expected.quantized(name).dequantize()) for name in names}
 
 
-class Recorded:
+class RecordedWeights:
     """The calibrated tensors of a bundle, by their recorded digests.
 
     A calibration depends on pictures that need not be there any more, and on the order of float sums in the BLAS of the
@@ -44,7 +39,7 @@ class Recorded:
     values have the recorded digest. Others are not held here, and then the quantizer's plain result differs from them.
     """
 
-    def __init__(self, digests: dict[str, str], stored: Sequence[Stored]) -> None:
+    def __init__(self, digests: dict[str, str], stored: Sequence[StoredWeights]) -> None:
         self._digests, self._stored = digests, stored
         self._names = [set(each.names()) for each in stored]
         self._last: tuple[str, QTensor | None] = "", None
@@ -70,8 +65,8 @@ class Recorded:
         return None
 
 
-def open_recorded(bundle: Bundle) -> Recorded | None:
-    """The calibration that the manifest of `bundle` remembers, if it has one; EdgeVLMError where it is malformed."""
+def open_recorded(bundle: Bundle) -> RecordedWeights | None:
+    """The calibration that the manifest of `bundle` records, if there is one; EdgeVLMError where it is malformed."""
     report = bundle.manifest.calibration
     if report is None:
         return None
@@ -79,4 +74,4 @@ def open_recorded(bundle: Bundle) -> Recorded | None:
     if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
         raise EdgeVLMError(f"The manifest of '{bundle.folder}' has a calibration without tensors: export it again.")
     stored = [JUDGES[target].stored(bundle, list(digests)) for target in bundle.manifest.targets]
-    return Recorded(digests, stored)
+    return RecordedWeights(digests, stored)

@@ -1,4 +1,4 @@
-"""Calibration: one pass through the model, layer by layer, that chooses every code and scale by what flows there."""
+"""Calibration: one pass through the model, layer by layer, choosing codes and scales by each layer's inputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHARES = (0.25, 0.25, 0.5)
 _ROWS = 2048
 
 
-class Calibrated(TensorStore):
+class CalibratedStore(TensorStore):
     """The quantizer's results for a model, kept in files of `folder`: for all targets, and for the gate.
 
     `weights` are the original's; `original` below gives them as the folded model has them.
@@ -54,10 +54,10 @@ class Calibrated(TensorStore):
             self.put(tensor, QTensor(found.kind, found.codes, scale))
 
 
-class _Stream:
+class _QuantizedWeights:
     """`Weights` of the quantized model in the original's units, which folding does not change."""
 
-    def __init__(self, found: Calibrated) -> None:
+    def __init__(self, found: CalibratedStore) -> None:
         self._found = found
 
     def __contains__(self, name: object) -> bool:
@@ -76,10 +76,16 @@ class _CalibratingOps(PackedOps):
     """
 
     def __init__(
-        self, spec: ModelSpec, batch: Batch, recipe: Recipe, method: str, found: Calibrated, tell: Callable[[int], None]
+        self,
+        spec: ModelSpec,
+        batch: Batch,
+        recipe: Recipe,
+        method: str,
+        found: CalibratedStore,
+        advance: Callable[[int], None],
     ) -> None:
-        super().__init__(_Stream(found), spec, batch)
-        self.recipe, self.method, self.found, self.tell = recipe, method, found, tell
+        super().__init__(_QuantizedWeights(found), spec, batch)
+        self.recipe, self.method, self.found, self.advance = recipe, method, found, advance
         self._shares = batch.token_weights(*SHARES)
 
     def embed(self, ids: I64, name: str, rows: int, width: int) -> F32:
@@ -93,7 +99,7 @@ class _CalibratingOps(PackedOps):
                 else search(table, kind, weight, np.ones(table.shape[1], np.float32))
             )
             self.found.put(weight, plain)
-            self.tell(1)
+            self.advance(1)
         return super().embed(ids, name, rows, width)
 
     def linear(self, x: F32, *maps: tuple[str, int], bias: bool = False) -> list[F32]:
@@ -103,7 +109,7 @@ class _CalibratingOps(PackedOps):
             head = names == (head_name(self.spec.decoder),)
             tokens = self._shares if names[0].startswith("decoder.") and not head else None
             self._solve(x.reshape(-1, x.shape[-1]), tokens, names, form.kind)
-            self.tell(0 if head and self.spec.decoder.tie_embeddings else len(names))
+            self.advance(0 if head and self.spec.decoder.tie_embeddings else len(names))
         return super().linear(x, *maps, bias=bias)
 
     def _solve(self, x: F32, tokens: F32 | None, names: tuple[str, ...], kind: str) -> None:
@@ -129,7 +135,7 @@ class _CalibratingOps(PackedOps):
             self.found.put(name, tensor)
 
     def _head_dim(self, source: tuple[str, int]) -> int:
-        """Of the attention that several query heads share an input in; nothing else asks."""
+        """Head size of the attention whose query heads share inputs; 1 where none do."""
         return attention_of(source[0].rpartition(".")[0], self.spec).head_dim if source[1] > 1 else 1
 
     def _fold(self, source: tuple[str, int], names: tuple[str, ...], factor: F32) -> None:
@@ -160,23 +166,23 @@ def calibrate(
     method: str,
     folder: Path,
     progress: Progress | None = None,
-) -> Calibrated:
-    """Quantize every linear map of `recipe` that takes int8 or int4, by `method`, on what `batch` makes flow there.
+) -> CalibratedStore:
+    """Quantize every linear map of `recipe` that takes int8 or int4, by `method`, on its inputs from `batch`.
 
     Memory: the largest tensor twice, one Hessian with its factor, and the batch's widest activation twice.
     """
-    found = Calibrated(weights, folder)
+    found = CalibratedStore(weights, folder)
     total = sum(weights.is_linear(name) and recipe.form(name).kind in LIMITS for name in weights.names())
     done = 0
 
-    def tell(count: int) -> None:
+    def advance(count: int) -> None:
         nonlocal done
         done += count
         if progress:
             progress(f"calibrate ({method})", done, total)
 
-    tell(0)
-    ops = _CalibratingOps(spec, batch, recipe, method, found, tell)
+    advance(0)
+    ops = _CalibratingOps(spec, batch, recipe, method, found, advance)
     embeds = batch_embeddings(ops, spec, batch, batch_features(ops, spec, batch))
     decoder(ops, embeds, spec.decoder)
     return found

@@ -160,8 +160,8 @@ class CoreAiOps(Ops):
         half, whole = cos.type.shape[-1], x.type.shape[-1]
         sizes = [half, half, whole - 2 * half] if whole > 2 * half else [half, half]
         first, second, *rest = self._split(x, *sizes, axis=3)
-        turned = self.a.broadcasting_sub(self.mul(first, cos), self.mul(second, sin))
-        return self.a.concat(3, [turned, self.add(self.mul(second, cos), self.mul(first, sin)), *rest])
+        rotated = self.a.broadcasting_sub(self.mul(first, cos), self.mul(second, sin))
+        return self.a.concat(3, [rotated, self.add(self.mul(second, cos), self.mul(first, sin)), *rest])
 
     def attend(self, q: X, k: X, v: X, a: Attention, mask: str | None) -> X:
         k, v = (self._repeat(part, a.heads // a.kv_heads) for part in (k, v))
@@ -181,6 +181,6 @@ class CoreAiOps(Ops):
         return self.a.concat(1, [head for head in single for _ in range(group)])
 
     def append(self, state: str, x: X) -> X:
-        """The past is an input and this call's rows are outputs; whoever calls puts them behind the past."""
+        """The past is an input and this call's rows are outputs, which the caller appends to the past."""
         self.new[state] = x
         return self.a.concat(2, [self.inputs[state_input(state)], x])

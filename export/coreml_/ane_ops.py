@@ -1,7 +1,7 @@
-"""What the Neural Engine wants otherwise: (1, D, 1, S) values, 1x1 convolutions, plain matmul and softmax.
+"""The `ane` profile, for the Neural Engine: (1, D, 1, S) values, 1x1 convolutions, plain matmul and softmax.
 
 Layout after Apple's "Deploying Transformers on the Apple Neural Engine" (ml-ane-transformers); one rank-4 state for
-keys and values after Anemll. Nothing here was placed by a device: see docs/coreml.md.
+keys and values after Anemll. Not yet confirmed on a device: see docs/coreml.md.
 """
 
 from __future__ import annotations

@@ -15,11 +15,9 @@ _ALIGN = 64
 
 
 def write_embedding(path: Path, table: QTensor) -> dict[str, Any]:
-    """The embedding table as one file to map into memory: codes row by row, then fp16 scales at a multiple of
-    64.
+    """Write the embedding table to `path`: codes row by row, then fp16 scales at a multiple of 64 bytes.
 
-    int4 codes are two's complement, two to a byte, the first in the low half. Returns kind, shape and
-    offsets.
+    int4 codes are two's complement, two to a byte, the first in the low half. Returns kind, shape and offsets.
     """
     rows, columns = table.codes.shape
     kind = "fp16" if table.scale is None else table.kind

@@ -13,7 +13,7 @@ from edgevlm.export.coreml_.ane_ops import AneOps
 from edgevlm.export.coreml_.cache import Cache, pack
 from edgevlm.export.coreml_.mil_ops import MilOps
 from edgevlm.export.coreml_.package import Mil
-from edgevlm.export.coreml_.store import Store
+from edgevlm.export.coreml_.store import WeightStore
 from edgevlm.models.components import Component
 from edgevlm.models.model import Tower
 from edgevlm.models.ops import X
@@ -36,7 +36,7 @@ Sizes = Mapping[str, "int | Range"]
 
 
 def vision_function(
-    mil: Mil, store: Store, component: Component, tower: Tower, profile: str, side: int
+    mil: Mil, store: WeightStore, component: Component, tower: Tower, profile: str, side: int
 ) -> tuple[Any, dict[str, Any]]:
     """The encoder, one view per call, and its inputs and outputs for the manifest.
 
@@ -80,7 +80,13 @@ def _view_sizes(tensors: dict[str, Tensor], tower: Tower, profile: str, side: in
 
 
 def decoder_functions(
-    mil: Mil, store: Store, component: Component, d: Decoder, profile: str, contexts: tuple[int, ...], prompt_rows: int
+    mil: Mil,
+    store: WeightStore,
+    component: Component,
+    d: Decoder,
+    profile: str,
+    contexts: tuple[int, ...],
+    prompt_rows: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The decoder's functions by name, and their context and rows, inputs, states and outputs for the manifest."""
     if profile == "ane" and d.mask != "causal":
@@ -114,7 +120,13 @@ def decoder_functions(
 
 
 def _decoder_function(
-    mil: Mil, store: Store, component: Component, tensors: dict[str, Tensor], sizes: Sizes, cache: Cache, profile: str
+    mil: Mil,
+    store: WeightStore,
+    component: Component,
+    tensors: dict[str, Tensor],
+    sizes: Sizes,
+    cache: Cache,
+    profile: str,
 ) -> Any:
     ops_type = AneOps if profile == "ane" else MilOps
 

@@ -1,7 +1,7 @@
 """The MIL backend: `edgevlm.models` played on coremltools' builder.
 
 `MilOps` is the `gpu` profile: (1, S, D) values, fused attention, flexible lengths. `AneOps` in ane_ops.py overrides
-what the Neural Engine wants otherwise. Values that the reference also names carry its name, so that a package can be
+parts of it for the Neural Engine. Values that the reference also names carry its name, so that a package can be
 compared with it operation by operation.
 """
 
@@ -17,7 +17,7 @@ from edgevlm.bundle.qtensor import PALETTES
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreml_.cache import Cache
 from edgevlm.export.coreml_.package import Mil
-from edgevlm.export.coreml_.store import Store
+from edgevlm.export.coreml_.store import WeightStore
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.ops import Ops, X
 from edgevlm.models.spec import Attention, Norm
@@ -35,7 +35,7 @@ class MilOps(Ops):
     plain_attention = False  # matmul and softmax instead of the fused operation
 
     def __init__(
-        self, mil: Mil, store: Store, inputs: Mapping[str, X] | None = None, cache: Cache | None = None
+        self, mil: Mil, store: WeightStore, inputs: Mapping[str, X] | None = None, cache: Cache | None = None
     ) -> None:
         """inputs: the function's, by name. cache: where the decoder's growing states lie."""
         self.mil, self.mb, self.store, self.inputs, self.cache = mil, mil.mb, store, inputs or {}, cache
@@ -171,8 +171,7 @@ class MilOps(Ops):
         return self._norm(x, name, spec, self.channel_axis)
 
     def _norm(self, x: X, name: str, spec: Norm, axis: int) -> X:
-        """A root mean square is layer_norm of [x, -x], whose mean is 0 and whose variance is mean(x^2): one kernel that
-        cannot overflow.
+        """An RMS norm is layer_norm of [x, -x], with mean 0 and variance mean(x^2): one kernel that cannot overflow.
 
         A hand-written x * rsqrt(mean(x^2)) returns zeros in fp16 as soon as |x| reaches 256. The form is Anemll's.
         """
@@ -227,11 +226,11 @@ class MilOps(Ops):
             x, *rest = mb.split(x=x, split_sizes=[turning, whole - turning], axis=3)
         first, second = mb.split(x=x, num_splits=2, axis=3)
         swapped = mb.concat(values=[second, first], axis=3)
-        turned = mb.add(x=mb.mul(x=x, y=cos), y=mb.mul(x=swapped, y=sin))
-        return mb.concat(values=[turned, *rest], axis=3) if rest else turned
+        rotated = mb.add(x=mb.mul(x=x, y=cos), y=mb.mul(x=swapped, y=sin))
+        return mb.concat(values=[rotated, *rest], axis=3) if rest else rotated
 
     def _qkv(self, x: X, w: str, a: Attention, state: str | None) -> tuple[X, X, X]:
-        """One product for all three, one turn for queries and keys."""
+        """One product for all three, one rotation for queries and keys."""
         if a.reads == "memory":
             self._lacks("attention to a memory")
         h, kv, size, mb = a.heads, a.kv_heads, a.head_dim, self.mb

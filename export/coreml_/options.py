@@ -1,4 +1,4 @@
-"""What an export to CoreML may choose, and what is known to be wrong on its devices."""
+"""Options of an export to CoreML, and combinations that are known to be wrong on its devices."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Mil:
 
 
 def load_coremltools() -> Mil:
-    """Import coremltools when a CoreML export begins; EdgeVLMError says how to get it."""
+    """Import coremltools when a CoreML export begins; EdgeVLMError says how to install it."""
     logger = logging.getLogger("coremltools")
     level = logger.level
     logger.setLevel(logging.ERROR)  # off a Mac it warns eight times that it cannot predict

@@ -19,7 +19,7 @@ FP16_MAX = 65504.0
 
 
 @dataclass
-class Store:
+class WeightStore:
     """Weights on their way into one package: read once, shared by its functions, and where each went.
 
     `places` maps a canonical name to the operation that holds it and its rows there, for the manifest.

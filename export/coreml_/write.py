@@ -12,7 +12,7 @@ from edgevlm.export.coreml_.embedding import write_embedding
 from edgevlm.export.coreml_.functions import decoder_functions, vision_function
 from edgevlm.export.coreml_.options import ANE_ROWS, CoreMLOptions, check_recipe
 from edgevlm.export.coreml_.package import load_coremltools, save_package
-from edgevlm.export.coreml_.store import Store
+from edgevlm.export.coreml_.store import WeightStore
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.io.records import from_dict
 from edgevlm.models.components import components
@@ -43,7 +43,7 @@ def write_coreml(
     entries: dict[str, dict[str, Any]] = {}
     places: dict[str, dict[str, Any]] = {}
     for component in components(spec):
-        store = Store(weights, quantized)
+        store = WeightStore(weights, quantized)
         if component.name == "embed_tokens":
             table = write_embedding(folder / "embedding.bin", quantized("decoder.embed.weight"))
             entries["embedding"] = {"file": "coreml/embedding.bin", **table}

@@ -41,7 +41,7 @@ def _add(writer: GGUFWriter, key: str, value: Value) -> None:
 
 
 def add_tokenizer(writer: GGUFWriter, vocabulary: Vocabulary, prompt: PromptSpec) -> None:
-    """A bos token that stands in the template must not be added once more."""
+    """A bos token in the template must not be added a second time."""
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)

@@ -100,7 +100,7 @@ def write_gguf(
 
 
 def _missing_marker(projector: ProjectorType | None, vocabulary: Vocabulary) -> str | None:
-    """llama.cpp puts such texts around pictures by itself, and token -1 where one is not a token."""
+    """llama.cpp puts such texts around pictures itself, and inserts token -1 for one that is no single token."""
     missing = [text for text in projector.markers if vocabulary.single(text) is None] if projector else []
     return f"its tokenizer has no single token for {missing[0]!r}" if missing else None
 

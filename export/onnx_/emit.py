@@ -13,7 +13,7 @@ from edgevlm.bundle.qtensor import PREFILL, QTensor
 from edgevlm.bundle.targets import OnnxGraph, OnnxTarget
 from edgevlm.export.onnx_.graph import Graph
 from edgevlm.export.onnx_.ops import OnnxOps
-from edgevlm.export.onnx_.placement import Linear, Placement
+from edgevlm.export.onnx_.placement import Linear, OnnxWeights
 from edgevlm.export.onnx_.portable import PortableOps
 from edgevlm.export.onnx_.products import Value
 from edgevlm.export.onnx_.storage import DataFile, TensorTable
@@ -38,14 +38,14 @@ def write_onnx(
     shared: dict[str, Linear] = {}
     graphs: dict[str, OnnxGraph] = {}
 
-    def emit(component: Component, file: str | None = None, second: Recipe | None = None) -> Placement:
+    def emit(component: Component, file: str | None = None, second: Recipe | None = None) -> OnnxWeights:
         file = file or component.name
         data = DataFile(folder, f"{file}.onnx_data")
         if second is None:
-            placement = Placement(weights, recipe.form, quantized, data, table, shared)
+            placement = OnnxWeights(weights, recipe.form, quantized, data, table, shared)
         else:
             table.prefix = PREFILL
-            placement = Placement(weights, second.form, lambda name: quantized(PREFILL + name), data, table, shared)
+            placement = OnnxWeights(weights, second.form, lambda name: quantized(PREFILL + name), data, table, shared)
         variants: list[tuple[type[OnnxOps], str]] = [(OnnxOps, ""), (PortableOps, "_portable")]
         built = {}
         for ops_class, suffix in variants:

@@ -33,7 +33,7 @@ def genai_config(spec: ModelSpec, prompt: PromptSpec, target: OnnxTarget) -> dic
             "context_length": text.context_length,
             "vocab_size": text.vocab_size,
             "decoder": {
-                # A file cannot ask the CPU, as edgevlm's runtime does: exact products on all, slower ones with VNNI.
+                # A file cannot test the CPU as edgevlm's runtime does: products exact on every CPU, slower with VNNI.
                 "session_options": {"provider_options": [], "session.x64quantprecision": "1"},
                 "head_size": attention.head_dim,
                 "hidden_size": text.hidden_size,

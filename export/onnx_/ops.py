@@ -9,8 +9,8 @@ from onnx import TensorProto
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.onnx_.graph import MICROSOFT, Graph
-from edgevlm.export.onnx_.placement import Placement
-from edgevlm.export.onnx_.products import ProductOps, Sum, Value
+from edgevlm.export.onnx_.placement import OnnxWeights
+from edgevlm.export.onnx_.products import PendingSum, ProductOps, Value
 from edgevlm.inputs.layout import rope_rows
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.spec import Attention, Decoder, Norm
@@ -25,7 +25,7 @@ def optional_attributes(a: Attention) -> dict[str, Any]:
 class OnnxOps(ProductOps):
     """Emits nodes into `graph`; handles are value names. Activations are (batch, positions, channels) float32."""
 
-    def __init__(self, graph: Graph, placement: Placement, decoder: Decoder | None = None) -> None:
+    def __init__(self, graph: Graph, placement: OnnxWeights, decoder: Decoder | None = None) -> None:
         super().__init__(graph, placement)
         self.decoder = decoder
         self._masks: dict[str, str] = {}
@@ -79,11 +79,11 @@ class OnnxOps(ProductOps):
         if spec.kind == "layer":
             bias = p.plain(g, f"{name}.bias")
             return g.node("LayerNormalization", self.value(x), weight, bias, axis=-1, epsilon=spec.eps)
-        if isinstance(x, Sum) and x.value is None:
+        if isinstance(x, PendingSum) and x.value is None:
             return self._norm_of_sum(x, weight, name, spec.eps)
         return g.node("RMSNormalization", self.value(x), weight, axis=-1, epsilon=spec.eps)
 
-    def _norm_of_sum(self, x: Sum, weight: str, name: str, eps: float) -> str:
+    def _norm_of_sum(self, x: PendingSum, weight: str, name: str, eps: float) -> str:
         outputs = [f"{name}.out", "", "", f"{name}.sum"]
         normed, _, _, x.value = self.graph.nodes(
             "SkipSimplifiedLayerNormalization", x.x, x.y, weight, outputs=outputs, domain=MICROSOFT, epsilon=eps
@@ -104,8 +104,8 @@ class OnnxOps(ProductOps):
     def _silu(self, x: str) -> str:
         return self.graph.node("QuickGelu", x, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(1.0 * x)
 
-    def add(self, x: Value, y: Value) -> Sum:
-        return Sum(self.value(x), self.value(y))
+    def add(self, x: Value, y: Value) -> PendingSum:
+        return PendingSum(self.value(x), self.value(y))
 
     def mul(self, x: Value, y: Value | float) -> str:
         factor = self.graph.constant(y, np.float32) if isinstance(y, float) else self.value(y)

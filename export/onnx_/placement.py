@@ -32,7 +32,7 @@ class Linear:
     bias: Region | None
 
 
-class Placement:
+class OnnxWeights:
     """The weights of one graph file. `home` is its data file; a table another graph placed is shared, not repeated."""
 
     def __init__(

@@ -8,7 +8,7 @@ from onnx import TensorProto
 from edgevlm.bundle.qtensor import BLOCK
 from edgevlm.export.onnx_.ops import OnnxOps, optional_attributes
 from edgevlm.export.onnx_.placement import Linear
-from edgevlm.export.onnx_.products import Sum, Value
+from edgevlm.export.onnx_.products import PendingSum, Value
 from edgevlm.models.spec import Attention
 
 
@@ -54,7 +54,7 @@ class PortableOps(OnnxOps):
         flat = g.node("Concat", g.node("Shape", ids), g.constant([linear.columns]), axis=0)
         return g.node("Reshape", scaled, flat)
 
-    def _norm_of_sum(self, x: Sum, weight: str, name: str, eps: float) -> str:
+    def _norm_of_sum(self, x: PendingSum, weight: str, name: str, eps: float) -> str:
         return self.graph.node("RMSNormalization", self.value(x), weight, axis=-1, epsilon=eps)
 
     def _silu(self, x: str) -> str:

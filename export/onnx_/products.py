@@ -8,12 +8,12 @@ from onnx import TensorProto
 
 from edgevlm.bundle.qtensor import BLOCK
 from edgevlm.export.onnx_.graph import MICROSOFT, Graph
-from edgevlm.export.onnx_.placement import DTYPES, Linear, Placement
+from edgevlm.export.onnx_.placement import DTYPES, Linear, OnnxWeights
 from edgevlm.models.ops import Ops
 
 
 @dataclass
-class Sum:
+class PendingSum:
     """x + y, not yet emitted: a norm behind it takes both terms in one kernel, and gives the sum as a second output."""
 
     x: str
@@ -21,7 +21,7 @@ class Sum:
     value: str | None = None
 
 
-Value = str | Sum
+Value = str | PendingSum
 
 
 class ProductOps(Ops):
@@ -29,7 +29,7 @@ class ProductOps(Ops):
 
     backend = "The ONNX target"
 
-    def __init__(self, graph: Graph, placement: Placement) -> None:
+    def __init__(self, graph: Graph, placement: OnnxWeights) -> None:
         self.graph, self.placement = graph, placement
 
     def value(self, x: Value) -> str:

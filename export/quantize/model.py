@@ -13,7 +13,7 @@ from edgevlm.export.quantize.store import TensorStore
 from edgevlm.types import F32
 
 
-class Results(Protocol):
+class CalibratedWeights(Protocol):
     """What a calibration found, by weight."""
 
     def __contains__(self, name: object) -> bool: ...
@@ -22,15 +22,15 @@ class Results(Protocol):
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """What the quantizer makes of the original, rounded or calibrated: the files must hold exactly this.
+    """The quantizer's result for the original, rounded or calibrated: the files must hold exactly this.
 
     weights: the original's, as the calibration folded them where there is one. found: what a calibration chose.
-    store: where a rounding is remembered for the next target and the gate; None rounds again each time.
+    store: keeps roundings for the next target and the gate; None rounds again each time.
     """
 
     weights: Weights
     recipe: Recipe
-    found: Results | None = None
+    found: CalibratedWeights | None = None
     store: TensorStore | None = None
 
     def names(self) -> list[str]:

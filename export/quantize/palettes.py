@@ -54,8 +54,7 @@ def _means(values: F32, entries: int) -> F64:
 def _move(means: F64, counts: I64, errors: F64) -> bool:
     """Take the entry that is missed least to where one more gains most, in place; whether that was worth it.
 
-    Two neighbours become one at the price of their distance; values spread evenly lose 3/4 of their error to a second
-    entry.
+    Two neighbours become one at the price of their distance; a second entry takes 3/4 of an even spread's error.
     """
     pairs = counts[1:] * counts[:-1] / np.maximum(counts[1:] + counts[:-1], 1)
     price = pairs * np.square(np.diff(means))

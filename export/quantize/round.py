@@ -15,7 +15,7 @@ from edgevlm.types import F32
 FP16_MAX = 65504.0
 LIMITS = {"int8": (-127, 127), "int4": (-8, 7)}  # codes
 # What the value of largest magnitude is divided by, for each scale that the search tries. The first is
-# round-to-nearest's, so that a search never ends in a larger error; 4-bit codes are lopsided, so both signs are tried.
+# round-to-nearest's, so that a search never ends in a larger error; 4-bit codes are asymmetric: both signs are tried.
 _DIVISORS = {
     "int4": (-8.0, -7.4, -6.8, -6.2, -8.6, -9.4, 7.0, 7.6, 8.4, 6.4, 5.8),
     "int8": (127.0, 122.0, 117.0, 110.0, 100.0),
@@ -41,10 +41,9 @@ def quantize(weight: F32, kind: str, name: str) -> QTensor:
 def search(weight: F32, kind: str, name: str, importance: F32) -> QTensor:
     """`weight` (N, K) with scales that minimize the squared error weighted by `importance` (K,), input by input.
 
-    With the second moments of a layer's inputs as importance, that is the expected squared error of its outputs, were
-    the inputs uncorrelated. As llama.cpp's make_qx_quants (ggml-quants.c): scales around the plain one are tried, each
-    is refitted to its codes by least squares, and the best is kept. Never worse than `quantize`; floats are not
-    searched.
+    With the second moments of a layer's inputs as importance, that is the expected squared error of its outputs if the
+    inputs were uncorrelated. As llama.cpp's make_qx_quants (ggml-quants.c): scales around the plain one are tried, each
+    is refitted to its codes by least squares, and the best is kept. Never worse than `quantize`. No search for floats.
     """
     if kind not in LIMITS:
         return quantize(weight, kind, name)

@@ -1,4 +1,4 @@
-"""What the packages take in the place of a component's inputs: additive masks, RoPE rows of both halves, int32 indices.
+"""Inputs of the packages, converted from a component's: additive masks, RoPE rows of both halves, int32 indices.
 
 Emitters read the shapes here and runtimes the values, so that the two agree.
 """

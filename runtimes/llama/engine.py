@@ -44,7 +44,7 @@ class Engine:
         llama_cpp.llama_backend_init()
 
     def silence(self) -> None:
-        """Take over the log, which whoever imported llama_cpp last has pointed at standard error."""
+        """Take over the log, which an import of llama_cpp elsewhere may have sent to standard error."""
         for setter in (self.llama.llama_log_set, self.mtmd.mtmd_log_set, self.mtmd.mtmd_helper_log_set):
             setter(self._log, ctypes.c_void_p(0))
 
@@ -54,7 +54,7 @@ class Engine:
             self.messages.append(line)
 
     def reason(self) -> str:
-        """The last thing that the engine complained of."""
+        """The engine's last warning or error."""
         line = self.messages[-1] if self.messages else "it gave no reason"
         return line.splitlines()[0][:200].rstrip(".")
 
@@ -134,7 +134,7 @@ def probe(model: str, mmproj: str | None = None) -> None:
 
 
 def probe_in_child(*paths: Path) -> None:
-    """Try files from who knows where in a process that may die; EdgeVLMError if it does. Once per state of a file."""
+    """Load untrusted files in a child process, once per state of a file; EdgeVLMError if it dies."""
     _probe_once(*((path.resolve(), path.stat().st_mtime_ns) for path in paths))
 
 

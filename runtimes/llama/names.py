@@ -24,7 +24,7 @@ class Table:
     """Canonical stems -> llama.cpp's, "{i}" is the layer; and where rows stand elsewhere than in a checkpoint."""
 
     names: Mapping[str, str]
-    pairs: bool = False  # RoPE turns neighbouring rows of q and k, where a checkpoint's turns split halves
+    pairs: bool = False  # RoPE rotates neighbouring rows of q and k; a checkpoint's rotates split halves
     class_last: bool = False  # the class token and its row of the position table come after the patches
     square_patches: bool = False  # the patch embedding is stored as a convolution (D, 3, p, p)
 

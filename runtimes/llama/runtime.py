@@ -69,7 +69,7 @@ class LlamaFiles:
         return self
 
     def release(self) -> None:
-        """Free the model when nobody holds it any more."""
+        """Free the model when neither half uses it any more."""
         self._users -= 1
         if self._users <= 0 and self.handle:
             self.engine.llama.llama_model_free(self.handle)

@@ -1,10 +1,8 @@
-"""Evaluate a saved CoreML package on any machine: the reference for what it computes, where CoreML does not
-exist.
+"""Evaluate a saved CoreML package on any machine: the reference for its results where there is no CoreML.
 
-Every value is stored in the type that the program declares (fp16, as a rule), so that an overflow on the
-device is an overflow here; sums are accumulated in float32. `storage="fp32"` stores floats unrounded, which
-tells a wrong graph from one that lacks precision. It checks the package (graph, weights, quantization,
-states), not Apple's compilers.
+Every value is stored in the type that the program declares (fp16, as a rule), so that an overflow on the device is an
+overflow here; sums are accumulated in float32. `storage="fp32"` stores floats unrounded, which distinguishes a wrong
+graph from one that lacks precision. It checks the package (graph, weights, states), not Apple's compilers.
 """
 
 from __future__ import annotations
@@ -32,8 +30,8 @@ STORAGE = ("fp16", "fp32")
 class MilEvaluator:
     """One package, ready to run.
 
-    package: a folder or a parsed package. storage: "fp16" stores each value as the program declares it,
-    "fp32" keeps float32. Weights are expanded to float32 on first use and kept.
+    package: a folder or a parsed package. storage: "fp16" stores each value as the program declares it, "fp32" keeps
+    float32. Weights are expanded to float32 on first use and kept.
     """
 
     def __init__(self, package: Path | MilPackage, storage: str = "fp16") -> None:
@@ -101,8 +99,7 @@ class MilEvaluator:
         return self._store(array, kind.dtype)
 
     def _store(self, value: Array, dtype: str) -> Array:
-        """The value as its storage type would hold it; fp16 is kept widened so that sums need no
-        conversion."""
+        """The value as its storage type would hold it; fp16 is kept widened so that sums need no conversion."""
         if dtype == "fp16":
             value = value if value.dtype == np.float32 else value.astype(np.float32)
             return value.astype(np.float16).astype(np.float32) if self.storage == "fp16" else value

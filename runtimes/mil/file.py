@@ -37,7 +37,7 @@ class MilOp:
 
 
 class Text(str):
-    """A literal string, told from a value's name by its type."""
+    """A literal string, distinguished from a value's name by its type."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ class MilPackage:
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     def read_blob(self, blob: Blob) -> Array:
-        """The stored values; sub-byte codes come widened to int8 or uint8. Raises EdgeVLMError for a damaged
-        file."""
+        """The stored values; sub-byte codes come widened to int8 or uint8. EdgeVLMError for a damaged file."""
         if self.weight_file is None:
             raise broken(self.folder, "it refers to a weight file that it lacks")
         return read_blob(self.weight_file, blob)
@@ -81,8 +80,7 @@ class MilPackage:
 
 
 def open_package(folder: Path) -> MilPackage:
-    """Parse the `.mlpackage` at `folder`. Raises EdgeVLMError when it is missing, damaged, or no ML
-    program."""
+    """Parse the `.mlpackage` at `folder`. Raises EdgeVLMError when it is missing, damaged, or no ML program."""
     try:
         model = _root_model(folder)
         if model.stat().st_size > MAX_MODEL_BYTES:

@@ -161,7 +161,7 @@ def slice_by_index(i: Inputs) -> Array:
 
 
 def slice_update(i: Inputs) -> Array:
-    """A changed copy; the evaluator updates a state in place where nobody can see the difference."""
+    """A changed copy; the evaluator updates a state in place where no other operation reads the old value."""
     out: Array = i["x"].copy()
     out[slices(i)] = i["update"].reshape(out[slices(i)].shape)
     return out

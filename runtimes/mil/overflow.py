@@ -25,8 +25,7 @@ _SATURATING = frozenset({"softmax", "scaled_dot_product_attention", "silu", "gel
 
 @dataclass(frozen=True)
 class OverflowRow:
-    """One operation over all inputs. peak: largest finite |x| before storage. nonfinite: values stored as inf
-    or NaN.
+    """One operation over all inputs. peak: largest finite |x| before storage. nonfinite: values stored as inf or NaN.
 
     flushed: largest share of a call's non-zero values that storage turned into zero.
     """

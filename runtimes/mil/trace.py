@@ -1,5 +1,4 @@
-"""Compare a CoreML package with the eager reference operation by operation, and name the first that
-differs."""
+"""Compare a CoreML package with the eager reference operation by operation, and name the first that differs."""
 
 from __future__ import annotations
 
@@ -46,8 +45,7 @@ BOUND = 0.05  # largest difference over RMS; fp16 norms, biases and tables alone
 
 @dataclass(frozen=True)
 class Divergence:
-    """A named operation whose result is not the reference's. error: largest difference over the reference's
-    RMS."""
+    """A named operation whose result is not the reference's. error: largest difference over the reference's RMS."""
 
     name: str
     error: float
@@ -58,8 +56,7 @@ class Divergence:
 
 
 def first_divergence(reference: dict[str, F32], package: dict[str, F32], bound: float = BOUND) -> Divergence | None:
-    """The first value, in the reference's order, that the package lacks, shapes otherwise, or holds with an
-    error.
+    """The first value, in the reference's order, that the package lacks or holds with another shape or an error.
 
     The bound is for storage="fp32", where only the fp16 of norms, biases and inputs separates the two.
     """

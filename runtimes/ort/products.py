@@ -1,9 +1,9 @@
-"""Whether ONNX Runtime's integer kernels multiply exactly on this CPU, found by letting them.
+"""Whether ONNX Runtime's integer kernels multiply exactly on this CPU, found by a trial.
 
 On x86 with AVX2 but without VNNI, the kernel for uint8 activations and int8 weights adds pairs of products in 16 bits
 and saturates (onnxruntime#6004). The same codes as uint8 with zero point 128 go to a kernel that adds in 32 bits: exact
 on every CPU, and where signed weights are exact, too, 2.5 times as slow. So bundles hold signed codes, and a session
-turns them when it is made, on the CPUs that need it.
+converts them when it is made, on the CPUs that need it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def signed_saturates(ort: Any) -> bool:
 
 
 def session_options(ort: Any, unsigned: bool) -> Any:
-    """unsigned: turn signed weights to uint8 when the session is made, for a CPU where `signed_saturates`.
+    """unsigned: convert signed weights to uint8 when the session is made, for a CPU where `signed_saturates`.
 
-    Not everywhere: ONNX Runtime turns them for VNNI, too, and gets DequantizeLinear with a scale per channel wrong.
+    Not everywhere: ONNX Runtime converts them for VNNI, too, and gets DequantizeLinear with a scale per channel wrong.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3

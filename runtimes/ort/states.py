@@ -30,9 +30,9 @@ class Cache(Protocol):
 class SharedCache:
     """One buffer per layer and side, bound as past and as present: GroupQueryAttention appends in place.
 
-    A buffer starts at the positions that the first call needs, rounded up to `KV_ROUND`, and doubles when it
-    is full (one copy of what it holds), up to the context length: a model of 8192 positions never allocates
-    them for a short question. Forgetting is free: the kernel reads as far as the attention mask is long.
+    A buffer starts at the positions that the first call needs, rounded up to `KV_ROUND`, and doubles when it is full
+    (one copy of what it holds), up to the context length: a model of 8192 positions never allocates them for a short
+    question. Forgetting is free: the kernel reads as far as the attention mask is long.
     """
 
     def __init__(self, ort: Any, spec: Decoder, sessions: list[Any]) -> None:

@@ -76,7 +76,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
     return open_bundle(tiny_bundle)
 
 
-def ask(bundle: Bundle, folder: Path, written: Any = None) -> opinions.Opinion:
+def ask(bundle: Bundle, folder: Path, written: Any = None) -> opinions.SecondOpinionRow:
     weights, asked = ShippedWeights(bundle), opinions.questions(bundle)[:1]
     with program(folder, bundle.manifest.spec, written or weights, len(asked[0].ids), bundle.image_spec) as engine:
         (opinion,) = opinions.second_opinion(bundle, weights, Runtime(engine, engine), asked)

@@ -24,7 +24,7 @@ from edgevlm.export.gguf_.blocks import ggml_type, pack
 from edgevlm.export.gguf_.tokenizer import byte_level, chat_template, read_vocabulary
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
-from edgevlm.inputs.prompt import Control, Plain, render
+from edgevlm.inputs.prompt import ControlText, UserText, render
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Rope
 from edgevlm.models.towers.vit import Vit
@@ -370,7 +370,7 @@ def test_the_template_renders_what_the_prompt_spec_says(gguf_bundle):
 
     def ours(messages, num_images):
         def text(piece):
-            return piece.text if isinstance(piece, Control | Plain) else marker
+            return piece.text if isinstance(piece, ControlText | UserText) else marker
 
         return "".join(text(piece) for piece in render(spec.chat, messages, num_images))
 

@@ -379,7 +379,7 @@ def test_weights_elsewhere_are_refused(copy: Path) -> None:
 def _norm_package(folder: Path, safe: bool) -> Path:
     from edgevlm.export.coreml_.mil_ops import MilOps
     from edgevlm.export.coreml_.package import load_coremltools, save_package
-    from edgevlm.export.coreml_.store import Store
+    from edgevlm.export.coreml_.store import WeightStore
     from edgevlm.models.spec import Norm
 
     class Ones:
@@ -395,7 +395,7 @@ def _norm_package(folder: Path, safe: bool) -> Path:
     with mil.Function({"x": placeholder}, opset_version=mil.ct.target.iOS18) as function:
         x = function.inputs["x"]
         if safe:
-            out = MilOps(mil, Store(Ones(), lambda name: None)).norm(x, "norm", Norm("rms", 1e-5))  # type: ignore[arg-type]
+            out = MilOps(mil, WeightStore(Ones(), lambda name: None)).norm(x, "norm", Norm("rms", 1e-5))  # type: ignore[arg-type]
         else:
             mean = mb.reduce_mean(x=mb.square(x=x, name="norm_square"), axes=[-1], keep_dims=True, name="norm_mean")
             out = mb.mul(x=x, y=mb.rsqrt(x=mean, epsilon=np.float16(1e-5)), name="norm")

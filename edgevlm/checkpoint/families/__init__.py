@@ -1,4 +1,4 @@
-"""Model families: one file each says how a checkpoint's config and tensor names give a description and its weights."""
+"""Model families: one file each, which turns a checkpoint's config and tensor names into a description and weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAMILIES = (
 
 
 def read_model(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
-    """What the checkpoint is, and its weights under edgevlm's canonical names (see docs/checkpoints.md).
+    """The checkpoint's description, and its weights under edgevlm's canonical names (see docs/checkpoints.md).
 
     Raises EdgeVLMError when the family or one of its options is not supported, and when a tensor is missing,
     unknown, or of another shape than the config says.
@@ -50,12 +50,12 @@ def read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
 
 
 def read_image_spec(folder: Path, model: ModelSpec) -> ImageSpec:
-    """What the processor of the checkpoint in `folder` does to a picture."""
+    """The picture rules of the processor of the checkpoint in `folder`."""
     return _family(model.family, model.name).image(ProcessorFiles(folder), model)
 
 
 def read_prompt_spec(folder: Path, model: ModelSpec) -> PromptSpec:
-    """What it does to a conversation: chat format, image tokens and stop tokens."""
+    """Its conversation rules: chat format, image tokens and stop tokens."""
     return _family(model.family, model.name).prompt(ProcessorFiles(folder), model)
 
 

@@ -1,4 +1,4 @@
-"""What no config may ask for, whatever its family."""
+"""Limits on a model's description that hold for every family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a family's file says."""
+"""What a family's file defines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Family:
 
     image, prompt: what its processor does to pictures and to conversations.
     unused: beginnings of tensor names that the files may hold and nothing reads.
-    mark: a key of config.json that tells the family, where config.json has no model_type.
+    mark: a key of config.json that identifies the family where there is no model_type.
     """
 
     model_types: tuple[str, ...]

@@ -135,7 +135,7 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
 
 
 def _remote_image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
-    """The remote code's load_image: what preprocessor_config.json says of cropping is from another time."""
+    """The remote code's load_image: preprocessor_config.json's cropping settings are outdated and not read."""
     config = files.config
     side = check_side(config, "force_image_size", config.count("force_image_size", 448), model)
     if config.flag("pad2square", False):

@@ -84,7 +84,7 @@ def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
 
 
 def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
-    """What stands in the tower's files behind the layer that is taken."""
+    """Tensors of the tower behind the layer whose states are used."""
     tower = prefix_of(checkpoint, "embeddings.patch_embedding.weight")
     total = 1 + max(
         (int(name.removeprefix(f"{tower}encoder.layers.").split(".")[0]) for name in checkpoint.names()

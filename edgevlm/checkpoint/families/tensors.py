@@ -1,7 +1,7 @@
 """Where each weight of the tree stands in a checkpoint's files, and what is done to it on the way.
 
 A family lists patterns; the tree itself, with every shape, follows from the model's description (`weight_tree`), so
-that a tensor too few, too many or of another shape is found without a second list.
+that missing, extra and misshapen tensors are found without a second list.
 """
 
 from __future__ import annotations
@@ -165,7 +165,10 @@ class MappedWeights:
 def map_tree(
     checkpoint: Checkpoint, tree: dict[str, WeightInfo], names: Names, unused: Callable[[str], bool]
 ) -> MappedWeights:
-    """The tree, once every tensor is there with its shape, and none more but buffers and `unused` ones."""
+    """The weights of `tree` by canonical name.
+
+    EdgeVLMError unless the files hold each in its shape, and beside them only buffers and `unused` tensors.
+    """
     sources = {name: _source(name, names) for name in tree}
     have, known = set(checkpoint.names()), set()
     for name, source in sources.items():

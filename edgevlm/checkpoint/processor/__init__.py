@@ -1,1 +1,1 @@
-"""What the families' readers of processor, tokenizer and template files have in common."""
+"""Readers of processor, tokenizer and chat template files, shared by the families."""

@@ -1,4 +1,4 @@
-"""The files that say how a checkpoint wants its pictures and its text."""
+"""The files that define how a checkpoint's pictures and text are processed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from edgevlm.io.json import JsonFile, read_json_file
 
 
 class ProcessorFiles:
-    """Each is read when it is asked for; EdgeVLMError names the file that is missing or damaged.
+    """The files in `folder`, each read on first use; EdgeVLMError names the file that is missing or damaged.
 
-    Both layouts: preprocessor_config.json beside processor_config.json, and, since transformers 5, everything nested in
-    processor_config.json.
+    Both layouts are read: preprocessor_config.json beside processor_config.json and, since transformers 5, everything
+    in processor_config.json.
     """
 
     def __init__(self, folder: Path) -> None:

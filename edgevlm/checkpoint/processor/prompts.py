@@ -7,7 +7,7 @@ from dataclasses import replace
 from edgevlm.checkpoint.chat_template import ChatFormat, probes, read_chat_template, token_text
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.prompt import Control, Picture, Prompter, picture_parts, render
+from edgevlm.inputs.prompt import ControlText, Picture, Prompter, UserText, picture_parts, render
 from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, PictureText, PromptSpec, ViewTokens
 from edgevlm.io.json import JsonFile, read_json_file
 from edgevlm.models.model import ModelSpec
@@ -131,8 +131,8 @@ def _prove(spec: PromptSpec, files: ProcessorFiles) -> None:
 
 def _written(part: object, spec: PromptSpec, views: list[ViewTokens], count: int) -> str:
     if not isinstance(part, Picture):
-        assert isinstance(part, Control) or hasattr(part, "text")
-        return str(part.text)
+        assert isinstance(part, ControlText | UserText)
+        return part.text
     number = spec.picture.number.replace("{index}", str(part.index)) if count > 1 else ""
     return number + "".join(
         piece if isinstance(piece, str) else spec.image_token * (piece[0] * piece[1])

@@ -132,7 +132,7 @@ class QwenVit:
         return order
 
     def _rope(self, row: I64, col: I64) -> tuple[F32, F32]:
-        """cos and sin (P, head size / 2): a quarter of a head turns with the row, a quarter with the column."""
+        """cos and sin (P, head size / 2): a quarter of a head is rotated by row, a quarter by column."""
         quarter = self.attention.head_dim // 4
         exponents = np.arange(quarter, dtype=np.float32) / np.float32(quarter)
         frequencies = (1.0 / np.power(np.float32(self.theta), exponents)).astype(np.float32)

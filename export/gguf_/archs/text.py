@@ -70,7 +70,7 @@ _KEYS: dict[str, Callable[[Decoder], Value]] = {
 
 
 def _other_mixer(d: Decoder) -> bool:
-    """Anything but full softmax attention to all earlier positions, turned by RoPE over whole heads."""
+    """Anything but full softmax attention to all earlier positions, with RoPE over whole heads."""
     a = attention(d)
     plain = Attention(a.heads, a.kv_heads, a.head_dim, a.bias, a.out_bias, "main", a.qk_norm)
     return d.block(0).mixers != (plain,) or set(d.ropes) != {"main"} or _rope(d).size != a.head_dim

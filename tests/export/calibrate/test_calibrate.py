@@ -22,7 +22,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.export.calibrate.batch import Batch
 from edgevlm.export.calibrate.data import Example, default_source, read_source
 from edgevlm.export.calibrate.make import make_batch
-from edgevlm.export.calibrate.plan import CalibrationOptions, Judge, Mixed, split
+from edgevlm.export.calibrate.plan import CalibrationOptions, LossMeter, MixedWeights, split
 from edgevlm.export.calibrate.play import answer_states, divergence, encode_batch
 from edgevlm.export.calibrate.solve import METHODS, calibrate
 from edgevlm.export.pipeline import ExportOptions, export_model
@@ -187,11 +187,11 @@ def test_calibration_recovers_half_of_what_rounding_loses(tmp_path: Path, preset
     """The default model, on pictures that were not calibrated on: the bar of docs/calibration.md."""
     model = Model(open_checkpoint("default").folder)
     seen, unseen = split(default_source().pictures)
-    judge = Judge(model.spec, model.weights, model.batch(list(unseen)))
+    judge = LossMeter(model.spec, model.weights, model.batch(list(unseen)))
     recipe = fit(make_recipe("int4", preset), model.weights)
     found = calibrate(model.spec, model.weights, recipe, model.batch(list(seen[:24])), "gptq", tmp_path)
-    rounded = judge(Mixed(model.weights, lambda name: recipe.form(name).kind))
-    calibrated = judge(Mixed(model.weights, lambda name: recipe.form(name).kind, found))
+    rounded = judge(MixedWeights(model.weights, lambda name: recipe.form(name).kind))
+    calibrated = judge(MixedWeights(model.weights, lambda name: recipe.form(name).kind, found))
     assert calibrated[0] < 0.5 * rounded[0], (rounded, calibrated)
     assert calibrated[1] > rounded[1] - 0.01  # of 97 % either way, a few near-ties are chance
 
@@ -379,7 +379,7 @@ def test_a_damaged_picture_is_named(
     ("values", "sentence"),
     [
         ({"method": "best"}, "Method 'best' does not exist: choose one of rtn, search, awq, gptq, awq.gptq"),
-        ({"budget": 0}, "The budget should be more than nothing"),
+        ({"budget": 0}, "The budget should be more than 0 bytes"),
         ({"max_loss": 2.0}, "The largest loss should be between 0 and 100 %"),
     ],
 )

@@ -82,7 +82,7 @@ def test_packages_hold_what_was_written(tmp_path: Path, kind: str) -> None:
 
     from edgevlm.export.coreml_.mil_ops import MilOps
     from edgevlm.export.coreml_.package import load_coremltools, save_package
-    from edgevlm.export.coreml_.store import Store
+    from edgevlm.export.coreml_.store import WeightStore
     from edgevlm.runtimes.mil.evaluator import MilEvaluator
 
     weights = {"a.q.weight": RNG.standard_normal((64, 48)), "a.k.weight": RNG.standard_normal((20, 48))}
@@ -99,7 +99,7 @@ def test_packages_hold_what_was_written(tmp_path: Path, kind: str) -> None:
     mil = load_coremltools()
     placeholder = mil.mb.placeholder((1, 2, 48), dtype=mil.types.fp16)
     with mil.Function({"x": placeholder}, opset_version=mil.ct.target.iOS18) as function:
-        ops = MilOps(mil, Store(NoBias(), tensors.__getitem__))
+        ops = MilOps(mil, WeightStore(NoBias(), tensors.__getitem__))
         function.set_outputs(ops.linear(function.inputs["x"], ("a.q", 64), ("a.k", 20)))
     save_package(mil, {"main": function}, tmp_path / "p.mlpackage")
 
