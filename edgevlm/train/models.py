@@ -16,6 +16,7 @@ from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, open_checkpoint
 from edgevlm.checkpoint.families import read_checkpoint, read_image_spec, read_prompt_spec
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.train.collate import Collator
@@ -48,7 +49,7 @@ class Source:
 
     def collator(self, per_question: bool = False) -> Collator:
         pad_id = self.prompt.pad_id if self.prompt.pad_id is not None else self.prompt.stop_ids[0]
-        return Collator(self.image, pad_id, self.spec.family == "llava", per_question)
+        return Collator(self.image, pad_id, not isinstance(self.image.rule, TilesThenWhole), per_question)
 
     def load(self, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
         """The transformers model, with an attention kernel that accepts a mask per pair of positions."""

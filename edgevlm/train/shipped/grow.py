@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.io.console import run_module
 from edgevlm.io.files import change_json
 from edgevlm.io.folders import check_replaceable, partial_folder, publish
@@ -39,8 +40,8 @@ def grow(
     """
     check_replaceable(out, False, "config.json", "checkpoint")
     source = open_source(model)
-    if source.spec.family != "smolvlm":
-        raise EdgeVLMError(f"'{model}' is of the family {source.spec.family}, and only SmolVLM models can be grown.")
+    if not isinstance(source.image.rule, TilesThenWhole):
+        raise EdgeVLMError(f"'{model}' has other layers and sees pictures in another way than the shipped model.")
     small = source.load()
     config = copy.deepcopy(small.config)
     vision, text = config.vision_config, config.text_config
