@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -374,7 +375,7 @@ def test_a_large_vocabulary_gets_a_split_head(
 ) -> None:
     monkeypatch.setattr(ane_ops, "MAX_DIM", 200)
     model = Exported(tiny_checkpoint, tmp_path, "int8", CoreMLOptions("ane", (64,)))
-    assert model.entry.decoder.outputs == ["logits_0", "logits_1", "logits_2"]  # 512 = 171 + 171 + 170
+    assert model.entry.decoder.outputs == ("logits_0", "logits_1", "logits_2")  # 512 = 171 + 171 + 170
     reference = model.reference()
     embeds = prompt(model, reference)[:20]
     logits = model.decoder("fp32").forward(embeds)
@@ -616,7 +617,7 @@ def test_engine_off_a_mac_is_the_evaluator(exported: Callable[[str], Exported]) 
 def test_incomplete_manifest(exported: Callable[[str], Exported]) -> None:
     model = exported("gpu-int4")
     for key in ("vision", "decoder", "embedding"):
-        entry = {name: value for name, value in to_dict(model.entry).items() if name != key}
+        entry = {name: value for name, value in json.loads(json.dumps(to_dict(model.entry))).items() if name != key}
         with pytest.raises(EdgeVLMError, match=f"lacks the field '{key}'"):
             from_dict(CoreMLTarget, entry, "manifest.json")
 
@@ -694,7 +695,7 @@ def test_the_gate_calls_every_context(tiny_checkpoint: Path, tmp_path: Path) -> 
     assert {"logits with context 512, cosine", "logits with context 1024, cosine"} <= set(checks)
     bundle = open_bundle(tmp_path / "out")
     functions = bundle.manifest.targets["coreml"].decoder.functions
-    assert sorted({function["context"] for function in functions.values()}) == [512, 1024, 2048]
+    assert sorted({function.context for function in functions.values()}) == [512, 1024, 2048]
     package = open_package(bundle.folder / "coreml" / "Decoder.mlpackage")
     assert {"constexpr_lut_to_dense"} <= {op.type for op in package.functions["decode_ctx512"].ops}
 

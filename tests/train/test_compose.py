@@ -145,10 +145,10 @@ def test_composed_models_pass_the_gate(halves: tuple[Path, Path], tmp_path: Path
     assert result.report is not None and result.report.passed
     entry = open_bundle(result.folder).manifest.targets["gguf"]
     if kind == "mlp":
-        assert entry["projector_type"] == "mlp" and entry["mmproj"] and "no_pictures" not in entry
+        assert entry.projector_type == "mlp" and entry.mmproj and entry.no_pictures is None
     else:  # llama.cpp has the decoder only, and the bundle says why
-        assert entry["mmproj"] is None and entry["projector_type"] is None
-        assert "its projector shuffles by 1" in entry["no_pictures"]
+        assert entry.mmproj is None and entry.projector_type is None
+        assert "its projector shuffles by 1" in entry.no_pictures
 
 
 @pytest.mark.parametrize("kind", ["qformer", "resampler"])
