@@ -24,7 +24,6 @@ from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes.llama.names import PROJECTORS, TEXT, Table
-from edgevlm.types import Progress
 
 MODEL, MMPROJ = "model.gguf", "mmproj.gguf"
 
@@ -38,12 +37,11 @@ def write_gguf(
     prompt: PromptSpec,
     tokenizer_json: Path,
     quantized: Callable[[str], QTensor],
-    progress: Progress | None = None,
 ) -> GgufTarget:
     """Write both files into `folder`, check them, and only then give them their names.
 
     `quantized(name)` is the QTensor of a linear weight by its canonical name; norms, biases, positions and the patch
-    convolution are read from `weights` as float32. progress(what, done, total) counts tensors.
+    convolution are read from `weights` as float32.
     A decoder that llama.cpp knows is written alone where it does not know the tower: another engine then encodes.
     Returns the target's manifest entry: the files, llama.cpp's names for what they hold, bytes by tensor type, and why
     there is no mmproj where there is none. Raises EdgeVLMError when llama.cpp cannot hold the decoder or the tokenizer.
@@ -57,13 +55,8 @@ def write_gguf(
     paths = [folder / MODEL, *([folder / MMPROJ] if projector else [])]
     parts = [path.with_name(f"{path.name}.part") for path in paths]
     folder.mkdir(parents=True, exist_ok=True)
-    total, done = len(texts) + len(pictures), 0
 
     def data(entry: Entry, table: Table) -> np.ndarray[Any, Any]:
-        nonlocal done
-        if progress:
-            progress("gguf", done, total)
-        done += 1
         return _tensor(entry, table, spec, weights, quantized)
 
     try:
@@ -84,8 +77,6 @@ def write_gguf(
     finally:
         for part in parts:
             part.unlink(missing_ok=True)
-    if progress:
-        progress("gguf", total, total)
     sizes: dict[str, int] = {}
     for entry in texts + pictures:
         sizes[entry.kind.name] = sizes.get(entry.kind.name, 0) + nbytes(entry.kind, entry.shape)
