@@ -1,4 +1,4 @@
-"""Quantized tensors kept in files, so that a model is rounded once for every target and for the gate."""
+"""Quantized tensors kept in memory and in files, so that a model is rounded once for every target and for the gate."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from edgevlm.errors import EdgeVLMError
 _PARTS = ("codes", "scale", "palette")
 
 
+_IN_MEMORY = 64 << 20  # bytes; a small model never meets the disk
+
+
 class TensorStore:
-    """`QTensor`s by name in `folder`, which has to exist: about one byte per weight."""
+    """`QTensor`s by name: the first in memory, the rest in `folder`, which has to exist; a byte per weight."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._kinds: dict[str, str] = {}
+        self._held: dict[str, QTensor] = {}
+        self._room = _IN_MEMORY
 
     def __contains__(self, name: object) -> bool:
         return name in self._kinds
@@ -30,6 +35,13 @@ class TensorStore:
 
     def put(self, name: str, tensor: QTensor) -> None:
         """Keep a tensor, in the place of an earlier one of that name; EdgeVLMError where the disk is full."""
+        size = _size(tensor)
+        self._room += _size(self._held.pop(name, None))
+        self._kinds[name] = tensor.kind
+        if size <= self._room:
+            self._held[name] = tensor
+            self._room -= size
+            return
         try:
             for part in _PARTS:
                 if (values := getattr(tensor, part)) is not None:
@@ -39,11 +51,16 @@ class TensorStore:
                 f"Quantized weights cannot be kept in '{self.folder}' ({error.strerror}): they take a byte per weight "
                 "beside the bundle; free some space or choose another output folder."
             ) from None
-        self._kinds[name] = tensor.kind
 
     def quantized(self, name: str) -> QTensor:
+        if name in self._held:
+            return self._held[name]
         found = {part: np.load(path) for part in _PARTS if (path := self._path(name, part)).exists()}
         return QTensor(self._kinds[name], **found)
 
     def _path(self, name: str, part: str) -> Path:
         return self.folder / f"{name.replace('/', '-')}.{part}.npy"
+
+
+def _size(tensor: QTensor | None) -> int:
+    return sum(values.nbytes for part in _PARTS if (values := getattr(tensor, part, None)) is not None)
