@@ -53,6 +53,14 @@ class Manifest:
     gate: dict[str, Any] | None  # results of the export's gate
     calibration: dict[str, Any] | None = None  # how codes and scales were chosen, see docs/calibration.md
 
+    def __post_init__(self) -> None:
+        for name in ("vision", "projector", "decoder", "embed"):
+            form = self.recipe.get(name, {"kind": ""})
+            if not isinstance(form, dict) or not isinstance(form.get("kind"), str):
+                raise EdgeVLMError(
+                    f"{MANIFEST}: recipe.{name} is {str(form)[:100]!r}, expected an object with its kind: {_AGAIN}."
+                )
+
 
 @dataclass(frozen=True)
 class Bundle:

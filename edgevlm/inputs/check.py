@@ -9,6 +9,6 @@ def check(good: bool, which: str, name: str, expected: object, found: object) ->
     """Raise EdgeVLMError unless `good`. which: "image" or "prompt"."""
     if not good:
         raise EdgeVLMError(
-            f"The {which} spec has {name} = {found!r}, expected {expected}: export the bundle again, "
+            f"The {which} spec has {name} = {repr(found)[:100]}, expected {expected}: export the bundle again, "
             "or update edgevlm if the bundle is newer."
         )

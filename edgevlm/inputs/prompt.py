@@ -136,7 +136,7 @@ class Prompter:
         self._special = {token.content: int(id_) for id_, token in added.items() if token.special}
         if self._special.get(spec.image_token) != spec.image_token_id:
             raise EdgeVLMError(
-                f"'{tokenizer_json}' does not have '{spec.image_token}' as the special token "
+                f"'{tokenizer_json}' does not have '{spec.image_token[:100]}' as the special token "
                 f"{spec.image_token_id}: it belongs to another model; export the bundle again."
             )
         longest_first = sorted(self._special, key=len, reverse=True)

@@ -19,6 +19,7 @@ from edgevlm.inputs.views import Color, CropTo, PadTo, ResizeTo, Step, View
 # More than any encoder takes, small enough that a hostile bundle cannot ask for terabytes.
 _LARGEST_EDGE = 16384
 _MOST_TILES = 256
+_MOST_VIEWS = 4096
 _MOST_PIXELS = 1 << 26
 
 
@@ -115,9 +116,11 @@ class TilesThenWhole(_CheckedRule):
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
         if self.split and budget != 1:
             for edge in self._longest_edges(width, height, budget):
-                found = self._tiled(width, height, edge)
-                if budget is None or len(found) <= budget:
-                    return found
+                canvas = self._canvas(width, height, edge)
+                if canvas[-1].width == canvas[-1].height == self.side:
+                    return [View(canvas)]
+                if budget is None or _count(canvas, self.side) < budget:
+                    return [*_tiles(canvas, self.side), View((*canvas, ResizeTo(self.side, self.side)))]
         return [View((*self._scale(width, height, self.longest_edge), ResizeTo(self.side, self.side)))]
 
     def _longest_edges(self, width: int, height: int, budget: int | None) -> Iterator[int | None]:
@@ -130,7 +133,8 @@ class TilesThenWhole(_CheckedRule):
         for count in range(min((largest - 1) // self.side, budget - 1), 1, -1):
             yield count * self.side
 
-    def _tiled(self, width: int, height: int, longest_edge: int | None) -> list[View]:
+    def _canvas(self, width: int, height: int, longest_edge: int | None) -> tuple[ResizeTo, ...]:
+        """The resizes to a whole number of tiles."""
         side, scaled = self.side, self._scale(width, height, longest_edge)
         if scaled:
             width, height = scaled[0].width, scaled[0].height
@@ -141,10 +145,7 @@ class TilesThenWhole(_CheckedRule):
         else:
             height = math.ceil(height / side) * side
             width = math.ceil(int(height * aspect) / side) * side
-        canvas = (*scaled, ResizeTo(width, height))
-        if (width, height) == (side, side):
-            return [View(canvas)]
-        return [*_tiles(canvas, side), View((*canvas, ResizeTo(side, side)))]
+        return (*scaled, ResizeTo(width, height))
 
     def _scale(self, width: int, height: int, longest_edge: int | None) -> tuple[ResizeTo, ...]:
         """The first resize, if any."""
@@ -185,16 +186,15 @@ class WholeThenTiles(_CheckedRule):
         side, long = self.side, max(width, height)
         edge = self.longest_edge if self.enlarge else min(self.longest_edge, math.ceil(long / side) * side)
         for tried in range(edge, side, -side):
-            found = self._tiled(width, height, tried)
-            if budget is None or len(found) <= budget:
-                return found
+            canvas = self._canvas(width, height, tried)
+            if budget is None or _count(canvas, side) < budget:
+                return [View((*canvas, ResizeTo(side, side, self.whole_resample))), *_tiles(canvas, side)]
         return [View((ResizeTo(side, side),))]
 
-    def _tiled(self, width: int, height: int, edge: int) -> list[View]:
+    def _canvas(self, width: int, height: int, edge: int) -> tuple[ResizeTo, ...]:
         side, long, short = self.side, max(width, height), min(width, height)
         other = max(math.ceil(short * (edge / long) / side) * side, side)
-        canvas = (ResizeTo(*((edge, other) if width >= height else (other, edge))),)
-        return [View((*canvas, ResizeTo(side, side, self.whole_resample))), *_tiles(canvas, side)]
+        return (ResizeTo(*((edge, other) if width >= height else (other, edge))),)
 
 
 @dataclass(frozen=True)
@@ -264,8 +264,18 @@ class Native(_CheckedRule):
 Rule = Stretch | Crop | Pad | Fit | TilesThenWhole | WholeThenTiles | RatioTiles | Native
 
 
+def _count(canvas: tuple[Step, ...], side: int) -> int:
+    """Tiles on a canvas."""
+    return (canvas[-1].width // side) * (canvas[-1].height // side)
+
+
 def _tiles(canvas: tuple[Step, ...], side: int) -> list[View]:
     """Row by row."""
+    if (count := _count(canvas, side)) > _MOST_VIEWS:
+        raise EdgeVLMError(
+            f"A picture would be cut into {count} tiles of {side} pixels, at most {_MOST_VIEWS} are made: "
+            "scale it down first, or export the bundle again."
+        )
     cols, rows = canvas[-1].width // side, canvas[-1].height // side
     return [
         View((*canvas, CropTo(col * side, row * side, side, side)), (row + 1, col + 1))

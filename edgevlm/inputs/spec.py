@@ -6,11 +6,11 @@ document (docs/preprocessing.md) and hold no rule of their own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.check import check
 from edgevlm.inputs.resample import FILTERS
 from edgevlm.inputs.rules import Rule, TilesThenWhole
@@ -18,6 +18,7 @@ from edgevlm.inputs.views import Place, View
 
 IMAGE_SPEC_VERSION = 2
 PROMPT_SPEC_VERSION = 2
+MOST_TOKENS = 1 << 18  # of a picture: more than any context holds
 SYSTEM_PLACES = ("turn", "in_first_user")
 
 
@@ -48,8 +49,8 @@ class ImageSpec:
         check(self.resample in FILTERS, "image", "resample", " or ".join(FILTERS), self.resample)
         check(all(0 <= v <= 255 for v in self.background), "image", "background", "0 to 255", self.background)
         numbers = (self.rescale_factor, *self.mean, *self.std)
-        check(all(map(math.isfinite, numbers)), "image", "rescale_factor, mean and std", "finite", numbers)
-        check(all(v != 0 for v in self.std), "image", "std", "other than 0", self.std)
+        check(all(abs(v) < 1e30 for v in numbers), "image", "rescale_factor, mean and std", "finite", numbers)
+        check(all(abs(v) > 1e-30 for v in self.std), "image", "std", "other than 0", self.std)  # of float32
         found = (self.token_pixels, self.tokens)
         check([n is None for n in found].count(True) == 1, "image", "token_pixels and tokens", "one of them", found)
         check(all(n is None or 1 <= n <= 65536 for n in found), "image", "token_pixels", "1 to 65536", found)
@@ -63,7 +64,13 @@ class ImageSpec:
 
     def view_tokens(self, views: Sequence[View]) -> list[ViewTokens]:
         """The views of a picture as a prompt names them."""
-        return [ViewTokens(view.place, *self.token_grid(view)) for view in views]
+        found = [ViewTokens(view.place, *self.token_grid(view)) for view in views]
+        if (tokens := sum(view.rows * view.cols for view in found)) > MOST_TOKENS:
+            raise EdgeVLMError(
+                f"A picture would take {tokens} image tokens, at most {MOST_TOKENS} are made: scale it down first, or "
+                "export the bundle again."
+            )
+        return found
 
 
 def tiled(spec: ImageSpec) -> ImageSpec:
@@ -136,6 +143,7 @@ class PromptSpec:
 
     def __post_init__(self) -> None:
         check(self.version == PROMPT_SPEC_VERSION, "prompt", "version", PROMPT_SPEC_VERSION, self.version)
-        check(self.image_token_id >= 0, "prompt", "image_token_id", "0 or more", self.image_token_id)
+        ids = [i for i in (self.image_token_id, *self.stop_ids, self.bos_id, self.pad_id) if i is not None]
+        check(all(0 <= i < 1 << 31 for i in ids), "prompt", "image_token_id, stop_ids, bos_id and pad_id", "ids", ids)
         check(bool(self.stop_ids), "prompt", "stop_ids", "at least one token id", self.stop_ids)
         check(not self.add_bos or self.bos_id is not None, "prompt", "bos_id", "a token id", self.bos_id)

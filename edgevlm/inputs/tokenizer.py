@@ -23,7 +23,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise EdgeVLMError(f"'{path}' is missing: a model needs its tokenizer.json; download or export it again.")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as e:  # the binding raises bare Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # the binding raises bare Exception, and of Rust's panics a BaseException
         raise EdgeVLMError(f"'{path}' is not a tokenizer.json ({e}): download it again.") from e
     for kind in _decoders(tokenizer):
         if kind not in DECODERS:

@@ -18,6 +18,14 @@ Color = tuple[int, int, int]
 Place = tuple[int, int]  # row and column of a tile, from 1
 
 
+def _check_pixels(picture: Image.Image, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise EdgeVLMError(
+            f"A picture of {picture.width} x {picture.height} would become {width} x {height} pixels, "
+            f"at most {MAX_PIXELS / 1e6:.1f} million are made: cut it into less elongated pieces first."
+        )
+
+
 @dataclass(frozen=True)
 class ResizeTo:
     width: int
@@ -25,11 +33,7 @@ class ResizeTo:
     resample: str = ""  # empty: the spec's own
 
     def run(self, picture: Image.Image, resample: str) -> Image.Image:
-        if self.width * self.height > MAX_PIXELS:
-            raise EdgeVLMError(
-                f"A picture of {picture.width} x {picture.height} would become {self.width} x {self.height} pixels, "
-                f"at most {MAX_PIXELS / 1e6:.1f} million are made: cut it into less elongated pieces first."
-            )
+        _check_pixels(picture, self.width, self.height)
         return resize_image(picture, (self.width, self.height), self.resample or resample)
 
 
@@ -44,6 +48,7 @@ class PadTo:
     color: Color
 
     def run(self, picture: Image.Image, resample: str) -> Image.Image:
+        _check_pixels(picture, self.width, self.height)
         canvas = Image.new("RGB", (self.width, self.height), self.color)
         canvas.paste(picture, (self.left, self.top))
         return canvas

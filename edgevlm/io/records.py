@@ -25,7 +25,7 @@ def from_dict(cls: type[T], data: Any, where: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - set(fields)):
         raise EdgeVLMError(
-            f"{where} has the unknown field '{unknown[0]}': it was written by another version of edgevlm; "
+            f"{where} has the unknown field '{unknown[0][:100]}': it was written by another version of edgevlm; "
             "export the bundle again."
         )
     values = {}
@@ -43,7 +43,9 @@ def _tagged(choices: list[Any], value: Any, where: str) -> Any:
     for choice in choices:
         if any(f.name == "kind" and f.default == kind for f in dataclasses.fields(choice)):
             return choice
-    raise EdgeVLMError(f"{where} is of the unknown kind {kind!r}: export the bundle again, or update edgevlm.")
+    raise EdgeVLMError(
+        f"{where} is of the unknown kind {str(kind)[:80]!r}: export the bundle again, or update edgevlm."
+    )
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -72,4 +74,4 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     name = getattr(hint, "__name__", str(hint))
-    raise EdgeVLMError(f"{where} should be {name}, found {value!r}: export the bundle again.")
+    raise EdgeVLMError(f"{where} should be {name}, found {repr(value)[:100]}: export the bundle again.")

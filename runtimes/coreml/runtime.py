@@ -206,6 +206,8 @@ def _package(bundle: Bundle, file: str) -> Path:
 
 def _of_context(exported: dict[str, CoreMLFunction], context: int | None) -> dict[str, CoreMLFunction]:
     lengths = sorted({info.context for info in exported.values()})
+    if not lengths:
+        raise EdgeVLMError("The CoreML decoder has no functions: export the bundle again.")
     wanted = lengths[-1] if context is None else context
     if wanted not in lengths:
         raise EdgeVLMError(

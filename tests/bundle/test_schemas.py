@@ -76,6 +76,19 @@ def test_schema_and_reader_agree_on_rules(rule: dict[str, Any]) -> None:
             assert not check.is_valid(good | {"rule": wrong}) and not accepted(ImageSpec, good | {"rule": wrong})
 
 
+@pytest.mark.parametrize("change", [{"std": [1e-300, 1, 1]}, {"mean": [1e300, 0, 0]}, {"version": "x" * 9999}])
+def test_absurd_numbers_of_pictures_are_one_short_sentence(change: dict[str, Any]) -> None:
+    with pytest.raises(EdgeVLMError) as caught:
+        from_dict(ImageSpec, SPECS["small"] | change, "it")
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("change", [{"stop_ids": [10**30]}, {"bos_id": -1}, {"pad_id": 1 << 31}])
+def test_token_ids_are_bounded(change: dict[str, Any]) -> None:
+    good = json.loads((VECTORS / "prompt.json").read_text("utf-8"))["spec"]
+    assert not accepted(PromptSpec, good | change)
+
+
 def test_schema_and_reader_agree_on_prompts() -> None:
     check, good = validator("prompt"), json.loads((VECTORS / "prompt.json").read_text("utf-8"))["spec"]
     assert check.is_valid(good) and accepted(PromptSpec, good)

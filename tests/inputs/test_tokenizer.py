@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -140,3 +141,11 @@ def test_refuses_decoders_that_take_text_back(tmp_path: Path) -> None:
         made.save(str(tmp_path / "tokenizer.json"))
         with pytest.raises(EdgeVLMError, match=f"has the decoder {name}, expected byte-level BPE or SentencePiece's"):
             load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_a_panic_of_the_library_is_one_sentence(tmp_path: Path) -> None:
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"model": model | {"continuing_subword_prefix": "too long"}}))
+    with pytest.raises(EdgeVLMError, match=r"is not a tokenizer\.json"):
+        load_tokenizer(path)

@@ -161,6 +161,24 @@ def test_a_resize_is_bounded(width: int, height: int) -> None:
         cut(Image.new("RGB", (width, height)), views, "bicubic")
 
 
+def test_a_canvas_to_pad_is_bounded() -> None:
+    with pytest.raises(EdgeVLMError, match=r"would become 30000 x 30000 pixels, at most 89\.5 million"):
+        cut(Image.new("RGB", (1, 30_000)), Pad(336, (0, 0, 0)).views(1, 30_000), "bicubic")
+
+
+@pytest.mark.parametrize("rule", [TilesThenWhole(1, 16384, 16384, 1, True), WholeThenTiles(1, 16384, True, "lanczos")])
+def test_tiles_are_bounded(rule: TilesThenWhole | WholeThenTiles) -> None:
+    with pytest.raises(EdgeVLMError, match="tiles of 1 pixels, at most 4096 are made"):
+        rule.views(640, 480)
+    assert len(rule.views(640, 480, 5)) <= 5
+
+
+def test_image_tokens_are_bounded() -> None:
+    spec = spec_of(Stretch(9000), token_pixels=1)
+    with pytest.raises(EdgeVLMError, match="would take 81000000 image tokens"):
+        spec.view_tokens(spec.rule.views(1, 1))
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_rules_round_trip(name: str) -> None:
     spec = spec_of(*RULES[name])
