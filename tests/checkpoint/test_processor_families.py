@@ -210,6 +210,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         "image_seq_length = 4, expected the 9 image tokens",
     ),
     ("internvl-remote", "config.json", {"template": "Hermes-2"}, "template = 'Hermes-2', expected internvl2_5"),
+    ("internvl-remote", "config.json", {"template": []}, r"template = \[\], expected internvl2_5"),
     ("internvl-remote", "config.json", {"pad2square": True}, "pad2square = True, expected false"),
     ("deepseek_vl-hub", IMAGES, {"do_pad": False}, "do_pad = False, expected true"),
     ("deepseek_vl-hub", PROCESSOR, {"num_image_tokens": 576}, "num_image_tokens = 576, expected the 36"),
@@ -226,6 +227,27 @@ def test_refuses(name: str, file: str, change: dict[str, Any], sentence: str, tm
         read_image_spec(tmp_path, model)
         read_prompt_spec(tmp_path, model)
     assert str(tmp_path / file) in str(caught.value) and str(caught.value).endswith("the original model came with.")
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "change", "sentence"),
+    [
+        ("internvl-hub", None, {"downsample_ratio": 1e9}, "downsample_ratio is '1000000000.0' where"),
+        ("internvl-hub", None, {"model_type": "x" * 9999}, "which edgevlm does not support"),
+        ("qwen2_5_vl-hub", "vision_config", {"window_size": 1}, "at least the 16 pixels of a token"),
+        ("qwen2_5_vl-hub", "vision_config", {"fullatt_block_indexes": [[1]]}, "a list of layers"),
+    ],
+)
+def test_refuses_a_config(
+    name: str, section: str | None, change: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    module, options = CASES[name]
+    module.build(tmp_path, **options)
+    data = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    edit(tmp_path / "config.json", {section: data[section] | change} if section else change)
+    with pytest.raises(EdgeVLMError, match=sentence) as caught:
+        read_model(open_checkpoint(str(tmp_path)))
+    assert len(str(caught.value)) < 500
 
 
 def test_a_file_without_ratio_tiles_is_stretched(tmp_path: Path) -> None:

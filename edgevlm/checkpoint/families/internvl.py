@@ -44,13 +44,15 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
         post_norm=not pooled,
     )  # fmt: skip
     config.choice("select_layer" if remote else "vision_feature_layer", -1, {-1: "last"})
-    scale = round(1 / config.number("downsample_ratio", 0.5))
+    ratio = config.number("downsample_ratio", 0.5)
+    if not 1 / 64 <= ratio <= 1:
+        raise config.wrong("downsample_ratio", "a number of 1/64 to 1", ratio)
     return ModelSpec(
         name=checkpoint.name,
         family=str(checkpoint.config["model_type"]),
         vision=vision,
         projector=(
-            Shuffle(scale, vision.hidden_size),
+            Shuffle(round(1 / ratio), vision.hidden_size),
             Normalize(Norm("layer", 1e-5)),
             Linear("linear_1", decoder.hidden_size),
             Act("gelu" if remote else config.choice("projector_hidden_act", "gelu", ACTIVATIONS)),
@@ -163,7 +165,7 @@ _SYSTEM = {
 def _remote_chat(files: ProcessorFiles) -> ChatFormat:
     """The remote code writes its own conversation, whatever chat template the tokenizer has."""
     name = files.config.data.get("template")
-    if name not in _SYSTEM:
+    if not isinstance(name, str) or name not in _SYSTEM:
         raise files.config.wrong("template", " or ".join(_SYSTEM))
     start, end = "<|im_start|>", "<|im_end|>\n"
     roles = {r: RoleText(f"{start}{r}\n", f"{start}{r}\n", end) for r in ("user", "assistant", "system")}

@@ -63,14 +63,21 @@ def _tower(config: Section) -> QwenVit:
     hidden, heads = config.count("hidden_size", 3584), config.count("num_heads", 16)
     patch, merge = config.count("patch_size", 14), config.count("spatial_merge_size", 2)
     full = config.value("fullatt_block_indexes")
+    if full is not None and not (isinstance(full, list) and all(type(i) is int for i in full)):
+        raise config.wrong("fullatt_block_indexes", "a list of layers", full)
+    window = config.count("window_size", 112)
+    if window < merge * patch:
+        raise config.wrong("window_size", f"at least the {merge * patch} pixels of a token", window)
+    if hidden // heads % 4:
+        raise config.wrong("num_heads", "heads of a multiple of 4, for RoPE over rows and columns", heads)
     attention = Attention(heads, heads, max(1, hidden // heads), bias=True, out_bias=True, rope="patches")
     return QwenVit(
         patch_size=patch,
         merge=merge,
-        window=config.count("window_size", 112) // merge // patch * merge,
+        window=window // merge // patch * merge,
         hidden_size=hidden,
         num_layers=config.count("depth", 32),
-        full=tuple(full if isinstance(full, list) else (7, 15, 23, 31)),
+        full=(7, 15, 23, 31) if full is None else tuple(full),
         block=Block((attention,), Mlp(config.count("intermediate_size", 3420), bias=True), Norm("rms", 1e-6)),
     )
 
