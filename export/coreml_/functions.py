@@ -12,6 +12,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreml_.ane_ops import AneOps
 from edgevlm.export.coreml_.cache import Cache, pack
 from edgevlm.export.coreml_.mil_ops import MilOps
+from edgevlm.export.coreml_.options import MAX_SIDE
 from edgevlm.export.coreml_.package import Mil
 from edgevlm.export.coreml_.store import WeightStore
 from edgevlm.models.components import Component
@@ -20,8 +21,6 @@ from edgevlm.models.ops import X
 from edgevlm.models.spec import Decoder
 from edgevlm.models.tensor import Tensor
 from edgevlm.runtimes.coreml.inputs import axis_sizes, decoder_tensors, package_inputs, package_tensor
-
-MAX_SIDE = 1792  # pixels per side of the largest square picture that a flexible encoder takes
 
 
 @dataclass(frozen=True)

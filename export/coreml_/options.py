@@ -11,6 +11,7 @@ PROFILES = ("gpu", "ane")
 CONTEXT = 2048  # positions of the `gpu` state, which CoreML fixes at export and allocates at once
 ANE_CONTEXTS = (512, 1024, 2048)  # decoding costs O(context) on the Neural Engine, so an app picks the one it needs
 ANE_ROWS = 32  # prompt rows per call: more than 32 written to a state at once fails there (coremltools #2553)
+MAX_SIDE = 1792  # pixels per side of the largest square picture that a flexible encoder takes
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,19 @@ class CoreMLOptions:
             raise EdgeVLMError("The CoreML profile 'gpu' holds one context length: give one, or use the profile 'ane'.")
         if any(context < 32 or context % 32 for context in self.contexts):
             raise EdgeVLMError("CoreML context lengths should be multiples of 32 (coremltools #2631): round them up.")
+        if len(set(self.contexts)) < len(self.contexts):
+            raise EdgeVLMError("A CoreML context length was given twice: give each once.")
+        if not 1 <= self.image_side <= MAX_SIDE:
+            raise EdgeVLMError(f"The image side is {self.image_side} pixels: give 1 to {MAX_SIDE}.")
 
     def lengths(self, context_length: int) -> tuple[int, ...]:
         """Context lengths to export for a model of that many positions."""
         longest = max(32, context_length // 32 * 32)
+        if max(self.contexts, default=0) > longest:
+            raise EdgeVLMError(
+                f"A CoreML context of {max(self.contexts)} positions was asked for, and the model holds "
+                f"{context_length}: give at most {longest}."
+            )
         if self.profile == "gpu":
             return self.contexts or (min(CONTEXT, longest),)
         return self.contexts or tuple(c for c in ANE_CONTEXTS if c <= longest) or (longest,)

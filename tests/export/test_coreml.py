@@ -347,11 +347,19 @@ def test_recipes_that_a_device_gets_wrong_are_refused() -> None:
         ({"profile": "npu"}, "profile 'npu' does not exist"),
         ({"profile": "gpu", "contexts": (512, 1024)}, "holds one context length"),
         ({"profile": "ane", "contexts": (500,)}, "multiples of 32"),
+        ({"profile": "ane", "contexts": (64, 64)}, "given twice"),
+        ({"image_side": 0}, "image side is 0 pixels: give 1 to"),
+        ({"image_side": 100_000}, "image side is 100000 pixels: give 1 to"),
     ],
 )
 def test_options(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(EdgeVLMError, match=message):
         CoreMLOptions(**arguments)
+
+
+def test_a_context_beyond_the_models_is_refused() -> None:
+    with pytest.raises(EdgeVLMError, match="the model holds 100: give at most 96"):
+        CoreMLOptions("gpu", (128,)).lengths(100)
 
 
 def test_weights_beyond_fp16_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
