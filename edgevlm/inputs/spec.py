@@ -18,7 +18,7 @@ from edgevlm.inputs.views import Place, View
 
 IMAGE_SPEC_VERSION = 2
 PROMPT_SPEC_VERSION = 2
-MOST_TOKENS = 1 << 18  # of a picture: more than any context holds
+MOST_TOKENS = 1 << 20  # of a picture: more than any context holds
 SYSTEM_PLACES = ("turn", "in_first_user")
 
 
@@ -143,7 +143,9 @@ class PromptSpec:
 
     def __post_init__(self) -> None:
         check(self.version == PROMPT_SPEC_VERSION, "prompt", "version", PROMPT_SPEC_VERSION, self.version)
-        ids = [i for i in (self.image_token_id, *self.stop_ids, self.bos_id, self.pad_id) if i is not None]
-        check(all(0 <= i < 1 << 31 for i in ids), "prompt", "image_token_id, stop_ids, bos_id and pad_id", "ids", ids)
+        for name in ("image_token_id", "stop_ids", "bos_id", "pad_id"):
+            found = getattr(self, name)
+            ids = found if isinstance(found, tuple) else [found]
+            check(all(i is None or 0 <= i < 1 << 31 for i in ids), "prompt", name, "0 or more, of 31 bits", found)
         check(bool(self.stop_ids), "prompt", "stop_ids", "at least one token id", self.stop_ids)
         check(not self.add_bos or self.bos_id is not None, "prompt", "bos_id", "a token id", self.bos_id)
