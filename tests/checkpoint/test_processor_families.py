@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -248,6 +249,17 @@ def test_refuses_a_config(
     with pytest.raises(EdgeVLMError, match=sentence) as caught:
         read_model(open_checkpoint(str(tmp_path)))
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("layer", ["x", "-1", "99999999999", "a" * 9999])
+def test_refuses_layers_that_are_no_number(layer: str, tmp_path: Path) -> None:
+    llava15.build(tmp_path)
+    path = tmp_path / "model.safetensors"
+    name = f"vision_tower.vision_model.encoder.layers.{layer}.mlp.fc1.bias"
+    save_file(load_file(path) | {name: np.zeros(4, np.float32)}, path)
+    with pytest.raises(EdgeVLMError, match="holds the tensor 'vision_tower") as caught:
+        read_model(open_checkpoint(str(tmp_path)))
+    assert len(str(caught.value)) < 700
 
 
 def test_a_file_without_ratio_tiles_is_stretched(tmp_path: Path) -> None:

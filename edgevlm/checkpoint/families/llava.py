@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
@@ -86,13 +87,10 @@ def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
 def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
     """Tensors of the tower behind the layer whose states are used."""
     tower = prefix_of(checkpoint, "embeddings.patch_embedding.weight")
-    total = 1 + max(
-        (int(name.removeprefix(f"{tower}encoder.layers.").split(".")[0]) for name in checkpoint.names()
-         if name.startswith(f"{tower}encoder.layers.")),
-        default=-1,
-    )  # fmt: skip
-    layers = (f"{tower}encoder.layers.{i}." for i in range(spec.vision.num_layers, total))
-    return (f"{tower}post_layernorm.", f"{tower}head.", *layers)
+    layer = re.compile(rf"{re.escape(tower)}encoder\.layers\.([0-9]{{1,4}})\.")
+    found = filter(None, map(layer.match, checkpoint.names()))
+    behind = {match[0] for match in found if int(match[1]) >= spec.vision.num_layers}
+    return (f"{tower}post_layernorm.", f"{tower}head.", *sorted(behind))
 
 
 def _head(checkpoint: Checkpoint) -> str:

@@ -178,7 +178,7 @@ def map_tree(
     extra = sorted(n for n in have - known if not n.endswith(_COMPUTED) and not unused(n))
     if extra:
         raise EdgeVLMError(
-            f"{checkpoint.folder} holds the tensor '{extra[0]}', which no {checkpoint.config.get('model_type')} "
+            f"{checkpoint.folder} holds the tensor '{extra[0][:200]}', which no {checkpoint.config.get('model_type')} "
             f"model has ({len(extra)} such): it is of another architecture, or quantized; use the original "
             "checkpoint."
         )
