@@ -72,8 +72,7 @@ def _jinja(path: Path, template: str, names: Mapping[str, Any], image_token: str
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as e:
         raise EdgeVLMError(
-            f"'{path}' is a chat template that needs jinja2 to be read: install it (pip install jinja2) and export "
-            "again."
+            f"'{path}' is a chat template, which jinja2 reads: pip install 'edgevlm[export]', and export again."
         ) from e
     tokens = {k: token_text(names, k) for k in ("bos_token", "eos_token", "pad_token", "unk_token")}
 

@@ -60,7 +60,7 @@ def first_layer(
 ) -> tuple[Row, dict[str, float]]:
     """The first layer of the ONNX graphs whose result is not the reference's, and the divergence of all.
 
-    numerics: by the first part of a value's name ("vision", "decoder"), what the engine does to activations.
+    numerics: of "vision", whose graph holds the projector, and of "decoder", what the engine does to activations.
     """
     from edgevlm.runtimes.ort.trace import trace_onnx
 
@@ -72,7 +72,8 @@ def first_layer(
         note = "not looked for: pip install 'edgevlm[export]'"
         return Row("onnx", "first layer that differs", 0, None, True, note), {}
     found = {name: divergence(theirs[name], ours[name]) for name in theirs if name in ours}
-    place = next((n for n, value in found.items() if value > FIRST[numerics[n.split(".")[0]]]), "")
+    limits = {name: FIRST[numerics["decoder" if name.startswith("decoder.") else "vision"]] for name in found}
+    place = next((name for name, value in found.items() if value > limits[name]), "")
     note = place or "none of them on this prompt"
     return Row("onnx", "first layer that differs", found.get(place, 0.0), None, True, note, where=place), found
 

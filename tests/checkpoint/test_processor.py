@@ -178,7 +178,9 @@ def test_without_jinja(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_jinja)
-    with pytest.raises(EdgeVLMError, match=r"chat_template\.jinja' is a chat template that needs jinja2 .* install"):
+    with pytest.raises(
+        EdgeVLMError, match=r"chat_template\.jinja' is a chat template, which jinja2 reads: pip install"
+    ):
         read_prompt_spec(folder, MODEL)
 
 

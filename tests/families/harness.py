@@ -180,3 +180,9 @@ def check_bits(made: Checkpoint, quantize: str) -> None:
     held = {row["target"]: row for row in rows if row["check"].startswith("weights that differ")}
     assert set(held) == {"onnx", "gguf", "coreml"}
     assert all(row["measured"] == 0 and row["passed"] for row in held.values()), held
+
+
+def check_gate(made: Checkpoint, quantize: str) -> None:
+    """An export passes every row of the gate in all three containers."""
+    rows = made.gate_rows(quantize, "onnx", "gguf", "coreml")
+    assert not [row for row in rows if not row["passed"]]
