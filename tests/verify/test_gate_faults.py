@@ -200,18 +200,19 @@ def wider(rule: Any, width: int, height: int, edge: int | None) -> tuple[ResizeT
     return tuple(replace(step, width=step.width + 2) for step in REAL_SCALE(rule, width, height, edge))
 
 
-def no_whole(rule: Any, width: int, height: int, edge: int | None) -> list[View]:
-    return REAL_TILED(rule, width, height, edge)[:-1]
+def no_whole(rule: Any, width: int, height: int, budget: int | None = None) -> list[View]:
+    views = REAL_VIEWS(rule, width, height, budget)
+    return views[:-1] if len(views) > 1 else views
 
 
 REAL_VIEWS, REAL_TILES = TilesThenWhole.views, rules._tiles
-REAL_SCALE, REAL_TILED = TilesThenWhole._scale, TilesThenWhole._tiled
+REAL_SCALE = TilesThenWhole._scale
 FAULTS = {
     "width and height swapped": (TilesThenWhole, "views", swapped),
     "tiles column by column": (rules, "_tiles", by_column),
     "places from zero": (rules, "_tiles", from_zero),
     "a first resize two pixels wider": (TilesThenWhole, "_scale", wider),
-    "the whole picture left out": (TilesThenWhole, "_tiled", no_whole),
+    "the whole picture left out": (TilesThenWhole, "views", no_whole),
 }
 
 

@@ -70,6 +70,6 @@ def _family(kind: object, name: str) -> Family:
         if kind in family.model_types:
             return family
     raise EdgeVLMError(
-        f"{name} is of the model family {str(kind)[:100]!r}, which edgevlm does not support: supported are "
+        f"{name} is of the model family {repr(kind)[:100]}, which edgevlm does not support: supported are "
         f"{', '.join(family.title for family in FAMILIES)}."
     )
