@@ -6,6 +6,7 @@ Llama, Qwen2, Qwen3, Gemma, LFM2, Llama 3.2 Vision, OPT and BART are values of t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Decoder:
         """Position axes: 1, or 3 (time, row, column) under M-RoPE."""
         return max((rope.axes for rope in self.ropes.values()), default=1)
 
-    @property
+    @cached_property  # asked for at every token
     def is_plain(self) -> bool:
         """One position axis under the causal mask: a position is its index, so graphs need no more than a length."""
         windows = any(getattr(mixer, "window", None) for block in self.blocks for mixer in block.mixers)
