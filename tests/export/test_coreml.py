@@ -114,15 +114,6 @@ def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
     return get
 
-    def reference(self) -> Reference:
-        return Reference(self.spec, self.weights, self.image)
-
-    def encoder(self, storage: str = "fp16") -> CoreMLEncoder:
-        return CoreMLEncoder(self.bundle, EngineOptions(storage=storage))
-
-    def decoder(self, storage: str = "fp16", context: int | None = None) -> CoreMLDecoder:
-        return CoreMLDecoder(self.bundle, EngineOptions(storage=storage), context=context)
-
 
 def views(model: Exported, count: int = 1, seed: int = 0) -> list[U8]:
     side = model.spec.vision.image_size

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import llava15
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import Checkpoint, Variant, check_bits, check_features, check_gate, check_prompt, check_tokens, check_views
+from harness import Checkpoint, QuantizedFamilyTests, Variant, check_views
 
 from edgevlm.types import F32
 
@@ -42,51 +42,6 @@ def test_padded_views_are_transformers_pixels(padded: Checkpoint) -> None:
     check_views(padded)
 
 
-PICTURES = ("none", "one", "several")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return Checkpoint(VARIANTS["hub"], tmp_path_factory.mktemp("hub"))
-
-
-@pytest.fixture(scope="module", params=VARIANTS)
-def any_made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return Checkpoint(VARIANTS[request.param], tmp_path_factory.mktemp(request.param))
-
-
-def test_views_are_transformers_pixels(made: Checkpoint) -> None:
-    check_views(made)
-
-
-@pytest.mark.parametrize("pictures", PICTURES)
-def test_prompts_and_tokens_are_transformers(made: Checkpoint, pictures: str) -> None:
-    check_prompt(made, pictures)
-    check_tokens(made, pictures, "onnx", 64)
-
-
-def test_features_are_transformers(made: Checkpoint) -> None:
-    check_features(made, "several")
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("pictures", PICTURES)
-def test_every_layout_on_every_engine(any_made: Checkpoint, pictures: str) -> None:
-    check_prompt(any_made, pictures)
-    check_tokens(any_made, pictures, "onnx", 64)
-    check_tokens(any_made, pictures, "gguf", 64)
-    check_tokens(any_made, pictures, "coreml", 32)
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("quantize", ["int8", "int4"])
-def test_bits_are_the_same_in_all_containers(made: Checkpoint, quantize: str) -> None:
-    check_bits(made, quantize)
-
-
-# Of the seeds and variants tried, ones whose random weights pass: in most others int8's or int4's rounding of
-# activations turns a near-tie that is a little above the gate's bound, by the same amount on two engines.
-@pytest.mark.heavy
-@pytest.mark.parametrize("quantize", ["int8", "int4"])
-def test_the_gate_passes_in_all_containers(tmp_path: Path, quantize: str) -> None:
-    check_gate(Checkpoint(VARIANTS["metaspace"], tmp_path), quantize)
+class TestLlava(QuantizedFamilyTests):
+    variants = VARIANTS
+    passing = VARIANTS["metaspace"]
