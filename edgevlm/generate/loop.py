@@ -16,7 +16,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.sampling import GenerateOptions, Sampler
 from edgevlm.inputs.decode import Source, decode_image
 from edgevlm.inputs.layout import Layout, merge
-from edgevlm.inputs.preprocess import plan, preprocess
+from edgevlm.inputs.preprocess import cut_views, plan, size_of
 from edgevlm.inputs.prompt import Conversation, Prompter, Views
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.runtimes.base import Runtime
@@ -152,13 +152,14 @@ class Pipeline:
         views: list[U8] = []
         image_tokens = 0
         for source in images:
-            picture, size = _open(source, rule)
-            placed.append(rule.view_tokens(plan(*size, rule, max_tiles=max_tiles)))
+            picture = _open(source, rule)
+            planned = plan(*size_of(picture), rule, max_tiles=max_tiles)
+            placed.append(rule.view_tokens(planned))
             image_tokens += sum(rows * cols for _, rows, cols in placed[-1])
             # Once the pictures alone are too many, only their sizes still matter: a thousand of them must end
             # in the sentence below, not in exhausted memory.
             if image_tokens < limit:
-                views += preprocess(picture, rule, max_tiles=max_tiles)
+                views += cut_views(picture, planned, rule)
         ids, layout = self.prompter.encode(question, placed)
         if len(ids) >= limit:
             raise EdgeVLMError(_too_long(len(ids), image_tokens, len(placed), max_tokens, limit))
@@ -231,20 +232,19 @@ def _lap(start: float) -> tuple[float, float]:
     return now - start, now
 
 
-def _open(source: Source | U8, spec: ImageSpec) -> tuple[U8 | Image.Image, tuple[int, int]]:
-    """The picture decoded, and its (width, height)."""
+def _open(source: Source | U8, spec: ImageSpec) -> U8 | Image.Image:
+    """The picture decoded."""
     if isinstance(source, np.ndarray):
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
             raise EdgeVLMError(
                 f"A picture is an array of {source.dtype} {source.shape}: give RGB uint8 (height, width, 3)."
             )
-        return source, (source.shape[1], source.shape[0])
+        return source
     if not isinstance(source, str | os.PathLike | bytes | Image.Image):
         raise EdgeVLMError(
             f"A picture is a {type(source).__name__}: give a path, the bytes of a file, a Pillow image or an array."
         )
-    picture = decode_image(source, spec.background)
-    return picture, picture.size
+    return decode_image(source, spec.background)
 
 
 def _choose(sampler: Sampler, logits: F32, runtime: Runtime) -> int:

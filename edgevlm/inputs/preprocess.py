@@ -29,12 +29,27 @@ def plan(width: int, height: int, spec: ImageSpec, *, max_tiles: int | None = No
 
 def preprocess(image: U8 | Image.Image, spec: ImageSpec, *, max_tiles: int | None = None) -> list[U8]:
     """RGB picture, uint8 (H, W, 3) or Pillow -> its views, each uint8 (H, W, 3)."""
+    picture = _as_picture(image)
+    return cut(picture, plan(*picture.size, spec, max_tiles=max_tiles), spec.resample)
+
+
+def cut_views(image: U8 | Image.Image, views: Sequence[View], spec: ImageSpec) -> list[U8]:
+    """As `preprocess`, of a picture whose views are planned already."""
+    return cut(_as_picture(image), views, spec.resample)
+
+
+def _as_picture(image: U8 | Image.Image) -> Image.Image:
     picture = image if isinstance(image, Image.Image) else _from_array(image)
     if picture.mode != "RGB":
         raise EdgeVLMError(
             f"Preprocessing takes a decoded RGB picture, found mode {picture.mode}: open it with open_image."
         )
-    return cut(picture, plan(picture.width, picture.height, spec, max_tiles=max_tiles), spec.resample)
+    return picture
+
+
+def size_of(image: U8 | Image.Image) -> tuple[int, int]:
+    """Width and height in pixels."""
+    return image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +62,9 @@ class Prepared:
 
 def prepare(image: U8 | Image.Image, spec: ImageSpec, *, max_tiles: int | None = None) -> Prepared:
     """RGB picture, uint8 (H, W, 3) or Pillow -> its views, and how many image tokens each has."""
-    width, height = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
-    return Prepared(
-        preprocess(image, spec, max_tiles=max_tiles), spec.view_tokens(plan(width, height, spec, max_tiles=max_tiles))
-    )
+    picture = _as_picture(image)
+    views = plan(*picture.size, spec, max_tiles=max_tiles)
+    return Prepared(cut(picture, views, spec.resample), spec.view_tokens(views))
 
 
 def normalize(view: U8, spec: ImageSpec) -> F32:

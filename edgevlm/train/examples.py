@@ -14,7 +14,7 @@ from PIL.Image import Image
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.decode import decode_image
-from edgevlm.inputs.preprocess import plan, preprocess
+from edgevlm.inputs.preprocess import prepare
 from edgevlm.inputs.prompt import Prompter, Views
 from edgevlm.inputs.spec import ImageSpec, tiled
 from edgevlm.train.conversations import BadRecord, Conversation, Message
@@ -92,8 +92,8 @@ class Encoder:
     def _cut(self, picture: Image, place: str) -> tuple[U8, Views]:
         cut = zlib.crc32(place.encode()) % 1000 < 1000 * self.tiled
         rule = tiled(self.image) if cut else self.image
-        tiles = np.stack(preprocess(picture, rule, max_tiles=self.max_tiles))
-        views = rule.view_tokens(plan(*picture.size, rule, max_tiles=self.max_tiles))
+        prepared = prepare(picture, rule, max_tiles=self.max_tiles)
+        tiles, views = np.stack(prepared.views), prepared.tokens
         if cut and len(views) == 1 and self.max_tiles != 1:  # where one tile is enough, stock llama.cpp shows it twice
             return np.concatenate([tiles, tiles]), [views[0]._replace(place=(1, 1)), views[0]]
         return tiles, views

@@ -192,8 +192,8 @@ def test_a_prompt_over_the_context_is_refused_with_the_numbers_before_any_work(b
 
 def test_too_many_pictures_are_counted_without_keeping_their_pixels(bundle, monkeypatch):
     made = []
-    real = generate.preprocess
-    monkeypatch.setattr(generate, "preprocess", lambda *a, **k: made.append(1) or real(*a, **k))
+    real = generate.cut_views
+    monkeypatch.setattr(generate, "cut_views", lambda *a, **k: made.append(1) or real(*a, **k))
     picture = np.zeros((64, 64, 3), np.uint8)
     with pytest.raises(EdgeVLMError, match="from 400 pictures"):
         Pipeline(bundle, UNTOUCHABLE).ask([picture] * 400, QUESTION, max_tiles=1)
