@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.models.blocks import mask_input, rope_inputs
-from edgevlm.models.spec import Attention, Decoder, Rope
+from edgevlm.models.spec import Decoder, Rope
 from edgevlm.types import F32, I64
 
 
@@ -135,14 +135,8 @@ def decoder_inputs(d: Decoder, layout: Layout, past: int, new: int) -> dict[str,
         found |= dict(
             zip(rope_inputs(name), rope_rows(rope, positions(layout, rope.axes, past, past + new)), strict=True)
         )
-    for window in windows(d):
+    for window in d.windows:
         found[mask_input(window)] = visible(layout, d.mask, past, new, window)
     if d.learned_positions:
         found["positions"] = np.arange(past, past + new)
     return found
-
-
-def windows(d: Decoder) -> set[int | None]:
-    """The different windows of a decoder's attention to itself; None sees all."""
-    mixers = (mixer for block in d.blocks for mixer in block.mixers)
-    return {mixer.window for mixer in mixers if isinstance(mixer, Attention) and mixer.reads == "self"}

@@ -9,7 +9,7 @@ from edgevlm.models.blocks import mask_input, rope_inputs
 from edgevlm.models.decoder import decoder, embed_tokens
 from edgevlm.models.model import ModelSpec, feature_shape, image_features
 from edgevlm.models.ops import Ops, X
-from edgevlm.models.spec import Attention, Decoder, State, states
+from edgevlm.models.spec import Decoder, State, states
 from edgevlm.models.tensor import Tensor
 
 Values = dict[str, X]
@@ -56,8 +56,7 @@ def position_inputs(d: Decoder) -> dict[str, Tensor]:
     for name, rope in d.ropes.items():
         found |= {part: Tensor("float32", ("sequence_length", rope.size // 2)) for part in rope_inputs(name)}
     if d.mask != "causal":
-        mixers = (mixer for block in d.blocks for mixer in block.mixers)
-        for window in {m.window for m in mixers if isinstance(m, Attention) and m.reads == "self"}:
+        for window in d.windows:
             found[mask_input(window)] = Tensor("bool", ("sequence_length", "total_sequence_length"))
     for level in range(d.deepstack):
         found[f"deepstack_{level}"] = Tensor("float32", ("sequence_length", d.hidden_size))

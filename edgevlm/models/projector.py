@@ -10,8 +10,15 @@ from edgevlm.models.spec import Norm
 Grid = tuple[int, int]  # rows, columns
 
 
+class _SameGrid:
+    """A step that leaves the tokens where they are."""
+
+    def grid(self, grid: Grid) -> Grid:
+        return grid
+
+
 @dataclass(frozen=True)
-class Linear:
+class Linear(_SameGrid):
     name: str  # the weight is projector.<name>
     rows: int
     bias: bool = True
@@ -20,32 +27,23 @@ class Linear:
     def walk(self, ops: Ops, x: X, grid: Grid) -> X:
         return ops.linear(x, (f"projector.{self.name}", self.rows), bias=self.bias)[0]
 
-    def grid(self, grid: Grid) -> Grid:
-        return grid
-
 
 @dataclass(frozen=True)
-class Act:
+class Act(_SameGrid):
     act: str
     kind: str = "act"
 
     def walk(self, ops: Ops, x: X, grid: Grid) -> X:
         return ops.act(x, self.act)
 
-    def grid(self, grid: Grid) -> Grid:
-        return grid
-
 
 @dataclass(frozen=True)
-class Normalize:
+class Normalize(_SameGrid):
     norm: Norm
     kind: str = "norm"
 
     def walk(self, ops: Ops, x: X, grid: Grid) -> X:
         return ops.norm(x, "projector.norm", self.norm)
-
-    def grid(self, grid: Grid) -> Grid:
-        return grid
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Take:
+class Take(_SameGrid):
     """Tokens in reading order: the rows that an input of the tower names."""
 
     index: str
@@ -87,9 +85,6 @@ class Take:
 
     def walk(self, ops: Ops, x: X, grid: Grid) -> X:
         return ops.take(x, self.index)
-
-    def grid(self, grid: Grid) -> Grid:
-        return grid
 
 
 @dataclass(frozen=True)

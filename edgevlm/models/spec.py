@@ -122,11 +122,16 @@ class Decoder:
         """Position axes: 1, or 3 (time, row, column) under M-RoPE."""
         return max((rope.axes for rope in self.ropes.values()), default=1)
 
+    @cached_property
+    def windows(self) -> frozenset[int | None]:
+        """The different windows of attention to the decoder's own positions; None sees all."""
+        mixers = (mixer for block in self.blocks for mixer in block.mixers)
+        return frozenset(m.window for m in mixers if isinstance(m, Attention) and m.reads == "self")
+
     @cached_property  # asked for at every token
     def is_plain(self) -> bool:
         """One position axis under the causal mask: a position is its index, so graphs need no more than a length."""
-        windows = any(getattr(mixer, "window", None) for block in self.blocks for mixer in block.mixers)
-        return self.axes == 1 and self.mask == "causal" and not windows and not self.deepstack
+        return self.axes == 1 and self.mask == "causal" and self.windows <= {None} and not self.deepstack
 
 
 @dataclass(frozen=True)

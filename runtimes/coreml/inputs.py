@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.layout import windows
 from edgevlm.models.blocks import mask_input, rope_inputs
 from edgevlm.models.spec import Decoder
 from edgevlm.models.tensor import Tensor
@@ -24,7 +23,7 @@ MASK_VALUE = -1e4  # finite: the Neural Engine mishandles -inf (ml-ane-transform
 
 def decoder_tensors(d: Decoder) -> dict[str, Tensor]:
     """Inputs of the decoder beside embeddings, as `inputs.layout.decoder_inputs` computes them, and its position."""
-    masks = sorted(windows(d), key=lambda window: window or 0)
+    masks = sorted(d.windows, key=lambda window: window or 0)
     found = {mask_input(window): Tensor("bool", ("rows", "end")) for window in masks}
     found["position"] = Tensor("int32", (1,))
     for name, rope in d.ropes.items():
