@@ -14,8 +14,9 @@ from edgevlm.bundle.files import check_free, list_files, write_json, write_manif
 from edgevlm.bundle.manifest import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
 from edgevlm.bundle.qtensor import QTensor
 from edgevlm.bundle.targets import TargetEntry
-from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, Weights, open_checkpoint
+from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, Weights
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
+from edgevlm.checkpoint.opening import open_model
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
 from edgevlm.export.calibrate.record import recorded
@@ -47,6 +48,7 @@ class ExportOptions:
     components: dict[str, str] = field(default_factory=dict)  # overrides, such as {"vision": "fp16"}
     coreml: CoreMLOptions = field(default_factory=CoreMLOptions)
     adapter: str | None = None
+    processor: str | None = None  # where the tokenizer and the processor's files are, if not beside the weights
     revision: str | None = None
     cache_dir: Path | None = None
     force: bool = False
@@ -84,8 +86,12 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
     """
     progress = progress or (lambda what, done, total: None)
     check_free(options.out, options.force)
-    checkpoint = open_checkpoint(
-        options.model, revision=options.revision, cache_dir=options.cache_dir, adapter=options.adapter
+    checkpoint = open_model(
+        options.model,
+        revision=options.revision,
+        cache_dir=options.cache_dir,
+        adapter=options.adapter,
+        processor=options.processor,
     )
     spec, weights = read_model(checkpoint)
     recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
@@ -106,7 +112,7 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
                     bundle,
                     original=weights,
                     expected=expected,
-                    source=read_source(checkpoint.folder, spec),
+                    source=read_source(checkpoint.processor, spec),
                     questions=questions,
                     progress=progress,
                     options=gate_options,
@@ -137,9 +143,9 @@ def _calibrate(
     scratch: Path,
     progress: Progress,
 ) -> Calibration:
-    prompter = Prompter(read_prompt_spec(checkpoint.folder, spec), checkpoint.folder / "tokenizer.json")
-    image_spec = read_image_spec(checkpoint.folder, spec)
-    shared = sum(path.stat().st_size for name in UPSTREAM if (path := checkpoint.folder / name).is_file())
+    prompter = Prompter(read_prompt_spec(checkpoint.processor, spec), checkpoint.processor / "tokenizer.json")
+    image_spec = read_image_spec(checkpoint.processor, spec)
+    shared = sum(path.stat().st_size for path in checkpoint.upstream().values())
     return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, progress)
 
 
@@ -153,11 +159,10 @@ def _write(
     calibration: dict[str, Any] | None,
 ) -> Bundle:
     weights, recipe = expected.weights, expected.recipe
-    image_spec = read_image_spec(checkpoint.folder, spec)
-    prompt_spec = read_prompt_spec(checkpoint.folder, spec)
-    for name in UPSTREAM:
-        if (checkpoint.folder / name).is_file():
-            shutil.copyfile(checkpoint.folder / name, folder / name)
+    image_spec = read_image_spec(checkpoint.processor, spec)
+    prompt_spec = read_prompt_spec(checkpoint.processor, spec)
+    for name, path in checkpoint.upstream().items():
+        shutil.copyfile(path, folder / name)
     write_json(folder / "preprocess.json", to_dict(image_spec))
     write_json(folder / "prompt.json", to_dict(prompt_spec))
 
@@ -177,7 +182,9 @@ def _write(
         targets[target] = TARGETS[target].write(job)
         progress(f"{target}: quantize and write", total, total)
 
-    info = ModelInfo(spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), options.adapter)
+    info = ModelInfo(
+        spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), checkpoint.adapter_name
+    )
     manifest = Manifest(
         SCHEMA,
         info,

@@ -15,6 +15,8 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--data", required=True, metavar="DATA", help="A Scenes folder, or a .jsonl or .json file."),
         click.option("-o", "--out", required=True, metavar="DIR", help="The folder of the trained model."),
+        click.option("--processor", metavar="BASE",
+                     help="Take tokenizer and processor from here, for weights saved alone."),
         click.option("--images", metavar="DIR", help="Where image paths start.  [default: beside the data]"),
         click.option("--skip-bad", is_flag=True, help="Leave bad records out, and count them."),
         click.option("--train", "parts", metavar="P[,P...]", help="vision, projector, decoder: what changes."),

@@ -20,7 +20,7 @@ def train(options: TrainOptions, progress: Progress, note: Callable[[str], None]
     Raises EdgeVLMError.
     """
     run = Run(options, progress, note)
-    source = open_source(options.model)
+    source = open_source(options.model, options.processor)
     items = read_items(options, source, run)
     begun = run.begin(items)
     model = load_for_training(source, options)

@@ -24,6 +24,7 @@ class Family:
     image, prompt: what its processor does to pictures and to conversations.
     unused: beginnings of tensor names that the files may hold and nothing reads.
     mark: a key of config.json that identifies the family where there is no model_type.
+    embed: the embedding table's stem in memory, where files of a tied model keep the head alone.
     """
 
     model_types: tuple[str, ...]
@@ -34,3 +35,4 @@ class Family:
     prompt: Callable[[ProcessorFiles, ModelSpec], PromptSpec]
     unused: Callable[[Checkpoint, ModelSpec], tuple[str, ...]] = _none
     mark: str | None = None
+    embed: str | None = None
