@@ -24,7 +24,7 @@ from edgevlm.export.coreml_.options import CoreMLOptions
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import Recipe, fit, make_recipe
 from edgevlm.export.quantize.store import TensorStore
-from edgevlm.export.source import read_source
+from edgevlm.export.source import read_adapter, read_source
 from edgevlm.export.targets import TARGETS, Job
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.io.folders import partial_folder, publish
@@ -113,6 +113,7 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
                     original=weights,
                     expected=expected,
                     source=read_source(checkpoint.processor, spec),
+                    adapter=read_adapter(checkpoint),
                     questions=questions,
                     progress=progress,
                     options=gate_options,

@@ -80,6 +80,11 @@ class LoraAdapter:
         names = {*self._replaced, *self._updates, *self._other} - base.shapes.keys()
         return {name: base.shapes[self._stored(name)] for name in names}
 
+    @property
+    def changed(self) -> frozenset[str]:
+        """The tensors that are trained: not those that one of a tied pair leaves behind."""
+        return frozenset((*self._replaced, *self._updates))
+
     def changes(self, name: str) -> bool:
         """Whether the merged model has another tensor `name` than the files."""
         return name in self._replaced or name in self._updates or name in self._other

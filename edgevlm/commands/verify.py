@@ -17,6 +17,7 @@ from edgevlm.io.console import note, progress_bar, size, table
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
     from edgevlm.export.quantize.model import QuantizedModel
+    from edgevlm.verify.adapter import MergedAdapter
     from edgevlm.verify.inputs import Source
 
 
@@ -88,9 +89,9 @@ def verify(
         if second_opinion:
             _second_opinion(opened)
         return
-    expected, source = None, None
+    expected, source, merged = None, None, None
     if model is not None:
-        expected, source = _expected(
+        expected, source, merged = _expected(
             opened, model, adapter, processor, revision, Path(cache_dir) if cache_dir else None
         )
     with progress_bar() as progress, maybe_questions(answers, questions) as question_set:
@@ -100,6 +101,7 @@ def verify(
             original=original,
             expected=expected,
             source=source,
+            adapter=merged,
             questions=question_set,
             progress=progress,
             options=options,
@@ -194,14 +196,17 @@ def _expected(
     processor: str | None,
     revision: str | None,
     cache_dir: Path | None,
-) -> tuple[QuantizedModel, Source]:
-    """The original quantized by the bundle's recipe, and its preprocessing; refused if the bundle has other weights."""
+) -> tuple[QuantizedModel, Source, MergedAdapter | None]:
+    """The original quantized by the bundle's recipe, its preprocessing, and what was merged into it.
+
+    Raises EdgeVLMError if the bundle has other weights.
+    """
     from edgevlm.checkpoint.families import read_model
     from edgevlm.checkpoint.opening import open_model
     from edgevlm.export.calibrate.record import open_recorded
     from edgevlm.export.quantize.model import QuantizedModel
     from edgevlm.export.quantize.recipe import Recipe
-    from edgevlm.export.source import read_source
+    from edgevlm.export.source import read_adapter, read_source
     from edgevlm.io.records import from_dict
 
     checkpoint = open_model(model, revision=revision, cache_dir=cache_dir, adapter=adapter, processor=processor)
@@ -214,4 +219,4 @@ def _expected(
         )
     recipe = from_dict(Recipe, bundle.manifest.recipe, "manifest.json: recipe")
     expected = QuantizedModel(read_model(checkpoint)[1], recipe, open_recorded(bundle))
-    return expected, read_source(checkpoint.processor, bundle.manifest.spec)
+    return expected, read_source(checkpoint.processor, bundle.manifest.spec), read_adapter(checkpoint)
