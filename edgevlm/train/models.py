@@ -17,7 +17,7 @@ from edgevlm.checkpoint.families import read_checkpoint, read_image_spec, read_p
 from edgevlm.checkpoint.opening import open_model
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.inputs.rules import TilesThenWhole
+from edgevlm.inputs.rules import Native, TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.train.collate import Collator
@@ -26,7 +26,7 @@ from edgevlm.train.options import PARTS, TrainOptions
 
 PLACES = {
     "vision": re.compile(r"(^|\.)(vision_model|vision_tower)\."),
-    "projector": re.compile(r"(^|\.)(connector|multi_modal_projector)\."),
+    "projector": re.compile(r"(^|\.)(connector|multi_modal_projector|aligner)\."),
 }
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -91,7 +91,27 @@ def open_source(model: str, processor: str | None = None) -> Source:
     checkpoint = open_model(model, processor=processor)
     spec, _ = read_checkpoint(checkpoint)
     files = checkpoint.processor
-    return Source(checkpoint, spec, read_image_spec(files, spec), read_prompt_spec(files, spec))
+    source = Source(checkpoint, spec, read_image_spec(files, spec), read_prompt_spec(files, spec))
+    _check_trainable(source)
+    return source
+
+
+def _check_trainable(source: Source) -> None:
+    import transformers
+
+    import edgevlm.train.connectors  # noqa: F401
+
+    name, kind = source.checkpoint.name, source.checkpoint.config.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise EdgeVLMError(
+            f"{name} has the layout of its authors' own code ({str(kind)[:80]}), which transformers has no class for: "
+            "train the same model in transformers' layout, if there is one."
+        )
+    if isinstance(source.image.rule, Native):
+        raise EdgeVLMError(
+            f"{name} takes pictures of any size, which edgevlm trains on no model yet: train it with another tool, and "
+            "export the result, or its adapter with --adapter."
+        )
 
 
 def part_of(name: str) -> str:
@@ -148,7 +168,8 @@ def save(model: Any, source: Source, folder: Path, *, base: str, dtype: torch.dt
     """
     if hasattr(model, "peft_config"):
         model.peft_config["default"].base_model_name_or_path = base
-        model.save_pretrained(folder)
+        # lora_config leaves embedding and head alone; peft would ask the Hub for the base to find that out.
+        model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # peft's form to fill in
         return
     stored = dtype or stored_dtype(source.checkpoint)
