@@ -28,16 +28,22 @@ def refused(call: Callable[[], Any]) -> str:
     return message
 
 
-@pytest.fixture
-def adapter(builder: ModuleType, tiny_checkpoint: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(builder: ModuleType, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     adapted = peft.get_peft_model(builder.load_model(tiny_checkpoint), peft.LoraConfig(target_modules=["q_proj"]))
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn(parameter.shape))
-    adapted.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
+    folder = tmp_path_factory.mktemp("trained")
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def adapter(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "adapter"))
 
 
 def set_base(adapter: Path, base: str | None) -> None:
