@@ -111,19 +111,18 @@ def _repeated(least: int, most: Any, parts: list[_Part], text: str, starts: set[
 
 
 def _takes(kind: Any, value: Any, character: str) -> bool:
+    code = ord(character)
     if kind is op.ANY:
         return character != "\n"
-    if kind is op.LITERAL:
-        return ord(character) == value
-    if kind is op.NOT_LITERAL:
-        return ord(character) != value
-    negated = bool(value) and value[0][0] is op.NEGATE
-    return negated != any(_in_class(*item, character) for item in value if item[0] is not op.NEGATE)
+    if kind is op.IN:
+        inside = any(_in_class(what, which, code) for what, which in value if what is not op.NEGATE)
+        return inside is not (value[0][0] is op.NEGATE)
+    return bool(code == value) is (kind is op.LITERAL)
 
 
-def _in_class(kind: Any, value: Any, character: str) -> bool:
+def _in_class(kind: Any, value: Any, code: int) -> bool:
     if kind is op.LITERAL:
-        return ord(character) == value
+        return bool(code == value)
     if kind is op.RANGE:
-        return value[0] <= ord(character) <= value[1]
-    return re.fullmatch(_CATEGORIES[value], character) is not None
+        return bool(value[0] <= code <= value[1])
+    return re.fullmatch(_CATEGORIES[value], chr(code)) is not None
