@@ -102,7 +102,15 @@ class LoraAdapter:
         source = self._replaced.get(name)
         tensor = stored(self._stored(name)) if source is None else self._file.read(source)
         update = self._updates.get(name)
-        return tensor if update is None else self._updated(tensor, update)
+        if update is not None:
+            with np.errstate(all="ignore"):
+                tensor = self._updated(tensor, update)
+        if self.changes(name) and not all(np.isfinite(part).all() for part in _pieces(tensor)):
+            raise EdgeVLMError(
+                f"{self._folder} makes '{name}' hold values that are infinite or no numbers: the training diverged or "
+                "the file is damaged; take another checkpoint of it."
+            )
+        return tensor
 
     def _updated(self, tensor: F32, update: _Update) -> F32:
         a, b = self._file.read(update.a), self._file.read(update.b)
@@ -232,3 +240,7 @@ class LoraAdapter:
 
     def _trained_on(self) -> str:
         return f"its {FILE} names {self._config.base[:200]}" if self._config.base else f"its {FILE} names none"
+
+
+def _pieces(tensor: F32) -> Iterator[F32]:
+    return (tensor[start : start + _ROWS] for start in range(0, len(tensor), _ROWS))

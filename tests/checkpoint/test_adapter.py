@@ -19,6 +19,8 @@ from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.checkpoint.families import read_model
 from edgevlm.checkpoint.opening import open_model
 from edgevlm.errors import EdgeVLMError
+from edgevlm.export.source import read_adapter
+from edgevlm.verify.adapter import check_adapter
 
 TEXT = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EVERYTHING = [*TEXT, "out_proj", "fc1", "fc2", "proj"]
@@ -209,6 +211,28 @@ def test_adapters_that_do_not_fit_are_refused(
     changed = load_file(path) | tensors
     save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, path)
     assert expected in refused(lambda: open_model(str(tiny_checkpoint), adapter=adapter))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_values_that_are_no_numbers_are_refused(adapter: Path, tiny_checkpoint: Path, value: float) -> None:
+    path = adapter / "adapter_model.safetensors"
+    save_file(load_file(path) | {f"{Q}.lora_B.weight": torch.full((64, 4), value)}, path)
+    merged = open_model(str(tiny_checkpoint), adapter=adapter)
+    name = f"{Q.removeprefix(ROOT)}.weight"
+    assert f"makes '{name}' hold values that are infinite or no numbers" in refused(lambda: merged.read(name))
+    assert np.isfinite(merged.read(name.replace(".0.", ".1."))).all()
+
+
+def test_files_of_the_inner_model(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The oldest layout lacks the outer module; adapters have it."""
+    inner = Path(shutil.copytree(tiny_checkpoint, tmp_path / "inner"))
+    path = inner / "model.safetensors"
+    save_file({name.removeprefix("model."): tensor for name, tensor in load_file(path).items()}, path)
+    ours, wanted = (open_model(str(folder), adapter=adapter) for folder in (inner, tiny_checkpoint))
+    for name in ours.names():
+        np.testing.assert_array_equal(ours.read(name), wanted.read(f"model.{name}"))
+    merged = read_adapter(ours)
+    assert merged is not None and check_adapter(merged).passed
 
 
 def test_an_adapter_of_another_model(adapter: Path, builder: ModuleType, tmp_path: Path) -> None:
