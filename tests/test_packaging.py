@@ -197,4 +197,4 @@ def test_a_fresh_environment_runs_a_bundle_with_the_base_install_alone(source_tr
         text=True,
     )
     assert refused.returncode == 2
-    assert "pip install 'edgevlm[export]'" in refused.stderr and "Traceback" not in refused.stderr
+    assert "pip install '.[export]'" in refused.stderr and "Traceback" not in refused.stderr
