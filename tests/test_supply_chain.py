@@ -5,10 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, BUILD = SETTINGS["project"], SETTINGS["build-system"]
 EXTRAS = PROJECT["optional-dependencies"]
 
 
@@ -31,3 +37,65 @@ def test_nobody_is_told_to_install_a_name_that_is_not_ours() -> None:
         assert not re.search(r"edgevlm\[[a-z]|pip install ['\"]?edgevlm\b", text), path
         for extras, extra in re.findall(r"install '\.\[([\w,]+)\]'|install_hint\(['\"](\w+)['\"]\)", text):
             assert set((extras or extra).split(",")) <= EXTRAS.keys(), f"{path} names an extra that there is not"
+
+
+def asked(extra: str) -> Iterator[Requirement]:
+    """What an extra asks of others, with what the extras asks that it names, and what the base install asks."""
+    for text in [*EXTRAS[extra], *PROJECT["dependencies"]]:
+        requirement = Requirement(text)
+        if requirement.name == "edgevlm":
+            for other in requirement.extras:
+                yield from asked(other)
+        else:
+            yield requirement
+
+
+SYSTEMS = [
+    {
+        "sys_platform": system,
+        "platform_machine": machine,
+        "python_version": python,
+        "python_full_version": f"{python}.9",
+    }
+    for system, machine in (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"), ("win32", "AMD64"))
+    for python in ("3.11", "3.12", "3.13")
+]
+
+
+def locked(name: str) -> list[Requirement]:
+    """A lock's requirements. Each is one version with its hashes."""
+    text = (ROOT / "requirements" / name).read_text(encoding="utf-8")
+    assert "://" not in text and "--index" not in text and "--find-links" not in text
+    found = []
+    for entry in re.findall(r"^[^\s#].*(?:\n .*)*", text, re.MULTILINE):
+        first, *hashes = entry.split("\\\n")
+        assert hashes or first.startswith("torch=="), f"{first} has no hash"
+        assert all(re.fullmatch(r" *--hash=sha256:[0-9a-f]{64} *", line) for line in hashes)
+        found.append(Requirement(first))
+        assert re.fullmatch(r"==[^,*]+", str(found[-1].specifier)), f"{first} is no single version"
+    return found
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: "-".join(list(system.values())[:3]))
+def test_the_lock_is_what_the_tests_ask_for(system: dict[str, str]) -> None:
+    """One version of everything that pyproject.toml asks for, within its bounds: `make lock` after a change there."""
+    versions: dict[str, str] = {}
+    for requirement in [*locked("test.txt"), *locked("torch.txt")]:
+        if requirement.marker is None or requirement.marker.evaluate(system):
+            name = canonicalize_name(requirement.name)
+            assert name not in versions, f"{name} is locked twice for {system}"
+            versions[name] = str(requirement.specifier).removeprefix("==")
+    for requirement in asked("test"):
+        if requirement.marker is None or requirement.marker.evaluate(system):
+            version = versions.get(canonicalize_name(requirement.name))
+            assert version is not None, f"{requirement} is not locked: make lock"
+            assert requirement.specifier.contains(version, prereleases=True), f"{requirement} is locked at {version}"
+    assert not {name for name in versions if name.startswith(("nvidia-", "cuda-", "triton"))}
+
+
+def test_the_tools_are_locked() -> None:
+    wanted = re.findall(r"^[a-z-]+", (ROOT / "requirements" / "tools.in").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(wanted) <= {requirement.name for requirement in locked("tools.txt")}
+    built_with = next(Requirement(text) for text in BUILD["requires"])
+    setuptools = next(requirement for requirement in locked("tools.txt") if requirement.name == "setuptools")
+    assert built_with.specifier.contains(str(setuptools.specifier).removeprefix("=="))
