@@ -1,7 +1,7 @@
 """The sdist and the wheel of the last commit: `make wheel`, or `python release/make_dist.py FOLDER`.
 
-Two builds of one commit give the same bytes, with the same setuptools (requirements/tools.txt) and Python: whatever else
-a build takes from its surroundings is set to the commit's, and only committed files go in. Prints sha256 sums.
+Two builds of one commit give the same bytes, with the same setuptools (requirements/tools.txt) and Python: whatever
+else a build takes from its surroundings is set to the commit's, and only committed files go in. Prints sha256 sums.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
+import runpy
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT, BUILD = SETTINGS["project"], SETTINGS["build-system"]
 EXTRAS = PROJECT["optional-dependencies"]
+LICENCES = runpy.run_path(str(ROOT / "docs" / "make_licences.py"))
 
 
 def committed(*patterns: str) -> list[Path]:
@@ -99,3 +102,34 @@ def test_the_tools_are_locked() -> None:
     built_with = next(Requirement(text) for text in BUILD["requires"])
     setuptools = next(requirement for requirement in locked("tools.txt") if requirement.name == "setuptools")
     assert built_with.specifier.contains(str(setuptools.specifier).removeprefix("=="))
+
+
+def installed(name: str) -> str | None:
+    return next((found.version for found in importlib.metadata.distributions(name=name)), None)
+
+
+def test_the_page_of_licences_is_what_the_packages_say() -> None:
+    """`make licences` after `make lock`. Packages of other versions than the locked ones may say what they like."""
+    listed = LICENCES["listed"]()
+    lock = {canonicalize_name(r.name): str(r.specifier)[2:] for r in [*locked("test.txt"), *locked("torch.txt")]}
+    assert set(lock) - set(listed) <= {"colorama", "httpx2-jsfetch"}, "not needed on Linux, the rest is: make licences"
+    compared = [name for name, version in lock.items() if installed(name) == version]
+    assert {name: LICENCES["licence"](name) for name in compared} == {name: listed[name][0] for name in compared}
+    assert (ROOT / "docs" / "licences.md").read_text(encoding="utf-8") == LICENCES["page"](listed)
+
+
+def test_the_base_install_has_no_copyleft_but_what_the_page_names() -> None:
+    base = {name: licence for name, (licence, by) in LICENCES["listed"]().items() if by == "base"}
+    assert {name for name, licence in base.items() if not LICENCES["permissive"](licence)} == {"tqdm"}
+    assert base["tqdm"] == "MPL-2.0 AND MIT"
+    for name in LICENCES["closure"](PROJECT["dependencies"]):  # of whatever version is installed here
+        assert "GPL" not in LICENCES["licence"](name), name
+
+
+def test_every_asset_has_a_licence() -> None:
+    text = " ".join(files for files, _, _ in LICENCES["assets"]())
+    assets = ROOT / "edgevlm" / "assets"
+    for path in (path for path in assets.rglob("*") if path.is_file()):
+        name = path.relative_to(assets).as_posix()
+        own = name.startswith("default/") or path.name == "README.md" or path.name.startswith("LICENSE-")
+        assert own or f"`{name}`" in text, f"edgevlm/assets/{name} has no licence in the page beside it"
