@@ -179,9 +179,9 @@ def test_the_list_of_parts_is_what_the_wheel_installs(tools: Path, tmp_path: Pat
     parts = json.loads(first)
     assert parts["bomFormat"] == "CycloneDX"
     listed = run(sys.executable, "-m", "pip", "--python", python, "list", "--format=json").stdout
-    installed = {canonicalize_name(one["name"]): one["version"] for one in json.loads(listed)}
-    assert {canonicalize_name(part["name"]): part["version"] for part in parts["components"]} == installed
-    assert installed["edgevlm"] == __version__
+    there = {canonicalize_name(one["name"]): one["version"] for one in json.loads(listed)}
+    assert {canonicalize_name(part["name"]): part["version"] for part in parts["components"]} == there
+    assert there["edgevlm"] == __version__
     asked = next(part["dependsOn"] for part in parts["dependencies"] if part["ref"].startswith("edgevlm"))
     names = {canonicalize_name(ref.split("==")[0]) for ref in asked}
     assert {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]} <= names
