@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.inputs.prompt import ControlText, UserText, render
 from edgevlm.inputs.spec import Chat, RoleText
 from edgevlm.io.json import JsonFile, read_json_file
@@ -72,7 +72,7 @@ def _jinja(path: Path, template: str, names: Mapping[str, Any], image_token: str
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as e:
         raise EdgeVLMError(
-            f"'{path}' is a chat template, which jinja2 reads: pip install 'edgevlm[export]', and export again."
+            f"'{path}' is a chat template, which jinja2 reads: {install_hint('export')}, and export again."
         ) from e
     tokens = {k: token_text(names, k) for k in ("bos_token", "eos_token", "pad_token", "unk_token")}
 

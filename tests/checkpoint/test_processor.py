@@ -179,7 +179,7 @@ def test_without_jinja(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builtins, "__import__", without_jinja)
     with pytest.raises(
-        EdgeVLMError, match=r"chat_template\.jinja' is a chat template, which jinja2 reads: pip install"
+        EdgeVLMError, match=r"chat_template\.jinja' is a chat template, which jinja2 reads: run pip install"
     ):
         read_prompt_spec(folder, MODEL)
 
