@@ -60,6 +60,7 @@ class Checkpoint:
             "download it again",
             missing=f"{folder} has no config.json: give a folder in Hugging Face layout (config.json, *.safetensors, "
             "tokenizer.json).",
+            finite=False,
         )
         parent, own = folder.parent.name, folder.name
         self.revision = own if parent == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", own) else None

@@ -7,7 +7,7 @@ anything is allocated by it: files come from strangers. docs/security.md has the
 from __future__ import annotations
 
 # Files, in bytes.
-CONFIG_FILE = 4 << 20  # config.json and the processor's files: 1 MB with the names of 21,000 classes
+CONFIG_FILE = 8 << 20  # config.json and the processor's files: Gemma 3's tokenizer_config.json has 1.2 MB
 TOKENIZER_FILE = 64 << 20  # tokenizer.json: Gemma 3's has 33 MB
 INDEX_FILE = 32 << 20  # model.safetensors.index.json: DeepSeek-V3's has 9 MB
 SPEC_FILE = 1 << 20  # preprocess.json and prompt.json: 2 kB
@@ -40,25 +40,25 @@ CONTEXT = 1 << 20  # positions: Qwen2.5-1M has 1010000
 ROPE_TABLE = 1 << 27  # values of cos and sin together, context times rotated size: Qwen2.5-1M has 2^27, 512 MB
 STATE_PER_POSITION = 1 << 20  # values of keys and values over all layers: LLaVA 1.5 13B has 409600
 IMAGE_SIDE = 8192  # of a tower's square: Pixtral has 1540
-PATCHES = 1 << 16  # of a view: Pixtral has 12100
+PATCHES = 1 << 14  # of a square: PaliGemma at 896 pixels has 4096
 PATCH_SIDE = 256  # of a patch: CLIP has 32
 WINDOW_SIDE = 128  # patches per side of an attention window: Qwen2.5-VL has 8
 KERNEL = 64  # of a short convolution: LFM2 has 3
 BLOCK_KINDS = 64  # different layers of one decoder: Gemma 3 has 2
 PROJECTOR_STEPS = 32  # 6
 SHUFFLE = 64  # neighbours per side that become one token: 4
-POSITION_AXES = 4  # of M-RoPE: 3
+POSITION_AXES = 3  # of M-RoPE: time, row, column
 
 # What a picture becomes.
 VIEW_SIDE = 8192  # pixels of a view or of what it is cut from; more than any encoder takes
 VIEWS = 1024  # of one picture: Idefics3 makes 145 of the largest one
 GRID_TILES = 256  # that a rule may ask for: InternVL has 40
-NATIVE_PIXELS = 1 << 26  # of a view near the picture's own size: Qwen2.5-VL has 12.8 million
+NATIVE_PIXELS = 1 << 25  # of a view near the picture's own size: Qwen3-VL has 16.8 million
 PICTURE_TOKENS = 1 << 20  # of one picture: more than any context holds
 
 # Text.
 TEXT = 1 << 16  # characters of a template's text in prompt.json: system prompts of some thousand
-TOKEN_ID = (1 << 31) - 1
+COUNT = (1 << 31) - 1  # any other whole number: what int32 holds, as token ids do
 
 # Numbers without a natural bound: what float32 holds with room for a product.
 REAL = 1e18

@@ -29,13 +29,7 @@ def check_regular(path: Path) -> os.stat_result:
 def open_regular(path: Path, *, buffering: int = -1) -> BinaryIO:
     """The file opened for reading bytes. Raises as `check_regular`."""
     check_regular(path)  # some devices act when they are opened
-    stream = open(path, "rb", buffering=buffering, opener=_open_at_once)
-    try:
-        _checked(path, os.fstat(stream.fileno()))  # it may have been replaced in between
-    except BaseException:
-        stream.close()
-        raise
-    return cast(BinaryIO, stream)
+    return cast(BinaryIO, open(path, "rb", buffering=buffering, opener=_open_at_once))
 
 
 def read_regular(path: Path, largest: int, advice: str) -> bytes:
@@ -52,10 +46,16 @@ def read_regular(path: Path, largest: int, advice: str) -> bytes:
 
 def _open_at_once(path: str, flags: int) -> int:
     """Without waiting for a pipe's other end, and without making a terminal this process's own."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+    file = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+    try:
+        _checked(path, os.fstat(file))  # it may have been replaced since it was looked at
+    except BaseException:
+        os.close(file)
+        raise
+    return file
 
 
-def _checked(path: Path, found: os.stat_result) -> os.stat_result:
+def _checked(path: Path | str, found: os.stat_result) -> os.stat_result:
     if not stat.S_ISREG(found.st_mode):
         kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
         raise EdgeVLMError(f"'{path}' is {kind}, expected a regular file: give the file itself.")
