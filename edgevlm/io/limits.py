@@ -26,6 +26,7 @@ DIGITS = 308  # of a whole number, so that it fits float64: 31 in a tokenizer's 
 
 # Tensors.
 TENSORS = 100_000  # in one checkpoint: DeepSeek-V3 has 91,991
+TENSOR_VALUES = 1 << 32  # of one: Gemma 3 27B's embedding has 1.4 billion
 DIMENSIONS = 8  # of a tensor: 5, of a convolution over frames
 TENSOR_NAME = 1024  # characters: 120
 
