@@ -51,14 +51,17 @@ SHUFFLE = 64  # neighbours per side that become one token: 4
 POSITION_AXES = 3  # of M-RoPE: time, row, column
 
 # What a picture becomes.
-VIEW_SIDE = 8192  # pixels of a view or of what it is cut from; more than any encoder takes
+VIEW_SIDE = 16384  # pixels of an edge that a picture is scaled to: SmolVLM has 4096
 VIEWS = 1024  # of one picture: Idefics3 makes 145 of the largest one
 GRID_TILES = 256  # that a rule may ask for: InternVL has 40
 NATIVE_PIXELS = 1 << 25  # of a view near the picture's own size: Qwen3-VL has 16.8 million
 PICTURE_TOKENS = 1 << 20  # of one picture: more than any context holds
 
 # Text.
-TEXT = 1 << 16  # characters of a template's text in prompt.json: system prompts of some thousand
+TEXT = 1 << 16  # characters of any text of a bundle's JSON files: system prompts have some thousand
+PICTURE_TEXT = 1024  # characters around a picture or a tile: SmolVLM has 43
+ROLES = 16  # of a conversation: system, user, assistant, tool
+STOP_TOKENS = 256  # Llama 3 has 3
 COUNT = (1 << 31) - 1  # any other whole number: what int32 holds, as token ids do
 
 # Numbers without a natural bound: what float32 holds with room for a product.
