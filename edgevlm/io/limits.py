@@ -16,8 +16,11 @@ RESULT_FILE = 64 << 20  # answers and figures that edgevlm wrote: 3 MB for 10,00
 DATA_FILE = 2 << 30  # a suite's JSON: 400 MB of VQA v2, read whole
 LINE = 16 << 20  # one line of a .jsonl file: a conversation of some kB
 SAFETENSORS_HEADER = 16 << 20  # 100 bytes per tensor; DeepSeek-V3's 90,000 tensors in one file would have 9 MB
-GRAPH_FILE = 256 << 20  # an ONNX graph or CoreML program without its weights: 5 MB
+GRAPH_FILE = 128 << 20  # an ONNX graph or CoreML program without its weights: 5 MB
+GRAPH_FIELDS = 2 << 20  # protobuf fields in one: 200,000
 GGUF_HEADER = 64 << 20  # keys and tensor entries, the vocabulary among them: 16 MB of Gemma 3
+GGUF_KEYS = 4096  # 60
+GGUF_LIST = 2 << 20  # items of a list: the 514,906 merges of Gemma 3
 
 # JSON.
 JSON_DEPTH = 64  # objects and lists inside each other: 12 in a manifest
