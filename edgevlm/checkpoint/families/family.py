@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
-from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.tensors import Names
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 
 
@@ -28,7 +28,7 @@ class Family:
 
     model_types: tuple[str, ...]
     title: str  # in words, for messages and docs
-    read: Callable[[Checkpoint, Section], ModelSpec]
+    read: Callable[[Checkpoint, JsonFile], ModelSpec]
     tensor_names: Callable[[Checkpoint, ModelSpec], Names]
     image: Callable[[ProcessorFiles, ModelSpec], ImageSpec]
     prompt: Callable[[ProcessorFiles, ModelSpec], PromptSpec]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
-from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, Rows
@@ -14,6 +13,8 @@ from edgevlm.checkpoint.processor.images import check_side, image_spec, processo
 from edgevlm.checkpoint.processor.prompts import prompt_spec
 from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec, PictureText, PromptSpec
+from edgevlm.io import limits
+from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Linear, Queries, Shuffle, Step
 from edgevlm.models.towers.vit import Vit
@@ -21,7 +22,7 @@ from edgevlm.models.towers.vit import Vit
 HEAD = "lm_head"
 
 
-def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
+def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     text, prefix = config.section("text_config"), _prefix(checkpoint)
     tied = is_tied(checkpoint, config, text, f"{HEAD}.weight", f"{prefix}text_model.embed_tokens.weight")
     vision = read_vit(config.section("vision_config"), image_size=224, patch_size=32, hidden_size=1152)
@@ -36,11 +37,11 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
     )
 
 
-def _projector(config: Section, width: int, hidden: int) -> tuple[Step, ...]:
+def _projector(config: JsonFile, width: int, hidden: int) -> tuple[Step, ...]:
     connector = config.section("query_connector")
     if connector.given:  # edgevlm.train's own
         kind = connector.choice("kind", "", {"qformer": "qformer", "resampler": "resampler"})
-        return (Queries(kind, connector.count("queries")),)
+        return (Queries(kind, connector.count("queries", most=limits.PATCHES)),)
     scale = config.count("scale_factor", 2)
     return (Shuffle(scale, width), Linear("linear", hidden, bias=False))
 
@@ -70,10 +71,10 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     processor_type(file, "Idefics3ImageProcessor", "SmolVLMImageProcessor")
     rule = TilesThenWhole(
         side=check_side(file, "max_image_size", file.edge("max_image_size"), model),
-        longest_edge=file.edge("size") if file.flag("do_resize") else None,
+        longest_edge=file.edge("size") if file.flag("do_resize", True) else None,
         max_edge=4096,  # as the next, a constant of the processor's code
         short_edge_multiple=2,
-        split=file.flag("do_image_splitting"),
+        split=file.flag("do_image_splitting", True),
     )
     return image_spec(files, model, rule)
 
@@ -90,7 +91,7 @@ CHAT_TEMPLATE = (
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
-    kind, known = files.processor.data.get("processor_class"), ("Idefics3Processor", "SmolVLMProcessor")
+    kind, known = files.processor.value("processor_class"), ("Idefics3Processor", "SmolVLMProcessor")
     if kind not in (None, *known):
         raise files.processor.wrong("processor_class", " or ".join(known))
     files.check_tokens("image_seq_len", model.image_tokens)

@@ -9,7 +9,7 @@ from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import ControlText, Picture, Prompter, UserText, picture_parts, render
 from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, PictureText, PromptSpec, ViewTokens
-from edgevlm.io.json import JsonFile, read_json_file
+from edgevlm.io.json import read_json_file
 from edgevlm.models.model import ModelSpec
 
 NO_PICTURE_TEXT = PictureText()
@@ -89,12 +89,11 @@ def _adds_bos(files: ProcessorFiles, bos_id: int | None) -> bool:
 def _stop_ids(files: ProcessorFiles, model: ModelSpec, ids: dict[str, int], stops: tuple[str, ...]) -> tuple[int, ...]:
     """generation_config.json decides, as in transformers; then config.json, then the tokenizer's eos_token."""
     file = read_json_file(files.folder / "generation_config.json", required=False)
-    if file.data.get("eos_token_id") is None:
+    if file.value("eos_token_id") is None:
         file = files.config
-        text = file.data.get("text_config")
-        if file.data.get("eos_token_id") is None and isinstance(text, dict):
-            file = JsonFile(file.path, text, "text_config.")
-    found = file.data.get("eos_token_id")
+        text = file.section("text_config")
+        file = text if file.value("eos_token_id") is None and text.given else file
+    found = file.value("eos_token_id")
     eos = found if isinstance(found, list) else [] if found is None else [found]
     if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < model.decoder.vocab_size for i in eos):
         raise file.wrong("eos_token_id", f"token ids below the vocabulary's {model.decoder.vocab_size}")
