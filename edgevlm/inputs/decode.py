@@ -12,7 +12,7 @@ from PIL import Image
 
 from edgevlm.errors import EdgeVLMError, EdgeVLMWarning
 from edgevlm.inputs.kinds import HEAD, kind_of, looks_like_picture
-from edgevlm.inputs.limits import (
+from edgevlm.inputs.picture_limits import (
     LOAD_READS,
     MAX_BYTES,
     MAX_PIXELS,
@@ -23,6 +23,7 @@ from edgevlm.inputs.limits import (
     is_decoded_apart,
 )
 from edgevlm.io.child import ChildFailed, Limits, ask_child
+from edgevlm.io.regular import open_regular
 
 if TYPE_CHECKING:  # the second process does without numpy
     from edgevlm.types import U8
@@ -89,9 +90,10 @@ def _read(path: Path, name: str) -> bytes:
             raise EdgeVLMError(f"{name} does not exist: check the path (only local files are read).")
         if not path.is_file():
             raise EdgeVLMError(f"{name} is not a regular file: save the picture to a file first.")
-        if path.stat().st_size > MAX_BYTES:
-            raise EdgeVLMError(_too_many_bytes(name))
-        return path.read_bytes()
+        with open_regular(path) as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_BYTES:
+                raise EdgeVLMError(_too_many_bytes(name))
+            return stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as e:  # ValueError: a NUL in the path
         raise EdgeVLMError(f"{name} cannot be read ({_reason(e)}): check the path and its permissions.") from e
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,14 +170,7 @@ def test_chat_template_may_stand_in_the_tokenizer_config(tmp_path: Path) -> None
 
 def test_without_jinja(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(tmp_path, oracle())
-    real = builtins.__import__
-
-    def without_jinja(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.split(".")[0] == "jinja2":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_jinja)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if "-packages" not in p])
     with pytest.raises(
         EdgeVLMError, match=r"chat_template\.jinja' is a chat template, which jinja2 reads: pip install"
     ):

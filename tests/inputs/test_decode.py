@@ -19,7 +19,7 @@ from PIL import Image
 from edgevlm.errors import EdgeVLMError, EdgeVLMWarning
 from edgevlm.inputs import decode
 from edgevlm.inputs.decode import open_image
-from edgevlm.inputs.limits import MAX_BYTES, MOST_SCANS, OPEN_READS, count_scans
+from edgevlm.inputs.picture_limits import MAX_BYTES, MOST_SCANS, OPEN_READS, count_scans
 from edgevlm.io.child import Limits
 
 
