@@ -113,7 +113,7 @@ def _played(path: Path, template: str, names: Mapping[str, Any], image_token: st
     return run
 
 
-def _conversations() -> list[list[Message]]:
+def _conversations() -> list[list[dict[str, Any]]]:
     """Every conversation that a template is asked for below."""
     u, a, s = (_say(role, MARK) for role in ("user", "assistant", "system"))
     return [

@@ -34,7 +34,7 @@ def answer(request: bytes) -> bytes:
 
     def play(messages: list[Any], generation: bool) -> str | dict[str, str]:
         try:
-            text = template.render(
+            text: str = template.render(
                 messages=messages, tools=None, documents=None, add_generation_prompt=generation, **asked["tokens"]
             )
         except MemoryError:
