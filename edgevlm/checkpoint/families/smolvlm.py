@@ -90,7 +90,7 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
     files.check_tokens("image_seq_len", model.image_tokens)
     tile = f"{FAKE}<row_{{row}}_col_{{col}}>"
     text = PictureText(tile=tile, row_close="\n", whole=f"\n{FAKE}{WHOLE}", alone=f"{FAKE}{WHOLE}", close=FAKE)
-    return prompt_spec(files, model, picture=text, needed=(FAKE,), stops=(END,))
+    return prompt_spec(files, model, picture=text, needed=(FAKE, END))
 
 
 COMPOSED = Composed(
