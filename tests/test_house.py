@@ -104,10 +104,10 @@ def test_no_module_is_long() -> None:
     assert long == LONG_MODULES
 
 
-# Who may name families: each family's own file, the gallery, llama.cpp's names of its projectors, and the reader of
-# training data in the form that a family's authors published.
+# Who may name families: each family's own file, llama.cpp's names of its projectors, the reader of training data in the
+# form that a family's authors published, and the table of limits, whose reasons are real models.
 FAMILIES = ("smolvlm", "idefics3", "llava", "internvl", "qwen2_5", "qwen2.5", "deepseek", "nanovlm")
-NAMING = {"edgevlm.runtimes.llama.names", "edgevlm.train.conversations"}
+NAMING = {"edgevlm.runtimes.llama.names", "edgevlm.train.conversations", "edgevlm.io.limits"}
 
 
 def test_a_family_is_named_in_its_own_file_only() -> None:
