@@ -7,6 +7,10 @@ TOOLS := .venv/tools/bin
 # One thread per test process: two processes share the cores, and numpy, torch and the engines would fight over them.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n 2 -rs
 
+# GCC 12 compiles llama.cpp's AMX code to a crash (https://github.com/ggml-org/llama.cpp/pull/26954): leave that code
+# out where the CPU has such a unit.
+NO_AMX := $(shell echo | cc -march=native -dM -E - 2>/dev/null | grep -q __AMX_TILE__ && echo -mno-amx-tile -mno-amx-int8)
+
 .PHONY: demo test test-heavy lint types docs lock wheel licences clean
 
 demo: .venv/export.done
@@ -37,7 +41,7 @@ docs: .venv/test.done
 
 .venv/%.done: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$*]'
+	CFLAGS='$(CFLAGS) $(NO_AMX)' CXXFLAGS='$(CXXFLAGS) $(NO_AMX)' $(BIN)/pip install --quiet --disable-pip-version-check -e '.[$*]'
 	touch $@
 
 # Requirements by version and hash, of the tests and of the tools, which live apart from what is tested.
