@@ -23,9 +23,9 @@ from edgevlm.io.folders import check_replaceable, partial_folder, publish
 from edgevlm.train.compose_files import Vocabulary, extend_tokenizer, write_processor
 from edgevlm.train.models import open_source, quiet_transformers
 
-_FAMILIES = [family for family in FAMILIES if family.composed]
-_LAYOUTS = {projector: family.composed for family in _FAMILIES for projector in family.composed.projectors}
-_ENCODERS = ("siglip", "siglip_vision_model", *(kind for family in _FAMILIES for kind in family.model_types))
+_LAYOUTS = {kind: family.composed for family in FAMILIES if family.composed for kind in family.composed.projectors}
+_VLMS = (kind for family in FAMILIES if family.composed for kind in family.model_types)
+_ENCODERS = ("siglip", "siglip_vision_model", *_VLMS)
 
 
 @dataclass(frozen=True)
