@@ -17,11 +17,14 @@ from edgevlm.checkpoint.adapter_config import FILE, read_adapter_config
 from edgevlm.checkpoint.module_names import StoredNames
 from edgevlm.checkpoint.safetensors import SafetensorsFile
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
 from edgevlm.types import F32
 
 WEIGHTS = "adapter_model.safetensors"
 _ROOT = "base_model.model."
-_PART = re.compile(r"(.{1,200})\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector)(?:\.default)?(?:\.weight)?")
+_PART = re.compile(
+    rf"(.{{1,{limits.PATTERN}}})\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
+)
 _ROWS = 4096
 Shape = tuple[int, ...]
 

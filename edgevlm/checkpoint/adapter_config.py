@@ -10,6 +10,7 @@ from typing import Any
 
 from edgevlm.checkpoint.patterns import BadPattern, compile_pattern, is_plain
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
 from edgevlm.io.json import read_object
 
 FILE = "adapter_config.json"
@@ -24,7 +25,6 @@ _ASIDE = {
 _READ = {"alpha_pattern", "lora_alpha", "r", "rank_pattern", "use_dora", "use_rslora"}
 # These only choose how A and B start; PiSSA, OLoRA, CorDA, LoftQ and others also change the base weights.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-_MOST_PATTERNS, _MOST_EXPRESSIONS = 10_000, 32  # names of modules; expressions with operators
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ def _patterns(folder: Path, config: dict[str, Any], key: str) -> Callable[[str],
         raise _wrong(folder, f"{key} should map module names to positive numbers")
     if key == "rank_pattern" and not all(float(value).is_integer() for value in found.values()):
         raise _wrong(folder, f"{key} should map module names to whole numbers")
-    if len(found) > _MOST_PATTERNS or sum(not is_plain(pattern) for pattern in found) > _MOST_EXPRESSIONS:
+    if len(found) > limits.PATTERNS or sum(not is_plain(pattern) for pattern in found) > limits.EXPRESSIONS:
         raise _wrong(
             folder,
-            f"{key} holds {len(found)} patterns, where at most {_MOST_PATTERNS} names of modules and "
-            f"{_MOST_EXPRESSIONS} regular expressions are read",
+            f"{key} holds {len(found)} patterns, where at most {limits.PATTERNS} names of modules and "
+            f"{limits.EXPRESSIONS} regular expressions are read",
         )
     rules = []
     for pattern, value in found.items():
@@ -122,7 +122,7 @@ def _patterns(folder: Path, config: dict[str, Any], key: str) -> Callable[[str],
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**53
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= limits.REAL
 
 
 def _unsupported(folder: Path, what: str) -> EdgeVLMError:

@@ -1,6 +1,6 @@
 """Which stored tensor an adapter means: it names modules as they are in memory, files have one of several layouts.
 
-Versions of transformers differ in the modules that wrap a whole part of a model: a LLaVA decoder's first layer is
+Versions of transformers differ in the modules that wrap a whole part of a model: a decoder's first layer may be
 `language_model.model.layers.0` in transformers 4, `model.language_model.layers.0` in transformers 5, and
 `model.layers.0` in an adapter of the decoder alone. Below these wrappers the names agree.
 """

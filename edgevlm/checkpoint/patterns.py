@@ -15,7 +15,8 @@ from re import _constants as op  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
-MOST_CHARACTERS = 200  # of a pattern with operators, and of a path that one is matched with
+from edgevlm.io import limits
+
 _NAME = re.compile(r"[\w.\-]+")
 _CATEGORIES = {
     op.CATEGORY_DIGIT: r"\d", op.CATEGORY_NOT_DIGIT: r"\D", op.CATEGORY_SPACE: r"\s", op.CATEGORY_NOT_SPACE: r"\S",
@@ -35,8 +36,8 @@ def compile_pattern(pattern: str) -> Callable[[str], bool]:
     if is_plain(pattern):
         matcher = re.compile(rule)
         return lambda path: matcher.match(path) is not None
-    if len(pattern) > MOST_CHARACTERS:
-        raise BadPattern(f"has {len(pattern)} characters, more than {MOST_CHARACTERS}")
+    if len(pattern) > limits.PATTERN:
+        raise BadPattern(f"has {len(pattern)} characters, more than {limits.PATTERN}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of brackets that Python may read in another way one day
@@ -46,7 +47,7 @@ def compile_pattern(pattern: str) -> Callable[[str], bool]:
     _check(parts)
 
     def fits(path: str) -> bool:
-        return len(path) <= MOST_CHARACTERS and bool(_ends(parts, path, {0}))
+        return len(path) <= limits.PATTERN and bool(_ends(parts, path, {0}))
 
     return fits
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, install_hint
 
 if TYPE_CHECKING:
     from edgevlm.train.options import TrainOptions
@@ -71,7 +71,7 @@ def need_training() -> None:
 
     for package in ("torch", "transformers", "accelerate", "matplotlib", "tensorboard"):
         if importlib.util.find_spec(package) is None:
-            raise EdgeVLMError(f"Training needs the package {package}: install it with pip install 'edgevlm[train]'.")
+            raise EdgeVLMError(f"Training needs the package {package}: {install_hint('train')}.")
     warnings.simplefilter("ignore", FutureWarning)  # of peft and trl about transformers 6
 
 
