@@ -15,7 +15,7 @@ from edgevlm.bundle.qtensor import QTensor
 from edgevlm.bundle.targets import TargetEntry
 from edgevlm.checkpoint.checkpoint import Checkpoint, Weights, open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
-from edgevlm.checkpoint.upstream import UPSTREAM, copy_upstream, upstream_files
+from edgevlm.checkpoint.upstream import UPSTREAM, upstream_files
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
 from edgevlm.export.calibrate.record import recorded
@@ -25,6 +25,7 @@ from edgevlm.export.quantize.recipe import Recipe, fit, make_recipe
 from edgevlm.export.quantize.store import TensorStore
 from edgevlm.export.source import read_source
 from edgevlm.export.targets import TARGETS, Job
+from edgevlm.export.upstream import write_upstream
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.io.folders import partial_folder, publish
 from edgevlm.io.records import to_dict
@@ -155,7 +156,7 @@ def _write(
     weights, recipe = expected.weights, expected.recipe
     image_spec = read_image_spec(checkpoint.folder, spec)
     prompt_spec = read_prompt_spec(checkpoint.folder, spec)
-    copy_upstream(checkpoint.folder, folder)
+    write_upstream(checkpoint.folder, folder, prompt_spec)
     write_json(folder / "preprocess.json", to_dict(image_spec))
     write_json(folder / "prompt.json", to_dict(prompt_spec))
 
