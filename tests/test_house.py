@@ -111,7 +111,7 @@ GALLERY = {"edgevlm.checkpoint.families"} | {f"edgevlm.checkpoint.families.{fami
 FOREIGN_NAMES = {
     "edgevlm.export.gguf_.archs.projectors",
     "edgevlm.runtimes.llama.names",
-    "edgevlm.verify.across",
+    "edgevlm.verify.stock",
     "edgevlm.train.compose",
     "edgevlm.train.compose_files",
     "edgevlm.train.connectors",
