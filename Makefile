@@ -15,10 +15,10 @@ test: lint types docs
 	$(PYTEST)
 
 # The 256M shape, wheels and fresh environments, llama.cpp, which is compiled here, and Core AI's beta: minutes
-# long, wants 8 GB of memory and the package index.
+# long, wants 8 GB of memory and the package index; transformers.js too, where node and npm are installed.
 test-heavy: .venv/test.done .venv/llama.done .venv/coreai.done
 	$(PYTEST) -m heavy
-	$(PYTEST) tests/runtimes/test_llama.py tests/verify/test_across.py tests/export/test_gguf.py tests/export/test_coreai.py
+	$(PYTEST) tests/runtimes/test_llama.py tests/verify/test_across.py tests/export/test_gguf.py tests/export/test_coreai.py tests/test_elsewhere.py
 
 lint: .venv/test.done
 	$(BIN)/ruff check .

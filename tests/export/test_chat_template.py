@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -122,6 +123,30 @@ def test_probes_read_as_upstreams_template_writes_them(engines: dict[str, Render
             ]
             got = written(llama_cpp_template(found.chat), marked, generation)
             assert got == expected.replace(picture, marker), (name, marked)
+
+
+@pytest.mark.heavy
+def test_transformers_js_renders_them_too(node_modules: Path, tmp_path: Path) -> None:
+    """All probes, and nothing as content, in @huggingface/jinja."""
+    asked = []
+    for name, probe, generation in cases():
+        _, found, image = formats()[name]
+        nothing = [{"role": "user", "content": None}, {"role": "assistant"}, {"role": "user", "content": []}]
+        picture = f"{found.image_open}{image}{found.image_close}"
+        for template in (processor_template(found.chat, picture), llama_cpp_template(found.chat)):
+            asked += [{"template": template, "messages": m, "generation": generation} for m in (probe, nothing)]
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    (tmp_path / "node_modules").symlink_to(node_modules)
+    (tmp_path / "render.mjs").write_text("""
+import { Template } from "@huggingface/jinja";
+import { readFileSync } from "node:fs";
+const render = ({ template, messages, generation }) =>
+  new Template(template).render({ messages, add_generation_prompt: generation });
+console.log(JSON.stringify(JSON.parse(readFileSync("asked.json")).map(render)));
+""")
+    done = subprocess.run(["node", "render.mjs"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    for case, rendered in zip(asked, json.loads(done.stdout), strict=True):
+        assert rendered == by_jinja2(case["template"], case["messages"], case["generation"]), case
 
 
 @pytest.mark.parametrize("engine", ["jinja2", "transformers", "onnxruntime-genai"])
