@@ -16,14 +16,13 @@ from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.inputs.views import ResizeTo
 from edgevlm.runtimes.gguf import GgufFile, gguf_files
-
-TILED = "idefics3"  # the projector type whose pictures llama.cpp cuts into tiles
+from edgevlm.runtimes.llama.names import SHUFFLE_LINEAR
 
 
 def stock_note(projector_type: str, spec: ImageSpec) -> str:
     """One sentence on pictures of all kinds, for whoever takes the GGUF files alone."""
     does = ["ignores EXIF orientation and transparency"]
-    if projector_type != TILED or not isinstance(spec.rule, TilesThenWhole):
+    if projector_type != SHUFFLE_LINEAR or not isinstance(spec.rule, TilesThenWhole):
         does.append("scales pictures in a way of its own")
     elif not spec.rule.split:
         does.append("cuts every picture into tiles and adds an overview where this model takes one view")
@@ -35,7 +34,7 @@ def stock_note(projector_type: str, spec: ImageSpec) -> str:
 
 @dataclass(frozen=True)
 class StockPlan:
-    """What llama.cpp's own idefics3 preprocessing does with a picture (tools/mtmd/mtmd-image.cpp)."""
+    """What llama.cpp's own preprocessing for SHUFFLE_LINEAR does with a picture (tools/mtmd/mtmd-image.cpp)."""
 
     resizes: tuple[tuple[int, int], tuple[int, int]]
     grid: tuple[int, int]  # rows, columns; an overview of the whole picture always follows
@@ -62,11 +61,11 @@ def stock_plan(width: int, height: int, tile: int, longest_edge: int) -> StockPl
 def stock_warnings(bundle: Bundle, picture: Path) -> list[str]:
     """Sentences on what `llama-server` or llama-cpp-python alone would do with the raw file against the spec.
 
-    Empty where both treat the picture alike, and without an idefics3 mmproj, the only kind that is predicted.
+    Empty where both treat the picture alike, and without an mmproj of the only kind that is predicted, SHUFFLE_LINEAR.
     """
     mmproj = gguf_files(bundle)[1] if "gguf" in bundle.manifest.targets else None
     keys, spec = GgufFile(mmproj).keys if mmproj else {}, bundle.image_spec
-    if keys.get("clip.projector_type") != TILED or not isinstance(spec.rule, TilesThenWhole):
+    if keys.get("clip.projector_type") != SHUFFLE_LINEAR or not isinstance(spec.rule, TilesThenWhole):
         return []
     with Image.open(picture) as raw:
         size, turned = raw.size, raw.getexif().get(0x0112, 1) != 1

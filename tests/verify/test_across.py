@@ -15,6 +15,7 @@ from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.runtimes import open_runtime
+from edgevlm.runtimes.llama.names import SHUFFLE_LINEAR
 from edgevlm.runtimes.mil.blob import blob_span
 from edgevlm.runtimes.mil.file import open_package
 from edgevlm.verify import across
@@ -89,7 +90,7 @@ def test_the_reference_answer_is_the_eager_engines_own(bundle, monkeypatch):
 
 def test_four_engines_in_one_table_and_a_changed_code_is_named(gguf_checkpoint, tmp_path):
     """All three targets of one export; then one byte of one matrix in the CoreML package."""
-    pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
+    pytest.importorskip("coremltools", reason="coremltools is not installed (pip install '.[coreml]')")
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: it compiles for minutes")
     options = ExportOptions(str(gguf_checkpoint), tmp_path / "b", ("onnx", "gguf", "coreml"), "int8", gate=False)
     bundle = open_bundle(export_model(options).folder)
@@ -196,7 +197,7 @@ def test_a_bundle_says_what_stock_llama_cpp_does(gguf_bundle):
         "from edgevlm's."
     )
     bicubic = dataclasses.replace(tiled.image_spec, resample="bicubic")
-    assert "resamples with lanczos where this model has bicubic" in stock_note("idefics3", bicubic)
+    assert "resamples with lanczos where this model has bicubic" in stock_note(SHUFFLE_LINEAR, bicubic)
     assert "a way of its own" in stock_note("mlp", tiled.image_spec)
 
 
