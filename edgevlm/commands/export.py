@@ -196,6 +196,7 @@ def export_bundle(model: str, out: str, **options: Any) -> Path:
     `options` are those of edgevlm.export.pipeline.ExportOptions. Raises GateError after the table is shown.
     """
     from edgevlm.bundle.manifest import open_bundle
+    from edgevlm.bundle.targets import GgufTarget
     from edgevlm.export.pipeline import ExportOptions, export_model
 
     try:
@@ -209,7 +210,11 @@ def export_bundle(model: str, out: str, **options: Any) -> Path:
     if result.report:
         note(gate_table(result.report.to_dict()))
     note()
-    note(_sizes({name: file.size for name, file in open_bundle(result.folder).manifest.files.items()}))
+    manifest = open_bundle(result.folder).manifest
+    note(_sizes({name: file.size for name, file in manifest.files.items()}))
+    for entry in manifest.targets.values():
+        if isinstance(entry, GgufTarget) and (said := entry.no_pictures or entry.alone):
+            note(f"\n{said}")
     return result.folder
 
 
