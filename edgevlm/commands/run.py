@@ -81,7 +81,7 @@ def run(
     answer = ask(folder, pictures, question, options, runtime, device, threads, tiles, not as_json, storage)
     if as_json:
         figures = {**dataclasses.asdict(answer.timings), "finish_reason": answer.finish_reason}
-        click.echo(json.dumps({"answer": answer.text.strip(), **figures}, ensure_ascii=False))
+        click.echo(json.dumps({"answer": answer.text, **figures}, ensure_ascii=False))
         return
     if answer.finish_reason == "length":
         note(f"(stopped after {answer.timings.answer_tokens} tokens: raise --max-tokens for a longer answer)")
@@ -126,12 +126,8 @@ def show_answer(
 ) -> Answer:
     """Put the question, write the answer to standard output as it comes."""
     stream = pipeline.ask(list(pictures), question, options, max_tiles=tiles)
-    begun = False
     for piece in stream:
-        # Chat templates that end in "Assistant:" make the first token begin with a space.
-        text = piece if begun else piece.lstrip()
-        begun = begun or bool(text)
-        click.echo(text, nl=False)
+        click.echo(piece, nl=False)
     click.echo()
     return stream.answer
 
