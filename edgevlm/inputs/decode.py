@@ -11,7 +11,10 @@ import numpy as np
 from PIL import Image
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.kinds import looks_like_picture
 from edgevlm.types import U8
+
+__all__ = ["Source", "decode_image", "looks_like_picture", "open_image"]
 
 Source = str | os.PathLike[str] | bytes | Image.Image
 
