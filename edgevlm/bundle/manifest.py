@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.io.json import read_json
 from edgevlm.io.records import from_dict
+from edgevlm.io.text import check_place
 from edgevlm.models.model import ModelSpec
 
 SCHEMA = 2
@@ -91,8 +93,10 @@ def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
     Raises EdgeVLMError when the folder is no bundle, was written by another schema, or a file is missing, changed
     or outside the folder.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise EdgeVLMError(f"The bundle is a {type(folder).__name__}: give the path of its folder.")
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise EdgeVLMError(f"There is no bundle '{folder}': make one with `edgevlm export MODEL -o {folder}`.")
     if not (folder / MANIFEST).is_file():
         if (folder / "config.json").is_file():
@@ -101,6 +105,7 @@ def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
                 f"`edgevlm export {folder} -o {folder.resolve().name}-bundle`."
             )
         raise EdgeVLMError(f"'{folder}' is not a bundle: it has no {MANIFEST}; make one with `edgevlm export`.")
+    check_place(folder)
     data = read_json(folder / MANIFEST, _AGAIN)
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:

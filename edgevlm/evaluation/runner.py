@@ -25,6 +25,7 @@ from edgevlm.inputs.decode import decode_image
 from edgevlm.inputs.preprocess import array_key
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.tokenizer import load_tokenizer
+from edgevlm.io.text import json_text
 from edgevlm.runtimes.base import Encoder, Runtime
 from edgevlm.types import F32, U8, Progress
 
@@ -269,7 +270,7 @@ class _AnswerFile:
 
     def _put(self, row: dict[str, Any]) -> None:
         assert self._stream is not None
-        self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._stream.write(json_text(row) + "\n")
         self._stream.flush()
 
     def __enter__(self) -> _AnswerFile:
