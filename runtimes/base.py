@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout
+from edgevlm.io.options import check_types
 from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
@@ -151,9 +152,10 @@ class EngineOptions:
     storage: str = "fp16"
 
     def __post_init__(self) -> None:
+        check_types(self)
         threads = self.threads
-        if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
-            raise EdgeVLMError(f"threads is {threads!r}: give a whole number from 1 to {MAX_THREADS}.")
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise EdgeVLMError(f"threads is {threads}: give a whole number from 1 to {MAX_THREADS}.")
         if self.storage not in STORAGES:
             raise EdgeVLMError(f"Storage '{self.storage}' does not exist: choose one of {', '.join(STORAGES)}.")
 

@@ -20,6 +20,7 @@ from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.checkpoint.families.towers import bucketed_positions
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.folders import check_replaceable, partial_folder, publish
+from edgevlm.io.options import check_types
 from edgevlm.train.compose_files import Vocabulary, extend_tokenizer, write_processor
 from edgevlm.train.models import open_source, quiet_transformers
 
@@ -41,9 +42,11 @@ class ComposeOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.projector not in PROJECTORS:
             raise EdgeVLMError(f"Projector '{self.projector}' does not exist: choose one of {', '.join(PROJECTORS)}.")
-        if min(self.queries, self.layers, self.scale_factor or 1) < 1 or not 0 <= self.tiles <= 6:
+        scale = 1 if self.scale_factor is None else self.scale_factor
+        if min(self.queries, self.layers, scale) < 1 or not 0 <= self.tiles <= 6:
             raise EdgeVLMError("--queries, --layers and --scale-factor are 1 or more, --tiles 0 to 6: fix them.")
         if self.projector == "mlp" and self.tiles not in (0, 4):
             raise EdgeVLMError("The mlp projector has LLaVA's layout, which sees whole pictures: leave --tiles out.")

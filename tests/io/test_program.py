@@ -136,10 +136,8 @@ def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
     lines = done.stderr.decode().splitlines()
     assert done.stdout == b"s\n"
     assert lines[0].startswith("Error: 'm\\udcff' is not a bundle: it has no manifest.json; ")
-    assert re.fullmatch(
-        r"Error: The name of '.*/m\\udcff/b' is no text in utf-8, so that engines cannot open it: choose another name\.",
-        lines[1],
-    )
+    refused = r"Error: The name of '.*/m\\udcff/b' is no text in utf-8, so that engines cannot open it: choose.*"
+    assert re.fullmatch(refused, lines[1])
     assert lines[2].startswith("1 pictures and ") and lines[2].endswith(" in m\\udcff/s")
 
 

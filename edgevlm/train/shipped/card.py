@@ -130,9 +130,10 @@ def write_card(folder: Path, figures: dict[str, Any], training: str, about: dict
 
 def read_figures(path: Path) -> dict[str, Any]:
     """What `edgevlm eval --json` wrote. Raises EdgeVLMError where the file is something else."""
-    figures = read_object(path, "make it with `edgevlm eval --suite scenes --json FILE`")
+    remedy = "make it with `edgevlm eval --suite scenes --json FILE`"
+    figures = read_object(path, remedy)
     if not isinstance(figures.get("skills"), dict) or not {"questions", "runtime"} <= set(figures):
-        raise EdgeVLMError(f"'{path}' holds no scores by skill: make it with `edgevlm eval --suite scenes --json FILE`.")
+        raise EdgeVLMError(f"'{path}' holds no scores by skill: {remedy}.")
     return figures
 
 

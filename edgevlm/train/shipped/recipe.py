@@ -29,6 +29,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, progress_bar
 from edgevlm.io.files import change_json
 from edgevlm.io.folders import partial_folder, publish
+from edgevlm.io.options import check_types
 from edgevlm.io.program import run_module
 from edgevlm.scenes import write_scenes
 from edgevlm.train.distill import distill
@@ -60,6 +61,7 @@ class Recipe:
     larger: bool = False  # the teacher
 
     def __post_init__(self) -> None:
+        check_types(self)
         if min(getattr(self, name) for name in NUMBERS if name != "seed") < 1:
             raise EdgeVLMError("Training was given a number below 1: pictures, steps, batch and threads are 1 or more.")
 
