@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 
 from edgevlm import __version__
-from edgevlm.errors import EdgeVLMError, GateError
+from edgevlm.errors import EdgeVLMError, GateError, install_hint
 from edgevlm.io.console import drop, note, prepare_streams, write
 from edgevlm.io.text import printable
 
@@ -67,8 +67,7 @@ def run_program(call: Callable[[], int | None]) -> int:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
             return _bug()
-        sentence = f"This needs the package {error.name}: install it with pip install 'edgevlm[{extra}]'."
-        return _say(sentence, USER)
+        return _say(f"This needs the package {error.name}: {install_hint(extra)}.", USER)
     except OSError as error:
         sentence = _refusal(error)
         return _bug() if sentence is None else _say(sentence, USER)
