@@ -28,6 +28,7 @@ from edgevlm.export.targets import TARGETS, Job
 from edgevlm.export.upstream import write_upstream
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.io.folders import partial_folder, publish
+from edgevlm.io.options import check_types
 from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
 from edgevlm.types import Progress
@@ -59,6 +60,7 @@ class ExportOptions:
     calibration: CalibrationOptions | None = None  # None: every weight is rounded to nearest
 
     def __post_init__(self) -> None:
+        check_types(self)
         for target in self.targets:
             if target not in TARGETS:
                 raise EdgeVLMError(f"Target '{target}' does not exist: choose from {', '.join(TARGETS)}.")

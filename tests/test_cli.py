@@ -656,8 +656,9 @@ def test_a_bug_is_a_traceback(cli: Any, tmp_path: Path, monkeypatch: pytest.Monk
         raise ZeroDivisionError
 
     monkeypatch.setattr("edgevlm.export.pipeline.write_json", fail)
-    with pytest.raises(ZeroDivisionError):
-        main(["export", "default", "-o", str(tmp_path / "out")])
+    done = cli("export", "default", "-o", tmp_path / "out")
+    assert (done.code, done.out) == (70, ""), "1 is a missed bound and nothing else"
+    assert done.err.startswith("Traceback") and "ZeroDivisionError" in done.err
 
 
 # --- more than one engine ----------------------------------------------------------------------------------

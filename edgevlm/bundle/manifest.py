@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ from edgevlm.io.json import read_json
 from edgevlm.io.links import links_out
 from edgevlm.io.records import from_dict
 from edgevlm.io.regular import open_regular
+from edgevlm.io.text import check_place
 from edgevlm.models.check import check_model
 from edgevlm.models.model import ModelSpec
 
@@ -91,6 +93,8 @@ def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
     Raises EdgeVLMError when the folder is no bundle, was written by another schema, or a file is missing, changed
     or outside the folder. A snapshot in the Hub's cache is a bundle too: its files are links into the same cache.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise EdgeVLMError(f"The bundle is a {type(folder).__name__}: give the path of its folder.")
     folder = Path(folder)
     try:
         return _open(folder, everything=check == "hash")
@@ -99,7 +103,7 @@ def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
 
 
 def _open(folder: Path, everything: bool) -> Bundle:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False for a name that no file can have
         raise EdgeVLMError(f"There is no bundle '{folder}': make one with `edgevlm export MODEL -o {folder}`.")
     if not (folder / MANIFEST).is_file():
         if (folder / "config.json").is_file():
@@ -108,6 +112,7 @@ def _open(folder: Path, everything: bool) -> Bundle:
                 f"`edgevlm export {folder} -o {folder.resolve().name}-bundle`."
             )
         raise EdgeVLMError(f"'{folder}' is not a bundle: it has no {MANIFEST}; make one with `edgevlm export`.")
+    check_place(folder)
     data = read_json(folder / MANIFEST, AGAIN, largest=limits.MANIFEST_FILE)
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:

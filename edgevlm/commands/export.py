@@ -14,7 +14,7 @@ import click
 from edgevlm.commands.calibration_table import calibration_table
 from edgevlm.commands.gate_table import gate_table, read_bounds
 from edgevlm.errors import EdgeVLMError, GateError
-from edgevlm.io.console import note, progress_bar, size, table
+from edgevlm.io.console import note, progress_bar, size, table, write
 
 if TYPE_CHECKING:
     from edgevlm.export.calibrate.plan import CalibrationOptions
@@ -187,7 +187,7 @@ def export(
         strict=strict,
     )
     note(f'\nNext: edgevlm run {shlex.quote(str(bundle))} photo.jpg "What is in the picture?"')
-    click.echo(bundle)
+    write(str(bundle))
 
 
 def export_bundle(model: str, out: str, **options: Any) -> Path:

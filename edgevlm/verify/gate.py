@@ -24,6 +24,7 @@ from edgevlm.inputs.decode import decode_image, open_image
 from edgevlm.inputs.preprocess import Prepared, prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import tiled
+from edgevlm.io.options import check_types
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
@@ -61,6 +62,7 @@ class GateOptions:
     bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(self)
         fields = {"": [f.name for f in dataclasses.fields(Bound)], "loss": [f.name for f in dataclasses.fields(Loss)]}
         for name in self.bounds:
             scope, _, field = name.rpartition(".")
