@@ -24,10 +24,12 @@ from edgevlm.inputs.decode import decode_image, open_image
 from edgevlm.inputs.preprocess import Prepared, prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import tiled
+from edgevlm.io.processor import processor
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
 from edgevlm.types import Progress
+from edgevlm.verify.advice import advice, machine_notes
 from edgevlm.verify.bounds import LOSS_BOUNDS, bound_of
 from edgevlm.verify.inputs import Source, check_golden, check_inputs, golden
 from edgevlm.verify.layers import layer_losses
@@ -120,7 +122,7 @@ def run_gate(
     begin("inputs")
     rows += check_inputs(bundle, source, decode_image(picture_folder() / PICTURES[0]), QUESTION)
     cases = _cases(bundle)
-    rows += check_golden(cases, reference, (bundle.manifest.gate or {}).get("golden"))
+    rows += check_golden(cases, reference, bundle.manifest.gate or {})
     answers: list[int] = []
     layers: dict[str, dict[str, float]] = {}
     baseline_scores: list[Report] = []
@@ -179,7 +181,8 @@ def run_gate(
             rows.append(Row("quantization", UNJUDGED, 0, None, not options.strict, note, "answers"))
     if progress:
         progress("gate", len(stages), len(stages))
-    return GateReport(tuple(rows), layers, golden(cases, reference))
+    advised = advice(rows, bundle.manifest.recipe)
+    return GateReport(tuple(rows), layers, golden(cases, reference), processor(), tuple(machine_notes(rows)), advised)
 
 
 def _weights(bundle: Bundle, expected: ExpectedWeights | None) -> tuple[Weights, list[Row]]:
