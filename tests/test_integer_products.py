@@ -126,7 +126,7 @@ def test_the_file_that_asks_the_cpu_is_valid() -> None:
 def test_a_cpu_that_saturates_is_found_and_mended(saturating: Any) -> None:
     assert signed_saturates(saturating)
     assert product_errors(saturating, session_options(saturating, unsigned=False))["DynamicQuantizeMatMul"] > 0.4
-    row, stock = gate_runtime.check_products()
+    row, _stock = gate_runtime.check_products()
     assert row.passed and row.note.startswith("signed weights saturate on this CPU")
 
 
