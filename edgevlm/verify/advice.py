@@ -1,10 +1,11 @@
-"""What to do about a report: the setting with which failed rows would likely pass, and sentences about the machine."""
+"""What a report asks for: the setting with which failed rows would likely pass, and notes beside the rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from edgevlm.io.processor import processor_line
 from edgevlm.verify.report import Row
 from edgevlm.verify.runtime import EXACT, PRODUCTS, STOCK_PRODUCTS
 
@@ -32,13 +33,22 @@ def advice(rows: Sequence[Row], recipe: Mapping[str, Any]) -> str:
     return f"Try {' and '.join(found)}: an export with {'that' if len(found) == 1 else 'these'} would likely pass."
 
 
-def machine_notes(rows: Sequence[Row]) -> Iterator[str]:
-    """Sentences on what a program of the user's own has to do on this machine."""
+def notes(rows: Sequence[Row], recipe: Mapping[str, Any], cpu: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on what no bound judges: what the export chose, what other programs have to do on this machine.
+
+    cpu: see `processor`.
+    """
+    outliers = recipe.get("outliers")
+    if isinstance(outliers, list) and outliers:
+        yield (
+            f"{len(outliers)} matrices of the encoder keep fp16: what flows into them has outliers, and with all of "
+            "them in int8 the features would depart too far."
+        )
     if any(row.check == STOCK_PRODUCTS and not row.measured <= EXACT for row in rows):
         yield (
-            "onnxruntime's kernel for signed 8-bit weights saturates on this CPU. edgevlm converts the weights when it "
-            "opens the bundle, and its products are exact; a program of your own should set the session option "
-            'session.x64quantprecision to "1" for the graphs with fused operators.'
+            f"onnxruntime's kernel for signed 8-bit weights saturates on this CPU, {processor_line(cpu)}. edgevlm "
+            "converts the weights when it opens the bundle, and its products are exact; a program of your own should "
+            'set the session option session.x64quantprecision to "1" for the graphs with fused operators.'
         )
 
 

@@ -21,15 +21,15 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.decode import decode_image, open_image
-from edgevlm.inputs.preprocess import Prepared, prepare
+from edgevlm.inputs.preprocess import Prepared, normalize, prepare
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.inputs.spec import tiled
+from edgevlm.inputs.spec import ImageSpec, tiled
 from edgevlm.io.processor import processor
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
-from edgevlm.types import Progress
-from edgevlm.verify.advice import advice, machine_notes
+from edgevlm.types import F32, Progress
+from edgevlm.verify.advice import advice, notes
 from edgevlm.verify.bounds import LOSS_BOUNDS, bound_of
 from edgevlm.verify.inputs import Source, check_golden, check_inputs, golden
 from edgevlm.verify.layers import layer_losses
@@ -181,8 +181,9 @@ def run_gate(
             rows.append(Row("quantization", UNJUDGED, 0, None, not options.strict, note, "answers"))
     if progress:
         progress("gate", len(stages), len(stages))
-    advised = advice(rows, bundle.manifest.recipe)
-    return GateReport(tuple(rows), layers, golden(cases, reference), processor(), tuple(machine_notes(rows)), advised)
+    recipe, cpu = bundle.manifest.recipe, processor()
+    told = tuple(notes(rows, recipe, cpu))
+    return GateReport(tuple(rows), layers, golden(cases, reference), cpu, told, advice(rows, recipe))
 
 
 def _weights(bundle: Bundle, expected: ExpectedWeights | None) -> tuple[Weights, list[Row]]:
@@ -221,6 +222,11 @@ def _check_answers(
 def picture_folder() -> Path:
     """The pictures that ship with edgevlm."""
     return Path(str(importlib.resources.files("edgevlm"))) / "assets" / "pictures"
+
+
+def typical_pixels(spec: ImageSpec) -> F32:
+    """A shipped picture as one view, normalized (3, H, W)."""
+    return normalize(prepare(open_image(picture_folder() / PICTURES[0]), spec, max_tiles=1).views[0], spec)
 
 
 def _cases(bundle: Bundle) -> list[Case]:

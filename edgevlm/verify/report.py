@@ -57,7 +57,7 @@ class GateReport:
     """rows: in the order of judging. layers: per comparison, each named value's difference (see `divergence`).
 
     golden: inputs and features as computed here, which `edgevlm verify` holds later runs to. processor: of the machine
-    that judged. notes: sentences about that machine. advice: a sentence on what would likely pass, after a failure.
+    that judged. notes: sentences on what no bound judges. advice: one on what would likely pass, after a failure.
     """
 
     rows: tuple[Row, ...]
