@@ -30,7 +30,7 @@ from edgevlm.runtimes.ort.products import EXACT, product_errors, session_options
 from edgevlm.verify import runtime as gate_runtime
 from edgevlm.verify.bounds import bound_of
 from edgevlm.verify.gate import _cases
-from edgevlm.verify.reference import Reference
+from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.report import Row
 
 # A CPU with AVX2 and without VNNI.
@@ -69,6 +69,49 @@ def test_products_are_exact_without_vnni() -> None:
     found = measure(*EMULATOR)
     assert found["native"][0], "the emulated CPU should be one whose kernel saturates"
     check(found)
+
+
+SEEDS = [0, 1, 2]
+# Features of the bundle's first picture, saved by the path in argv[2]; prints whether this CPU saturates.
+ENCODE = """
+import sys, numpy as np
+from edgevlm.bundle.manifest import open_bundle
+from edgevlm.runtimes import open_runtime
+from edgevlm.runtimes.ort.products import signed_saturates
+from edgevlm.runtimes.ort.session import import_onnxruntime
+from edgevlm.verify.gate import _cases
+bundle = open_bundle(sys.argv[1])
+(features,) = open_runtime(bundle, "onnxruntime").encoder.encode(_cases(bundle)[0].views[:1])
+np.save(sys.argv[2], features)
+print(signed_saturates(import_onnxruntime()))
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_default_export_of_the_256m_shape_passes(builder: ModuleType, tmp_path: Path, seed: int) -> None:
+    model = builder.build_256m(tmp_path / "model", seed)
+    report = export_model(ExportOptions(str(model), tmp_path / "out")).report
+    assert report is not None and report.passed
+    features = [row.measured for row in report.rows if row.check.startswith("features")]
+    assert len(features) == 4 and min(features) > 0.9995
+    assert not open_bundle(tmp_path / "out").manifest.recipe["outliers"]
+
+
+@pytest.mark.heavy
+@needs_emulator()
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_encoder_of_the_256m_shape_passes_without_vnni(builder: ModuleType, tmp_path: Path, seed: int) -> None:
+    """All of its matrices, on a picture of 128 pixels: at 512, the emulator takes over ten minutes for one."""
+    encoder = {"vision_size": 768, "vision_mlp": 3072, "vision_layers": 12, "image_size": 128, "patch_size": 16}
+    model = builder.build_tiny(tmp_path / "model", seed, **encoder)
+    result = export_model(ExportOptions(str(model), tmp_path / "out"))  # the gate, on this CPU
+    bundle = open_bundle(result.folder)
+    reference = Reference(bundle.manifest.spec, ShippedWeights(bundle), bundle.image_spec)
+    (wanted,) = reference.features(_cases(bundle)[0].views[:1])
+    command = [*EMULATOR, sys.executable, "-c", ENCODE, str(bundle.folder), str(tmp_path / "features.npy")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "True"
+    assert cosine(np.load(tmp_path / "features.npy"), wanted) >= bound_of("onnx", "dynamic").features
 
 
 @pytest.mark.heavy
