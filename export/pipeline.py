@@ -21,6 +21,7 @@ from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
 from edgevlm.export.calibrate.record import recorded
 from edgevlm.export.coreml_.options import CoreMLOptions
 from edgevlm.export.quantize.model import QuantizedModel
+from edgevlm.export.quantize.outliers import keep_fine
 from edgevlm.export.quantize.recipe import Recipe, fit, make_recipe
 from edgevlm.export.quantize.store import TensorStore
 from edgevlm.export.source import read_source
@@ -33,7 +34,7 @@ from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
 from edgevlm.types import Progress
 from edgevlm.verify.answers import QUESTIONS, maybe_questions
-from edgevlm.verify.gate import GateOptions, run_gate
+from edgevlm.verify.gate import GateOptions, run_gate, typical_pixels
 from edgevlm.verify.report import GateReport
 
 _TOOLS = ("numpy", "pillow", "tokenizers", "onnx", "onnxruntime", "gguf", "coremltools")
@@ -92,6 +93,7 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
     )
     spec, weights = read_model(checkpoint)
     recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
+    recipe = keep_fine(recipe, spec, weights, typical_pixels(read_image_spec(checkpoint.folder, spec)))
     # Made first, so that what a calibration keeps there is gone only after the gate has read it.
     with partial_folder(options.out) as scratch, partial_folder(options.out) as partial:
         store = TensorStore(scratch)
@@ -124,7 +126,7 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
         publish(partial, failed)
     error = GateError(
         f"The gate failed: {report.first_failure()}; the bundle lies in '{failed}' for inspection, "
-        f"and '{options.out}' was not touched."
+        f"and '{options.out}' was not touched. {report.advice}".rstrip()
     )
     error.report = report
     raise error

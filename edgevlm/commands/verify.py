@@ -104,7 +104,7 @@ def verify(
     if json_file is not None:
         write_text(Path(json_file), json_text(report.to_dict(), indent=1) + "\n")
     if not report.passed:
-        raise GateError(f"'{bundle}' does not hold on this machine: {report.first_failure()}.")
+        raise GateError(f"'{bundle}' does not hold on this machine: {report.first_failure()}. {report.advice}".rstrip())
     if expected is None:
         note("Without --model the cost of quantization was not measured again.")
 
