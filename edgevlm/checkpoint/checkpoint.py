@@ -12,6 +12,7 @@ import numpy as np
 
 from edgevlm.checkpoint import hub
 from edgevlm.checkpoint.safetensors import SafetensorsFile
+from edgevlm.checkpoint.upstream import upstream_files
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.io.json import read_object
@@ -25,19 +26,6 @@ DEFAULT = "default"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
-# Small files that upstream tools (transformers.js, tokenizers, llama.cpp's converters) look for beside the graphs.
-UPSTREAM = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 
 
 class Weights(Protocol):
@@ -63,6 +51,7 @@ class Checkpoint:
         self.name = name or folder.resolve().name
         self.processor = folder  # where the tokenizer and the processor's files are
         self.config = read_config(folder)
+        upstream_files(folder)
         parent, own = folder.parent.name, folder.name
         self.revision = own if parent == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", own) else None
         self.adapter: LoraAdapter | None = None
@@ -91,11 +80,6 @@ class Checkpoint:
             return self._files[name].read(name)
 
         return self.adapter.apply(name, stored) if self.adapter else stored(name)
-
-    def upstream(self) -> dict[str, Path]:
-        """The files of `UPSTREAM` that there are, by name."""
-        places = {name: (self.folder if name == "config.json" else self.processor) / name for name in UPSTREAM}
-        return {name: path for name, path in places.items() if path.is_file()}
 
     def same(self, first: str, second: str) -> bool:
         """Whether two tensors of one shape and type hold the same bytes; compared in pieces where they are stored."""

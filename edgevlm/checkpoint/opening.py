@@ -14,6 +14,7 @@ from edgevlm.checkpoint.adapter import LoraAdapter
 from edgevlm.checkpoint.adapter_config import FILE, base_model
 from edgevlm.checkpoint.checkpoint import DEFAULT, Checkpoint, find_folder, has_weights, name_of, read_config
 from edgevlm.checkpoint.families import adapter_base, find_family
+from edgevlm.checkpoint.upstream import upstream_files
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.json import read_object
 
@@ -80,6 +81,7 @@ def open_model(
     checkpoint = Checkpoint(folder, name=name)
     if processor is not None:
         checkpoint.processor = find_folder(processor, "processor", None, cache_dir, weights=False)
+        upstream_files(folder, checkpoint.processor)
     if not (checkpoint.processor / "tokenizer.json").exists():
         raise EdgeVLMError(
             f"{checkpoint.processor} has no tokenizer.json: if a trainer saved the weights alone, name the model that "

@@ -100,7 +100,7 @@ def train(
     trained model is the only line on standard output.
     """
     need_training()
-    from edgevlm.io.console import note, progress_bar
+    from edgevlm.io.console import note, progress_bar, write
     from edgevlm.train.options import TrainOptions
     from edgevlm.train.run import train as run
 
@@ -111,7 +111,7 @@ def train(
         out = run(options, progress, note)
     if out is not None:  # None: the main process prints it
         note(f"\nNext: {next_step(options)}")
-        click.echo(out)
+        write(str(out))
 
 
 def next_step(options: TrainOptions) -> str:

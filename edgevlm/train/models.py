@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import nn
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import read_checkpoint, read_image_spec, read_prompt_spec
 from edgevlm.checkpoint.opening import open_model
+from edgevlm.checkpoint.upstream import copy_upstream
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.rules import Native, TilesThenWhole
@@ -179,8 +179,7 @@ def save(model: Any, source: Source, folder: Path, *, base: str, dtype: torch.dt
         for name, tensor in model.state_dict().items()
     }
     model.save_pretrained(folder, state_dict=state)
-    for name, path in source.checkpoint.upstream().items():
-        shutil.copyfile(path, folder / name)
+    copy_upstream(source.folder, folder, source.processor)
     config = json.loads((folder / "config.json").read_text())
     config.pop("torch_dtype", None)
     config["dtype"] = str(stored).removeprefix("torch.")

@@ -1,8 +1,8 @@
 """The gate on a merged adapter: reference and export read the same merge, so only a witness outside it can judge it.
 
-The witness is peft itself, on the very folders, where it is installed (`verify/peft_merge.py`). Where it is not, merges
-that peft made of small adapters are replayed (assets/merges.json, recorded by tests/vectors/make_merges.py, which knows
-nothing of edgevlm).
+The witness is peft itself, on the very folders, where it is installed (`verify/peft_merge.py`). Where it is not, or
+does not know the adapter, merges that peft made of small adapters are replayed (assets/merges.json, recorded by
+tests/vectors/make_merges.py, which knows nothing of edgevlm).
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib.resources
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,28 +55,82 @@ class MergedAdapter:
     replay: Callable[[SmallMerge], dict[str, F32]]
 
 
+@dataclass(frozen=True)
+class PeftTensor:
+    """A tensor of peft's merge. stored: its name in the model's files, or in memory where they lack it.
+
+    partner: the stored name of the table that it is tied to, where the merged model may still have one for both.
+    """
+
+    stored: str
+    values: F32
+    partner: str | None = None
+
+
+class PeftFailed(Exception):
+    """peft is not there, or does not load the adapter; its text says why."""
+
+
 def check_adapter(merged: MergedAdapter) -> Row:
     """Every tensor that the adapter changes, against peft's."""
-    missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
-    if missing:
-        return _against_records(merged, f"{missing[0]} is not installed")
-    from edgevlm.verify.peft_merge import VERSION, peft_merge
-
     wrong: list[tuple[str, str]] = []
     seen: set[str] = set()
     try:
-        for tensor in peft_merge(merged.model, merged.adapter):
-            tied = tensor.stored not in merged.names and tensor.partner is not None
+        version, tensors = ask_peft(merged.model, merged.adapter)
+        for tensor in tensors:
+            tied = tensor.stored not in merged.names
             name = tensor.partner if tied and tensor.partner else tensor.stored
             seen.add(name)
             if name not in merged.names:
                 wrong.append((tensor.stored, "missing"))
             elif said := _difference(merged.read(name), tensor.values):
                 wrong.append((tensor.stored, said))
-    except LookupError as reason:
-        return _against_records(merged, f"peft does not load it: {reason}")
+    except PeftFailed as reason:
+        return _against_records(merged, str(reason))
     wrong += [(name, "changed, and not by peft") for name in sorted(merged.changed - seen)]
-    return _row(wrong, f"{len(seen)} tensors by peft {VERSION}")
+    return _row(wrong, f"{len(seen)} tensors by peft {version}")
+
+
+def ask_peft(model: Path, adapter: Path) -> tuple[str, Iterator[PeftTensor]]:
+    """peft's version, and what it merges two folders to, from a process of its own. Raises PeftFailed, both do."""
+    if missing := [name for name in _NEEDS if importlib.util.find_spec(name) is None]:
+        raise PeftFailed(f"{missing[0]} is not installed")
+    if not sys.executable or getattr(sys, "frozen", False):  # a frozen program would start itself again
+        raise PeftFailed("no second Python process can be started")
+    root = str(Path(__file__).parents[2])  # behind all else: a checkout that is not installed is found
+    code = f"import sys; sys.path.append({root!r}); from edgevlm.verify.peft_merge import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-W", "ignore", "-c", code, str(model.resolve()), str(adapter.resolve())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    head, _ = _receive(process)
+    return str(head["peft"]), _tensors(process)
+
+
+def _tensors(process: subprocess.Popen[bytes]) -> Iterator[PeftTensor]:
+    try:
+        while True:
+            head, data = _receive(process)
+            if "failed" in head:
+                raise PeftFailed(f"peft does not load it ({head['failed']})")
+            if "end" in head:
+                return
+            yield PeftTensor(head["stored"], np.frombuffer(data, np.float32).reshape(head["shape"]), head["partner"])
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _receive(process: subprocess.Popen[bytes]) -> tuple[dict[str, Any], bytes]:
+    """One part of the answer: a head and its data."""
+    assert process.stdout is not None
+    length = process.stdout.read(8)
+    if len(length) < 8:
+        raise PeftFailed(f"peft's process ended with code {process.wait()}")
+    head: dict[str, Any] = json.loads(process.stdout.read(int.from_bytes(length, "little")))
+    return head, process.stdout.read(head["bytes"])
 
 
 def _against_records(merged: MergedAdapter, why: str) -> Row:

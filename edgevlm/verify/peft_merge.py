@@ -3,12 +3,16 @@
 Nothing here reads or names a tensor as edgevlm does: the class says what is called how in memory, transformers' loader
 which stored tensor that is, the safetensors package reads it, and peft finds, scales and merges the adapter's. A family
 that transformers has no class for is stood for by bare layers under the adapter's own names.
+
+It runs in a process of its own: torch would stay in the memory that an export bounds, and print.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,22 +28,9 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 from torch import nn
 
-from edgevlm.types import F32
+from edgevlm.verify.adapter import PeftTensor
 
-VERSION = str(peft.__version__)
 _META = torch.device("meta")
-
-
-@dataclass(frozen=True)
-class PeftTensor:
-    """A tensor of the merged model. stored: its name in the model's files, or in memory where they lack it.
-
-    partner: of the table that it is tied to, where a merged model may still have one for both.
-    """
-
-    stored: str
-    values: F32
-    partner: str | None = None
 
 
 @dataclass
@@ -63,6 +54,26 @@ def peft_merge(model: Path, adapter: Path) -> Iterator[PeftTensor]:
         if wrapped is None:
             raise LookupError("peft does not find its own layers")
         yield from _merged(module, wrapped.base_model.model, files)
+
+
+def main() -> None:
+    """Print the tensors of the merge of sys.argv's model and adapter, as `verify.adapter` reads them."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not come into the answers
+
+    def send(head: dict[str, Any], data: bytes = b"") -> None:
+        text = json.dumps(head | {"bytes": len(data)}).encode()
+        answers.write(len(text).to_bytes(8, "little") + text + data)
+
+    send({"peft": str(peft.__version__)})
+    try:
+        for tensor in peft_merge(*map(Path, sys.argv[1:])):
+            shape = list(tensor.values.shape)
+            send({"stored": tensor.stored, "partner": tensor.partner, "shape": shape}, tensor.values.tobytes())
+        send({"end": True})
+    except LookupError as reason:
+        send({"failed": str(reason)})
+    answers.close()
 
 
 def _merged(module: _Module, root: Any, files: _Files) -> Iterator[PeftTensor]:

@@ -17,6 +17,7 @@ import torch
 
 from edgevlm.checkpoint.families import read_image_spec, read_model
 from edgevlm.checkpoint.opening import open_model, resolve
+from edgevlm.checkpoint.upstream import upstream_files
 from edgevlm.errors import EdgeVLMError
 
 
@@ -101,7 +102,8 @@ def test_weights_that_a_trainer_saved_alone(tiny_checkpoint: Path, tmp_path: Pat
     found, whole = open_model(str(alone), processor=str(tiny_checkpoint)), open_model(str(tiny_checkpoint))
     spec, _ = read_model(found)
     assert read_image_spec(found.processor, spec) == read_image_spec(whole.processor, spec)
-    assert found.upstream() == whole.upstream() | {"config.json": alone / "config.json"}
+    taken = {path.name: path.parent for path in upstream_files(found.folder, found.processor)}
+    assert taken.pop("config.json") == alone and set(taken.values()) == {tiny_checkpoint}
     assert "there is no folder 'nowhere'" in refused(lambda: open_model(str(alone), processor="nowhere"))
 
 
