@@ -23,6 +23,7 @@ from training_data import write_data
 
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_model
+from edgevlm.checkpoint.opening import open_model
 from edgevlm.errors import EdgeVLMError
 from edgevlm.train.collate import Items
 from edgevlm.train.engine import Engine
@@ -332,7 +333,7 @@ def test_an_adapter_is_what_export_merges(options: TrainOptions) -> None:
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == options.model
     base = open_source(options.model).load()
     merged = PeftModel.from_pretrained(base, out).merge_and_unload().state_dict()
-    ours = open_checkpoint(options.model, adapter=out)
+    ours = open_model(options.model, adapter=out)
     before = weights_of(Path(options.model))
     changed = [name for name in ours.names() if not np.array_equal(before[name], ours.read(name))]
     assert changed and {part_of(name) for name in changed} == {"projector", "decoder"}
