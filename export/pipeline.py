@@ -14,11 +14,12 @@ from edgevlm.bundle.manifest import SCHEMA, Bundle, Manifest, ModelInfo, open_bu
 from edgevlm.bundle.qtensor import QTensor
 from edgevlm.bundle.targets import TargetEntry
 from edgevlm.checkpoint.checkpoint import Checkpoint, Weights, open_checkpoint
-from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
+from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt, read_prompt_spec
 from edgevlm.checkpoint.upstream import UPSTREAM, upstream_files
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
 from edgevlm.export.calibrate.record import recorded
+from edgevlm.export.chat_template import processor_template
 from edgevlm.export.coreml_.options import CoreMLOptions
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.outliers import keep_fine
@@ -159,8 +160,8 @@ def _write(
 ) -> Bundle:
     weights, recipe = expected.weights, expected.recipe
     image_spec = read_image_spec(checkpoint.folder, spec)
-    prompt_spec = read_prompt_spec(checkpoint.folder, spec)
-    write_upstream(checkpoint.folder, folder, prompt_spec)
+    prompt_spec, picture = read_prompt(checkpoint.folder, spec)
+    write_upstream(checkpoint.folder, folder, processor_template(prompt_spec.chat, picture))
     write_json(folder / "preprocess.json", to_dict(image_spec))
     write_json(folder / "prompt.json", to_dict(prompt_spec))
 

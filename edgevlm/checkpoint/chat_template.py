@@ -10,7 +10,6 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,7 @@ def _played(path: Path, template: str, names: Mapping[str, Any], image_token: st
         "conversations": asked + plain,
     }
     try:
-        answer = json.loads(_answered(json.dumps(request)))
+        answer = json.loads(ask_child("edgevlm.checkpoint.template_player", json.dumps(request).encode(), PLAYER))
     except ChildFailed as e:
         raise EdgeVLMError(f"'{path}', a chat template, {e.reason}: use the template of the original model.") from None
     if "missing" in answer:
@@ -112,11 +111,6 @@ def _played(path: Path, template: str, names: Mapping[str, Any], image_token: st
 
     run([_say("user", MARK)], True)
     return run
-
-
-@lru_cache(maxsize=4)  # an export reads the same template several times
-def _answered(request: str) -> bytes:
-    return ask_child("edgevlm.checkpoint.template_player", request.encode(), PLAYER)
 
 
 def _conversations() -> list[list[dict[str, Any]]]:
