@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from edgevlm.bundle.files import check_free, list_files, write_json, write_manif
 from edgevlm.bundle.manifest import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
 from edgevlm.bundle.qtensor import QTensor
 from edgevlm.bundle.targets import TargetEntry
-from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, Weights, open_checkpoint
+from edgevlm.checkpoint.checkpoint import Checkpoint, Weights, open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
+from edgevlm.checkpoint.upstream import UPSTREAM, upstream_files
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
 from edgevlm.export.calibrate.record import recorded
@@ -26,8 +26,10 @@ from edgevlm.export.quantize.recipe import Recipe, fit, make_recipe
 from edgevlm.export.quantize.store import TensorStore
 from edgevlm.export.source import read_source
 from edgevlm.export.targets import TARGETS, Job
+from edgevlm.export.upstream import write_upstream
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.io.folders import partial_folder, publish
+from edgevlm.io.options import check_types
 from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
 from edgevlm.types import Progress
@@ -59,6 +61,7 @@ class ExportOptions:
     calibration: CalibrationOptions | None = None  # None: every weight is rounded to nearest
 
     def __post_init__(self) -> None:
+        check_types(self)
         for target in self.targets:
             if target not in TARGETS:
                 raise EdgeVLMError(f"Target '{target}' does not exist: choose from {', '.join(TARGETS)}.")
@@ -141,7 +144,7 @@ def _calibrate(
 ) -> Calibration:
     prompter = Prompter(read_prompt_spec(checkpoint.folder, spec), checkpoint.folder / "tokenizer.json")
     image_spec = read_image_spec(checkpoint.folder, spec)
-    shared = sum(path.stat().st_size for name in UPSTREAM if (path := checkpoint.folder / name).is_file())
+    shared = sum(path.stat().st_size for path in upstream_files(checkpoint.folder))
     return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, progress)
 
 
@@ -157,9 +160,7 @@ def _write(
     weights, recipe = expected.weights, expected.recipe
     image_spec = read_image_spec(checkpoint.folder, spec)
     prompt_spec = read_prompt_spec(checkpoint.folder, spec)
-    for name in UPSTREAM:
-        if (checkpoint.folder / name).is_file():
-            shutil.copyfile(checkpoint.folder / name, folder / name)
+    write_upstream(checkpoint.folder, folder, prompt_spec)
     write_json(folder / "preprocess.json", to_dict(image_spec))
     write_json(folder / "prompt.json", to_dict(prompt_spec))
 

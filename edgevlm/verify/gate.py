@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.weights import ShippedWeights
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.inputs.decode import decode_image, open_image
 from edgevlm.inputs.preprocess import Prepared, normalize, prepare
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec, tiled
+from edgevlm.io.options import check_types
 from edgevlm.io.processor import processor
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
@@ -63,6 +64,7 @@ class GateOptions:
     bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(self)
         fields = {"": [f.name for f in dataclasses.fields(Bound)], "loss": [f.name for f in dataclasses.fields(Loss)]}
         for name in self.bounds:
             scope, _, field = name.rpartition(".")
@@ -135,7 +137,7 @@ def run_gate(
         begin(target)
         this, numerics = JUDGES[target], _by_part(bundle)
         if this.module is not None and importlib.util.find_spec(this.module) is None:
-            note = f"{this.module} is not installed: pip install 'edgevlm[{this.extra}]', then edgevlm verify"
+            note = f"{this.module} is not installed: {install_hint(this.extra)}, then edgevlm verify"
             rows.append(Row(target, UNJUDGED, 0, None, not options.strict, note))
             continue
         rows += this.before(bundle, numerics)
