@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edgevlm.io.processor import processor_line
+from edgevlm.runtimes.ort.products import EXACT
 from edgevlm.verify.report import Row
-from edgevlm.verify.runtime import EXACT, PRODUCTS, STOCK_PRODUCTS
+from edgevlm.verify.runtime import PRODUCTS, STOCK_PRODUCTS
 
 COMPONENTS = ("vision", "projector", "decoder", "embed")
 # Kinds of weights that round, the coarsest first, and the next finer one of each.
