@@ -33,6 +33,11 @@ TENSOR_VALUES = 1 << 32  # of one: Gemma 3 27B's embedding has 1.4 billion
 DIMENSIONS = 8  # of a tensor: 5, of a convolution over frames
 TENSOR_NAME = 1024  # characters: 120
 
+# Adapters.
+PATTERN = 200  # characters of a regular expression over names of modules, and of such a name: 60
+PATTERNS = 10_000  # of ranks or alphas by module: 2,000 of a rank search
+EXPRESSIONS = 32  # of these that are more than a name: 3
+
 # What a model is.
 LAYERS = 1000  # of a tower or a decoder: Llama 3.1 405B has 126
 WIDTH = 1 << 16  # hidden_size: Llama 3.1 405B has 16384
