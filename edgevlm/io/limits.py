@@ -32,6 +32,8 @@ TENSORS = 100_000  # in one checkpoint: DeepSeek-V3 has 91,991
 TENSOR_VALUES = 1 << 32  # of one: Gemma 3 27B's embedding has 1.4 billion
 DIMENSIONS = 8  # of a tensor: 5, of a convolution over frames
 TENSOR_NAME = 1024  # characters: 120
+OPERATIONS = 1 << 15  # in one function of a CoreML program: 1,500 of 32 layers
+LITERAL = 1 << 22  # values of a constant inside a CoreML program: some hundred
 
 # What a model is.
 LAYERS = 1000  # of a tower or a decoder: Llama 3.1 405B has 126

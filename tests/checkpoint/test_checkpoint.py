@@ -131,9 +131,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_malformed_file_is_refused_in_one_sentence(
-    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_malformed_file_is_refused_in_one_sentence(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgevlm.io.limits.TENSORS", 40)
     make, expected = MALFORMED[case]
     path = tmp_path / "model.safetensors"
