@@ -46,6 +46,7 @@ CONTEXT = 1 << 20  # positions: Qwen2.5-1M has 1010000
 ROPE_TABLE = 1 << 27  # values of cos and sin together, context times rotated size: Qwen2.5-1M has 2^27, 512 MB
 STATE_PER_POSITION = 1 << 20  # values of keys and values over all layers: LLaVA 1.5 13B has 409600
 IMAGE_SIDE = 8192  # of a tower's square: Pixtral has 1540
+INPUT_VALUES = 1 << 28  # of a CoreML encoder's input of fixed size: 4.8 million
 PATCHES = 1 << 14  # of a square: PaliGemma at 896 pixels has 4096
 PATCH_SIDE = 256  # of a patch: CLIP has 32
 WINDOW_SIDE = 128  # patches per side of an attention window: Qwen2.5-VL has 8
