@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -42,6 +43,19 @@ def read_regular(path: Path, largest: int, advice: str) -> bytes:
         if len(data) > largest or stream.read(1):
             raise EdgeVLMError(f"'{path}' is larger than {largest} bytes, too large for what it should be: {advice}.")
     return data
+
+
+def read_lines(path: Path, longest: int) -> Iterator[bytes]:
+    """The lines of a text, one at a time, each with its line feed. Raises as `check_regular`.
+
+    Of a line with over `longest` bytes come the first `longest` + 1.
+    """
+    with open_regular(path) as stream:
+        while line := stream.readline(longest + 1):
+            yield line
+            rest = line
+            while len(rest) > longest and not rest.endswith(b"\n"):
+                rest = stream.readline(longest + 1)
 
 
 def _open_at_once(path: str, flags: int) -> int:
