@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,8 @@ from gguf import TokenType
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.spec import PromptSpec
+from edgevlm.io import limits
+from edgevlm.io.json import read_object
 
 MEDIA_MARKER = "<__media__>"  # what llama.cpp puts where a message holds a picture (mtmd_default_marker)
 
@@ -51,7 +52,7 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
     Raises EdgeVLMError for tokenizers that llama.cpp would read differently.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_object(path, "download the checkpoint again", largest=limits.TOKENIZER_FILE)
         model, added = data["model"], data.get("added_tokens") or []
         if model.get("type", "BPE") != "BPE":
             raise _refuse(path, f"its model is {model.get('type')!r}")
@@ -74,8 +75,10 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
             raise _refuse(path, "it normalizes text")
         if bool(model.get("ignore_merges")) != (pre == "llama-bpe"):
             raise _refuse(path, f"ignore_merges is {bool(model.get('ignore_merges'))}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EdgeVLMError(f"{path} is no usable tokenizer.json ({error!r}): download the checkpoint again.") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise EdgeVLMError(
+            f"{path} is no usable tokenizer.json ({repr(error)[:120]}): download the checkpoint again."
+        ) from None
     return Vocabulary("gpt2", tokens, types, pre, merges)
 
 
