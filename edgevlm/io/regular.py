@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 from edgevlm.errors import EdgeVLMError
 
@@ -27,10 +28,10 @@ def check_regular(path: Path) -> os.stat_result:
     return _checked(path, os.stat(path))
 
 
-def open_regular(path: Path, *, buffering: int = -1) -> BinaryIO:
+def open_regular(path: Path, *, buffering: int = -1) -> BufferedReader:
     """The file opened for reading bytes. Raises as `check_regular`."""
     check_regular(path)  # some devices act when they are opened
-    return cast(BinaryIO, open(path, "rb", buffering=buffering, opener=_open_at_once))
+    return cast(BufferedReader, open(path, "rb", buffering=buffering, opener=_open_at_once))
 
 
 def read_regular(path: Path, largest: int, advice: str) -> bytes:
