@@ -9,10 +9,12 @@ from typing import Any
 from edgevlm.bundle.manifest import MANIFEST, FileInfo, Manifest, sha256
 from edgevlm.io.folders import check_replaceable
 from edgevlm.io.records import to_dict
+from edgevlm.io.regular import check_name
 
 
 def check_free(out: Path, force: bool) -> None:
     """Refuse an output that exists before any work is done. `force` replaces bundles and empty folders only."""
+    check_name(out)
     check_replaceable(out, force, MANIFEST, "bundle")
 
 

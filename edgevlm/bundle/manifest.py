@@ -15,7 +15,7 @@ from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.io import limits
 from edgevlm.io.json import read_json
 from edgevlm.io.records import from_dict
-from edgevlm.io.regular import open_regular
+from edgevlm.io.regular import check_name, open_regular
 from edgevlm.models.check import check_model
 from edgevlm.models.model import ModelSpec
 
@@ -106,6 +106,7 @@ def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
 
 
 def _open(folder: Path, everything: bool) -> Bundle:
+    check_name(folder)
     if not folder.is_dir():
         raise EdgeVLMError(f"There is no bundle '{folder}': make one with `edgevlm export MODEL -o {folder}`.")
     if not (folder / MANIFEST).is_file():

@@ -13,7 +13,7 @@ from edgevlm.checkpoint.safetensors import SafetensorsFile
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.io.json import read_object
-from edgevlm.io.regular import open_regular
+from edgevlm.io.regular import check_name, open_regular
 from edgevlm.types import F32
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ def open_checkpoint(
 
 def _folder(model: str, what: str, revision: str | None, cache_dir: Path | None) -> Path:
     path = Path(model)
+    check_name(path)
     try:
         if model and path.is_dir():
             return path
