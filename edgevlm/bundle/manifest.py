@@ -71,6 +71,14 @@ class Bundle:
             raise EdgeVLMError(f"The bundle '{self.folder}' has no file '{relative}': export it again.")
         return self.folder / relative
 
+    def package(self, relative: str) -> Path:
+        """A CoreML package of the bundle: a folder with nothing in it that the manifest does not list."""
+        folder = self.path(f"{relative}/Manifest.json").parent
+        for path in folder.rglob("*"):
+            if not path.is_dir() and path.relative_to(self.folder).as_posix() not in self.manifest.files:
+                raise EdgeVLMError(f"'{path}' stands in a package of the bundle and not in its manifest: {AGAIN}.")
+        return folder
+
     def read_json(self, relative: str, largest: int = limits.SPEC_FILE) -> Any:
         return read_json(self.path(relative), AGAIN, largest=largest)
 
