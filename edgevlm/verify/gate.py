@@ -189,8 +189,10 @@ def run_gate(
     if progress:
         progress("gate", len(stages), len(stages))
     recipe, cpu = bundle.manifest.recipe, processor()
+    limited = "choice" in (bundle.manifest.calibration or {})
+    advised = advice(rows, recipe, limited=limited)
     told = tuple(notes(rows, recipe, cpu))
-    return GateReport(tuple(rows), layers, golden(cases, reference), cpu, told, advice(rows, recipe))
+    return GateReport(tuple(rows), layers, golden(cases, reference), cpu, told, advised)
 
 
 def _weights(bundle: Bundle, expected: ExpectedWeights | None) -> tuple[Weights, list[Row]]:
