@@ -9,6 +9,7 @@ from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import ControlText, Picture, Prompter, UserText, picture_parts, render
 from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, Chat, PictureText, PromptSpec, ViewTokens
+from edgevlm.inputs.tokenizer import encode
 from edgevlm.io.json import read_json_file
 from edgevlm.models.model import ModelSpec
 
@@ -46,7 +47,7 @@ def prompt_spec(
         bos_id=ids.get(bos),
         pad_id=ids.get(token_text(files.names, "pad_token")),
     )
-    _prove(spec, files)
+    _prove(spec, files, model.decoder.vocab_size)
     return spec
 
 
@@ -76,7 +77,7 @@ def _special_tokens(files: ProcessorFiles, needed: tuple[str, ...]) -> dict[str,
 
 def _adds_bos(files: ProcessorFiles, bos_id: int | None) -> bool:
     """Whether the tokenizer puts the bos token before every text; it may add nothing else."""
-    added = files.tokenizer.encode("", add_special_tokens=True).ids
+    added = encode(files.tokenizer, "", add_special_tokens=True)
     if added and added != [bos_id]:
         raise EdgeVLMError(
             f"'{files.tokenizer_json}' adds the special tokens {added} to every text, expected the bos_token alone: "
@@ -108,9 +109,9 @@ def _stop_ids(files: ProcessorFiles, model: ModelSpec, ids: dict[str, int], chat
     return tuple(sorted(all_stops))
 
 
-def _prove(spec: PromptSpec, files: ProcessorFiles) -> None:
+def _prove(spec: PromptSpec, files: ProcessorFiles, vocab_size: int) -> None:
     """Refuse a tokenizer that reads a whole prompt, as transformers gives it, in another way than piece by piece."""
-    prompter, whole = Prompter(spec, files.tokenizer_json), files.tokenizer
+    prompter, whole = Prompter(spec, files.tokenizer_json, vocab_size), files.tokenizer
     views = [ViewTokens(None, 1, 2)]
     for probe in probes():
         if any(message["role"] not in spec.chat.roles for message in probe):
@@ -120,7 +121,7 @@ def _prove(spec: PromptSpec, files: ProcessorFiles) -> None:
         ids, _ = prompter.encode(probe, [views] * count)
         whole.encode_special_tokens = False
         try:
-            expected = whole.encode(text, add_special_tokens=spec.add_bos).ids
+            expected = encode(whole, text, add_special_tokens=spec.add_bos)
         finally:
             whole.encode_special_tokens = True
         if ids.tolist() != expected:
