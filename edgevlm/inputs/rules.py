@@ -15,12 +15,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.check import check
 from edgevlm.inputs.resample import FILTERS
 from edgevlm.inputs.views import Color, CropTo, PadTo, ResizeTo, Step, View
-
-# More than any encoder takes, small enough that a hostile bundle cannot ask for terabytes.
-_LARGEST_EDGE = 16384
-_MOST_TILES = 256
-_MOST_VIEWS = 4096
-_MOST_PIXELS = 1 << 26
+from edgevlm.io import limits
 
 
 class _CheckedRule:
@@ -30,7 +25,7 @@ class _CheckedRule:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if type(value) is int:
-                most = self.bounds().get(field.name, _LARGEST_EDGE)
+                most = self.bounds().get(field.name, limits.VIEW_SIDE)
                 check(1 <= value <= most, "image", field.name, f"1 to {most}", value)
             elif field.name == "whole_resample":
                 check(value in FILTERS, "image", field.name, " or ".join(FILTERS), value)
@@ -62,7 +57,7 @@ class Crop(_CheckedRule):
     kind: str = "crop"
 
     def bounds(self) -> dict[str, int]:
-        return {"side": min(self.shortest, _LARGEST_EDGE)}
+        return {"side": min(self.shortest, limits.VIEW_SIDE)}
 
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
         long = int(self.shortest * max(width, height) / min(width, height))
@@ -211,7 +206,7 @@ class RatioTiles(_CheckedRule):
     kind: str = "ratio_tiles"
 
     def bounds(self) -> dict[str, int]:
-        return {"least": min(self.most, _MOST_TILES), "most": _MOST_TILES}
+        return {"least": min(self.most, limits.GRID_TILES), "most": limits.GRID_TILES}
 
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
         most = self.most if budget is None else min(self.most, max(1, budget - self.thumbnail))
@@ -243,7 +238,7 @@ class Native(_CheckedRule):
     kind: str = "native"
 
     def bounds(self) -> dict[str, int]:
-        return {"least": min(self.most, _MOST_PIXELS), "most": _MOST_PIXELS}
+        return {"least": min(self.most, limits.NATIVE_PIXELS), "most": limits.NATIVE_PIXELS}
 
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
         if max(width, height) > 200 * min(width, height):
@@ -271,9 +266,9 @@ def _count(canvas: tuple[Step, ...], side: int) -> int:
 
 def _tiles(canvas: tuple[Step, ...], side: int) -> list[View]:
     """Row by row."""
-    if (count := _count(canvas, side)) > _MOST_VIEWS:
+    if (count := _count(canvas, side)) > limits.VIEWS:
         raise EdgeVLMError(
-            f"A picture would be cut into {count} tiles of {side} pixels, at most {_MOST_VIEWS} are made: "
+            f"A picture would be cut into {count} tiles of {side} pixels, at most {limits.VIEWS} are made: "
             "scale it down first, or export the bundle again."
         )
     cols, rows = canvas[-1].width // side, canvas[-1].height // side

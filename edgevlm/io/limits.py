@@ -16,8 +16,11 @@ RESULT_FILE = 64 << 20  # answers and figures that edgevlm wrote: 3 MB for 10,00
 DATA_FILE = 2 << 30  # a suite's JSON: 400 MB of VQA v2, read whole
 LINE = 16 << 20  # one line of a .jsonl file: a conversation of some kB
 SAFETENSORS_HEADER = 16 << 20  # 100 bytes per tensor; DeepSeek-V3's 90,000 tensors in one file would have 9 MB
-GRAPH_FILE = 256 << 20  # an ONNX graph or CoreML program without its weights: 5 MB
+GRAPH_FILE = 128 << 20  # an ONNX graph or CoreML program without its weights: 5 MB
+GRAPH_FIELDS = 2 << 20  # protobuf fields in one: 200,000
 GGUF_HEADER = 64 << 20  # keys and tensor entries, the vocabulary among them: 16 MB of Gemma 3
+GGUF_KEYS = 4096  # 60
+GGUF_LIST = 2 << 20  # items of a list: the 514,906 merges of Gemma 3
 
 # JSON.
 JSON_DEPTH = 64  # objects and lists inside each other: 12 in a manifest
@@ -29,6 +32,8 @@ TENSORS = 100_000  # in one checkpoint: DeepSeek-V3 has 91,991
 TENSOR_VALUES = 1 << 32  # of one: Gemma 3 27B's embedding has 1.4 billion
 DIMENSIONS = 8  # of a tensor: 5, of a convolution over frames
 TENSOR_NAME = 1024  # characters: 120
+OPERATIONS = 1 << 15  # in one function of a CoreML program: 1,500 of 32 layers
+LITERAL = 1 << 22  # values of a constant inside a CoreML program: some hundred
 
 # What a model is.
 LAYERS = 1000  # of a tower or a decoder: Llama 3.1 405B has 126
@@ -51,14 +56,17 @@ SHUFFLE = 64  # neighbours per side that become one token: 4
 POSITION_AXES = 3  # of M-RoPE: time, row, column
 
 # What a picture becomes.
-VIEW_SIDE = 8192  # pixels of a view or of what it is cut from; more than any encoder takes
+VIEW_SIDE = 16384  # pixels of an edge that a picture is scaled to: SmolVLM has 4096
 VIEWS = 1024  # of one picture: Idefics3 makes 145 of the largest one
 GRID_TILES = 256  # that a rule may ask for: InternVL has 40
 NATIVE_PIXELS = 1 << 25  # of a view near the picture's own size: Qwen3-VL has 16.8 million
 PICTURE_TOKENS = 1 << 20  # of one picture: more than any context holds
 
 # Text.
-TEXT = 1 << 16  # characters of a template's text in prompt.json: system prompts of some thousand
+TEXT = 1 << 16  # characters of any text of a bundle's JSON files: system prompts have some thousand
+PICTURE_TEXT = 1024  # characters around a picture or a tile: SmolVLM has 43
+ROLES = 16  # of a conversation: system, user, assistant, tool
+STOP_TOKENS = 256  # Llama 3 has 3
 COUNT = (1 << 31) - 1  # any other whole number: what int32 holds, as token ids do
 
 # Numbers without a natural bound: what float32 holds with room for a product.
