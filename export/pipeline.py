@@ -26,6 +26,7 @@ from edgevlm.export.quantize.store import TensorStore
 from edgevlm.export.source import read_source
 from edgevlm.export.targets import TARGETS, Job
 from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.tokenizer import settle_tokenizer
 from edgevlm.io.folders import partial_folder, publish
 from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
@@ -158,6 +159,7 @@ def _write(
     for name in UPSTREAM:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, folder / name)
+    settle_tokenizer(folder / "tokenizer.json")
     write_json(folder / "preprocess.json", to_dict(image_spec))
     write_json(folder / "prompt.json", to_dict(prompt_spec))
 

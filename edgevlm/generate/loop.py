@@ -17,7 +17,7 @@ from edgevlm.generate.sampling import GenerateOptions, Sampler
 from edgevlm.inputs.decode import Source, decode_image
 from edgevlm.inputs.layout import Layout, merge
 from edgevlm.inputs.preprocess import cut_views, plan, size_of
-from edgevlm.inputs.prompt import Conversation, Prompter, Views
+from edgevlm.inputs.prompt import Conversation, Views
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.runtimes.base import Runtime
 from edgevlm.types import F32, U8, Ids
@@ -94,7 +94,7 @@ class Pipeline:
 
     def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
         self.bundle, self.runtime = bundle, runtime
-        self.prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
+        self.prompter = bundle.prompter()
         self._turn = 0
 
     def ask(

@@ -21,7 +21,6 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.layout import Layout, merge
 from edgevlm.inputs.preprocess import plan, prepare
-from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec, tiled
 from edgevlm.inputs.views import ResizeTo
@@ -175,7 +174,7 @@ class _Run:
 
 
 def _cases(bundle: Bundle, paths: list[Path], tiles: int) -> list[_Case]:
-    prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
+    prompter = bundle.prompter()
     cases = []
     for split, path in [(False, path) for path in paths] + [(True, paths[0])]:
         parts = prepare(open_image(path), tiled(bundle.image_spec), max_tiles=tiles if split else 1)

@@ -22,7 +22,6 @@ from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.decode import decode_image, open_image
 from edgevlm.inputs.preprocess import Prepared, prepare
-from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import tiled
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
@@ -224,7 +223,7 @@ def _cases(bundle: Bundle) -> list[Case]:
     """Single-tile and tiled prompts over the shipped pictures."""
     spec = bundle.manifest.spec
     images = [open_image(picture_folder() / name) for name in PICTURES]
-    prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
+    prompter = bundle.prompter()
 
     def case(name: str, parts: list[Prepared]) -> Case:
         ids, layout = prompter.encode(QUESTION, [part.tokens for part in parts])
