@@ -26,9 +26,16 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
 
     vocab_size: rows of the model's embedding table, which each token's id must lie in; None leaves that open.
     """
-    content = read_tokenizer_file(path, vocab_size)
+    content, stated = read_tokenizer_file(path, vocab_size)
     with library_errors(f"'{path}' is not a tokenizer.json", "download it again"):
         tokenizer = Tokenizer.from_buffer(content)
+    found = {token.content: int(id_) for id_, token in tokenizer.get_added_tokens_decoder().items()}
+    for token, number in stated.items():
+        if found.get(token) != number:  # the library counts on from the vocabulary's length, whatever the file says
+            raise EdgeVLMError(
+                f"'{path}' gives the added token {token[:40]!a} the id {number}, but it would be read as "
+                f"{found.get(token)}, since other ids are missing or given twice: download it again."
+            )
     for kind in _decoders(tokenizer):
         if kind not in DECODERS:
             raise EdgeVLMError(

@@ -27,8 +27,8 @@ _GROWTH = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 3, "ByteLeve
 _ADVICE = "download it again"
 
 
-def read_tokenizer_file(path: Path, vocab_size: int | None) -> bytes:
-    """The bytes of a tokenizer.json that is safe to use.
+def read_tokenizer_file(path: Path, vocab_size: int | None) -> tuple[bytes, dict[str, int]]:
+    """The bytes of a tokenizer.json that is safe to use, and the ids that it gives to its added tokens.
 
     vocab_size: rows of the model's embedding table, which every token's id must lie in; None leaves that open.
     EdgeVLMError for a file that is missing, damaged, too large, or asks for too much.
@@ -46,9 +46,9 @@ def read_tokenizer_file(path: Path, vocab_size: int | None) -> bytes:
         raise EdgeVLMError(f"'{path}' is not a tokenizer.json ({str(e)[:200]}): {_ADVICE}.") from None
     try:
         _check(path, data, vocab_size)
+        return content, {token["content"]: token["id"] for token in data.get("added_tokens") or ()}
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, binascii.Error) as e:
         raise EdgeVLMError(f"'{path}' is not a tokenizer.json ({type(e).__name__}: {e!s:.200}): {_ADVICE}.") from None
-    return content
 
 
 def _parse(content: bytes) -> Any:

@@ -188,7 +188,18 @@ def test_an_ordinary_token_beyond_the_table(tmp_path: Path) -> None:
     path = file_of(tmp_path, lambda d: d["model"]["vocab"].update(extra=70_000))
     with pytest.raises(EdgeVLMError, match="gives the token 'extra' the id 70000, but the model has 70000 embeddings"):
         load_tokenizer(path, 70_000)
-    assert load_tokenizer(path, 70_001).token_to_id("extra") == 70_000
+
+
+def test_added_tokens_have_the_ids_that_the_file_says(tmp_path: Path) -> None:
+    """The library gives them the numbers after the vocabulary's, without a word; other programs read the file's."""
+    first = json.loads(MADE["qwen"].to_str())["added_tokens"][0]
+    for change in (
+        lambda d: d["model"]["vocab"].update(extra=70_000),
+        lambda d: d["added_tokens"][0].update(id=7),
+        lambda d: d["added_tokens"].append(first | {"id": 400}),
+    ):
+        with pytest.raises(EdgeVLMError, match=r"gives the added token .* the id .*, but it would be read as"):
+            load_tokenizer(file_of(tmp_path, change))
 
 
 def test_dropout_is_for_training(tmp_path: Path) -> None:

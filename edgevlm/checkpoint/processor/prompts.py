@@ -10,6 +10,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import ControlText, Picture, Prompter, UserText, picture_parts, render
 from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, Chat, PictureText, PromptSpec, ViewTokens
 from edgevlm.inputs.tokenizer import encode
+from edgevlm.inputs.tokenizer_file import read_tokenizer_file
 from edgevlm.io.json import read_json_file
 from edgevlm.models.model import ModelSpec
 
@@ -30,6 +31,7 @@ def prompt_spec(
     needed: further special tokens that the tokenizer must have.
     chat: None reads the checkpoint's chat template.
     """
+    read_tokenizer_file(files.tokenizer_json, model.decoder.vocab_size)  # each token has a row of the embedding table
     image = _image_token(files, model)
     ids = _special_tokens(files, needed)
     if chat is None:
@@ -47,7 +49,7 @@ def prompt_spec(
         bos_id=ids.get(bos),
         pad_id=ids.get(token_text(files.names, "pad_token")),
     )
-    _prove(spec, files, model.decoder.vocab_size)
+    _prove(spec, files)
     return spec
 
 
@@ -109,9 +111,9 @@ def _stop_ids(files: ProcessorFiles, model: ModelSpec, ids: dict[str, int], chat
     return tuple(sorted(all_stops))
 
 
-def _prove(spec: PromptSpec, files: ProcessorFiles, vocab_size: int) -> None:
+def _prove(spec: PromptSpec, files: ProcessorFiles) -> None:
     """Refuse a tokenizer that reads a whole prompt, as transformers gives it, in another way than piece by piece."""
-    prompter, whole = Prompter(spec, files.tokenizer_json, vocab_size), files.tokenizer
+    prompter, whole = Prompter(spec, files.tokenizer_json), files.tokenizer
     views = [ViewTokens(None, 1, 2)]
     for probe in probes():
         if any(message["role"] not in spec.chat.roles for message in probe):
