@@ -30,6 +30,7 @@ from edgevlm.commands.scenes import scenes
 from edgevlm.commands.train import train
 from edgevlm.commands.verify import verify
 from edgevlm.errors import EdgeVLMError, GateError
+from edgevlm.io.console import warnings_as_lines
 
 # Errors of the operating system that a user can resolve. Any other OSError is a bug and shows its traceback.
 _FULL = "The disk is full{where}: free some space or choose another place, and run the command again."
@@ -85,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run one command line (default: this process's own) and exit with its code."""
     args = list(sys.argv[1:] if args is None else args)
     try:
-        with edgevlm.make_context("edgevlm", args or ["--help"]) as context:
+        with warnings_as_lines(), edgevlm.make_context("edgevlm", args or ["--help"]) as context:
             edgevlm.invoke(context)
         sys.stdout.flush()
         code = 0
