@@ -29,8 +29,8 @@ from edgevlm.commands.run import run
 from edgevlm.commands.scenes import scenes
 from edgevlm.commands.train import train
 from edgevlm.commands.verify import verify
-from edgevlm.errors import EdgeVLMError, GateError
-from edgevlm.io.console import warnings_as_lines
+from edgevlm.errors import EdgeVLMError, GateError, install_hint
+from edgevlm.io.notes import warnings_as_lines
 
 # Errors of the operating system that a user can resolve. Any other OSError is a bug and shows its traceback.
 _FULL = "The disk is full{where}: free some space or choose another place, and run the command again."
@@ -100,8 +100,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        sentence = f"This needs the package {error.name}: install it with pip install 'edgevlm[{extra}]'."
-        code = _say(sentence, 2)
+        code = _say(f"This needs the package {error.name}: {install_hint(extra)}.", 2)
     except click.UsageError as error:
         verb = error.ctx.command_path if error.ctx else "edgevlm"
         code = _say(f"{error.format_message().rstrip('.')} (see '{verb} --help').", 2)

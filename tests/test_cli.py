@@ -638,7 +638,7 @@ def test_exporting_without_the_extra_says_what_to_install(tmp_path: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "Error: This needs the package onnx" in done.stderr and "pip install 'edgevlm[export]'" in done.stderr
+    assert "Error: This needs the package onnx" in done.stderr and "pip install '.[export]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

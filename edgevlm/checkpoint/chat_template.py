@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgevlm.errors import EdgeVLMError, EdgeVLMWarning
+from edgevlm.errors import EdgeVLMError, EdgeVLMWarning, install_hint
 from edgevlm.inputs.prompt import ControlText, UserText, render
 from edgevlm.inputs.spec import Chat, RoleText
 from edgevlm.io import limits
@@ -86,7 +86,7 @@ def _played(path: Path, template: str, names: Mapping[str, Any], image_token: st
         raise EdgeVLMError(f"'{path}', a chat template, {e.reason}: use the template of the original model.") from None
     if "missing" in answer:
         raise EdgeVLMError(
-            f"'{path}' is a chat template, which jinja2 reads: pip install 'edgevlm[export]', and export again."
+            f"'{path}' is a chat template, which jinja2 reads: {install_hint('export')}, and export again."
         )
     if "wrong" in answer:
         raise EdgeVLMError(f"'{path}' is not a chat template ({_quoted(answer['wrong'])}): take the original file.")

@@ -36,8 +36,8 @@ KINDS = "[mlp|pixel-shuffle|linear|qformer|resampler]"
 def compose(**values: Any) -> None:
     """Join a pretrained encoder and a pretrained language model by a fresh projector.
 
-    The result is a checkpoint for `edgevlm train --stage align`. mlp has LLaVA's layout, pixel-shuffle and linear
-    have SmolVLM's; these three can be exported. qformer and resampler can be trained only.
+    The result is a checkpoint for `edgevlm train --stage align`. Models with mlp, pixel-shuffle and linear can be
+    exported, those with qformer and resampler only trained.
     """
     need_training()
     from pathlib import Path

@@ -68,7 +68,7 @@ class Crop(_CheckedRule):
 
 @dataclass(frozen=True)
 class Pad(_CheckedRule):
-    """The picture in the middle of a square canvas, then that resized (LLaVA)."""
+    """The picture in the middle of a square canvas, then that resized."""
 
     side: int
     color: Color
@@ -80,7 +80,7 @@ class Pad(_CheckedRule):
 
 @dataclass(frozen=True)
 class Fit(_CheckedRule):
-    """The long edge to `side`, the other to no less than `least`; then a square canvas around it (DeepSeek-VL)."""
+    """The long edge to `side`, the other to no less than `least`; then a square canvas around it."""
 
     side: int
     least: int
@@ -95,7 +95,7 @@ class Fit(_CheckedRule):
 
 @dataclass(frozen=True)
 class TilesThenWhole(_CheckedRule):
-    """A grid of tiles and then the whole picture (SmolVLM, Idefics3).
+    """A grid of tiles and then the whole picture.
 
     longest_edge: the picture is first scaled to it, and then, if that is larger, down to max_edge; None leaves it as it
     is. short_edge_multiple: of this first resize. split: False for the whole picture alone.
@@ -166,7 +166,7 @@ class TilesThenWhole(_CheckedRule):
 
 @dataclass(frozen=True)
 class WholeThenTiles(_CheckedRule):
-    """The picture on a grid of whole tiles: first all of it on one, then the tiles (nanoVLM).
+    """The picture on a grid of whole tiles: first all of it on one, then the tiles.
 
     longest_edge: more is scaled down to it. enlarge: less is scaled up. whole_resample: of the whole picture.
     """
@@ -194,7 +194,7 @@ class WholeThenTiles(_CheckedRule):
 
 @dataclass(frozen=True)
 class RatioTiles(_CheckedRule):
-    """The grid of `least` to `most` tiles whose shape is nearest to the picture's (InternVL).
+    """The grid of `least` to `most` tiles whose shape is nearest to the picture's.
 
     thumbnail: the whole picture comes last, where there are several tiles.
     """

@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgevlm.errors import EdgeVLMError, EdgeVLMWarning
+from edgevlm.errors import EdgeVLMError
 
 if TYPE_CHECKING:  # needs numpy, which --help does without
     from edgevlm.types import Progress
 
 
-MOST_WARNINGS = 6
-
-
 def note(text: str = "") -> None:
     """One line on standard error."""
     print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def warnings_as_lines() -> Iterator[None]:
-    """EdgeVLMWarnings as one line each on standard error, a few of them; none of what Pillow says about files."""
-    shown = 0
-    with warnings.catch_warnings():
-        usual = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-            nonlocal shown
-            if not issubclass(category, EdgeVLMWarning):
-                usual(message, category, *where)
-                return
-            shown += 1
-            if shown <= MOST_WARNINGS:
-                note(f"Note: {message}" if shown < MOST_WARNINGS else "Note: further notes are left out.")
-
-        warnings.showwarning = show  # type: ignore[assignment]
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
 
 
 def run_module(call: Callable[[], object]) -> int:

@@ -12,7 +12,7 @@ from edgevlm.errors import EdgeVLMError
 STAGES = ("align", "instruct", "preference")
 PARTS = ("vision", "projector", "decoder")
 OPTIMIZERS = ("adamw", "muon")
-# What each stage trains by default, and at what rate: LLaVA's recipe (arXiv 2310.03744, table 9), and for
+# What each stage trains by default, and at what rate: the recipe of arXiv 2310.03744, table 9, and for
 # preferences TRL's default. LoRA's few weights need ten times the rate of a whole model's.
 _STAGE_PARTS = {"align": ("projector",), "instruct": ("projector", "decoder"), "preference": ("projector", "decoder")}
 _STAGE_RATES = {"align": 1e-3, "instruct": 2e-5, "preference": 1e-6}

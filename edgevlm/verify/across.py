@@ -28,6 +28,7 @@ from edgevlm.runtimes import DEFAULTS, open_runtime
 from edgevlm.runtimes.base import Runtime
 from edgevlm.runtimes.eager import eager_runtime
 from edgevlm.runtimes.gguf import GgufFile, gguf_files
+from edgevlm.runtimes.llama.names import SHUFFLE_LINEAR
 from edgevlm.types import F32, I64, U8, Progress
 from edgevlm.verify.bounds import bound_of
 from edgevlm.verify.gate import PICTURES, QUESTION, picture_folder
@@ -265,7 +266,7 @@ def _compare(
 
 @dataclass(frozen=True)
 class StockPlan:
-    """What llama.cpp's own idefics3 preprocessing does with a picture (tools/mtmd/mtmd-image.cpp)."""
+    """What llama.cpp's own preprocessing for SHUFFLE_LINEAR does with a picture (tools/mtmd/mtmd-image.cpp)."""
 
     resizes: tuple[tuple[int, int], tuple[int, int]]
     grid: tuple[int, int]  # rows, columns; an overview of the whole picture always follows
@@ -292,11 +293,11 @@ def stock_plan(width: int, height: int, tile: int, longest_edge: int) -> StockPl
 def stock_warnings(bundle: Bundle, picture: Path) -> list[str]:
     """Sentences on what `llama-server` or llama-cpp-python alone would do with the raw file against the spec.
 
-    Empty where both treat the picture alike, and without an idefics3 mmproj, the only kind that is predicted.
+    Empty where both treat the picture alike, and without an mmproj of the only kind that is predicted, SHUFFLE_LINEAR.
     """
     mmproj = gguf_files(bundle)[1] if "gguf" in bundle.manifest.targets else None
     keys, spec = GgufFile(mmproj).keys if mmproj else {}, bundle.image_spec
-    if keys.get("clip.projector_type") != "idefics3" or not isinstance(spec.rule, TilesThenWhole):
+    if keys.get("clip.projector_type") != SHUFFLE_LINEAR or not isinstance(spec.rule, TilesThenWhole):
         return []
     with Image.open(picture) as raw:
         size, turned = raw.size, raw.getexif().get(0x0112, 1) != 1

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.weights import ShippedWeights
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.inputs.decode import decode_image, open_image
 from edgevlm.inputs.preprocess import Prepared, prepare
 from edgevlm.inputs.spec import tiled
@@ -132,7 +132,7 @@ def run_gate(
         begin(target)
         this, numerics = JUDGES[target], _by_part(bundle)
         if this.module is not None and importlib.util.find_spec(this.module) is None:
-            note = f"{this.module} is not installed: pip install 'edgevlm[{this.extra}]', then edgevlm verify"
+            note = f"{this.module} is not installed: {install_hint(this.extra)}, then edgevlm verify"
             rows.append(Row(target, UNJUDGED, 0, None, not options.strict, note))
             continue
         rows += this.before(bundle, numerics)

@@ -172,7 +172,7 @@ def test_without_jinja(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(tmp_path, oracle())
     monkeypatch.setattr(sys, "path", [p for p in sys.path if "-packages" not in p])
     with pytest.raises(
-        EdgeVLMError, match=r"chat_template\.jinja' is a chat template, which jinja2 reads: pip install"
+        EdgeVLMError, match=r"chat_template\.jinja' is a chat template, which jinja2 reads: run pip install"
     ):
         read_prompt_spec(folder, MODEL)
 

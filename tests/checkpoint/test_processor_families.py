@@ -256,7 +256,7 @@ def test_refuses_a_config(
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("layer", ["x", "-1", "99999999999", "a" * 9999])
+@pytest.mark.parametrize("layer", ["x", "-1", "99999999999", "a" * 900])
 def test_refuses_layers_that_are_no_number(layer: str, tmp_path: Path) -> None:
     llava15.build(tmp_path)
     path = tmp_path / "model.safetensors"

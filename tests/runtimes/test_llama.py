@@ -407,6 +407,18 @@ def test_a_text_file_of_another_decoder_is_refused_before_llama_cpp_sees_it(copy
         open_runtime(reopen(), "llama.cpp", threads=1)
 
 
+def test_an_engine_that_dies_when_it_computes_is_a_sentence_about_its_build(copy, monkeypatch):
+    """What a build for a CPU's AMX unit by GCC 12 does; here the child is killed where that one dies."""
+    _, reopen = copy
+    dying = (
+        "import os, signal, sys; from edgevlm.runtimes.llama import engine; loaded = engine.load_engine();"
+        "loaded.llama.llama_decode = lambda *_: os.kill(os.getpid(), signal.SIGSEGV); engine.probe(*sys.argv[1:])"
+    )
+    monkeypatch.setattr("edgevlm.runtimes.llama.engine._PROBE", dying)
+    with pytest.raises(EdgeVLMError, match=r"dies when it computes \(exit -11\).*-mno-amx-tile"):
+        open_runtime(reopen(), "llama.cpp", threads=1)
+
+
 @pytest.mark.parametrize("size", [0, 3, 100, 20000, -200])
 @pytest.mark.parametrize("file", ["model", "mmproj"])
 def test_cut_files_are_one_sentence(copy, file, size):

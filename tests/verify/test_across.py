@@ -88,7 +88,7 @@ def test_the_reference_answer_is_the_eager_engines_own(bundle, monkeypatch):
 
 def test_four_engines_in_one_table_and_a_changed_code_is_named(gguf_checkpoint, tmp_path):
     """All three targets of one export; then one byte of one matrix in the CoreML package."""
-    pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
+    pytest.importorskip("coremltools", reason="coremltools is not installed (pip install '.[coreml]')")
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: it compiles for minutes")
     options = ExportOptions(str(gguf_checkpoint), tmp_path / "b", ("onnx", "gguf", "coreml"), "int8", gate=False)
     bundle = open_bundle(export_model(options).folder)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
+from edgevlm.checkpoint.families.composed import IMAGE, Composed
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, prefix_of
@@ -122,4 +123,22 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
     return prompt_spec(files, model)
 
 
-FAMILY = Family(("llava",), "LLaVA 1.5 with a SigLIP or CLIP tower", read, tensor_names, image, prompt, unused)
+COMPOSED = Composed(
+    projectors=("mlp",),
+    config="LlavaConfig",
+    vision="SiglipVisionConfig",
+    model="LlavaForConditionalGeneration",
+    settings=lambda side, scale: {
+        "image_seq_length": side**2, "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
+    },
+    images=lambda side, tokens, tiles: {
+        "image_processor_type": "SiglipImageProcessor", "resample": 3, "size": {"height": side, "width": side},
+    },
+    processor=lambda side, tokens, tiles: {
+        "processor_class": "LlavaProcessor", "image_token": IMAGE, "num_additional_image_tokens": 0,
+        "patch_size": side // int(tokens**0.5), "vision_feature_select_strategy": "full",
+    },
+)  # fmt: skip
+FAMILY = Family(
+    ("llava",), "LLaVA 1.5 with a SigLIP or CLIP tower", read, tensor_names, image, prompt, unused, composed=COMPOSED
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
+from edgevlm.checkpoint.families.composed import END, Composed
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, Rows
@@ -79,15 +80,7 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     return image_spec(files, model, rule)
 
 
-IMAGE, FAKE, WHOLE, END = "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
-# What follows the bos token in the template that every SmolVLM and Idefics3 ships.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{message['role'] | capitalize}}"
-    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
-    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
-    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
+FAKE, WHOLE = "<fake_token_around_image>", "<global-img>"
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
@@ -100,5 +93,21 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
     return prompt_spec(files, model, picture=text, needed=(FAKE, END))
 
 
+COMPOSED = Composed(
+    projectors=("pixel-shuffle", "linear", "qformer", "resampler"),
+    config="SmolVLMConfig",
+    vision="SmolVLMVisionConfig",
+    model="SmolVLMForConditionalGeneration",
+    settings=lambda side, scale: {"scale_factor": scale},
+    images=lambda side, tokens, tiles: {
+        "image_processor_type": "SmolVLMImageProcessor", "resample": 1, "do_pad": True,
+        "do_image_splitting": tiles > 0, "size": {"longest_edge": max(tiles, 1) * side},
+        "max_image_size": {"longest_edge": side},
+    },
+    processor=lambda side, tokens, tiles: {"processor_class": "SmolVLMProcessor", "image_seq_len": tokens},
+    tokens=(FAKE, WHOLE),
+    grid=6,
+    fits=lambda side: bool((bucketed_positions(side) == range(side**2)).all()),
+)  # fmt: skip
 TYPES = ("smolvlm", "idefics3", "edgevlm_query")
-FAMILY = Family(TYPES, "SmolVLM, SmolVLM2 and Idefics3", read, tensor_names, image, prompt, unused)
+FAMILY = Family(TYPES, "SmolVLM, SmolVLM2 and Idefics3", read, tensor_names, image, prompt, unused, composed=COMPOSED)

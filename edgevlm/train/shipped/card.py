@@ -17,13 +17,13 @@ CARD = """---
 license: apache-2.0
 library_name: transformers
 pipeline_tag: image-text-to-text
-tags: [smolvlm, tiny, synthetic]
+tags: [{family}, tiny, synthetic]
 ---
 
 # EdgeVLM default model{whose}
 
-A vision-language model of {millions:.1f} million parameters in the plain SmolVLM layout
-(`SmolVLMForConditionalGeneration`). {purpose}
+A vision-language model of {millions:.1f} million parameters in the plain layout of
+transformers' `{layout}`. {purpose}
 It answers questions about drawn scenes of 64 kinds of things in ten colours and of signs, and knows nothing else.
 
 ## Architecture
@@ -101,6 +101,8 @@ def write_card(folder: Path, figures: dict[str, Any], training: str, about: dict
         for skill, found in figures["skills"].items()
     ]
     card = CARD.format(
+        family=config["model_type"],
+        layout=config["architectures"][0],
         millions=count / 1e6,
         tile=vision["image_size"],
         patch=vision["patch_size"],

@@ -34,9 +34,9 @@ _OUTPUTS = ("self_attn.out_proj", "self_attn.o_proj", "mlp.fc2", "mlp.down_proj"
 def grow(
     model: str, out: Path, vision_layers: int | None = None, layers: int | None = None, patch: int | None = None
 ) -> Path:
-    """Write `model`, a SmolVLM, with that many layers in encoder and decoder and patches of that many pixels a side.
+    """Write `model` with that many layers in encoder and decoder and patches of that many pixels a side.
 
-    None keeps the model's number. Raises EdgeVLMError where the model has more.
+    It has the shipped model's layout. None keeps the model's number. Raises EdgeVLMError where the model has more.
     """
     check_replaceable(out, False, "config.json", "checkpoint")
     source = open_source(model)
