@@ -36,10 +36,10 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
                 f"'{path}' gives the added token {token[:40]!a} the id {number}, but it would be read as "
                 f"{found.get(token)}, since other ids are missing or given twice: download it again."
             )
-    for kind in _decoders(tokenizer):
-        if kind not in DECODERS:
+    for step in _decoders(tokenizer):
+        if not _only_adds(step):
             raise EdgeVLMError(
-                f"'{path}' has the decoder {kind}, expected byte-level BPE or SentencePiece's kinds "
+                f"'{path}' has the decoder {json.dumps(step)[:100]}, expected byte-level BPE or SentencePiece's kinds "
                 f"({', '.join(DECODERS)}): such a tokenizer is not supported; use another checkpoint."
             )
     # Files saved after training often keep these two; a prompt is never cut or padded here.
@@ -86,9 +86,18 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 _UNREADABLE = "The tokenizer fails on the model's answer", "download the model and export it again"
 
 
-def _decoders(tokenizer: Tokenizer) -> list[str]:
+def _decoders(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {"type": "none"}
-    return [part["type"] for part in decoder.get("decoders", [decoder])]
+    return list(decoder.get("decoders", [decoder]))
+
+
+def _only_adds(decoder: dict[str, Any]) -> bool:
+    """Whether a further token only adds to the text: what a stream has shown stays."""
+    if decoder["type"] == "Replace":
+        return len(decoder["pattern"].get("String", "")) == 1
+    if decoder["type"] == "Strip":  # of one space, which SentencePiece begins a text with
+        return decoder["start"] <= 1 and decoder["stop"] == 0
+    return decoder["type"] in DECODERS
 
 
 def inner_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
@@ -117,7 +126,7 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._silent = {int(id_) for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._stream = DecodeStream(skip_special_tokens=True)
-        self._has_bytes = "ByteFallback" in _decoders(tokenizer)
+        self._has_bytes = any(step["type"] == "ByteFallback" for step in _decoders(tokenizer))
         self._bytes: list[int] = []  # of a run of SentencePiece's byte tokens, which are valid UTF-8 together or not
         self._ids: list[int] = []
         self._shown = 0

@@ -143,15 +143,26 @@ def test_only_where_it_matters_there_are_two_tokenizers() -> None:
     assert {name for name in MADE if inner_tokenizer(LOADED[name]) is not LOADED[name]} == {"metaspace", "t5"}
 
 
-def test_refuses_decoders_that_take_text_back(tmp_path: Path) -> None:
-    for decoder, name in ((decoders.WordPiece(), "WordPiece"), (decoders.CTC(), "CTC"), (None, "none")):
-        made = Tokenizer(models.BPE({"a": 0}, []))
-        made.add_special_tokens([AddedToken("<s>", special=True)])
-        if decoder is not None:
-            made.decoder = decoder
-        made.save(str(tmp_path / "tokenizer.json"))
-        with pytest.raises(EdgeVLMError, match=f"has the decoder {name}, expected byte-level BPE or SentencePiece's"):
-            load_tokenizer(tmp_path / "tokenizer.json")
+@pytest.mark.parametrize(
+    ("decoder", "name"),
+    [
+        (decoders.WordPiece(), '{"type": "WordPiece"'),
+        (decoders.CTC(), '{"type": "CTC"'),
+        (None, '{"type": "none"}'),
+        (decoders.Sequence([decoders.Fuse(), decoders.Replace("  ", " ")]), '{"type": "Replace"'),
+        (decoders.Replace(Regex(" +"), " "), '{"type": "Replace"'),
+        (decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 0, 1)]), '{"type": "Strip"'),
+        (decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 2, 0)]), '{"type": "Strip"'),
+    ],
+)
+def test_refuses_decoders_that_take_text_back(decoder: Any, name: str, tmp_path: Path) -> None:
+    made = Tokenizer(models.BPE({"a": 0}, []))
+    made.add_special_tokens([AddedToken("<s>", special=True)])
+    if decoder is not None:
+        made.decoder = decoder
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(EdgeVLMError, match=f"has the decoder {name}.*, expected byte-level BPE or SentencePiece's"):
+        load_tokenizer(tmp_path / "tokenizer.json")
 
 
 def test_a_panic_of_the_library_is_one_sentence(tmp_path: Path) -> None:
