@@ -9,6 +9,7 @@ from typing import Any
 
 from edgevlm.errors import EdgeVLMWarning
 from edgevlm.io.console import note
+from edgevlm.io.text import printable
 
 MOST = 5
 
@@ -27,7 +28,7 @@ def warnings_as_lines() -> Iterator[None]:
                 return
             shown += 1
             if shown <= MOST + 1:
-                note(f"Note: {message}" if shown <= MOST else "Note: further notes are left out.")
+                note(f"Note: {printable(str(message))}" if shown <= MOST else "Note: further notes are left out.")
 
         warnings.showwarning = show  # type: ignore[assignment]
         warnings.filterwarnings("ignore", module=r"PIL\.")

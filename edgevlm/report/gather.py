@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 from edgevlm.bench.measure import read_bench, runtime_bytes
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.errors import EdgeVLMError, install_hint
+from edgevlm.io.options import check_types
 from edgevlm.report.gallery import GalleryEntry, Question, ask_all
 from edgevlm.report.measure import is_evaluator, scenes_score, short_bench
 from edgevlm.types import Progress
@@ -36,10 +37,11 @@ class ReportOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("questions", "repeat"):
             value = getattr(self, name)
-            if type(value) is not int or not 0 <= value <= 100_000:
-                raise EdgeVLMError(f"{name} is {value!r}: give a whole number from 0, which measures nothing.")
+            if not 0 <= value <= 100_000:
+                raise EdgeVLMError(f"{name} is {value}: give a whole number from 0, which measures nothing.")
         for path in (*self.evals, *self.benches, *self.pictures):
             if not path.is_file():
                 raise EdgeVLMError(f"There is no file '{path}': check the path.")

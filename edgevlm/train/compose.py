@@ -20,6 +20,7 @@ from edgevlm.checkpoint.families import FAMILIES
 from edgevlm.checkpoint.families.composed import Composed
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.folders import check_replaceable, partial_folder, publish
+from edgevlm.io.options import check_types
 from edgevlm.train.compose_files import Vocabulary, extend_tokenizer, write_processor
 from edgevlm.train.models import open_source, quiet_transformers
 
@@ -42,9 +43,11 @@ class ComposeOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.projector not in _LAYOUTS:
             raise EdgeVLMError(f"Projector '{self.projector}' does not exist: choose one of {', '.join(_LAYOUTS)}.")
-        if min(self.queries, self.layers, self.scale_factor or 1) < 1 or not 0 <= self.tiles <= 6:
+        scale = 1 if self.scale_factor is None else self.scale_factor
+        if min(self.queries, self.layers, scale) < 1 or not 0 <= self.tiles <= 6:
             raise EdgeVLMError("--queries, --layers and --scale-factor are 1 or more, --tiles 0 to 6: fix them.")
         if not self.layout.grid and self.tiles not in (0, 4):
             raise EdgeVLMError(f"A model with the {self.projector} projector sees whole pictures: leave --tiles out.")
