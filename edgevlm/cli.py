@@ -28,6 +28,7 @@ from edgevlm.commands.scenes import scenes
 from edgevlm.commands.train import train
 from edgevlm.commands.verify import verify
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.notes import warnings_as_lines
 from edgevlm.io.program import run_program
 
 
@@ -70,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def _run(words: list[str]) -> int:
     try:
-        with edgevlm.make_context("edgevlm", words or ["--help"]) as context:
+        with warnings_as_lines(), edgevlm.make_context("edgevlm", words or ["--help"]) as context:
             edgevlm.invoke(context)
     except click.exceptions.Exit as done:  # --help and --version
         return done.exit_code

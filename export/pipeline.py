@@ -30,6 +30,7 @@ from edgevlm.export.source import read_adapter, read_source
 from edgevlm.export.targets import TARGETS, Job
 from edgevlm.export.upstream import write_upstream
 from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.tokenizer import settle_tokenizer
 from edgevlm.io.folders import partial_folder, publish
 from edgevlm.io.options import check_types
 from edgevlm.io.records import to_dict
@@ -169,6 +170,7 @@ def _write(
     image_spec = read_image_spec(checkpoint.processor, spec)
     prompt_spec, picture = read_prompt(checkpoint.processor, spec)
     write_upstream(checkpoint, folder, processor_template(prompt_spec.chat, picture))
+    settle_tokenizer(folder / "tokenizer.json")
     write_json(folder / "preprocess.json", to_dict(image_spec))
     write_json(folder / "prompt.json", to_dict(prompt_spec))
 

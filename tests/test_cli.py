@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from edgevlm import __version__
 from edgevlm.cli import edgevlm, main
@@ -175,6 +177,16 @@ def test_run_streams_the_answer_alone_to_stdout(cli: Any, bundle: Path) -> None:
     as_json = json.loads(cli("run", bundle, PICTURE, question, "--json").out)
     assert as_json["answer"] == plain.out[:-1]
     assert as_json["image_tokens"] > 0 and as_json["encode"] > 0 and as_json["finish_reason"] == "stop"
+
+
+def test_cut_grey_values_are_one_line_on_stderr(cli: Any, bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "scan.png"
+    Image.fromarray(np.full((40, 40), 1000, np.uint16)).save(path)
+    done = cli("run", bundle, path, "What is it?")
+    assert done.code == 0 and done.out.strip() and "Note" not in done.out
+    said = [line for line in done.err.splitlines() if "scan.png" in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"Note: The image '{path}' has grey values from 1000 to 1000, which are cut")
 
 
 def test_several_pictures_and_none(cli: Any, bundle: Path) -> None:

@@ -136,14 +136,13 @@ def _lint(bundle: Bundle, rules: str) -> None:
 def _overflow(bundle: Bundle) -> None:
     from edgevlm.inputs.decode import open_image
     from edgevlm.inputs.preprocess import normalize, preprocess
-    from edgevlm.inputs.prompt import Prompter
     from edgevlm.runtimes.mil.overflow import overflow_report
     from edgevlm.verify.gate import PICTURES, QUESTION, picture_folder
 
     spec = bundle.image_spec
     pictures = [preprocess(open_image(picture_folder() / name), spec, max_tiles=1) for name in PICTURES]
     views = [[normalize(view, spec) for view in own] for own in pictures]
-    ids, _ = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json")).encode(QUESTION)
+    ids, _ = bundle.prompter().encode(QUESTION)
     report = overflow_report(bundle, views, ids)
     for row in report.problems:
         note(f"  {row}")
