@@ -1,6 +1,7 @@
 """`edgevlm VERB`: the command line, and the one place where errors become messages and exit codes.
 
-Exit codes: 0 done, 1 a bound of the gate was missed, 2 something the user can change, 130 interrupted.
+Exit codes: 0 done, 1 a bound of the gate was missed, 2 something the user can change, 130 interrupted, 143 terminated,
+129 hung up. What stops a command lets it clean up first.
 Nothing heavy is imported here or at the head of a verb's module: `--help` and mistakes answer at once.
 """
 
@@ -10,8 +11,11 @@ import contextlib
 import difflib
 import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -81,11 +85,39 @@ for _verb in (export, run, verify, eval, bench, report, info, demo, scenes, trai
     edgevlm.add_command(_verb)
 
 
+class _Stopped(BaseException):
+    """SIGTERM or SIGHUP, as Ctrl-C is a KeyboardInterrupt."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the command, once, so that it cleans up. One that is ignored (nohup) stays so."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Stopped(number)
+
+    main_thread = threading.current_thread() is threading.main_thread()  # which alone may ask for signals
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if main_thread and hasattr(signal, name)]
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) == signal.SIG_DFL}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run one command line (default: this process's own) and exit with its code."""
     args = list(sys.argv[1:] if args is None else args)
     try:
-        with edgevlm.make_context("edgevlm", args or ["--help"]) as context:
+        with _stopping(), edgevlm.make_context("edgevlm", args or ["--help"]) as context:
             edgevlm.invoke(context)
         sys.stdout.flush()
         code = 0
@@ -109,6 +141,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         print("Interrupted.", file=sys.stderr)
         code = 130
+    except _Stopped as stopped:
+        with contextlib.suppress(OSError):  # the terminal that hung up
+            print("Terminated." if stopped.number == signal.SIGTERM else "Hung up.", file=sys.stderr)
+        code = 128 + stopped.number
     except BrokenPipeError:
         _drop_stdout()
         code = 141  # a shell's code for SIGPIPE
@@ -117,7 +153,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         if refusal is None:
             raise
         _drop_stdout()
-        where = f" at '{error.filename}'" if error.filename else ""
+        name = error.filename2 or error.filename  # of a copy or a rename, where it was going to
+        where = f" at '{name}'" if name else ""
         code = _say(refusal.format(where=where), 2)
     sys.exit(code)
 
