@@ -19,7 +19,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.io.apart import Named, check_apart
 from edgevlm.io.claims import claimed, work_folder
 from edgevlm.io.console import note
-from edgevlm.io.full import disk_errors
+from edgevlm.io.full import FULL, disk_errors
 from edgevlm.io.json import read_json
 from edgevlm.io.renames import exchange, rename_free, rename_new, sync, sync_tree
 
@@ -72,7 +72,7 @@ class Replacement:
             else:
                 rename_new(whole, self._place)
         except (EdgeVLMError, OSError) as error:
-            if not whole.exists():
+            if not whole.exists() or (isinstance(error, OSError) and error.errno in FULL):
                 raise
             kept = rename_free(whole, self._place)
             why = error if isinstance(error, EdgeVLMError) else f"'{self.out}' could not be replaced ({error.strerror})"
@@ -121,10 +121,11 @@ def replacing(
     force: replace one that is there. inputs: what else the command reads, which `out` must not touch; `name` is what
     the command calls `out`. Raises EdgeVLMError where `out` cannot be written or must not be replaced, before any work.
     """
-    check_replaceable(out, force, kind)
     check_apart([(name, out)], inputs)
     parent = out.parent.resolve()
     place = parent / out.name
+    if not work_folder(place).exists():  # what a stopped run left is put right first
+        check_replaceable(out, force, kind)
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

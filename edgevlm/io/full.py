@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgevlm.errors import EdgeVLMError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LEFT = 1 << 20  # bytes; a disk with less is taken for the cause of an error without words
 
 
@@ -32,7 +32,7 @@ def disk_errors(out: Path, work: Path) -> Iterator[None]:
             raise
         name = error.filename2 or error.filename
         ours = name is not None and Path(os.fsdecode(name)).is_relative_to(work)
-        if ours or (name is None and (number in _FULL[1:] or (number == errno.ENOSPC and _no_room(out)))):
+        if ours or (name is None and (number in FULL[1:] or (number == errno.ENOSPC and _no_room(out)))):
             raise OSError(number, os.strerror(number), str(out)) from error
         raise
     except Exception as error:  # safetensors, torch and coremltools have errors of their own
@@ -44,7 +44,7 @@ def disk_errors(out: Path, work: Path) -> Iterator[None]:
 
 def _number(text: str) -> int | None:
     """The number of the error that a message quotes."""
-    return next((number for number in _FULL if os.strerror(number) in text), None)
+    return next((number for number in FULL if os.strerror(number) in text), None)
 
 
 def _no_room(out: Path) -> bool:
