@@ -98,18 +98,17 @@ class Replacement:
         return self.new.rename(self._work / "whole")
 
     def _replace(self, whole: Path, place: Path) -> None:
-        old, gone = self._work / "old", self._work / "gone"
-        if exchange(whole, place):
-            whole.rename(gone)
-        else:
-            place.rename(old)
+        old = whole
+        if not exchange(whole, place):
+            old = place.rename(self._work / "old")
             try:
                 rename_new(whole, place)
             except OSError:
                 rename_new(old, place)
                 raise
-            old.rename(gone)
-        _discard(gone, place, self._kind)
+        with suppress(OSError):  # the new folder has its name, and the rest is tidying
+            old = old.rename(self._work / "gone")
+            _discard(old, place, self._kind)
 
 
 @contextmanager
