@@ -22,9 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SCENES = ["scenes", "{}/out", "--count", "2"]
-LIGHT = ["edgevlm.cli", "edgevlm.scenes.ask", "edgevlm.scenes.generator", "edgevlm.scenes.folder"]
-EXPORT = ["edgevlm.cli", "edgevlm.export.pipeline", "edgevlm.export.onnx_.emit"]
+SCENES = ["scenes", "{}/out", "--count", "1"]
+WARM = ["edgevlm.cli", "rich.progress", "rich._emoji_codes", "numpy.random", "PIL.PngImagePlugin"]
+LIGHT = [*WARM, "edgevlm.scenes.ask", "edgevlm.scenes.generator", "edgevlm.scenes.folder"]
+EXPORT = [*WARM, "edgevlm.export.pipeline", "edgevlm.export.onnx_.emit"]
 NEEDS_ROOM = {"open", "os.mkdir", "os.rename", "os.link"}
 COUNTED = NEEDS_ROOM | {"os.remove", "os.rmdir", "os.truncate"}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -47,8 +48,8 @@ def scenes_job(counts: int, exchange: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def export_job(model: Path, counts: int, exchange: bool) -> dict[str, Any]:
-    words = ["export", str(model), "-o", "{}/out", "--no-gate", "--quantize"]
+def export_job(model: Path, counts: int, exchange: bool, target: str = "onnx") -> dict[str, Any]:
+    words = ["export", str(model), "-o", "{}/out", "--no-gate", "--target", target, "--quantize"]
     return {
         "imports": EXPORT, "setup": [[*words, "fp32"]], "command": [*words, "int8", "--force"],
         "again": [*words, "int8"], "outputs": ["out"], "counts": counts, "how": "kill", "exchange": exchange,
@@ -140,7 +141,8 @@ def run(job: dict[str, Any]) -> None:
     imports: modules to warm up with. setup: command lines that make the old state, in order. command: the one on trial.
     again: the next start, after a kill. outputs: names below the folder that the command may change. place: an empty
     folder. counts: at which operations, or how many, spread evenly. how: "kill" or "full". exchange: false for a system
-    without. skip: how names of an output's files begin whose bytes differ from run to run.
+    without. skip: how names of files begin whose bytes differ from run to run. parts: outputs that a stopped
+    run leaves as NAME.part. varying: JSON files that the command writes, whose content differs from run to run.
     """
     for name in job["imports"]:
         importlib.import_module(name)
@@ -172,12 +174,15 @@ def run(job: dict[str, Any]) -> None:
 
     def others() -> dict[str, str]:
         """Everything else, what edgevlm works in apart."""
-        own = (*job["outputs"], *(f"{name}.part" for name in job.get("parts", ())))
+        own = (*job["outputs"], *(f"{name}.part" for name in job.get("parts", ())), *job.get("varying", ()))
         return {
             name: digest
             for name, digest in digests(place).items()
             if not any(name == each or name.startswith(f"{each}/") for each in own) and ".edgevlm/" not in name
         }
+
+    def broken() -> list[str]:
+        return [name for name in job.get("varying", ()) if not isinstance(json.loads((place / name).read_text()), dict)]
 
     place.mkdir(parents=True)
     users()
@@ -204,12 +209,14 @@ def run(job: dict[str, Any]) -> None:
         found["at_once"] = {name: which(state[name], old[name], new[name]) for name in state}
         found["lost"] = sorted(name for name, digest in kept.items() if others().get(name) != digest)
         found["left"] = left(place, kept, job)
+        found["lost"] += broken()
         if job["how"] == "kill":
             found["again"] = trial(words(job["again"]), log, prepare)
             found["said_again"] = log.read_text()
             state = outputs()
             found["after"] = {name: which(state[name], old[name], new[name]) for name in state}
             found["lost"] += sorted(name for name, digest in kept.items() if others().get(name) != digest)
+            found["lost"] += broken()
             found["left"] = left(place, kept, job)
         print(json.dumps(found), flush=True)
 
@@ -221,7 +228,7 @@ def which(state: dict[str, str], old: dict[str, str], new: dict[str, str]) -> st
 def left(place: Path, kept: dict[str, str], job: dict[str, Any]) -> list[str]:
     """What lies about that neither was there nor is an output."""
     names = {path.relative_to(place).parts[0] for path in place.iterdir()}
-    return sorted(names - {name.split("/")[0] for name in kept} - set(job["outputs"]))
+    return sorted(names - {name.split("/")[0] for name in kept} - {*job["outputs"], *job.get("varying", ())})
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def check(trials: list[dict[str, Any]], at_once: bool = True) -> None:
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
 def test_killed_at_every_operation(exchange: bool, tmp_path: Path) -> None:
     first, trials = campaign(tmp_path / "place", **scenes_job(1000, exchange))
-    assert len(trials) == first["operations"] > 20
+    assert len(trials) == first["operations"] > 15
     check(trials, at_once=exchange)
     states = [trial["after"]["out"] for trial in trials]
     assert states == sorted(states, key=["old", "new"].index) and set(states) == {"old", "new"}
@@ -51,10 +51,10 @@ def test_killed_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
-def test_two_hundred_killed_exports(exchange: bool, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Every operation of an export with two targets, twice: more than 200 kills."""
-    job = export_job(tiny_checkpoint, 1000, exchange)
-    _, trials = campaign(tmp_path / "place", **job)
+@pytest.mark.parametrize("target", ["onnx", "gguf", "coreml"])
+def test_two_hundred_killed_exports(target: str, exchange: bool, gguf_checkpoint: Path, tmp_path: Path) -> None:
+    """Every operation of an export over an existing bundle, to each target, with and without an exchange."""
+    _, trials = campaign(tmp_path / "place", **export_job(gguf_checkpoint, 1000, exchange, target))
     check(trials, at_once=exchange)
     assert {trial["after"]["out"] for trial in trials} == {"old", "new"}
 
