@@ -85,16 +85,16 @@ def test_killed_evaluations(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_killed_calibrations(tmp_path: Path) -> None:
-    words = ["export", "default", "-o", "{}/out", "--no-gate"]
+def test_killed_calibrations(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    words = ["export", str(tiny_checkpoint), "-o", "{}/out", "--no-gate"]
     _, trials = campaign(
         tmp_path / "place",
         imports=EXPORT,
-        setup=[words],
-        command=[*words, "--calibrate", "default", "--method", "search", "--force"],
+        setup=[["scenes", "{}/data", "--count", "2"], words],
+        command=[*words, "--calibrate", "{}/data/images", "--method", "search", "--force"],
         again=words,
         outputs=["out"],
-        counts=12,
+        counts=20,
         how="kill",
         skip="manifest.json",  # which has the time that it took
     )

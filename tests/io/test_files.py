@@ -29,6 +29,10 @@ def test_a_file_is_written_and_replaced_with_force(tmp_path: Path) -> None:
     check_new(path, force=True)
     write_text(path, "new", force=True)
     assert path.read_text() == "new" and names(tmp_path) == ["a.json"]
+    with pytest.raises(EdgeVLMError, match="is a folder"):
+        check_new(tmp_path, force=True)
+    with pytest.raises(EdgeVLMError, match="There is no folder"):
+        check_new(tmp_path / "none" / "a.json")
 
 
 def umask() -> int:
@@ -75,6 +79,8 @@ def test_pipes_and_streams_are_written_as_they_are(tmp_path: Path) -> None:
     write_text(tmp_path / "pipe", "through")
     reader.join()
     assert read == ["through"] and (tmp_path / "pipe").is_fifo()
+    write_text(Path("/dev/null"), "x")
+    assert not Path("/dev/null").is_file()
     code = "from pathlib import Path; from edgevlm.io.files import write_text; write_text(Path('/dev/stdout'), 'x')"
     with (tmp_path / "out").open("w") as stream:
         subprocess.run([sys.executable, "-c", code], stdout=stream, check=True)

@@ -185,9 +185,9 @@ def _run(recipe: Recipe, progress: Progress, stages: tuple[Stage, ...]) -> None:
         pretrain(options, progress)
 
 
-def _grow(out: Path, start: str, name: str, *sizes: int | None) -> None:
+def _grow(out: Path, start: str, name: str, vision_layers: int | None, layers: int | None, patch: int | None) -> None:
     if not (out / name).exists():
-        grow(str(out / start), out / name, *sizes, heads=out / start / HEADS)
+        grow(str(out / start), out / name, vision_layers, layers, patch, heads=out / start / HEADS)
 
 
 def longest_edge(model: Path, out: Path, pixels: int) -> None:
