@@ -3,10 +3,15 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+TOOLS := .venv/tools/bin
 # One thread per test process: two processes share the cores, and numpy, torch and the engines would fight over them.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n 2 -rs
 
-.PHONY: demo test test-heavy lint types docs clean
+# GCC 12 compiles llama.cpp's AMX code to a crash (https://github.com/ggml-org/llama.cpp/pull/26954): leave that code
+# out where the CPU has such a unit.
+NO_AMX := $(shell echo | cc -march=native -dM -E - 2>/dev/null | grep -q __AMX_TILE__ && echo -mno-amx-tile -mno-amx-int8)
+
+.PHONY: demo test test-heavy lint types docs lock wheel licences clean
 
 demo: .venv/export.done
 	$(BIN)/edgevlm demo --out bundles/demo
@@ -15,10 +20,11 @@ test: lint types docs
 	$(PYTEST)
 
 # The 256M shape, wheels and fresh environments, llama.cpp, which is compiled here, and Core AI's beta: minutes
-# long, wants 8 GB of memory and the package index.
-test-heavy: .venv/test.done .venv/llama.done .venv/coreai.done
+# long, wants 8 GB of memory and the package index; with node and npm, transformers.js too. Then the files with tests
+# that `make test` skips where it has neither llama.cpp nor Core AI.
+test-heavy: .venv/heavy.done .venv/coreai.done
 	$(PYTEST) -m heavy
-	$(PYTEST) tests/runtimes/test_llama.py tests/verify/test_across.py tests/export/test_gguf.py tests/export/test_coreai.py
+	$(PYTEST) $$(grep -rlE '\("(llama_cpp|coreai)"[,)]' tests --include='test_*.py')
 
 lint: .venv/test.done
 	$(BIN)/ruff check .
@@ -36,7 +42,22 @@ docs: .venv/test.done
 
 .venv/%.done: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[$*]'
+	CFLAGS='$(CFLAGS) $(NO_AMX)' CXXFLAGS='$(CXXFLAGS) $(NO_AMX)' $(BIN)/pip install --quiet --disable-pip-version-check -e '.[$*]'
+	touch $@
+
+# Requirements by version and hash, of the tests and of the tools, which live apart from what is tested.
+lock: $(TOOLS)/done
+	$(TOOLS)/python requirements/make_lock.py
+
+wheel: $(TOOLS)/done
+	$(TOOLS)/python release/make_dist.py dist
+
+licences: .venv/test.done
+	$(BIN)/python docs/make_licences.py
+
+$(TOOLS)/done: requirements/tools.txt
+	$(PYTHON) -m venv .venv/tools
+	$(TOOLS)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
 	touch $@
 
 clean:

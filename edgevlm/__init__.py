@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # An un-installed checkout keeps export/ and runtimes/ beside this folder; an installed package never takes this branch.
 _root = Path(__file__).parent.parent

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.inputs.layout import Layout, decoder_inputs
 from edgevlm.inputs.preprocess import normalize
 from edgevlm.inputs.spec import ImageSpec
@@ -42,7 +42,7 @@ def load_coreai(part: str) -> Any:
     except ImportError:
         raise EdgeVLMError(
             "The second opinion needs the package coreai-core (1.0.0b3), which is not installed: "
-            "run pip install 'edgevlm[coreai]'."
+            f"{install_hint('coreai')}."
         ) from None
 
 

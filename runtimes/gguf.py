@@ -1,7 +1,7 @@
 """Read the GGUF files that we write: header, tensors, and the weights in them by canonical name.
 
 Written for files from strangers: every length is checked against the file before it is used, and nothing is executed.
-(llama.cpp's own gguf-py takes seconds for the vocabulary of SmolVLM; this skips values that are not needed.)
+(llama.cpp's own gguf-py takes seconds for a vocabulary of 50,000; this skips values that are not needed.)
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy.typing as npt
 from edgevlm.bundle.manifest import target_of
 from edgevlm.bundle.targets import GgufTarget
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
+from edgevlm.io.regular import open_regular
 from edgevlm.models.model import ModelSpec
 from edgevlm.runtimes.llama.names import PROJECTORS, TEXT, Table
 from edgevlm.types import F32
@@ -29,7 +31,7 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 # ggml type: (name, values per block, bytes per block)
 _TYPES = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 8: ("Q8_0", 32, 34)}
-_MAX_DIMENSIONS = 4
+_MAX_DIMENSIONS = 4  # of ggml
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as stream:
+            with open_regular(path) as stream:
                 self._data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._at = 0
             self._read_header()
@@ -66,13 +68,19 @@ class GgufFile:
         magic, version, count, pairs = self._take("<4sIQQ")
         if magic != b"GGUF" or version != 3:
             raise ValueError(f"it starts with {magic!r}, version {version}")
+        if pairs > limits.GGUF_KEYS or count > limits.TENSORS:
+            raise ValueError(f"it has {pairs} keys and {count} tensors")
         self.keys: dict[str, Any] = {}
         for _ in range(pairs):
             key = self._string()
+            if key in self.keys:
+                raise ValueError(f"the key {key[:80]} occurs twice")
             self.keys[key] = self._value(*self._take("<I"))
         found: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
         for _ in range(count):
             name = self._string()
+            if name in found or len(name) > limits.TENSOR_NAME:
+                raise ValueError(f"the tensor {name[:80]} occurs twice or has too long a name")
             (dimensions,) = self._take("<I")
             if not 1 <= dimensions <= _MAX_DIMENSIONS:
                 raise ValueError(f"{name} has {dimensions} dimensions")
@@ -84,7 +92,7 @@ class GgufFile:
             values = 1
             for n in shape:  # Python integers: no product of hostile sizes wraps around
                 values *= n
-            if shape[-1] % block:
+            if not values or shape[-1] % block:
                 raise ValueError(f"{name} has rows of {shape[-1]} values as {label}")
             found[name] = (label, shape, offset, values // block * size)
         align = self.keys.get("general.alignment", 32)
@@ -99,14 +107,18 @@ class GgufFile:
 
     def _take(self, layout: str) -> tuple[Any, ...]:
         values = struct.unpack_from(layout, self._data, self._at)
-        self._at += struct.calcsize(layout)
+        self._advance(struct.calcsize(layout))
         return values
+
+    def _advance(self, count: int) -> None:
+        self._at += count
+        if self._at > min(len(self._data), limits.GGUF_HEADER):
+            raise ValueError("its header has no end")
 
     def _string(self) -> str:
         (length,) = self._take("<Q")
-        start, self._at = self._at, self._at + length
-        if self._at > len(self._data):
-            raise ValueError("a text runs beyond the end")
+        start = self._at
+        self._advance(length)
         return self._data[start : self._at].decode("utf-8")
 
     def _value(self, kind: int) -> Any:
@@ -115,7 +127,7 @@ class GgufFile:
         if kind != _ARRAY:
             return self._take("<" + _SCALARS[kind])[0]
         item, count = self._take("<IQ")
-        if count > len(self._data):
+        if count > limits.GGUF_LIST:
             raise ValueError(f"a list of {count} items")
         if item == _STRING:
             return [self._string() for _ in range(count)]

@@ -10,18 +10,17 @@ from typing import Any
 
 # Exports in a process where torch and transformers cannot be imported, and prints what it took.
 ALONE = r"""
-import json, re, sys, time
+import json, sys, time
 from pathlib import Path
 for name in ("torch", "transformers", "optimum"):
     sys.modules[name] = None
 from edgevlm.export.pipeline import ExportOptions, export_model
+from edgevlm.generate.loop import peak_memory
 start = time.monotonic()
 model, out, quantize, gate, target = sys.argv[1:]
 result = export_model(ExportOptions(model, Path(out), (target,), quantize, gate=gate == "gate"))
-# not getrusage, which starts at the size of the process that this one was forked from
-peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()).group(1)) * 1024
 passed = result.report.passed if result.report else None
-print(json.dumps({"seconds": time.monotonic() - start, "peak": peak, "passed": passed}))
+print(json.dumps({"seconds": time.monotonic() - start, "peak": peak_memory(), "passed": passed}))
 """
 
 

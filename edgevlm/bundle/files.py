@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from edgevlm.bundle.manifest import MANIFEST, SCHEMA, FileInfo, Manifest, sha256
 from edgevlm.io.folders import Kind
 from edgevlm.io.records import to_dict
+from edgevlm.io.text import json_text
 
 _KEYS = {"schema", "model", "spec", "recipe", "targets", "files", "tools", "gate"}  # of every schema so far
 
@@ -30,7 +30,7 @@ BUNDLE = Kind("bundle", MANIFEST, _own)
 
 
 def write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json_text(data, indent=1) + "\n", encoding="utf-8")
 
 
 def list_files(folder: Path) -> dict[str, FileInfo]:

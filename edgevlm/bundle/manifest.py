@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from edgevlm.bundle.check import AGAIN, check_gate, check_image, check_prompt, check_recipe, check_target
 from edgevlm.bundle.targets import CoreMLTarget, GgufTarget, OnnxTarget, TargetEntry
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.io import limits
 from edgevlm.io.json import read_json
+from edgevlm.io.links import links_out
 from edgevlm.io.records import from_dict
+from edgevlm.io.regular import open_regular
+from edgevlm.io.text import check_place
+from edgevlm.models.check import check_model
 from edgevlm.models.model import ModelSpec
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
 # Graphs and JSON are small and decide what the weights mean, so opening hashes them; weights are only measured then.
 SMALL = 4 << 20
-_AGAIN = "export or copy the bundle again"
 T = TypeVar("T", OnnxTarget, GgufTarget, CoreMLTarget)
 _HOLDS = {OnnxTarget: "ONNX graphs", GgufTarget: "GGUF files", CoreMLTarget: "CoreML packages"}
 
@@ -53,14 +59,6 @@ class Manifest:
     gate: dict[str, Any] | None  # results of the export's gate
     calibration: dict[str, Any] | None = None  # how codes and scales were chosen, see docs/calibration.md
 
-    def __post_init__(self) -> None:
-        for name in ("vision", "projector", "decoder", "embed"):
-            form = self.recipe.get(name, {"kind": ""})
-            if not isinstance(form, dict) or not isinstance(form.get("kind"), str):
-                raise EdgeVLMError(
-                    f"{MANIFEST}: recipe.{name} is {str(form)[:100]!r}, expected an object with its kind: {_AGAIN}."
-                )
-
 
 @dataclass(frozen=True)
 class Bundle:
@@ -73,26 +71,39 @@ class Bundle:
             raise EdgeVLMError(f"The bundle '{self.folder}' has no file '{relative}': export it again.")
         return self.folder / relative
 
-    def read_json(self, relative: str) -> Any:
-        return read_json(self.path(relative), _AGAIN)
+    def read_json(self, relative: str, largest: int = limits.SPEC_FILE) -> Any:
+        return read_json(self.path(relative), AGAIN, largest=largest)
 
     @cached_property
     def image_spec(self) -> ImageSpec:
-        return from_dict(ImageSpec, self.read_json("preprocess.json"), "preprocess.json")
+        spec = from_dict(ImageSpec, self.read_json("preprocess.json"), "preprocess.json")
+        check_image(spec, self.manifest.spec)
+        return spec
 
     @cached_property
     def prompt_spec(self) -> PromptSpec:
-        return from_dict(PromptSpec, self.read_json("prompt.json"), "prompt.json")
+        spec = from_dict(PromptSpec, self.read_json("prompt.json"), "prompt.json")
+        check_prompt(spec, self.manifest.spec)
+        return spec
 
 
 def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
     """Open `folder`. check: "size" compares every size and hashes small files; "hash" hashes all of them.
 
     Raises EdgeVLMError when the folder is no bundle, was written by another schema, or a file is missing, changed
-    or outside the folder.
+    or outside the folder. A snapshot in the Hub's cache is a bundle too: its files are links into the same cache.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise EdgeVLMError(f"The bundle is a {type(folder).__name__}: give the path of its folder.")
     folder = Path(folder)
-    if not folder.is_dir():
+    try:
+        return _open(folder, everything=check == "hash")
+    except OSError as error:
+        raise EdgeVLMError(f"The bundle '{folder}' cannot be read ({error.strerror}): check its permissions.") from None
+
+
+def _open(folder: Path, everything: bool) -> Bundle:
+    if not os.path.isdir(folder):  # False for a name that no file can have
         raise EdgeVLMError(f"There is no bundle '{folder}': make one with `edgevlm export MODEL -o {folder}`.")
     if not (folder / MANIFEST).is_file():
         if (folder / "config.json").is_file():
@@ -101,16 +112,29 @@ def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
                 f"`edgevlm export {folder} -o {folder.resolve().name}-bundle`."
             )
         raise EdgeVLMError(f"'{folder}' is not a bundle: it has no {MANIFEST}; make one with `edgevlm export`.")
-    data = read_json(folder / MANIFEST, _AGAIN)
+    check_place(folder)
+    data = read_json(folder / MANIFEST, AGAIN, largest=limits.MANIFEST_FILE)
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
         raise EdgeVLMError(
-            f"The bundle '{folder}' has schema {schema!r}, and this edgevlm reads schema {SCHEMA}: "
+            f"The bundle '{folder}' has schema {repr(schema)[:40]}, and this edgevlm reads schema {SCHEMA}: "
             "export the bundle again, or update edgevlm."
         )
     bundle = Bundle(folder, from_dict(Manifest, data, MANIFEST))
-    for name, info in bundle.manifest.files.items():
-        _check_file(bundle, name, info, everything=check == "hash")
+    manifest = bundle.manifest
+    check_model(manifest.spec, f"{MANIFEST}: spec", AGAIN)
+    check_recipe(manifest.recipe)
+    if manifest.gate is not None:
+        check_gate(manifest.gate)
+    for target in manifest.targets.values():
+        check_target(target, manifest.spec)
+    for link in links_out(folder):  # unlisted ones too: an engine would open one that a graph names
+        raise EdgeVLMError(
+            f"'{link.relative_to(folder)}' in '{folder}' is a link to the outside: put the real file there, or remove "
+            "it; of a bundle on the Hub, `huggingface_hub.snapshot_download(ID, local_dir=FOLDER)` gives real files."
+        )
+    for name, info in manifest.files.items():
+        _check_file(bundle, name, info, everything)
     return bundle
 
 
@@ -123,10 +147,6 @@ def _check_file(bundle: Bundle, name: str, info: FileInfo, everything: bool) -> 
     path = bundle.folder / name
     if not path.is_file():
         raise EdgeVLMError(f"The bundle '{bundle.folder}' lacks its file '{name}': export or copy it again.")
-    if not path.resolve().is_relative_to(bundle.folder.resolve()):
-        raise EdgeVLMError(
-            f"The file '{name}' of '{bundle.folder}' is a link to the outside: copy the real file into the bundle."
-        )
     size = path.stat().st_size
     if size != info.size:
         raise EdgeVLMError(
@@ -141,7 +161,7 @@ def _check_file(bundle: Bundle, name: str, info: FileInfo, everything: bool) -> 
 
 
 def sha256(path: Path) -> str:
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy.typing as npt
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.qtensor import BLOCK, KINDS, PREFILL, QTensor
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
+from edgevlm.models.record import weight_tree
 from edgevlm.types import F32
 
 _STORED: dict[str, np.dtype[Any]] = {
@@ -30,8 +33,10 @@ class ShippedWeights:
     def __init__(self, bundle: Bundle, *, prompt: bool = False) -> None:
         self._bundle = bundle
         self._prompt = prompt
-        table = bundle.read_json("weights.json")
-        self._entries: dict[str, Any] = table["tensors"] if isinstance(table, dict) and "tensors" in table else {}
+        table = bundle.read_json("weights.json", limits.MANIFEST_FILE)
+        entries = table.get("tensors") if isinstance(table, dict) else None
+        self._entries: dict[str, Any] = entries if isinstance(entries, dict) else {}
+        self._tree = weight_tree(bundle.manifest.spec)
 
     def names(self) -> list[str]:
         return list(self._entries)
@@ -52,10 +57,13 @@ class ShippedWeights:
         if entry is None:
             raise EdgeVLMError(f"The bundle '{self._bundle.folder}' lacks the weight '{name}': export it again.")
         try:
+            if name in self._tree and tuple(entry["shape"]) != self._tree[name].shape:
+                raise ValueError(f"the model has the shape {list(self._tree[name].shape)}")
             return self._read(entry)
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise EdgeVLMError(
-                f"The entry of '{name}' in weights.json does not fit its file ({error}): export the bundle again."
+                f"The entry of '{name[:200]}' in weights.json does not fit its file ({str(error)[:120]}): export the "
+                "bundle again."
             ) from None
 
     def _read(self, entry: dict[str, Any]) -> QTensor:
@@ -66,6 +74,8 @@ class ShippedWeights:
         dtype = _STORED[kind]
         if codes["layout"] == "columns":
             stride, start = codes["stride"], codes["start"]
+            if not 0 <= start <= stride - shape[0]:
+                raise ValueError("its columns lie outside the matrix")
             matrix = _load(path, codes["offset"], (shape[1], stride), dtype)
             values = np.ascontiguousarray(matrix[:, start : start + shape[0]].T)
         elif kind == "int4":
@@ -87,9 +97,9 @@ class ShippedWeights:
 
 def _load(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """`shape` items at `offset`, read rather than mapped, so that they leave memory with the array."""
-    if offset < 0 or any(size < 0 for size in shape):
-        raise ValueError("negative offset or size")
-    count = int(np.prod(shape, dtype=np.int64))
+    if not all(type(size) is int and size >= 0 for size in (offset, *shape)):
+        raise ValueError("an offset or size is no whole number of at least 0")
+    count = math.prod(shape)
     if offset + count * dtype.itemsize > path.stat().st_size:
         raise ValueError("beyond the end of the file")
     return np.fromfile(path, dtype, count, offset=offset).reshape(shape)

@@ -6,20 +6,25 @@ several ways, each is tried, and the one that reproduces the template on other c
 
 from __future__ import annotations
 
-import re
+import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, EdgeVLMWarning, install_hint
 from edgevlm.inputs.prompt import ControlText, UserText, render
 from edgevlm.inputs.spec import Chat, RoleText
+from edgevlm.io.child import ChildFailed, Limits, ask_child
 from edgevlm.io.json import JsonFile, read_json_file
 
 Message = Mapping[str, Any]
 Render = Callable[[Sequence[Message], bool], str]
 
+PLAYER = Limits(seconds=10, memory=512 << 20)  # a template takes 0.1 s
+TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))  # as in transformers
 MARK = "MARKED"
 TEXT, IMAGE = {"type": "text", "text": MARK}, {"type": "image"}
 
@@ -38,7 +43,7 @@ def read_chat_template(
 ) -> ChatFormat:
     """The format of the chat template of the checkpoint in `folder`; names: its special tokens, by key."""
     path, template = find_template(folder, processor, tokenizer_config)
-    return literal_format(path, _jinja(path, template, names, image_token), image_token)
+    return literal_format(path, _played(path, template, names, image_token), image_token)
 
 
 def find_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFile) -> tuple[Path, str]:
@@ -65,50 +70,78 @@ def find_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFile)
     )
 
 
-def _jinja(path: Path, template: str, names: Mapping[str, Any], image_token: str) -> Render:
-    """Render as transformers does: sandboxed, blocks trimmed, special tokens at hand."""
+def _played(path: Path, template: str, names: Mapping[str, Any], image_token: str) -> Render:
+    """What the template makes of every conversation of this module, rendered all at once in a second process."""
+    asked = [(messages, generation) for messages in _conversations() for generation in (True, False)]
+    plain = [(_flat(messages, image_token), generation) for messages, generation in asked]
+    request = {
+        "template": template,
+        "tokens": {key: text for key in TOKENS if (text := token_text(names, key))},
+        "conversations": asked + plain,
+    }
     try:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as e:
+        answer = json.loads(_answered(json.dumps(request)))
+    except ChildFailed as e:
+        raise EdgeVLMError(f"'{path}', a chat template, {e.reason}: use the template of the original model.") from None
+    if "missing" in answer:
         raise EdgeVLMError(
-            f"'{path}' is a chat template, which jinja2 reads: pip install 'edgevlm[export]', and export again."
-        ) from e
-    tokens = {k: token_text(names, k) for k in ("bos_token", "eos_token", "pad_token", "unk_token")}
-
-    def refuse(message: str) -> str:
-        raise TemplateError(message)
-
-    # transformers' own tag around what an assistant said, which is for training.
-    template = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", template)
-    template = re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", template)
-    try:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            f"'{path}' is a chat template, which jinja2 reads: {install_hint('export')}, and export again."
         )
-        environment.globals["raise_exception"] = refuse
-        compiled = environment.from_string(template)
-    except Exception as e:
-        raise EdgeVLMError(f"'{path}' is not a chat template ({e}): take the original file.") from e
+    if "wrong" in answer:
+        raise EdgeVLMError(f"'{path}' is not a chat template ({_quoted(answer['wrong'])}): take the original file.")
+    if answer["today"]:
+        warnings.warn(
+            f"'{path}' writes today's date into the prompt; the bundle will keep this date.",
+            EdgeVLMWarning,
+            stacklevel=2,
+        )
+    listed, flat = ({_key(*case): text for case, text in zip(asked, texts, strict=True)}
+                    for texts in (answer["texts"][: len(asked)], answer["texts"][len(asked) :]))  # fmt: skip
+    first = listed[_key([_say("user", MARK)], True)]
+    # A template of the decoder alone takes messages of plain text: it prints a list of items, or fails on it.
+    texts = flat if isinstance(first, dict) or "'type'" in first else listed
 
     def run(messages: Sequence[Message], generation: bool) -> str:
-        try:
-            return compiled.render(messages=messages, add_generation_prompt=generation, **tokens)
-        except Exception as e:  # a template may fail in any way
+        text = texts[_key(messages, generation)]
+        if isinstance(text, dict):
             raise EdgeVLMError(
-                f"'{path}' cannot format a conversation ({e}): use the chat template of the original model."
-            ) from e
+                f"'{path}' cannot format a conversation ({_quoted(text['error'])}): use the chat template of the "
+                "original model."
+            )
+        return str(text)
 
-    def flat(messages: Sequence[Message], generation: bool) -> str:
-        """For a template of the decoder alone, whose messages are plain text."""
-        return run([{**m, "content": "".join(i.get("text", image_token) for i in m["content"])} for m in messages],
-                   generation)  # fmt: skip
+    run([_say("user", MARK)], True)
+    return run
 
-    try:
-        return flat if "'type'" in run([_say("user", MARK)], True) else run
-    except EdgeVLMError:
-        flat([_say("user", MARK)], True)
-        return flat
+
+@lru_cache(maxsize=4)  # an export reads the same template several times
+def _answered(request: str) -> bytes:
+    return ask_child("edgevlm.checkpoint.template_player", request.encode(), PLAYER)
+
+
+def _conversations() -> list[list[dict[str, Any]]]:
+    """Every conversation that a template is asked for below."""
+    u, a, s = (_say(role, MARK) for role in ("user", "assistant", "system"))
+    return [
+        [u], [u, a], [u, a, u], [s, u], [u, s, u],
+        [_say("user", MARK, MARK)], [_say("user", f"  {MARK}  ")],
+        [_say("user", IMAGE, MARK)], [_say("user", IMAGE, IMAGE, MARK)], [_say("user", MARK, IMAGE)],
+        *([u, _say(role, IMAGE, MARK), u] for role in ("assistant", "system")),
+        *probes(),
+    ]  # fmt: skip
+
+
+def _flat(messages: Sequence[Message], image_token: str) -> list[Message]:
+    return [{**m, "content": "".join(i.get("text", image_token) for i in m["content"])} for m in messages]
+
+
+def _key(messages: Sequence[Message], generation: bool) -> str:
+    return json.dumps([messages, generation])
+
+
+def _quoted(said: str) -> str:
+    """What a stranger's template said, on one short line."""
+    return said[:200] if said[:200].isprintable() else ascii(said[:200])
 
 
 def literal_format(path: Path, run: Render, image_token: str) -> ChatFormat:

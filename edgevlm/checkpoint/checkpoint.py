@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgevlm.checkpoint import hub
 from edgevlm.checkpoint.safetensors import SafetensorsFile
+from edgevlm.checkpoint.upstream import upstream_files
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
 from edgevlm.io.json import read_object
+from edgevlm.io.regular import open_regular
 from edgevlm.types import F32
 
 if TYPE_CHECKING:
@@ -19,19 +22,6 @@ if TYPE_CHECKING:
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
-# Small files that upstream tools (transformers.js, tokenizers, llama.cpp's converters) look for beside the graphs.
-UPSTREAM = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 
 
 class Weights(Protocol):
@@ -60,7 +50,9 @@ class Checkpoint:
             "download it again",
             missing=f"{folder} has no config.json: give a folder in Hugging Face layout (config.json, *.safetensors, "
             "tokenizer.json).",
+            finite=False,
         )
+        upstream_files(folder)
         parent, own = folder.parent.name, folder.name
         self.revision = own if parent == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", own) else None
         self.adapter: LoraAdapter | None = None
@@ -185,10 +177,11 @@ def _open_weights(folder: Path) -> dict[str, SafetensorsFile]:
 
 
 def _open_shards(folder: Path, index: Path) -> dict[str, SafetensorsFile]:
-    weight_map = read_object(index, "download it again").get("weight_map")
+    weight_map = read_object(index, "download it again", largest=limits.INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise EdgeVLMError(f"{index} has no 'weight_map' from tensor names to file names: download it again.")
     shards: dict[str, SafetensorsFile] = {}
+    count = 0
     for shard in sorted(set(weight_map.values())):
         if not _SHARD.fullmatch(shard):
             raise EdgeVLMError(
@@ -198,6 +191,8 @@ def _open_shards(folder: Path, index: Path) -> dict[str, SafetensorsFile]:
         if not (folder / shard).exists():
             raise EdgeVLMError(f"{folder} lacks the weights file {shard} that its index names: download it again.")
         shards[shard] = SafetensorsFile(folder / shard)
+        if (count := count + len(shards[shard].tensors)) > limits.TENSORS:
+            raise EdgeVLMError(f"{folder} holds more than {limits.TENSORS} tensors: do not use this checkpoint.")
     for name, shard in weight_map.items():
         if name not in shards[shard].tensors:
             raise EdgeVLMError(
@@ -208,7 +203,7 @@ def _open_shards(folder: Path, index: Path) -> dict[str, SafetensorsFile]:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise EdgeVLMError(f"{path} cannot be read ({error.strerror}): check the disk.") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, install_hint
 
 # Weights in safetensors, configuration, tokenizer and chat template; never pickle, never code.
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
@@ -29,8 +29,8 @@ def fetch(model: str, *, revision: str | None = None, cache_dir: Path | None = N
         from huggingface_hub import snapshot_download
     except ImportError:
         raise EdgeVLMError(
-            f"'{model}' is not a local folder, and the Hub needs the package huggingface_hub: run pip "
-            "install 'edgevlm[export]', or give a local folder."
+            f"'{model}' is not a local folder, and the Hub needs the package huggingface_hub: "
+            f"{install_hint('export')}, or give a local folder."
         ) from None
 
     def snapshot(local_only: bool) -> Path:

@@ -7,20 +7,21 @@ file (mapped pages count towards resident memory, which an export bounds) and ca
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
+from edgevlm.io.json import parse_json
+from edgevlm.io.regular import open_regular
 from edgevlm.types import F32
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 _CHUNK_BYTES = 8 << 20
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
          "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64}  # fmt: skip
@@ -46,7 +47,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as stream:
+            with open_regular(path) as stream:
                 self.tensors = _read_header(path, stream, os.fstat(stream.fileno()).st_size)
         except OSError as error:
             raise EdgeVLMError(
@@ -70,7 +71,7 @@ class SafetensorsFile:
         step = _CHUNK_BYTES // item
         buffer = np.empty(0 if item == 4 else min(step, out.size), "<u2")
         try:
-            with self.path.open("rb", buffering=0) as stream:
+            with open_regular(self.path, buffering=0) as stream:
                 stream.seek(info.offset)
                 for start in range(0, out.size, step):
                     part = out[start : start + step]
@@ -87,7 +88,7 @@ class SafetensorsFile:
     def read_bytes(self, name: str, start: int, count: int) -> bytes:
         """At most `count` stored bytes of the tensor `name` from its byte `start`."""
         info = self.tensors[name]
-        with self.path.open("rb") as stream:
+        with open_regular(self.path) as stream:
             stream.seek(info.offset + start)
             return stream.read(max(0, min(count, info.nbytes - start)))
 
@@ -101,7 +102,7 @@ class SafetensorsFile:
             done += count
 
 
-def _read_header(path: Path, stream: Any, size: int) -> dict[str, TensorInfo]:
+def _read_header(path: Path, stream: BinaryIO, size: int) -> dict[str, TensorInfo]:
     prefix = stream.read(8)
     if len(prefix) < 8:
         raise _truncated(path, 8, size)
@@ -110,46 +111,39 @@ def _read_header(path: Path, stream: Any, size: int) -> dict[str, TensorInfo]:
         raise EdgeVLMError(
             f"{path} is a Git LFS pointer, not the weights: run 'git lfs pull', or download the file itself."
         )
-    if length > MAX_HEADER_BYTES:
+    if length > limits.SAFETENSORS_HEADER:
         raise EdgeVLMError(
             f"{path} is not a safetensors file: its header claims {length} bytes and at most "
-            f"{MAX_HEADER_BYTES} are allowed; download it again."
+            f"{limits.SAFETENSORS_HEADER} are read; download it again."
         )
     if 8 + length > size:
         raise _truncated(path, 8 + length, size)
-    header = _parse_json(path, stream.read(length))
+    try:
+        header = parse_json(stream.read(length), limits.SAFETENSORS_HEADER)
+    except ValueError as error:
+        raise _broken(path, f"its header is not valid JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise _broken(path, "its header is not a JSON object")
     header.pop("__metadata__", None)
+    if len(header) > limits.TENSORS:
+        raise _broken(path, f"it holds {len(header)} tensors, at most {limits.TENSORS} are read")
     tensors = {name: _tensor_info(path, name, entry, 8 + length) for name, entry in header.items()}
     _check_layout(path, tensors, 8 + length, size)
     return tensors
 
 
-def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a name occurs twice")
-        return result
-
-    try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise _broken(path, f"its header is not valid JSON ({error})") from None
-    if not isinstance(header, dict):
-        raise _broken(path, "its header is not a JSON object")
-    return header
-
-
 def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise _broken(path, f"the tensor '{name}' lacks dtype, shape or data_offsets")
+    if len(name) > limits.TENSOR_NAME:
+        raise _broken(path, f"the name of a tensor has {len(name)} characters")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str):
         raise _broken(path, f"the tensor '{name}' has the dtype {dtype!r}")
-    if not _is_counts(shape):
-        raise _broken(path, f"the tensor '{name}' has the shape {shape!r}")
+    if not _is_counts(shape) or len(shape) > limits.DIMENSIONS or math.prod(shape) > limits.TENSOR_VALUES:
+        raise _broken(path, f"the tensor '{name}' has the shape {str(shape)[:100]}")
     if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _broken(path, f"the tensor '{name}' has the offsets {offsets!r}")
+        raise _broken(path, f"the tensor '{name}' has the offsets {str(offsets)[:100]}")
     nbytes = offsets[1] - offsets[0]
     bits = math.prod(shape) * _BITS.get(dtype, 0)
     if dtype in _BITS and bits != nbytes * 8:

@@ -36,15 +36,15 @@ KINDS = "[mlp|pixel-shuffle|linear|qformer|resampler]"
 def compose(**values: Any) -> None:
     """Join a pretrained encoder and a pretrained language model by a fresh projector.
 
-    The result is a checkpoint for `edgevlm train --stage align`. mlp has LLaVA's layout, pixel-shuffle and linear
-    have SmolVLM's; these three can be exported. qformer and resampler can be trained only.
+    The result is a checkpoint for `edgevlm train --stage align`. Models with mlp, pixel-shuffle and linear can be
+    exported, those with qformer and resampler only trained.
     """
     need_training()
     from pathlib import Path
 
-    from edgevlm.io.console import note
+    from edgevlm.io.console import note, write
     from edgevlm.train.compose import ComposeOptions
     from edgevlm.train.compose import compose as run
 
     values["out"] = Path(values["out"])
-    click.echo(run(ComposeOptions(**values), note))
+    write(str(run(ComposeOptions(**values), note)))

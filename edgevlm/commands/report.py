@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgevlm.commands.run import bundle_folder
-from edgevlm.io.console import note, progress_bar, size
+from edgevlm.commands.arguments import bundle_folder
+from edgevlm.io.console import note, progress_bar, size, write
 
 
 @click.command()
@@ -79,4 +79,4 @@ def report(
     text = page(found)
     write_text(path, text, force)
     note(f"{size(len(text.encode()))}, opens in any browser:")
-    click.echo(path)
+    write(str(path))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, install_hint
 
 
 def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,7 +65,7 @@ def need_training() -> None:
 
     for package in ("torch", "transformers", "accelerate", "matplotlib", "tensorboard"):
         if importlib.util.find_spec(package) is None:
-            raise EdgeVLMError(f"Training needs the package {package}: install it with pip install 'edgevlm[train]'.")
+            raise EdgeVLMError(f"Training needs the package {package}: {install_hint('train')}.")
     warnings.simplefilter("ignore", FutureWarning)  # of peft and trl about transformers 6
 
 
@@ -94,7 +94,7 @@ def train(
     trained model is the only line on standard output.
     """
     need_training()
-    from edgevlm.io.console import note, progress_bar
+    from edgevlm.io.console import note, progress_bar, write
     from edgevlm.train.options import TrainOptions
     from edgevlm.train.run import train as run
 
@@ -104,4 +104,4 @@ def train(
     with progress_bar() as progress:
         out = run(options, progress, note)
     if out is not None:  # None: the main process prints it
-        click.echo(out)
+        write(str(out))

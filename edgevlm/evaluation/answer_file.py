@@ -16,6 +16,7 @@ from edgevlm.evaluation.item import Item, Suite
 from edgevlm.io.claims import claimed
 from edgevlm.io.files import check_new, is_stream, put, real_place
 from edgevlm.io.full import disk_errors
+from edgevlm.io.text import json_text
 
 FORMAT = 1
 _BEGINNING = b'{"edgevlm_eval"'  # of every file
@@ -98,7 +99,7 @@ def _part(out: Path) -> Path:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return json_text(row) + "\n"
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.evaluation.item import Picture
 from edgevlm.io.json import read_json
 
@@ -31,7 +31,7 @@ def data_folder(data: str, files: tuple[str, ...], revision: str | None, cache_d
     except ImportError:
         raise EdgeVLMError(
             f"'{data}' is not a folder, and the Hub needs the package huggingface_hub: "
-            "pip install 'edgevlm[eval]', or give a local folder."
+            f"{install_hint('eval')}, or give a local folder."
         ) from None
     try:
         return Path(
@@ -148,7 +148,7 @@ def _parquet(path: Path) -> Any:
         from pyarrow import parquet
     except ImportError:
         raise EdgeVLMError(
-            f"'{path}' is a Parquet file, which needs the package pyarrow: pip install 'edgevlm[eval]'."
+            f"'{path}' is a Parquet file, which needs the package pyarrow: {install_hint('eval')}."
         ) from None
     try:
         return parquet.ParquetFile(path)

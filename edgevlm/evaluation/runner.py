@@ -24,6 +24,7 @@ from edgevlm.inputs.decode import decode_image
 from edgevlm.inputs.preprocess import array_key
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.tokenizer import load_tokenizer
+from edgevlm.io.options import check_types
 from edgevlm.runtimes.base import Encoder, Runtime
 from edgevlm.types import F32, U8, Progress
 
@@ -40,6 +41,7 @@ class EvalOptions:
     skip_bad: bool = False  # leave out questions that fail instead of stopping
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.prompt is not None and "{question}" not in self.prompt:
             raise EdgeVLMError("The prompt has no {question} in it: write where the question goes.")
         for name in ("max_tokens", "max_tiles", "limit"):

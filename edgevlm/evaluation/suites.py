@@ -1,7 +1,7 @@
 """The suites by name: the files of their questions, their prompts, and how answers are scored.
 
 Each reader takes the suite's own published files, or its data set on the Hub as Parquet. Prompts are those that the
-suite publishes, else those of LLaVA-1.5 (Liu et al. 2023, arXiv 2310.03744, section 3.2), which lmms-eval uses too.
+suite publishes, else those of Liu et al. 2023 (arXiv 2310.03744, section 3.2), which lmms-eval uses too.
 """
 
 from __future__ import annotations

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import io
+import json
 import os
+import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
 from PIL import Image
 
-from edgevlm.errors import EdgeVLMError
-from edgevlm.types import U8
+from edgevlm.errors import EdgeVLMError, EdgeVLMWarning
+from edgevlm.inputs.kinds import HEAD, kind_of, looks_like_picture
+from edgevlm.inputs.picture_limits import (
+    LOAD_READS,
+    MAX_BYTES,
+    MAX_PIXELS,
+    Metered,
+    TooManyParts,
+    check_header,
+    check_size,
+    is_decoded_apart,
+)
+from edgevlm.io.child import ChildFailed, Limits, ask_child
+from edgevlm.io.regular import open_regular
+
+if TYPE_CHECKING:  # the second process does without numpy
+    from edgevlm.types import U8
+
+__all__ = ["Source", "decode_image", "looks_like_picture", "open_image"]
 
 Source = str | os.PathLike[str] | bytes | Image.Image
 
-MAX_PIXELS = 89_478_485  # 1 GiB as 3 x 4 bytes: where Pillow, too, starts to speak of a decompression bomb
+Color = tuple[int, int, int]
 WHITE = (255, 255, 255)
-
-# A list, not whatever Pillow knows: some of its readers start other programs (EPS runs Ghostscript).
-# AVIF is last: a Pillow built without it fails on reaching its name. A JPEG may turn out to be an MPO.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "AVIF")
+APART = Limits(seconds=30, memory=4 << 30)  # the largest JPEG 2000 takes 16 s and 3 GB
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -34,48 +48,41 @@ _UPRIGHT = {
 }
 
 
-def open_image(source: Source, background: tuple[int, int, int] = WHITE) -> U8:
+def open_image(source: Source, background: Color = WHITE) -> U8:
     """Decode a file, the bytes of one, or a Pillow image to RGB uint8 (H, W, 3).
 
     EXIF orientation is applied, transparency is laid over `background`, an animation gives its first frame, and colour
-    profiles are ignored, as by Hugging Face's processors. EdgeVLMError for what is not a picture.
+    profiles are ignored, as by Hugging Face's processors. EdgeVLMError for what is not a picture, EdgeVLMWarning for
+    one whose grey values are cut at 255.
     """
+    import numpy as np
+
     return np.asarray(decode_image(source, background))
 
 
-def decode_image(source: Source, background: tuple[int, int, int] = WHITE) -> Image.Image:
+def decode_image(source: Source, background: Color = WHITE) -> Image.Image:
     """As `open_image`, but a Pillow image of mode RGB, which spares two copies of a large photo."""
     if isinstance(source, Image.Image):
-        return _decode("The image", source, background)
-    if isinstance(source, bytes):
-        return _decode("The image", _open("The image", io.BytesIO(source)), background)
-    path = Path(source)
-    name = f"The image '{path}'"
-    with _open_file(path, name) as stream:
-        return _decode(name, _open(name, stream), background)
+        name = "The image"
+        picture, cut = to_rgb(name, source, background)
+    elif isinstance(source, bytes):
+        name = "The image"
+        picture, cut = _decode(name, source, background)
+    else:
+        path = Path(source)
+        name = f"The image '{path}'"
+        picture, cut = _decode(name, _read(path, name), background)
+    if cut:
+        warnings.warn(
+            f"{name} has grey values {cut}, which are cut to whole numbers from 0 to 255, as by transformers: "
+            "scale it to 8 bits first if it should be seen.",
+            EdgeVLMWarning,
+            stacklevel=3,
+        )
+    return picture
 
 
-def _decode(name: str, image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    size = f"{image.width} x {image.height}"
-    if 0 in image.size:
-        raise EdgeVLMError(f"{name} has no pixels ({size}): use a picture of at least 1 x 1.")
-    if image.width * image.height > MAX_PIXELS:
-        raise EdgeVLMError(_too_large(name, f"{size} pixels"))
-    try:
-        image.load()
-        orientation = _orientation(image)
-        if orientation in _UPRIGHT:
-            image = image.transpose(_UPRIGHT[orientation])
-        return _to_rgb(image, background)
-    except MemoryError as e:
-        raise EdgeVLMError(f"{name} needs more memory than there is: use a smaller picture.") from e
-    except Exception as e:  # Pillow's readers raise nearly anything on a damaged file
-        raise EdgeVLMError(
-            f"{name} is damaged or incomplete and cannot be decoded ({_reason(e)}): use an intact copy."
-        ) from e
-
-
-def _open_file(path: Path, name: str) -> BinaryIO:
+def _read(path: Path, name: str) -> bytes:
     try:
         if path.is_dir():
             raise EdgeVLMError(f"{name} is a folder: give the path of one picture.")
@@ -83,25 +90,92 @@ def _open_file(path: Path, name: str) -> BinaryIO:
             raise EdgeVLMError(f"{name} does not exist: check the path (only local files are read).")
         if not path.is_file():
             raise EdgeVLMError(f"{name} is not a regular file: save the picture to a file first.")
-        return path.open("rb")
+        with open_regular(path) as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_BYTES:
+                raise EdgeVLMError(_too_many_bytes(name))
+            return stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as e:  # ValueError: a NUL in the path
         raise EdgeVLMError(f"{name} cannot be read ({_reason(e)}): check the path and its permissions.") from e
 
 
-def _open(name: str, stream: BinaryIO) -> Image.Image:
-    """Read the header only."""
-    try:
-        return Image.open(stream, formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise EdgeVLMError(_too_large(name, "too many pixels")) from e
-    except Exception as e:  # an unreadable header, too, raises nearly anything
+def _decode(name: str, content: bytes, background: Color) -> tuple[Image.Image, str]:
+    if len(content) > MAX_BYTES:
         raise EdgeVLMError(
-            f"{name} is not a picture that can be opened: use JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF."
+            f"{name} has more than {MAX_BYTES >> 20} MiB, which is the most that is read: scale it down."
+        )
+    kind = kind_of(content[:HEAD])
+    if kind == "HEIC":
+        raise EdgeVLMError(f"{name} is a HEIC picture, which is not read: save it as JPEG or PNG.")
+    if kind is None:
+        raise EdgeVLMError(_not_a_picture(name))
+    check_header(name, kind, content)
+    if is_decoded_apart(kind, content):
+        return _decode_apart(name, kind, content, background)
+    stream = Metered(content)
+    image = open_header(name, kind, stream)
+    stream.reads = LOAD_READS
+    return to_rgb(name, image, background)
+
+
+def _decode_apart(name: str, kind: str, content: bytes, background: Color) -> tuple[Image.Image, str]:
+    settings = json.dumps({"name": name, "kind": kind, "background": background}).encode() + b"\n"
+    try:
+        head, _, pixels = ask_child("edgevlm.inputs.decode_apart", settings + content, APART).partition(b"\n")
+    except ChildFailed as e:
+        raise EdgeVLMError(f"{name}, a {kind} file, {e.reason}: save it as PNG or JPEG.") from None
+    answer = json.loads(head)
+    if "error" in answer:
+        raise EdgeVLMError(answer["error"])
+    return Image.frombytes("RGB", tuple(answer["size"]), pixels), answer["cut"]
+
+
+def open_header(name: str, kind: str, stream: BinaryIO) -> Image.Image:
+    """Read the header by Pillow's reader of this kind alone: others start programs, as that of EPS does."""
+    try:
+        return Image.open(stream, formats=(kind,))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        raise EdgeVLMError(
+            f"{name} has too many pixels, at most {MAX_PIXELS / 1e6:.1f} million are read: scale it down first."
+        ) from e
+    except TooManyParts as e:
+        raise EdgeVLMError(_too_many_parts(name)) from e
+    except Exception as e:  # an unreadable header raises nearly anything; a Pillow without AVIF a KeyError
+        raise EdgeVLMError(_not_a_picture(name)) from e
+
+
+def to_rgb(name: str, image: Image.Image, background: Color) -> tuple[Image.Image, str]:
+    """A picture whose header was read, decoded; and the range of its values where they do not fit 8 bits."""
+    check_size(name, *image.size)
+    try:
+        image.load()
+        check_size(name, *image.size)  # a picture inside may be larger than its container says
+        cut = _cut_values(image)
+        orientation = _orientation(image)
+        if orientation in _UPRIGHT:
+            image = image.transpose(_UPRIGHT[orientation])
+        return _flat(image, background), cut
+    except EdgeVLMError:
+        raise
+    except MemoryError as e:
+        raise EdgeVLMError(f"{name} needs more memory than there is: use a smaller picture.") from e
+    except TooManyParts as e:
+        raise EdgeVLMError(_too_many_parts(name)) from e
+    except Exception as e:  # Pillow's readers raise nearly anything on a damaged file
+        raise EdgeVLMError(
+            f"{name} is damaged or incomplete and cannot be decoded ({_reason(e)}): use an intact copy."
         ) from e
 
 
-def _too_large(name: str, found: str) -> str:
-    return f"{name} has {found}, at most {MAX_PIXELS / 1e6:.1f} million are read: scale it down first."
+def _too_many_bytes(name: str) -> str:
+    return f"{name} has more than {MAX_BYTES >> 20} MiB, which is the most that is read: scale it down first."
+
+
+def _not_a_picture(name: str) -> str:
+    return f"{name} is not a picture that can be opened: use JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF."
+
+
+def _too_many_parts(name: str) -> str:
+    return f"{name} is made of far more pieces than a picture needs: save it again as an ordinary JPEG or PNG."
 
 
 def _orientation(image: Image.Image) -> int:
@@ -111,7 +185,17 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def _cut_values(image: Image.Image) -> str:
+    """The range of grey values that 8 bits do not hold, in words; empty for others."""
+    if not image.mode.startswith(("I", "F")):
+        return ""
+    counted = image.convert("I") if image.mode.startswith("I;16") else image  # Pillow does not count all of their kinds
+    low, high = (float(value) for value in counted.getextrema())  # type: ignore[arg-type]
+    fits = 0 <= low <= high <= 255 and (image.mode != "F" or high > 1)  # between 0 and 1, all would be black
+    return "" if fits else f"from {low:g} to {high:g}"
+
+
+def _flat(image: Image.Image, background: Color) -> Image.Image:
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         base = Image.new("RGBA", image.size, (*background, 255))
         return Image.alpha_composite(base, image.convert("RGBA")).convert("RGB")
@@ -119,5 +203,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
 
 
 def _reason(error: Exception) -> str:
+    """What a reader said, which may quote the file: one short line."""
     text = (getattr(error, "strerror", None) or str(error) or type(error).__name__).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    line = text.splitlines()[0].rstrip(".")[:200] if text else type(error).__name__
+    return line if line.isprintable() else ascii(line)

@@ -15,12 +15,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.check import check
 from edgevlm.inputs.resample import FILTERS
 from edgevlm.inputs.views import Color, CropTo, PadTo, ResizeTo, Step, View
-
-# More than any encoder takes, small enough that a hostile bundle cannot ask for terabytes.
-_LARGEST_EDGE = 16384
-_MOST_TILES = 256
-_MOST_VIEWS = 4096
-_MOST_PIXELS = 1 << 26
+from edgevlm.io import limits
 
 
 class _CheckedRule:
@@ -30,7 +25,7 @@ class _CheckedRule:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if type(value) is int:
-                most = self.bounds().get(field.name, _LARGEST_EDGE)
+                most = self.bounds().get(field.name, limits.VIEW_SIDE)
                 check(1 <= value <= most, "image", field.name, f"1 to {most}", value)
             elif field.name == "whole_resample":
                 check(value in FILTERS, "image", field.name, " or ".join(FILTERS), value)
@@ -62,7 +57,7 @@ class Crop(_CheckedRule):
     kind: str = "crop"
 
     def bounds(self) -> dict[str, int]:
-        return {"side": min(self.shortest, _LARGEST_EDGE)}
+        return {"side": min(self.shortest, limits.VIEW_SIDE)}
 
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
         long = int(self.shortest * max(width, height) / min(width, height))
@@ -73,7 +68,7 @@ class Crop(_CheckedRule):
 
 @dataclass(frozen=True)
 class Pad(_CheckedRule):
-    """The picture in the middle of a square canvas, then that resized (LLaVA)."""
+    """The picture in the middle of a square canvas, then that resized."""
 
     side: int
     color: Color
@@ -85,7 +80,7 @@ class Pad(_CheckedRule):
 
 @dataclass(frozen=True)
 class Fit(_CheckedRule):
-    """The long edge to `side`, the other to no less than `least`; then a square canvas around it (DeepSeek-VL)."""
+    """The long edge to `side`, the other to no less than `least`; then a square canvas around it."""
 
     side: int
     least: int
@@ -100,7 +95,7 @@ class Fit(_CheckedRule):
 
 @dataclass(frozen=True)
 class TilesThenWhole(_CheckedRule):
-    """A grid of tiles and then the whole picture (SmolVLM, Idefics3).
+    """A grid of tiles and then the whole picture.
 
     longest_edge: the picture is first scaled to it, and then, if that is larger, down to max_edge; None leaves it as it
     is. short_edge_multiple: of this first resize. split: False for the whole picture alone.
@@ -171,7 +166,7 @@ class TilesThenWhole(_CheckedRule):
 
 @dataclass(frozen=True)
 class WholeThenTiles(_CheckedRule):
-    """The picture on a grid of whole tiles: first all of it on one, then the tiles (nanoVLM).
+    """The picture on a grid of whole tiles: first all of it on one, then the tiles.
 
     longest_edge: more is scaled down to it. enlarge: less is scaled up. whole_resample: of the whole picture.
     """
@@ -199,7 +194,7 @@ class WholeThenTiles(_CheckedRule):
 
 @dataclass(frozen=True)
 class RatioTiles(_CheckedRule):
-    """The grid of `least` to `most` tiles whose shape is nearest to the picture's (InternVL).
+    """The grid of `least` to `most` tiles whose shape is nearest to the picture's.
 
     thumbnail: the whole picture comes last, where there are several tiles.
     """
@@ -211,7 +206,7 @@ class RatioTiles(_CheckedRule):
     kind: str = "ratio_tiles"
 
     def bounds(self) -> dict[str, int]:
-        return {"least": min(self.most, _MOST_TILES), "most": _MOST_TILES}
+        return {"least": min(self.most, limits.GRID_TILES), "most": limits.GRID_TILES}
 
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
         most = self.most if budget is None else min(self.most, max(1, budget - self.thumbnail))
@@ -243,7 +238,7 @@ class Native(_CheckedRule):
     kind: str = "native"
 
     def bounds(self) -> dict[str, int]:
-        return {"least": min(self.most, _MOST_PIXELS), "most": _MOST_PIXELS}
+        return {"least": min(self.most, limits.NATIVE_PIXELS), "most": limits.NATIVE_PIXELS}
 
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
         if max(width, height) > 200 * min(width, height):
@@ -271,9 +266,9 @@ def _count(canvas: tuple[Step, ...], side: int) -> int:
 
 def _tiles(canvas: tuple[Step, ...], side: int) -> list[View]:
     """Row by row."""
-    if (count := _count(canvas, side)) > _MOST_VIEWS:
+    if (count := _count(canvas, side)) > limits.VIEWS:
         raise EdgeVLMError(
-            f"A picture would be cut into {count} tiles of {side} pixels, at most {_MOST_VIEWS} are made: "
+            f"A picture would be cut into {count} tiles of {side} pixels, at most {limits.VIEWS} are made: "
             "scale it down first, or export the bundle again."
         )
     cols, rows = canvas[-1].width // side, canvas[-1].height // side

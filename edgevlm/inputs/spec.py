@@ -7,7 +7,7 @@ document (docs/preprocessing.md) and hold no rule of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import NamedTuple
 
 from edgevlm.errors import EdgeVLMError
@@ -15,10 +15,10 @@ from edgevlm.inputs.check import check
 from edgevlm.inputs.resample import FILTERS
 from edgevlm.inputs.rules import Rule, TilesThenWhole
 from edgevlm.inputs.views import Place, View
+from edgevlm.io import limits
 
 IMAGE_SPEC_VERSION = 2
 PROMPT_SPEC_VERSION = 2
-MOST_TOKENS = 1 << 20  # of a picture: more than any context holds
 SYSTEM_PLACES = ("turn", "in_first_user")
 
 
@@ -51,9 +51,9 @@ class ImageSpec:
         numbers = (self.rescale_factor, *self.mean, *self.std)
         check(all(abs(v) < 1e30 for v in numbers), "image", "rescale_factor, mean and std", "finite", numbers)
         check(all(abs(v) > 1e-30 for v in self.std), "image", "std", "other than 0", self.std)  # of float32
-        found = (self.token_pixels, self.tokens)
+        found, most = (self.token_pixels, self.tokens), limits.VIEW_SIDE
         check([n is None for n in found].count(True) == 1, "image", "token_pixels and tokens", "one of them", found)
-        check(all(n is None or 1 <= n <= 65536 for n in found), "image", "token_pixels", "1 to 65536", found)
+        check(all(n is None or 1 <= n <= most for n in found), "image", "token_pixels", f"1 to {most}", found)
 
     def token_grid(self, view: View) -> tuple[int, int]:
         """Rows and columns of a view's image tokens."""
@@ -65,10 +65,10 @@ class ImageSpec:
     def view_tokens(self, views: Sequence[View]) -> list[ViewTokens]:
         """The views of a picture as a prompt names them."""
         found = [ViewTokens(view.place, *self.token_grid(view)) for view in views]
-        if (tokens := sum(view.rows * view.cols for view in found)) > MOST_TOKENS:
+        if (tokens := sum(view.rows * view.cols for view in found)) > limits.PICTURE_TOKENS:
             raise EdgeVLMError(
-                f"A picture would take {tokens} image tokens, at most {MOST_TOKENS} are made: scale it down first, or "
-                "export the bundle again."
+                f"A picture would take {tokens} image tokens, at most {limits.PICTURE_TOKENS} are made: scale it down "
+                "first, or export the bundle again."
             )
         return found
 
@@ -109,6 +109,12 @@ class Chat:
     def __post_init__(self) -> None:
         check("user" in self.roles, "prompt", "roles", "at least 'user'", sorted(self.roles))
         check(self.system in SYSTEM_PLACES, "prompt", "system", " or ".join(SYSTEM_PLACES), self.system)
+        check(len(self.roles) <= limits.ROLES, "prompt", "roles", f"at most {limits.ROLES}", sorted(self.roles))
+        texts = {f"roles.{name}": "".join(astuple(role)) for name, role in self.roles.items()}
+        for name in ("prefix", "generation", "default_system", "text_close", "text_join"):
+            texts[name] = getattr(self, name)
+        for name, text in texts.items():
+            check(len(text) <= limits.TEXT, "prompt", name, f"at most {limits.TEXT} characters", text)
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,11 @@ class PictureText:
     alone: str = ""  # ... where there are none
     close: str = ""
     number: str = ""  # before `open`, where the prompt has several pictures; {index} counts from 0
+
+    def __post_init__(self) -> None:
+        for name, text in asdict(self).items():
+            most = limits.PICTURE_TEXT
+            check(len(text) <= most, "prompt", f"picture.{name}", f"at most {most} characters", text)
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,8 @@ class PromptSpec:
         for name in ("image_token_id", "stop_ids", "bos_id", "pad_id"):
             found = getattr(self, name)
             ids = found if isinstance(found, tuple) else [found]
-            check(all(i is None or 0 <= i < 1 << 31 for i in ids), "prompt", name, "0 or more, of 31 bits", found)
-        check(bool(self.stop_ids), "prompt", "stop_ids", "at least one token id", self.stop_ids)
+            check(all(i is None or 0 <= i <= limits.COUNT for i in ids), "prompt", name, "0 or more, of 31 bits", found)
+        good = 1 <= len(self.stop_ids) <= limits.STOP_TOKENS
+        check(good, "prompt", "stop_ids", f"1 to {limits.STOP_TOKENS} token ids", self.stop_ids)
+        check(len(self.image_token) <= limits.PICTURE_TEXT, "prompt", "image_token", "a token's text", self.image_token)
         check(not self.add_bos or self.bos_id is not None, "prompt", "bos_id", "a token id", self.bos_id)

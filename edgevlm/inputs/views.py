@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.decode import MAX_PIXELS
+from edgevlm.inputs.picture_limits import MAX_PIXELS
 from edgevlm.inputs.resample import resize_image
 from edgevlm.types import U8
 

@@ -22,6 +22,7 @@ from edgevlm.io.console import note
 from edgevlm.io.full import FULL, disk_errors
 from edgevlm.io.json import read_json
 from edgevlm.io.renames import exchange, rename_free, rename_new, sync, sync_tree
+from edgevlm.io.text import check_place
 
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave in every folder that they show
 _SHOWN = 3  # files that a sentence names
@@ -120,6 +121,7 @@ def replacing(
     force: replace one that is there. inputs: what else the command reads, which `out` must not touch; `name` is what
     the command calls `out`. Raises EdgeVLMError where `out` cannot be written or must not be replaced, before any work.
     """
+    check_place(out)
     check_apart([(name, out)], inputs)
     parent = out.parent.resolve()
     place = parent / out.name
@@ -143,7 +145,7 @@ def check_replaceable(out: Path, force: bool, kind: Kind) -> None:
         raise EdgeVLMError(f"'{out}' exists and is no folder: choose another output folder.")
     if not out.is_dir():
         return
-    here = _current_folder()
+    here = Path.cwd()
     if here.samefile(out):
         raise EdgeVLMError(f"'{out}' is the current folder, which cannot be replaced: name a folder inside it.")
     if os.path.ismount(out):
@@ -167,13 +169,6 @@ def check_replaceable(out: Path, force: bool, kind: Kind) -> None:
             f"'{out}' holds files that are not of the {kind.name} ({named}{more}), which --force would delete: "
             "move them away, or choose another output folder."
         )
-
-
-def _current_folder() -> Path:
-    try:
-        return Path.cwd()
-    except FileNotFoundError:
-        raise EdgeVLMError("The current folder was removed: change to another one.") from None
 
 
 def _is_filled(folder: Path) -> bool:

@@ -8,6 +8,7 @@ import typing
 from typing import Any, TypeVar
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
 
 T = TypeVar("T")
 
@@ -18,7 +19,10 @@ def to_dict(spec: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], data: Any, where: str) -> T:
-    """Build `cls` from JSON values, strictly: unknown, missing and mistyped fields are refused, naming `where`."""
+    """Build `cls` from JSON values, strictly: unknown, missing and mistyped fields are refused, naming `where`.
+
+    So are numbers and texts beyond `limits`; what a field's number means is bounded by the class, or by who reads it.
+    """
     if not isinstance(data, dict):
         raise EdgeVLMError(f"{where} should hold a JSON object, found {type(data).__name__}: export the bundle again.")
     hints = typing.get_type_hints(cls)
@@ -70,8 +74,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        if isinstance(value, str) and len(value) > limits.TEXT:
+            raise EdgeVLMError(
+                f"{where} has {len(value)} characters, expected at most {limits.TEXT}: export the bundle again."
+            )
+        if isinstance(value, int | float) and not abs(value) <= limits.REAL:
+            raise EdgeVLMError(f"{where} is {value:.3g}, expected at most {limits.REAL:g}: export the bundle again.")
         return value
     name = getattr(hint, "__name__", str(hint))
     raise EdgeVLMError(f"{where} should be {name}, found {repr(value)[:100]}: export the bundle again.")

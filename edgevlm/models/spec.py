@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+ACTS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu")
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -75,7 +77,7 @@ Mixer = Attention | ShortConv
 @dataclass(frozen=True)
 class Mlp:
     size: int
-    act: str = "silu"  # "silu" | "gelu" | "gelu_tanh" | "quick_gelu" | "relu"
+    act: str = "silu"  # of ACTS
     gated: bool = True  # act(gate) * up (arXiv 2002.05202); otherwise two maps with the activation between
     bias: bool = False
 

@@ -13,7 +13,8 @@ from typing import Any, TypeGuard
 
 from edgevlm.bench.measure import read_bench, runtime_bytes
 from edgevlm.bundle.manifest import Bundle, open_bundle
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, install_hint
+from edgevlm.io.options import check_types
 from edgevlm.report.gallery import GalleryEntry, Question, ask_all
 from edgevlm.report.measure import is_evaluator, scenes_score, short_bench
 from edgevlm.types import Progress
@@ -36,10 +37,11 @@ class ReportOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("questions", "repeat"):
             value = getattr(self, name)
-            if type(value) is not int or not 0 <= value <= 100_000:
-                raise EdgeVLMError(f"{name} is {value!r}: give a whole number from 0, which measures nothing.")
+            if not 0 <= value <= 100_000:
+                raise EdgeVLMError(f"{name} is {value}: give a whole number from 0, which measures nothing.")
         for path in (*self.evals, *self.benches, *self.pictures):
             if not path.is_file():
                 raise EdgeVLMError(f"There is no file '{path}': check the path.")
@@ -181,7 +183,9 @@ def _members(folders: Sequence[Path], notes: list[str]) -> tuple[Member, ...]:
             engine = DEFAULTS[target]
             module, extra = JUDGES[target].module, JUDGES[target].extra
             if module is not None and importlib.util.find_spec(module) is None:
-                notes.append(f"{name}: {engine} was left out, because {module} is not installed (edgevlm[{extra}]).")
+                notes.append(
+                    f"{name}: {engine} was left out, because {module} is not installed: {install_hint(extra)}."
+                )
             elif is_evaluator(engine) and is_large(bundle.manifest.spec.vision):
                 notes.append(f"{name}: {engine} was left out, because the evaluator is too slow for this model.")
             else:

@@ -68,8 +68,8 @@ class Items(Dataset[Item]):
 class Collator:
     """Items to a batch; rows are all first Examples, then all second ones.
 
-    flat_pixels: pixel_values are (tiles of the batch, 3, S, S), as Llava takes them; else (B, most tiles, 3, S, S),
-    as SmolVLM does. Only the N positions that predict an answer get logits: labels (N,) in the order of the rows.
+    flat_pixels: the model takes pixel_values as (tiles of the batch, 3, S, S); else as (B, most tiles, 3, S, S).
+    Only the N positions that predict an answer get logits: labels (N,) in the order of the rows.
     per_question: with weights (N,), by which the dialogues of a row count the same, and the mean weight is 1.
     """
 

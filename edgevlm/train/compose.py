@@ -1,7 +1,7 @@
 """A new vision-language model from a pretrained encoder and a pretrained language model, for the align stage.
 
-The projector starts at random; everything else is copied. Layouts: pixel-shuffle and linear are SmolVLM's (linear is
-a shuffle by 1), mlp is LLaVA's, qformer and resampler are edgevlm's own (edgevlm.train.connectors).
+The projector starts at random; everything else is copied. mlp, pixel-shuffle and linear (a shuffle by 1) have the
+layouts of families that say how they are composed, qformer and resampler are edgevlm's own (edgevlm.train.connectors).
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
 
 from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from edgevlm.checkpoint.families.towers import bucketed_positions
+from edgevlm.checkpoint.families import FAMILIES
+from edgevlm.checkpoint.families.composed import Composed
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.folders import replacing
 from edgevlm.io.listing import CHECKPOINT
+from edgevlm.io.options import check_types
 from edgevlm.train.compose_files import Vocabulary, extend_tokenizer, write_processor
 from edgevlm.train.models import open_source, quiet_transformers
 
-PROJECTORS = ("mlp", "pixel-shuffle", "linear", "qformer", "resampler")
-_ENCODERS = ("siglip", "siglip_vision_model", "smolvlm", "idefics3", "llava", "edgevlm_query")
+_LAYOUTS = {kind: family.composed for family in FAMILIES if family.composed for kind in family.composed.projectors}
+_VLMS = (kind for family in FAMILIES if family.composed for kind in family.model_types)
+_ENCODERS = ("siglip", "siglip_vision_model", *_VLMS)
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,18 @@ class ComposeOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.projector not in PROJECTORS:
-            raise EdgeVLMError(f"Projector '{self.projector}' does not exist: choose one of {', '.join(PROJECTORS)}.")
-        if min(self.queries, self.layers, self.scale_factor or 1) < 1 or not 0 <= self.tiles <= 6:
+        check_types(self)
+        if self.projector not in _LAYOUTS:
+            raise EdgeVLMError(f"Projector '{self.projector}' does not exist: choose one of {', '.join(_LAYOUTS)}.")
+        scale = 1 if self.scale_factor is None else self.scale_factor
+        if min(self.queries, self.layers, scale) < 1 or not 0 <= self.tiles <= 6:
             raise EdgeVLMError("--queries, --layers and --scale-factor are 1 or more, --tiles 0 to 6: fix them.")
-        if self.projector == "mlp" and self.tiles not in (0, 4):
-            raise EdgeVLMError("The mlp projector has LLaVA's layout, which sees whole pictures: leave --tiles out.")
+        if not self.layout.grid and self.tiles not in (0, 4):
+            raise EdgeVLMError(f"A model with the {self.projector} projector sees whole pictures: leave --tiles out.")
+
+    @property
+    def layout(self) -> Composed:
+        return _LAYOUTS[self.projector]
 
 
 @dataclass(frozen=True)
@@ -85,15 +93,20 @@ def _compose(options: ComposeOptions, out: Path) -> str:
     decoder = _half(options.decoder, "decoder", "text_config", "embed_tokens.weight", ("llama",))
     quiet_transformers()
     transformers.set_seed(options.seed)
-    vision = _vision_config(encoder.config)
+    vision, layout = _vision_config(encoder.config, options.layout.vision), options.layout
+    side = vision.image_size // vision.patch_size
+    if not layout.fits(side):
+        raise EdgeVLMError(
+            f"The encoder has {side} patches per side, a size at which the layout of {options.projector} gives two "
+            "neighbours one position: use --projector mlp."
+        )
     text = transformers.LlamaConfig(**{k: v for k, v in decoder.config.items() if k != "model_type"})
     folder = decoder.checkpoint.folder
-    vocabulary = extend_tokenizer(folder, out, tiles=0 if options.projector == "mlp" else 6)
-    model, tokens = _build(options, vision, text, vocabulary)
+    vocabulary = extend_tokenizer(folder, out, layout)
+    model, tokens = _build(options, vision, text, vocabulary, side)
     _fill(model, encoder, decoder, text)
     model.save_pretrained(out)
-    side = options.tiles if options.projector != "mlp" else 0
-    write_processor(out, options.projector, vision.image_size, tokens, side)
+    write_processor(out, layout, vision.image_size, tokens, options.tiles if layout.grid else 0)
     made = open_source(str(out))  # everything that training and export will read
     new = sum(p.numel() for name, p in model.named_parameters() if "connector" in name or "projector" in name)
     return (
@@ -117,64 +130,43 @@ def _half(model: str, what: str, section: str, mark: str, kinds: tuple[str, ...]
     return _Half(checkpoint, inner, found[0].removesuffix(mark))
 
 
-def _vision_config(config: dict[str, Any]) -> Any:
-    """The encoder's config as transformers' SigLIP; missing fields get the defaults of the file's own model type."""
+def _vision_config(config: dict[str, Any], name: str) -> Any:
+    """The encoder's config as the class `name`; missing fields get the defaults of the file's own model type."""
     kind = str(config.get("model_type"))
     known = {k: v for k, v in config.items() if k != "model_type"}
-    classes = {"smolvlm_vision": "SmolVLMVisionConfig", "idefics3": "Idefics3VisionConfig"}
-    classes["idefics3_vision"] = "Idefics3VisionConfig"
-    filled = getattr(transformers, classes.get(kind, "SiglipVisionConfig"))(**known)
+    own = transformers.CONFIG_MAPPING.get(kind, transformers.SiglipVisionConfig)
+    own = own.sub_configs.get("vision_config", own)
+    filled = (transformers.SiglipVisionConfig if own is transformers.AutoConfig else own)(**known)
     names = [
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
         "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout",
     ]  # fmt: skip
     values = {name: getattr(filled, name) for name in names}
-    return transformers.SiglipVisionConfig(**values, vision_use_head=False)
+    return getattr(transformers, name)(**values, vision_use_head=False)
 
 
-def _build(options: ComposeOptions, vision: Any, text: Any, vocabulary: Vocabulary) -> tuple[Any, int]:
+def _build(options: ComposeOptions, vision: Any, text: Any, vocabulary: Vocabulary, side: int) -> tuple[Any, int]:
     """The model with fresh weights, and its image tokens per tile."""
     text.vocab_size, text.architectures = vocabulary.size, None
     ids = {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.end, "pad_token_id": vocabulary.pad}
     for name, value in ids.items():
         setattr(text, name, value)
-    tied = bool(text.tie_word_embeddings)
-    side = vision.image_size // vision.patch_size
-    if options.projector == "mlp":
-        config = transformers.LlavaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_id=vocabulary.image,
-            image_seq_length=side**2,
-            vision_feature_layer=-1,
-            vision_feature_select_strategy="full",
-            tie_word_embeddings=tied,
-        )
-        model: Any = transformers.LlavaForConditionalGeneration(config)
-        tokens = side**2
-    else:
-        if not np.array_equal(bucketed_positions(side), np.arange(side**2)):
-            raise EdgeVLMError(
-                f"The encoder has {side} patches per side, a size at which SmolVLM's layout gives two neighbours one "
-                "position: use --projector mlp."
-            )
-        query = options.projector in ("qformer", "resampler")
-        scale = 1 if options.projector == "linear" or query else _scale(options.scale_factor, side)
+    layout = options.layout
+    query = options.projector in ("qformer", "resampler")
+    scale = _scale(options.scale_factor, side) if options.projector == "pixel-shuffle" else 1
+    config: dict[str, Any] = {
+        "vision_config": vision, "text_config": text, "image_token_id": vocabulary.image,
+        "tie_word_embeddings": bool(text.tie_word_embeddings), **ids, **layout.settings(side, scale),
+    }  # fmt: skip
+    if query:
         from edgevlm.train.connectors import QueryConfig, QueryVLM
 
-        shared = {
-            "vision_config": {k: v for k, v in vision.to_dict().items() if k != "model_type"},
-            "text_config": text.to_dict(), "image_token_id": vocabulary.image, "scale_factor": scale,
-            "tie_word_embeddings": tied, **ids,
-        }  # fmt: skip
-        if query:
-            connector = {"kind": options.projector, "queries": options.queries, "layers": options.layers}
-            model = QueryVLM(QueryConfig(**shared, query_connector=connector))
-        else:
-            model = transformers.SmolVLMForConditionalGeneration(transformers.SmolVLMConfig(**shared))
-        tokens = options.queries if query else side**2 // scale**2
+        connector = {"kind": options.projector, "queries": options.queries, "layers": options.layers}
+        model: Any = QueryVLM(QueryConfig(**config, query_connector=connector))
+    else:
+        model = getattr(transformers, layout.model)(getattr(transformers, layout.config)(**config))
     model.generation_config = transformers.GenerationConfig(**ids, do_sample=False)
-    return model, tokens
+    return model, options.queries if query else side**2 // scale**2
 
 
 def _scale(wanted: int | None, side: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from edgevlm.checkpoint.families.smolvlm import CHAT_TEMPLATE, END, FAKE, IMAGE, WHOLE
+from edgevlm.checkpoint.families.composed import CHAT_TEMPLATE, END, IMAGE, Composed
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.tokenizer import load_tokenizer
 from edgevlm.io.json import read_json_file
@@ -25,19 +25,14 @@ class Vocabulary:
     bos: int | None
 
 
-def extend_tokenizer(source: Path, out: Path, tiles: int) -> Vocabulary:
-    """Write the language model's tokenizer with the image tokens added and SmolVLM's chat template.
-
-    tiles: the side of the largest grid that gets tokens; 0: the image token only. Existing tokens stay.
-    """
+def extend_tokenizer(source: Path, out: Path, layout: Composed) -> Vocabulary:
+    """Write the language model's tokenizer with the layout's tokens added and a chat template. Existing tokens stay."""
     load_tokenizer(source / "tokenizer.json")  # raises EdgeVLMError for a damaged file
     settings = json.loads((source / "tokenizer.json").read_text("utf-8"))
     settings["post_processor"] = None  # the chat template places the first token
     tokenizer = Tokenizer.from_str(json.dumps(settings))
-    names = [END, IMAGE]
-    if tiles:
-        grid = [f"<row_{row}_col_{col}>" for row in range(1, tiles + 1) for col in range(1, tiles + 1)]
-        names += [FAKE, WHOLE, *grid]
+    sides = range(1, layout.grid + 1)
+    names = [END, IMAGE, *layout.tokens, *(f"<row_{row}_col_{col}>" for row in sides for col in sides)]
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     config = read_json_file(source / "tokenizer_config.json", required=False).data
     bos, pad = (_text(config.get(key)) for key in ("bos_token", "pad_token"))
@@ -68,25 +63,14 @@ def extend_tokenizer(source: Path, out: Path, tiles: int) -> Vocabulary:
     )
 
 
-def write_processor(out: Path, projector: str, side: int, tokens: int, tiles: int) -> None:
-    """The image processor's and the processor's settings: LLaVA's for mlp, else SmolVLM's."""
-    images: dict[str, Any] = {
+def write_processor(out: Path, layout: Composed, side: int, tokens: int, tiles: int) -> None:
+    """The image processor's and the processor's settings."""
+    processor = layout.processor(side, tokens, tiles)
+    images = {
         "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True,
         "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "rescale_factor": 1 / 255,
+        "processor_class": processor["processor_class"], **layout.images(side, tokens, tiles),
     }  # fmt: skip
-    processor: dict[str, Any]
-    if projector == "mlp":
-        images |= {"image_processor_type": "SiglipImageProcessor", "resample": 3}
-        images |= {"size": {"height": side, "width": side}, "processor_class": "LlavaProcessor"}
-        processor = {
-            "processor_class": "LlavaProcessor", "image_token": IMAGE, "num_additional_image_tokens": 0,
-            "patch_size": side // int(tokens**0.5), "vision_feature_select_strategy": "full",
-        }  # fmt: skip
-    else:
-        images |= {"image_processor_type": "SmolVLMImageProcessor", "resample": 1, "do_pad": True}
-        images |= {"do_image_splitting": tiles > 0, "size": {"longest_edge": max(tiles, 1) * side}}
-        images |= {"max_image_size": {"longest_edge": side}, "processor_class": "SmolVLMProcessor"}
-        processor = {"processor_class": "SmolVLMProcessor", "image_seq_len": tokens}
     for name, values in (("preprocessor_config.json", images), ("processor_config.json", processor)):
         (out / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

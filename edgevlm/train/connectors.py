@@ -1,4 +1,4 @@
-"""VLMs whose projector attends to the picture with learned queries: SmolVLM's layout with another connector.
+"""VLMs whose projector attends to the picture with learned queries: a family's layout with another connector.
 
 "qformer": BLIP-2's Q-Former (Li et al. 2023, arXiv 2301.12597). "resampler": the Perceiver resampler of Flamingo
 (Alayrac et al. 2022, arXiv 2204.14198) as Idefics2 has it. Both are transformers' own modules. Importing this module
@@ -10,23 +10,27 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     Blip2QFormerConfig,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
 )
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
 from transformers.models.idefics2.configuration_idefics2 import Idefics2PerceiverConfig
 from transformers.models.idefics2.modeling_idefics2 import Idefics2PerceiverResampler
 
+from edgevlm.checkpoint.families import FAMILIES
+
 MODEL_TYPE = "edgevlm_query"
+_LAYOUT = next(family.composed for family in FAMILIES if MODEL_TYPE in family.model_types)
+assert _LAYOUT is not None
+_CONFIG, _MODEL = (getattr(transformers, name) for name in (_LAYOUT.config, _LAYOUT.model))
 
 
-class QueryConfig(SmolVLMConfig):  # type: ignore[misc]
-    """SmolVLM's, with `query_connector`: {"kind", "queries", "layers"}."""
+class QueryConfig(_CONFIG):  # type: ignore[misc, valid-type]
+    """The family's, with `query_connector`: {"kind", "queries", "layers"}."""
 
     model_type = MODEL_TYPE
     query_connector: dict[str, Any] | None = None
@@ -92,7 +96,7 @@ class Resampler(nn.Module):
         return features
 
 
-class QueryVLM(SmolVLMForConditionalGeneration):  # type: ignore[misc]
+class QueryVLM(_MODEL):  # type: ignore[misc, valid-type]
     config_class = QueryConfig
 
     def __init__(self, config: QueryConfig) -> None:

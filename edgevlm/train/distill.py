@@ -1,7 +1,7 @@
 """Distillation: a student learns from the data's answers and from a teacher's view of them.
 
 The loss is a weighted sum of cross-entropy and KL at the answers' tokens (Hinton et al. 2015, arXiv 1503.02531), KL
-at image tokens and likeness relations between them (LLaVA-KD, arXiv 2410.16236), and the distance of image features
+at image tokens and likeness relations between them (arXiv 2410.16236), and the distance of image features
 through a learned linear map where widths differ (FitNets, arXiv 1412.6550).
 """
 
@@ -102,7 +102,7 @@ def compare(
             )
         if name == "visual_kl":
             parts[name] = top_kl(ours, theirs, taught["visual_logs"], temperature).sum() / max(1, len(ours))
-        elif name == "relation":  # 1 - cosine of the two matrices, LLaVA-KD's RDist
+        elif name == "relation":  # 1 - cosine of the two matrices: RDist of arXiv 2410.16236
             parts[name] = 1 - F.cosine_similarity(ours.flatten(1), theirs.float().flatten(1)).mean()
         else:
             mapped = mapping(ours) if mapping is not None else ours

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.options import check_types
 
 STAGES = ("align", "instruct", "preference")
 PARTS = ("vision", "projector", "decoder")
 OPTIMIZERS = ("adamw", "muon")
-# What each stage trains by default, and at what rate: LLaVA's recipe (arXiv 2310.03744, table 9), and for
+# What each stage trains by default, and at what rate: the recipe of arXiv 2310.03744, table 9, and for
 # preferences TRL's default. LoRA's few weights need ten times the rate of a whole model's.
 _STAGE_PARTS = {"align": ("projector",), "instruct": ("projector", "decoder"), "preference": ("projector", "decoder")}
 _STAGE_RATES = {"align": 1e-3, "instruct": 2e-5, "preference": 1e-6}
@@ -54,6 +55,7 @@ class TrainOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.stage not in STAGES:
             raise EdgeVLMError(f"Stage '{self.stage}' does not exist: choose one of {', '.join(STAGES)}.")
         for part in self.train:

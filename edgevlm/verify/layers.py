@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgevlm.bundle.manifest import Bundle
+from edgevlm.errors import install_hint
 from edgevlm.inputs.layout import Layout, decoder_inputs
 from edgevlm.inputs.preprocess import normalize
 from edgevlm.models.decoder import decoder
@@ -69,7 +70,7 @@ def first_layer(
     try:
         ours = trace_onnx(bundle, normalize(case.views[0], bundle.image_spec), embeds, case.layout)
     except ModuleNotFoundError:
-        note = "not looked for: pip install 'edgevlm[export]'"
+        note = f"not looked for: {install_hint('export')}"
         return Row("onnx", "first layer that differs", 0, None, True, note), {}
     found = {name: divergence(theirs[name], ours[name]) for name in theirs if name in ours}
     limits = {name: FIRST[numerics["decoder" if name.startswith("decoder.") else "vision"]] for name in found}

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, install_hint
 
 SPECIFICATION_VERSION = 9  # iOS 18, macOS 15: states, SDPA, per-block weights, multifunction
 _NAMESPACE = uuid.UUID("6f0a3a9e-2f5b-5d0c-9a3e-0c0de5e1edfe")  # of package identifiers; any constant will do
@@ -47,7 +47,7 @@ def load_coremltools() -> Mil:
     except ImportError:
         raise EdgeVLMError(
             "The CoreML target needs the package coremltools (9.0 or later), which is not installed: "
-            "run pip install 'edgevlm[coreml]'."
+            f"{install_hint('coreml')}."
         ) from None
     finally:
         logger.setLevel(level)

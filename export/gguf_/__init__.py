@@ -1,12 +1,12 @@
 """GGUF emitter: the decoder and the mmproj file, written from the one quantizer's codes."""
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, install_hint
 
 try:
     import gguf as _gguf  # noqa: F401
 except ImportError:
     raise EdgeVLMError(
-        "Writing GGUF needs the package gguf, which is not installed: run `pip install 'edgevlm[gguf]'`."
+        f"Writing GGUF needs the package gguf, which is not installed: {install_hint('gguf')}."
     ) from None
 
 from edgevlm.export.gguf_.validate import validate_gguf

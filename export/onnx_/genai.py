@@ -1,6 +1,6 @@
 """genai_config.json: lets onnxruntime-genai run the bundle's text side, as a pipeline of embedding and decoder.
 
-onnxruntime-genai has no image pipeline for Idefics3-type models (its list of vision models is fixed in its library), so
+onnxruntime-genai has no image pipeline for most families (its list of vision models is fixed in its library), so
 a bundle's pictures need edgevlm's own runtime. Format: the configuration reference of onnxruntime-genai.
 """
 

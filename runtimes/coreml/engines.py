@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.runtimes.mil.evaluator import MilEvaluator, Observer, State
 
 KEPT_VIEWS = 32
@@ -119,7 +119,7 @@ def _coremltools() -> ModuleType:
         import coremltools
     except ImportError:
         raise EdgeVLMError(
-            "The CoreML runtime on macOS needs the package coremltools: pip install 'edgevlm[coreml]'."
+            f"The CoreML runtime on macOS needs the package coremltools: {install_hint('coreml')}."
         ) from None
     return cast(ModuleType, coremltools)
 

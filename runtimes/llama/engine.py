@@ -10,6 +10,7 @@ import functools
 import os
 import subprocess
 import sys
+import threading
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ from edgevlm.errors import EdgeVLMError
 TESTED = "0.3.36"  # llama-cpp-python; mtmd's structures change between versions
 PROBE_SECONDS = 300.0
 _WARN, _ERROR = 3, 4  # ggml_log_level
+
+# https://github.com/ggml-org/llama.cpp/pull/26954: GCC 12 leaves the tiles' configuration out.
+_REBUILD = (
+    "build it again with `CFLAGS='-mno-amx-tile -mno-amx-int8' CXXFLAGS='-mno-amx-tile -mno-amx-int8' pip install "
+    f"--force-reinstall --no-cache-dir --no-deps llama-cpp-python=={TESTED}`"
+)
 
 _PROBE = "import sys; from edgevlm.runtimes.llama.engine import probe; probe(*sys.argv[1:])"
 
@@ -113,18 +120,30 @@ class Engine:
         return context
 
 
-@functools.cache
+_loading = threading.Lock()
+
+
 def load_engine() -> Engine:
-    """The one engine of this process (llama.cpp's log and backends are global to it)."""
+    """The one engine of this process (llama.cpp's log and backends are global to it), whatever threads ask for it."""
+    with _loading:
+        return _load_once()
+
+
+@functools.cache
+def _load_once() -> Engine:
     return Engine()
 
 
 def probe(model: str, mmproj: str | None = None) -> None:
-    """In the child: load the files, check every block, build the graphs. Exits with 0, or with 3 and one line."""
+    """In the child: load the files, check every block, compute once. Exits with 0, or with 3 and one line."""
     engine = load_engine()
     try:
         loaded = engine.load_model(Path(model), check=True)
-        engine.new_context(loaded, positions=256, batch=32, threads=1)
+        context = engine.new_context(loaded, positions=256, batch=32, threads=1)
+        print("computing", file=sys.stderr, flush=True)
+        tokens = (engine.llama.llama_token * 32)()  # a build for another CPU dies here, not at loading
+        engine.llama.llama_decode(context, engine.llama.llama_batch_get_one(tokens, len(tokens)))
+        print("computed", file=sys.stderr, flush=True)
         if mmproj is not None:
             engine.load_mmproj(Path(mmproj), loaded, tokens=range(1, 2), threads=1, warmup=True)
     except EdgeVLMError as error:
@@ -159,6 +178,11 @@ def _probe_once(*files: tuple[Path, int]) -> None:
     lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
     if child.returncode == 3 and lines:
         raise EdgeVLMError(lines[-1])
+    if lines[-1:] == ["computing"]:
+        raise EdgeVLMError(
+            f"llama.cpp loads the files in '{folder}' and dies when it computes (exit {child.returncode}), so it was "
+            f"built for another CPU, or for this one's AMX unit by a compiler with a fault (GCC 12): {_REBUILD}."
+        )
     reason = next((line for line in lines if "GGML_ASSERT" in line or "abort" in line), f"exit {child.returncode}")
     raise EdgeVLMError(
         f"llama.cpp crashed on the files in '{folder}' ({reason[:160]}): they are damaged or not from edgevlm; "

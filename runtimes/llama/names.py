@@ -99,10 +99,12 @@ TEXT = {
     "qwen2vl": Table(_TEXT),
     "qwen3": Table(_TEXT),
 }
+# llama.cpp's own names of its projector types, by the steps that they hold.
+SHUFFLE_LINEAR, TWO_LINEAR, SHUFFLE_TWO_LINEAR, GROUP_TWO_LINEAR = "idefics3", "mlp", "internvl", "qwen2.5vl_merger"
 PROJECTORS = {
-    "idefics3": Table(_VIT | {"projector.linear": "mm.model.fc"}),
-    "mlp": Table(_VIT | _TWO_MAPS),
-    "internvl": Table(
+    SHUFFLE_LINEAR: Table(_VIT | {"projector.linear": "mm.model.fc"}),
+    TWO_LINEAR: Table(_VIT | _TWO_MAPS),
+    SHUFFLE_TWO_LINEAR: Table(
         _VIT
         | {
             "projector.norm": "mm.model.mlp.0",
@@ -111,5 +113,5 @@ PROJECTORS = {
         },
         class_last=True,
     ),
-    "qwen2.5vl_merger": Table(_QWEN_VIT | {"projector.norm": "v.post_ln"} | _TWO_MAPS, square_patches=True),
+    GROUP_TWO_LINEAR: Table(_QWEN_VIT | {"projector.norm": "v.post_ln"} | _TWO_MAPS, square_patches=True),
 }

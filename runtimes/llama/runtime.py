@@ -15,6 +15,7 @@ from edgevlm.bundle.targets import GgufTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, positions
 from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import Attention
 from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.base import EngineOptions, Runtime, context_error
 from edgevlm.runtimes.devices import llama_device
@@ -52,7 +53,7 @@ class LlamaFiles:
     def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
         self.model, self.mmproj = gguf_files(bundle)
         self.embeddings = GgufFile(self.model)
-        _check_table(self.embeddings, bundle.manifest.spec)
+        check_agreement(self.embeddings, bundle.manifest.spec)
         if self.mmproj:
             GgufFile(self.mmproj)  # llama.cpp loads a truncated file without an error
         self.engine = load_engine()
@@ -76,14 +77,27 @@ class LlamaFiles:
             self.handle = None
 
 
-def _check_table(file: GgufFile, spec: ModelSpec) -> None:
-    table = file.tensors.get(EMBEDDINGS)
-    expected = (spec.decoder.vocab_size, spec.decoder.hidden_size)
-    if table is None or table.shape != expected:
-        raise EdgeVLMError(
-            f"'{file.path}' has {table.shape if table else 'no'} embeddings, and the manifest says "
-            f"{expected}: the file belongs to another model; export the bundle again."
-        )
+def check_agreement(file: GgufFile, spec: ModelSpec) -> None:
+    """Raise EdgeVLMError unless the text file is of the manifest's decoder.
+
+    By these numbers arrays are passed to llama.cpp, which reads as much as its own file says.
+    """
+    d, table = spec.decoder, file.tensors.get(EMBEDDINGS)
+    attention = d.block(0).mixers[0]
+    wanted: dict[str, object] = {"embedding_length": d.hidden_size, "block_count": d.num_layers}
+    if isinstance(attention, Attention):
+        wanted |= {"attention.head_count": attention.heads, "attention.head_count_kv": attention.kv_heads}
+        wanted["attention.key_length"] = attention.head_dim
+    sections = [rope.sections for rope in d.ropes.values() if rope.sections]
+    wanted["rope.dimension_sections"] = [*sections[0], 0] if sections else None
+    found = {key: file.keys.get(f"{file.keys.get('general.architecture')}.{key}") for key in wanted}
+    wanted["embeddings"], found["embeddings"] = (d.vocab_size, d.hidden_size), table.shape if table else None
+    for key in wanted:
+        if wanted[key] != found[key]:
+            raise EdgeVLMError(
+                f"'{file.path}' has {key} = {repr(found[key])[:80]}, and the manifest says {wanted[key]}: the file "
+                "belongs to another model; export the bundle again."
+            )
 
 
 class LlamaEncoder:

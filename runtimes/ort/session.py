@@ -50,8 +50,7 @@ def import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise EdgeVLMError(
-            f"onnxruntime could not be imported ({error}): install it with `pip install onnxruntime`, "
-            "which the plain `pip install edgevlm` also does."
+            f"onnxruntime could not be imported ({error}): install it with `pip install onnxruntime`."
         ) from None
     return onnxruntime
 

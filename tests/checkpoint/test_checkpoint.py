@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.safetensors import SafetensorsFile
+from edgevlm.checkpoint.upstream import copy_upstream
 from edgevlm.errors import EdgeVLMError
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +35,11 @@ def write(path: Path, header: Any, data: bytes = b"", length: int | None = None)
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(raw) if length is None else length) + raw + data)
     return path
+
+
+def sparse(path: Path) -> None:
+    """100 MB and more, of which nothing is on the disk."""
+    os.truncate(path, 101 << 20)
 
 
 def entry(start: int, stop: int, shape: list[Any] | None = None, dtype: Any = "F32") -> dict[str, Any]:
@@ -104,19 +111,29 @@ MALFORMED = {
     "boolean": (lambda p: write(p, {"a": entry(0, 4, [True])}, b"1234"), "has the shape [True]"),
     "backwards": (lambda p: write(p, {"a": entry(4, 0, [1])}, b"1234"), "has the offsets [4, 0]"),
     "bytes": (lambda p: write(p, {"a": entry(0, 4, [2])}, b"1234"), "needs 8 bytes and has 4"),
-    "overflow": (lambda p: write(p, {"a": entry(0, 4, [1 << 62, 1 << 62])}, b"1234"), "and has 4"),
+    "overflow": (lambda p: write(p, {"a": entry(0, 4, [1 << 62, 1 << 62])}, b"1234"), "has the shape [46116"),
     "overlap": (lambda p: write(p, {"a": entry(0, 8), "b": entry(4, 12)}, bytes(12)), "'b' overlaps"),
     "same": (lambda p: write(p, {"a": entry(0, 8), "b": entry(0, 8)}, bytes(8)), "overlaps"),
     "hole": (lambda p: write(p, {"a": entry(0, 4), "b": entry(8, 12)}, bytes(12)), "does not start where"),
     "surplus": (lambda p: write(p, {"a": entry(0, 4)}, bytes(8)), "describes"),
     "cut": (lambda p: write(p, {"a": entry(0, 40)}, bytes(39)), "bytes were expected and"),
     "missing": (lambda p: None, "cannot be read (No such file"),
-    "folder": (lambda p: p.mkdir(), "cannot be read"),
+    "folder": (lambda p: p.mkdir(), "is a folder, expected a regular file"),
+    "pipe": (lambda p: os.mkfifo(p), "is a named pipe, expected a regular file"),
+    "device": (lambda p: p.symlink_to("/dev/zero"), "is a device, expected a regular file"),
+    "large header": (lambda p: sparse(write(p, {}, length=100 << 20)), "header claims 104857600 bytes and at most"),
+    "nested": (lambda p: write(p, b'{"a":' + b"[" * 70 + b"]" * 70 + b"}"), "nested more than 64 deep"),
+    "long number": (lambda p: write(p, b'{"a":{"dtype":"F32","shape":[' + b"9" * 400 + b"]}}"), "over 308 digits"),
+    "dimensions": (lambda p: write(p, {"a": entry(0, 4, [1] * 9)}, b"1234"), "has the shape [1, 1, 1"),
+    "many dimensions": (lambda p: write(p, {"a": entry(0, 4, [1 << 60] * 9999)}, b"1234"), "has the shape [1152"),
+    "long name": (lambda p: write(p, {"a" * 1025: entry(0, 4)}, b"1234"), "a tensor has 1025 characters"),
+    "many tensors": (lambda p: write(p, {f"{i}": entry(0, 0) for i in range(41)}), "holds 41 tensors, at most 40 are"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_malformed_file_is_refused_in_one_sentence(tmp_path: Path, case: str) -> None:
+def test_malformed_file_is_refused_in_one_sentence(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgevlm.io.limits.TENSORS", 40)
     make, expected = MALFORMED[case]
     path = tmp_path / "model.safetensors"
     make(path)
@@ -217,6 +234,20 @@ def test_broken_folder_is_refused_in_one_sentence(folder: Path, case: str) -> No
     make, expected = BROKEN[case]
     make(folder)
     assert expected in refused(lambda: open_checkpoint(str(folder)))
+
+
+def test_a_small_file_that_is_a_link_out_of_the_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
+    """It would be copied into what is made of the checkpoint, and published with it."""
+    secret = tmp_path / "secret"
+    secret.write_text("{}")
+    (folder / "added_tokens.json").symlink_to(secret)
+    message = refused(lambda: open_checkpoint(str(folder)))
+    assert "added_tokens.json' is a link to" in message and "outside of the checkpoint" in message
+    with pytest.raises(EdgeVLMError, match="outside of the checkpoint"):
+        copy_upstream(folder, tmp_path)
+    (folder / "added_tokens.json").unlink()
+    (folder / "added_tokens.json").symlink_to("tokenizer.json")
+    open_checkpoint(str(folder))
 
 
 def test_truncated_download_is_named(folder: Path) -> None:

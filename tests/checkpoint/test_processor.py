@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,16 +170,9 @@ def test_chat_template_may_stand_in_the_tokenizer_config(tmp_path: Path) -> None
 
 def test_without_jinja(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(tmp_path, oracle())
-    real = builtins.__import__
-
-    def without_jinja(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.split(".")[0] == "jinja2":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_jinja)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if "-packages" not in p])
     with pytest.raises(
-        EdgeVLMError, match=r"chat_template\.jinja' is a chat template, which jinja2 reads: pip install"
+        EdgeVLMError, match=r"chat_template\.jinja' is a chat template, which jinja2 reads: run pip install"
     ):
         read_prompt_spec(folder, MODEL)
 
@@ -203,6 +196,18 @@ def test_stop_tokens(generation: Any, config: Any, stop: set[int], tmp_path: Pat
     assert set(read_prompt_spec(folder, MODEL).stop_ids) == stop | {IDS["<end_of_utterance>"]}
 
 
+@pytest.mark.parametrize("close", ["<|im_end|>\n", "</s>", "\n<|eot_id|>", "<end_of_turn>\n", " </s> and more", ".\n"])
+def test_what_closes_a_turn_ends_an_answer(close: str, tmp_path: Path) -> None:
+    """Whatever its name, and beside the eos of generation_config.json."""
+    folder = save(tmp_path, oracle(CHATML.replace("<|im_end|>\n", close.replace("\n", "\\n"))))
+    _tokens(folder / "tokenizer.json", lambda r: r.add_special_tokens(["</s>", "<|eot_id|>", "<end_of_turn>"]))
+    write(folder / "generation_config.json", {"eos_token_id": 3})
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True)
+    closing = next((ids[word] for word in ids if word in close.split() and word in ids and len(word) > 2), None)
+    assert set(read_prompt_spec(folder, MODEL).stop_ids) == {3} | ({closing} if closing else set())
+    assert (closing is None) == (close == ".\n")
+
+
 BAD_IMAGE = [
     (
         {"image_processor_type": "CLIPImageProcessor"},
@@ -219,7 +224,7 @@ BAD_IMAGE = [
     ({"resample": 0}, r"resample = 0, expected 1 \(lanczos\), 2 \(bilinear\) or 3 \(bicubic\)"),
     ({"resample": [1]}, "resample = "),
     ({"do_image_splitting": "yes"}, "do_image_splitting = 'yes', expected true or false"),
-    ({"rescale_factor": "a"}, "rescale_factor = 'a', expected a number"),
+    ({"rescale_factor": "a"}, "rescale_factor = 'a', expected a positive number"),
     ({"image_mean": [0.5, 0.5]}, "image_mean = .*expected three numbers"),
     ({"image_std": [0.5, 0, 0.5]}, "image_std = .*expected three numbers other than 0"),
     ({"image_std": None}, "image_std = None, expected three numbers"),

@@ -227,13 +227,18 @@ def test_refuses(name: str, file: str, change: dict[str, Any], sentence: str, tm
     with pytest.raises(EdgeVLMError, match=sentence) as caught:
         read_image_spec(tmp_path, model)
         read_prompt_spec(tmp_path, model)
-    assert str(tmp_path / file) in str(caught.value) and str(caught.value).endswith("the original model came with.")
+    assert str(tmp_path / file) in str(caught.value) and str(caught.value).endswith("came with, or another model.")
 
 
 @pytest.mark.parametrize(
     ("name", "section", "change", "sentence"),
     [
-        ("internvl-hub", None, {"downsample_ratio": 1e9}, "downsample_ratio is '1000000000.0' where"),
+        (
+            "internvl-hub",
+            None,
+            {"downsample_ratio": 1e9},
+            "downsample_ratio = 1000000000.0, expected a number from 1/64 to 1",
+        ),
         ("internvl-hub", None, {"model_type": "x" * 9999}, "which edgevlm does not support"),
         ("qwen2_5_vl-hub", "vision_config", {"window_size": 1}, "at least the 16 pixels of a token"),
         ("qwen2_5_vl-hub", "vision_config", {"fullatt_block_indexes": [[1]]}, "a list of layers"),
@@ -251,7 +256,7 @@ def test_refuses_a_config(
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("layer", ["x", "-1", "99999999999", "a" * 9999])
+@pytest.mark.parametrize("layer", ["x", "-1", "99999999999", "a" * 900])
 def test_refuses_layers_that_are_no_number(layer: str, tmp_path: Path) -> None:
     llava15.build(tmp_path)
     path = tmp_path / "model.safetensors"

@@ -205,5 +205,5 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise ImportError(name)
 
     monkeypatch.setattr(coreai.importlib, "import_module", missing)
-    with pytest.raises(EdgeVLMError, match=r"pip install 'edgevlm\[coreai\]'"):
+    with pytest.raises(EdgeVLMError, match=r"pip install '\.\[coreai\]'"):
         write_aimodel(tmp_path, clip(), Drawn(clip()), 64)

@@ -47,7 +47,7 @@ from edgevlm.verify.gate import picture_folder, run_gate
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.runtime import lowest_cosine
 
-ct = pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
+ct = pytest.importorskip("coremltools", reason="coremltools is not installed (pip install '.[coreml]')")
 
 TOKENS = 32
 NEAR_TIE = 5e-2  # the gate's bound for CoreML
@@ -299,7 +299,7 @@ def test_truncated_embedding_file(exported: Callable[[str], Exported], tmp_path:
 @pytest.mark.parametrize("quantize", ["int4", "int8"])
 def test_bit_identical_to_onnx_and_gguf(gguf_checkpoint: Path, tmp_path: Path, quantize: str) -> None:
     """Three targets of one export hold the same codes and scales, each read back from its own files."""
-    pytest.importorskip("gguf", reason="gguf is not installed (pip install 'edgevlm[llama]')")
+    pytest.importorskip("gguf", reason="gguf is not installed (pip install '.[gguf]')")
     assert all_tensors_agree(str(gguf_checkpoint), tmp_path / "out", quantize) > 20
 
 

@@ -46,7 +46,7 @@ from edgevlm.runtimes.mil.trace import find_divergence
 from edgevlm.types import F32, U8
 from edgevlm.verify.lint_ane import lint_package
 
-pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
+pytest.importorskip("coremltools", reason="coremltools is not installed (pip install '.[coreml]')")
 
 
 class Exported:

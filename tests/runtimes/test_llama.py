@@ -26,10 +26,11 @@ from edgevlm.inputs.spec import tiled
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.devices import list_devices
 from edgevlm.verify import across
-from edgevlm.verify.across import stock_plan, verify_across
+from edgevlm.verify.across import verify_across
 from edgevlm.verify.bounds import BOUNDS
 from edgevlm.verify.gate import PICTURES, picture_folder
 from edgevlm.verify.reference import cosine
+from edgevlm.verify.stock import stock_plan
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None,
@@ -397,6 +398,18 @@ def test_files_that_kill_the_engine_kill_a_child(copy, file, key, message):
     with pytest.raises(EdgeVLMError, match=message) as caught:
         open_runtime(reopen(), "llama.cpp", threads=1)
     assert "\n" not in str(caught.value)
+
+
+def test_an_engine_that_dies_when_it_computes_is_a_sentence_about_its_build(copy, monkeypatch):
+    """What a build for a CPU's AMX unit by GCC 12 does; here the child is killed where that one dies."""
+    _, reopen = copy
+    dying = (
+        "import os, signal, sys; from edgevlm.runtimes.llama import engine; loaded = engine.load_engine();"
+        "loaded.llama.llama_decode = lambda *_: os.kill(os.getpid(), signal.SIGSEGV); engine.probe(*sys.argv[1:])"
+    )
+    monkeypatch.setattr("edgevlm.runtimes.llama.engine._PROBE", dying)
+    with pytest.raises(EdgeVLMError, match=r"dies when it computes \(exit -11\).*-mno-amx-tile"):
+        open_runtime(reopen(), "llama.cpp", threads=1)
 
 
 @pytest.mark.parametrize("size", [0, 3, 100, 20000, -200])

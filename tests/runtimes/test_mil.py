@@ -170,7 +170,7 @@ def test_unpack_int4(codes: list[int]) -> None:
 
 @pytest.fixture(scope="module")
 def ct() -> Any:
-    return pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
+    return pytest.importorskip("coremltools", reason="coremltools is not installed (pip install '.[coreml]')")
 
 
 @pytest.fixture(scope="module")

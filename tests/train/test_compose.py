@@ -173,7 +173,7 @@ def test_an_earlier_feature_layer_leaves_the_last_ones_out(halves: tuple[Path, P
         ours = [encode_view(spec, weights, view) for view in pixels]
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
     (folder / "config.json").write_text(json.dumps(config | {"vision_feature_layer": [-1, -2]}))
-    with pytest.raises(EdgeVLMError, match=r"vision_feature_layer is .* supports one layer"):
+    with pytest.raises(EdgeVLMError, match=r"vision_feature_layer = .* one of the tower's 3 layers"):
         read_model(open_checkpoint(str(folder)))
 
 

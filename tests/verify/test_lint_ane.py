@@ -20,7 +20,7 @@ from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.verify import lint_ane as lint
 from edgevlm.verify.lint_ane import LintReport, lint_bundle, lint_package
 
-ct = pytest.importorskip("coremltools", reason="coremltools is not installed (pip install 'edgevlm[coreml]')")
+ct = pytest.importorskip("coremltools", reason="coremltools is not installed (pip install '.[coreml]')")
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import deepseek_vl, internvl, llava, nanovlm, qwen2_5_vl, smolvlm
-from edgevlm.checkpoint.families.check import check_model
-from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import MappedWeights, map_tree
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.io.json import JsonFile
+from edgevlm.models.check import check_model
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Queries
 from edgevlm.models.record import weight_tree
@@ -40,8 +40,8 @@ def read_model(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
 def read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
     """As `read_model`, for a checkpoint that is to be trained: its projector may be one that is not exported."""
     family = find_family(checkpoint)
-    spec = family.read(checkpoint, Section(checkpoint.config, "config.json"))
-    check_model(spec)
+    spec = family.read(checkpoint, JsonFile(checkpoint.folder / "config.json", checkpoint.config))
+    check_model(spec, f"{checkpoint.folder}: config.json", "download it again")
     unused = family.unused(checkpoint, spec)
     names = family.tensor_names(checkpoint, spec)
     head = names["decoder.head"]

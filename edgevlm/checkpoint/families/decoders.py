@@ -6,12 +6,12 @@ Options and defaults follow transformers' config classes: a field that config.js
 from __future__ import annotations
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
-from edgevlm.checkpoint.families.config import Section
-from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
+from edgevlm.io.json import JsonFile
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling
 
 
-def read_decoder(config: Section, *, tied: bool, kind: str | None = None, sections: tuple[int, ...] = ()) -> Decoder:
+def read_decoder(config: JsonFile, *, tied: bool, kind: str | None = None, sections: tuple[int, ...] = ()) -> Decoder:
     """The decoder of a text_config.
 
     kind: "llama", "qwen2" or "qwen3", where the family knows it; None is the config's own model_type.
@@ -19,13 +19,13 @@ def read_decoder(config: Section, *, tied: bool, kind: str | None = None, sectio
     """
     kind = kind or config.choice("model_type", "llama", {name: name for name in _DEFAULTS})
     config.choice("hidden_act", "silu", {"silu": "silu"})
-    if config.flag("use_sliding_window"):
-        raise config.wrong("use_sliding_window", "false", True)
+    if config.flag("use_sliding_window", False):
+        raise config.wrong("use_sliding_window", "false")
     defaults = _DEFAULTS[kind]
     hidden, heads = config.count("hidden_size", 4096), config.count("num_attention_heads", 32)
     eps = config.number("rms_norm_eps", 1e-6 if config.given else 1e-5)
     size = config.count("head_dim", defaults.get("head_dim") or max(1, hidden // heads))
-    norm, attention_bias = Norm("rms", eps), config.flag("attention_bias")
+    norm, attention_bias = Norm("rms", eps), config.flag("attention_bias", False)
     attention = Attention(
         heads,
         config.count("num_key_value_heads", heads),
@@ -35,14 +35,14 @@ def read_decoder(config: Section, *, tied: bool, kind: str | None = None, sectio
         rope="main",
         qk_norm=norm if kind == "qwen3" else None,
     )
-    mlp = Mlp(config.count("intermediate_size", defaults["inner"]), bias=config.flag("mlp_bias"))
-    layers = config.count("num_hidden_layers", 32)
+    mlp = Mlp(config.count("intermediate_size", defaults["inner"]), bias=config.flag("mlp_bias", False))
+    layers = config.count("num_hidden_layers", 32, most=limits.LAYERS)
     return Decoder(
         vocab_size=config.count("vocab_size", defaults["vocab"]),
         hidden_size=hidden,
         context_length=config.count("max_position_embeddings", defaults["context"]),
         blocks=(Block((attention,), mlp, norm),),
-        layers=(0,) * min(layers, 1001),  # more are refused by check_model
+        layers=(0,) * layers,
         norm=norm,
         ropes={"main": _rope(config, size, defaults["theta"], sections)},
         tie_embeddings=tied,
@@ -56,22 +56,16 @@ _DEFAULTS = {
 }
 
 
-def _rope(config: Section, size: int, theta: float, sections: tuple[int, ...]) -> Rope:
+def _rope(config: JsonFile, size: int, theta: float, sections: tuple[int, ...]) -> Rope:
     """Base and scaling: transformers 4 has rope_theta beside rope_scaling, transformers 5 both in rope_parameters."""
     rope = config.section("rope_scaling") if config.value("rope_scaling") else config.section("rope_parameters")
     kind = rope.value("rope_type") or rope.value("type") or "default"
     # Dynamic scaling changes nothing up to max_position_embeddings, which is as far as a bundle's context goes.
     if kind not in ("default", "dynamic", "llama3", *(("mrope",) if sections else ())):
-        raise EdgeVLMError(
-            f"config.json asks for the RoPE scaling {kind!r} ({rope.where}): edgevlm supports 'default' and "
-            "'llama3'; use a checkpoint with one of these."
-        )
+        raise rope.wrong("rope_type" if rope.value("rope_type") else "type", "'default' or 'llama3'")
     for section in (rope, config):
         if section.number("partial_rotary_factor", 1.0) != 1.0:
-            raise EdgeVLMError(
-                f"{section.where}: partial_rotary_factor is not 1: edgevlm supports RoPE over whole heads only; use "
-                "another checkpoint."
-            )
+            raise section.wrong("partial_rotary_factor", "1, for RoPE over whole heads")
     base = rope.number("rope_theta", config.number("rope_theta", theta))
     if kind != "llama3":
         return Rope(base, size, sections=sections)
@@ -80,12 +74,12 @@ def _rope(config: Section, size: int, theta: float, sections: tuple[int, ...]) -
         original_context=rope.count("original_max_position_embeddings"),
     )  # fmt: skip
     if scaling.low_freq_factor >= scaling.high_freq_factor:
-        raise EdgeVLMError(f"{rope.where}: low_freq_factor is not below high_freq_factor: download config.json again.")
+        raise rope.wrong("low_freq_factor", "less than high_freq_factor")
     return Rope(base, size, scaling, sections)
 
 
 def is_tied(
-    checkpoint: Checkpoint, config: Section, text: Section, head: str, embed: str, default: bool = False
+    checkpoint: Checkpoint, config: JsonFile, text: JsonFile, head: str, embed: str, default: bool = False
 ) -> bool:
     """As transformers: the top-level field decides, except that a stored head which differs stays a head.
 
@@ -93,5 +87,5 @@ def is_tied(
     """
     names, tied = checkpoint.names(), config.flag("tie_word_embeddings", default)
     if head not in names:
-        return tied or text.flag("tie_word_embeddings")
+        return tied or text.flag("tie_word_embeddings", False)
     return tied and embed in names and checkpoint.same(head, embed)

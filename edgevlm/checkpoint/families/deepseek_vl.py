@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
-from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, prefix_of
@@ -14,13 +13,14 @@ from edgevlm.checkpoint.processor.images import check_side, image_spec, mean_col
 from edgevlm.checkpoint.processor.prompts import prompt_spec
 from edgevlm.inputs.rules import Fit
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Linear
 
 HEAD, TEXT, PATCHES = "lm_head", "model.language_model.", "embeddings.patch_embedding.weight"
 
 
-def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
+def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     text = config.section("text_config")
     tied = is_tied(checkpoint, config, text, f"{HEAD}.weight", f"{TEXT}embed_tokens.weight", default=True)
     decoder = read_decoder(text, tied=tied)
@@ -53,7 +53,7 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     file = files.image
     processor_type(file, "DeepseekVLImageProcessor")
     for key in ("do_resize", "do_pad"):
-        if not file.flag(key):
+        if not file.flag(key, True):
             raise file.wrong(key, "true")
     side = check_side(file, "size", file.square("size"), model)
     return image_spec(files, model, Fit(side, file.count("min_size", 14), mean_color(file)), usual=3)

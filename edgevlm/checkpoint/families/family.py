@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
-from edgevlm.checkpoint.families.config import Section
+from edgevlm.checkpoint.families.composed import Composed
 from edgevlm.checkpoint.families.tensors import Names
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 
 
@@ -24,13 +25,15 @@ class Family:
     image, prompt: what its processor does to pictures and to conversations.
     unused: beginnings of tensor names that the files may hold and nothing reads.
     mark: a key of config.json that identifies the family where there is no model_type.
+    composed: how `edgevlm compose` writes a model of this family, where it does.
     """
 
     model_types: tuple[str, ...]
     title: str  # in words, for messages and docs
-    read: Callable[[Checkpoint, Section], ModelSpec]
+    read: Callable[[Checkpoint, JsonFile], ModelSpec]
     tensor_names: Callable[[Checkpoint, ModelSpec], Names]
     image: Callable[[ProcessorFiles, ModelSpec], ImageSpec]
     prompt: Callable[[ProcessorFiles, ModelSpec], PromptSpec]
     unused: Callable[[Checkpoint, ModelSpec], tuple[str, ...]] = _none
     mark: str | None = None
+    composed: Composed | None = None

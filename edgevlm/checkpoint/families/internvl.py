@@ -5,7 +5,6 @@ from __future__ import annotations
 from edgevlm.checkpoint.chat_template import ChatFormat
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
-from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, Plain, Scaled, prefix_of
@@ -16,6 +15,7 @@ from edgevlm.checkpoint.processor.images import check_side, image_spec, make_spe
 from edgevlm.checkpoint.processor.prompts import prompt_spec
 from edgevlm.inputs.rules import RatioTiles, Stretch
 from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec, RoleText
+from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Linear, Normalize, Shuffle
 from edgevlm.models.spec import Norm
@@ -24,7 +24,7 @@ from edgevlm.models.towers.vit import Vit
 CONTEXT = "<IMG_CONTEXT>"
 
 
-def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
+def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     remote = checkpoint.config["model_type"] == "internvl_chat"
     text, prefix = (
         config.section("llm_config" if remote else "text_config"),
@@ -36,9 +36,10 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
     decoder = read_decoder(text, tied=tied)
     section = config.section("vision_config")
     section.choice("norm_type", "layer_norm", {"layer_norm": "layer_norm"})
-    if section.flag("use_qk_norm") or section.flag("qk_normalization"):
-        raise section.wrong("use_qk_norm", "false", True)
-    pooled = remote or section.value("use_mean_pooling") is None or section.flag("use_mean_pooling")
+    for key in ("use_qk_norm", "qk_normalization"):
+        if section.flag(key, False):
+            raise section.wrong(key, "false")
+    pooled = remote or section.flag("use_mean_pooling", True)
     vision = read_vit(
         section, image_size=448, patch_size=14, hidden_size=1024, inner=4096, act="gelu", class_token=True,
         post_norm=not pooled,
@@ -46,7 +47,7 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
     config.choice("select_layer" if remote else "vision_feature_layer", -1, {-1: "last"})
     ratio = config.number("downsample_ratio", 0.5)
     if not 1 / 64 <= ratio <= 1:
-        raise config.wrong("downsample_ratio", "a number of 1/64 to 1", ratio)
+        raise config.wrong("downsample_ratio", "a number from 1/64 to 1")
     return ModelSpec(
         name=checkpoint.name,
         family=str(checkpoint.config["model_type"]),
@@ -128,7 +129,7 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
         return _remote_image(files, model)
     file = files.image
     processor_type(file, "GotOcr2ImageProcessor")
-    if not file.flag("do_resize"):
+    if not file.flag("do_resize", True):
         raise file.wrong("do_resize", "true")
     side = check_side(file, "size", file.square("size"), model)
     # crop_to_patches is false in the files, and InternVLProcessor turns it on.
@@ -164,7 +165,7 @@ _SYSTEM = {
 
 def _remote_chat(files: ProcessorFiles) -> ChatFormat:
     """The remote code writes its own conversation, whatever chat template the tokenizer has."""
-    name = files.config.data.get("template")
+    name = files.config.value("template")
     if not isinstance(name, str) or name not in _SYSTEM:
         raise files.config.wrong("template", " or ".join(_SYSTEM))
     start, end = "<|im_start|>", "<|im_end|>\n"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
-from edgevlm.checkpoint.families.config import Section
+from edgevlm.checkpoint.families.composed import IMAGE, Composed
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, prefix_of
@@ -15,7 +15,6 @@ from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, mean_color, processor_type
 from edgevlm.checkpoint.processor.prompts import prompt_spec
-from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.rules import Crop, Pad, Rule, Stretch
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.io.json import JsonFile
@@ -24,16 +23,16 @@ from edgevlm.models.projector import Act, Linear
 from edgevlm.models.towers.vit import Vit
 
 
-def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
+def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     text, prefix = config.section("text_config"), prefix_of(checkpoint, "embed_tokens.weight")
     tied = is_tied(checkpoint, config, text, f"{_head(checkpoint)}.weight", f"{prefix}embed_tokens.weight")
     decoder = read_decoder(text, tied=tied)
-    bias = config.value("multimodal_projector_bias") is None or config.flag("multimodal_projector_bias")
+    bias = config.flag("multimodal_projector_bias", True)
     key = "image_token_index" if config.value("image_token_id") is None else "image_token_id"
     return ModelSpec(
         name=checkpoint.name,
         family="llava",
-        vision=_used_layers(_tower(config), config.value("vision_feature_layer")),
+        vision=_used_layers(_tower(config), config),
         projector=(
             Linear("linear_1", decoder.hidden_size, bias),
             Act(config.choice("projector_hidden_act", "gelu", ACTIVATIONS)),
@@ -44,7 +43,7 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
     )
 
 
-def _tower(config: Section) -> Vit:
+def _tower(config: JsonFile) -> Vit:
     """As LLaVA takes it: without its final norm, and without the class token that CLIP's has."""
     vision = config.section("vision_config")
     kind = vision.choice(
@@ -60,17 +59,13 @@ def _tower(config: Section) -> Vit:
     )  # fmt: skip
 
 
-def _used_layers(vision: Vit, layer: object) -> Vit:
+def _used_layers(vision: Vit, config: JsonFile) -> Vit:
     """hidden_states[layer] of the tower: -1 is after its last layer, -2 after the one before, as in LLaVA."""
+    layer = config.value("vision_feature_layer", -2)
     kept = vision.num_layers + 1 + layer if type(layer) is int and layer < 0 else layer
-    if type(layer) is int and type(kept) is int and 1 <= kept <= vision.num_layers:
-        return replace(vision, num_layers=kept)
-    if layer is None:  # LlavaConfig's default
-        return _used_layers(vision, -2)
-    raise EdgeVLMError(
-        f"config.json: vision_feature_layer is {str(layer)[:80]}: edgevlm supports one layer of the encoder; use a "
-        "checkpoint with one."
-    )
+    if type(kept) is not int or not 1 <= kept <= vision.num_layers:
+        raise config.wrong("vision_feature_layer", f"one of the tower's {vision.num_layers} layers")
+    return replace(vision, num_layers=kept)
 
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
@@ -101,20 +96,20 @@ def _head(checkpoint: Checkpoint) -> str:
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     file = files.image
     processor_type(file, "SiglipImageProcessor", "CLIPImageProcessor", "LlavaImageProcessor")
-    if not file.flag("do_resize"):
+    if not file.flag("do_resize", True):
         raise file.wrong("do_resize", "true")
     return image_spec(files, model, _rule(file, model), usual=3)
 
 
 def _rule(file: JsonFile, model: ModelSpec) -> Rule:
-    size = file.data.get("size")
+    size = file.value("size")
     shortest = size.get("shortest_edge") if isinstance(size, dict) else None
     if file.flag("do_pad", False):
         side = shortest if type(shortest) is int else file.square("size")
         return Pad(check_side(file, "size", side, model), mean_color(file))
     if shortest is None:
         return Stretch(check_side(file, "size", file.square("size"), model))
-    if type(shortest) is not int or not file.flag("do_center_crop"):
+    if type(shortest) is not int or not file.flag("do_center_crop", True):
         raise file.wrong("size", "a shortest_edge in pixels and do_center_crop")
     side = check_side(file, "crop_size", file.square("crop_size"), model)
     if shortest < side:
@@ -123,9 +118,27 @@ def _rule(file: JsonFile, model: ModelSpec) -> Rule:
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
-    if files.processor.data.get("processor_class", "LlavaProcessor") != "LlavaProcessor":
+    if files.processor.value("processor_class", "LlavaProcessor") != "LlavaProcessor":
         raise files.processor.wrong("processor_class", "LlavaProcessor")
     return prompt_spec(files, model)
 
 
-FAMILY = Family(("llava",), "LLaVA 1.5 with a SigLIP or CLIP tower", read, tensor_names, image, prompt, unused)
+COMPOSED = Composed(
+    projectors=("mlp",),
+    config="LlavaConfig",
+    vision="SiglipVisionConfig",
+    model="LlavaForConditionalGeneration",
+    settings=lambda side, scale: {
+        "image_seq_length": side**2, "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
+    },
+    images=lambda side, tokens, tiles: {
+        "image_processor_type": "SiglipImageProcessor", "resample": 3, "size": {"height": side, "width": side},
+    },
+    processor=lambda side, tokens, tiles: {
+        "processor_class": "LlavaProcessor", "image_token": IMAGE, "num_additional_image_tokens": 0,
+        "patch_size": side // int(tokens**0.5), "vision_feature_select_strategy": "full",
+    },
+)  # fmt: skip
+FAMILY = Family(
+    ("llava",), "LLaVA 1.5 with a SigLIP or CLIP tower", read, tensor_names, image, prompt, unused, composed=COMPOSED
+)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
-from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.decoders import read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, Plain
@@ -15,6 +14,7 @@ from edgevlm.checkpoint.processor.images import check_side, make_spec
 from edgevlm.checkpoint.processor.prompts import prompt_spec
 from edgevlm.inputs.rules import WholeThenTiles
 from edgevlm.inputs.spec import ImageSpec, PictureText, PromptSpec
+from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Linear, Shuffle
 from edgevlm.models.towers.vit import Vit
@@ -37,11 +37,11 @@ TEXT_LAYER = {
 }  # fmt: skip
 
 
-def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
-    if config.flag("vit_cls_flag"):
-        raise config.wrong("vit_cls_flag", "false", True)
+def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
+    if config.flag("vit_cls_flag", False):
+        raise config.wrong("vit_cls_flag", "false")
     if config.number("lm_attn_scaling", 1.0) != 1.0:
-        raise config.wrong("lm_attn_scaling", "1.0", config.value("lm_attn_scaling"))
+        raise config.wrong("lm_attn_scaling", "1.0")
     vision = read_vit(config.renamed(**VISION), image_size=512, patch_size=16, hidden_size=768, heads=12)
     decoder = read_decoder(config.renamed(**TEXT), tied=config.flag("lm_tie_weights", True), kind="llama")
     image = config.section("vlm_extra_tokens").value("image_token")

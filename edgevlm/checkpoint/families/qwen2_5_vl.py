@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
-from edgevlm.checkpoint.families.config import Section
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, SumFrames, prefix_of
@@ -13,6 +12,7 @@ from edgevlm.checkpoint.processor.images import image_spec, processor_type, toke
 from edgevlm.checkpoint.processor.prompts import prompt_spec
 from edgevlm.inputs.rules import Native
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Group, Linear, Normalize, Take
@@ -22,7 +22,7 @@ from edgevlm.models.towers.qwen_vit import QwenVit
 HEAD = "lm_head"
 
 
-def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
+def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     nested = config.section("text_config")
     text = nested if nested.given else config.without("model_type")  # older files have the decoder's fields at the top
     prefix = prefix_of(checkpoint, "embed_tokens.weight")
@@ -47,36 +47,34 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
     )
 
 
-def _sections(text: Section) -> tuple[int, ...]:
+def _sections(text: JsonFile) -> tuple[int, ...]:
     """Frequencies of M-RoPE's axes: time, row, column."""
     found = None
     for key in ("rope_scaling", "rope_parameters"):
         found = text.section(key).value("mrope_section")
         if isinstance(found, list) and len(found) == 3 and all(type(n) is int and n > 0 for n in found):
             return tuple(found)
-    raise text.wrong("rope_parameters", "an object with mrope_section, three whole numbers", found)
+    raise text.wrong("rope_parameters", "an object with mrope_section, three whole numbers")
 
 
-def _tower(config: Section) -> QwenVit:
+def _tower(config: JsonFile) -> QwenVit:
     config.choice("hidden_act", "silu", {"silu": "silu"})
     config.choice("temporal_patch_size", 2, {2: "2"})
     hidden, heads = config.count("hidden_size", 3584), config.count("num_heads", 16)
     patch, merge = config.count("patch_size", 14), config.count("spatial_merge_size", 2)
     full = config.value("fullatt_block_indexes")
     if full is not None and not (isinstance(full, list) and all(type(i) is int for i in full)):
-        raise config.wrong("fullatt_block_indexes", "a list of layers", full)
+        raise config.wrong("fullatt_block_indexes", "a list of layers")
     window = config.count("window_size", 112)
     if window < merge * patch:
-        raise config.wrong("window_size", f"at least the {merge * patch} pixels of a token", window)
-    if hidden // heads % 4:
-        raise config.wrong("num_heads", "heads of a multiple of 4, for RoPE over rows and columns", heads)
+        raise config.wrong("window_size", f"at least the {merge * patch} pixels of a token")
     attention = Attention(heads, heads, max(1, hidden // heads), bias=True, out_bias=True, rope="patches")
     return QwenVit(
         patch_size=patch,
         merge=merge,
         window=window // merge // patch * merge,
         hidden_size=hidden,
-        num_layers=config.count("depth", 32),
+        num_layers=config.count("depth", 32, most=limits.LAYERS),
         full=(7, 15, 23, 31) if full is None else tuple(full),
         block=Block((attention,), Mlp(config.count("intermediate_size", 3420), bias=True), Norm("rms", 1e-6)),
     )
@@ -105,7 +103,7 @@ def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     file = files.image
     processor_type(file, "Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor")
-    if not file.flag("do_resize"):
+    if not file.flag("do_resize", True):
         raise file.wrong("do_resize", "true")
     unit = file.count("patch_size", 14) * file.count("merge_size", 2)
     if unit != token_pixels(model):
@@ -117,8 +115,8 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
 
 def _pixels(file: JsonFile, key: str, edge: str, usual: int) -> int:
     """An area: transformers 4 has it under `key`, transformers 5 in size, where it is called an edge."""
-    size = file.data.get("size")
-    found = file.data.get(key)
+    size = file.value("size")
+    found = file.value(key)
     if found is None:
         found = size.get(edge, usual) if isinstance(size, dict) else usual
     if type(found) is not int or found < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
-from edgevlm.checkpoint.families.config import Section
+from edgevlm.checkpoint.families.composed import END, Composed
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, Rows
@@ -14,6 +14,8 @@ from edgevlm.checkpoint.processor.images import check_side, image_spec, processo
 from edgevlm.checkpoint.processor.prompts import prompt_spec
 from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec, PictureText, PromptSpec
+from edgevlm.io import limits
+from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Linear, Queries, Shuffle, Step
 from edgevlm.models.towers.vit import Vit
@@ -21,7 +23,7 @@ from edgevlm.models.towers.vit import Vit
 HEAD = "lm_head"
 
 
-def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
+def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     text, prefix = config.section("text_config"), _prefix(checkpoint)
     tied = is_tied(checkpoint, config, text, f"{HEAD}.weight", f"{prefix}text_model.embed_tokens.weight")
     vision = read_vit(config.section("vision_config"), image_size=224, patch_size=32, hidden_size=1152)
@@ -36,11 +38,11 @@ def read(checkpoint: Checkpoint, config: Section) -> ModelSpec:
     )
 
 
-def _projector(config: Section, width: int, hidden: int) -> tuple[Step, ...]:
+def _projector(config: JsonFile, width: int, hidden: int) -> tuple[Step, ...]:
     connector = config.section("query_connector")
     if connector.given:  # edgevlm.train's own
         kind = connector.choice("kind", "", {"qformer": "qformer", "resampler": "resampler"})
-        return (Queries(kind, connector.count("queries")),)
+        return (Queries(kind, connector.count("queries", most=limits.PATCHES)),)
     scale = config.count("scale_factor", 2)
     return (Shuffle(scale, width), Linear("linear", hidden, bias=False))
 
@@ -70,34 +72,42 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     processor_type(file, "Idefics3ImageProcessor", "SmolVLMImageProcessor")
     rule = TilesThenWhole(
         side=check_side(file, "max_image_size", file.edge("max_image_size"), model),
-        longest_edge=file.edge("size") if file.flag("do_resize") else None,
+        longest_edge=file.edge("size") if file.flag("do_resize", True) else None,
         max_edge=4096,  # as the next, a constant of the processor's code
         short_edge_multiple=2,
-        split=file.flag("do_image_splitting"),
+        split=file.flag("do_image_splitting", True),
     )
     return image_spec(files, model, rule)
 
 
-IMAGE, FAKE, WHOLE, END = "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
-# What follows the bos token in the template that every SmolVLM and Idefics3 ships.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{message['role'] | capitalize}}"
-    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
-    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
-    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
+FAKE, WHOLE = "<fake_token_around_image>", "<global-img>"
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
-    kind, known = files.processor.data.get("processor_class"), ("Idefics3Processor", "SmolVLMProcessor")
+    kind, known = files.processor.value("processor_class"), ("Idefics3Processor", "SmolVLMProcessor")
     if kind not in (None, *known):
         raise files.processor.wrong("processor_class", " or ".join(known))
     files.check_tokens("image_seq_len", model.image_tokens)
     tile = f"{FAKE}<row_{{row}}_col_{{col}}>"
     text = PictureText(tile=tile, row_close="\n", whole=f"\n{FAKE}{WHOLE}", alone=f"{FAKE}{WHOLE}", close=FAKE)
-    return prompt_spec(files, model, picture=text, needed=(FAKE,), stops=(END,))
+    return prompt_spec(files, model, picture=text, needed=(FAKE, END))
 
 
+COMPOSED = Composed(
+    projectors=("pixel-shuffle", "linear", "qformer", "resampler"),
+    config="SmolVLMConfig",
+    vision="SmolVLMVisionConfig",
+    model="SmolVLMForConditionalGeneration",
+    settings=lambda side, scale: {"scale_factor": scale},
+    images=lambda side, tokens, tiles: {
+        "image_processor_type": "SmolVLMImageProcessor", "resample": 1, "do_pad": True,
+        "do_image_splitting": tiles > 0, "size": {"longest_edge": max(tiles, 1) * side},
+        "max_image_size": {"longest_edge": side},
+    },
+    processor=lambda side, tokens, tiles: {"processor_class": "SmolVLMProcessor", "image_seq_len": tokens},
+    tokens=(FAKE, WHOLE),
+    grid=6,
+    fits=lambda side: bool((bucketed_positions(side) == range(side**2)).all()),
+)  # fmt: skip
 TYPES = ("smolvlm", "idefics3", "edgevlm_query")
-FAMILY = Family(TYPES, "SmolVLM, SmolVLM2 and Idefics3", read, tensor_names, image, prompt, unused)
+FAMILY = Family(TYPES, "SmolVLM, SmolVLM2 and Idefics3", read, tensor_names, image, prompt, unused, composed=COMPOSED)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm.checkpoint.families.config import Section
+from edgevlm.io.json import JsonFile
 from edgevlm.models.spec import Attention, Block, Mlp, Norm
 from edgevlm.models.towers.vit import Vit
 
@@ -16,7 +16,7 @@ ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "
 
 
 def read_vit(
-    config: Section, *, image_size: int, patch_size: int, hidden_size: int, inner: int = 3072, heads: int = 16,
+    config: JsonFile, *, image_size: int, patch_size: int, hidden_size: int, inner: int = 3072, heads: int = 16,
     eps: float = 1e-6, act: str = "gelu_pytorch_tanh", **options: Any,
 ) -> Vit:  # fmt: skip
     """A tower on square pictures; keyword arguments are the family's defaults and, in `options`, fields of `Vit`."""

@@ -33,12 +33,8 @@ class ProcessorFiles:
     @cached_property
     def image(self) -> JsonFile:
         """The image processor's settings."""
-        inner = self.processor.data.get("image_processor")
-        if inner is None:
-            return read_json_file(self.folder / "preprocessor_config.json")
-        if not isinstance(inner, dict):
-            raise self.processor.wrong("image_processor", "an object")
-        return JsonFile(self.processor.path, inner, "image_processor.")
+        inner = self.processor.section("image_processor")
+        return inner if inner.given else read_json_file(self.folder / "preprocessor_config.json")
 
     @cached_property
     def tokenizer_config(self) -> JsonFile:
@@ -60,5 +56,5 @@ class ProcessorFiles:
 
     def check_tokens(self, key: str, tokens: int) -> None:
         """Refuse a processor that gives a view another number of image tokens than config.json does."""
-        if self.processor.data.get(key, tokens) != tokens:
+        if self.processor.value(key, tokens) != tokens:
             raise self.processor.wrong(key, f"the {tokens} image tokens of a view in config.json")

@@ -24,7 +24,7 @@ def image_spec(files: ProcessorFiles, model: ModelSpec, rule: Rule, *, usual: in
     mean, std = mean_std(file)
     return make_spec(
         model, rule, resample=_resample(file, usual), mean=mean, std=std,
-        rescale_factor=file.number("rescale_factor", 1 / 255) if file.flag("do_rescale") else 1.0,
+        rescale_factor=file.number("rescale_factor", 1 / 255) if file.flag("do_rescale", True) else 1.0,
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def token_pixels(model: ModelSpec) -> int:
 
 def processor_type(file: JsonFile, *known: str) -> str:
     """The image processor's class, without the endings of its implementations."""
-    name = file.data.get("image_processor_type")
+    name = file.value("image_processor_type")
     plain = name.removesuffix("Fast").removesuffix("Pil") if isinstance(name, str) else ""
     if plain not in known:
         raise file.wrong("image_processor_type", " or ".join(known))
@@ -76,14 +76,14 @@ def check_side(file: JsonFile, key: str, found: int, model: ModelSpec) -> int:
 
 
 def _resample(file: JsonFile, usual: int | None) -> str:
-    value = file.data.get("resample", usual)
+    value = file.value("resample", usual)
     if type(value) is not int or value not in RESAMPLE:
         raise file.wrong("resample", "1 (lanczos), 2 (bilinear) or 3 (bicubic)")
     return RESAMPLE[value]
 
 
 def mean_std(file: JsonFile) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    if not file.flag("do_normalize"):
+    if not file.flag("do_normalize", True):
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     std = file.triple("image_std")
     if 0.0 in std:

@@ -8,8 +8,8 @@ from edgevlm.checkpoint.chat_template import ChatFormat, probes, read_chat_templ
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import ControlText, Picture, Prompter, UserText, picture_parts, render
-from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, PictureText, PromptSpec, ViewTokens
-from edgevlm.io.json import JsonFile, read_json_file
+from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, Chat, PictureText, PromptSpec, ViewTokens
+from edgevlm.io.json import read_json_file
 from edgevlm.models.model import ModelSpec
 
 NO_PICTURE_TEXT = PictureText()
@@ -21,17 +21,16 @@ def prompt_spec(
     *,
     picture: PictureText = NO_PICTURE_TEXT,
     needed: tuple[str, ...] = (),
-    stops: tuple[str, ...] = (),
     chat: ChatFormat | None = None,
 ) -> PromptSpec:
     """The chat format, image tokens and stop tokens of a checkpoint.
 
     picture: what the processor writes around a picture's image tokens; the chat template's own text comes around it.
-    needed: further special tokens that the tokenizer must have. stops: tokens that end an answer beside eos.
+    needed: further special tokens that the tokenizer must have.
     chat: None reads the checkpoint's chat template.
     """
     image = _image_token(files, model)
-    ids = _special_tokens(files, (*needed, *stops))
+    ids = _special_tokens(files, needed)
     if chat is None:
         chat = read_chat_template(files.folder, files.processor, files.tokenizer_config, files.names, image)
     bos = token_text(files.names, "bos_token")
@@ -42,7 +41,7 @@ def prompt_spec(
         picture=picture,
         image_token=image,
         image_token_id=model.image_token_id,
-        stop_ids=_stop_ids(files, model, ids, stops),
+        stop_ids=_stop_ids(files, model, ids, chat.chat),
         add_bos=_adds_bos(files, ids.get(bos)) and not (bos and chat.chat.prefix.startswith(bos)),
         bos_id=ids.get(bos),
         pad_id=ids.get(token_text(files.names, "pad_token")),
@@ -86,20 +85,22 @@ def _adds_bos(files: ProcessorFiles, bos_id: int | None) -> bool:
     return bool(added)
 
 
-def _stop_ids(files: ProcessorFiles, model: ModelSpec, ids: dict[str, int], stops: tuple[str, ...]) -> tuple[int, ...]:
-    """generation_config.json decides, as in transformers; then config.json, then the tokenizer's eos_token."""
+def _stop_ids(files: ProcessorFiles, model: ModelSpec, ids: dict[str, int], chat: Chat) -> tuple[int, ...]:
+    """What the template closes a turn with, and eos: of generation_config.json, as in transformers, config.json, or the
+    tokenizer's eos_token."""
     file = read_json_file(files.folder / "generation_config.json", required=False)
-    if file.data.get("eos_token_id") is None:
+    if file.value("eos_token_id") is None:
         file = files.config
-        text = file.data.get("text_config")
-        if file.data.get("eos_token_id") is None and isinstance(text, dict):
-            file = JsonFile(file.path, text, "text_config.")
-    found = file.data.get("eos_token_id")
+        text = file.section("text_config")
+        file = text if file.value("eos_token_id") is None and text.given else file
+    found = file.value("eos_token_id")
     eos = found if isinstance(found, list) else [] if found is None else [found]
     if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < model.decoder.vocab_size for i in eos):
         raise file.wrong("eos_token_id", f"token ids below the vocabulary's {model.decoder.vocab_size}")
     end = ids.get(token_text(files.names, "eos_token"))
-    all_stops = {*(eos or ([] if end is None else [end])), *(ids[stop] for stop in stops)}
+    close = chat.roles["assistant"].close.lstrip()
+    closing = max((token for token in ids if token and close.startswith(token)), key=len, default=None)
+    all_stops = {*(eos or ([] if end is None else [end])), *([] if closing is None else [ids[closing]])}
     if not all_stops:
         raise EdgeVLMError(
             f"'{files.folder}' names no eos_token_id, expected one in generation_config.json: add it there."

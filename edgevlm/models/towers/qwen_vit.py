@@ -1,8 +1,8 @@
-"""Qwen2.5-VL's tower (arXiv 2502.13923): native resolution, 2-D RoPE, window attention.
+"""A tower of any resolution (arXiv 2502.13923), 2-D RoPE, window attention.
 
 Everything that depends on a picture's size is an input, which `QwenVit.feeds` computes. Patches stand window by window,
 each window padded to its full size, so that window attention is attention in groups of equal length.
-As transformers' models/qwen2_5_vl/modeling_qwen2_5_vl.py, without its permutations.
+As transformers' model of that paper, without its permutations.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Vit:
     patch_bias: bool = True
     class_token: bool = False  # a learned first position, dropped at the end
     pre_norm: bool = False  # before the first layer (CLIP)
-    post_norm: bool = True  # False: patch states are taken before the final norm, as LLaVA does
+    post_norm: bool = True  # False: patch states are taken before the final norm
     kind: str = "vit"
 
     @property

@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.rules import TilesThenWhole
-from edgevlm.io.console import run_module
 from edgevlm.io.files import change_json
 from edgevlm.io.folders import replacing
 from edgevlm.io.listing import CHECKPOINT
+from edgevlm.io.program import run_module
 from edgevlm.train.models import open_source, save
 
 _VISION, _DECODER = "model.vision_model.encoder.layers.", "model.text_model.layers."
@@ -41,10 +41,10 @@ def grow(
     patch: int | None = None,
     heads: Path | None = None,
 ) -> Path:
-    """Write `model`, a SmolVLM, with that many layers in encoder and decoder and patches of that many pixels a side.
+    """Write `model` with that many layers in encoder and decoder and patches of that many pixels a side.
 
-    None keeps the model's number. heads: a file of pretraining's that goes with the model. Raises EdgeVLMError where
-    the model has more.
+    It has the shipped model's layout. None keeps the model's number. heads: a file of pretraining's that goes with the
+    model. Raises EdgeVLMError where the model has more.
     """
     with replacing(out, CHECKPOINT) as output:
         _grow(model, output.new, vision_layers, layers, patch)

@@ -1,6 +1,6 @@
 """llama.cpp's projector types, each with the tower before it: keys, added tensors, and what each cannot compute.
 
-Sources: tools/mtmd/clip.cpp and tools/mtmd/models/{siglip,llava,internvl,qwen2vl}.cpp. All take GELU's tanh form.
+Sources: tools/mtmd/clip.cpp and tools/mtmd/models. All take GELU's tanh form.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from edgevlm.models.projector import Act, Linear, Normalize, Shuffle, Step
 from edgevlm.models.spec import Attention, Norm
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
+from edgevlm.runtimes.llama import names
 from edgevlm.types import F32
 
 Keys = dict[str, Callable[[ModelSpec, ImageSpec], Value]]
@@ -180,7 +181,7 @@ def _pattern(vision: QwenVit) -> int:
 
 _TYPES = (
     ProjectorType(
-        "idefics3", "vit", ("shuffle", "linear"),
+        names.SHUFFLE_LINEAR, "vit", ("shuffle", "linear"),
         refusals=_SWAPPED | {
             "projector shuffles by 1, and llama.cpp's type needs 2 or more": lambda spec: _scale(spec) < 2,
             "projector has a bias, which llama.cpp's type lacks": lambda spec: any(
@@ -192,7 +193,7 @@ _TYPES = (
         markers=("<fake_token_around_image>", "<global-img>", "\n", "\n\n"),
     ),
     ProjectorType(
-        "mlp", "vit", ("linear", "act", "linear"),
+        names.TWO_LINEAR, "vit", ("linear", "act", "linear"),
         refusals=_SWAPPED | {
             "vision tower has a class token, which llama.cpp puts behind the patches and then takes for one of "
             "them": lambda spec: _vit(spec).class_token,
@@ -202,7 +203,7 @@ _TYPES = (
         constants=_missing_biases,
     ),
     ProjectorType(
-        "internvl", "vit", ("shuffle", "norm", "linear", "act", "linear"),
+        names.SHUFFLE_TWO_LINEAR, "vit", ("shuffle", "norm", "linear", "act", "linear"),
         refusals={
             "vision tower has no class token, which llama.cpp's type asks for": lambda spec: not _vit(spec).class_token,
             "projector has another norm than llama.cpp's": lambda spec: any(
@@ -219,7 +220,7 @@ _TYPES = (
         },
     ),
     ProjectorType(
-        "qwen2.5vl_merger", "qwen_vit", ("norm", "group", "linear", "act", "linear", "take"),
+        names.GROUP_TWO_LINEAR, "qwen_vit", ("norm", "group", "linear", "act", "linear", "take"),
         refusals=_SWAPPED | {
             "vision tower sees the whole picture in other layers than every n-th": lambda spec: (
                 _qwen_vit(spec).full

@@ -1,0 +1,98 @@
+"""What a bundle's JSON files must say beyond their types: within limits, and in agreement with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgevlm.bundle.qtensor import KINDS
+from edgevlm.bundle.targets import CoreMLTarget, TargetEntry
+from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.inputs.views import ResizeTo, View
+from edgevlm.io import limits
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.towers.vit import Vit
+
+AGAIN = "export or copy the bundle again"
+_FORMS = ("vision", "projector", "decoder", "embed", "prefill")
+
+
+def check_recipe(recipe: Mapping[str, Any]) -> None:
+    """The form of each component, which the gate and the runtimes ask for."""
+    for name in _FORMS:
+        form = recipe.get(name)
+        if form is None and name == "prefill":
+            continue
+        if not isinstance(form, dict) or form.get("kind") not in KINDS or not isinstance(form.get("dynamic"), bool):
+            raise _wrong(f"recipe.{name}", form, f"an object with a kind ({', '.join(KINDS)}) and dynamic")
+
+
+def check_gate(gate: Mapping[str, Any]) -> None:
+    """What is shown of a gate: its verdict and its rows."""
+    rows = gate.get("rows")
+    if not isinstance(gate.get("passed"), bool) or not isinstance(rows, list):
+        raise _wrong("gate", gate, "an object with passed and rows")
+    for number, row in enumerate(rows):
+        if not (
+            isinstance(row, dict)
+            and all(isinstance(row.get(name), str) for name in ("target", "check", "note"))
+            and all(row.get(name) is None or _is_number(row[name]) for name in ("measured", "bound"))
+            and isinstance(row.get("passed"), bool)
+        ):
+            raise _wrong(f"gate.rows[{number}]", row, "a row with target, check, note, measured, bound and passed")
+
+
+def check_target(target: TargetEntry, spec: ModelSpec) -> None:
+    """The numbers that a runtime allocates by."""
+    if not isinstance(target, CoreMLTarget):
+        return
+    if not target.decoder.functions:
+        raise _wrong("targets.coreml.decoder.functions", {}, "at least one")
+    for name, function in target.decoder.functions.items():
+        if not 1 <= function.rows <= function.context <= limits.CONTEXT:
+            raise _wrong(f"targets.coreml.decoder.functions.{name}", function, "rows within a context within limits")
+    text = spec.decoder
+    if target.embedding.shape != (text.vocab_size, text.hidden_size):
+        raise _wrong(
+            "targets.coreml.embedding.shape", target.embedding.shape, f"{[text.vocab_size, text.hidden_size]} of spec"
+        )
+
+
+def check_image(image: ImageSpec, spec: ModelSpec) -> None:
+    """Every view of preprocess.json is one that the manifest's model takes, and stands for as many tokens."""
+    if isinstance(spec.vision, Vit):
+        side = spec.vision.image_size
+        good = getattr(image.rule, "side", None) == side
+        expected = f"views of the {side} pixels of the tower"
+    else:
+        unit = getattr(image.rule, "unit", None)
+        side = spec.vision.patch_size * spec.vision.merge
+        good = unit is not None and unit % side == 0
+        expected = f"views of any number of units of {side} pixels"
+    if not good:
+        raise _disagree("preprocess.json", f"the rule {image.rule}", expected)
+    tokens, ours = image.token_grid(View((ResizeTo(side, side),))), spec.token_grid(side, side)
+    if tokens != ours:
+        raise _disagree("preprocess.json", f"{tokens} image tokens in {side} x {side} pixels", f"{ours}")
+
+
+def check_prompt(prompt: PromptSpec, spec: ModelSpec) -> None:
+    """Every token of prompt.json is one of the manifest's model."""
+    if prompt.image_token_id != spec.image_token_id:
+        raise _disagree("prompt.json", f"image_token_id {prompt.image_token_id}", f"{spec.image_token_id}")
+    for token in (*prompt.stop_ids, *([prompt.bos_id] if prompt.add_bos else [])):
+        if token is not None and token >= spec.decoder.vocab_size:
+            raise _disagree("prompt.json", f"the token {token}", f"ids below {spec.decoder.vocab_size}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= limits.REAL
+
+
+def _wrong(where: str, found: Any, expected: str) -> EdgeVLMError:
+    return EdgeVLMError(f"manifest.json: {where} is {repr(found)[:100]}, expected {expected}: {AGAIN}.")
+
+
+def _disagree(file: str, found: str, expected: str) -> EdgeVLMError:
+    return EdgeVLMError(f"{file} and manifest.json disagree: {found}, expected {expected}; {AGAIN}.")

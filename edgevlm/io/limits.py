@@ -1,0 +1,71 @@
+"""The largest numbers that are taken from files, each with the largest real model known and room above it.
+
+Whatever is read from a checkpoint, a bundle, an adapter, a picture or a data file is compared with these before
+anything is allocated by it: files come from strangers. docs/security.md has the table; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+# Files, in bytes.
+CONFIG_FILE = 8 << 20  # config.json and the processor's files: Gemma 3's tokenizer_config.json has 1.2 MB
+TOKENIZER_FILE = 64 << 20  # tokenizer.json: Gemma 3's has 33 MB
+INDEX_FILE = 32 << 20  # model.safetensors.index.json: DeepSeek-V3's has 9 MB
+SPEC_FILE = 1 << 20  # preprocess.json and prompt.json: 2 kB
+MANIFEST_FILE = 16 << 20  # manifest.json and weights.json: 0.5 MB for a model of 32 layers with every target
+RESULT_FILE = 64 << 20  # answers and figures that edgevlm wrote: 3 MB for 10,000 questions
+DATA_FILE = 2 << 30  # a suite's JSON: 400 MB of VQA v2, read whole
+LINE = 16 << 20  # one line of a .jsonl file: a conversation of some kB
+SAFETENSORS_HEADER = 16 << 20  # 100 bytes per tensor; DeepSeek-V3's 90,000 tensors in one file would have 9 MB
+GRAPH_FILE = 128 << 20  # an ONNX graph or CoreML program without its weights: 5 MB
+GRAPH_FIELDS = 2 << 20  # protobuf fields in one: 200,000
+GGUF_HEADER = 64 << 20  # keys and tensor entries, the vocabulary among them: 16 MB of Gemma 3
+GGUF_KEYS = 4096  # 60
+GGUF_LIST = 2 << 20  # items of a list: the 514,906 merges of Gemma 3
+
+# JSON.
+JSON_DEPTH = 64  # objects and lists inside each other: 12 in a manifest
+JSON_BYTES_PER_CONTAINER = 32  # an object takes up to 250 bytes in memory, and two characters in a file
+DIGITS = 308  # of a whole number, so that it fits float64: 31 in a tokenizer's model_max_length
+
+# Tensors.
+TENSORS = 100_000  # in one checkpoint: DeepSeek-V3 has 91,991
+TENSOR_VALUES = 1 << 32  # of one: Gemma 3 27B's embedding has 1.4 billion
+DIMENSIONS = 8  # of a tensor: 5, of a convolution over frames
+TENSOR_NAME = 1024  # characters: 120
+
+# What a model is.
+LAYERS = 1000  # of a tower or a decoder: Llama 3.1 405B has 126
+WIDTH = 1 << 16  # hidden_size: Llama 3.1 405B has 16384
+MLP_WIDTH = 1 << 18  # intermediate_size: Llama 3.1 405B has 53248
+HEADS = 1024  # Llama 3.1 405B has 128
+HEAD_DIM = 1024  # Gemma 3n has 256
+VOCABULARY = 1 << 20  # Gemma 3 has 262208
+CONTEXT = 1 << 20  # positions: Qwen2.5-1M has 1010000
+ROPE_TABLE = 1 << 27  # values of cos and sin together, context times rotated size: Qwen2.5-1M has 2^27, 512 MB
+STATE_PER_POSITION = 1 << 20  # values of keys and values over all layers: LLaVA 1.5 13B has 409600
+IMAGE_SIDE = 8192  # of a tower's square: Pixtral has 1540
+PATCHES = 1 << 14  # of a square: PaliGemma at 896 pixels has 4096
+PATCH_SIDE = 256  # of a patch: CLIP has 32
+WINDOW_SIDE = 128  # patches per side of an attention window: Qwen2.5-VL has 8
+KERNEL = 64  # of a short convolution: LFM2 has 3
+BLOCK_KINDS = 64  # different layers of one decoder: Gemma 3 has 2
+PROJECTOR_STEPS = 32  # 6
+SHUFFLE = 64  # neighbours per side that become one token: 4
+POSITION_AXES = 3  # of M-RoPE: time, row, column
+
+# What a picture becomes.
+VIEW_SIDE = 16384  # pixels of an edge that a picture is scaled to: SmolVLM has 4096
+VIEWS = 1024  # of one picture: Idefics3 makes 145 of the largest one
+GRID_TILES = 256  # that a rule may ask for: InternVL has 40
+NATIVE_PIXELS = 1 << 25  # of a view near the picture's own size: Qwen3-VL has 16.8 million
+PICTURE_TOKENS = 1 << 20  # of one picture: more than any context holds
+
+# Text.
+TEXT = 1 << 16  # characters of any text of a bundle's JSON files: system prompts have some thousand
+PICTURE_TEXT = 1024  # characters around a picture or a tile: SmolVLM has 43
+ROLES = 16  # of a conversation: system, user, assistant, tool
+STOP_TOKENS = 256  # Llama 3 has 3
+COUNT = (1 << 31) - 1  # any other whole number: what int32 holds, as token ids do
+
+# Numbers without a natural bound: what float32 holds with room for a product.
+REAL = 1e18

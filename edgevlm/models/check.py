@@ -1,0 +1,194 @@
+"""Whether a model's description is one: every number within its limit, every word known, all of them together.
+
+A checkpoint's config.json and a bundle's manifest are held by the same rules, before anything is allocated by them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.projector import Act, Group, Linear, Normalize, Queries, Shuffle, Take
+from edgevlm.models.spec import ACTS, Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling, ShortConv
+from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.models.towers.vit import Vit
+
+TINY = 1e-18  # a number that is divided by
+Bound = tuple[float, float] | tuple[str, ...]
+_POSITIVE = (TINY, limits.REAL)
+# By class and field: the least and the most of a number and of the numbers in a tuple, or the words that are known.
+# () is any text. A field that holds other parts has no entry.
+BOUNDS: dict[type, dict[str, Bound]] = {
+    ModelSpec: {"name": (), "family": (), "image_token_id": (0, limits.VOCABULARY)},
+    Norm: {"kind": ("rms", "layer"), "eps": (0.0, 1.0)},
+    RopeScaling: {
+        "factor": _POSITIVE, "low_freq_factor": _POSITIVE, "high_freq_factor": _POSITIVE,
+        "original_context": (1, limits.CONTEXT),
+    },
+    Rope: {"theta": _POSITIVE, "size": (2, limits.HEAD_DIM), "sections": (0, limits.HEAD_DIM)},
+    Attention: {
+        "heads": (1, limits.HEADS), "kv_heads": (1, limits.HEADS), "head_dim": (1, limits.HEAD_DIM), "rope": (),
+        "scale": _POSITIVE, "softcap": _POSITIVE, "window": (1, limits.CONTEXT), "reads": ("self", "memory"),
+        "kind": ("attention",),
+    },
+    ShortConv: {"kernel": (1, limits.KERNEL), "kind": ("short_conv",)},
+    Mlp: {"size": (1, limits.MLP_WIDTH), "act": ACTS},
+    Block: {"places": ("pre", "sandwich", "post")},
+    Decoder: {
+        "vocab_size": (1, limits.VOCABULARY), "hidden_size": (1, limits.WIDTH), "context_length": (1, limits.CONTEXT),
+        "layers": (0, limits.BLOCK_KINDS), "mask": ("causal", "image", "prompt"),
+        "learned_positions": (0, limits.CONTEXT), "embed_scale": _POSITIVE, "logit_cap": _POSITIVE,
+        "deepstack": (0, limits.LAYERS),
+    },
+    Vit: {
+        "image_size": (1, limits.IMAGE_SIDE), "patch_size": (1, limits.PATCH_SIDE), "hidden_size": (1, limits.WIDTH),
+        "num_layers": (1, limits.LAYERS), "kind": ("vit",),
+    },
+    QwenVit: {
+        "patch_size": (1, limits.PATCH_SIDE), "merge": (1, limits.SHUFFLE), "window": (1, limits.WINDOW_SIDE),
+        "hidden_size": (1, limits.WIDTH), "num_layers": (1, limits.LAYERS), "full": (0, limits.LAYERS),
+        "theta": _POSITIVE, "kind": ("qwen_vit",),
+    },
+    Linear: {"name": (), "rows": (1, limits.MLP_WIDTH), "kind": ("linear",)},
+    Act: {"act": ACTS, "kind": ("act",)},
+    Normalize: {"kind": ("norm",)},
+    Shuffle: {"scale": (1, limits.SHUFFLE), "width": (1, limits.WIDTH), "kind": ("shuffle",)},
+    Group: {"side": (1, limits.SHUFFLE), "width": (1, limits.MLP_WIDTH), "kind": ("group",)},
+    Take: {"index": (), "kind": ("take",)},
+    Queries: {"connector": ("qformer", "resampler"), "count": (1, limits.PATCHES), "kind": ("queries",)},
+}  # fmt: skip
+
+
+def check_model(spec: ModelSpec, where: str, advice: str) -> None:
+    """Raise EdgeVLMError unless `spec` is the description of a model.
+
+    where: the file that it comes from. advice: what to do, at the end of the message.
+    """
+    for problems in (_parts(spec), _counts(spec), _together(spec)):  # each relies on the one before
+        for wrong in problems:
+            raise EdgeVLMError(f"{where} does not describe a model: {wrong}; {advice}.")
+
+
+def _parts(value: Any, path: str = "") -> Iterator[str]:
+    """What is wrong with single fields, of `value` and of everything in it."""
+    if isinstance(value, tuple | dict):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            if dataclasses.is_dataclass(item):
+                yield from _parts(item, f"{path}[{key}]")
+    if not dataclasses.is_dataclass(value):
+        return
+    for field in dataclasses.fields(value):
+        found, name = getattr(value, field.name), f"{path}.{field.name}".removeprefix(".")
+        bound = BOUNDS[type(value)].get(field.name)
+        if bound is None:
+            yield from _parts(found, name)
+        elif found is not None:
+            for each in found if isinstance(found, tuple) else (found,):
+                if problem := _outside(each, bound):
+                    yield f"{name} is {repr(each)[:80]}, expected {problem}"
+
+
+def _outside(found: Any, bound: Bound) -> str | None:
+    """What was expected, where `found` is something else."""
+    if not bound or isinstance(bound[0], str):
+        if isinstance(found, str) and (found in bound if bound else len(found) <= limits.TEXT):
+            return None
+        return " or ".join(map(repr, bound)) if bound else f"at most {limits.TEXT} characters"
+    least, most = bound[0], bound[1]
+    return None if least <= found <= most else f"{least:.7g} to {most:.7g}"
+
+
+def _counts(spec: ModelSpec) -> Iterator[str]:
+    """How many parts there are, and that those are there which others name."""
+    vision, text = spec.vision, spec.decoder
+    if not 1 <= text.num_layers <= limits.LAYERS:
+        yield f"it asks for {text.num_layers} layers, expected 1 to {limits.LAYERS}"
+    if not 1 <= len(text.blocks) <= limits.BLOCK_KINDS or max(text.layers) >= len(text.blocks):
+        yield "decoder.layers names a block that is not in decoder.blocks"
+    if any(not 1 <= len(block.mixers) <= 2 for block in text.blocks):
+        yield "a layer of the decoder has no mixer, or more than two"
+    if len(vision.block.mixers) != 1 or not isinstance(vision.block.mixers[0], Attention):
+        yield "a layer of the tower is not one attention and an MLP"
+    if not 1 <= len(spec.projector) <= limits.PROJECTOR_STEPS:
+        yield f"its projector has {len(spec.projector)} steps, expected 1 to {limits.PROJECTOR_STEPS}"
+    if any(step.index not in vision.inputs() for step in spec.projector if isinstance(step, Take)):
+        yield "its projector takes rows by an input that the tower has not"
+    for rope in (attention.rope for attention in _attentions(text)):
+        if rope is not None and rope not in text.ropes:
+            yield f"an attention turns by the RoPE {rope[:80]!r}, which is not in decoder.ropes"
+    if isinstance(vision, QwenVit) and len(vision.full) > limits.LAYERS:
+        yield f"vision.full names {len(vision.full)} layers, expected at most {limits.LAYERS}"
+
+
+def _together(spec: ModelSpec) -> Iterator[str]:
+    """What the numbers ask for together."""
+    vision, text = spec.vision, spec.decoder
+    tower, attentions = vision.block.mixers[0], _attentions(text)
+    assert isinstance(tower, Attention)
+    if tower.heads * tower.head_dim != vision.hidden_size:
+        yield "the vision hidden_size is no multiple of num_attention_heads"
+    if any(a.heads % a.kv_heads for a in (tower, *attentions)):
+        yield "num_attention_heads is no multiple of num_key_value_heads"
+    for rope in text.ropes.values():
+        if rope.size % 2:
+            yield f"head_dim is {rope.size} and RoPE needs an even one"
+        if rope.sections and sum(rope.sections) != rope.size // 2:
+            yield "mrope_section does not add up to half of head_dim"
+        if len(rope.sections) not in (0, limits.POSITION_AXES):
+            yield f"mrope_section has {len(rope.sections)} numbers, expected {limits.POSITION_AXES}"
+    if any(a.rope is not None and text.ropes[a.rope].size > a.head_dim for a in attentions):
+        yield "RoPE turns more values than a head has"
+    if text.context_length * sum(rope.size for rope in text.ropes.values()) > limits.ROPE_TABLE:
+        yield f"its context of {text.context_length} positions needs RoPE tables of over {limits.ROPE_TABLE} values"
+    layers = [text.block(layer) for layer in range(text.num_layers)]
+    kept = sum(2 * m.kv_heads * m.head_dim for block in layers for m in block.mixers if isinstance(m, Attention))
+    if kept > limits.STATE_PER_POSITION:
+        yield f"it keeps {kept} values per position, expected at most {limits.STATE_PER_POSITION}"
+    if spec.image_token_id >= text.vocab_size:
+        yield f"image_token_id {spec.image_token_id} is outside the vocabulary"
+    yield from _square(spec, vision) if isinstance(vision, Vit) else _windows(vision)
+    yield from _projector(spec)
+
+
+def _square(spec: ModelSpec, vision: Vit) -> Iterator[str]:
+    if vision.image_size < vision.patch_size:
+        yield "the vision image_size is smaller than patch_size"
+    if vision.num_patches > limits.PATCHES:
+        yield f"its tower takes {vision.num_patches} patches, expected at most {limits.PATCHES}"
+    side = vision.patches_per_side
+    for step in spec.projector:
+        if isinstance(step, Shuffle):
+            if side % step.scale:
+                yield f"{side} patches per side are no multiple of scale_factor"
+            side //= step.scale
+
+
+def _windows(vision: QwenVit) -> Iterator[str]:
+    if vision.window % vision.merge:
+        yield "the window of its tower is no multiple of spatial_merge_size"
+    if vision.hidden_size // vision.attention.heads % 4:
+        yield "heads of its tower are no multiple of 4, for RoPE over rows and columns"
+
+
+def _projector(spec: ModelSpec) -> Iterator[str]:
+    width = spec.vision.hidden_size
+    for step in spec.projector:
+        if isinstance(step, Shuffle | Group):
+            if step.width != width:
+                yield f"its projector takes {step.width} channels together where {width} come"
+            width *= (step.scale if isinstance(step, Shuffle) else step.side) ** 2
+        elif isinstance(step, Linear):
+            width = step.rows
+        elif isinstance(step, Queries):
+            return
+    if width != spec.decoder.hidden_size:
+        yield f"its projector gives {width} channels and the decoder takes {spec.decoder.hidden_size}"
+
+
+def _attentions(text: Decoder) -> list[Attention]:
+    return [mixer for block in text.blocks for mixer in block.mixers if isinstance(mixer, Attention)]
