@@ -31,6 +31,7 @@ from edgevlm.inputs.prompt import Prompter
 from edgevlm.io.folders import Replacement, replacing
 from edgevlm.io.options import check_types
 from edgevlm.io.records import to_dict
+from edgevlm.io.text import check_place
 from edgevlm.models.model import ModelSpec
 from edgevlm.types import Progress
 from edgevlm.verify.answers import QUESTIONS, maybe_questions
@@ -91,6 +92,7 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
     calibration = options.calibration.source if options.calibration else None
     given = (("MODEL", options.model), ("--adapter", options.adapter), ("--calibrate", calibration))
     inputs = [(name, place) for name, place in (*given, ("--answers", options.answers)) if place not in _WORDS]
+    check_place(options.out)
     with replacing(options.out, BUNDLE, options.force, inputs) as output:
         return _export(options, output, progress)
 

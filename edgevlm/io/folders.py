@@ -22,7 +22,6 @@ from edgevlm.io.console import note
 from edgevlm.io.full import FULL, disk_errors
 from edgevlm.io.json import read_json
 from edgevlm.io.renames import exchange, rename_free, rename_new, sync, sync_tree
-from edgevlm.io.text import check_place
 
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave in every folder that they show
 _SHOWN = 3  # files that a sentence names
@@ -121,7 +120,6 @@ def replacing(
     force: replace one that is there. inputs: what else the command reads, which `out` must not touch; `name` is what
     the command calls `out`. Raises EdgeVLMError where `out` cannot be written or must not be replaced, before any work.
     """
-    check_place(out)
     check_apart([(name, out)], inputs)
     parent = out.parent.resolve()
     place = parent / out.name

@@ -20,7 +20,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Let the first of these signals raise `Stopped`, and ignore later ones. What is ignored already (nohup) stays so."""
+    """Let the first of these signals raise `Stopped`, and ignore later ones. One that is ignored (nohup) stays so."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in before:
