@@ -1,8 +1,8 @@
 """`edgevlm VERB`: the command line.
 
-Exit codes: 0 done, 1 a bound of the gate was missed, 2 something the user can change, 130 interrupted, 70 a fault of
-edgevlm itself. Nothing heavy is imported here or at the head of a verb's module: `--help` and mistakes answer at
-once.
+Exit codes: 0 done, 1 a bound of the gate was missed, 2 something the user can change, 130 interrupted, 143 terminated,
+129 hung up, 70 a fault of edgevlm itself. Nothing heavy is imported here or at the head of a verb's module: `--help`
+and mistakes answer at once.
 """
 
 from __future__ import annotations
