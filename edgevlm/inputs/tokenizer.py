@@ -96,7 +96,7 @@ def _only_adds(decoder: dict[str, Any]) -> bool:
     if decoder["type"] == "Replace":
         return len(decoder["pattern"].get("String", "")) == 1
     if decoder["type"] == "Strip":  # of one space, which SentencePiece begins a text with
-        return decoder["start"] <= 1 and decoder["stop"] == 0
+        return bool(decoder["start"] <= 1 and decoder["stop"] == 0)
     return decoder["type"] in DECODERS
 
 
