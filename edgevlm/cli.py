@@ -1,15 +1,13 @@
-"""`edgevlm VERB`: the command line, and the one place where errors become messages and exit codes.
+"""`edgevlm VERB`: the command line.
 
-Exit codes: 0 done, 1 a bound of the gate was missed, 2 something the user can change, 130 interrupted.
-Nothing heavy is imported here or at the head of a verb's module: `--help` and mistakes answer at once.
+Exit codes: 0 done, 1 a bound of the gate was missed, 2 something the user can change, 130 interrupted, 70 a fault of
+edgevlm itself. Nothing heavy is imported here or at the head of a verb's module: `--help` and mistakes answer at
+once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import errno
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -29,25 +27,8 @@ from edgevlm.commands.run import run
 from edgevlm.commands.scenes import scenes
 from edgevlm.commands.train import train
 from edgevlm.commands.verify import verify
-from edgevlm.errors import EdgeVLMError, GateError, install_hint
-
-# Errors of the operating system that a user can resolve. Any other OSError is a bug and shows its traceback.
-_FULL = "The disk is full{where}: free some space or choose another place, and run the command again."
-_DENIED = "Permission denied{where}: choose a place that you may write to, or change its permissions."
-_OS_ERRORS = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,
-    errno.EFBIG: "A file grew past its size limit{where}: raise it (ulimit -f) or choose another place.",
-    errno.EACCES: _DENIED,
-    errno.EPERM: _DENIED,
-    errno.EROFS: "The file system is read-only{where}: choose a place that you may write to.",
-    errno.EMFILE: "Too many files are open{where}: raise the limit (ulimit -n) and run the command again.",
-    errno.ENAMETOOLONG: "A file name is too long{where}: choose a shorter one.",
-    errno.EIO: "The device failed while reading or writing{where}: check it and run the command again.",
-}
-
-# Packages that the base install leaves out, and the extra that has them.
-_EXTRAS = {"onnx": "export", "jinja2": "export", "gguf": "gguf", "coremltools": "coreml"}
+from edgevlm.errors import EdgeVLMError
+from edgevlm.io.program import run_program
 
 
 class _Verbs(click.Group):
@@ -83,50 +64,21 @@ for _verb in (export, run, verify, eval, bench, report, info, demo, scenes, trai
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run one command line (default: this process's own) and exit with its code."""
-    args = list(sys.argv[1:] if args is None else args)
+    words = list(sys.argv[1:] if args is None else args)
+    sys.exit(run_program(lambda: _run(words)))
+
+
+def _run(words: list[str]) -> int:
     try:
-        with edgevlm.make_context("edgevlm", args or ["--help"]) as context:
+        with edgevlm.make_context("edgevlm", words or ["--help"]) as context:
             edgevlm.invoke(context)
-        sys.stdout.flush()
-        code = 0
     except click.exceptions.Exit as done:  # --help and --version
-        code = done.exit_code
-    except GateError as error:
-        code = _say(str(error), 1)
-    except EdgeVLMError as error:
-        code = _say(str(error), 2)
-    except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").split(".")[0])
-        if extra is None:
-            raise
-        code = _say(f"This needs the package {error.name}: {install_hint(extra)}.", 2)
+        return done.exit_code
+    except click.Abort:
+        raise KeyboardInterrupt from None
     except click.UsageError as error:
         verb = error.ctx.command_path if error.ctx else "edgevlm"
-        code = _say(f"{error.format_message().rstrip('.')} (see '{verb} --help').", 2)
+        raise EdgeVLMError(f"{error.format_message().rstrip('.')} (see '{verb} --help').") from None
     except click.ClickException as error:
-        code = _say(error.format_message(), 2)
-    except (KeyboardInterrupt, click.Abort):
-        print("Interrupted.", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:
-        _drop_stdout()
-        code = 141  # a shell's code for SIGPIPE
-    except OSError as error:
-        refusal = _OS_ERRORS.get(error.errno or 0)
-        if refusal is None:
-            raise
-        _drop_stdout()
-        where = f" at '{error.filename}'" if error.filename else ""
-        code = _say(refusal.format(where=where), 2)
-    sys.exit(code)
-
-
-def _say(sentence: str, code: int) -> int:
-    print(f"Error: {sentence}", file=sys.stderr)
-    return code
-
-
-def _drop_stdout() -> None:
-    """Discard unwritten output, or the interpreter reports an error about it at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise EdgeVLMError(error.format_message()) from None
+    return 0

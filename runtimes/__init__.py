@@ -40,6 +40,10 @@ def open_runtime(
     Raises EdgeVLMError for an unknown name or device, for artifacts that the bundle lacks or holds damaged, and for an
     engine that is not installed.
     """
+    if not isinstance(name, str | None):
+        raise EdgeVLMError(f"The runtime is of type {type(name).__name__}: give a name such as 'onnxruntime', or None.")
+    if not hasattr(bundle, "manifest"):
+        raise EdgeVLMError(f"The bundle is of type {type(bundle).__name__}: open it with open_bundle first.")
     if name is None:
         targets = bundle.manifest.targets
         name = next((engine for target, engine in DEFAULTS.items() if target in targets), "onnxruntime")

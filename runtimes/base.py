@@ -6,12 +6,15 @@ choice, not a class.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout
+from edgevlm.io.options import check_types
 from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
@@ -79,12 +82,46 @@ class BatchDecoder(Protocol):
         """Logits (B, V) after each of several prompts (S, D); nothing is kept."""
 
 
+class Unfinished(Protocol):
+    """An answer that is under way."""
+
+    def finish(self) -> None:
+        """Compute the rest, and keep it for whoever reads the answer."""
+
+
+class Turn:
+    """Whose answer a decoder's states belong to: one at a time, whatever threads ask.
+
+    Call the engine with `lock` held, after `take`. An answer that is in the way is finished first, by the one who
+    waits: so nobody waits for a reader that is slow or gone, and no answer is lost.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.closed = False
+        self._holder: weakref.ref[Unfinished] | None = None  # an answer that nobody can read any more is dropped
+
+    def take(self, answer: Unfinished) -> None:
+        """Give the engine to `answer`. Raises EdgeVLMError where the runtime is closed."""
+        if self.closed:
+            raise EdgeVLMError("The runtime is closed: open it again with open_runtime.")
+        holder = self._holder() if self._holder else None
+        if holder is not answer:
+            if holder is not None:
+                holder.finish()
+            self._holder = weakref.ref(answer)
+
+
 @dataclass(frozen=True)
 class Runtime:
-    """A bundle loaded for answering: an encoder and a decoder, of one engine or of two."""
+    """A bundle loaded for answering: an encoder and a decoder, of one engine or of two.
+
+    Encoder and decoder themselves are for one thread; `turn` is what keeps answers apart.
+    """
 
     encoder: Encoder
     decoder: Decoder
+    turn: Turn = field(default_factory=Turn, repr=False, compare=False)  # dataclasses.replace keeps it
 
     @property
     def name(self) -> str:
@@ -98,8 +135,11 @@ class Runtime:
         return first if first == second else f"{first} + {second}"
 
     def close(self) -> None:
-        self.encoder.close()
-        self.decoder.close()
+        """Free both engines, after the call that is under way in another thread."""
+        with self.turn.lock:
+            self.turn.closed = True
+            self.encoder.close()
+            self.decoder.close()
 
 
 @dataclass(frozen=True)
@@ -112,9 +152,10 @@ class EngineOptions:
     storage: str = "fp16"
 
     def __post_init__(self) -> None:
+        check_types(self)
         threads = self.threads
-        if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
-            raise EdgeVLMError(f"threads is {threads!r}: give a whole number from 1 to {MAX_THREADS}.")
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise EdgeVLMError(f"threads is {threads}: give a whole number from 1 to {MAX_THREADS}.")
         if self.storage not in STORAGES:
             raise EdgeVLMError(f"Storage '{self.storage}' does not exist: choose one of {', '.join(STORAGES)}.")
 

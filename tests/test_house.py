@@ -20,7 +20,7 @@ ARROWS = {
     "bundle": {"inputs", "models", "io"},
     "checkpoint": {"inputs", "models", "io"},
     "runtimes": {"bundle", "inputs", "models", "io"},
-    "generate": {"runtimes", "bundle", "inputs"},
+    "generate": {"runtimes", "bundle", "inputs", "io"},
     "evaluation": {"generate", "runtimes", "bundle", "inputs", "io", "scenes"},
     "bench": {"generate", "runtimes", "bundle", "inputs", "io"},
     "verify": {"evaluation", "generate", "runtimes", "bundle", "inputs", "models", "io", "scenes"},

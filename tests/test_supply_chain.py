@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import runpy
 import subprocess
+import sys
 import tomllib
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from edgevlm import __version__
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -133,3 +138,65 @@ def test_every_asset_has_a_licence() -> None:
         name = path.relative_to(assets).as_posix()
         own = name.startswith("default/") or path.name == "README.md" or path.name.startswith("LICENSE-")
         assert own or f"`{name}`" in text, f"edgevlm/assets/{name} has no licence in the page beside it"
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the programs of requirements/tools.txt, installed by their hashes."""
+    folder = tmp_path_factory.mktemp("tools")
+    venv.create(folder, with_pip=True)
+    lock = ROOT / "requirements" / "tools.txt"
+    pip = [folder / "bin" / "pip", "install", "-qqq", "--no-deps", "--require-hashes", "-r", lock]
+    subprocess.run(pip, check=True)
+    return folder / "bin"
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.heavy
+def test_workflows_have_githubs_form_and_no_known_hole(tools: Path) -> None:
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    assert workflows
+    run(tools / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
+    run(tools / "check-jsonschema", "--builtin-schema", "vendor.dependabot", ROOT / ".github" / "dependabot.yml")
+    run(tools / "zizmor", "--offline", "--min-severity", "medium", ROOT / ".github")
+
+
+@pytest.mark.heavy
+def test_the_list_of_parts_is_what_the_wheel_installs(tools: Path, tmp_path: Path) -> None:
+    """As release.yml makes it: CycloneDX, valid by its schema (cyclonedx-py checks that), with nothing else in it."""
+    run(tools / "python", ROOT / "release" / "make_dist.py", tmp_path / "dist")
+    venv.create(tmp_path / "base", with_pip=False)
+    python, wheel = tmp_path / "base" / "bin" / "python", next((tmp_path / "dist").glob("*.whl"))
+    run(sys.executable, "-m", "pip", "--python", python, "install", "-qqq", wheel)
+    command = [tools / "cyclonedx-py", "environment", python, "--output-reproducible", "--mc-type", "library"]
+    first, second = (run(*command, "--of", "JSON", "--output-file", "-").stdout for _ in range(2))
+    assert first == second
+    parts = json.loads(first)
+    assert parts["bomFormat"] == "CycloneDX"
+    listed = run(sys.executable, "-m", "pip", "--python", python, "list", "--format=json").stdout
+    there = {canonicalize_name(one["name"]): one["version"] for one in json.loads(listed)}
+    assert {canonicalize_name(part["name"]): part["version"] for part in parts["components"]} == there
+    assert there["edgevlm"] == __version__
+    asked = next(part["dependsOn"] for part in parts["dependencies"] if part["ref"].startswith("edgevlm"))
+    names = {canonicalize_name(ref.split("==")[0]) for ref in asked}
+    assert {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]} <= names
+
+
+@pytest.mark.heavy
+def test_no_locked_package_has_a_known_vulnerability(tools: Path) -> None:
+    command = [tools / "pip-audit", "--disable-pip", "--require-hashes", "-r", "requirements/test.txt", "-f", "json"]
+    done = subprocess.run([*command, "--progress-spinner", "off"], cwd=ROOT, capture_output=True, text=True)
+    if not done.stdout.startswith("{"):
+        assert re.search(r"ConnectionError|ServiceError|resolve|timed out", done.stderr), done.stderr
+        pytest.skip("pip-audit could not reach its data")
+    found = json.loads(done.stdout)["dependencies"]
+    audited = [package for package in found if "vulns" in package]
+    if not audited:
+        pytest.skip(f"the index that pip-audit reached knows no vulnerabilities: {found[0]['skip_reason']}")
+    assert len(audited) == len(found)
+    assert [package for package in audited if package["vulns"]] == []

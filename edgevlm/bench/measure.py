@@ -18,6 +18,7 @@ from edgevlm.bench.device_card import device_card
 from edgevlm.bench.worker import STAGES, Worker
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.options import check_types
 from edgevlm.types import Progress
 
 FORMAT, VERSION = "edgevlm-bench", 1
@@ -49,10 +50,11 @@ class BenchOptions:
     question: str = QUESTION
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, least in (("repeat", 1), ("cold", 1), ("tokens", 2), ("tiles", 1)):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or not least <= value <= 10_000):
-                raise EdgeVLMError(f"{name} is {value!r}: give a whole number from {least} to 10000.")
+            if value is not None and not least <= value <= 10_000:
+                raise EdgeVLMError(f"{name} is {value}: give a whole number from {least} to 10000.")
         if not self.picture.is_file():
             raise EdgeVLMError(f"There is no picture '{self.picture}': check the path.")
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from edgevlm.bundle.manifest import MANIFEST, FileInfo, Manifest, sha256
 from edgevlm.io.folders import check_replaceable
 from edgevlm.io.records import to_dict
-from edgevlm.io.regular import check_name
+from edgevlm.io.text import check_place, json_text
 
 
 def check_free(out: Path, force: bool) -> None:
     """Refuse an output that exists before any work is done. `force` replaces bundles and empty folders only."""
-    check_name(out)
+    check_place(out)
     check_replaceable(out, force, MANIFEST, "bundle")
 
 
 def write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json_text(data, indent=1) + "\n", encoding="utf-8")
 
 
 def list_files(folder: Path) -> dict[str, FileInfo]:

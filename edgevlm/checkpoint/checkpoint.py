@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgevlm.checkpoint import hub
 from edgevlm.checkpoint.safetensors import SafetensorsFile
+from edgevlm.checkpoint.upstream import upstream_files
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.io.json import read_object
-from edgevlm.io.regular import check_name, open_regular
+from edgevlm.io.regular import open_regular
+from edgevlm.io.text import check_place
 from edgevlm.types import F32
 
 if TYPE_CHECKING:
@@ -21,19 +23,6 @@ if TYPE_CHECKING:
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
-# Small files that upstream tools (transformers.js, tokenizers, llama.cpp's converters) look for beside the graphs.
-UPSTREAM = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 
 
 class Weights(Protocol):
@@ -64,6 +53,7 @@ class Checkpoint:
             "tokenizer.json).",
             finite=False,
         )
+        upstream_files(folder)
         parent, own = folder.parent.name, folder.name
         self.revision = own if parent == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", own) else None
         self.adapter: LoraAdapter | None = None
@@ -153,7 +143,7 @@ def open_checkpoint(
 
 def _folder(model: str, what: str, revision: str | None, cache_dir: Path | None) -> Path:
     path = Path(model)
-    check_name(path)
+    check_place(path)
     try:
         if model and path.is_dir():
             return path

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevlm.commands.run import bundle_folder
+from edgevlm.commands.arguments import bundle_folder
 from edgevlm.errors import EdgeVLMError
-from edgevlm.io.console import note, progress_bar, seconds, size, table
+from edgevlm.io.console import note, progress_bar, seconds, size, table, write, write_json
 
 if TYPE_CHECKING:
     from edgevlm.bench.measure import Subject
@@ -77,9 +77,9 @@ def bench(
         report = measure([first, *(_other(text, first) for text in vs)], options, progress)
     if json_file == "-":
         note(describe(report))
-        click.echo(json.dumps(report, indent=1))
+        write_json(report, indent=1)
         return
-    click.echo(describe(report))
+    write(describe(report))
     if json_file:
         write_text(Path(json_file), json.dumps(report, indent=1) + "\n")
 

@@ -42,9 +42,9 @@ def compose(**values: Any) -> None:
     need_training()
     from pathlib import Path
 
-    from edgevlm.io.console import note
+    from edgevlm.io.console import note, write
     from edgevlm.train.compose import ComposeOptions
     from edgevlm.train.compose import compose as run
 
     values["out"] = Path(values["out"])
-    click.echo(run(ComposeOptions(**values), note))
+    write(str(run(ComposeOptions(**values), note)))

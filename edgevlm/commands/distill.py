@@ -51,7 +51,7 @@ def distill(teacher: str, student: str, **values: Any) -> None:
     need_training()
     from pathlib import Path
 
-    from edgevlm.io.console import note, progress_bar
+    from edgevlm.io.console import note, progress_bar, write
     from edgevlm.train.distill import distill as run
     from edgevlm.train.options import DistillOptions
 
@@ -62,4 +62,4 @@ def distill(teacher: str, student: str, **values: Any) -> None:
     with progress_bar() as progress:
         out = run(options, progress, note)
     if out is not None:
-        click.echo(out)
+        write(str(out))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.commands.run import bundle_folder
+from edgevlm.commands.arguments import bundle_folder
 from edgevlm.errors import EdgeVLMError
-from edgevlm.io.console import note, progress_bar, seconds, table
+from edgevlm.io.console import note, progress_bar, seconds, table, write
+from edgevlm.io.text import json_text
 
 if TYPE_CHECKING:
     from edgevlm.evaluation.item import Item, Suite
@@ -103,8 +103,8 @@ def eval(
     for problem in (*problems, *report.problems):
         note(f"left out: {problem}")
     if json_file is not None:
-        write_text(Path(json_file), json.dumps(report.to_dict(bundle), indent=1, ensure_ascii=False) + "\n")
-    click.echo(f"{report.score:.4f}")
+        write_text(Path(json_file), json_text(report.to_dict(bundle), indent=1) + "\n")
+    write(f"{report.score:.4f}")
 
 
 def _items(suite: Suite, folder: Path, problems: list[str] | None) -> list[Item]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgevlm.commands.arguments import bundle_folder
 from edgevlm.commands.gate_table import gate_table
-from edgevlm.commands.run import bundle_folder
 from edgevlm.errors import EdgeVLMError
-from edgevlm.io.console import size, table
+from edgevlm.io.console import size, table, write, write_json
+from edgevlm.io.processor import processor_line
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -31,14 +32,17 @@ def info(bundle: str | None, as_json: bool, devices: bool) -> None:
     if bundle is None:
         from edgevlm.runtimes.devices import list_devices
 
-        engines = list_devices()
-        text = json.dumps(engines, indent=2) if as_json else _engines_text(engines)
+        engines: Any = list_devices()
+        shown, text = engines, _engines_text(engines)
     else:
         from edgevlm.bundle.manifest import MANIFEST, open_bundle
 
         opened = open_bundle(bundle_folder(bundle))
-        text = opened.folder.joinpath(MANIFEST).read_text(encoding="utf-8") if as_json else describe(opened)
-    click.echo(text.rstrip())
+        shown, text = json.loads(opened.folder.joinpath(MANIFEST).read_text(encoding="utf-8")), describe(opened)
+    if as_json:
+        write_json(shown, indent=2)
+    else:
+        write(text)
 
 
 def _picture(bundle: Bundle) -> str:
@@ -68,6 +72,7 @@ def describe(bundle: Bundle) -> str:
         ("image", _picture(bundle)),
         ("decoder", f"{decoder.num_layers} layers of {decoder.hidden_size}, {decoder.vocab_size} tokens, "
                     f"context {decoder.context_length}"),
+        ("judged on", processor_line((manifest.gate or {}).get("processor")) or "not recorded"),
         ("written by", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
         ("size", size(sum(file.size for file in manifest.files.values()))),
     ]  # fmt: skip

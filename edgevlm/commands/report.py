@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgevlm.commands.run import bundle_folder
-from edgevlm.io.console import note, progress_bar, size
+from edgevlm.commands.arguments import bundle_folder
+from edgevlm.io.console import note, progress_bar, size, write
 
 
 @click.command()
@@ -75,4 +75,4 @@ def report(
         note(line)
     write_text(path, page(found))
     note(f"{size(path.stat().st_size)}, opens in any browser:")
-    click.echo(path)
+    write(str(path))

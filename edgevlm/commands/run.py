@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.errors import EdgeVLMError
-from edgevlm.io.console import note, seconds, size, table
+from edgevlm.commands.arguments import bundle_folder, pictures_and_question, warn_if_failed
+from edgevlm.io.console import note, seconds, size, table, write, write_json
 
 if TYPE_CHECKING:
     from edgevlm.generate.loop import Answer, GenerateOptions, Pipeline, Timings
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
 
 
 @click.command()
@@ -65,7 +59,7 @@ def run(
 
     One picture, several, or none. The answer streams to standard output.
     """
-    pictures, question = _inputs(bundle, inputs)
+    pictures, question = pictures_and_question(bundle, inputs)
     folder = bundle_folder(bundle)
 
     from edgevlm.generate.sampling import GenerateOptions
@@ -81,7 +75,7 @@ def run(
     answer = ask(folder, pictures, question, options, runtime, device, threads, tiles, not as_json, storage)
     if as_json:
         figures = {**dataclasses.asdict(answer.timings), "finish_reason": answer.finish_reason}
-        click.echo(json.dumps({"answer": answer.text.strip(), **figures}, ensure_ascii=False))
+        write_json({"answer": answer.text, **figures})
         return
     if answer.finish_reason == "length":
         note(f"(stopped after {answer.timings.answer_tokens} tokens: raise --max-tokens for a longer answer)")
@@ -106,7 +100,7 @@ def ask(
     from edgevlm.generate.loop import Pipeline
     from edgevlm.runtimes import open_runtime
 
-    bundle = open_bundle(folder)
+    bundle = warn_if_failed(open_bundle(folder))
     engine = open_runtime(bundle, runtime, device=device, threads=threads, storage=storage)
     try:
         pipeline = Pipeline(bundle, engine)
@@ -126,48 +120,10 @@ def show_answer(
 ) -> Answer:
     """Put the question, write the answer to standard output as it comes."""
     stream = pipeline.ask(list(pictures), question, options, max_tiles=tiles)
-    begun = False
     for piece in stream:
-        # Chat templates that end in "Assistant:" make the first token begin with a space.
-        text = piece if begun else piece.lstrip()
-        begun = begun or bool(text)
-        click.echo(text, nl=False)
-    click.echo()
+        write(piece, end="")
+    write("")
     return stream.answer
-
-
-def bundle_folder(bundle: str) -> Path:
-    """The folder of a bundle; a checkpoint or Hub id is answered with the command that exports it."""
-    folder = Path(bundle)
-    if folder.exists():
-        is_model = (folder / "config.json").exists() and not (folder / "manifest.json").exists()
-    else:
-        is_model = bundle == "default" or bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", bundle))
-    if not is_model:
-        return folder  # open_bundle reports what is missing
-    out = folder.resolve().name + "-int4"
-    raise EdgeVLMError(
-        f"'{bundle}' is a model, not a bundle: export it first with "
-        f"`edgevlm export {shlex.quote(bundle)} -o {shlex.quote(out)}`, then run {shlex.quote(out)}."
-    )
-
-
-def _inputs(bundle: str, inputs: tuple[str, ...]) -> tuple[list[str], str]:
-    """Pictures and the question, which is the last argument."""
-    if not inputs:
-        example = f'edgevlm run {shlex.quote(bundle)} photo.jpg "What is this?"'
-        raise EdgeVLMError(f"No question was given: add one in quotes, as in `{example}`.")
-    *pictures, question = inputs
-    if os.path.isfile(question) and question.lower().endswith(PICTURES):
-        raise EdgeVLMError(f"No question follows the picture '{question}': add one in quotes as the last argument.")
-    if not question.strip():
-        raise EdgeVLMError("The question is empty: write it in quotes as the last argument.")
-    for picture in pictures:
-        if not os.path.exists(picture):
-            raise EdgeVLMError(
-                f"There is no picture '{picture}': check the path, and put the question in quotes at the end."
-            )
-    return pictures, question
 
 
 def timings_table(timings: Timings) -> str:

@@ -94,7 +94,7 @@ def train(
     trained model is the only line on standard output.
     """
     need_training()
-    from edgevlm.io.console import note, progress_bar
+    from edgevlm.io.console import note, progress_bar, write
     from edgevlm.train.options import TrainOptions
     from edgevlm.train.run import train as run
 
@@ -104,4 +104,4 @@ def train(
     with progress_bar() as progress:
         out = run(options, progress, note)
     if out is not None:  # None: the main process prints it
-        click.echo(out)
+        write(str(out))

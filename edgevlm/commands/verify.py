@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from edgevlm.commands.arguments import bundle_folder
 from edgevlm.commands.gate_table import gate_table, read_bounds
-from edgevlm.commands.run import bundle_folder
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.io.console import note, progress_bar, size, table
+from edgevlm.io.text import json_text
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -102,9 +102,9 @@ def verify(
         )
     note(gate_table(report.to_dict()))
     if json_file is not None:
-        write_text(Path(json_file), json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        write_text(Path(json_file), json_text(report.to_dict(), indent=1) + "\n")
     if not report.passed:
-        raise GateError(f"'{bundle}' does not hold on this machine: {report.first_failure()}.")
+        raise GateError(f"'{bundle}' does not hold on this machine: {report.first_failure()}. {report.advice}".rstrip())
     if expected is None:
         note("Without --model the cost of quantization was not measured again.")
 

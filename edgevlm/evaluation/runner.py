@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -27,7 +26,9 @@ from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.tokenizer import load_tokenizer
 from edgevlm.io import limits
 from edgevlm.io.json import parse_json
+from edgevlm.io.options import check_types
 from edgevlm.io.regular import read_lines
+from edgevlm.io.text import json_text
 from edgevlm.runtimes.base import Encoder, Runtime
 from edgevlm.types import F32, U8, Progress
 
@@ -45,6 +46,7 @@ class EvalOptions:
     skip_bad: bool = False  # leave out questions that fail instead of stopping
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.prompt is not None and "{question}" not in self.prompt:
             raise EdgeVLMError("The prompt has no {question} in it: write where the question goes.")
         for name in ("max_tokens", "max_tiles", "limit"):
@@ -238,7 +240,7 @@ def _resume(out: Path, head: dict[str, Any]) -> dict[str, str]:
     try:
         for line in read_lines(out, limits.LINE):
             if line.endswith(b"\n"):
-                lines.append(parse_json(line))
+                lines.append(parse_json(line, halves=True))
                 whole += len(line)
         first, *answers = lines
         known = {str(row["id"]): str(row["answer"]) for row in answers}
@@ -274,7 +276,7 @@ class _AnswerFile:
 
     def _put(self, row: dict[str, Any]) -> None:
         assert self._stream is not None
-        self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._stream.write(json_text(row) + "\n")
         self._stream.flush()
 
     def __enter__(self) -> _AnswerFile:

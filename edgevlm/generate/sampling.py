@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.options import check_types
 from edgevlm.types import F32, F64, I64
 
 
@@ -41,6 +42,7 @@ class GenerateOptions:
             number = type(value) in (int, float) and math.isfinite(value)
             if not number or not (low < value <= high or (low_is_in and value == low)):
                 raise EdgeVLMError(f"{name} is {value!r}: give a number {wanted}.")
+        check_types(self)
 
 
 class Sampler:

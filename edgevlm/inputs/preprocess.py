@@ -22,8 +22,8 @@ from edgevlm.types import F32, U8
 
 def plan(width: int, height: int, spec: ImageSpec, *, max_tiles: int | None = None) -> list[View]:
     """The views of a picture of that size, before any pixel is touched; `max_tiles` is the most of them."""
-    if max_tiles is not None and max_tiles < 1:
-        raise EdgeVLMError(f"The tile budget is {max_tiles}: it should be 1 (the whole picture only) or more.")
+    if max_tiles is not None and (type(max_tiles) is not int or max_tiles < 1):
+        raise EdgeVLMError(f"The tile budget is {max_tiles!r}: it should be 1 (the whole picture only) or more.")
     return spec.rule.views(width, height, max_tiles)
 
 
@@ -45,11 +45,6 @@ def _as_picture(image: U8 | Image.Image) -> Image.Image:
             f"Preprocessing takes a decoded RGB picture, found mode {picture.mode}: open it with open_image."
         )
     return picture
-
-
-def size_of(image: U8 | Image.Image) -> tuple[int, int]:
-    """Width and height in pixels."""
-    return image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
 
 
 @dataclass(frozen=True, eq=False)

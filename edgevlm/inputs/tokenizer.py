@@ -22,7 +22,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise EdgeVLMError(f"'{path}' is missing: a model needs its tokenizer.json; download or export it again.")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(path.read_bytes())  # its own reader takes no names that are not UTF-8
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as e:  # the binding raises bare Exception, and of Rust's panics a BaseException

@@ -1,31 +1,87 @@
-"""Output of the commands on standard error: messages, sizes, tables, a progress bar."""
+"""What commands print: results on standard output, everything else on standard error; sizes, tables, progress."""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.text import json_text, printable
 
 if TYPE_CHECKING:  # needs numpy, which --help does without
     from edgevlm.types import Progress
 
+QUIET_SECONDS = 30.0  # without a terminal, long work says a line this often
+
+
+def prepare_streams() -> None:
+    """Make standard output and error fit for any text. Raises EdgeVLMError where standard output is closed.
+
+    A closed one is opened on nothing: its number would go to the next file, into which libraries would print.
+    """
+    closed = False
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            closed |= number == 1
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+    if closed or sys.stdout is None:
+        raise EdgeVLMError("Standard output is closed: send it somewhere, such as > answer.txt or > /dev/null.")
+    codecs.register_error("edgevlm", _unencodable)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a test's stand-in has not
+            stream.reconfigure(errors="edgevlm")
+
+
+def _unencodable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Bytes of a file name that is not UTF-8 as they were; an escape for what the encoding lacks."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    char = error.object[error.start]
+    if "\udc80" <= char <= "\udcff":
+        return bytes([ord(char) - 0xDC00]), error.start + 1
+    return char.encode("unicode_escape", "backslashreplace").decode("ascii"), error.start + 1
+
+
+def drop(*streams: IO[str]) -> None:
+    """Discard unwritten output of standard streams, or the interpreter reports an error about it at exit."""
+    for stream in streams:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def write(text: str, end: str = "\n") -> None:
+    """A result, on standard output. Files and pipes get `text` as it is, a terminal without control characters."""
+    sys.stdout.write((printable(text, "\n\t") if sys.stdout.isatty() else text) + end)
+    sys.stdout.flush()
+
+
+def write_json(value: Any, indent: int | None = None) -> None:
+    """A result as JSON, on standard output; in ASCII where its encoding is not UTF-8."""
+    text = json_text(value, indent)
+    encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name
+    write(text if encoding == "utf-8" else _ascii(text))
+
+
+def _ascii(text: str) -> str:
+    """JSON with every other character escaped, as pairs of halves where it needs two."""
+    pairs = text.encode("utf-16-be", "surrogatepass")
+    units = [int.from_bytes(pairs[i : i + 2], "big") for i in range(0, len(pairs), 2)]
+    return "".join(chr(unit) if unit < 128 else f"\\u{unit:04x}" for unit in units)
+
 
 def note(text: str = "") -> None:
-    """One line on standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def run_module(call: Callable[[], object]) -> int:
-    """The exit code of a `python -m` module: its result is printed, or an EdgeVLMError, with code 2."""
-    try:
-        print(call())
-    except EdgeVLMError as error:
-        note(str(error))
-        return 2
-    return 0
+    """Lines on standard error, without control characters."""
+    print(printable(text, "\n\t"), file=sys.stderr, flush=True)
 
 
 def size(count: int) -> str:
@@ -46,8 +102,8 @@ def seconds(value: float) -> str:
 
 
 def table(rows: Sequence[Sequence[object]], head: Sequence[str] = ()) -> str:
-    """Aligned columns; a column whose every cell starts with a digit aligns right."""
-    lines = [[str(cell) for cell in row] for row in ([head] if head else []) + list(rows)]
+    """Aligned columns; a column whose every cell starts with a digit aligns right. A cell is one line."""
+    lines = [[printable(str(cell)) for cell in row] for row in ([head] if head else []) + list(rows)]
     if not lines:
         return ""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -63,20 +119,30 @@ def table(rows: Sequence[Sequence[object]], head: Sequence[str] = ()) -> str:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A bar per stage on standard error where that is a terminal; silent elsewhere."""
+def progress_bar(clock: Callable[[], float] = time.monotonic) -> Iterator[Progress]:
+    """On standard error: a bar per stage where that is a terminal, elsewhere a line every `QUIET_SECONDS` at most."""
+    if not sys.stderr.isatty():
+        last = clock()
+
+        def line(what: str, done: int, total: int) -> None:
+            nonlocal last
+            if clock() - last >= QUIET_SECONDS:
+                last = clock()
+                note(f"{what}: {done} of {total}")
+
+        yield line
+        return
     from rich.console import Console
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=Console(stderr=True)) as bar:
         tasks = {}
 
         def progress(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
+                tasks[what] = bar.add_task(printable(what), total=total)
             bar.update(tasks[what], completed=done, total=total)
 
         yield progress

@@ -20,14 +20,6 @@ _KINDS = {
 }
 
 
-def check_name(path: Path) -> None:
-    """Refuse a path that is not UTF-8: engines cannot open it, and no JSON file can name it."""
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError:
-        raise EdgeVLMError(f"The name of '{path}' is not UTF-8, which engines and JSON need: rename it.") from None
-
-
 def check_regular(path: Path) -> os.stat_result:
     """What is known of a regular file, before an engine opens it by its name.
 

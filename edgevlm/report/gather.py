@@ -15,6 +15,7 @@ from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.io import limits
 from edgevlm.io.json import read_json
+from edgevlm.io.options import check_types
 from edgevlm.report.gallery import GalleryEntry, Question, ask_all
 from edgevlm.report.measure import is_evaluator, scenes_score, short_bench
 from edgevlm.types import Progress
@@ -36,10 +37,11 @@ class ReportOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("questions", "repeat"):
             value = getattr(self, name)
-            if type(value) is not int or not 0 <= value <= 100_000:
-                raise EdgeVLMError(f"{name} is {value!r}: give a whole number from 0, which measures nothing.")
+            if not 0 <= value <= 100_000:
+                raise EdgeVLMError(f"{name} is {value}: give a whole number from 0, which measures nothing.")
         for path in (*self.evals, *self.benches, *self.pictures):
             if not path.is_file():
                 raise EdgeVLMError(f"There is no file '{path}': check the path.")
@@ -156,7 +158,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def _load(path: Path) -> Any:
-    return read_json(path, "check the path", largest=limits.RESULT_FILE)
+    return read_json(path, "check the path", largest=limits.RESULT_FILE, halves=True)
 
 
 def _members(folders: Sequence[Path], notes: list[str]) -> tuple[Member, ...]:

@@ -20,12 +20,13 @@ from edgevlm.checkpoint.families import FAMILIES
 from edgevlm.checkpoint.families.composed import Composed
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.folders import check_replaceable, partial_folder, publish
+from edgevlm.io.options import check_types
 from edgevlm.train.compose_files import Vocabulary, extend_tokenizer, write_processor
 from edgevlm.train.models import open_source, quiet_transformers
 
-_FAMILIES = [family for family in FAMILIES if family.composed]
-_LAYOUTS = {projector: family.composed for family in _FAMILIES for projector in family.composed.projectors}
-_ENCODERS = ("siglip", "siglip_vision_model", *(kind for family in _FAMILIES for kind in family.model_types))
+_LAYOUTS = {kind: family.composed for family in FAMILIES if family.composed for kind in family.composed.projectors}
+_VLMS = (kind for family in FAMILIES if family.composed for kind in family.model_types)
+_ENCODERS = ("siglip", "siglip_vision_model", *_VLMS)
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,11 @@ class ComposeOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.projector not in _LAYOUTS:
             raise EdgeVLMError(f"Projector '{self.projector}' does not exist: choose one of {', '.join(_LAYOUTS)}.")
-        if min(self.queries, self.layers, self.scale_factor or 1) < 1 or not 0 <= self.tiles <= 6:
+        scale = 1 if self.scale_factor is None else self.scale_factor
+        if min(self.queries, self.layers, scale) < 1 or not 0 <= self.tiles <= 6:
             raise EdgeVLMError("--queries, --layers and --scale-factor are 1 or more, --tiles 0 to 6: fix them.")
         if not self.layout.grid and self.tiles not in (0, 4):
             raise EdgeVLMError(f"A model with the {self.projector} projector sees whole pictures: leave --tiles out.")

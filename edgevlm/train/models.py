@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, open_checkpoint
+from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.checkpoint.families import read_checkpoint, read_image_spec, read_prompt_spec
+from edgevlm.checkpoint.upstream import copy_upstream
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.rules import TilesThenWhole
@@ -138,9 +138,7 @@ def save(model: Any, source: Source, folder: Path, *, base: str, dtype: torch.dt
         for name, tensor in model.state_dict().items()
     }
     model.save_pretrained(folder, state_dict=state)
-    for name in UPSTREAM:
-        if (source.folder / name).is_file():
-            shutil.copyfile(source.folder / name, folder / name)
+    copy_upstream(source.folder, folder)
     config = json.loads((folder / "config.json").read_text())
     config.pop("torch_dtype", None)
     config["dtype"] = str(stored).removeprefix("torch.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.options import check_types
 
 STAGES = ("align", "instruct", "preference")
 PARTS = ("vision", "projector", "decoder")
@@ -54,6 +55,7 @@ class TrainOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.stage not in STAGES:
             raise EdgeVLMError(f"Stage '{self.stage}' does not exist: choose one of {', '.join(STAGES)}.")
         for part in self.train:

@@ -21,13 +21,16 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.inputs.decode import decode_image, open_image
-from edgevlm.inputs.preprocess import Prepared, prepare
+from edgevlm.inputs.preprocess import Prepared, normalize, prepare
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.inputs.spec import tiled
+from edgevlm.inputs.spec import ImageSpec, tiled
+from edgevlm.io.options import check_types
+from edgevlm.io.processor import processor
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
-from edgevlm.types import Progress
+from edgevlm.types import F32, Progress
+from edgevlm.verify.advice import advice, notes
 from edgevlm.verify.bounds import LOSS_BOUNDS, bound_of
 from edgevlm.verify.inputs import Source, check_golden, check_inputs, golden
 from edgevlm.verify.layers import layer_losses
@@ -61,6 +64,7 @@ class GateOptions:
     bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(self)
         fields = {"": [f.name for f in dataclasses.fields(Bound)], "loss": [f.name for f in dataclasses.fields(Loss)]}
         for name in self.bounds:
             scope, _, field = name.rpartition(".")
@@ -120,7 +124,7 @@ def run_gate(
     begin("inputs")
     rows += check_inputs(bundle, source, decode_image(picture_folder() / PICTURES[0]), QUESTION)
     cases = _cases(bundle)
-    rows += check_golden(cases, reference, (bundle.manifest.gate or {}).get("golden"))
+    rows += check_golden(cases, reference, bundle.manifest.gate or {})
     answers: list[int] = []
     layers: dict[str, dict[str, float]] = {}
     baseline_scores: list[Report] = []
@@ -179,7 +183,9 @@ def run_gate(
             rows.append(Row("quantization", UNJUDGED, 0, None, not options.strict, note, "answers"))
     if progress:
         progress("gate", len(stages), len(stages))
-    return GateReport(tuple(rows), layers, golden(cases, reference))
+    recipe, cpu = bundle.manifest.recipe, processor()
+    told = tuple(notes(rows, recipe, cpu))
+    return GateReport(tuple(rows), layers, golden(cases, reference), cpu, told, advice(rows, recipe))
 
 
 def _weights(bundle: Bundle, expected: ExpectedWeights | None) -> tuple[Weights, list[Row]]:
@@ -218,6 +224,11 @@ def _check_answers(
 def picture_folder() -> Path:
     """The pictures that ship with edgevlm."""
     return Path(str(importlib.resources.files("edgevlm"))) / "assets" / "pictures"
+
+
+def typical_pixels(spec: ImageSpec) -> F32:
+    """A shipped picture as one view, normalized (3, H, W)."""
+    return normalize(prepare(open_image(picture_folder() / PICTURES[0]), spec, max_tiles=1).views[0], spec)
 
 
 def _cases(bundle: Bundle) -> list[Case]:

@@ -26,6 +26,7 @@ from edgevlm.inputs.prompt import Prompter, Views
 from edgevlm.inputs.spec import ImageSpec, PromptSpec, ViewTokens, tiled
 from edgevlm.inputs.views import PadTo, ResizeTo, Step
 from edgevlm.io.json import read_json
+from edgevlm.io.processor import processor_line
 from edgevlm.types import F32
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.report import Row, at_least
@@ -242,19 +243,19 @@ def golden(cases: list[Case], reference: Reference) -> dict[str, Any]:
     }
 
 
-def check_golden(cases: list[Case], reference: Reference, recorded: Any) -> Iterator[Row]:
-    """This machine's inputs and reference against `golden` of the export."""
-    if recorded is None:
+def check_golden(cases: list[Case], reference: Reference, gate: Mapping[str, Any]) -> Iterator[Row]:
+    """This machine's inputs and reference against `golden` in the gate of the export."""
+    if (recorded := gate.get("golden")) is None:
         return
     try:
-        yield from _check_golden(cases, reference, recorded)
+        yield from _check_golden(cases, reference, recorded, processor_line(gate.get("processor")))
     except (TypeError, ValueError, KeyError, AttributeError):
         raise EdgeVLMError(
             "manifest.json: what the export recorded for its gate ('golden') is malformed: export the bundle again."
         ) from None
 
 
-def _check_golden(cases: list[Case], reference: Reference, recorded: Any) -> Iterator[Row]:
+def _check_golden(cases: list[Case], reference: Reference, recorded: Any, made_on: str) -> Iterator[Row]:
     for what, level in (("views", "numbers"), ("ids", "tokens")):
         known = recorded[what]
         found = {c.name: _views_digest(c, reference.image) if what == "views" else _digest(c.ids) for c in cases}
@@ -265,7 +266,8 @@ def _check_golden(cases: list[Case], reference: Reference, recorded: Any) -> Ite
     features = np.array(recorded["features"], np.float32)
     ours = reference.features(cases[0].views[:1])[0][0]
     low = cosine(ours, features) if ours.shape == features.shape else 0.0
-    yield at_least(_TARGET, "reference features as at the export, cosine", low, 0.99999)
+    note = f"recorded on {made_on}" if made_on else ""
+    yield at_least(_TARGET, "reference features as at the export, cosine", low, 0.99999, note)
 
 
 def _views_digest(case: Case, spec: ImageSpec) -> str:

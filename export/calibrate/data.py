@@ -12,7 +12,8 @@ from PIL import Image
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.json import parse_json
-from edgevlm.io.regular import check_name, read_lines
+from edgevlm.io.regular import read_lines
+from edgevlm.io.text import check_place
 from edgevlm.verify.gate import PICTURES, picture_folder
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -51,7 +52,7 @@ def read_source(where: str) -> Source:
     if where == "default":
         return default_source()
     path = Path(where)
-    check_name(path)  # the manifest says what was calibrated on
+    check_place(path)  # the manifest says what was calibrated on
     if path.is_dir():
         questions = path / "questions.jsonl"
         return _from_jsonl(questions, where) if questions.is_file() else _from_folder(path)

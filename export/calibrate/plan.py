@@ -35,6 +35,7 @@ from edgevlm.export.quantize.round import LIMITS, quantize
 from edgevlm.export.targets import TARGETS
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
+from edgevlm.io.options import check_types
 from edgevlm.models import ops
 from edgevlm.models.model import ModelSpec
 from edgevlm.types import F32, Progress
@@ -51,6 +52,7 @@ class CalibrationOptions:
     max_loss: float | None = None  # rise of perplexity on the original's own answers, as a share
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.method not in METHODS:
             raise EdgeVLMError(f"Method '{self.method}' does not exist: choose one of {', '.join(METHODS)}.")
         if self.budget is not None and self.budget <= 0:

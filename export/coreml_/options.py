@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.quantize.recipe import Recipe
+from edgevlm.io.options import check_types
 
 PROFILES = ("gpu", "ane")
 CONTEXT = 2048  # positions of the `gpu` state, which CoreML fixes at export and allocates at once
@@ -24,6 +25,7 @@ class CoreMLOptions:
     image_side: int = 448
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.profile not in PROFILES:
             raise EdgeVLMError(f"CoreML profile '{self.profile}' does not exist: choose one of {', '.join(PROFILES)}.")
         if self.profile == "gpu" and len(self.contexts) > 1:

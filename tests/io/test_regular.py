@@ -15,7 +15,7 @@ from edgevlm.bundle.manifest import open_bundle
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.calibrate.data import read_source
-from edgevlm.io.regular import check_name, check_regular, open_regular, read_lines, read_regular
+from edgevlm.io.regular import check_regular, open_regular, read_lines, read_regular
 
 
 def test_a_regular_file_and_a_link_to_one_are_read(tmp_path: Path) -> None:
@@ -79,7 +79,6 @@ def test_lines_come_one_at_a_time_and_cut_where_they_are_too_long(tmp_path: Path
 @pytest.mark.parametrize(
     "call",
     [
-        check_name,
         open_bundle,
         lambda path: open_checkpoint(str(path)),
         lambda path: read_source(str(path)),
@@ -89,5 +88,5 @@ def test_lines_come_one_at_a_time_and_cut_where_they_are_too_long(tmp_path: Path
 def test_names_that_are_not_utf8_are_refused_in_one_sentence(tmp_path: Path, call: Callable[[Path], object]) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xffdel"))
     folder.mkdir()
-    with pytest.raises(EdgeVLMError, match="is not UTF-8, which engines and JSON need: rename it"):
+    with pytest.raises(EdgeVLMError, match="is no text in utf-8, so that engines cannot open it"):
         call(folder)

@@ -26,10 +26,11 @@ from edgevlm.inputs.spec import tiled
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.devices import list_devices
 from edgevlm.verify import across
-from edgevlm.verify.across import stock_plan, verify_across
+from edgevlm.verify.across import verify_across
 from edgevlm.verify.bounds import BOUNDS
 from edgevlm.verify.gate import PICTURES, picture_folder
 from edgevlm.verify.reference import cosine
+from edgevlm.verify.stock import stock_plan
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None,

@@ -11,7 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edgevlm.errors import EdgeVLMError
 from edgevlm.io.files import write_text
+from edgevlm.io.json import read_object
+from edgevlm.io.program import run_module
 
 CARD = """---
 license: apache-2.0
@@ -127,15 +130,25 @@ def write_card(folder: Path, figures: dict[str, Any], training: str, about: dict
     write_text(folder / "figures.json", json.dumps(figures, indent=1) + "\n")
 
 
-def main() -> None:
+def read_figures(path: Path) -> dict[str, Any]:
+    """What `edgevlm eval --json` wrote. Raises EdgeVLMError where the file is something else."""
+    remedy = "make it with `edgevlm eval --suite scenes --json FILE`"
+    figures = read_object(path, remedy)
+    if not isinstance(figures.get("skills"), dict) or not {"questions", "runtime"} <= set(figures):
+        raise EdgeVLMError(f"'{path}' holds no scores by skill: {remedy}.")
+    return figures
+
+
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("figures", type=Path)
     parser.add_argument("--training", default="", help="sentences on how it was trained")
     parser.add_argument("--teacher", action="store_true", help="the card of the default model's teacher")
-    args = parser.parse_args()
-    write_card(args.model, json.loads(args.figures.read_text()), args.training, TEACHER if args.teacher else SHIPPED)
+    args = parser.parse_args(arguments)
+    about = TEACHER if args.teacher else SHIPPED
+    return run_module(lambda: write_card(args.model, read_figures(args.figures), args.training, about))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

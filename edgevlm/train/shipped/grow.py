@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.rules import TilesThenWhole
-from edgevlm.io.console import run_module
 from edgevlm.io.files import change_json
 from edgevlm.io.folders import check_replaceable, partial_folder, publish
+from edgevlm.io.program import run_module
 from edgevlm.train.models import open_source, save
 
 _VISION, _DECODER = "model.vision_model.encoder.layers.", "model.text_model.layers."

@@ -30,8 +30,10 @@ from pathlib import Path
 
 import torch
 
+from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import progress_bar
 from edgevlm.io.folders import check_replaceable, partial_folder, publish
+from edgevlm.io.program import run_module
 from edgevlm.train.models import open_source, save
 from edgevlm.train.shipped.batches import HELD_OUT, stream
 from edgevlm.train.shipped.heads import stack
@@ -85,10 +87,15 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value, help=f"default {value}")
     parser.add_argument("--threads", type=int, default=2)
     given = vars(parser.parse_args(arguments))
-    torch.set_num_threads(given.pop("threads"))
-    with progress_bar() as progress:
-        pretrain(PretrainOptions(**given), progress)
-    return 0
+
+    def run() -> Path:
+        if (threads := given.pop("threads")) < 1:
+            raise EdgeVLMError(f"--threads is {threads}: give 1 or more.")
+        torch.set_num_threads(threads)
+        with progress_bar() as progress:
+            return pretrain(PretrainOptions(**given), progress)
+
+    return run_module(run)
 
 
 if __name__ == "__main__":

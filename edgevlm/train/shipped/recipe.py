@@ -26,9 +26,11 @@ from typing import NamedTuple
 import torch
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.io.console import note, progress_bar, run_module
+from edgevlm.io.console import note, progress_bar
 from edgevlm.io.files import change_json
 from edgevlm.io.folders import partial_folder, publish
+from edgevlm.io.options import check_types
+from edgevlm.io.program import run_module
 from edgevlm.scenes import write_scenes
 from edgevlm.train.distill import distill
 from edgevlm.train.models import open_source, quiet_transformers, save
@@ -59,6 +61,7 @@ class Recipe:
     larger: bool = False  # the teacher
 
     def __post_init__(self) -> None:
+        check_types(self)
         if min(getattr(self, name) for name in NUMBERS if name != "seed") < 1:
             raise EdgeVLMError("Training was given a number below 1: pictures, steps, batch and threads are 1 or more.")
 
@@ -211,9 +214,14 @@ def main(arguments: list[str] | None = None) -> int:
         value = getattr(defaults, name)
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=value, help=f"default {value}")
     parser.add_argument("--larger", action="store_true", help="the teacher: the same, grown")
-    recipe = Recipe(**vars(parser.parse_args(arguments)))
-    torch.set_num_threads(recipe.threads)
-    return run_module(lambda: make(recipe))
+    given = vars(parser.parse_args(arguments))
+
+    def run() -> Path:
+        recipe = Recipe(**given)
+        torch.set_num_threads(recipe.threads)
+        return make(recipe)
+
+    return run_module(run)
 
 
 if __name__ == "__main__":

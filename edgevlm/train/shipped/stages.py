@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.preprocess import normalize_all
 from edgevlm.inputs.spec import ImageSpec
+from edgevlm.io.options import check_types
 from edgevlm.train.collate import Item
 from edgevlm.train.examples import IGNORE
 from edgevlm.train.models import Source, choose_trained, part_of
@@ -57,6 +58,7 @@ class PretrainOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.stage not in STAGES:
             raise EdgeVLMError(f"There is no stage '{self.stage}': choose {' or '.join(STAGES)}.")
         known = min(self.steps, self.batch, self.save_every) > 0 and min(self.workers, self.drills) >= 0

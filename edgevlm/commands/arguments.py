@@ -1,0 +1,122 @@
+"""What the arguments of a command line name: the bundle, the pictures and the question, by what they are on disk."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.io.console import note
+
+if TYPE_CHECKING:
+    from edgevlm.bundle.manifest import Bundle
+
+# How the name of a picture ends: for names of files that do not exist. What exists is known by its bytes.
+_PICTURE = re.compile(
+    r"\.(?:jpe?g?|jfif|jp2|j2k|png|apng|webp|gif|bmp|dib|tiff?|p[bgnp]m|ico|hei[cf]|avif|svg)$", re.IGNORECASE
+)
+_PATH = re.compile(r"(?:~?/|\.\.?[/\\]|[A-Za-z]:[/\\])")
+_ADDRESS = re.compile(r"(?:data:[\w/+.-]*[;,]|\w+://)", re.IGNORECASE)
+
+
+def bundle_folder(bundle: str) -> Path:
+    """The folder of a bundle; a checkpoint or Hub id is answered with the command that exports it."""
+    folder = Path(bundle)
+    if os.path.isfile(bundle):
+        raise EdgeVLMError(_no_folder(bundle))
+    if os.path.exists(bundle):
+        is_model = (folder / "config.json").exists() and not (folder / "manifest.json").exists()
+    else:
+        is_model = bundle == "default" or bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", bundle))
+    if not is_model:
+        return folder  # open_bundle reports what is missing
+    out = folder.resolve().name + "-int4"
+    raise EdgeVLMError(
+        f"'{bundle}' is a model, not a bundle: export it first with "
+        f"`edgevlm export {shlex.quote(bundle)} -o {shlex.quote(out)}`, then run {shlex.quote(out)}."
+    )
+
+
+def _no_folder(file: str) -> str:
+    from edgevlm.inputs.kinds import looks_like_picture
+
+    if looks_like_picture(file):
+        return f"'{file}' is a picture, not a bundle: the bundle's folder comes first."
+    if os.path.basename(file) == "manifest.json":
+        return f"'{file}' is a file of a bundle: give its folder, {shlex.quote(os.path.dirname(file) or '.')}."
+    return f"'{file}' is a file, not a bundle: give the folder that `edgevlm export` wrote."
+
+
+def warn_if_failed(bundle: Bundle) -> Bundle:
+    """The same bundle; a line on standard error where its own gate failed."""
+    if (bundle.manifest.gate or {}).get("passed") is False:
+        name = shlex.quote(str(bundle.folder))
+        note(f"Warning: this bundle missed a bound of its gate; answers may be wrong. See `edgevlm info {name}`.")
+    return bundle
+
+
+def pictures_and_question(bundle: str, inputs: tuple[str, ...]) -> tuple[list[str], str]:
+    """Pictures, and the question, which is the last argument."""
+    if not inputs:
+        example = f'edgevlm run {shlex.quote(bundle)} photo.jpg "What is this?"'
+        raise EdgeVLMError(f"No question was given: add one in quotes, as in `{example}`.")
+    if not _is_bundle(bundle) and (found := next(filter(_is_bundle, inputs), None)):
+        rest = [word for word in (bundle, *inputs) if word != found]
+        example = " ".join(map(shlex.quote, ["edgevlm", "run", found, *rest]))
+        raise EdgeVLMError(f"'{found}' is the bundle, which comes first: write `{example}`.")
+    *pictures, question = inputs
+    if why := _no_question(question, lone=not pictures):
+        raise EdgeVLMError(why)
+    for picture in pictures:
+        if not _ADDRESS.match(picture) and not os.path.exists(picture):
+            raise EdgeVLMError(
+                f"There is no picture '{picture}': check the path, and put the question in quotes at the end."
+            )
+    return pictures, question
+
+
+def _is_bundle(word: str) -> bool:
+    return os.path.isfile(os.path.join(word, "manifest.json"))
+
+
+def _no_question(word: str, lone: bool) -> str | None:
+    """What is wrong with a last argument that is no question: a sentence, or None. lone: no picture precedes it."""
+    from edgevlm.inputs.kinds import looks_like_picture
+
+    if not word.strip():
+        return "The question is empty: write it in quotes as the last argument."
+    spaced = bool(re.search(r"\s", word))
+    if os.path.exists(word):
+        what = "folder" if os.path.isdir(word) else "file"
+        what = "picture" if what == "file" and (looks_like_picture(word) or _PICTURE.search(word)) else what
+        return f"No question follows the {what} '{word}': add one in quotes as the last argument."
+    if _ADDRESS.match(word) and not spaced:
+        return f"No question follows the address '{word[:40]}': add one in quotes as the last argument."
+    named = _PICTURE.search(word) and (lone or not spaced)
+    if named or _PATH.match(word) or (not spaced and os.path.dirname(word) and os.path.isdir(os.path.dirname(word))):
+        return (
+            f"There is no picture '{word}', and no question follows it: check the path, and put the question in quotes "
+            "at the end."
+        )
+    return None
+
+
+def given(*names: str) -> list[str]:
+    """Those parameters of the running command that were given, in words: "--json" for json_file."""
+    context = click.get_current_context()
+    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    default = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP, None)
+    return [str(flags[name]) for name in names if context.get_parameter_source(name) not in default]
+
+
+def nearest(word: str, choices: list[str] | tuple[str, ...] | dict[str, object]) -> str:
+    """The end of a sentence about a word that is no choice: the one that was meant, or all."""
+    near = difflib.get_close_matches(word.lower(), choices, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(choices)}."
