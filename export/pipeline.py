@@ -13,8 +13,9 @@ from edgevlm.bundle.files import check_free, list_files, write_json, write_manif
 from edgevlm.bundle.manifest import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
 from edgevlm.bundle.qtensor import QTensor
 from edgevlm.bundle.targets import TargetEntry
-from edgevlm.checkpoint.checkpoint import Checkpoint, Weights, open_checkpoint
+from edgevlm.checkpoint.checkpoint import Checkpoint, Weights
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt, read_prompt_spec
+from edgevlm.checkpoint.opening import open_model
 from edgevlm.checkpoint.upstream import UPSTREAM, upstream_files
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
@@ -25,7 +26,7 @@ from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.outliers import keep_fine
 from edgevlm.export.quantize.recipe import Recipe, fit, make_recipe
 from edgevlm.export.quantize.store import TensorStore
-from edgevlm.export.source import read_source
+from edgevlm.export.source import read_adapter, read_source
 from edgevlm.export.targets import TARGETS, Job
 from edgevlm.export.upstream import write_upstream
 from edgevlm.inputs.prompt import Prompter
@@ -51,6 +52,7 @@ class ExportOptions:
     components: dict[str, str] = field(default_factory=dict)  # overrides, such as {"vision": "fp16"}
     coreml: CoreMLOptions = field(default_factory=CoreMLOptions)
     adapter: str | None = None
+    processor: str | None = None  # where the tokenizer and the processor's files are, if not beside the weights
     revision: str | None = None
     cache_dir: Path | None = None
     force: bool = False
@@ -89,8 +91,12 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
     """
     progress = progress or (lambda what, done, total: None)
     check_free(options.out, options.force)
-    checkpoint = open_checkpoint(
-        options.model, revision=options.revision, cache_dir=options.cache_dir, adapter=options.adapter
+    checkpoint = open_model(
+        options.model,
+        revision=options.revision,
+        cache_dir=options.cache_dir,
+        adapter=options.adapter,
+        processor=options.processor,
     )
     spec, weights = read_model(checkpoint)
     recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
@@ -112,7 +118,8 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
                     bundle,
                     original=weights,
                     expected=expected,
-                    source=read_source(checkpoint.folder, spec),
+                    source=read_source(checkpoint.processor, spec),
+                    adapter=read_adapter(checkpoint),
                     questions=questions,
                     progress=progress,
                     options=gate_options,
@@ -143,9 +150,9 @@ def _calibrate(
     scratch: Path,
     progress: Progress,
 ) -> Calibration:
-    prompter = Prompter(read_prompt_spec(checkpoint.folder, spec), checkpoint.folder / "tokenizer.json")
-    image_spec = read_image_spec(checkpoint.folder, spec)
-    shared = sum(path.stat().st_size for path in upstream_files(checkpoint.folder))
+    prompter = Prompter(read_prompt_spec(checkpoint.processor, spec), checkpoint.processor / "tokenizer.json")
+    image_spec = read_image_spec(checkpoint.processor, spec)
+    shared = sum(path.stat().st_size for path in upstream_files(checkpoint.folder, checkpoint.processor))
     return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, progress)
 
 
@@ -159,9 +166,9 @@ def _write(
     calibration: dict[str, Any] | None,
 ) -> Bundle:
     weights, recipe = expected.weights, expected.recipe
-    image_spec = read_image_spec(checkpoint.folder, spec)
-    prompt_spec, picture = read_prompt(checkpoint.folder, spec)
-    write_upstream(checkpoint.folder, folder, processor_template(prompt_spec.chat, picture))
+    image_spec = read_image_spec(checkpoint.processor, spec)
+    prompt_spec, picture = read_prompt(checkpoint.processor, spec)
+    write_upstream(checkpoint, folder, processor_template(prompt_spec.chat, picture))
     write_json(folder / "preprocess.json", to_dict(image_spec))
     write_json(folder / "prompt.json", to_dict(prompt_spec))
 
@@ -181,7 +188,9 @@ def _write(
         targets[target] = TARGETS[target].write(job)
         progress(f"{target}: quantize and write", total, total)
 
-    info = ModelInfo(spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), options.adapter)
+    info = ModelInfo(
+        spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), checkpoint.adapter_name
+    )
     manifest = Manifest(
         SCHEMA,
         info,

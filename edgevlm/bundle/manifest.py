@@ -113,6 +113,7 @@ def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
 def _open(folder: Path, everything: bool) -> Bundle:
     if not os.path.isdir(folder):  # False for a name that no file can have
         raise EdgeVLMError(f"There is no bundle '{folder}': make one with `edgevlm export MODEL -o {folder}`.")
+    check_place(folder)
     if not (folder / MANIFEST).is_file():
         if (folder / "config.json").is_file():
             raise EdgeVLMError(
@@ -120,7 +121,6 @@ def _open(folder: Path, everything: bool) -> Bundle:
                 f"`edgevlm export {folder} -o {folder.resolve().name}-bundle`."
             )
         raise EdgeVLMError(f"'{folder}' is not a bundle: it has no {MANIFEST}; make one with `edgevlm export`.")
-    check_place(folder)
     data = read_json(folder / MANIFEST, AGAIN, largest=limits.MANIFEST_FILE)
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:

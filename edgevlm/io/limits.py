@@ -35,6 +35,11 @@ TENSOR_NAME = 1024  # characters: 120
 OPERATIONS = 1 << 15  # in one function of a CoreML program: 1,500 of 32 layers
 LITERAL = 1 << 22  # values of a constant inside a CoreML program: some hundred
 
+# Adapters.
+PATTERN = 200  # characters of a regular expression over names of modules, and of such a name: 60
+PATTERNS = 10_000  # of ranks or alphas by module: 2,000 of a rank search
+EXPRESSIONS = 32  # of these that are more than a name: 3
+
 # What a model is.
 LAYERS = 1000  # of a tower or a decoder: Llama 3.1 405B has 126
 WIDTH = 1 << 16  # hidden_size: Llama 3.1 405B has 16384
