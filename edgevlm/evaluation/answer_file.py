@@ -124,7 +124,7 @@ def _read(path: Path, head: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
     if not whole and _BEGINNING.startswith(data[: len(_BEGINNING)]):  # stopped in its first line
         return b"", {}
     try:
-        first, *lines = [parse_json(line) for line in whole.splitlines()]
+        first, *lines = [parse_json(line, halves=True) for line in whole.splitlines()]
         known = {line["id"]: str(line["answer"]) for line in lines}
     except (ValueError, KeyError, TypeError):
         raise EdgeVLMError(f"'{path}' is not what an eval writes: give --out another name.") from None
