@@ -116,9 +116,9 @@ def as_safetensors(folder: Path, found: Any, usual: Any) -> None:
 
 
 def read_adapter(folder: Path) -> Any:
-    from edgevlm.checkpoint.checkpoint import open_checkpoint
+    from edgevlm.checkpoint.opening import open_model
 
-    merged = open_checkpoint(str(folder.parent / "checkpoint"), adapter=folder)
+    merged = open_model(str(folder.parent / "checkpoint"), adapter=folder)
     return {name: _digest(merged.read(name)) for name in merged.names() if "layers.0.self_attn" in name}
 
 
