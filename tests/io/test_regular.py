@@ -16,10 +16,7 @@ from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.calibrate.data import read_source
 from edgevlm.io.regular import check_regular, open_regular, read_lines, read_regular
-<<<<<<< HEAD
-=======
 from edgevlm.io.text import check_place
->>>>>>> main
 
 
 def test_a_regular_file_and_a_link_to_one_are_read(tmp_path: Path) -> None:
@@ -83,10 +80,7 @@ def test_lines_come_one_at_a_time_and_cut_where_they_are_too_long(tmp_path: Path
 @pytest.mark.parametrize(
     "call",
     [
-<<<<<<< HEAD
-=======
         check_place,
->>>>>>> main
         open_bundle,
         lambda path: open_checkpoint(str(path)),
         lambda path: read_source(str(path)),
@@ -97,9 +91,5 @@ def test_names_that_are_not_utf8_are_refused_in_one_sentence(tmp_path: Path, cal
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xffdel"))
     folder.mkdir()
     (folder / "manifest.json").write_text("{}")
-<<<<<<< HEAD
-    with pytest.raises(EdgeVLMError, match="is no text in utf-8, so that engines cannot open it"):
-=======
     with pytest.raises(EdgeVLMError, match="is no text in utf-8, so that engines cannot open it: choose another name"):
->>>>>>> main
         call(folder)
