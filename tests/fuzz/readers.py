@@ -64,22 +64,22 @@ def _json(name: str, seed: str, file: str, call: Callable[[Path], Any], *, quick
 
 
 def read_config(folder: Path) -> Any:
-    from edgevlm.checkpoint.checkpoint import open_checkpoint
     from edgevlm.checkpoint.families import read_model
+    from edgevlm.checkpoint.opening import open_model
     from edgevlm.models.record import weight_tree
 
-    spec, weights = read_model(open_checkpoint(str(folder)))
+    spec, weights = read_model(open_model(str(folder)))
     shapes = {name: weights.read(name).shape for name in list(weights.names())[::20]}
     assert all(info.shape == shapes.get(name, info.shape) for name, info in weight_tree(spec).items())
     return spec
 
 
 def read_specs(folder: Path) -> Any:
-    from edgevlm.checkpoint.checkpoint import open_checkpoint
     from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
+    from edgevlm.checkpoint.opening import open_model
     from edgevlm.inputs.preprocess import plan
 
-    model, _ = read_model(open_checkpoint(str(folder)))
+    model, _ = read_model(open_model(str(folder)))
     image = read_image_spec(folder, model)
     for size in ((640, 480), (1, 5000)):
         _tried(lambda size=size: image.view_tokens(plan(*size, image)))
