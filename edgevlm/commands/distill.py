@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from edgevlm.commands.train import common, need_training, training_options
+from edgevlm.commands.train import common, need_training, next_step, training_options
 
 
 @click.command()
@@ -62,4 +62,5 @@ def distill(teacher: str, student: str, **values: Any) -> None:
     with progress_bar() as progress:
         out = run(options, progress, note)
     if out is not None:
+        note(f"\nNext: {next_step(options)}")
         write(str(out))

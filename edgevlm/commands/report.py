@@ -54,10 +54,13 @@ def report(
     Size against score against speed, loss by skill, divergence by layer, time by stage, the gates' tables, and each
     target's answers side by side. The page needs nothing but itself. What no JSON file holds is measured here, briefly.
     """
+    from edgevlm.io.apart import check_apart
     from edgevlm.io.files import check_new, write_text
     from edgevlm.report import ReportOptions, gather, page
 
     path = Path(out)
+    read = {"BUNDLE": bundles, "--eval": evals, "--bench": benches, "--picture": pictures}
+    check_apart([("--out", path)], [(name, place) for name, places in read.items() for place in places])
     check_new(path, force)
     options = ReportOptions(
         evals=tuple(map(Path, evals)),
@@ -73,6 +76,7 @@ def report(
         found = gather([bundle_folder(bundle) for bundle in bundles], options, progress)
     for line in found.notes:
         note(line)
-    write_text(path, page(found))
-    note(f"{size(path.stat().st_size)}, opens in any browser:")
+    text = page(found)
+    write_text(path, text, force)
+    note(f"{size(len(text.encode()))}, opens in any browser:")
     write(str(path))
