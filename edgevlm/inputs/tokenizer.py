@@ -38,8 +38,9 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
             )
     for step in _decoders(tokenizer):
         if not _only_adds(step):
+            shown = json.dumps(step)[:100] if step["type"] in DECODERS else step["type"]
             raise EdgeVLMError(
-                f"'{path}' has the decoder {json.dumps(step)[:100]}, expected byte-level BPE or SentencePiece's kinds "
+                f"'{path}' has the decoder {shown}, expected byte-level BPE or SentencePiece's kinds "
                 f"({', '.join(DECODERS)}): such a tokenizer is not supported; use another checkpoint."
             )
     # Files saved after training often keep these two; a prompt is never cut or padded here.

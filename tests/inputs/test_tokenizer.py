@@ -146,9 +146,9 @@ def test_only_where_it_matters_there_are_two_tokenizers() -> None:
 @pytest.mark.parametrize(
     ("decoder", "name"),
     [
-        (decoders.WordPiece(), '{"type": "WordPiece"'),
-        (decoders.CTC(), '{"type": "CTC"'),
-        (None, '{"type": "none"}'),
+        (decoders.WordPiece(), "WordPiece"),
+        (decoders.CTC(), "CTC"),
+        (None, "none"),
         (decoders.Sequence([decoders.Fuse(), decoders.Replace("  ", " ")]), '{"type": "Replace"'),
         (decoders.Replace(Regex(" +"), " "), '{"type": "Replace"'),
         (decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 0, 1)]), '{"type": "Strip"'),
