@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mutations import Mutation, of_bytes, of_header, of_json, of_json_lines
+from mutations import Mutation, of_bytes, of_header, of_json, of_json_lines, of_protobuf
 
 from edgevlm.errors import EdgeVLMError
 
@@ -318,11 +318,11 @@ READERS = (
     Reader("manifest on coreml", "bundle", "manifest.json", of_json, answer_with("coreml"), same_model_same_answer,
            quick=False),
     *(
-        Reader("onnx graph", "bundle", f"onnx/{file}.onnx", of_bytes, answer_with("onnxruntime"), quick=False)
+        Reader("onnx graph", "bundle", f"onnx/{file}.onnx", of_protobuf, answer_with("onnxruntime"), quick=False)
         for file in ("vision_encoder", "embed_tokens", "decoder_model_merged")
     ),
     Reader("gguf", "bundle", "gguf/model.gguf", of_bytes, read_gguf, as_gguf),
-    Reader("mlpackage's program", "package", "Data/com.apple.CoreML/model.mlmodel", of_bytes, read_package),
+    Reader("mlpackage's program", "package", "Data/com.apple.CoreML/model.mlmodel", of_protobuf, read_package),
     _json("mlpackage's manifest", "package", "Manifest.json", read_package),
     Reader("mlpackage's weights", "package", "Data/com.apple.CoreML/weights/weight.bin", of_bytes, read_package),
     Reader("questions of Scenes", "scenes", "questions.jsonl", of_json_lines, read_scenes),
