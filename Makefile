@@ -20,7 +20,8 @@ test: lint types docs
 	$(PYTEST)
 
 # The 256M shape, wheels and fresh environments, llama.cpp, which is compiled here, and Core AI's beta: minutes
-# long, wants 8 GB of memory and the package index. Then the files with tests that `make test` skips where it has neither.
+# long, wants 8 GB of memory and the package index; with node and npm, transformers.js too. Then the files with tests
+# that `make test` skips where it has neither llama.cpp nor Core AI.
 test-heavy: .venv/heavy.done .venv/coreai.done
 	$(PYTEST) -m heavy
 	$(PYTEST) $$(grep -rlE '\("(llama_cpp|coreai)"[,)]' tests --include='test_*.py')

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,22 @@ from edgevlm.bundle.files import check_free, list_files, write_json, write_manif
 from edgevlm.bundle.manifest import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
 from edgevlm.bundle.qtensor import QTensor
 from edgevlm.bundle.targets import TargetEntry
-from edgevlm.checkpoint.checkpoint import UPSTREAM, Checkpoint, Weights, open_checkpoint
-from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
+from edgevlm.checkpoint.checkpoint import Checkpoint, Weights
+from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt, read_prompt_spec
+from edgevlm.checkpoint.opening import open_model
+from edgevlm.checkpoint.upstream import UPSTREAM, upstream_files
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
 from edgevlm.export.calibrate.record import recorded
+from edgevlm.export.chat_template import processor_template
 from edgevlm.export.coreml_.options import CoreMLOptions
 from edgevlm.export.quantize.model import QuantizedModel
+from edgevlm.export.quantize.outliers import keep_fine
 from edgevlm.export.quantize.recipe import Recipe, fit, make_recipe
 from edgevlm.export.quantize.store import TensorStore
-from edgevlm.export.source import read_source
+from edgevlm.export.source import read_adapter, read_source
 from edgevlm.export.targets import TARGETS, Job
+from edgevlm.export.upstream import write_upstream
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.io.folders import partial_folder, publish
 from edgevlm.io.options import check_types
@@ -32,7 +36,7 @@ from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
 from edgevlm.types import Progress
 from edgevlm.verify.answers import QUESTIONS, maybe_questions
-from edgevlm.verify.gate import GateOptions, run_gate
+from edgevlm.verify.gate import GateOptions, run_gate, typical_pixels
 from edgevlm.verify.report import GateReport
 
 _TOOLS = ("numpy", "pillow", "tokenizers", "onnx", "onnxruntime", "gguf", "coremltools")
@@ -48,6 +52,7 @@ class ExportOptions:
     components: dict[str, str] = field(default_factory=dict)  # overrides, such as {"vision": "fp16"}
     coreml: CoreMLOptions = field(default_factory=CoreMLOptions)
     adapter: str | None = None
+    processor: str | None = None  # where the tokenizer and the processor's files are, if not beside the weights
     revision: str | None = None
     cache_dir: Path | None = None
     force: bool = False
@@ -86,11 +91,16 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
     """
     progress = progress or (lambda what, done, total: None)
     check_free(options.out, options.force)
-    checkpoint = open_checkpoint(
-        options.model, revision=options.revision, cache_dir=options.cache_dir, adapter=options.adapter
+    checkpoint = open_model(
+        options.model,
+        revision=options.revision,
+        cache_dir=options.cache_dir,
+        adapter=options.adapter,
+        processor=options.processor,
     )
     spec, weights = read_model(checkpoint)
     recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
+    recipe = keep_fine(recipe, spec, weights, typical_pixels(read_image_spec(checkpoint.folder, spec)))
     # Made first, so that what a calibration keeps there is gone only after the gate has read it.
     with partial_folder(options.out) as scratch, partial_folder(options.out) as partial:
         store = TensorStore(scratch)
@@ -108,7 +118,8 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
                     bundle,
                     original=weights,
                     expected=expected,
-                    source=read_source(checkpoint.folder, spec),
+                    source=read_source(checkpoint.processor, spec),
+                    adapter=read_adapter(checkpoint),
                     questions=questions,
                     progress=progress,
                     options=gate_options,
@@ -123,7 +134,7 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
         publish(partial, failed)
     error = GateError(
         f"The gate failed: {report.first_failure()}; the bundle lies in '{failed}' for inspection, "
-        f"and '{options.out}' was not touched."
+        f"and '{options.out}' was not touched. {report.advice}".rstrip()
     )
     error.report = report
     raise error
@@ -139,9 +150,9 @@ def _calibrate(
     scratch: Path,
     progress: Progress,
 ) -> Calibration:
-    prompter = Prompter(read_prompt_spec(checkpoint.folder, spec), checkpoint.folder / "tokenizer.json")
-    image_spec = read_image_spec(checkpoint.folder, spec)
-    shared = sum(path.stat().st_size for name in UPSTREAM if (path := checkpoint.folder / name).is_file())
+    prompter = Prompter(read_prompt_spec(checkpoint.processor, spec), checkpoint.processor / "tokenizer.json")
+    image_spec = read_image_spec(checkpoint.processor, spec)
+    shared = sum(path.stat().st_size for path in upstream_files(checkpoint.folder, checkpoint.processor))
     return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, progress)
 
 
@@ -155,11 +166,9 @@ def _write(
     calibration: dict[str, Any] | None,
 ) -> Bundle:
     weights, recipe = expected.weights, expected.recipe
-    image_spec = read_image_spec(checkpoint.folder, spec)
-    prompt_spec = read_prompt_spec(checkpoint.folder, spec)
-    for name in UPSTREAM:
-        if (checkpoint.folder / name).is_file():
-            shutil.copyfile(checkpoint.folder / name, folder / name)
+    image_spec = read_image_spec(checkpoint.processor, spec)
+    prompt_spec, picture = read_prompt(checkpoint.processor, spec)
+    write_upstream(checkpoint, folder, processor_template(prompt_spec.chat, picture))
     write_json(folder / "preprocess.json", to_dict(image_spec))
     write_json(folder / "prompt.json", to_dict(prompt_spec))
 
@@ -179,7 +188,9 @@ def _write(
         targets[target] = TARGETS[target].write(job)
         progress(f"{target}: quantize and write", total, total)
 
-    info = ModelInfo(spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), options.adapter)
+    info = ModelInfo(
+        spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), checkpoint.adapter_name
+    )
     manifest = Manifest(
         SCHEMA,
         info,

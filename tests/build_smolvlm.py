@@ -54,6 +54,8 @@ def build_tiny(
     patch_size: int = 8,
     scale_factor: int = 2,
     vision_layers: int = 2,
+    vision_size: int = 64,
+    vision_mlp: int = 96,
     text_layers: int = 3,
     hidden_size: int = 64,
     head_dim: int | None = None,
@@ -71,8 +73,8 @@ def build_tiny(
     def build(out: Path) -> None:
         torch.manual_seed(seed)
         vision = {
-            "hidden_size": 64,
-            "intermediate_size": 96,
+            "hidden_size": vision_size,
+            "intermediate_size": vision_mlp,
             "num_hidden_layers": vision_layers,
             "num_attention_heads": 2,
             "image_size": image_size,

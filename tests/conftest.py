@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -54,6 +56,27 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
     out = tmp_path_factory.mktemp("bundle") / "tiny-fp32"
     return export_model(ExportOptions(str(tiny_checkpoint), out, quantize="fp32", gate=False)).folder
+
+
+TRANSFORMERS_JS = "@huggingface/transformers@4.3.2"
+
+
+@pytest.fixture(scope="session")
+def node_modules(pytestconfig: pytest.Config) -> Path:
+    """node_modules with transformers.js, from npm's registry, in pytest's cache from run to run (475 MB)."""
+    if not shutil.which("npm"):
+        pytest.skip("npm is not installed")
+    assert pytestconfig.cache is not None
+    place: Path = pytestconfig.cache.mkdir(f"node-{TRANSFORMERS_JS.rpartition('@')[2]}")
+    with FileLock(place / "lock"):
+        if not (place / "done").exists():
+            # Scripts would fetch CUDA from elsewhere; the engine for CPUs lies in the package.
+            command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", TRANSFORMERS_JS]
+            done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=600, check=False)
+            if done.returncode:
+                pytest.skip(f"npm could not install {TRANSFORMERS_JS}: {done.stderr.strip()[-200:]}")
+            (place / "done").touch()
+    return place / "node_modules"
 
 
 @pytest.fixture(scope="session")

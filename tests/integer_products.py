@@ -6,25 +6,20 @@ and for signed weights also the largest difference from the model of the saturat
 """
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+sys.path.insert(0, str(Path(__file__).parent))
+from saturating_engine import saturating_product
+
 from edgevlm.runtimes.ort.products import product_errors, session_options, signed_saturates
 from edgevlm.runtimes.ort.session import import_onnxruntime
 
 ROWS, WIDTH, COLUMNS = 7, 160, 52
-
-
-def saturating_product(x: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """uint8 (M, K) by int8 (K, N) as VPMADDUBSW and VPMADDWD compute it: pairs of products are clipped to 16 bits.
-
-    Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, PMADDUBSW.
-    """
-    x, codes = x.astype(np.int64), codes.astype(np.int64)
-    pairs = x[:, 0::2, None] * codes[0::2] + x[:, 1::2, None] * codes[1::2]
-    return np.clip(pairs, -32768, 32767).sum(1)
 
 
 def widening_product(x: np.ndarray, codes: np.ndarray) -> np.ndarray:

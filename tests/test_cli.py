@@ -537,6 +537,13 @@ def test_a_missed_bound_fails_the_export_and_leaves_the_output_untouched(
     assert (tmp_path / "out.failed" / "manifest.json").exists()
 
 
+def test_an_export_to_gguf_says_what_llama_cpp_alone_does(cli: Any, gguf_checkpoint: Path, tmp_path: Path) -> None:
+    done = cli("export", gguf_checkpoint, "-o", tmp_path / "out", "--target", "gguf", "--no-gate")
+    assert (done.code, done.out) == (0, f"{tmp_path / 'out'}\n")
+    said = json.loads((tmp_path / "out" / "manifest.json").read_text())["targets"]["gguf"]["alone"]
+    assert said in done.err.splitlines() and said.startswith("llama.cpp without edgevlm ignores EXIF orientation")
+
+
 # --- the machine says no -----------------------------------------------------------------------------------
 
 

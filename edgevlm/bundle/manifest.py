@@ -15,6 +15,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.io import limits
 from edgevlm.io.json import read_json
+from edgevlm.io.links import links_out
 from edgevlm.io.records import from_dict
 from edgevlm.io.regular import open_regular
 from edgevlm.io.text import check_place
@@ -70,6 +71,14 @@ class Bundle:
             raise EdgeVLMError(f"The bundle '{self.folder}' has no file '{relative}': export it again.")
         return self.folder / relative
 
+    def package(self, relative: str) -> Path:
+        """A CoreML package of the bundle: a folder with nothing in it that the manifest does not list."""
+        folder = self.path(f"{relative}/Manifest.json").parent
+        for path in folder.rglob("*"):
+            if not path.is_dir() and path.relative_to(self.folder).as_posix() not in self.manifest.files:
+                raise EdgeVLMError(f"'{path}' stands in a package of the bundle and not in its manifest: {AGAIN}.")
+        return folder
+
     def read_json(self, relative: str, largest: int = limits.SPEC_FILE) -> Any:
         return read_json(self.path(relative), AGAIN, largest=largest)
 
@@ -90,7 +99,7 @@ def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
     """Open `folder`. check: "size" compares every size and hashes small files; "hash" hashes all of them.
 
     Raises EdgeVLMError when the folder is no bundle, was written by another schema, or a file is missing, changed
-    or outside the folder.
+    or outside the folder. A snapshot in the Hub's cache is a bundle too: its files are links into the same cache.
     """
     if not isinstance(folder, str | os.PathLike):
         raise EdgeVLMError(f"The bundle is a {type(folder).__name__}: give the path of its folder.")
@@ -104,6 +113,7 @@ def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
 def _open(folder: Path, everything: bool) -> Bundle:
     if not os.path.isdir(folder):  # False for a name that no file can have
         raise EdgeVLMError(f"There is no bundle '{folder}': make one with `edgevlm export MODEL -o {folder}`.")
+    check_place(folder)
     if not (folder / MANIFEST).is_file():
         if (folder / "config.json").is_file():
             raise EdgeVLMError(
@@ -111,7 +121,6 @@ def _open(folder: Path, everything: bool) -> Bundle:
                 f"`edgevlm export {folder} -o {folder.resolve().name}-bundle`."
             )
         raise EdgeVLMError(f"'{folder}' is not a bundle: it has no {MANIFEST}; make one with `edgevlm export`.")
-    check_place(folder)
     data = read_json(folder / MANIFEST, AGAIN, largest=limits.MANIFEST_FILE)
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
@@ -127,6 +136,11 @@ def _open(folder: Path, everything: bool) -> Bundle:
         check_gate(manifest.gate)
     for target in manifest.targets.values():
         check_target(target, manifest.spec)
+    for link in links_out(folder):  # unlisted ones too: an engine would open one that a graph names
+        raise EdgeVLMError(
+            f"'{link.relative_to(folder)}' in '{folder}' is a link to the outside: put the real file there, or remove "
+            "it; of a bundle on the Hub, `huggingface_hub.snapshot_download(ID, local_dir=FOLDER)` gives real files."
+        )
     for name, info in manifest.files.items():
         _check_file(bundle, name, info, everything)
     return bundle
@@ -141,10 +155,6 @@ def _check_file(bundle: Bundle, name: str, info: FileInfo, everything: bool) -> 
     path = bundle.folder / name
     if not path.is_file():
         raise EdgeVLMError(f"The bundle '{bundle.folder}' lacks its file '{name}': export or copy it again.")
-    if not path.resolve().is_relative_to(bundle.folder.resolve()):
-        raise EdgeVLMError(
-            f"The file '{name}' of '{bundle.folder}' is a link to the outside: copy the real file into the bundle."
-        )
     size = path.stat().st_size
     if size != info.size:
         raise EdgeVLMError(

@@ -110,6 +110,7 @@ def _replaced(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Square that an 'ane' encoder of any picture size has room for.",
 )
 @click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to merge on the way.")
+@click.option("--processor", metavar="BASE", help="Take tokenizer and processor from here, for weights saved alone.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
 @click.option("--cache-dir", "--cache_dir", metavar="DIR", help="Where Hub downloads are kept.")
 @click.option("--force", is_flag=True, help="Replace a bundle at DIR, once the new one is complete.")
@@ -145,6 +146,7 @@ def export(
     contexts: tuple[int, ...],
     image_side: int,
     adapter: str | None,
+    processor: str | None,
     revision: str | None,
     cache_dir: str | None,
     force: bool,
@@ -160,7 +162,8 @@ def export(
 ) -> None:
     """Turn MODEL into the bundle OUT and prove that the two agree.
 
-    MODEL is a checkpoint folder, a Hub id (owner/name), or 'default', the model shipped with edgevlm.
+    MODEL is a checkpoint folder, a Hub id (owner/name), or 'default', the model shipped with edgevlm. A LoRA adapter
+    is merged into the base model that it names.
     The gate compares every exported component with the original; if a bound is missed, its table is shown and
     the exit code is 1. The folder of the finished bundle is the only line on standard output.
 
@@ -168,6 +171,7 @@ def export(
     pictures and questions; --budget and --max-loss also choose the bits of every component, and calibrate on 'default'
     where nothing else is said. The loss is measured on pictures that were not calibrated on.
     """
+    from edgevlm.checkpoint.opening import resolve
     from edgevlm.export.coreml_.options import CoreMLOptions
 
     source, folder, first = _places([p for p in (model, out) if p], model_flag, out_flag)
@@ -182,6 +186,9 @@ def export(
     if no_gate and (named := given("answers", "bound", "strict")):
         raise EdgeVLMError(f"{named[0]} is for the gate, and --no-gate runs none: leave one of the two out.")
     check_questions(answers)
+    hub_cache = Path(cache_dir) if cache_dir else None
+    if said := resolve(source, adapter, revision=revision, cache_dir=hub_cache).said:
+        note(said)
     bundle = export_bundle(
         source,
         folder,
@@ -192,8 +199,9 @@ def export(
         calibration=_calibration(calibrate, method, budget, max_loss, [n for n, kind in overrides.items() if kind]),
         coreml=CoreMLOptions(coreml_profile, contexts, image_side),
         adapter=adapter,
+        processor=processor,
         revision=revision,
-        cache_dir=Path(cache_dir) if cache_dir else None,
+        cache_dir=hub_cache,
         force=force,
         gate=not no_gate,
         answers=answers,
@@ -211,6 +219,7 @@ def export_bundle(model: str, out: str, **options: Any) -> Path:
     `options` are those of edgevlm.export.pipeline.ExportOptions. Raises GateError after the table is shown.
     """
     from edgevlm.bundle.manifest import open_bundle
+    from edgevlm.bundle.targets import GgufTarget
     from edgevlm.export.pipeline import ExportOptions, export_model
 
     try:
@@ -224,7 +233,11 @@ def export_bundle(model: str, out: str, **options: Any) -> Path:
     if result.report:
         note(gate_table(result.report.to_dict()))
     note()
-    note(_sizes({name: file.size for name, file in open_bundle(result.folder).manifest.files.items()}))
+    manifest = open_bundle(result.folder).manifest
+    note(_sizes({name: file.size for name, file in manifest.files.items()}))
+    for entry in manifest.targets.values():
+        if isinstance(entry, GgufTarget) and (said := entry.no_pictures or entry.alone):
+            note(f"\n{said}")
     return result.folder
 
 

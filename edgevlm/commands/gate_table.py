@@ -19,7 +19,8 @@ def gate_table(report: dict[str, Any]) -> str:
         rows.append((row["target"], row["check"], measured, bound, result, row["note"]))
     missed = sum(not row["passed"] for row in report["rows"])
     verdict = "Gate passed." if report["passed"] else f"Gate failed: {missed} of {len(rows)} bounds missed."
-    return table(rows, ("target", "check", "measured", "bound", "", "")) + f"\n{verdict}"
+    lines = [verdict, *(str(note) for note in report.get("notes") or ())]
+    return "\n".join([table(rows, ("target", "check", "measured", "bound", "", "")), *lines])
 
 
 def read_bounds(words: Sequence[str]) -> dict[str, float]:

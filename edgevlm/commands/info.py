@@ -13,6 +13,7 @@ from edgevlm.commands.arguments import bundle_folder
 from edgevlm.commands.gate_table import gate_table
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import size, table, write, write_json
+from edgevlm.io.processor import processor_line
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -71,6 +72,7 @@ def describe(bundle: Bundle) -> str:
         ("image", _picture(bundle)),
         ("decoder", f"{decoder.num_layers} layers of {decoder.hidden_size}, {decoder.vocab_size} tokens, "
                     f"context {decoder.context_length}"),
+        ("judged on", processor_line((manifest.gate or {}).get("processor")) or "not recorded"),
         ("written by", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
         ("size", size(sum(file.size for file in manifest.files.values()))),
     ]  # fmt: skip

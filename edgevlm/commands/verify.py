@@ -20,6 +20,7 @@ from edgevlm.io.text import json_text
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
     from edgevlm.export.quantize.model import QuantizedModel
+    from edgevlm.verify.adapter import MergedAdapter
     from edgevlm.verify.inputs import Source
     from edgevlm.verify.lint_ane import Finding
 
@@ -31,6 +32,7 @@ _OF_THE_GATE = ("model", "adapter", "revision", "cache_dir", "answers", "questio
 @click.argument("bundle")
 @click.option("-m", "--model", metavar="MODEL", help="The original: folder, Hub id or 'default'.")
 @click.option("--adapter", metavar="FOLDER", help="The adapter that was merged into it.")
+@click.option("--processor", metavar="MODEL", help="Where its tokenizer and processor are, if not beside its weights.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
 @click.option("--cache-dir", "--cache_dir", metavar="DIR", help="Where Hub downloads are kept.")
 @click.option("--answers", metavar="SET", help="Ask questions too: scenes, or a folder of them.")
@@ -47,6 +49,7 @@ def verify(
     bundle: str,
     model: str | None,
     adapter: str | None,
+    processor: str | None,
     revision: str | None,
     cache_dir: str | None,
     answers: str | None,
@@ -103,9 +106,11 @@ def verify(
         if second_opinion:
             _second_opinion(opened)
         return
-    expected, source = None, None
+    expected, source, merged = None, None, None
     if model is not None:
-        expected, source = _expected(opened, model, adapter, revision, Path(cache_dir) if cache_dir else None)
+        expected, source, merged = _expected(
+            opened, model, adapter, processor, revision, Path(cache_dir) if cache_dir else None
+        )
     with progress_bar() as progress, maybe_questions(answers, questions) as question_set:
         original = expected.weights if expected else None
         report = run_gate(
@@ -113,6 +118,7 @@ def verify(
             original=original,
             expected=expected,
             source=source,
+            adapter=merged,
             questions=question_set,
             progress=progress,
             options=options,
@@ -121,7 +127,7 @@ def verify(
     if json_file is not None:
         write_text(Path(json_file), json_text(report.to_dict(), indent=1) + "\n")
     if not report.passed:
-        raise GateError(f"'{bundle}' does not hold on this machine: {report.first_failure()}.")
+        raise GateError(f"'{bundle}' does not hold on this machine: {report.first_failure()}. {report.advice}".rstrip())
     if expected is None:
         note("Without --model the cost of quantization was not measured again.")
 
@@ -210,18 +216,26 @@ def _second_opinion(bundle: Bundle) -> None:
 
 
 def _expected(
-    bundle: Bundle, model: str, adapter: str | None, revision: str | None, cache_dir: Path | None
-) -> tuple[QuantizedModel, Source]:
-    """The original quantized by the bundle's recipe, and its preprocessing; refused if the bundle has other weights."""
-    from edgevlm.checkpoint.checkpoint import open_checkpoint
+    bundle: Bundle,
+    model: str,
+    adapter: str | None,
+    processor: str | None,
+    revision: str | None,
+    cache_dir: Path | None,
+) -> tuple[QuantizedModel, Source, MergedAdapter | None]:
+    """The original quantized by the bundle's recipe, its preprocessing, and what was merged into it.
+
+    Raises EdgeVLMError if the bundle has other weights.
+    """
     from edgevlm.checkpoint.families import read_model
+    from edgevlm.checkpoint.opening import open_model
     from edgevlm.export.calibrate.record import open_recorded
     from edgevlm.export.quantize.model import QuantizedModel
     from edgevlm.export.quantize.recipe import Recipe
-    from edgevlm.export.source import read_source
+    from edgevlm.export.source import read_adapter, read_source
     from edgevlm.io.records import from_dict
 
-    checkpoint = open_checkpoint(model, revision=revision, cache_dir=cache_dir, adapter=adapter)
+    checkpoint = open_model(model, revision=revision, cache_dir=cache_dir, adapter=adapter, processor=processor)
     made_from = bundle.manifest.model
     if checkpoint.content_hash() != made_from.weights_sha256:
         merged = f" with the adapter {made_from.adapter}" if made_from.adapter else ""
@@ -231,4 +245,4 @@ def _expected(
         )
     recipe = from_dict(Recipe, bundle.manifest.recipe, "manifest.json: recipe")
     expected = QuantizedModel(read_model(checkpoint)[1], recipe, open_recorded(bundle))
-    return expected, read_source(checkpoint.folder, bundle.manifest.spec)
+    return expected, read_source(checkpoint.processor, bundle.manifest.spec), read_adapter(checkpoint)

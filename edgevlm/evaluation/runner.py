@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -25,7 +24,10 @@ from edgevlm.inputs.decode import decode_image
 from edgevlm.inputs.preprocess import array_key
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.tokenizer import load_tokenizer
+from edgevlm.io import limits
+from edgevlm.io.json import parse_json
 from edgevlm.io.options import check_types
+from edgevlm.io.regular import read_lines
 from edgevlm.io.text import json_text
 from edgevlm.runtimes.base import Encoder, Runtime
 from edgevlm.types import F32, U8, Progress
@@ -234,12 +236,15 @@ def _resume(out: Path, head: dict[str, Any]) -> dict[str, str]:
     """Answers by id from an earlier run; an incomplete last line is removed from the file."""
     if not out.is_file() or not out.stat().st_size:
         return {}
-    data = out.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
+    lines, whole = [], 0
     try:
-        first, *lines = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
-        known = {line["id"]: str(line["answer"]) for line in lines}
-    except (ValueError, KeyError, TypeError):
+        for line in read_lines(out, limits.LINE):
+            if line.endswith(b"\n"):
+                lines.append(parse_json(line))
+                whole += len(line)
+        first, *answers = lines
+        known = {str(row["id"]): str(row["answer"]) for row in answers}
+    except (ValueError, LookupError, TypeError):
         raise EdgeVLMError(f"'{out}' is not what an eval writes: give --out another name.") from None
     different = sorted(key for key in head if not isinstance(first, dict) or first.get(key) != head[key])
     if different:
@@ -247,8 +252,7 @@ def _resume(out: Path, head: dict[str, Any]) -> dict[str, str]:
             f"'{out}' belongs to another run ({', '.join(different)} differ): give --out another name, or begin again "
             "with --force instead of --resume."
         )
-    if len(whole) < len(data):
-        os.truncate(out, len(whole))
+    os.truncate(out, whole)
     return known
 
 

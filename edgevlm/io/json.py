@@ -176,18 +176,18 @@ class JsonFile:
     def square(self, key: str) -> int:
         """The side of {"height", "width"}, or a number of pixels."""
         value = self.value(key)
-        sides = [value.get("height"), value.get("width")] if isinstance(value, dict) else [value, value]
-        if sides[0] != sides[1] or not _is_count(sides[0]):
+        side, other = (value.get("height"), value.get("width")) if isinstance(value, dict) else (value, value)
+        if not isinstance(side, int) or side != other or not _is_count(side):
             raise self.wrong(key, '{"height": and "width": the same number of pixels}')
-        return int(sides[0])
+        return side
 
     def edge(self, key: str) -> int:
         """The number of pixels in {"longest_edge"}."""
         value = self.value(key)
         edge = value.get("longest_edge") if isinstance(value, dict) else None
-        if not _is_count(edge):
+        if not isinstance(edge, int) or not _is_count(edge):
             raise self.wrong(key, '{"longest_edge": a number of pixels}')
-        return int(edge)
+        return edge
 
     def triple(self, key: str) -> tuple[float, float, float]:
         """Three numbers, or one for all three."""

@@ -12,7 +12,7 @@ TOKENIZER_FILE = 64 << 20  # tokenizer.json: Gemma 3's has 33 MB
 INDEX_FILE = 32 << 20  # model.safetensors.index.json: DeepSeek-V3's has 9 MB
 SPEC_FILE = 1 << 20  # preprocess.json and prompt.json: 2 kB
 MANIFEST_FILE = 16 << 20  # manifest.json and weights.json: 0.5 MB for a model of 32 layers with every target
-RESULT_FILE = 64 << 20  # answers and figures that edgevlm wrote: 3 MB for 10,000 questions
+RESULT_FILE = 64 << 20  # figures of an evaluation or a benchmark: 20 kB
 DATA_FILE = 2 << 30  # a suite's JSON: 400 MB of VQA v2, read whole
 LINE = 16 << 20  # one line of a .jsonl file: a conversation of some kB
 SAFETENSORS_HEADER = 16 << 20  # 100 bytes per tensor; DeepSeek-V3's 90,000 tensors in one file would have 9 MB
@@ -32,6 +32,13 @@ TENSORS = 100_000  # in one checkpoint: DeepSeek-V3 has 91,991
 TENSOR_VALUES = 1 << 32  # of one: Gemma 3 27B's embedding has 1.4 billion
 DIMENSIONS = 8  # of a tensor: 5, of a convolution over frames
 TENSOR_NAME = 1024  # characters: 120
+OPERATIONS = 1 << 15  # in one function of a CoreML program: 1,500 of 32 layers
+LITERAL = 1 << 22  # values of a constant inside a CoreML program: some hundred
+
+# Adapters.
+PATTERN = 200  # characters of a regular expression over names of modules, and of such a name: 60
+PATTERNS = 10_000  # of ranks or alphas by module: 2,000 of a rank search
+EXPRESSIONS = 32  # of these that are more than a name: 3
 
 # What a model is.
 LAYERS = 1000  # of a tower or a decoder: Llama 3.1 405B has 126
@@ -44,6 +51,7 @@ CONTEXT = 1 << 20  # positions: Qwen2.5-1M has 1010000
 ROPE_TABLE = 1 << 27  # values of cos and sin together, context times rotated size: Qwen2.5-1M has 2^27, 512 MB
 STATE_PER_POSITION = 1 << 20  # values of keys and values over all layers: LLaVA 1.5 13B has 409600
 IMAGE_SIDE = 8192  # of a tower's square: Pixtral has 1540
+INPUT_VALUES = 1 << 28  # of a CoreML encoder's input of fixed size: 4.8 million
 PATCHES = 1 << 14  # of a square: PaliGemma at 896 pixels has 4096
 PATCH_SIDE = 256  # of a patch: CLIP has 32
 WINDOW_SIDE = 128  # patches per side of an attention window: Qwen2.5-VL has 8

@@ -7,6 +7,7 @@ from typing import Any
 from edgevlm.bench.device_card import card_line
 from edgevlm.bench.worker import STAGES
 from edgevlm.io.console import seconds
+from edgevlm.io.processor import processor_line
 from edgevlm.report.charts import Bar, Series, stacked_bars
 from edgevlm.report.gather import Findings
 from edgevlm.report.markup import Html, h, join
@@ -82,7 +83,8 @@ def gates(found: Findings) -> Html:
         rows = [_gate_row(row) for row in checks]
         head = ("check", "", "measured", "bound", "")
         bad = {i for i, row in enumerate(checks) if not row.get("passed")}
-        summary = h("summary", h("bdi", member.name), verdict)
+        made_on = processor_line(gate.get("processor"))
+        summary = h("summary", h("bdi", member.name), verdict, f", on {made_on}" if made_on else "")
         blocks.append(h("details", summary, table(head, rows, bad), open=bool(missed)))
     return join(*blocks)
 

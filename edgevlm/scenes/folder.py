@@ -8,7 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
 from edgevlm.io.folders import check_replaceable, partial_folder, publish
+from edgevlm.io.json import parse_json, read_json
+from edgevlm.io.regular import read_lines
 from edgevlm.scenes.catalogue import SPLITS, Split
 from edgevlm.scenes.question import LOC_BINS, Question, parse_question
 from edgevlm.types import Progress
@@ -78,7 +81,7 @@ def read_questions(folder: Path, *, skip_bad: bool = False) -> QuestionSet:
     head = _read_head(folder)
     path = folder / QUESTIONS
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = list(read_lines(path, _LONGEST_LINE))
     except OSError as error:
         raise EdgeVLMError(
             f"'{path}' cannot be read ({error.strerror}): a Scenes folder has {DATASET}, images and {QUESTIONS}."
@@ -91,7 +94,7 @@ def read_questions(folder: Path, *, skip_bad: bool = False) -> QuestionSet:
         if not line.strip():
             continue
         try:
-            question = parse_question(_json(line, last=number == len(lines)))
+            question = parse_question(_json(line, last=not line.endswith(b"\n")))
             if question.image not in images:
                 images[question.image] = _image_problem(folder, question.image)
             if problem := images[question.image]:
@@ -113,16 +116,8 @@ def read_questions(folder: Path, *, skip_bad: bool = False) -> QuestionSet:
 
 def _read_head(folder: Path) -> dict[str, Any]:
     path = folder / DATASET
-    try:
-        head = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EdgeVLMError(
-            f"'{folder}' is not a Scenes folder (no {DATASET}): write one with edgevlm scenes {folder}."
-        ) from None
-    except OSError as error:
-        raise EdgeVLMError(f"'{path}' cannot be read ({error.strerror}): check the folder.") from None
-    except (ValueError, RecursionError):
-        raise EdgeVLMError(f"'{path}' is not JSON: write the folder again.") from None
+    missing = f"'{folder}' is not a Scenes folder (no {DATASET}): write one with edgevlm scenes {folder}."
+    head = read_json(path, "write the folder again", missing=missing, largest=limits.SPEC_FILE)
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise EdgeVLMError(f'\'{path}\' does not say "format": "{FORMAT}": it is not a Scenes folder\'s.')
     if head.get("version") != VERSION:
@@ -138,14 +133,8 @@ def _read_head(folder: Path) -> dict[str, Any]:
 
 
 def _json(line: bytes, last: bool) -> Any:
-    if len(line) > _LONGEST_LINE:
-        raise ValueError(f"the line has more than {_LONGEST_LINE} bytes")
     try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise ValueError("the line is not UTF-8 text") from None
-    except RecursionError:
-        raise ValueError("the JSON is nested too deep") from None
+        return parse_json(line, _LONGEST_LINE)
     except json.JSONDecodeError as error:
         what = "the line is cut off (the file ends in it)" if last else "the line is not JSON"
         raise ValueError(f"{what}: {error.msg} at column {error.colno}") from None

@@ -113,7 +113,7 @@ def compare(
 def distill(options: DistillOptions, progress: Progress, note: Callable[[str], None]) -> Path | None:
     """Train the student and write `options.out`; its path, in the main process. Raises EdgeVLMError."""
     run = Run(options, progress, note)
-    student, teacher = open_source(options.model), open_source(options.teacher)
+    student, teacher = open_source(options.model, options.processor), open_source(options.teacher)
     check_vocabularies(teacher, student)
     recipe = make_recipe(options.quantize, options.preset, options.components) if options.quantize else None
     items = read_items(options, student, run)

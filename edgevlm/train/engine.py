@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.folders import check_replaceable, publish
+from edgevlm.io.json import read_object
 from edgevlm.train.collate import Collator, Items
 from edgevlm.train.conversations import BadRecord
 from edgevlm.train.models import part_of, quiet_transformers
@@ -129,7 +130,7 @@ class Run:
             if not file.exists():
                 file.write_text(json.dumps(plan, indent=1) + "\n")
         self.process.wait_for_everyone()
-        begun = json.loads(file.read_text())
+        begun = read_object(file, "remove that folder to start again")
         if differing := [name for name in plan if begun.get(name) != plan[name]]:
             name = differing[0]
             raise EdgeVLMError(

@@ -20,7 +20,9 @@ def train(options: TrainOptions, progress: Progress, note: Callable[[str], None]
     Raises EdgeVLMError.
     """
     run = Run(options, progress, note)
-    source = open_source(options.model)
+    source = open_source(options.model, options.processor)
+    if source.checkpoint.adapter is not None:
+        run.note(f"'{options.model}' is a LoRA adapter: trained is {source.checkpoint.name} with it.")
     items = read_items(options, source, run)
     begun = run.begin(items)
     model = load_for_training(source, options)

@@ -65,7 +65,7 @@ class TeacherCache:
 
 def check_vocabularies(teacher: Source, student: Source) -> None:
     """Distillation compares probabilities of tokens, so the two must mean the same by a token."""
-    files = (source.folder / "tokenizer.json" for source in (student, teacher))
+    files = (source.processor / "tokenizer.json" for source in (student, teacher))
     ours, theirs = (load_tokenizer(file).get_vocab(with_added_tokens=True) for file in files)
     if ours != theirs:
         differing = sum(ours.get(token) != id_ for token, id_ in theirs.items()) + len(ours.keys() - theirs.keys())

@@ -21,14 +21,17 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.inputs.decode import decode_image, open_image
-from edgevlm.inputs.preprocess import Prepared, prepare
+from edgevlm.inputs.preprocess import Prepared, normalize, prepare
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.inputs.spec import tiled
+from edgevlm.inputs.spec import ImageSpec, tiled
 from edgevlm.io.options import check_types
+from edgevlm.io.processor import processor
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
-from edgevlm.types import Progress
+from edgevlm.types import F32, Progress
+from edgevlm.verify.adapter import MergedAdapter, check_adapter
+from edgevlm.verify.advice import advice, notes
 from edgevlm.verify.bounds import LOSS_BOUNDS, bound_of
 from edgevlm.verify.inputs import Source, check_golden, check_inputs, golden
 from edgevlm.verify.layers import layer_losses
@@ -89,6 +92,7 @@ def run_gate(
     original: Weights | None = None,
     expected: ExpectedWeights | None = None,
     source: Source | None = None,
+    adapter: MergedAdapter | None = None,
     questions: Questions | None = None,
     progress: Progress | None = None,
     options: GateOptions | None = None,
@@ -97,7 +101,8 @@ def run_gate(
 
     original: the checkpoint's weights, to measure what quantization costs. expected: the quantizer's result for them,
     which the files must hold. source: the rules of the checkpoint's own processor, for pictures and prompts.
-    Without them (a bundle alone) these parts are left out, and the inputs are compared with the export's record.
+    adapter: what was merged into the original, of which peft is asked. Without them (a bundle alone) these parts are
+    left out, and the inputs are compared with the export's record.
     questions: asked on every target, for the third level; its score is compared with the original's, or without that
     with the reference's. This is the slowest part: the reference answers every question in numpy.
     """
@@ -114,6 +119,8 @@ def run_gate(
     begin("weights")
     shipped, found = _weights(bundle, expected)
     rows += found
+    if adapter is not None:
+        rows.append(check_adapter(adapter))
     spec = bundle.manifest.spec
     reference = Reference(spec, shipped, bundle.image_spec)
     fast = bundle.manifest.recipe.get("prefill") is not None and "onnx" in targets
@@ -122,7 +129,7 @@ def run_gate(
     begin("inputs")
     rows += check_inputs(bundle, source, decode_image(picture_folder() / PICTURES[0]), QUESTION)
     cases = _cases(bundle)
-    rows += check_golden(cases, reference, (bundle.manifest.gate or {}).get("golden"))
+    rows += check_golden(cases, reference, bundle.manifest.gate or {})
     answers: list[int] = []
     layers: dict[str, dict[str, float]] = {}
     baseline_scores: list[Report] = []
@@ -181,7 +188,9 @@ def run_gate(
             rows.append(Row("quantization", UNJUDGED, 0, None, not options.strict, note, "answers"))
     if progress:
         progress("gate", len(stages), len(stages))
-    return GateReport(tuple(rows), layers, golden(cases, reference))
+    recipe, cpu = bundle.manifest.recipe, processor()
+    told = tuple(notes(rows, recipe, cpu))
+    return GateReport(tuple(rows), layers, golden(cases, reference), cpu, told, advice(rows, recipe))
 
 
 def _weights(bundle: Bundle, expected: ExpectedWeights | None) -> tuple[Weights, list[Row]]:
@@ -220,6 +229,11 @@ def _check_answers(
 def picture_folder() -> Path:
     """The pictures that ship with edgevlm."""
     return Path(str(importlib.resources.files("edgevlm"))) / "assets" / "pictures"
+
+
+def typical_pixels(spec: ImageSpec) -> F32:
+    """A shipped picture as one view, normalized (3, H, W)."""
+    return normalize(prepare(open_image(picture_folder() / PICTURES[0]), spec, max_tiles=1).views[0], spec)
 
 
 def _cases(bundle: Bundle) -> list[Case]:

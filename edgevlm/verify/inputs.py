@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,8 @@ from edgevlm.inputs.preprocess import normalize, plan, preprocess
 from edgevlm.inputs.prompt import Prompter, Views
 from edgevlm.inputs.spec import ImageSpec, PromptSpec, ViewTokens, tiled
 from edgevlm.inputs.views import PadTo, ResizeTo, Step
+from edgevlm.io.json import read_json
+from edgevlm.io.processor import processor_line
 from edgevlm.types import F32
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.report import Row, at_least
@@ -133,7 +134,7 @@ def _upstream(folder: Path) -> Mapping[str, Any]:
     for name, key in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
         path = folder / name
         if path.is_file():
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path, "export the bundle again", finite=False)
             data = data.get(key) if key and isinstance(data, dict) else data
             if isinstance(data, dict):
                 return data
@@ -242,19 +243,19 @@ def golden(cases: list[Case], reference: Reference) -> dict[str, Any]:
     }
 
 
-def check_golden(cases: list[Case], reference: Reference, recorded: Any) -> Iterator[Row]:
-    """This machine's inputs and reference against `golden` of the export."""
-    if recorded is None:
+def check_golden(cases: list[Case], reference: Reference, gate: Mapping[str, Any]) -> Iterator[Row]:
+    """This machine's inputs and reference against `golden` in the gate of the export."""
+    if (recorded := gate.get("golden")) is None:
         return
     try:
-        yield from _check_golden(cases, reference, recorded)
+        yield from _check_golden(cases, reference, recorded, processor_line(gate.get("processor")))
     except (TypeError, ValueError, KeyError, AttributeError):
         raise EdgeVLMError(
             "manifest.json: what the export recorded for its gate ('golden') is malformed: export the bundle again."
         ) from None
 
 
-def _check_golden(cases: list[Case], reference: Reference, recorded: Any) -> Iterator[Row]:
+def _check_golden(cases: list[Case], reference: Reference, recorded: Any, made_on: str) -> Iterator[Row]:
     for what, level in (("views", "numbers"), ("ids", "tokens")):
         known = recorded[what]
         found = {c.name: _views_digest(c, reference.image) if what == "views" else _digest(c.ids) for c in cases}
@@ -265,7 +266,8 @@ def _check_golden(cases: list[Case], reference: Reference, recorded: Any) -> Ite
     features = np.array(recorded["features"], np.float32)
     ours = reference.features(cases[0].views[:1])[0][0]
     low = cosine(ours, features) if ours.shape == features.shape else 0.0
-    yield at_least(_TARGET, "reference features as at the export, cosine", low, 0.99999)
+    note = f"recorded on {made_on}" if made_on else ""
+    yield at_least(_TARGET, "reference features as at the export, cosine", low, 0.99999, note)
 
 
 def _views_digest(case: Case, spec: ImageSpec) -> str:

@@ -56,12 +56,16 @@ class Row:
 class GateReport:
     """rows: in the order of judging. layers: per comparison, each named value's difference (see `divergence`).
 
-    golden: inputs and features as computed here, which `edgevlm verify` holds later runs to.
+    golden: inputs and features as computed here, which `edgevlm verify` holds later runs to. processor: of the machine
+    that judged. notes: sentences on what no bound judges. advice: one on what would likely pass, after a failure.
     """
 
     rows: tuple[Row, ...]
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     golden: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    advice: str = ""
 
     @property
     def passed(self) -> bool:
@@ -81,7 +85,8 @@ class GateReport:
         """Plain JSON values; a measurement that is no number is None."""
         rows = [asdict(row) | {"measured": _finite(row.measured)} for row in self.rows]
         layers = {name: {key: _finite(v) for key, v in values.items()} for name, values in self.layers.items()}
-        return {"passed": self.passed, "rows": rows, "layers": layers, "golden": self.golden}
+        facts = {"processor": self.processor, "notes": list(self.notes), "advice": self.advice}
+        return {"passed": self.passed, "rows": rows, "layers": layers, "golden": self.golden, **facts}
 
 
 def _finite(value: float) -> float | None:

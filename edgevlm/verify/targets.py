@@ -85,7 +85,7 @@ class OnnxJudge:
 
     def before(self, bundle: Bundle, numerics: dict[str, str]) -> Iterator[Row]:
         if set(numerics.values()) != {"float"}:
-            yield check_products()
+            yield from check_products()
 
     def after(self, judged: JudgedTarget) -> tuple[list[Row], Layers]:
         if judged.passed:

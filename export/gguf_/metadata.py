@@ -7,8 +7,9 @@ from typing import Any
 
 from gguf import GGUFWriter, LlamaFileType
 
+from edgevlm.export.chat_template import llama_cpp_template
 from edgevlm.export.gguf_.archs.text import Value
-from edgevlm.export.gguf_.tokenizer import Vocabulary, chat_template
+from edgevlm.export.gguf_.tokenizer import Vocabulary
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.io.records import to_dict
 
@@ -62,7 +63,7 @@ def add_tokenizer(writer: GGUFWriter, vocabulary: Vocabulary, prompt: PromptSpec
         writer.add_pad_token_id(prompt.pad_id)
     writer.add_add_bos_token(prompt.add_bos)
     writer.add_add_eos_token(False)
-    writer.add_chat_template(chat_template(prompt))
+    writer.add_chat_template(llama_cpp_template(prompt.chat))
 
 
 def add_own(writer: GGUFWriter, image: ImageSpec, prompt: PromptSpec) -> None:

@@ -1,8 +1,7 @@
-"""tokenizer.json and prompt.json as GGUF metadata: tokens, types, merges, pre-tokenizer, chat template."""
+"""tokenizer.json as GGUF metadata: tokens, types, merges, pre-tokenizer."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 from gguf import TokenType
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.spec import PromptSpec
-
-MEDIA_MARKER = "<__media__>"  # what llama.cpp puts where a message holds a picture (mtmd_default_marker)
+from edgevlm.io import limits
+from edgevlm.io.json import read_object
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -51,7 +49,7 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
     Raises EdgeVLMError for tokenizers that llama.cpp would read differently.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_object(path, "download the checkpoint again", largest=limits.TOKENIZER_FILE)
         model, added = data["model"], data.get("added_tokens") or []
         if model.get("type", "BPE") != "BPE":
             raise _refuse(path, f"its model is {model.get('type')!r}")
@@ -74,8 +72,10 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
             raise _refuse(path, "it normalizes text")
         if bool(model.get("ignore_merges")) != (pre == "llama-bpe"):
             raise _refuse(path, f"ignore_merges is {bool(model.get('ignore_merges'))}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EdgeVLMError(f"{path} is no usable tokenizer.json ({error!r}): download the checkpoint again.") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise EdgeVLMError(
+            f"{path} is no usable tokenizer.json ({repr(error)[:120]}): download the checkpoint again."
+        ) from None
     return Vocabulary("gpt2", tokens, types, pre, merges)
 
 
@@ -163,46 +163,3 @@ def byte_level(text: str) -> str:
     others = [byte for byte in range(256) if byte not in printable]
     alphabet = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
     return "".join(alphabet[byte] for byte in text.encode())
-
-
-def chat_template(spec: PromptSpec) -> str:
-    """A Jinja template that renders what PromptSpec says, for stock llama.cpp.
-
-    A picture reaches it as a text part with llama.cpp's media marker, so a message that begins with the marker
-    begins with an image.
-    """
-    chat = spec.chat
-    roles = "".join(
-        f"{{% {'elif' if i else 'if'} message['role'] == {_quote(role)} %}}"
-        f"{{% if first_image %}}{{{{ {_quote(text.open_image)} }}}}"
-        f"{{% else %}}{{{{ {_quote(text.open_text)} }}}}{{% endif %}}"
-        for i, (role, text) in enumerate(chat.roles.items())
-    )
-    closes = "".join(
-        f"{{% {'elif' if i else 'if'} message['role'] == {_quote(role)} %}}{{{{ {_quote(text.close)} }}}}"
-        for i, (role, text) in enumerate(chat.roles.items())
-    )
-    default = f"{{% if messages[0]['role'] != 'system' %}}{{{{ {_quote(chat.default_system)} }}}}{{% endif %}}"
-    end = f"{{% if part['text'] != '{MEDIA_MARKER}' %}}{{{{ {_quote(chat.text_close)} }}}}{{% endif %}}"
-    return (
-        f"{{{{ {_quote(chat.prefix)} }}}}{default if chat.default_system else ''}{{% for message in messages %}}"
-        "{% set content = message['content'] %}"
-        "{% if content is string %}"
-        f"{{% set first_image = content.startswith('{MEDIA_MARKER}') %}}"
-        "{% else %}"
-        f"{{% set first_image = content[0]['type'] != 'text' or content[0]['text'].startswith('{MEDIA_MARKER}') %}}"
-        "{% endif %}"
-        f"{roles}{{% else %}}{{{{ raise_exception('unknown role') }}}}{{% endif %}}"
-        f"{{% if content is string %}}{{{{ content{' + ' + _quote(chat.text_close) if chat.text_close else ''} }}}}"
-        "{% else %}{% for part in content %}"
-        f"{{% if part['type'] == 'text' %}}{{{{ part['text'] }}}}{end if chat.text_close else ''}"
-        f"{{% else %}}{{{{ {_quote(spec.image_token)} }}}}{{% endif %}}"
-        "{% endfor %}{% endif %}"
-        f"{closes}{{% endif %}}{{% endfor %}}"
-        f"{{% if add_generation_prompt %}}{{{{ {_quote(chat.generation)} }}}}{{% endif %}}"
-    )
-
-
-def _quote(text: str) -> str:
-    """A Jinja string literal."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"

@@ -24,6 +24,7 @@ from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes.llama.names import PROJECTORS, TEXT, Table
+from edgevlm.verify.stock import stock_note
 
 MODEL, MMPROJ = "model.gguf", "mmproj.gguf"
 
@@ -43,8 +44,9 @@ def write_gguf(
     `quantized(name)` is the QTensor of a linear weight by its canonical name; norms, biases, positions and the patch
     convolution are read from `weights` as float32.
     A decoder that llama.cpp knows is written alone where it does not know the tower: another engine then encodes.
-    Returns the target's manifest entry: the files, llama.cpp's names for what they hold, bytes by tensor type, and why
-    there is no mmproj where there is none. Raises EdgeVLMError when llama.cpp cannot hold the decoder or the tokenizer.
+    Returns the target's manifest entry: the files, llama.cpp's names for what they hold, bytes by tensor type, why
+    there is no mmproj where there is none, and what stock llama.cpp does otherwise with pictures. Raises EdgeVLMError
+    when llama.cpp cannot hold the decoder or the tokenizer.
     """
     arch, projector = text_arch(spec.decoder), projector_type(spec)
     vocabulary = read_vocabulary(tokenizer_json, spec.decoder.vocab_size)
@@ -87,6 +89,7 @@ def write_gguf(
         projector_type=projector.name if projector else None,
         bytes=sizes,
         no_pictures=None if reason is None else f"llama.cpp cannot encode this model's pictures: {reason}",
+        alone=stock_note(projector.name, image) if projector else None,
     )
 
 

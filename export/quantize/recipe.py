@@ -32,6 +32,7 @@ class Recipe:
     embed: Form
     prefill: Form | None = None  # a second decoder graph for prompts, where that is faster
     fp16: tuple[str, ...] = ()  # weights whose width no block of 32 divides
+    outliers: tuple[str, ...] = ()  # int8 weights of the encoder that keep fp16, see outliers.py
     int8: tuple[str, ...] = ()  # layers such as "decoder.layers.3" that keep 8 bits in a decoder of fewer
     method: str = "rtn"  # how codes and scales were chosen: round to nearest, or one of calibrate.METHODS
 
@@ -42,7 +43,7 @@ class Recipe:
         if any(weight.startswith(f"{layer}.") for layer in self.int8):
             return Form("int8")
         form: Form = getattr(self, component_of(weight))
-        return form
+        return Form("fp16") if form.kind == "int8" and weight in self.outliers else form
 
 
 def component_of(weight: str) -> str:

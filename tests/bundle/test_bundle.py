@@ -1,8 +1,11 @@
 """Opening bundles: what does not match is refused in one sentence. Writing them: whole or not at all."""
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from edgevlm.bundle.manifest import open_bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.folders import partial_folder, publish
+from edgevlm.runtimes import open_runtime
 
 
 @pytest.fixture
@@ -78,8 +82,56 @@ def test_refusals(bundle: Path, break_it: Callable[[Path], object], sentence: st
 def test_link_to_the_outside_is_refused(bundle: Path, tmp_path: Path) -> None:
     (bundle / "tokenizer.json").rename(tmp_path / "elsewhere.json")
     (bundle / "tokenizer.json").symlink_to(tmp_path / "elsewhere.json")
-    with pytest.raises(EdgeVLMError, match="is a link to the outside"):
+    with pytest.raises(EdgeVLMError, match=r"'tokenizer\.json' in .* is a link to the outside"):
         open_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["onnx/more.onnx_data", "folder"])
+def test_unlisted_link_to_the_outside_is_refused(bundle: Path, tmp_path: Path, name: str) -> None:
+    """A graph may name it as its external data."""
+    (bundle / name).symlink_to(tmp_path if name == "folder" else __file__)
+    with pytest.raises(EdgeVLMError, match=f"'{name}' in .* is a link to the outside"):
+        open_bundle(bundle)
+    (bundle / name).unlink()
+    (bundle / "again").symlink_to("onnx")
+    open_bundle(bundle)
+
+
+def snapshot_of(folder: Path, cache: Path) -> Path:
+    """`folder` as huggingface_hub keeps it in a cache: links to files that are named by their hash."""
+    blobs, snapshot = cache / "blobs", cache / "snapshots" / ("a" * 40)
+    blobs.mkdir(parents=True)
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+        shutil.copyfile(path, blob)
+        link = snapshot / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    return snapshot
+
+
+def test_snapshot_in_the_hubs_cache_is_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "README.md").write_text("not in the manifest")
+    snapshot = snapshot_of(bundle, tmp_path / "models--owner--name")
+    ids = np.arange(9)
+    logits = []
+    for folder in (bundle, snapshot):  # the engine follows the links as well
+        with closing(open_runtime(open_bundle(folder, "hash"), "onnxruntime")) as runtime:
+            logits.append(runtime.decoder.forward(runtime.decoder.embed(ids)))
+    np.testing.assert_array_equal(*logits)
+
+
+@pytest.mark.parametrize("cache", ["other--owner--name", "models--owner--name"])
+def test_snapshot_of_another_cache_is_refused(bundle: Path, tmp_path: Path, cache: str) -> None:
+    snapshot = snapshot_of(bundle, tmp_path / cache)
+    if cache.startswith("models"):  # links to a file of the same cache that is no blob, and of another model's
+        other = tmp_path / "models--owner--other" / "blobs"
+        other.mkdir(parents=True)
+        (snapshot / "tokenizer.json").resolve().rename(other / "tokenizer.json")
+        (snapshot / "tokenizer.json").unlink()
+        (snapshot / "tokenizer.json").symlink_to(other / "tokenizer.json")
+    with pytest.raises(EdgeVLMError, match=r"is a link to the outside.*local_dir"):
+        open_bundle(snapshot)
 
 
 def test_missing_folder(tmp_path: Path) -> None:

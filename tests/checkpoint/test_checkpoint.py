@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.safetensors import SafetensorsFile
+from edgevlm.checkpoint.upstream import copy_upstream
 from edgevlm.errors import EdgeVLMError
 
 ROOT = Path(__file__).parents[2]
@@ -233,6 +234,20 @@ def test_broken_folder_is_refused_in_one_sentence(folder: Path, case: str) -> No
     make, expected = BROKEN[case]
     make(folder)
     assert expected in refused(lambda: open_checkpoint(str(folder)))
+
+
+def test_a_small_file_that_is_a_link_out_of_the_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
+    """It would be copied into what is made of the checkpoint, and published with it."""
+    secret = tmp_path / "secret"
+    secret.write_text("{}")
+    (folder / "added_tokens.json").symlink_to(secret)
+    message = refused(lambda: open_checkpoint(str(folder)))
+    assert "added_tokens.json' is a link to" in message and "outside of the checkpoint" in message
+    with pytest.raises(EdgeVLMError, match="outside of the checkpoint"):
+        copy_upstream(folder, tmp_path)
+    (folder / "added_tokens.json").unlink()
+    (folder / "added_tokens.json").symlink_to("tokenizer.json")
+    open_checkpoint(str(folder))
 
 
 def test_truncated_download_is_named(folder: Path) -> None:

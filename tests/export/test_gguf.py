@@ -21,10 +21,9 @@ from edgevlm.bundle.qtensor import QTensor
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.gguf_ import validate_gguf, write_gguf
 from edgevlm.export.gguf_.blocks import ggml_type, pack
-from edgevlm.export.gguf_.tokenizer import byte_level, chat_template, read_vocabulary
+from edgevlm.export.gguf_.tokenizer import byte_level, read_vocabulary
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
-from edgevlm.inputs.prompt import ControlText, UserText, render
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Rope
 from edgevlm.models.towers.vit import Vit
@@ -358,33 +357,6 @@ def test_gpt2_and_llama3_tokenizers_are_named(gguf_checkpoint, tmp_path):
     data["pre_tokenizer"] = BYTES
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     assert read_vocabulary(tmp_path / "tokenizer.json", 512).pre == "gpt-2"
-
-
-def test_the_template_renders_what_the_prompt_spec_says(gguf_bundle):
-    jinja2 = pytest.importorskip("jinja2")
-    spec = gguf_bundle("int4").prompt_spec
-    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(chat_template(spec))
-    marker = "<__media__>"
-    picture, words = {"type": "text", "text": marker}, {"type": "text", "text": 'What\'s "this"? {{x}}'}
-    image = {"type": "image"}
-
-    def ours(messages, num_images):
-        def text(piece):
-            return piece.text if isinstance(piece, ControlText | UserText) else marker
-
-        return "".join(text(piece) for piece in render(spec.chat, messages, num_images))
-
-    def stock(messages):
-        return template.render(messages=messages, add_generation_prompt=True)
-
-    ask, answer = {"role": "user", "content": [image, words]}, {"role": "assistant", "content": [words]}
-    seen = {"role": "user", "content": [picture, words]}
-    again = {"role": "user", "content": [words]}
-    assert stock([seen]) == ours([ask], 1)
-    assert stock([seen, answer, again]) == ours([ask, answer, again], 1)
-    assert stock([{"role": "user", "content": "Hello"}]) == ours("Hello", 0)
-    hello = {"role": "user", "content": [image, {"type": "text", "text": "Hello"}]}
-    assert stock([{"role": "user", "content": marker + "Hello"}]) == ours([hello], 1)
 
 
 # --- the validator, and damaged files --------------------------------------------------------------------------

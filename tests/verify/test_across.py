@@ -15,11 +15,13 @@ from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.runtimes import open_runtime
+from edgevlm.runtimes.llama.names import SHUFFLE_LINEAR
 from edgevlm.runtimes.mil.blob import blob_span
 from edgevlm.runtimes.mil.file import open_package
 from edgevlm.verify import across
-from edgevlm.verify.across import HEAD, stock_plan, stock_warnings, verify_across
+from edgevlm.verify.across import HEAD, verify_across
 from edgevlm.verify.gate import picture_folder
+from edgevlm.verify.stock import stock_note, stock_plan, stock_warnings
 
 COFFEE = picture_folder() / "coffee.jpg"
 
@@ -182,6 +184,21 @@ def test_warnings_carry_the_numbers(gguf_bundle, tmp_path):
     ]
     Image.new("L", (1, 900)).save(tmp_path / "strip.png")
     assert "refuse it, because it scales it to no pixels" in stock_warnings(tiled, tmp_path / "strip.png")[0]
+
+
+def test_a_bundle_says_what_stock_llama_cpp_does(gguf_bundle):
+    single, tiled = gguf_bundle("int4", "default"), gguf_bundle("int4")
+    said = {bundle.folder.name: bundle.manifest.targets["gguf"].alone for bundle in (single, tiled)}
+    for bundle in (single, tiled):  # as predicted for a picture
+        overview = any(" tiles (" in warning for warning in stock_warnings(bundle, COFFEE))
+        assert ("adds an overview" in said[bundle.folder.name]) == overview
+    assert said["tiny-int4"] == (
+        "llama.cpp without edgevlm ignores EXIF orientation and transparency: its answers about pictures can differ "
+        "from edgevlm's."
+    )
+    bicubic = dataclasses.replace(tiled.image_spec, resample="bicubic")
+    assert "resamples with lanczos where this model has bicubic" in stock_note(SHUFFLE_LINEAR, bicubic)
+    assert "a way of its own" in stock_note("mlp", tiled.image_spec)
 
 
 def test_a_bundle_without_gguf_has_no_warnings(bundle):

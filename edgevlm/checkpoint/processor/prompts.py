@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from edgevlm.checkpoint.chat_template import ChatFormat, probes, read_chat_template, token_text
 from edgevlm.checkpoint.processor.files import ProcessorFiles
@@ -15,6 +16,13 @@ from edgevlm.models.model import ModelSpec
 NO_PICTURE_TEXT = PictureText()
 
 
+class ReadPrompt(NamedTuple):
+    """A checkpoint's conversation rules, and what its chat template writes for a picture that a processor fills in."""
+
+    spec: PromptSpec
+    picture: str
+
+
 def prompt_spec(
     files: ProcessorFiles,
     model: ModelSpec,
@@ -22,7 +30,7 @@ def prompt_spec(
     picture: PictureText = NO_PICTURE_TEXT,
     needed: tuple[str, ...] = (),
     chat: ChatFormat | None = None,
-) -> PromptSpec:
+) -> ReadPrompt:
     """The chat format, image tokens and stop tokens of a checkpoint.
 
     picture: what the processor writes around a picture's image tokens; the chat template's own text comes around it.
@@ -47,7 +55,7 @@ def prompt_spec(
         pad_id=ids.get(token_text(files.names, "pad_token")),
     )
     _prove(spec, files)
-    return spec
+    return ReadPrompt(spec, f"{chat.image_open}{image}{chat.image_close}")
 
 
 def _image_token(files: ProcessorFiles, model: ModelSpec) -> str:
