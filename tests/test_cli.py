@@ -286,7 +286,7 @@ MISTAKES = {
     ),
     "unknown target": (
         "export default -o {tmp}/o --target tflite",
-        "Target 'tflite' does not exist: choose from onnx, gguf, coreml.",
+        "Target 'tflite' does not exist: choose one of onnx, gguf, coreml.",
     ),
     "misspelt target": (
         "export default -o {tmp}/o --target onxx",

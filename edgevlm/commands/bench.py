@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevlm.commands.arguments import bundle_folder
+from edgevlm.commands.arguments import bundle_folder, warn_if_failed
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, progress_bar, seconds, size, table, write, write_json
 
@@ -58,6 +58,7 @@ def bench(
     """
     from edgevlm.bench.measure import PICTURE, QUESTION, BenchOptions, Subject
     from edgevlm.bench.measure import bench as measure
+    from edgevlm.bundle.manifest import open_bundle
     from edgevlm.io.apart import check_apart
     from edgevlm.io.files import check_new, write_text
 
@@ -77,6 +78,8 @@ def bench(
     subjects = [first, *(_other(text, first) for text in vs)]
     if json_file not in (None, "-"):
         check_apart([("--json", json_file)], [("--picture", picture), *(("BUNDLE", each.bundle) for each in subjects)])
+    for folder in dict.fromkeys(subject.bundle for subject in subjects):
+        warn_if_failed(open_bundle(folder))
     with progress_bar() as progress:
         report = measure(subjects, options, progress)
     if json_file == "-":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.commands.arguments import bundle_folder
+from edgevlm.commands.arguments import bundle_folder, nearest, warn_if_failed
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, progress_bar, seconds, table, write
 from edgevlm.io.text import json_text
@@ -75,16 +76,18 @@ def eval(
     from edgevlm.runtimes import open_runtime
 
     if suite not in READY:
-        raise EdgeVLMError(f"There is no suite '{suite}': choose one of {', '.join(READY)}.")
+        raise EdgeVLMError(f"There is no suite '{suite}': {nearest(suite, READY)}")
     if resume and out is None:
         raise EdgeVLMError("--resume goes on with a file of answers: name it with --out.")
+    if revision is not None and (data is None or os.path.exists(data)):
+        raise EdgeVLMError("--revision is for data sets of the Hub: name one with --data, or leave it out.")
     options = EvalOptions(prompt, max_tokens, tiles, limit, skip_bad)
     check_apart([("--out", out), ("--json", json_file)], [("--data", data), ("BUNDLE", bundle)])
     if json_file is not None:
         check_new(Path(json_file), force or resume)
     if out is not None:
         check_answers(Path(out), resume, force)
-    opened = open_bundle(bundle_folder(bundle))
+    opened = warn_if_failed(open_bundle(bundle_folder(bundle)))
     with ExitStack() as stack:
         progress = stack.enter_context(progress_bar())
         folder = _folder(READY[suite], data, revision, cache_dir, stack, progress)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from edgevlm.commands.arguments import nearest
 from edgevlm.io.console import note, progress_bar
 
 
@@ -33,7 +34,7 @@ def scenes(folder: str, split: str, seed: int, count: int, rounds: int, force: b
     from edgevlm.scenes.folder import MOST_SCENES, write_scenes
 
     if split not in SPLITS:
-        raise EdgeVLMError(f"There is no split '{split}': choose one of {', '.join(SPLITS)}.")
+        raise EdgeVLMError(f"There is no split '{split}': {nearest(split, SPLITS)}")
     if not 1 <= count <= MOST_SCENES:
         raise EdgeVLMError(f"--count {count} is no number of pictures: choose 1 to {MOST_SCENES}.")
     if not 0 <= seed < 2**63:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.commands.arguments import bundle_folder
+from edgevlm.commands.arguments import bundle_folder, check_model, check_questions, given
 from edgevlm.commands.gate_table import gate_table, read_bounds
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.io.console import note, progress_bar, size, table
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
     from edgevlm.export.quantize.model import QuantizedModel
     from edgevlm.verify.adapter import MergedAdapter
     from edgevlm.verify.inputs import Source
+    from edgevlm.verify.lint_ane import Finding
+
+# Options of the gate, which the checks in its place have no use for.
+_OF_THE_GATE = ("model", "adapter", "revision", "cache_dir", "answers", "questions", "bound", "strict", "json_file")
 
 
 @click.command()
@@ -75,6 +82,16 @@ def verify(
     from edgevlm.verify.answers import maybe_questions
     from edgevlm.verify.gate import GateOptions, run_gate
 
+    if lint not in (None, "ane"):
+        raise EdgeVLMError(f"There are no rules '{lint}' to lint by: use --lint ane.")
+    instead = given("lint", "overflow", "across", "second_opinion")
+    if instead and (others := given(*_OF_THE_GATE)):
+        raise EdgeVLMError(f"{others[0]} is for the gate, and {instead[0]} runs none: leave one of the two out.")
+    if model is None and (others := given("adapter", "revision", "cache_dir")):
+        raise EdgeVLMError(f"{others[0]} belongs to the original: name that with --model, or leave it out.")
+    if model is not None:
+        check_model(model, revision)
+    check_questions(answers)
     options = GateOptions(strict=strict, bounds=read_bounds(bound))
     if json_file is not None:
         read = [("BUNDLE", bundle), ("--model", model), ("--adapter", adapter), ("--answers", answers)]
@@ -84,7 +101,7 @@ def verify(
     note(f"{len(opened.manifest.files)} files match their sha256.")
     if lint is not None or overflow or across or second_opinion:
         if lint is not None:
-            _lint(opened, lint)
+            _lint(opened)
         if overflow:
             _overflow(opened)
         if across:
@@ -118,11 +135,9 @@ def verify(
         note("Without --model the cost of quantization was not measured again.")
 
 
-def _lint(bundle: Bundle, rules: str) -> None:
+def _lint(bundle: Bundle) -> None:
     from edgevlm.verify.lint_ane import lint_bundle
 
-    if rules != "ane":
-        raise EdgeVLMError(f"There are no rules '{rules}' to lint by: use --lint ane.")
     reports = lint_bundle(bundle)
     for report in reports:
         rows = [
@@ -130,10 +145,21 @@ def _lint(bundle: Bundle, rules: str) -> None:
             for f in report.functions
         ]
         note(f"\n{report.package}\n" + table(rows, ("function", "predicted on the Neural Engine", "read per token")))
-        for finding in report.findings:
-            note(f"  {finding}")
+        for line in _summed(report.findings):
+            note(f"  {line}")
     if not all(report.passed for report in reports):
         raise GateError(f"'{bundle.folder}' breaks rules of the Neural Engine: export with --coreml-profile ane.")
+
+
+def _summed(findings: Sequence[Finding]) -> list[str]:
+    """One line per sentence: findings that differ in their place and their numbers only are counted."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.rule, re.sub(r"\d+", "#", finding.message)), []).append(finding)
+    return [
+        str(same[0]) if len(same) == 1 else str(replace(same[0], where=f"{same[0].where} and {len(same) - 1} more"))
+        for same in groups.values()
+    ]
 
 
 def _overflow(bundle: Bundle) -> None:

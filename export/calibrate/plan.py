@@ -18,6 +18,7 @@ from edgevlm.export.calibrate.choose import (
     COMPONENTS,
     KINDS,
     Choice,
+    check_budget,
     choose,
     component_size,
     decoder_choices,
@@ -131,6 +132,8 @@ def run(
             f"--calibrate fits int4 and int8 weights, and {recipe.quantize} leaves none: add --quantize int4, or leave "
             "--calibrate out."
         )
+    if options.budget is not None:
+        check_budget(spec, weights, recipe, targets, shared, options.budget)
     started = time.process_time()
     source = read_source(options.source)
     seen, unseen = split(source.pictures)
