@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.evaluation.item import Item, Suite
-from edgevlm.io.claims import claimed
+from edgevlm.io.claims import claimed, work_folder
 from edgevlm.io.files import check_new, is_stream, put, real_place
 from edgevlm.io.full import disk_errors
 from edgevlm.io.json import parse_json
@@ -60,7 +60,8 @@ def answer_file(
             yield AnswerFile(stream)
         return
     part = _part(out)
-    with disk_errors(out, part), claimed(real_place(out)):
+    place = real_place(out)
+    with disk_errors(out, work_folder(place)), claimed(place), disk_errors(out, part):
         check_answers(out, resume, force)
         known = _begin(out, part, head, resume)
         try:

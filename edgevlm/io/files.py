@@ -48,7 +48,8 @@ def writing(path: Path, force: bool = False) -> Iterator[Path]:
     Without `force` a file that has appeared there is kept: EdgeVLMError then says where the new one lies.
     """
     place = real_place(path)
-    with disk_errors(path, work_folder(place)), claimed(place, patience=_PATIENCE) as work:
+    work = work_folder(place)
+    with disk_errors(path, work), claimed(place, patience=_PATIENCE), disk_errors(path, work):
         yield work / "new"
         put(work / "new", path, force)
 

@@ -132,6 +132,7 @@ def replacing(
     with (
         disk_errors(out, work_folder(place)),
         claimed(place, lambda work: _recover(work, place, kind)) as work,
+        disk_errors(out, work),  # before the room is given back
     ):
         check_replaceable(out, force, kind)
         yield Replacement(out, place, kind, force, work)

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +116,14 @@ def trial(words: list[str], log: Path, prepare: Callable[[], None] = lambda: Non
         os._exit(code)
 
 
-def digests(folder: Path, *, skip: str = "") -> dict[str, str]:
+def digests(folder: Path, *, skip: Sequence[str] = ()) -> dict[str, str]:
     """sha256 of every file below a folder by name; of links, where they point to."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             found[name] = f"-> {os.readlink(path)}"
-        elif path.is_file() and not (skip and name.startswith(skip)):
+        elif path.is_file() and not name.startswith(tuple(skip)):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -147,7 +147,7 @@ def run(job: dict[str, Any]) -> None:
     for name in job["imports"]:
         importlib.import_module(name)
     base, log = Path(job["place"]), Path(job["place"] + ".log")
-    place, skip = base / "work", job.get("skip", "")
+    place, skip = base / "work", job.get("skip", ())
     prepare = (lambda: None) if job.get("exchange", True) else without_exchange
 
     def words(line: list[str]) -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -135,3 +138,14 @@ def test_a_settings_file_is_changed_in_one_step(tmp_path: Path) -> None:
     path.write_text('{"a": {"b": 1, "c": 2}, "d": 3}')
     change_json(path, {"a": {"b": 5}, "e": 6})
     assert path.read_text() == '{\n  "a": {\n    "b": 5,\n    "c": 2\n  },\n  "d": 3,\n  "e": 6\n}\n'
+
+
+def test_a_full_disk_is_told_from_another_before_its_room_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors of writing name no file; by the room that is left it is known whose they are."""
+    work = work_folder(tmp_path / "a")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0 if work.exists() else 1 << 40))
+    with pytest.raises(OSError) as found, writing(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert found.value.filename == str(tmp_path / "a") and not work.exists()
