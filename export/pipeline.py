@@ -18,6 +18,7 @@ from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt
 from edgevlm.checkpoint.opening import open_model
 from edgevlm.checkpoint.upstream import UPSTREAM, upstream_files
 from edgevlm.errors import EdgeVLMError, GateError
+from edgevlm.export.calibrate.choose import check_budget
 from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
 from edgevlm.export.calibrate.record import recorded
 from edgevlm.export.chat_template import processor_template
@@ -100,6 +101,8 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
     )
     spec, weights = read_model(checkpoint)
     recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
+    if options.calibration is not None and options.calibration.budget is not None:
+        check_budget(spec, weights, recipe, options.targets, _shared_bytes(checkpoint), options.calibration.budget)
     recipe = keep_fine(recipe, spec, weights, typical_pixels(read_image_spec(checkpoint.folder, spec)))
     # Made first, so that what a calibration keeps there is gone only after the gate has read it.
     with partial_folder(options.out) as scratch, partial_folder(options.out) as partial:
@@ -140,6 +143,11 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
     raise error
 
 
+def _shared_bytes(checkpoint: Checkpoint) -> int:
+    """Of the files that every target needs beside its own."""
+    return sum(path.stat().st_size for path in upstream_files(checkpoint.folder, checkpoint.processor))
+
+
 def _calibrate(
     checkpoint: Checkpoint,
     spec: ModelSpec,
@@ -152,7 +160,7 @@ def _calibrate(
 ) -> Calibration:
     prompter = Prompter(read_prompt_spec(checkpoint.processor, spec), checkpoint.processor / "tokenizer.json")
     image_spec = read_image_spec(checkpoint.processor, spec)
-    shared = sum(path.stat().st_size for path in upstream_files(checkpoint.folder, checkpoint.processor))
+    shared = _shared_bytes(checkpoint)
     return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, progress)
 
 

@@ -41,7 +41,7 @@ def grow(
     check_replaceable(out, False, "config.json", "checkpoint")
     source = open_source(model)
     if not isinstance(source.image.rule, TilesThenWhole):
-        raise EdgeVLMError(f"'{model}' has other layers and sees pictures in another way than the shipped model.")
+        raise EdgeVLMError(f"'{model}' sees pictures in another way than the shipped model: begin with one like that.")
     small = source.load()
     config = copy.deepcopy(small.config)
     vision, text = config.vision_config, config.text_config
