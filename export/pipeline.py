@@ -18,6 +18,7 @@ from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt
 from edgevlm.checkpoint.opening import open_model
 from edgevlm.checkpoint.upstream import UPSTREAM, upstream_files
 from edgevlm.errors import EdgeVLMError, GateError
+from edgevlm.export.calibrate.choose import check_budget
 from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
 from edgevlm.export.calibrate.record import recorded
 from edgevlm.export.chat_template import processor_template
@@ -114,6 +115,8 @@ def _export(options: ExportOptions, output: Replacement, progress: Progress) -> 
     )
     spec, weights = read_model(checkpoint)
     recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
+    if options.calibration is not None and options.calibration.budget is not None:
+        check_budget(spec, weights, recipe, options.targets, _shared_bytes(checkpoint), options.calibration.budget)
     recipe = keep_fine(recipe, spec, weights, typical_pixels(read_image_spec(checkpoint.processor, spec)))
     store = TensorStore(output.scratch)
     expected, calibration = QuantizedModel(weights, recipe, store=store), None
@@ -149,6 +152,11 @@ def _export(options: ExportOptions, output: Replacement, progress: Progress) -> 
     raise error
 
 
+def _shared_bytes(checkpoint: Checkpoint) -> int:
+    """Of the files that every target needs beside its own."""
+    return sum(path.stat().st_size for path in upstream_files(checkpoint.folder, checkpoint.processor))
+
+
 def _calibrate(
     checkpoint: Checkpoint,
     spec: ModelSpec,
@@ -161,7 +169,7 @@ def _calibrate(
 ) -> Calibration:
     prompter = Prompter(read_prompt_spec(checkpoint.processor, spec), checkpoint.processor / "tokenizer.json")
     image_spec = read_image_spec(checkpoint.processor, spec)
-    shared = sum(path.stat().st_size for path in upstream_files(checkpoint.folder, checkpoint.processor))
+    shared = _shared_bytes(checkpoint)
     return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, progress)
 
 

@@ -18,7 +18,6 @@ from edgevlm.export.calibrate.choose import (
     COMPONENTS,
     KINDS,
     Choice,
-    check_budget,
     choose,
     component_size,
     decoder_choices,
@@ -57,9 +56,11 @@ class CalibrationOptions:
         if self.method not in METHODS:
             raise EdgeVLMError(f"Method '{self.method}' does not exist: choose one of {', '.join(METHODS)}.")
         if self.budget is not None and self.budget <= 0:
-            raise EdgeVLMError("The budget should be more than 0 bytes, as in --budget 150MB.")
+            raise EdgeVLMError(f"The budget is {self.budget} bytes: give more than 0, as in --budget 150MB.")
         if self.max_loss is not None and not 0 < self.max_loss <= 1:
-            raise EdgeVLMError("The largest loss should be between 0 and 100 %, as in --max-loss 1%.")
+            raise EdgeVLMError(
+                f"The largest loss is {self.max_loss:.4g}: give a share above 0 and at most 1, as in --max-loss 1%."
+            )
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,6 @@ def run(
             f"--calibrate fits int4 and int8 weights, and {recipe.quantize} leaves none: add --quantize int4, or leave "
             "--calibrate out."
         )
-    if options.budget is not None:
-        check_budget(spec, weights, recipe, targets, shared, options.budget)
     started = time.process_time()
     source = read_source(options.source)
     seen, unseen = split(source.pictures)

@@ -57,7 +57,7 @@ def grow(
 def _grow(model: str, out: Path, vision_layers: int | None, layers: int | None, patch: int | None) -> None:
     source = open_source(model)
     if not isinstance(source.image.rule, TilesThenWhole):
-        raise EdgeVLMError(f"'{model}' has other layers and sees pictures in another way than the shipped model.")
+        raise EdgeVLMError(f"'{model}' sees pictures in another way than the shipped model: begin with one like that.")
     small = source.load()
     config = copy.deepcopy(small.config)
     vision, text = config.vision_config, config.text_config

@@ -64,7 +64,8 @@ class PretrainOptions:
         known = min(self.steps, self.batch, self.save_every) > 0 and min(self.workers, self.drills) >= 0
         if not known or not 0 < self.fall <= 1:
             raise EdgeVLMError(
-                "Steps, batch and save-every are 1 or more, workers and drills 0 or more, fall above 0 to 1."
+                "A number is out of its range: steps, batch and save-every are 1 or more, workers and drills 0 or "
+                "more, fall is above 0 and at most 1."
             )
 
     def rate(self, step: int) -> float:
