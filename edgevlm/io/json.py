@@ -12,6 +12,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.io.regular import read_regular
 
+_LONG = re.compile(rb"[0-9]{%d}" % (limits.DIGITS + 1))
 _SURROGATE = re.compile(rb"\\u[dD][89abAB-Fc-f]")
 
 
@@ -30,7 +31,8 @@ def parse_json(data: bytes, largest: int = limits.LINE, *, finite: bool = True, 
         raise ValueError("it begins with a byte order mark, which JSON has not")
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_int=_whole, parse_float=_real,
+            data.decode("utf-8"), object_pairs_hook=_unique, parse_float=_real,
+            parse_int=_whole if _LONG.search(data) else None,  # a call for each number costs more than a search
             parse_constant=_no_number if finite else float,
         )  # fmt: skip
     except UnicodeDecodeError:

@@ -261,7 +261,7 @@ def read_suite(folder: Path) -> Any:
 def read_answers(folder: Path) -> Any:
     from edgevlm.evaluation.answer_file import _read
 
-    return _read(folder / "answers.jsonl", {"suite": "scenes", "version": 1})
+    return _read(folder / "answers.jsonl", {"suite": "scenes", "version": 1})[1]
 
 
 def read_figures(folder: Path) -> Any:
