@@ -17,6 +17,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.io.json import read_object
 from edgevlm.io.regular import open_regular
+from edgevlm.io.text import check_place
 from edgevlm.types import F32
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def find_folder(model: str, what: str, revision: str | None, cache_dir: Path | N
     if model == DEFAULT:
         return Path(str(importlib.resources.files("edgevlm"))) / "assets" / "default"
     path = Path(model)
+    check_place(path)
     try:
         if model and path.is_dir():
             return path

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgevlm.commands.arguments import check_model, given
 from edgevlm.errors import EdgeVLMError, install_hint
 
 if TYPE_CHECKING:
@@ -100,6 +101,9 @@ def train(
     trained model is the only line on standard output.
     """
     need_training()
+    check_model(model)
+    if stage != "preference" and given("beta"):
+        raise EdgeVLMError("--beta is for --stage preference: leave it out.")
     from edgevlm.io.console import note, progress_bar, write
     from edgevlm.train.options import TrainOptions
     from edgevlm.train.run import train as run

@@ -8,7 +8,6 @@ Scenes folder, or, for the preference stage, {"image", "question", "chosen", "re
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
+from edgevlm.io.json import parse_json
 from edgevlm.train.messages import MARKER, ROLES, read_messages
 
 Message = dict[str, Any]  # {"role": ..., "content": [{"type": "image"} | {"type": "text", "text": ...}]}
@@ -45,8 +46,8 @@ def parse_record(text: bytes, place: str, images: Path, *, pairs: bool) -> Conve
         return BadRecord(f"{place}: {problem}")
 
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(text, limits.LINE)
+    except ValueError as error:
         raise bad(f"this is not one whole JSON object ({str(error)[:80]})") from None
     if not isinstance(record, dict):
         raise bad(f"expected a JSON object, found {type(record).__name__}")

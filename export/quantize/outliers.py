@@ -121,7 +121,7 @@ def _round(x: F32, dynamic: bool) -> F32:
         return np.asarray((np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale, np.float32)
     blocks = x.reshape(-1, BLOCK)
     scale = np.abs(blocks).max(1, keepdims=True) / np.float32(127)
-    return (np.rint(blocks / np.where(scale > 0, scale, 1)) * scale).reshape(x.shape)
+    return np.asarray(np.rint(blocks / np.where(scale > 0, scale, 1)) * scale, np.float32).reshape(x.shape)
 
 
 def _lowest_cosine(ours: F32, theirs: F32) -> float:

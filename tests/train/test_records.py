@@ -131,7 +131,7 @@ BAD: list[tuple[Any, str]] = [
     (GOOD | {"image": 7}, "'image' should be a path"),
     (GOOD | {"answer": "  "}, "'answer' is empty"),
     (GOOD | {"answer": None}, "'answer' should be a text"),
-    (GOOD | {"answer": "\ud800"}, "'answer' is not valid Unicode"),
+    (GOOD | {"answer": "\ud800"}, "half of a surrogate pair"),
     ({"image": "images/000000.png", "question": "Colour?", "reply": "red"}, "expected 'messages', 'conversations', or"),
     ({"conversations": []}, "a list of turns, at least one"),
     ({"conversations": [{"from": "human", "value": "Hi"}]}, "no turn is an answer"),

@@ -12,6 +12,7 @@ from edgevlm.checkpoint.families import deepseek_vl, internvl, llava, nanovlm, q
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import MappedWeights, map_tree
 from edgevlm.checkpoint.processor.files import ProcessorFiles
+from edgevlm.checkpoint.processor.prompts import ReadPrompt
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.io.json import JsonFile
@@ -59,6 +60,11 @@ def read_image_spec(folder: Path, model: ModelSpec) -> ImageSpec:
 
 def read_prompt_spec(folder: Path, model: ModelSpec) -> PromptSpec:
     """Its conversation rules: chat format, image tokens and stop tokens."""
+    return read_prompt(folder, model).spec
+
+
+def read_prompt(folder: Path, model: ModelSpec) -> ReadPrompt:
+    """The same, and what its chat template writes for a picture."""
     return _family(model.family, model.name).prompt(ProcessorFiles(folder), model)
 
 

@@ -9,7 +9,8 @@ from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families.composed import Composed
 from edgevlm.checkpoint.families.tensors import Names
 from edgevlm.checkpoint.processor.files import ProcessorFiles
-from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.checkpoint.processor.prompts import ReadPrompt
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 
@@ -34,7 +35,7 @@ class Family:
     read: Callable[[Checkpoint, JsonFile], ModelSpec]
     tensor_names: Callable[[Checkpoint, ModelSpec], Names]
     image: Callable[[ProcessorFiles, ModelSpec], ImageSpec]
-    prompt: Callable[[ProcessorFiles, ModelSpec], PromptSpec]
+    prompt: Callable[[ProcessorFiles, ModelSpec], ReadPrompt]
     unused: Callable[[Checkpoint, ModelSpec], tuple[str, ...]] = _none
     mark: str | None = None
     embed: str | None = None

@@ -11,9 +11,9 @@ from edgevlm.checkpoint.families.tokens import token_id
 from edgevlm.checkpoint.families.towers import read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, make_spec
-from edgevlm.checkpoint.processor.prompts import prompt_spec
+from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
 from edgevlm.inputs.rules import WholeThenTiles
-from edgevlm.inputs.spec import ImageSpec, PictureText, PromptSpec
+from edgevlm.inputs.spec import ImageSpec, PictureText
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Linear, Shuffle
@@ -81,7 +81,7 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     return make_spec(model, rule, resample="bicubic", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
+def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     """As get_image_string of data/processors.py there."""
     whole = "<|global_image|>"
     text = PictureText(tile="<row_{row}_col_{col}>", whole=whole, alone=whole, number="<image: {index}>")
