@@ -5,35 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgevlm.bundle.files import write_json
-from edgevlm.checkpoint.chat_template import find_template, read_chat_template
+from edgevlm.checkpoint.chat_template import find_template
+from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.upstream import copy_upstream
-from edgevlm.export.chat_template import processor_template
-from edgevlm.inputs.spec import PromptSpec
 
 TOKENIZER, JINJA = "tokenizer_config.json", "chat_template.jinja"
 
 
-def write_upstream(checkpoint: Path, folder: Path, prompt: PromptSpec) -> None:
-    """Copy the small files, and give tokenizer_config.json the chat template in plain Jinja.
+def write_upstream(checkpoint: Checkpoint, folder: Path, template: str) -> None:
+    """Copy the small files, and give tokenizer_config.json the chat template in plain Jinja, `template`.
 
     transformers.js and onnxruntime-genai read tokenizer_config.json, and render it with engines that know less than
     jinja2. transformers reads chat_template.jinja first: an original out of tokenizer_config.json moves there.
     """
-    copy_upstream(checkpoint, folder)
-    files = ProcessorFiles(checkpoint)
+    copy_upstream(checkpoint.folder, folder, checkpoint.processor)
+    files = ProcessorFiles(checkpoint.processor)
     config = files.tokenizer_config.data
     path, original = find_template(files.folder, files.processor, files.tokenizer_config)
     own = original if path.name == TOKENIZER else config.get("chat_template")
     if isinstance(own, str) and not (folder / JINJA).exists():
         (folder / JINJA).write_text(own, "utf-8")
-    plain = processor_template(prompt.chat, _picture(files, prompt))
-    write_json(folder / TOKENIZER, config | {"chat_template": plain})
-
-
-def _picture(files: ProcessorFiles, prompt: PromptSpec) -> str:
-    """What the chat template writes for a picture, before the processor fills it in."""
-    found = read_chat_template(files.folder, files.processor, files.tokenizer_config, files.names, prompt.image_token)
-    if found.chat == prompt.chat:
-        return f"{found.image_open}{prompt.image_token}{found.image_close}"
-    return f"{prompt.picture.open}{prompt.image_token}{prompt.picture.close}"  # the family writes its own conversation
+    write_json(folder / TOKENIZER, config | {"chat_template": template})

@@ -168,6 +168,11 @@ class Engine(Protocol):
     def open_runtime(self, bundle: Bundle, options: EngineOptions) -> Runtime: ...
 
 
+def disagreement(what: str) -> EdgeVLMError:
+    """A bundle's files belong to different models."""
+    return EdgeVLMError(f"The bundle's graphs and its manifest disagree: {what}; export the bundle again.")
+
+
 def context_error(total: int, limit: int) -> EdgeVLMError:
     """A conversation does not fit what a decoder holds."""
     return EdgeVLMError(

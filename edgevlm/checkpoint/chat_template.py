@@ -10,15 +10,16 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError, EdgeVLMWarning, install_hint
 from edgevlm.inputs.prompt import ControlText, UserText, render
 from edgevlm.inputs.spec import Chat, RoleText
+from edgevlm.io import limits
 from edgevlm.io.child import ChildFailed, Limits, ask_child
 from edgevlm.io.json import JsonFile, read_json_file
+from edgevlm.io.regular import read_regular
 
 Message = Mapping[str, Any]
 Render = Callable[[Sequence[Message], bool], str]
@@ -49,9 +50,9 @@ def read_chat_template(
 def find_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFile) -> tuple[Path, str]:
     """The file that holds the template, and the template."""
     jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
+    if jinja.exists():
         try:
-            return jinja, jinja.read_text("utf-8")
+            return jinja, read_regular(jinja, limits.CONFIG_FILE, "download it again").decode("utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise EdgeVLMError(f"'{jinja}' cannot be read ({e}): download it again.") from e
     legacy = read_json_file(folder / "chat_template.json", required=False)
@@ -80,7 +81,7 @@ def _played(path: Path, template: str, names: Mapping[str, Any], image_token: st
         "conversations": asked + plain,
     }
     try:
-        answer = json.loads(_answered(json.dumps(request)))
+        answer = json.loads(ask_child("edgevlm.checkpoint.template_player", json.dumps(request).encode(), PLAYER))
     except ChildFailed as e:
         raise EdgeVLMError(f"'{path}', a chat template, {e.reason}: use the template of the original model.") from None
     if "missing" in answer:
@@ -112,11 +113,6 @@ def _played(path: Path, template: str, names: Mapping[str, Any], image_token: st
 
     run([_say("user", MARK)], True)
     return run
-
-
-@lru_cache(maxsize=4)  # an export reads the same template several times
-def _answered(request: str) -> bytes:
-    return ask_child("edgevlm.checkpoint.template_player", request.encode(), PLAYER)
 
 
 def _conversations() -> list[list[dict[str, Any]]]:

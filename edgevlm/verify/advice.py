@@ -25,7 +25,7 @@ def advice(rows: Sequence[Row], recipe: Mapping[str, Any], *, limited: bool = Fa
     multiplies them with.
     """
     failed = [row for row in rows if not row.passed]
-    if any(row.target == "inputs" or row.check.startswith("weights") for row in failed):
+    if any(row.target in ("inputs", "adapter") or row.check.startswith("weights") for row in failed):
         return ""  # what is compared is not the same: no form of the weights would help
     if any(row.check.endswith("cosine") and not row.measured >= ROUNDED for row in failed):
         return ""

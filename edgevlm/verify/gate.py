@@ -22,7 +22,6 @@ from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.inputs.decode import decode_image, open_image
 from edgevlm.inputs.preprocess import Prepared, normalize, prepare
-from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec, tiled
 from edgevlm.io.options import check_types
 from edgevlm.io.processor import processor
@@ -30,6 +29,7 @@ from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
 from edgevlm.types import F32, Progress
+from edgevlm.verify.adapter import MergedAdapter, check_adapter
 from edgevlm.verify.advice import advice, notes
 from edgevlm.verify.bounds import LOSS_BOUNDS, bound_of
 from edgevlm.verify.inputs import Source, check_golden, check_inputs, golden
@@ -91,6 +91,7 @@ def run_gate(
     original: Weights | None = None,
     expected: ExpectedWeights | None = None,
     source: Source | None = None,
+    adapter: MergedAdapter | None = None,
     questions: Questions | None = None,
     progress: Progress | None = None,
     options: GateOptions | None = None,
@@ -99,7 +100,8 @@ def run_gate(
 
     original: the checkpoint's weights, to measure what quantization costs. expected: the quantizer's result for them,
     which the files must hold. source: the rules of the checkpoint's own processor, for pictures and prompts.
-    Without them (a bundle alone) these parts are left out, and the inputs are compared with the export's record.
+    adapter: what was merged into the original, of which peft is asked. Without them (a bundle alone) these parts are
+    left out, and the inputs are compared with the export's record.
     questions: asked on every target, for the third level; its score is compared with the original's, or without that
     with the reference's. This is the slowest part: the reference answers every question in numpy.
     """
@@ -116,6 +118,8 @@ def run_gate(
     begin("weights")
     shipped, found = _weights(bundle, expected)
     rows += found
+    if adapter is not None:
+        rows.append(check_adapter(adapter))
     spec = bundle.manifest.spec
     reference = Reference(spec, shipped, bundle.image_spec)
     fast = bundle.manifest.recipe.get("prefill") is not None and "onnx" in targets
@@ -237,7 +241,7 @@ def _cases(bundle: Bundle) -> list[Case]:
     """Single-tile and tiled prompts over the shipped pictures."""
     spec = bundle.manifest.spec
     images = [open_image(picture_folder() / name) for name in PICTURES]
-    prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
+    prompter = bundle.prompter()
 
     def case(name: str, parts: list[Prepared]) -> Case:
         ids, layout = prompter.encode(QUESTION, [part.tokens for part in parts])

@@ -6,6 +6,7 @@ Source: https://github.com/apple/coremltools/tree/9.0/mlmodel/src/MILBlob/Blob/S
 from __future__ import annotations
 
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
+from edgevlm.io.regular import open_regular
 from edgevlm.types import U8
 
 Array = npt.NDArray[Any]
 Dim = int | None  # None: flexible
 
-MAX_ELEMENTS = 1 << 33
 NUMPY = {"bool": "?", "fp16": "<f2", "fp32": "<f4", "fp64": "<f8", "int8": "i1", "int16": "<i2",
           "int32": "<i4", "int64": "<i8", "uint8": "u1", "uint16": "<u2", "uint32": "<u4",
           "uint64": "<u8"}  # fmt: skip
@@ -51,11 +53,11 @@ def broken(folder: Path, problem: str) -> EdgeVLMError:
 def blob_span(weight_file: Path, blob: Blob) -> tuple[str, int, int]:
     """(type, first byte, bytes) of a tensor in the weight file, checked against the file's size."""
     try:
-        size = weight_file.stat().st_size
-        with weight_file.open("rb") as stream:
+        with open_regular(weight_file) as stream:
+            size = os.fstat(stream.fileno()).st_size
             stream.seek(blob.offset)
             record = stream.read(32)
-    except (OSError, OverflowError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise EdgeVLMError(f"{weight_file} cannot be read ({error}): export the bundle again.") from None
     if len(record) < 32:
         raise broken(weight_file.parents[3], "its weight file is truncated")
@@ -65,7 +67,7 @@ def blob_span(weight_file: Path, blob: Blob) -> tuple[str, int, int]:
         raise broken(weight_file.parents[3], f"its weight file has no {blob.type.dtype} tensor at {blob.offset}")
     elements = math.prod(size_ or 0 for size_ in blob.type.shape)
     bits = _SUB_BYTE.get(dtype) or 8 * np.dtype(NUMPY[dtype]).itemsize
-    if elements > MAX_ELEMENTS or (elements * bits + 7) // 8 != count or start + count > size:
+    if elements > limits.TENSOR_VALUES or (elements * bits + 7) // 8 != count or start + count > size:
         raise broken(weight_file.parents[3], f"the tensor at {blob.offset} does not fit its weight file")
     return dtype, start, count
 
@@ -73,7 +75,7 @@ def blob_span(weight_file: Path, blob: Blob) -> tuple[str, int, int]:
 def read_blob(weight_file: Path, blob: Blob) -> Array:
     dtype, start, count = blob_span(weight_file, blob)
     shape = tuple(size or 0 for size in blob.type.shape)
-    with weight_file.open("rb") as stream:
+    with open_regular(weight_file) as stream:
         stream.seek(start)
         raw = np.fromfile(stream, np.uint8, count)
     if dtype not in _SUB_BYTE:

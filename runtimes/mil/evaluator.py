@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.runtimes.mil import ops as mil_ops
-from edgevlm.runtimes.mil.blob import Blob
+from edgevlm.runtimes.mil.blob import Blob, broken
 from edgevlm.runtimes.mil.file import MilFunction, MilOp, MilPackage, Text, open_package
 from edgevlm.types import F32
 
@@ -25,6 +25,8 @@ State = dict[str, F32]
 # Called with an operation, the name of its output, and the value before it is rounded for storage.
 Observer = Callable[[MilOp, str, Array], None]
 STORAGE = ("fp16", "fp32")
+# What numpy and dictionaries raise where a program is not one.
+_FAILURES = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
 class MilEvaluator:
@@ -53,7 +55,12 @@ class MilEvaluator:
     def make_state(self, function: str | None = None) -> State:
         """Zeros for every state of the function, as MLModel.makeState gives."""
         states = self.function(function).states
-        return {name: np.zeros([s or 0 for s in kind.shape], np.float32) for name, kind in states.items()}
+        try:
+            return {name: np.zeros([s or 0 for s in kind.shape], np.float32) for name, kind in states.items()}
+        except (MemoryError, ValueError, OverflowError):
+            raise EdgeVLMError(
+                f"{self.package.folder} keeps states that do not fit into memory: export it with a shorter context."
+            ) from None
 
     def run(
         self,
@@ -65,23 +72,28 @@ class MilEvaluator:
         """Outputs by name, floats as float32. `state` is changed in place; functions with states need one."""
         target = self.function(function)
         if target.name not in self._plans:
-            self._plans[target.name] = _Plan(target)
+            try:
+                self._plans[target.name] = _Plan(target)
+            except _FAILURES as error:
+                raise broken(self.package.folder, f"its program lacks a value ({str(error)[:80]})") from None
         plan = self._plans[target.name]
         values = {name: self._input(target, name, inputs) for name in target.inputs}
         for name, kind in target.states.items():
             if state is None or name not in state or state[name].shape != kind.shape:
-                raise EdgeVLMError(f"The function '{target.name}' needs the state '{name}' of shape {kind.shape}.")
+                raise EdgeVLMError(f"The function '{target.name}' needs the state '{name}': give {kind.shape}.")
         with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
             for index, op in enumerate(target.ops):
                 self._run_op(op, index, values, state or {}, plan, observer)
                 for name in plan.dead_after.get(index, ()):
                     values.pop(name, None)
+        if lacking := [name for name in target.outputs if name not in values]:
+            raise broken(self.package.folder, f"its program does not compute its output '{lacking[0][:80]}'")
         return {name: np.array(values[name]) for name in target.outputs}
 
     def _input(self, target: MilFunction, name: str, inputs: Mapping[str, Array]) -> Array:
         kind = target.inputs[name]
         if name not in inputs:
-            raise EdgeVLMError(f"The function '{target.name}' needs the input '{name}' of shape {kind.shape}.")
+            raise EdgeVLMError(f"The function '{target.name}' needs the input '{name}': give {kind.shape}.")
         array = np.asarray(inputs[name])
         bounds = target.ranges.get(name, ())
         fits = array.ndim == len(kind.shape) and all(
@@ -117,9 +129,9 @@ class MilEvaluator:
     ) -> None:
         try:
             results = self._compute(op, index, values, state, plan)
-        except (ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
+        except (*_FAILURES, MemoryError, NotImplementedError) as error:
             raise EdgeVLMError(
-                f"The CoreML operation '{op.name}' ({op.type}) failed ({error}): the package is damaged "
+                f"The CoreML operation '{op.name}' ({op.type}) failed ({str(error)[:200]}): the package is damaged "
                 "or the inputs do not fit it; export the bundle again."
             ) from None
         moved = op.type == "read_state" or op.type.startswith("const") or op.type in mil_ops.MOVES
@@ -204,9 +216,11 @@ class _Plan:
         for name, index in last.items():
             if name not in function.states:
                 self.dead_after.setdefault(index, []).append(name)
-        for state in function.states:
-            members = _sharing(function, state)
-            steps = [i for i, op in enumerate(function.ops) if op.type in _STATE_OPS and _state_name(op) == state]
+        steps: dict[str, list[int]] = {}
+        for index, op in enumerate(function.ops):
+            if op.type in _STATE_OPS:
+                steps.setdefault(_state_name(op), []).append(index)
+        for state, members in _sharing(function).items():
             for name in members:
                 index = born[name]
                 op = function.ops[index]
@@ -215,7 +229,7 @@ class _Plan:
                 write, read = readers[name][0], born[str(op.inputs["x"][0])]
                 # read, update, write: with nothing else of this state in between, and no older view read
                 # later.
-                if write not in steps or [i for i in steps if read <= i <= write] != [read, write]:
+                if write not in steps[state] or [i for i in steps[state] if read <= i <= write] != [read, write]:
                     continue
                 if (
                     function.ops[read].type == "read_state"
@@ -244,11 +258,18 @@ def _lifetimes(function: MilFunction) -> tuple[dict[str, int], dict[str, int], d
     return born, last, readers
 
 
-def _sharing(function: MilFunction, state: str) -> list[str]:
-    """Values that may share memory with `state`, in the order of their making."""
-    members: dict[str, None] = {}
+def _sharing(function: MilFunction) -> dict[str, list[str]]:
+    """By state: the values that may share memory with it, in the order of their making."""
+    state_of: dict[str, str] = {}
     for op in function.ops:
-        source = op.inputs["x"][0] if op.type in mil_ops.VIEWS | {"slice_update"} else None
-        if (op.type == "read_state" and _state_name(op) == state) or source in members:
-            members.update(dict.fromkeys(name for name, _ in op.outputs))
-    return list(members)
+        if op.type == "read_state":
+            state: str | None = _state_name(op)
+        else:
+            source = op.inputs["x"][0] if op.type in mil_ops.VIEWS | {"slice_update"} else None
+            state = state_of.get(source) if isinstance(source, str) else None
+        if state is not None:
+            state_of.update(dict.fromkeys((name for name, _ in op.outputs), state))
+    members: dict[str, list[str]] = {}
+    for name, state in state_of.items():
+        members.setdefault(state, []).append(name)
+    return members

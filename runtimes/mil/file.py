@@ -6,7 +6,6 @@ Two formats lie inside: protobuf with the messages of Apple's Model.proto and MI
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
+from edgevlm.io.json import read_json
+from edgevlm.io.regular import read_regular
 from edgevlm.runtimes.mil.blob import NUMPY, Array, Blob, Dim, TensorType, broken, read_blob
-from edgevlm.runtimes.mil.protobuf import fields, pairs, signed, text, varint
+from edgevlm.runtimes.protobuf import Message, fields, pairs, signed, text, varint
 
-MAX_MODEL_BYTES = 256 << 20  # a program of some thousand operations takes about 1 MB; the weights lie elsewhere
 _TYPES = {1: "bool", 2: "string", 10: "fp16", 11: "fp32", 12: "fp64", 21: "int8", 22: "int16", 23: "int32",
           24: "int64", 25: "int4", 31: "uint8", 32: "uint16", 33: "uint32", 34: "uint64", 35: "uint4",
           36: "uint2", 37: "uint1", 38: "uint6", 39: "uint3"}  # fmt: skip
@@ -83,30 +84,28 @@ def open_package(folder: Path) -> MilPackage:
     """Parse the `.mlpackage` at `folder`. Raises EdgeVLMError when it is missing, damaged, or no ML program."""
     try:
         model = _root_model(folder)
-        if model.stat().st_size > MAX_MODEL_BYTES:
-            raise broken(folder, f"its program is larger than {MAX_MODEL_BYTES} bytes")
-        data = model.read_bytes()
+        data = read_regular(model, limits.GRAPH_FILE, "export the bundle again")
     except OSError as error:
         raise EdgeVLMError(f"{folder} cannot be read ({error.strerror}): export the bundle again.") from None
     weights = model.parent / "weights" / "weight.bin"
+    if not weights.resolve().is_relative_to(folder.resolve()):
+        raise broken(folder, "its weight file is a link to the outside")
     try:
-        return _read_model(folder, data, weights if weights.is_file() else None)
+        return _read_model(folder, Message(data), weights if weights.is_file() else None)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise broken(folder, f"its program cannot be parsed ({str(error)[:120]})") from None
 
 
 def _root_model(folder: Path) -> Path:
+    missing = f"{folder} is no CoreML package: Manifest.json is missing; export the bundle again."
+    manifest = read_json(folder / "Manifest.json", "export the bundle again", missing=missing, largest=limits.SPEC_FILE)
     try:
-        manifest = json.loads((folder / "Manifest.json").read_text(encoding="utf-8"))
         path = str(manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"])
-    except FileNotFoundError:
-        raise EdgeVLMError(
-            f"{folder} is no CoreML package: Manifest.json is missing; export the bundle again."
-        ) from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+        model = folder / "Data" / path
+        inside = model.resolve().is_relative_to(folder.resolve())
+    except (LookupError, TypeError, ValueError, OSError):
         raise broken(folder, "its Manifest.json names no root model") from None
-    model = folder / "Data" / path
-    if not model.resolve().is_relative_to(folder.resolve()):
+    if not inside:
         raise broken(folder, f"its Manifest.json points outside the package ({path[:100]!r})")
     return model
 
@@ -114,9 +113,9 @@ def _root_model(folder: Path) -> Path:
 # Model.proto and MIL.proto
 
 
-def _read_model(folder: Path, data: bytes, weight_file: Path | None) -> MilPackage:
-    version, program, description = 0, None, memoryview(b"")
-    for number, value in fields(memoryview(data)):
+def _read_model(folder: Path, data: Message, weight_file: Path | None) -> MilPackage:
+    version, program, description = 0, None, Message(b"")
+    for number, value in fields(data):
         if number == 1:
             version = value
         elif number == 2:
@@ -139,7 +138,7 @@ def _read_model(folder: Path, data: bytes, weight_file: Path | None) -> MilPacka
 Ranges = dict[str, tuple[tuple[int, int], ...]]
 
 
-def _read_description(data: memoryview) -> tuple[str, dict[str, Ranges]]:
+def _read_description(data: Message) -> tuple[str, dict[str, Ranges]]:
     """The default function's name, and the bounds of flexible inputs by function and input."""
     default, main, ranges = "main", {}, {}
     for number, value in fields(data):
@@ -158,7 +157,7 @@ def _read_description(data: memoryview) -> tuple[str, dict[str, Ranges]]:
     return default, ranges or {default: main}
 
 
-def _read_feature(data: memoryview) -> Ranges:
+def _read_feature(data: Message) -> Ranges:
     name, bounds = "", []
     for number, value in fields(data):
         if number == 1:
@@ -170,7 +169,7 @@ def _read_feature(data: memoryview) -> Ranges:
     return {name: tuple(bounds)} if bounds else {}
 
 
-def _walk(data: memoryview, path: tuple[int, ...]) -> Iterator[memoryview]:
+def _walk(data: Message, path: tuple[int, ...]) -> Iterator[Message]:
     for number, value in fields(data):
         if number == path[0]:
             if len(path) == 1:
@@ -179,7 +178,7 @@ def _walk(data: memoryview, path: tuple[int, ...]) -> Iterator[memoryview]:
                 yield from _walk(value, path[1:])
 
 
-def _read_function(name: str, data: memoryview, ranges: Ranges) -> MilFunction:
+def _read_function(name: str, data: Message, ranges: Ranges) -> MilFunction:
     inputs: dict[str, TensorType] = {}
     states: dict[str, TensorType] = {}
     block, blocks, opset = None, {}, ""
@@ -201,10 +200,12 @@ def _read_function(name: str, data: memoryview, ranges: Ranges) -> MilFunction:
             outputs.append(text(value))
         elif number == 3:
             ops.append(_read_op(value))
+    if len(ops) > limits.OPERATIONS:
+        raise ValueError(f"a function has {len(ops)} operations")
     return MilFunction(name, inputs, states, tuple(outputs), tuple(ops), ranges)
 
 
-def _read_op(data: memoryview) -> MilOp:
+def _read_op(data: Message) -> MilOp:
     kind, inputs, outputs, attributes = "", {}, [], {}
     for number, value in fields(data):
         if number == 1:
@@ -224,7 +225,7 @@ def _read_op(data: memoryview) -> MilOp:
     return MilOp(kind, str(label) if label is not None else "", inputs, tuple(outputs), attributes)
 
 
-def _read_binding(data: memoryview) -> Any:
+def _read_binding(data: Message) -> Any:
     for number, value in fields(data):
         if number == 1:
             return text(value)
@@ -233,7 +234,7 @@ def _read_binding(data: memoryview) -> Any:
     raise ValueError("an argument is empty")
 
 
-def _read_named_type(data: memoryview) -> tuple[str, TensorType, bool]:
+def _read_named_type(data: Message) -> tuple[str, TensorType, bool]:
     name, kind, is_state = "", TensorType("", ()), False
     for number, value in fields(data):
         if number == 1:
@@ -243,7 +244,7 @@ def _read_named_type(data: memoryview) -> tuple[str, TensorType, bool]:
     return name, kind, is_state
 
 
-def _read_type(data: memoryview) -> tuple[TensorType, bool]:
+def _read_type(data: Message) -> tuple[TensorType, bool]:
     for number, value in fields(data):
         if number == 1:
             return _read_tensor_type(value), False
@@ -253,7 +254,7 @@ def _read_type(data: memoryview) -> tuple[TensorType, bool]:
     return TensorType("", ()), False
 
 
-def _read_tensor_type(data: memoryview) -> TensorType:
+def _read_tensor_type(data: Message) -> TensorType:
     dtype, dims = "", []
     for number, value in fields(data):
         if number == 1:
@@ -264,10 +265,12 @@ def _read_tensor_type(data: memoryview) -> TensorType:
                 if inner == 1:
                     size = next((number_ for field_, number_ in fields(item) if field_ == 1), 0)
             dims.append(size)
+            if len(dims) > limits.DIMENSIONS:
+                raise ValueError(f"a tensor has more than {limits.DIMENSIONS} dimensions")
     return TensorType(dtype, tuple(dims))
 
 
-def _read_value(data: memoryview) -> Any:
+def _read_value(data: Message) -> Any:
     """A literal array, Text, or Blob."""
     kind = TensorType("", ())
     for number, value in fields(data):
@@ -285,8 +288,11 @@ def _read_value(data: memoryview) -> Any:
     return None
 
 
-def _read_literal(data: memoryview, kind: TensorType) -> Any:
+def _read_literal(data: Message, kind: TensorType) -> Any:
     shape = tuple(size or 0 for size in kind.shape)
+    count = math.prod(shape)
+    if count > limits.LITERAL:
+        raise ValueError(f"a literal has the shape {shape}")
     for number, value in fields(data):
         items = [item for field_, item in fields(value) if field_ == 1]
         if number == 4:
@@ -295,7 +301,7 @@ def _read_literal(data: memoryview, kind: TensorType) -> Any:
             raise ValueError(f"a literal of type {kind.dtype}")
         if number in (1, 6, 7):  # floats, doubles, bytes: little-endian
             wire = {1: "<f4", 6: "<f8", 7: NUMPY[kind.dtype]}[number]
-            array: Array = np.frombuffer(b"".join(bytes(item) for item in items), wire)
+            array: Array = np.frombuffer(b"".join(bytes(item) for item in items if isinstance(item, Message)), wire)
         else:  # varints, packed or not
             numbers: list[int] = []
             for item in items:
@@ -303,13 +309,15 @@ def _read_literal(data: memoryview, kind: TensorType) -> Any:
                     numbers.append(signed(item))
                     continue
                 at = 0
-                while at < len(item):
-                    one, at = varint(item, at)
+                while at < len(item.view):
+                    one, at = varint(item.view, at)
                     numbers.append(signed(one))
+                    if len(numbers) > count:
+                        break
             array = np.array(numbers, np.int64)
-        if array.size != math.prod(shape):
+        if array.size != count:
             raise ValueError(f"a literal has {array.size} values for the shape {shape}")
         return array.astype(NUMPY[kind.dtype]).reshape(shape)
-    if math.prod(shape):
+    if count:
         raise ValueError(f"a literal lacks its values for the shape {shape}")
     return np.zeros(shape, NUMPY[kind.dtype])

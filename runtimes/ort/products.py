@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevlm.runtimes.mil.protobuf import encode
+from edgevlm.runtimes.protobuf import encode
 
 ROWS, COLUMNS, WIDTH = 5, 36, 64  # of activations, of weights, and what both share: no multiples of a kernel's tile
 BLOCK = 32

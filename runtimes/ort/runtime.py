@@ -16,8 +16,9 @@ from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder
 from edgevlm.runtimes.base import EngineOptions, Runtime
+from edgevlm.runtimes.ort.check import check_file, check_signature
 from edgevlm.runtimes.ort.products import signed_saturates
-from edgevlm.runtimes.ort.session import find_providers, import_onnxruntime, open_session
+from edgevlm.runtimes.ort.session import Graph, find_providers, import_onnxruntime, open_session
 from edgevlm.runtimes.ort.states import (
     Cache,
     PassedCache,
@@ -56,8 +57,8 @@ class _Graphs:
         graphs = target_of(bundle, OnnxTarget).graphs
         self.ort, self.bundle, self.threads = import_onnxruntime(), bundle, options.threads
         self._providers = find_providers(self.ort, options.device)
-        files = {name: graph.portable if options.portable else graph.file for name, graph in graphs.items()}
-        self.files = {name: bundle.path(file) for name, file in files.items()}
+        self._relative = {name: graph.portable if options.portable else graph.file for name, graph in graphs.items()}
+        self.files = {name: bundle.path(file) for name, file in self._relative.items()}
         self.shared = "decoder" in graphs and graphs["decoder"].shared_kv and not options.portable
         # Standard operators multiply in float32.
         self._unsigned = not options.portable and signed_saturates(self.ort)
@@ -67,10 +68,14 @@ class _Graphs:
         on_cpu = options.device == "cpu"
         self.device = f"CPU ({count})" if on_cpu else f"{self._providers[0][0]}, CPU for what it lacks"
 
-    def load(self, graph: str, threads: int | None) -> Any:
+    def load(self, graph: str, threads: int | None) -> Graph:
         if graph not in self.files:
             raise EdgeVLMError(f"The bundle '{self.bundle.folder}' has no graph '{graph}': export it again.")
-        return open_session(self.ort, self.files[graph], self._providers, threads, self._unsigned)
+        check_file(self.bundle, self._relative[graph])
+        path = self.files[graph]
+        session = open_session(self.ort, path, self._providers, threads, self._unsigned)
+        check_signature(session, self.bundle, graph)
+        return Graph(session, path)
 
 
 def _encoder(bundle: Bundle, graphs: _Graphs) -> OrtEncoder:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.runtimes.base import disagreement
 from edgevlm.runtimes.ort.products import session_options
 
 Providers = list[tuple[str, dict[str, str]]]
@@ -67,6 +69,31 @@ def find_providers(ort: Any, device: str) -> Providers:
     )
 
 
+class Graph:
+    """A session whose failures are one sentence: onnxruntime's exceptions share no base class."""
+
+    def __init__(self, session: Any, path: Path) -> None:
+        self._session, self._path = session, path
+
+    def run(self, outputs: list[str], feeds: Mapping[str, Any]) -> Any:
+        return self._call(self._session.run, outputs, feeds)
+
+    def run_with_ort_values(self, outputs: list[str], feeds: Mapping[str, Any]) -> Any:
+        return self._call(self._session.run_with_ort_values, outputs, feeds)
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self._call(self._session.run_with_iobinding, binding)
+
+    def io_binding(self) -> Any:
+        return self._session.io_binding()
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            raise disagreement(f"onnxruntime failed on '{self._path}' ({_reason(error)})") from None
+
+
 def open_session(ort: Any, path: Path, providers: Providers, threads: int | None, unsigned: bool) -> Any:
     options = session_options(ort, unsigned)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -79,9 +106,8 @@ def open_session(ort: Any, path: Path, providers: Providers, threads: int | None
     try:
         session = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # the engine's exceptions share no base class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EdgeVLMError(
-            f"onnxruntime {ort.__version__} cannot load '{path}' ({reason}): the file is damaged, incomplete "
+            f"onnxruntime {ort.__version__} cannot load '{path}' ({_reason(error)}): the file is damaged, incomplete "
             "or needs a newer onnxruntime; check the bundle with `edgevlm verify`, or export it again."
         ) from None
     if providers[0][0] not in session.get_providers():
@@ -90,3 +116,8 @@ def open_session(ort: Any, path: Path, providers: Providers, threads: int | None
             "that it needs, or use --device cpu."
         )
     return session
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -388,8 +388,8 @@ def damage_key(path, key):
     [
         ("mmproj", b"clip.vision.projector.scale_factor", "llama.cpp crashed on the files"),  # an assertion
         ("mmproj", b"clip.vision.block_count", "llama.cpp cannot load"),
-        ("model", b"llama.attention.head_count_kv", "llama.cpp cannot load"),
-        ("model", b"llama.block_count", "llama.cpp cannot load"),
+        ("model", b"llama.attention.layer_norm_rms_epsilon", "llama.cpp cannot load"),
+        ("model", b"tokenizer.ggml.model", "llama.cpp cannot load"),
     ],
 )
 def test_files_that_kill_the_engine_kill_a_child(copy, file, key, message):
@@ -398,6 +398,14 @@ def test_files_that_kill_the_engine_kill_a_child(copy, file, key, message):
     with pytest.raises(EdgeVLMError, match=message) as caught:
         open_runtime(reopen(), "llama.cpp", threads=1)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["block_count", "embedding_length", "attention.head_count_kv"])
+def test_a_text_file_of_another_decoder_is_refused_before_llama_cpp_sees_it(copy, key):
+    folder, reopen = copy
+    damage_key(folder / "gguf" / "model.gguf", f"llama.{key}".encode())
+    with pytest.raises(EdgeVLMError, match=f"has {key} = None, and the manifest says [0-9]+: the file belongs to"):
+        open_runtime(reopen(), "llama.cpp", threads=1)
 
 
 def test_an_engine_that_dies_when_it_computes_is_a_sentence_about_its_build(copy, monkeypatch):

@@ -355,8 +355,8 @@ def without_newline(spec: PromptSpec) -> PromptSpec:
 def test_a_missing_newline_is_caught_among_the_tokens(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = families.read_prompt_spec
-    monkeypatch.setattr(pipeline, "read_prompt_spec", lambda *a: without_newline(real(*a)))
+    real = families.read_prompt
+    monkeypatch.setattr(pipeline, "read_prompt", lambda *a: real(*a)._replace(spec=without_newline(real(*a).spec)))
     report = failed_export(tiny_checkpoint, tmp_path / "out")
     assert {row.level for row in report.failures()} == {"tokens"}
     rules, tiled, two = report.failures()

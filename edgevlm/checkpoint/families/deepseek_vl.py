@@ -10,9 +10,9 @@ from edgevlm.checkpoint.families.tensors import Names, prefix_of
 from edgevlm.checkpoint.families.towers import read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, mean_color, processor_type
-from edgevlm.checkpoint.processor.prompts import prompt_spec
+from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
 from edgevlm.inputs.rules import Fit
-from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Linear
@@ -59,7 +59,7 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     return image_spec(files, model, Fit(side, file.count("min_size", 14), mean_color(file)), usual=3)
 
 
-def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
+def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     files.check_tokens("num_image_tokens", model.image_tokens)
     return prompt_spec(files, model)
 

@@ -9,7 +9,8 @@ from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families.composed import Composed
 from edgevlm.checkpoint.families.tensors import Names
 from edgevlm.checkpoint.processor.files import ProcessorFiles
-from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.checkpoint.processor.prompts import ReadPrompt
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 
@@ -25,6 +26,7 @@ class Family:
     image, prompt: what its processor does to pictures and to conversations.
     unused: beginnings of tensor names that the files may hold and nothing reads.
     mark: a key of config.json that identifies the family where there is no model_type.
+    embed: the embedding table's stem in memory, where files of a tied model keep the head alone.
     composed: how `edgevlm compose` writes a model of this family, where it does.
     """
 
@@ -33,7 +35,8 @@ class Family:
     read: Callable[[Checkpoint, JsonFile], ModelSpec]
     tensor_names: Callable[[Checkpoint, ModelSpec], Names]
     image: Callable[[ProcessorFiles, ModelSpec], ImageSpec]
-    prompt: Callable[[ProcessorFiles, ModelSpec], PromptSpec]
+    prompt: Callable[[ProcessorFiles, ModelSpec], ReadPrompt]
     unused: Callable[[Checkpoint, ModelSpec], tuple[str, ...]] = _none
     mark: str | None = None
+    embed: str | None = None
     composed: Composed | None = None

@@ -12,9 +12,9 @@ from edgevlm.checkpoint.families.tokens import token_id
 from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, make_spec, processor_type
-from edgevlm.checkpoint.processor.prompts import prompt_spec
+from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
 from edgevlm.inputs.rules import RatioTiles, Stretch
-from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec, RoleText
+from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, RoleText
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Linear, Normalize, Shuffle
@@ -149,7 +149,7 @@ def _remote_image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     return make_spec(model, rule, resample="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
-def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
+def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     files.check_tokens("image_seq_length", model.image_tokens)
     text = PictureText(open="<img>", close="</img>")
     chat = _remote_chat(files) if model.family == "internvl_chat" else None

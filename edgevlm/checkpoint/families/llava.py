@@ -14,9 +14,9 @@ from edgevlm.checkpoint.families.tensors import Names, prefix_of
 from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, mean_color, processor_type
-from edgevlm.checkpoint.processor.prompts import prompt_spec
+from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
 from edgevlm.inputs.rules import Crop, Pad, Rule, Stretch
-from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Linear
@@ -117,7 +117,7 @@ def _rule(file: JsonFile, model: ModelSpec) -> Rule:
     return Crop(shortest, side)
 
 
-def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
+def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     if files.processor.value("processor_class", "LlavaProcessor") != "LlavaProcessor":
         raise files.processor.wrong("processor_class", "LlavaProcessor")
     return prompt_spec(files, model)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
-from edgevlm.checkpoint.families.decoders import read_decoder
+from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, Plain
 from edgevlm.checkpoint.families.tokens import token_id
 from edgevlm.checkpoint.families.towers import read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, make_spec
-from edgevlm.checkpoint.processor.prompts import prompt_spec
+from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
 from edgevlm.inputs.rules import WholeThenTiles
-from edgevlm.inputs.spec import ImageSpec, PictureText, PromptSpec
+from edgevlm.inputs.spec import ImageSpec, PictureText
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Linear, Shuffle
@@ -29,6 +29,7 @@ TEXT = {
     "hidden_size": "lm_hidden_dim", "intermediate_size": "lm_inter_dim", "rms_norm_eps": "lm_rms_eps",
     "rope_theta": "lm_re_base", "max_position_embeddings": "lm_max_position_embeddings", "vocab_size": "lm_vocab_size",
     "num_attention_heads": "lm_n_heads", "num_key_value_heads": "lm_n_kv_heads", "num_hidden_layers": "lm_n_blocks",
+    "tie_word_embeddings": "lm_tie_weights",
 }  # fmt: skip
 VIT_LAYER = {"norm1": "ln1", "o": "attn.out_proj", "norm2": "ln2", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 TEXT_LAYER = {
@@ -43,7 +44,9 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     if config.number("lm_attn_scaling", 1.0) != 1.0:
         raise config.wrong("lm_attn_scaling", "1.0")
     vision = read_vit(config.renamed(**VISION), image_size=512, patch_size=16, hidden_size=768, heads=12)
-    decoder = read_decoder(config.renamed(**TEXT), tied=config.flag("lm_tie_weights", True), kind="llama")
+    text = config.renamed(**TEXT)
+    tied = is_tied(checkpoint, text, text, f"{HEAD}.weight", f"{EMBED}.weight", default=True)
+    decoder = read_decoder(text, tied=tied, kind="llama")
     image = config.section("vlm_extra_tokens").value("image_token")
     token = token_id(checkpoint, image if isinstance(image, str) else "<|image|>")
     shuffle = Shuffle(config.count("mp_pixel_shuffle_factor", 4), vision.hidden_size)
@@ -78,11 +81,11 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     return make_spec(model, rule, resample="bicubic", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
+def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     """As get_image_string of data/processors.py there."""
     whole = "<|global_image|>"
     text = PictureText(tile="<row_{row}_col_{col}>", whole=whole, alone=whole, number="<image: {index}>")
     return prompt_spec(files, model, picture=text, needed=(whole,))
 
 
-FAMILY = Family(("nanovlm",), "nanoVLM", read, tensor_names, image, prompt, mark="vit_hidden_dim")
+FAMILY = Family(("nanovlm",), "nanoVLM", read, tensor_names, image, prompt, mark="vit_hidden_dim", embed=EMBED)

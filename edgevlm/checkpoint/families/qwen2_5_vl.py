@@ -9,9 +9,9 @@ from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, SumFrames, prefix_of
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import image_spec, processor_type, token_pixels
-from edgevlm.checkpoint.processor.prompts import prompt_spec
+from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
 from edgevlm.inputs.rules import Native
-from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
@@ -124,7 +124,7 @@ def _pixels(file: JsonFile, key: str, edge: str, usual: int) -> int:
     return found
 
 
-def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
+def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     return prompt_spec(files, model)
 
 

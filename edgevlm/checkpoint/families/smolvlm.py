@@ -11,9 +11,9 @@ from edgevlm.checkpoint.families.tensors import Names, Rows
 from edgevlm.checkpoint.families.towers import bucketed_positions, read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, processor_type
-from edgevlm.checkpoint.processor.prompts import prompt_spec
+from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
 from edgevlm.inputs.rules import TilesThenWhole
-from edgevlm.inputs.spec import ImageSpec, PictureText, PromptSpec
+from edgevlm.inputs.spec import ImageSpec, PictureText
 from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
@@ -83,7 +83,7 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
 FAKE, WHOLE = "<fake_token_around_image>", "<global-img>"
 
 
-def prompt(files: ProcessorFiles, model: ModelSpec) -> PromptSpec:
+def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     kind, known = files.processor.value("processor_class"), ("Idefics3Processor", "SmolVLMProcessor")
     if kind not in (None, *known):
         raise files.processor.wrong("processor_class", " or ".join(known))
@@ -110,4 +110,13 @@ COMPOSED = Composed(
     fits=lambda side: bool((bucketed_positions(side) == range(side**2)).all()),
 )  # fmt: skip
 TYPES = ("smolvlm", "idefics3", "edgevlm_query")
-FAMILY = Family(TYPES, "SmolVLM, SmolVLM2 and Idefics3", read, tensor_names, image, prompt, unused, composed=COMPOSED)
+FAMILY = Family(
+    TYPES,
+    "SmolVLM, SmolVLM2, Idefics3 and Granite-Docling",
+    read,
+    tensor_names,
+    image,
+    prompt,
+    unused,
+    composed=COMPOSED,
+)
