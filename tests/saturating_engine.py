@@ -80,13 +80,11 @@ class InferenceSession:
         except RuntimeError:  # not set
             turned = False
         dynamic = any(node.op_type == "DynamicQuantizeMatMul" for node in loaded.graph.node)
-        self.names = [output.name for output in loaded.graph.output]
         self.model = None
         if dynamic and not turned:
             self.model = ReferenceEvaluator(loaded, new_ops=[DynamicQuantizeMatMul, MatMulNBits])
-        else:
-            here = session_options(ort, signed_saturates(ort))  # exact, whatever CPU the test runs on
-            self.real = ort.InferenceSession(model, here if dynamic else options, **kwargs)
+        here = session_options(ort, signed_saturates(ort))  # exact, whatever CPU the test runs on
+        self.real = ort.InferenceSession(model, here if dynamic else options, **kwargs)
 
     def run(self, names: list[str] | None, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         found: list[np.ndarray] = self.real.run(names, feeds) if self.model is None else self.model.run(names, feeds)
