@@ -39,6 +39,7 @@ types: .venv/test.done
 docs: .venv/test.done
 	$(BIN)/python docs/make_cli_docs.py --check
 	$(BIN)/python docs/make_schemas.py --check
+	$(BIN)/python docs/make_limits.py --check
 
 .venv/%.done: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,13 +1,12 @@
 """`edgevlm VERB`: the command line.
 
-Exit codes: 0 done, 1 a bound of the gate was missed, 2 something the user can change, 130 interrupted, 70 a fault of
-edgevlm itself. Nothing heavy is imported here or at the head of a verb's module: `--help` and mistakes answer at
-once.
+Exit codes: 0 done, 1 a bound of the gate was missed, 2 something the user can change, 130 interrupted, 143 terminated,
+129 hung up, 70 a fault of edgevlm itself. Nothing heavy is imported here or at the head of a verb's module: `--help`
+and mistakes answer at once.
 """
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -15,6 +14,7 @@ from typing import NoReturn
 import click
 
 from edgevlm import __version__
+from edgevlm.commands.arguments import nearest
 from edgevlm.commands.bench import bench
 from edgevlm.commands.compose import compose
 from edgevlm.commands.demo import demo
@@ -39,9 +39,7 @@ class _Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in self.commands:
-            near = difflib.get_close_matches(args[0], self.commands, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(self.commands)}."
-            raise EdgeVLMError(f"There is no verb '{args[0]}': {hint}")
+            raise EdgeVLMError(f"There is no verb '{args[0]}': {nearest(args[0], self.commands)}")
         return super().resolve_command(ctx, args)
 
 

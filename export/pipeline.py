@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm import __version__
-from edgevlm.bundle.files import check_free, list_files, write_json, write_manifest
+from edgevlm.bundle.files import BUNDLE, list_files, write_json, write_manifest
 from edgevlm.bundle.manifest import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
 from edgevlm.bundle.qtensor import QTensor
 from edgevlm.bundle.targets import TargetEntry
-from edgevlm.checkpoint.checkpoint import Checkpoint, Weights, open_checkpoint
+from edgevlm.checkpoint.checkpoint import Checkpoint, Weights
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt, read_prompt_spec
+from edgevlm.checkpoint.opening import open_model
 from edgevlm.checkpoint.upstream import UPSTREAM, upstream_files
 from edgevlm.errors import EdgeVLMError, GateError
+from edgevlm.export.calibrate.choose import check_budget
 from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
 from edgevlm.export.calibrate.record import recorded
 from edgevlm.export.chat_template import processor_template
@@ -25,14 +27,15 @@ from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.outliers import keep_fine
 from edgevlm.export.quantize.recipe import Recipe, fit, make_recipe
 from edgevlm.export.quantize.store import TensorStore
-from edgevlm.export.source import read_source
+from edgevlm.export.source import read_adapter, read_source
 from edgevlm.export.targets import TARGETS, Job
 from edgevlm.export.upstream import write_upstream
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.tokenizer import settle_tokenizer
-from edgevlm.io.folders import partial_folder, publish
+from edgevlm.io.folders import Replacement, replacing
 from edgevlm.io.options import check_types
 from edgevlm.io.records import to_dict
+from edgevlm.io.text import check_place
 from edgevlm.models.model import ModelSpec
 from edgevlm.types import Progress
 from edgevlm.verify.answers import QUESTIONS, maybe_questions
@@ -40,6 +43,7 @@ from edgevlm.verify.gate import GateOptions, run_gate, typical_pixels
 from edgevlm.verify.report import GateReport
 
 _TOOLS = ("numpy", "pillow", "tokenizers", "onnx", "onnxruntime", "gguf", "coremltools")
+_WORDS = ("default", "scenes")  # given in the place of a folder
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class ExportOptions:
     components: dict[str, str] = field(default_factory=dict)  # overrides, such as {"vision": "fp16"}
     coreml: CoreMLOptions = field(default_factory=CoreMLOptions)
     adapter: str | None = None
+    processor: str | None = None  # where the tokenizer and the processor's files are, if not beside the weights
     revision: str | None = None
     cache_dir: Path | None = None
     force: bool = False
@@ -89,49 +94,67 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
     `<out>.failed`, and nothing under `out` has changed.
     """
     progress = progress or (lambda what, done, total: None)
-    check_free(options.out, options.force)
-    checkpoint = open_checkpoint(
-        options.model, revision=options.revision, cache_dir=options.cache_dir, adapter=options.adapter
+    calibration = options.calibration.source if options.calibration else None
+    given = {
+        "MODEL": options.model, "--adapter": options.adapter, "--processor": options.processor,
+        "--calibrate": calibration, "--answers": options.answers,
+    }  # fmt: skip
+    inputs = [(name, place) for name, place in given.items() if place not in _WORDS]
+    check_place(options.out)
+    with replacing(options.out, BUNDLE, options.force, inputs) as output:
+        return _export(options, output, progress)
+
+
+def _export(options: ExportOptions, output: Replacement, progress: Progress) -> ExportResult:
+    checkpoint = open_model(
+        options.model,
+        revision=options.revision,
+        cache_dir=options.cache_dir,
+        adapter=options.adapter,
+        processor=options.processor,
     )
     spec, weights = read_model(checkpoint)
     recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
-    recipe = keep_fine(recipe, spec, weights, typical_pixels(read_image_spec(checkpoint.folder, spec)))
-    # Made first, so that what a calibration keeps there is gone only after the gate has read it.
-    with partial_folder(options.out) as scratch, partial_folder(options.out) as partial:
-        store = TensorStore(scratch)
-        expected, calibration = QuantizedModel(weights, recipe, store=store), None
-        if options.calibration is not None:
-            made = _calibrate(checkpoint, spec, weights, recipe, options, options.calibration, scratch, progress)
-            expected, calibration = QuantizedModel(made.found.original, made.recipe, made.found, store), made.report
-            calibration["tensors"] = recorded(expected, made.found)
-        bundle = _write(partial, checkpoint, spec, expected, options, progress, calibration)
-        report = None
-        if options.gate:
-            gate_options = GateOptions(thorough=options.strict, strict=options.strict, bounds=options.bounds)
-            with maybe_questions(options.answers, options.questions) as questions:
-                report = run_gate(
-                    bundle,
-                    original=weights,
-                    expected=expected,
-                    source=read_source(checkpoint.folder, spec),
-                    questions=questions,
-                    progress=progress,
-                    options=gate_options,
-                )
-            manifest = replace(bundle.manifest, gate=report.to_dict())
-            write_manifest(partial, manifest)
-        if report is None or report.passed:
-            publish(partial, options.out)
-            return ExportResult(options.out, report, calibration)
-        failed = options.out.with_name(f"{options.out.name}.failed")
-        check_free(failed, force=True)
-        publish(partial, failed)
+    if options.calibration is not None and options.calibration.budget is not None:
+        check_budget(spec, weights, recipe, options.targets, _shared_bytes(checkpoint), options.calibration.budget)
+    recipe = keep_fine(recipe, spec, weights, typical_pixels(read_image_spec(checkpoint.processor, spec)))
+    store = TensorStore(output.scratch)
+    expected, calibration = QuantizedModel(weights, recipe, store=store), None
+    if options.calibration is not None:
+        made = _calibrate(checkpoint, spec, weights, recipe, options, options.calibration, output.scratch, progress)
+        expected, calibration = QuantizedModel(made.found.original, made.recipe, made.found, store), made.report
+        calibration["tensors"] = recorded(expected, made.found)
+    bundle = _write(output.new, checkpoint, spec, expected, options, progress, calibration)
+    report = None
+    if options.gate:
+        gate_options = GateOptions(thorough=options.strict, strict=options.strict, bounds=options.bounds)
+        with maybe_questions(options.answers, options.questions) as questions:
+            report = run_gate(
+                bundle,
+                original=weights,
+                expected=expected,
+                source=read_source(checkpoint.processor, spec),
+                adapter=read_adapter(checkpoint),
+                questions=questions,
+                progress=progress,
+                options=gate_options,
+            )
+        write_manifest(output.new, replace(bundle.manifest, gate=report.to_dict()))
+    if report is None or report.passed:
+        output.publish()
+        return ExportResult(options.out, report, calibration)
+    failed = output.set_aside(f"{options.out.name}.failed")
     error = GateError(
         f"The gate failed: {report.first_failure()}; the bundle lies in '{failed}' for inspection, "
         f"and '{options.out}' was not touched. {report.advice}".rstrip()
     )
     error.report = report
     raise error
+
+
+def _shared_bytes(checkpoint: Checkpoint) -> int:
+    """Of the files that every target needs beside its own."""
+    return sum(path.stat().st_size for path in upstream_files(checkpoint.folder, checkpoint.processor))
 
 
 def _calibrate(
@@ -144,9 +167,9 @@ def _calibrate(
     scratch: Path,
     progress: Progress,
 ) -> Calibration:
-    prompter = Prompter(read_prompt_spec(checkpoint.folder, spec), checkpoint.folder / "tokenizer.json")
-    image_spec = read_image_spec(checkpoint.folder, spec)
-    shared = sum(path.stat().st_size for path in upstream_files(checkpoint.folder))
+    prompter = Prompter(read_prompt_spec(checkpoint.processor, spec), checkpoint.processor / "tokenizer.json")
+    image_spec = read_image_spec(checkpoint.processor, spec)
+    shared = _shared_bytes(checkpoint)
     return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, progress)
 
 
@@ -160,9 +183,9 @@ def _write(
     calibration: dict[str, Any] | None,
 ) -> Bundle:
     weights, recipe = expected.weights, expected.recipe
-    image_spec = read_image_spec(checkpoint.folder, spec)
-    prompt_spec, picture = read_prompt(checkpoint.folder, spec)
-    write_upstream(checkpoint.folder, folder, processor_template(prompt_spec.chat, picture))
+    image_spec = read_image_spec(checkpoint.processor, spec)
+    prompt_spec, picture = read_prompt(checkpoint.processor, spec)
+    write_upstream(checkpoint, folder, processor_template(prompt_spec.chat, picture))
     settle_tokenizer(folder / "tokenizer.json")
     write_json(folder / "preprocess.json", to_dict(image_spec))
     write_json(folder / "prompt.json", to_dict(prompt_spec))
@@ -183,7 +206,9 @@ def _write(
         targets[target] = TARGETS[target].write(job)
         progress(f"{target}: quantize and write", total, total)
 
-    info = ModelInfo(spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), options.adapter)
+    info = ModelInfo(
+        spec.name, checkpoint.name, checkpoint.revision, checkpoint.content_hash(), checkpoint.adapter_name
+    )
     manifest = Manifest(
         SCHEMA,
         info,

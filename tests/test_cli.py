@@ -286,7 +286,7 @@ MISTAKES = {
     ),
     "unknown target": (
         "export default -o {tmp}/o --target tflite",
-        "Target 'tflite' does not exist: choose from onnx, gguf, coreml.",
+        "Target 'tflite' does not exist: choose one of onnx, gguf, coreml.",
     ),
     "misspelt target": (
         "export default -o {tmp}/o --target onxx",
@@ -539,6 +539,8 @@ def test_a_missed_bound_fails_the_export_and_leaves_the_output_untouched(
     out = tmp_path / "out"
     assert cli("export", tiny_checkpoint, "-o", out, "--no-gate").code == 0
     before = (out / "manifest.json").read_bytes()
+    (tmp_path / "out.failed").mkdir()
+    (tmp_path / "out.failed" / "notes.txt").write_text("mine")
     strict = {key: replace(bound, features=1.1) for key, bound in bounds.BOUNDS.items()}
     monkeypatch.setattr(bounds, "BOUNDS", strict)
     done = cli("export", tiny_checkpoint, "-o", out, "--force")
@@ -546,7 +548,9 @@ def test_a_missed_bound_fails_the_export_and_leaves_the_output_untouched(
     assert re.search(r"features of 13 tiles, cosine .* 1.1 +MISSED", done.err), done.err
     assert "bounds missed." in done.err and "Error: The gate failed: onnx, features of 1 tile" in done.err
     assert (out / "manifest.json").read_bytes() == before
-    assert (tmp_path / "out.failed" / "manifest.json").exists()
+    assert "the bundle lies in '" + str(tmp_path / "out.failed-2") + "' for inspection" in done.err
+    assert (tmp_path / "out.failed-2" / "manifest.json").exists()
+    assert [path.name for path in (tmp_path / "out.failed").iterdir()] == ["notes.txt"]
 
 
 def test_an_export_to_gguf_says_what_llama_cpp_alone_does(cli: Any, gguf_checkpoint: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def check_recipe(recipe: Mapping[str, Any]) -> None:
 
 
 def check_gate(gate: Mapping[str, Any]) -> None:
-    """What is shown of a gate: its verdict and its rows."""
+    """What is shown of a gate: its verdict, its rows and the divergence by layer."""
     rows = gate.get("rows")
     if not isinstance(gate.get("passed"), bool) or not isinstance(rows, list):
         raise _wrong("gate", gate, "an object with passed and rows")
@@ -41,6 +41,12 @@ def check_gate(gate: Mapping[str, Any]) -> None:
             and isinstance(row.get("passed"), bool)
         ):
             raise _wrong(f"gate.rows[{number}]", row, "a row with target, check, note, measured, bound and passed")
+    layers = gate.get("layers", {})
+    if not isinstance(layers, dict):
+        raise _wrong("gate.layers", layers, "an object")
+    for name, values in layers.items():
+        if not isinstance(values, dict) or not all(v is None or _is_number(v) for v in values.values()):
+            raise _wrong(f"gate.layers.{name[:80]}", values, "numbers by layer")
 
 
 def check_target(target: TargetEntry, spec: ModelSpec) -> None:

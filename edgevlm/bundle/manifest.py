@@ -72,6 +72,14 @@ class Bundle:
             raise EdgeVLMError(f"The bundle '{self.folder}' has no file '{relative}': export it again.")
         return self.folder / relative
 
+    def package(self, relative: str) -> Path:
+        """A CoreML package of the bundle: a folder with nothing in it that the manifest does not list."""
+        folder = self.path(f"{relative}/Manifest.json").parent
+        for path in folder.rglob("*"):
+            if not path.is_dir() and path.relative_to(self.folder).as_posix() not in self.manifest.files:
+                raise EdgeVLMError(f"'{path}' stands in a package of the bundle and not in its manifest: {AGAIN}.")
+        return folder
+
     def read_json(self, relative: str, largest: int = limits.SPEC_FILE) -> Any:
         return read_json(self.path(relative), AGAIN, largest=largest)
 
@@ -110,6 +118,7 @@ def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
 def _open(folder: Path, everything: bool) -> Bundle:
     if not os.path.isdir(folder):  # False for a name that no file can have
         raise EdgeVLMError(f"There is no bundle '{folder}': make one with `edgevlm export MODEL -o {folder}`.")
+    check_place(folder)
     if not (folder / MANIFEST).is_file():
         if (folder / "config.json").is_file():
             raise EdgeVLMError(
@@ -117,7 +126,6 @@ def _open(folder: Path, everything: bool) -> Bundle:
                 f"`edgevlm export {folder} -o {folder.resolve().name}-bundle`."
             )
         raise EdgeVLMError(f"'{folder}' is not a bundle: it has no {MANIFEST}; make one with `edgevlm export`.")
-    check_place(folder)
     data = read_json(folder / MANIFEST, AGAIN, largest=limits.MANIFEST_FILE)
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:

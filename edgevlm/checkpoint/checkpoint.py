@@ -6,7 +6,9 @@ import hashlib
 import importlib.resources
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from edgevlm.checkpoint import hub
 from edgevlm.checkpoint.safetensors import SafetensorsFile
@@ -15,11 +17,14 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.io.json import read_object
 from edgevlm.io.regular import open_regular
+from edgevlm.io.text import check_place
 from edgevlm.types import F32
 
 if TYPE_CHECKING:
     from edgevlm.checkpoint.adapter import LoraAdapter
 
+DEFAULT = "default"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
 
@@ -37,7 +42,7 @@ class Weights(Protocol):
 class Checkpoint:
     """A source of tensors by Hugging Face name.
 
-    folder: holds config.json, the weights, the tokenizer's and the processor's files.
+    folder: holds config.json and the weights. processor: the tokenizer and the processor's files, as a rule the same.
     name: the Hub id or the folder's name. revision: the Hub commit, or None for a plain folder.
     Opening reads and checks headers only. Raises EdgeVLMError for everything that is wrong with the files.
     """
@@ -45,17 +50,13 @@ class Checkpoint:
     def __init__(self, folder: Path, *, name: str | None = None) -> None:
         self.folder = folder
         self.name = name or folder.resolve().name
-        self.config = read_object(
-            folder / "config.json",
-            "download it again",
-            missing=f"{folder} has no config.json: give a folder in Hugging Face layout (config.json, *.safetensors, "
-            "tokenizer.json).",
-            finite=False,
-        )
+        self.processor = folder  # where the tokenizer and the processor's files are
+        self.config = read_config(folder)
         upstream_files(folder)
         parent, own = folder.parent.name, folder.name
         self.revision = own if parent == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", own) else None
         self.adapter: LoraAdapter | None = None
+        self.adapter_name: str | None = None  # as the user or its own files call it
         self._files = _open_weights(folder)
         self._hash: str | None = None
 
@@ -76,15 +77,15 @@ class Checkpoint:
     def read(self, name: str) -> F32:
         """One tensor as a new C-contiguous float32 array, an adapter merged where one is given."""
 
-        def stored() -> F32:
+        def stored(name: str) -> F32:
             return self._files[name].read(name)
 
-        return self.adapter.apply(name, stored) if self.adapter else stored()
+        return self.adapter.apply(name, stored) if self.adapter else stored(name)
 
     def same(self, first: str, second: str) -> bool:
-        """Whether two tensors of one shape and type hold the same bytes; compared in pieces."""
+        """Whether two tensors of one shape and type hold the same bytes; compared in pieces where they are stored."""
         if self.adapter and (self.adapter.changes(first) or self.adapter.changes(second)):
-            return False
+            return bool(np.array_equal(self.read(first), self.read(second)))
         one, two = self._files[first], self._files[second]
         if self.dtype(first) != self.dtype(second) or self.shape(first) != self.shape(second):
             return False
@@ -113,35 +114,27 @@ class Checkpoint:
         return self._hash
 
 
-def open_checkpoint(
-    model: str,
-    *,
-    revision: str | None = None,
-    cache_dir: Path | None = None,
-    adapter: Path | str | None = None,
-) -> Checkpoint:
+def open_checkpoint(model: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Checkpoint:
     """Open `model`: a local folder, a Hub id "owner/name", or "default", the model that ships with edgevlm.
 
-    revision and cache_dir matter to the Hub alone. adapter: a LoRA folder or Hub id, merged tensor by tensor.
+    revision and cache_dir matter to the Hub alone. What is to be exported or trained is opened by `open_model`, which
+    knows families and adapters.
     """
-    if model == "default":
-        folder = Path(str(importlib.resources.files("edgevlm"))) / "assets" / "default"
-        checkpoint = Checkpoint(folder, name="default")
-    else:
-        folder = _folder(model, "model", revision, cache_dir)
-        checkpoint = Checkpoint(folder, name=None if Path(model).is_dir() else model)
-    if adapter is not None:
-        from edgevlm.checkpoint.adapter import LoraAdapter
-
-        where = _folder(str(adapter), "adapter", None, cache_dir)
-        shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
-        tied = checkpoint.config.get("tie_word_embeddings") is True
-        checkpoint.adapter = LoraAdapter(where, shapes, tied=tied or "lm_head.weight" not in shapes)
-    return checkpoint
+    folder = find_folder(model, "model", revision, cache_dir)
+    return Checkpoint(folder, name=name_of(model))
 
 
-def _folder(model: str, what: str, revision: str | None, cache_dir: Path | None) -> Path:
+def name_of(model: str) -> str | None:
+    """What a model is called that is no folder of the user's."""
+    return None if model != DEFAULT and Path(model).is_dir() else model
+
+
+def find_folder(model: str, what: str, revision: str | None, cache_dir: Path | None, *, weights: bool = True) -> Path:
+    """The folder of `model`, downloaded if it is a Hub id; without `weights` only the small files are fetched."""
+    if model == DEFAULT:
+        return Path(str(importlib.resources.files("edgevlm"))) / "assets" / "default"
     path = Path(model)
+    check_place(path)
     try:
         if model and path.is_dir():
             return path
@@ -150,13 +143,23 @@ def _folder(model: str, what: str, revision: str | None, cache_dir: Path | None)
     except (OSError, ValueError):
         raise EdgeVLMError(f"'{model[:200]}' is not a usable path: give a local folder or a Hub id.") from None
     if hub.is_hub_id(model):
-        return hub.fetch(model, revision=revision, cache_dir=cache_dir)
+        return hub.fetch(model, revision=revision, cache_dir=cache_dir, weights=weights)
     raise EdgeVLMError(f"there is no folder '{model}': give a local {what} folder or a Hub id such as 'owner/name'.")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of the checkpoint in `folder`."""
+    missing = f"{folder} has no config.json: give a folder in Hugging Face layout (config.json, *.safetensors, "
+    return read_object(folder / "config.json", "download it again", missing=f"{missing}tokenizer.json).", finite=False)
+
+
+def has_weights(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (WEIGHTS, INDEX))
 
 
 def _open_weights(folder: Path) -> dict[str, SafetensorsFile]:
     """Tensor name -> file. As transformers does, a whole model.safetensors goes before an index."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / WEIGHTS, folder / INDEX
     if single.exists():
         file = SafetensorsFile(single)
         return dict.fromkeys(file.tensors, file)
@@ -169,11 +172,7 @@ def _open_weights(folder: Path) -> dict[str, SafetensorsFile]:
             "safetensors was expected; convert it once where you trust it, with "
             "AutoModelForImageTextToText.from_pretrained(...).save_pretrained(...)."
         )
-    if (folder / "adapter_config.json").exists():
-        raise EdgeVLMError(f"{folder} is an adapter, not a model: give its base model, and this folder with --adapter.")
-    raise EdgeVLMError(
-        f"{folder} has no weights: model.safetensors or model.safetensors.index.json was expected; download it again."
-    )
+    raise EdgeVLMError(f"{folder} has no weights: {WEIGHTS} or {INDEX} was expected; download it again.")
 
 
 def _open_shards(folder: Path, index: Path) -> dict[str, SafetensorsFile]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from edgevlm.errors import EdgeVLMError, install_hint
 
 # Weights in safetensors, configuration, tokenizer and chat template; never pickle, never code.
-PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+SMALL = ["*.json", "*.txt", "*.jinja", "*.model"]
+PATTERNS = [*SMALL, "*.safetensors"]
+_BELOW = ["*/*"]  # other forms of the model, a trainer's checkpoints
 _SHARDS = re.compile(r"-of-(\d+)\.safetensors$")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -18,9 +20,10 @@ def is_hub_id(model: str) -> bool:
     return bool(_ID.fullmatch(model)) and ".." not in model and len(model) <= 200
 
 
-def fetch(model: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Path:
+def fetch(model: str, *, revision: str | None = None, cache_dir: Path | None = None, weights: bool = True) -> Path:
     """The local snapshot folder of the Hub model `model` ("owner/name"), downloaded where the cache lacks it.
 
+    weights: with the tensors, and not only the small files, by which it can be judged whether these are of use.
     Without a network the cached snapshot is used. Raises EdgeVLMError when there is none, when the model or the
     revision does not exist, or when access needs a token.
     """
@@ -39,7 +42,8 @@ def fetch(model: str, *, revision: str | None = None, cache_dir: Path | None = N
                 model,
                 revision=revision,
                 cache_dir=cache_dir,
-                allow_patterns=PATTERNS,
+                allow_patterns=PATTERNS if weights else SMALL,
+                ignore_patterns=_BELOW,
                 local_files_only=local_only,
             )
         )

@@ -23,14 +23,15 @@ UPSTREAM = (
 )
 
 
-def upstream_files(folder: Path) -> list[Path]:
-    """Those that the checkpoint in `folder` has.
+def upstream_files(folder: Path, processor: Path | None = None) -> list[Path]:
+    """Those that the checkpoint in `folder` has. processor: where all but config.json lie, if elsewhere.
 
     EdgeVLMError for a link out of it: whoever made the link would choose a file of this machine to be published.
     """
-    found = [folder / name for name in UPSTREAM if (folder / name).is_file()]
+    places = [(folder if name == "config.json" else processor or folder) / name for name in UPSTREAM]
+    found = [path for path in places if path.is_file()]
     for path in found:
-        if not stays_inside(path, folder):
+        if not stays_inside(path, path.parent):
             raise EdgeVLMError(
                 f"'{path}' is a link to '{path.resolve()}', which is outside of the checkpoint and would be copied "
                 "into what is made of it: put the file itself there, if it belongs to the model."
@@ -38,7 +39,7 @@ def upstream_files(folder: Path) -> list[Path]:
     return found
 
 
-def copy_upstream(source: Path, folder: Path) -> None:
-    """Copy them from the checkpoint in `source` into `folder`."""
-    for path in upstream_files(source):
+def copy_upstream(source: Path, folder: Path, processor: Path | None = None) -> None:
+    """Copy them from the checkpoint in `source`, and its `processor`, into `folder`."""
+    for path in upstream_files(source, processor):
         shutil.copyfile(path, folder / path.name)

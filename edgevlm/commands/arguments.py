@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ _PICTURE = re.compile(
     r"\.(?:jpe?g?|jfif|jp2|j2k|png|apng|webp|gif|bmp|dib|tiff?|p[bgnp]m|ico|hei[cf]|avif|svg)$", re.IGNORECASE
 )
 _PATH = re.compile(r"(?:~?/|\.\.?[/\\]|[A-Za-z]:[/\\])")
+_FILE = re.compile(r"\.(?:jsonl?|txt|md|html?|pdf|mp4|mov|onnx|gguf|safetensors)$", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:data:[\w/+.-]*[;,]|\w+://)", re.IGNORECASE)
 
 
@@ -99,13 +101,28 @@ def _no_question(word: str, lone: bool) -> str | None:
         return f"No question follows the {what} '{word}': add one in quotes as the last argument."
     if _ADDRESS.match(word) and not spaced:
         return f"No question follows the address '{word[:40]}': add one in quotes as the last argument."
-    named = _PICTURE.search(word) and (lone or not spaced)
+    named = (_PICTURE.search(word) and (lone or not spaced)) or (_FILE.search(word) and not spaced)
     if named or _PATH.match(word) or (not spaced and os.path.dirname(word) and os.path.isdir(os.path.dirname(word))):
         return (
-            f"There is no picture '{word}', and no question follows it: check the path, and put the question in quotes "
+            f"There is no file '{word}', and no question follows it: check the path, and put the question in quotes "
             "at the end."
         )
     return None
+
+
+def check_model(model: str, revision: str | None = None) -> None:
+    """Refuse a misspelt 'default', and a revision of what has none."""
+    local = model == "default" or os.path.exists(model)
+    if not local and "/" not in model and difflib.get_close_matches(model.lower(), ["default"], cutoff=0.75):
+        raise EdgeVLMError(f"There is no folder '{model}': did you mean 'default'?")
+    if local and revision is not None:
+        raise EdgeVLMError(f"--revision is for models of the Hub, and '{model}' is none: leave it out.")
+
+
+def check_questions(answers: str | None) -> None:
+    """Refuse --questions without --answers."""
+    if answers is None and given("questions"):
+        raise EdgeVLMError("--questions counts those of --answers: add --answers scenes, or leave it out.")
 
 
 def given(*names: str) -> list[str]:
@@ -116,7 +133,7 @@ def given(*names: str) -> list[str]:
     return [str(flags[name]) for name in names if context.get_parameter_source(name) not in default]
 
 
-def nearest(word: str, choices: list[str] | tuple[str, ...] | dict[str, object]) -> str:
+def nearest(word: str, choices: Collection[str]) -> str:
     """The end of a sentence about a word that is no choice: the one that was meant, or all."""
     near = difflib.get_close_matches(word.lower(), choices, n=1)
     return f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(choices)}."

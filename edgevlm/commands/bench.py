@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevlm.commands.arguments import bundle_folder
+from edgevlm.commands.arguments import bundle_folder, warn_if_failed
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, progress_bar, seconds, size, table, write, write_json
 
@@ -58,6 +58,8 @@ def bench(
     """
     from edgevlm.bench.measure import PICTURE, QUESTION, BenchOptions, Subject
     from edgevlm.bench.measure import bench as measure
+    from edgevlm.bundle.manifest import open_bundle
+    from edgevlm.io.apart import check_apart
     from edgevlm.io.files import check_new, write_text
 
     if json_file not in (None, "-"):
@@ -73,15 +75,20 @@ def bench(
         question=question or QUESTION,
     )
     first = Subject(bundle_folder(bundle), runtime)
+    subjects = [first, *(_other(text, first) for text in vs)]
+    if json_file not in (None, "-"):
+        check_apart([("--json", json_file)], [("--picture", picture), *(("BUNDLE", each.bundle) for each in subjects)])
+    for folder in dict.fromkeys(subject.bundle for subject in subjects):
+        warn_if_failed(open_bundle(folder))
     with progress_bar() as progress:
-        report = measure([first, *(_other(text, first) for text in vs)], options, progress)
+        report = measure(subjects, options, progress)
     if json_file == "-":
         note(describe(report))
         write_json(report, indent=1)
         return
     write(describe(report))
     if json_file:
-        write_text(Path(json_file), json.dumps(report, indent=1) + "\n")
+        write_text(Path(json_file), json.dumps(report, indent=1) + "\n", force)
 
 
 def _other(text: str, first: Subject) -> Subject:

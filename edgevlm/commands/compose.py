@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
+from edgevlm.commands.arguments import check_model, given
 from edgevlm.commands.train import need_training
+from edgevlm.errors import EdgeVLMError
 
 KINDS = "[mlp|pixel-shuffle|linear|qformer|resampler]"
 
@@ -46,5 +48,11 @@ def compose(**values: Any) -> None:
     from edgevlm.train.compose import ComposeOptions
     from edgevlm.train.compose import compose as run
 
+    for half in ("encoder", "decoder"):
+        check_model(values[half])
+    own = {"queries": ("qformer", "resampler"), "layers": ("qformer", "resampler"), "scale_factor": ("pixel-shuffle",)}
+    for name, kinds in own.items():
+        if values["projector"] not in kinds and (named := given(name)):
+            raise EdgeVLMError(f"{named[0]} is for the projector {' or '.join(kinds)}: leave it out.")
     values["out"] = Path(values["out"])
     write(str(run(ComposeOptions(**values), note)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import click
 
 from edgevlm.commands.export import export_bundle
 from edgevlm.commands.run import show_answer, timings_table
+from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note
 
 PICTURE = Path(__file__).parent.parent / "assets" / "scenes" / "demo.png"
@@ -33,8 +35,11 @@ def demo(out: str, quantize: str) -> None:
     from edgevlm.generate.sampling import GenerateOptions
     from edgevlm.runtimes import open_runtime
 
+    again = _is_demo(Path(out))
+    if not again and os.path.isdir(out) and os.listdir(out):
+        raise EdgeVLMError(f"'{out}' exists and is no demo of before: choose another place with --out.")
     note(f"$ edgevlm export default --target onnx --quantize {quantize} -o {shlex.quote(out)}")
-    bundle = open_bundle(export_bundle("default", out, quantize=quantize, force=_is_demo(Path(out))))
+    bundle = open_bundle(export_bundle("default", out, quantize=quantize, force=again))
     note(f"\nNow {len(QUESTIONS)} questions about the picture {PICTURE}")
     engine = open_runtime(bundle)
     try:

@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
-from edgevlm.commands.train import common, need_training, training_options
+from edgevlm.commands.arguments import check_model, given
+from edgevlm.commands.train import common, need_training, next_step, training_options
+from edgevlm.errors import EdgeVLMError
 
 
 @click.command()
@@ -55,6 +57,10 @@ def distill(teacher: str, student: str, **values: Any) -> None:
     from edgevlm.train.distill import distill as run
     from edgevlm.train.options import DistillOptions
 
+    if not values["quantize"] and (named := given("preset", "vision", "projector", "decoder", "embed")):
+        raise EdgeVLMError(f"{named[0]} is for training through the quantizer: add --quantize int4, or leave it out.")
+    for model in (teacher, student):
+        check_model(model)
     kinds = {name: values.pop(name) for name in ("vision", "projector", "decoder", "embed")}
     values["components"] = {name: kind for name, kind in kinds.items() if kind}
     values["cache"] = Path(values["cache"]) if values["cache"] else None
@@ -62,4 +68,5 @@ def distill(teacher: str, student: str, **values: Any) -> None:
     with progress_bar() as progress:
         out = run(options, progress, note)
     if out is not None:
+        note(f"\nNext: {next_step(options)}")
         write(str(out))

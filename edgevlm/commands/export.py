@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgevlm.commands.arguments import check_model, check_questions, given, nearest
 from edgevlm.commands.calibration_table import calibration_table
 from edgevlm.commands.gate_table import gate_table, read_bounds
 from edgevlm.errors import EdgeVLMError, GateError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgevlm.export.calibrate.plan import CalibrationOptions
 
 KINDS = "[fp32|fp16|int8|int4|palette6|palette4]"
+MOST_PLAIN = 0.1  # a larger number without its % may be meant as a percentage
 
 # Flags of `optimum-cli export onnx` that have no meaning here: what to do instead.
 REPLACED = {
@@ -59,14 +60,19 @@ def _replaced(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("out", required=False)
 @click.option("-m", "--model", "model_flag", metavar="MODEL", help="The same as the first argument.")
 @click.option("-o", "--out", "out_flag", metavar="DIR", help="The same as the second argument.")
-@click.option("--target", default="onnx", show_default=True, metavar="T[,T...]", help="onnx, gguf, coreml.")
+@click.option(
+    "--target",
+    multiple=True,
+    default=("onnx",),
+    show_default=True,
+    metavar="T[,T...]",
+    help="onnx, gguf, coreml; may be repeated.",
+)
 @click.option("--quantize", metavar=KINDS, help="How weights are stored.  [default: int4]")
 @click.option(
     "--preset",
-    default="balanced",
-    show_default=True,
     metavar="[size|balanced|latency]",
-    help="What a quantized bundle trades for: bytes, a good mix, or speed.",
+    help="What a quantized bundle trades for: bytes, a good mix, or speed.  [default: balanced]",
 )
 @click.option("--vision", metavar=KINDS, help="Override the preset for the image encoder.")
 @click.option("--projector", metavar=KINDS, help="... for the projector.")
@@ -104,6 +110,7 @@ def _replaced(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Square that an 'ane' encoder of any picture size has room for.",
 )
 @click.option("--adapter", metavar="FOLDER", help="A LoRA adapter to merge on the way.")
+@click.option("--processor", metavar="BASE", help="Take tokenizer and processor from here, for weights saved alone.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
 @click.option("--cache-dir", "--cache_dir", metavar="DIR", help="Where Hub downloads are kept.")
 @click.option("--force", is_flag=True, help="Replace a bundle at DIR, once the new one is complete.")
@@ -124,9 +131,9 @@ def export(
     out: str | None,
     model_flag: str | None,
     out_flag: str | None,
-    target: str,
+    target: tuple[str, ...],
     quantize: str | None,
-    preset: str,
+    preset: str | None,
     vision: str | None,
     projector: str | None,
     decoder: str | None,
@@ -139,6 +146,7 @@ def export(
     contexts: tuple[int, ...],
     image_side: int,
     adapter: str | None,
+    processor: str | None,
     revision: str | None,
     cache_dir: str | None,
     force: bool,
@@ -154,7 +162,8 @@ def export(
 ) -> None:
     """Turn MODEL into the bundle OUT and prove that the two agree.
 
-    MODEL is a checkpoint folder, a Hub id (owner/name), or 'default', the model shipped with edgevlm.
+    MODEL is a checkpoint folder, a Hub id (owner/name), or 'default', the model shipped with edgevlm. A LoRA adapter
+    is merged into the base model that it names.
     The gate compares every exported component with the original; if a bound is missed, its table is shown and
     the exit code is 1. The folder of the finished bundle is the only line on standard output.
 
@@ -162,23 +171,37 @@ def export(
     pictures and questions; --budget and --max-loss also choose the bits of every component, and calibrate on 'default'
     where nothing else is said. The loss is measured on pictures that were not calibrated on.
     """
+    from edgevlm.checkpoint.opening import resolve
     from edgevlm.export.coreml_.options import CoreMLOptions
 
-    source, folder, names = _places([p for p in (model, out) if p], model_flag, out_flag)
+    source, folder, first = _places([p for p in (model, out) if p], model_flag, out_flag)
     _check_optimum(task, device, framework)
+    check_model(source, revision)
     overrides = {"vision": vision, "projector": projector, "decoder": decoder, "embed": embed}
+    targets, kind = _targets(first or ",".join(target)), _kind(quantize, dtype)
+    if preset and kind in ("fp32", "fp16") and not any(overrides.values()):
+        raise EdgeVLMError(f"--preset chooses among quantized forms, and {kind} is none: leave one of the two out.")
+    if "coreml" not in targets and (named := given("coreml_profile", "contexts", "image_side")):
+        raise EdgeVLMError(f"{named[0]} is for CoreML, and no target is: add --target coreml, or leave it out.")
+    if no_gate and (named := given("answers", "bound", "strict")):
+        raise EdgeVLMError(f"{named[0]} is for the gate, and --no-gate runs none: leave one of the two out.")
+    check_questions(answers)
+    hub_cache = Path(cache_dir) if cache_dir else None
+    if said := resolve(source, adapter, revision=revision, cache_dir=hub_cache).said:
+        note(said)
     bundle = export_bundle(
         source,
         folder,
-        targets=_targets(names or target),
-        quantize=_kind(quantize, dtype),
-        preset=preset,
+        targets=targets,
+        quantize=kind,
+        preset=preset or "balanced",
         components={name: kind for name, kind in overrides.items() if kind},
         calibration=_calibration(calibrate, method, budget, max_loss, [n for n, kind in overrides.items() if kind]),
         coreml=CoreMLOptions(coreml_profile, contexts, image_side),
         adapter=adapter,
+        processor=processor,
         revision=revision,
-        cache_dir=Path(cache_dir) if cache_dir else None,
+        cache_dir=hub_cache,
         force=force,
         gate=not no_gate,
         answers=answers,
@@ -232,7 +255,7 @@ def _places(positional: list[str], model: str | None, out: str | None) -> tuple[
     from edgevlm.export.targets import TARGETS
 
     target = None
-    if model is not None and len(positional) == 2 and positional[0] in TARGETS:
+    if model is not None and len(positional) == 2 and positional[0].lower() in TARGETS:
         target = positional.pop(0)
     if model is None:
         if not positional:
@@ -251,12 +274,10 @@ def _places(positional: list[str], model: str | None, out: str | None) -> tuple[
 def _targets(names: str) -> tuple[str, ...]:
     from edgevlm.export.targets import TARGETS
 
-    targets = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    targets = tuple(dict.fromkeys(name for name in re.split(r"[,\s]+", names.lower()) if name))
     for name in targets:
         if name not in TARGETS:
-            near = difflib.get_close_matches(name, TARGETS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(TARGETS)}."
-            raise EdgeVLMError(f"Target '{name}' does not exist: {hint}")
+            raise EdgeVLMError(f"Target '{name}' does not exist: {nearest(name, tuple(TARGETS))}")
     if not targets:
         raise EdgeVLMError(f"No target was given: choose from {', '.join(TARGETS)}.")
     return targets
@@ -295,7 +316,10 @@ def _share(text: str) -> float:
     found = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(%?)\s*", text)
     if found is None:
         raise EdgeVLMError(f"The largest loss '{text}' is no share: write it as in --max-loss 1%.")
-    return float(found[1]) / (100 if found[2] else 1)
+    value = float(found[1])
+    if not found[2] and value > MOST_PLAIN:
+        raise EdgeVLMError(f"--max-loss {found[1]} may mean {value:g} % or {value * 100:g} %: write it with its %.")
+    return value / (100 if found[2] else 1)
 
 
 def _kind(quantize: str | None, dtype: str | None) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
-from edgevlm.commands.arguments import bundle_folder
+from edgevlm.commands.arguments import bundle_folder, warn_if_failed
+from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, progress_bar, size, write
 
 
@@ -54,10 +56,18 @@ def report(
     Size against score against speed, loss by skill, divergence by layer, time by stage, the gates' tables, and each
     target's answers side by side. The page needs nothing but itself. What no JSON file holds is measured here, briefly.
     """
+    from edgevlm.bundle.manifest import open_bundle
+    from edgevlm.io.apart import check_apart
     from edgevlm.io.files import check_new, write_text
     from edgevlm.report import ReportOptions, gather, page
 
     path = Path(out)
+    read = {"BUNDLE": bundles, "--eval": evals, "--bench": benches, "--picture": pictures}
+    check_apart([("--out", path)], [(name, place) for name, places in read.items() for place in places])
+    if path.suffix.lower() not in (".html", ".htm") and (path.is_file() or not path.exists()):
+        raise EdgeVLMError(
+            f"The report is a page in HTML: name it so, as in -o {shlex.quote(str(path.with_suffix('.html')))}."
+        )
     check_new(path, force)
     options = ReportOptions(
         evals=tuple(map(Path, evals)),
@@ -69,10 +79,14 @@ def report(
         tiles=tiles,
         threads=threads,
     )
+    folders = [bundle_folder(bundle) for bundle in bundles]
+    for folder in folders:
+        warn_if_failed(open_bundle(folder))
     with progress_bar() as progress:
-        found = gather([bundle_folder(bundle) for bundle in bundles], options, progress)
+        found = gather(folders, options, progress)
     for line in found.notes:
         note(line)
-    write_text(path, page(found))
-    note(f"{size(path.stat().st_size)}, opens in any browser:")
+    text = page(found)
+    write_text(path, text, force)
+    note(f"{size(len(text.encode()))}, opens in any browser:")
     write(str(path))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgevlm.commands.arguments import check_model, given
 from edgevlm.errors import EdgeVLMError, install_hint
+
+if TYPE_CHECKING:
+    from edgevlm.train.options import TrainOptions
 
 
 def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -15,6 +20,8 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--data", required=True, metavar="DATA", help="A Scenes folder, or a .jsonl or .json file."),
         click.option("-o", "--out", required=True, metavar="DIR", help="The folder of the trained model."),
+        click.option("--processor", metavar="BASE",
+                     help="Take tokenizer and processor from here, for weights saved alone."),
         click.option("--images", metavar="DIR", help="Where image paths start.  [default: beside the data]"),
         click.option("--skip-bad", is_flag=True, help="Leave bad records out, and count them."),
         click.option("--train", "parts", metavar="P[,P...]", help="vision, projector, decoder: what changes."),
@@ -94,6 +101,9 @@ def train(
     trained model is the only line on standard output.
     """
     need_training()
+    check_model(model)
+    if stage != "preference" and given("beta"):
+        raise EdgeVLMError("--beta is for --stage preference: leave it out.")
     from edgevlm.io.console import note, progress_bar, write
     from edgevlm.train.options import TrainOptions
     from edgevlm.train.run import train as run
@@ -104,4 +114,17 @@ def train(
     with progress_bar() as progress:
         out = run(options, progress, note)
     if out is not None:  # None: the main process prints it
+        note(f"\nNext: {next_step(options)}")
         write(str(out))
+
+
+def next_step(options: TrainOptions) -> str:
+    """The command that goes on from a finished run."""
+    words = ["edgevlm", "export", str(options.out), "-o", f"{options.out}-bundle"]
+    if options.lora is not None:
+        words[2:3] = [options.model, "--adapter", str(options.out)]
+        words += ["--processor", options.processor] if options.processor else []
+    elif options.stage == "align":
+        words = ["edgevlm", "train", str(options.out), "--stage", "instruct", "--data", str(options.data)]
+        words += ["-o", f"{options.out}-instruct"]
+    return " ".join(map(shlex.quote, words))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.commands.arguments import bundle_folder
+from edgevlm.commands.arguments import bundle_folder, check_model, check_questions, given
 from edgevlm.commands.gate_table import gate_table, read_bounds
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.io.console import note, progress_bar, size, table
@@ -17,13 +20,19 @@ from edgevlm.io.text import json_text
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
     from edgevlm.export.quantize.model import QuantizedModel
+    from edgevlm.verify.adapter import MergedAdapter
     from edgevlm.verify.inputs import Source
+    from edgevlm.verify.lint_ane import Finding
+
+# Options of the gate, which the checks in its place have no use for.
+_OF_THE_GATE = ("model", "adapter", "revision", "cache_dir", "answers", "questions", "bound", "strict", "json_file")
 
 
 @click.command()
 @click.argument("bundle")
 @click.option("-m", "--model", metavar="MODEL", help="The original: folder, Hub id or 'default'.")
 @click.option("--adapter", metavar="FOLDER", help="The adapter that was merged into it.")
+@click.option("--processor", metavar="MODEL", help="Where its tokenizer and processor are, if not beside its weights.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
 @click.option("--cache-dir", "--cache_dir", metavar="DIR", help="Where Hub downloads are kept.")
 @click.option("--answers", metavar="SET", help="Ask questions too: scenes, or a folder of them.")
@@ -40,6 +49,7 @@ def verify(
     bundle: str,
     model: str | None,
     adapter: str | None,
+    processor: str | None,
     revision: str | None,
     cache_dir: str | None,
     answers: str | None,
@@ -67,18 +77,31 @@ def verify(
     Linux.
     """
     from edgevlm.bundle.manifest import open_bundle
+    from edgevlm.io.apart import check_apart
     from edgevlm.io.files import check_new, write_text
     from edgevlm.verify.answers import maybe_questions
     from edgevlm.verify.gate import GateOptions, run_gate
 
+    if lint not in (None, "ane"):
+        raise EdgeVLMError(f"There are no rules '{lint}' to lint by: use --lint ane.")
+    instead = given("lint", "overflow", "across", "second_opinion")
+    if instead and (others := given(*_OF_THE_GATE)):
+        raise EdgeVLMError(f"{others[0]} is for the gate, and {instead[0]} runs none: leave one of the two out.")
+    if model is None and (others := given("adapter", "revision", "cache_dir")):
+        raise EdgeVLMError(f"{others[0]} belongs to the original: name that with --model, or leave it out.")
+    if model is not None:
+        check_model(model, revision)
+    check_questions(answers)
     options = GateOptions(strict=strict, bounds=read_bounds(bound))
     if json_file is not None:
+        read = [("BUNDLE", bundle), ("--model", model), ("--adapter", adapter), ("--answers", answers)]
+        check_apart([("--json", json_file)], [given for given in read if given[1] not in ("default", "scenes")])
         check_new(Path(json_file), force)
     opened = open_bundle(bundle_folder(bundle), check="hash")
     note(f"{len(opened.manifest.files)} files match their sha256.")
     if lint is not None or overflow or across or second_opinion:
         if lint is not None:
-            _lint(opened, lint)
+            _lint(opened)
         if overflow:
             _overflow(opened)
         if across:
@@ -86,9 +109,11 @@ def verify(
         if second_opinion:
             _second_opinion(opened)
         return
-    expected, source = None, None
+    expected, source, merged = None, None, None
     if model is not None:
-        expected, source = _expected(opened, model, adapter, revision, Path(cache_dir) if cache_dir else None)
+        expected, source, merged = _expected(
+            opened, model, adapter, processor, revision, Path(cache_dir) if cache_dir else None
+        )
     with progress_bar() as progress, maybe_questions(answers, questions) as question_set:
         original = expected.weights if expected else None
         report = run_gate(
@@ -96,24 +121,23 @@ def verify(
             original=original,
             expected=expected,
             source=source,
+            adapter=merged,
             questions=question_set,
             progress=progress,
             options=options,
         )
     note(gate_table(report.to_dict()))
     if json_file is not None:
-        write_text(Path(json_file), json_text(report.to_dict(), indent=1) + "\n")
+        write_text(Path(json_file), json_text(report.to_dict(), indent=1) + "\n", force)
     if not report.passed:
         raise GateError(f"'{bundle}' does not hold on this machine: {report.first_failure()}. {report.advice}".rstrip())
     if expected is None:
         note("Without --model the cost of quantization was not measured again.")
 
 
-def _lint(bundle: Bundle, rules: str) -> None:
+def _lint(bundle: Bundle) -> None:
     from edgevlm.verify.lint_ane import lint_bundle
 
-    if rules != "ane":
-        raise EdgeVLMError(f"There are no rules '{rules}' to lint by: use --lint ane.")
     reports = lint_bundle(bundle)
     for report in reports:
         rows = [
@@ -121,10 +145,21 @@ def _lint(bundle: Bundle, rules: str) -> None:
             for f in report.functions
         ]
         note(f"\n{report.package}\n" + table(rows, ("function", "predicted on the Neural Engine", "read per token")))
-        for finding in report.findings:
-            note(f"  {finding}")
+        for line in _summed(report.findings):
+            note(f"  {line}")
     if not all(report.passed for report in reports):
         raise GateError(f"'{bundle.folder}' breaks rules of the Neural Engine: export with --coreml-profile ane.")
+
+
+def _summed(findings: Sequence[Finding]) -> list[str]:
+    """One line per sentence: findings that differ in their place and their numbers only are counted."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.rule, re.sub(r"\d+", "#", finding.message)), []).append(finding)
+    return [
+        str(same[0]) if len(same) == 1 else str(replace(same[0], where=f"{same[0].where} and {len(same) - 1} more"))
+        for same in groups.values()
+    ]
 
 
 def _overflow(bundle: Bundle) -> None:
@@ -183,18 +218,26 @@ def _second_opinion(bundle: Bundle) -> None:
 
 
 def _expected(
-    bundle: Bundle, model: str, adapter: str | None, revision: str | None, cache_dir: Path | None
-) -> tuple[QuantizedModel, Source]:
-    """The original quantized by the bundle's recipe, and its preprocessing; refused if the bundle has other weights."""
-    from edgevlm.checkpoint.checkpoint import open_checkpoint
+    bundle: Bundle,
+    model: str,
+    adapter: str | None,
+    processor: str | None,
+    revision: str | None,
+    cache_dir: Path | None,
+) -> tuple[QuantizedModel, Source, MergedAdapter | None]:
+    """The original quantized by the bundle's recipe, its preprocessing, and what was merged into it.
+
+    Raises EdgeVLMError if the bundle has other weights.
+    """
     from edgevlm.checkpoint.families import read_model
+    from edgevlm.checkpoint.opening import open_model
     from edgevlm.export.calibrate.record import open_recorded
     from edgevlm.export.quantize.model import QuantizedModel
     from edgevlm.export.quantize.recipe import Recipe
-    from edgevlm.export.source import read_source
+    from edgevlm.export.source import read_adapter, read_source
     from edgevlm.io.records import from_dict
 
-    checkpoint = open_checkpoint(model, revision=revision, cache_dir=cache_dir, adapter=adapter)
+    checkpoint = open_model(model, revision=revision, cache_dir=cache_dir, adapter=adapter, processor=processor)
     made_from = bundle.manifest.model
     if checkpoint.content_hash() != made_from.weights_sha256:
         merged = f" with the adapter {made_from.adapter}" if made_from.adapter else ""
@@ -204,4 +247,4 @@ def _expected(
         )
     recipe = from_dict(Recipe, bundle.manifest.recipe, "manifest.json: recipe")
     expected = QuantizedModel(read_model(checkpoint)[1], recipe, open_recorded(bundle))
-    return expected, read_source(checkpoint.folder, bundle.manifest.spec)
+    return expected, read_source(checkpoint.processor, bundle.manifest.spec), read_adapter(checkpoint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, partial
@@ -11,10 +10,11 @@ from typing import Any
 
 from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.evaluation.item import Picture
-from edgevlm.io.json import read_json
+from edgevlm.io import limits
+from edgevlm.io.json import parse_json, read_json
+from edgevlm.io.regular import read_lines
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LARGEST_JSON = 2 << 30  # bytes; VQA v2's annotations of all splits are under 400 MB
 
 
 def data_folder(data: str, files: tuple[str, ...], revision: str | None, cache_dir: Path | None) -> Path:
@@ -49,26 +49,25 @@ def data_folder(data: str, files: tuple[str, ...], revision: str | None, cache_d
 
 def suite_json(path: Path) -> Any:
     """The content of a suite's JSON file."""
-    return read_json(path, "download the file again", largest=_LARGEST_JSON)
+    return read_json(path, "download the file again", largest=limits.DATA_FILE)
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(place, object) of each line; the place names file and line in messages."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(read_lines(path, limits.LINE), 1):
+            if not line.strip():
+                continue
+            place = f"'{path}', line {number}"
+            try:
+                row = parse_json(line, limits.LINE)
+            except ValueError as error:
+                raise EdgeVLMError(f"{place}: not JSON ({str(error)[:99]}): fix the line.") from None
+            if not isinstance(row, dict):
+                raise EdgeVLMError(f"{place}: a JSON object is expected: fix the line.")
+            yield place, row
     except OSError as error:
         raise EdgeVLMError(f"'{path}' cannot be read ({error.strerror}): check the folder.") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        place = f"'{path}', line {number}"
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise EdgeVLMError(f"{place}: not JSON ({str(error)[:99]}): fix the line.") from None
-        if not isinstance(row, dict):
-            raise EdgeVLMError(f"{place}: a JSON object is expected: fix the line.")
-        yield place, row
 
 
 def field(row: Any, place: str, kind: type | tuple[type, ...], *names: str) -> Any:

@@ -103,7 +103,7 @@ def open_picture(source: Any, background: tuple[int, int, int]) -> Image.Image:
         source = bytes(source)
     if isinstance(source, str):
         source = _from_address(source)
-    if not isinstance(source, _ONE):
+    if not isinstance(source, str | os.PathLike | bytes | Image.Image):
         raise EdgeVLMError(f"A picture is {_a(source)}: give {_FORMS}.")
     return decode_image(source, background)
 

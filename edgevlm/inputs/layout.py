@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgevlm.errors import EdgeVLMError
 from edgevlm.models.blocks import mask_input, rope_inputs
 from edgevlm.models.spec import Decoder, Rope
 from edgevlm.types import F32, I64
@@ -44,9 +45,17 @@ def split_features(features: F32, layout: Layout) -> list[F32]:
 
 
 def merge(embeds: F32, layout: Layout, features: Sequence[F32]) -> F32:
-    """Embeddings (S, D) of a prompt with each view's features (tokens, D) in the places of its image tokens."""
+    """Embeddings (S, D) of a prompt with each view's features (tokens, D) in the places of its image tokens.
+
+    Raises EdgeVLMError where an encoder gave others than the prompt has room for.
+    """
     merged = np.array(embeds)  # an engine's own array may be read-only
     for span, rows in zip(layout.spans, features, strict=True):
+        if rows.shape != (span.tokens, merged.shape[1]):
+            raise EdgeVLMError(
+                f"The encoder gave features of shape {rows.shape}, expected ({span.tokens}, {merged.shape[1]}): the "
+                "bundle's graphs and its manifest disagree; export the bundle again."
+            )
         merged[span.start : span.start + span.tokens] = rows
     return merged
 

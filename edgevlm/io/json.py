@@ -12,15 +12,16 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.io.regular import read_regular
 
+_LONG = re.compile(rb"[0-9]{%d}" % (limits.DIGITS + 1))
 _SURROGATE = re.compile(rb"\\u[dD][89abAB-Fc-f]")
 
 
-def parse_json(data: bytes, largest: int = limits.LINE, *, finite: bool = True) -> Any:
+def parse_json(data: bytes, largest: int = limits.LINE, *, finite: bool = True, halves: bool = False) -> Any:
     """The value of a JSON text. ValueError says in a few words what is wrong with it.
 
     Beside what is no JSON, that is: over `largest` bytes, deep nesting, a key that occurs twice, numbers beyond
     float64, and half of a surrogate pair, which no file could be written with. finite: refuse NaN and Infinity, too,
-    which are no JSON but stand in some models' config.json.
+    which are no JSON but stand in some models' config.json. halves: accept halves of pairs, which `json_text` escapes.
     """
     if len(data) > largest:
         raise ValueError(f"it has over {largest} bytes")
@@ -30,7 +31,8 @@ def parse_json(data: bytes, largest: int = limits.LINE, *, finite: bool = True) 
         raise ValueError("it begins with a byte order mark, which JSON has not")
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_int=_whole, parse_float=_real,
+            data.decode("utf-8"), object_pairs_hook=_unique, parse_float=_real,
+            parse_int=_whole if _LONG.search(data) else None,  # a call for each number costs more than a search
             parse_constant=_no_number if finite else float,
         )  # fmt: skip
     except UnicodeDecodeError:
@@ -38,7 +40,7 @@ def parse_json(data: bytes, largest: int = limits.LINE, *, finite: bool = True) 
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     _check_depth(value)
-    if _SURROGATE.search(data):
+    if not halves and _SURROGATE.search(data):
         _check_unicode(value)
     return value
 
@@ -176,18 +178,18 @@ class JsonFile:
     def square(self, key: str) -> int:
         """The side of {"height", "width"}, or a number of pixels."""
         value = self.value(key)
-        sides = [value.get("height"), value.get("width")] if isinstance(value, dict) else [value, value]
-        if sides[0] != sides[1] or not _is_count(sides[0]):
+        side, other = (value.get("height"), value.get("width")) if isinstance(value, dict) else (value, value)
+        if not isinstance(side, int) or side != other or not _is_count(side):
             raise self.wrong(key, '{"height": and "width": the same number of pixels}')
-        return int(sides[0])
+        return side
 
     def edge(self, key: str) -> int:
         """The number of pixels in {"longest_edge"}."""
         value = self.value(key)
         edge = value.get("longest_edge") if isinstance(value, dict) else None
-        if not _is_count(edge):
+        if not isinstance(edge, int) or not _is_count(edge):
             raise self.wrong(key, '{"longest_edge": a number of pixels}')
-        return int(edge)
+        return edge
 
     def triple(self, key: str) -> tuple[float, float, float]:
         """Three numbers, or one for all three."""
@@ -213,14 +215,15 @@ def read_json(
     missing: str | None = None,
     largest: int = limits.CONFIG_FILE,
     finite: bool = True,
+    halves: bool = False,
 ) -> Any:
     """The content of a JSON file. Raises EdgeVLMError if it is missing, no regular file, damaged or too large.
 
     advice: what to do, at the end of the message. missing: the whole message for a file that does not exist.
-    largest, finite: as in `parse_json`.
+    largest, finite, halves: as in `parse_json`.
     """
     try:
-        return parse_json(read_regular(path, largest, advice), largest, finite=finite)
+        return parse_json(read_regular(path, largest, advice), largest, finite=finite, halves=halves)
     except FileNotFoundError:
         raise EdgeVLMError(missing or f"'{path}' is missing: {advice}.") from None
     except OSError as error:

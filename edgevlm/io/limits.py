@@ -11,19 +11,19 @@ CONFIG_FILE = 8 << 20  # config.json and the processor's files: Gemma 3's tokeni
 TOKENIZER_FILE = 64 << 20  # tokenizer.json: Gemma 3's has 33 MB
 INDEX_FILE = 32 << 20  # model.safetensors.index.json: DeepSeek-V3's has 9 MB
 SPEC_FILE = 1 << 20  # preprocess.json and prompt.json: 2 kB
-MANIFEST_FILE = 16 << 20  # manifest.json and weights.json: 0.5 MB for a model of 32 layers with every target
-RESULT_FILE = 64 << 20  # answers and figures that edgevlm wrote: 3 MB for 10,000 questions
+MANIFEST_FILE = 16 << 20  # manifest.json and weights.json: 44 kB of the default model's 14 layers
+RESULT_FILE = 64 << 20  # figures of an evaluation or a benchmark: 20 kB
 DATA_FILE = 2 << 30  # a suite's JSON: 400 MB of VQA v2, read whole
 LINE = 16 << 20  # one line of a .jsonl file: a conversation of some kB
 SAFETENSORS_HEADER = 16 << 20  # 100 bytes per tensor; DeepSeek-V3's 90,000 tensors in one file would have 9 MB
-GRAPH_FILE = 128 << 20  # an ONNX graph or CoreML program without its weights: 5 MB
-GRAPH_FIELDS = 2 << 20  # protobuf fields in one: 200,000
+GRAPH_FILE = 128 << 20  # an ONNX graph or CoreML program without its weights: 43 kB of 8 layers
+GRAPH_FIELDS = 2 << 20  # protobuf fields in one: 4,694 of 8 layers
 GGUF_HEADER = 64 << 20  # keys and tensor entries, the vocabulary among them: 16 MB of Gemma 3
-GGUF_KEYS = 4096  # 60
+GGUF_KEYS = 4096  # in one file: edgevlm writes 32
 GGUF_LIST = 2 << 20  # items of a list: the 514,906 merges of Gemma 3
 
 # JSON.
-JSON_DEPTH = 64  # objects and lists inside each other: 12 in a manifest
+JSON_DEPTH = 64  # objects and lists inside each other: 8 in a manifest
 JSON_BYTES_PER_CONTAINER = 32  # an object takes up to 250 bytes in memory, and two characters in a file
 DIGITS = 308  # of a whole number, so that it fits float64: 31 in a tokenizer's model_max_length
 
@@ -32,8 +32,13 @@ TENSORS = 100_000  # in one checkpoint: DeepSeek-V3 has 91,991
 TENSOR_VALUES = 1 << 32  # of one: Gemma 3 27B's embedding has 1.4 billion
 DIMENSIONS = 8  # of a tensor: 5, of a convolution over frames
 TENSOR_NAME = 1024  # characters: 120
-OPERATIONS = 1 << 15  # in one function of a CoreML program: 1,500 of 32 layers
-LITERAL = 1 << 22  # values of a constant inside a CoreML program: some hundred
+OPERATIONS = 1 << 15  # in one function of a CoreML program: 681 of 6 layers
+LITERAL = 1 << 22  # values of a constant inside a CoreML program: 4
+
+# Adapters.
+PATTERN = 200  # characters of a regular expression over names of modules, and of such a name: 60
+PATTERNS = 10_000  # of ranks or alphas by module: 2,000 of a rank search
+EXPRESSIONS = 32  # of these that are more than a name: 3
 
 # What a model is.
 LAYERS = 1000  # of a tower or a decoder: Llama 3.1 405B has 126
@@ -43,15 +48,16 @@ HEADS = 1024  # Llama 3.1 405B has 128
 HEAD_DIM = 1024  # Gemma 3n has 256
 VOCABULARY = 1 << 20  # Gemma 3 has 262208
 CONTEXT = 1 << 20  # positions: Qwen2.5-1M has 1010000
-ROPE_TABLE = 1 << 27  # values of cos and sin together, context times rotated size: Qwen2.5-1M has 2^27, 512 MB
+ROPE_TABLE = 1 << 27  # values of cos and sin together, context times rotated size: Qwen2.5-1M has 129 million
 STATE_PER_POSITION = 1 << 20  # values of keys and values over all layers: LLaVA 1.5 13B has 409600
 IMAGE_SIDE = 8192  # of a tower's square: Pixtral has 1540
+INPUT_VALUES = 1 << 28  # of a CoreML encoder's input of fixed size: 4.8 million
 PATCHES = 1 << 14  # of a square: PaliGemma at 896 pixels has 4096
 PATCH_SIDE = 256  # of a patch: CLIP has 32
 WINDOW_SIDE = 128  # patches per side of an attention window: Qwen2.5-VL has 8
 KERNEL = 64  # of a short convolution: LFM2 has 3
 BLOCK_KINDS = 64  # different layers of one decoder: Gemma 3 has 2
-PROJECTOR_STEPS = 32  # 6
+PROJECTOR_STEPS = 32  # of a projector: Qwen2.5-VL has 6
 SHUFFLE = 64  # neighbours per side that become one token: 4
 POSITION_AXES = 3  # of M-RoPE: time, row, column
 
@@ -69,5 +75,5 @@ ROLES = 16  # of a conversation: system, user, assistant, tool
 STOP_TOKENS = 256  # Llama 3 has 3
 COUNT = (1 << 31) - 1  # any other whole number: what int32 holds, as token ids do
 
-# Numbers without a natural bound: what float32 holds with room for a product.
-REAL = 1e18
+# Numbers.
+REAL = 1e18  # of a number without a natural bound: float32 holds its square root with room

@@ -45,9 +45,9 @@ def _convert(hint: Any, value: Any) -> Any:
     if hint is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     if hint in (int, float) and isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return value if type(value) is int else int(value)
+        return int(value)
     if hint is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return value if type(value) is float else float(value)
+        return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and (hint is not int or hint is type(value)):
         return value
     raise TypeError

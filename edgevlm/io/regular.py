@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 from edgevlm.errors import EdgeVLMError
 
@@ -26,10 +28,10 @@ def check_regular(path: Path) -> os.stat_result:
     return _checked(path, os.stat(path))
 
 
-def open_regular(path: Path, *, buffering: int = -1) -> BinaryIO:
+def open_regular(path: Path, *, buffering: int = -1) -> BufferedReader:
     """The file opened for reading bytes. Raises as `check_regular`."""
     check_regular(path)  # some devices act when they are opened
-    return cast(BinaryIO, open(path, "rb", buffering=buffering, opener=_open_at_once))
+    return cast(BufferedReader, open(path, "rb", buffering=buffering, opener=_open_at_once))
 
 
 def read_regular(path: Path, largest: int, advice: str) -> bytes:
@@ -42,6 +44,19 @@ def read_regular(path: Path, largest: int, advice: str) -> bytes:
         if len(data) > largest or stream.read(1):
             raise EdgeVLMError(f"'{path}' is larger than {largest} bytes, too large for what it should be: {advice}.")
     return data
+
+
+def read_lines(path: Path, longest: int) -> Iterator[bytes]:
+    """The lines of a text, one at a time, each with its line feed. Raises as `check_regular`.
+
+    Of a line with over `longest` bytes come the first `longest` + 1.
+    """
+    with open_regular(path) as stream:
+        while line := stream.readline(longest + 1):
+            yield line
+            rest = line
+            while len(rest) > longest and not rest.endswith(b"\n"):
+                rest = stream.readline(longest + 1)
 
 
 def _open_at_once(path: str, flags: int) -> int:

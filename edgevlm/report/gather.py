@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -14,13 +13,14 @@ from typing import Any, TypeGuard
 from edgevlm.bench.measure import read_bench, runtime_bytes
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.errors import EdgeVLMError, install_hint
+from edgevlm.io import limits
+from edgevlm.io.json import read_json
 from edgevlm.io.options import check_types
 from edgevlm.report.gallery import GalleryEntry, Question, ask_all
 from edgevlm.report.measure import is_evaluator, scenes_score, short_bench
 from edgevlm.types import Progress
 
 _KINDS = ("fp32", "fp16", "int8", "int4")  # most bits first
-_MOST = 64 << 20  # bytes of a JSON file
 
 
 @dataclass(frozen=True)
@@ -158,12 +158,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def _load(path: Path) -> Any:
-    if path.stat().st_size > _MOST:
-        raise EdgeVLMError(f"'{path}' has over {_MOST >> 20} MiB, so it is no result of edgevlm's: check the path.")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise EdgeVLMError(f"'{path}' is no valid JSON ({str(error)[:99]}): check the path.") from None
+    return read_json(path, "check the path", largest=limits.RESULT_FILE, halves=True)
 
 
 def _members(folders: Sequence[Path], notes: list[str]) -> tuple[Member, ...]:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.io.folders import check_replaceable, partial_folder, publish
+from edgevlm.io import limits
+from edgevlm.io.folders import Kind, replacing
+from edgevlm.io.json import parse_json, read_json
+from edgevlm.io.regular import read_lines
 from edgevlm.scenes.catalogue import SPLITS, Split
 from edgevlm.scenes.question import LOC_BINS, Question, parse_question
 from edgevlm.types import Progress
 
 FORMAT, VERSION = "edgevlm-scenes", 1
 DATASET, QUESTIONS = "dataset.json", "questions.jsonl"
+MOST_SCENES = 1_000_000
 _LONGEST_LINE = 1 << 20  # characters; a line of Scenes has a few hundred
 
 
@@ -53,14 +58,13 @@ def write_scenes(
     from edgevlm.scenes.ask import ask
     from edgevlm.scenes.generator import scenes
 
-    check_replaceable(out, force, DATASET, "Scenes folder")
     total = 0
-    with partial_folder(out) as partial:
-        (partial / "images").mkdir()
-        with (partial / QUESTIONS).open("w", encoding="utf-8", newline="\n") as lines:
+    with replacing(out, SCENES, force) as output:
+        (output.new / "images").mkdir()
+        with (output.new / QUESTIONS).open("w", encoding="utf-8", newline="\n") as lines:
             for number, scene in enumerate(scenes(split, seed, count, size), 1):
                 questions = ask(scene, rounds)
-                scene.picture.save(partial / questions[0].image, compress_level=4)
+                scene.picture.save(output.new / questions[0].image, compress_level=4)
                 for question in questions:
                     lines.write(json.dumps(question.to_dict(), ensure_ascii=False) + "\n")
                 total += len(questions)
@@ -68,9 +72,22 @@ def write_scenes(
                     progress("Drawing scenes", number, count)
         head = {"format": FORMAT, "version": VERSION, "split": split, "seed": seed, "count": count}
         text = json.dumps(head | {"loc_bins": LOC_BINS}, indent=1) + "\n"
-        (partial / DATASET).write_text(text, encoding="utf-8")
-        publish(partial, out)
+        (output.new / DATASET).write_text(text, encoding="utf-8")
+        output.publish()
     return total
+
+
+def _own(head: Any) -> Collection[str] | None:
+    """The files of a Scenes folder. Data sets of other kinds have dataset.json files, too."""
+    if not isinstance(head, dict) or (head.get("format"), head.get("version")) != (FORMAT, VERSION):
+        return None
+    count = head.get("count")
+    if type(count) is not int or not 0 <= count <= MOST_SCENES:
+        return None
+    return {DATASET, QUESTIONS, *(f"images/{number:06d}.png" for number in range(count))}
+
+
+SCENES = Kind("Scenes folder", DATASET, _own)
 
 
 def read_questions(folder: Path, *, skip_bad: bool = False) -> QuestionSet:
@@ -78,7 +95,7 @@ def read_questions(folder: Path, *, skip_bad: bool = False) -> QuestionSet:
     head = _read_head(folder)
     path = folder / QUESTIONS
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = list(read_lines(path, _LONGEST_LINE))
     except OSError as error:
         raise EdgeVLMError(
             f"'{path}' cannot be read ({error.strerror}): a Scenes folder has {DATASET}, images and {QUESTIONS}."
@@ -91,7 +108,7 @@ def read_questions(folder: Path, *, skip_bad: bool = False) -> QuestionSet:
         if not line.strip():
             continue
         try:
-            question = parse_question(_json(line, last=number == len(lines)))
+            question = parse_question(_json(line, last=not line.endswith(b"\n")))
             if question.image not in images:
                 images[question.image] = _image_problem(folder, question.image)
             if problem := images[question.image]:
@@ -113,16 +130,8 @@ def read_questions(folder: Path, *, skip_bad: bool = False) -> QuestionSet:
 
 def _read_head(folder: Path) -> dict[str, Any]:
     path = folder / DATASET
-    try:
-        head = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise EdgeVLMError(
-            f"'{folder}' is not a Scenes folder (no {DATASET}): write one with edgevlm scenes {folder}."
-        ) from None
-    except OSError as error:
-        raise EdgeVLMError(f"'{path}' cannot be read ({error.strerror}): check the folder.") from None
-    except (ValueError, RecursionError):
-        raise EdgeVLMError(f"'{path}' is not JSON: write the folder again.") from None
+    missing = f"'{folder}' is not a Scenes folder (no {DATASET}): write one with edgevlm scenes {folder}."
+    head = read_json(path, "write the folder again", missing=missing, largest=limits.SPEC_FILE)
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise EdgeVLMError(f'\'{path}\' does not say "format": "{FORMAT}": it is not a Scenes folder\'s.')
     if head.get("version") != VERSION:
@@ -138,14 +147,8 @@ def _read_head(folder: Path) -> dict[str, Any]:
 
 
 def _json(line: bytes, last: bool) -> Any:
-    if len(line) > _LONGEST_LINE:
-        raise ValueError(f"the line has more than {_LONGEST_LINE} bytes")
     try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise ValueError("the line is not UTF-8 text") from None
-    except RecursionError:
-        raise ValueError("the JSON is nested too deep") from None
+        return parse_json(line, _LONGEST_LINE)
     except json.JSONDecodeError as error:
         what = "the line is cut off (the file ends in it)" if last else "the line is not JSON"
         raise ValueError(f"{what}: {error.msg} at column {error.colno}") from None

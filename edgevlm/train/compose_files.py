@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from edgevlm.checkpoint.families.composed import CHAT_TEMPLATE, END, IMAGE, Composed
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.tokenizer import load_tokenizer
-from edgevlm.io.json import read_json_file
+from edgevlm.io import limits
+from edgevlm.io.json import read_json_file, read_object
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Vocabulary:
 def extend_tokenizer(source: Path, out: Path, layout: Composed) -> Vocabulary:
     """Write the language model's tokenizer with the layout's tokens added and a chat template. Existing tokens stay."""
     load_tokenizer(source / "tokenizer.json")  # raises EdgeVLMError for a damaged file
-    settings = json.loads((source / "tokenizer.json").read_text("utf-8"))
+    settings = read_object(source / "tokenizer.json", "download it again", largest=limits.TOKENIZER_FILE)
     settings["post_processor"] = None  # the chat template places the first token
     tokenizer = Tokenizer.from_str(json.dumps(settings))
     sides = range(1, layout.grid + 1)

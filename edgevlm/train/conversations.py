@@ -2,13 +2,12 @@
 
 A record is a LLaVA conversation (github.com/haotian-liu/LLaVA, docs/Finetune_Custom_Data.md):
 {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\\n..."}, {"from": "gpt", "value": "..."}]},
-a question {"image", "question", "answer"}, as in a Scenes folder, or, for the preference stage,
-{"image", "question", "chosen", "rejected"}.
+one of OpenAI's and TRL's {"messages"} (edgevlm.train.messages), a question {"image", "question", "answer"}, as in a
+Scenes folder, or, for the preference stage, {"image", "question", "chosen", "rejected"}.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
+from edgevlm.io.json import parse_json
+from edgevlm.train.messages import MARKER, ROLES, read_messages
 
 Message = dict[str, Any]  # {"role": ..., "content": [{"type": "image"} | {"type": "text", "text": ...}]}
-MARKER = "<image>"
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,14 @@ def parse_record(text: bytes, place: str, images: Path, *, pairs: bool) -> Conve
         return BadRecord(f"{place}: {problem}")
 
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(text, limits.LINE)
+    except ValueError as error:
         raise bad(f"this is not one whole JSON object ({str(error)[:80]})") from None
     if not isinstance(record, dict):
         raise bad(f"expected a JSON object, found {type(record).__name__}")
-    paths = tuple(_image(name, images, bad) for name in _image_names(record, bad))
-    dialogues = _pair(record, bad) if pairs else (_dialogue(record, bad),)
+    turns, names = _turns(record, _image_names(record, bad), bad)
+    paths = tuple(_image(name, images, bad) for name in names)
+    dialogues = _pair(record, turns, bad) if pairs else (_dialogue(record, turns, bad),)
     try:
         placed = tuple(tuple(_place_images(dialogue, len(paths))) for dialogue in dialogues)
     except ValueError as error:
@@ -81,11 +82,10 @@ def _image_names(record: Mapping[str, Any], bad: Callable[[str], BadRecord]) -> 
     return names
 
 
-def _dialogue(record: Mapping[str, Any], bad: Callable[[str], BadRecord]) -> list[Message]:
-    if "conversations" in record:
-        turns = _turns(record["conversations"], bad)
+def _dialogue(record: Mapping[str, Any], turns: list[Message] | None, bad: Callable[[str], BadRecord]) -> list[Message]:
+    if turns is not None:
         if not any(turn["role"] == "assistant" for turn in turns):
-            raise bad('no turn of \'conversations\' is an answer ("from": "gpt")')
+            raise bad("no turn is an answer, that is, from gpt or of the role assistant")
         while turns[-1]["role"] != "assistant":
             turns.pop()
         return turns
@@ -95,38 +95,62 @@ def _dialogue(record: Mapping[str, Any], bad: Callable[[str], BadRecord]) -> lis
             {"role": "assistant", "content": _text(record, "answer", bad)},
         ]
     found = ", ".join(sorted(record)[:8]) or "nothing"
-    raise bad(f"expected 'conversations', or 'question' and 'answer', found {found}")
+    raise bad(f"expected 'messages', 'conversations', or 'question' and 'answer', found {found}")
 
 
-def _pair(record: Mapping[str, Any], bad: Callable[[str], BadRecord]) -> tuple[list[Message], list[Message]]:
+def _pair(
+    record: Mapping[str, Any], turns: list[Message] | None, bad: Callable[[str], BadRecord]
+) -> tuple[list[Message], list[Message]]:
     if "chosen" not in record or "rejected" not in record:
         found = ", ".join(sorted(record)[:8]) or "nothing"
         raise bad(f"expected 'chosen' and 'rejected', found {found}")
-    if "conversations" in record:
-        turns = _turns(record["conversations"], bad)
+    if turns is not None:
         while turns and turns[-1]["role"] == "assistant":
             turns.pop()
         if not turns:
-            raise bad("'conversations' holds no question")
+            raise bad("the conversation holds no question")
     else:
         turns = [{"role": "user", "content": _text(record, "question", bad)}]
-    chosen, rejected = _text(record, "chosen", bad), _text(record, "rejected", bad)
+    chosen, rejected = _answer(record, "chosen", bad), _answer(record, "rejected", bad)
     if chosen == rejected:
         raise bad("'chosen' and 'rejected' are the same answer")
     answers = ({"role": "assistant", "content": chosen}, {"role": "assistant", "content": rejected})
     return [*turns, answers[0]], [*turns, answers[1]]
 
 
-def _turns(value: Any, bad: Callable[[str], BadRecord]) -> list[Message]:
+def _answer(record: Mapping[str, Any], key: str, bad: Callable[[str], BadRecord]) -> str:
+    """A text, or TRL's list of one assistant message."""
+    if not isinstance(record[key], list):
+        return _text(record, key, bad)
+    turns, names = read_messages(record[key], [], bad)
+    if names or len(turns) != 1 or turns[0]["role"] != "assistant":
+        raise bad(f"'{key}' should be a text, or one message of the assistant")
+    return _text({key: turns[0]["content"]}, key, bad)
+
+
+def _turns(
+    record: Mapping[str, Any], names: list[str], bad: Callable[[str], BadRecord]
+) -> tuple[list[Message] | None, list[str]]:
+    """The turns of a record that has some, each content one text with markers, and its pictures' names."""
+    messages = record.get("messages")
+    if messages is None and isinstance(record.get("prompt"), list):  # TRL's pairs, and prompts with completions
+        completion = record.get("completion")
+        messages = record["prompt"] + (completion if isinstance(completion, list) else [])
+    if messages is not None:
+        turns, names = read_messages(messages, names, bad)
+        return [turn | {"content": _text(turn, "content", bad)} for turn in turns], names
+    if "conversations" not in record:
+        return None, names
+    value = record["conversations"]
     if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
         raise bad("'conversations' should be a list of turns, at least one")
-    turns = []
+    found = []
     for turn in value:
-        role = _ROLES.get(str(turn.get("from")))
+        role = ROLES.get(str(turn.get("from")))
         if role is None:
             raise bad(f"'from' is {str(turn.get('from'))[:40]!r}, expected human, gpt or system")
-        turns.append({"role": role, "content": _text(turn, "value", bad)})
-    return turns
+        found.append({"role": role, "content": _text(turn, "value", bad)})
+    return found, names
 
 
 def _text(record: Mapping[str, Any], key: str, bad: Callable[[str], BadRecord]) -> str:

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from edgevlm.checkpoint.adapter import LoraAdapter
+from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import read_checkpoint, read_image_spec, read_prompt_spec
+from edgevlm.checkpoint.module_names import StoredNames
+from edgevlm.checkpoint.opening import open_model
 from edgevlm.checkpoint.upstream import copy_upstream
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.inputs.rules import TilesThenWhole
+from edgevlm.inputs.rules import Native, TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.train.collate import Collator
@@ -25,7 +28,7 @@ from edgevlm.train.options import PARTS, TrainOptions
 
 PLACES = {
     "vision": re.compile(r"(^|\.)(vision_model|vision_tower)\."),
-    "projector": re.compile(r"(^|\.)(connector|multi_modal_projector)\."),
+    "projector": re.compile(r"(^|\.)(connector|multi_modal_projector|aligner)\."),
 }
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -43,9 +46,14 @@ class Source:
     def folder(self) -> Path:
         return self.checkpoint.folder
 
+    @property
+    def processor(self) -> Path:
+        """Where the tokenizer's files are."""
+        return self.checkpoint.processor
+
     def encoder(self, max_length: int | None = None, max_tiles: int | None = None, tiled: float = 0.0) -> Encoder:
         longest = min(max_length or self.spec.decoder.context_length, self.spec.decoder.context_length)
-        return Encoder(self.image, Prompter(self.prompt, self.folder / "tokenizer.json"), longest, max_tiles, tiled)
+        return Encoder(self.image, Prompter(self.prompt, self.processor / "tokenizer.json"), longest, max_tiles, tiled)
 
     def collator(self, per_question: bool = False) -> Collator:
         pad_id = self.prompt.pad_id if self.prompt.pad_id is not None else self.prompt.stop_ids[0]
@@ -61,7 +69,24 @@ class Source:
             self.folder, dtype=dtype, attn_implementation="sdpa", **options
         )
         model.config.use_cache = False
-        return model
+        return model if self.checkpoint.adapter is None else _merged(model, self.checkpoint, self.checkpoint.adapter)
+
+
+def _merged(model: Any, checkpoint: Checkpoint, adapter: LoraAdapter) -> Any:
+    """The model with the adapter merged by peft, which says nothing where it finds no layer for a tensor."""
+    from peft import PeftModel
+
+    merged = PeftModel.from_pretrained(model, adapter.folder).merge_and_unload()
+    state = merged.state_dict()
+    places = StoredNames(state)
+    for name in sorted(adapter.changed):
+        ours, found = torch.from_numpy(checkpoint.read(name)), places.find(name)
+        if found is None or not torch.allclose(state[found].float().reshape(ours.shape), ours, rtol=1e-3, atol=1e-4):
+            raise EdgeVLMError(
+                f"peft does not find all layers of '{checkpoint.adapter_name}' in the class that transformers has for "
+                f"{checkpoint.name} ('{name}' is not merged): such an adapter can be exported, and not trained on."
+            )
+    return merged
 
 
 def quiet_transformers() -> None:
@@ -72,11 +97,36 @@ def quiet_transformers() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def open_source(model: str) -> Source:
-    """`model` is a folder, a Hub id or "default". Raises EdgeVLMError for what cannot be trained."""
-    checkpoint = open_checkpoint(model)
+def open_source(model: str, processor: str | None = None) -> Source:
+    """`model` is a folder, a Hub id or "default"; an adapter's stands for its base model with the adapter merged.
+
+    processor: where the tokenizer and the processor's files are, if not beside the weights. Raises EdgeVLMError for
+    what cannot be trained.
+    """
+    checkpoint = open_model(model, processor=processor)
     spec, _ = read_checkpoint(checkpoint)
-    return Source(checkpoint, spec, read_image_spec(checkpoint.folder, spec), read_prompt_spec(checkpoint.folder, spec))
+    files = checkpoint.processor
+    source = Source(checkpoint, spec, read_image_spec(files, spec), read_prompt_spec(files, spec))
+    _check_trainable(source)
+    return source
+
+
+def _check_trainable(source: Source) -> None:
+    import transformers
+
+    import edgevlm.train.connectors  # noqa: F401
+
+    name, kind = source.checkpoint.name, source.checkpoint.config.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise EdgeVLMError(
+            f"{name} has the layout of its authors' own code ({str(kind)[:80]}), which transformers has no class for: "
+            "train the same model in transformers' layout, if there is one."
+        )
+    if isinstance(source.image.rule, Native):
+        raise EdgeVLMError(
+            f"{name} takes pictures of any size, which edgevlm trains on no model yet: train it with another tool, and "
+            "export the result, or its adapter with --adapter."
+        )
 
 
 def part_of(name: str) -> str:
@@ -108,6 +158,11 @@ def load_for_training(source: Source, options: TrainOptions) -> Any:
         model = source.load()
         choose_trained(model, options.parts)
         return model
+    if source.checkpoint.adapter is not None:
+        raise EdgeVLMError(
+            f"'{options.model}' is an adapter, and --lora would make one of a merged model that is stored nowhere: "
+            "leave --lora out, or give the base model."
+        )
     extra: dict[str, Any] = {"quantization_config": _four_bit(options.bf16)} if options.four_bit else {}
     model = source.load(torch.bfloat16 if options.bf16 else torch.float32, **extra)
     if options.four_bit:
@@ -128,7 +183,8 @@ def save(model: Any, source: Source, folder: Path, *, base: str, dtype: torch.dt
     """
     if hasattr(model, "peft_config"):
         model.peft_config["default"].base_model_name_or_path = base
-        model.save_pretrained(folder)
+        # lora_config leaves embedding and head alone; peft would ask the Hub for the base to find that out.
+        model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # peft's form to fill in
         return
     stored = dtype or stored_dtype(source.checkpoint)
@@ -138,7 +194,7 @@ def save(model: Any, source: Source, folder: Path, *, base: str, dtype: torch.dt
         for name, tensor in model.state_dict().items()
     }
     model.save_pretrained(folder, state_dict=state)
-    copy_upstream(source.folder, folder)
+    copy_upstream(source.folder, folder, source.processor)
     config = json.loads((folder / "config.json").read_text())
     config.pop("torch_dtype", None)
     config["dtype"] = str(stored).removeprefix("torch.")

@@ -27,6 +27,7 @@ class TrainOptions:
     data: Path
     out: Path
     stage: str = "instruct"
+    processor: str | None = None  # where the tokenizer and the processor's files are, if not beside the weights
     images: Path | None = None  # the folder that image paths start from
     skip_bad: bool = False
     train: tuple[str, ...] = ()  # parts whose weights change; empty: the stage's own

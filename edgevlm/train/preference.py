@@ -65,6 +65,6 @@ def preference_trainer(run: Run, source: Source, model: Any, items: Items) -> An
         args=run.arguments(DPOConfig, beta=options.beta, max_length=None),
         data_collator=_Pairs(items, source.collator()),
         train_dataset=Dataset.from_dict({"number": range(len(items))}),
-        processing_class=PreTrainedTokenizerFast.from_pretrained(source.folder),
+        processing_class=PreTrainedTokenizerFast.from_pretrained(source.processor),
         peft_config=config,
     )

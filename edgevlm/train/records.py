@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
+from edgevlm.io.regular import open_regular, read_regular
 from edgevlm.train.conversations import BadRecord, Conversation, parse_record
 from edgevlm.types import Progress
 
 SHOWN = 10  # bad records that are listed; the rest are only counted
-_MAX_RECORD = 16 << 20  # bytes
 
 
 class Records:
@@ -69,7 +70,7 @@ class Records:
     def _read(self, record: int) -> Conversation:
         # Opened once per process: a forked worker must not share its parent's position in the file.
         if self._stream is None or self._stream[0] != os.getpid():
-            self._stream = (os.getpid(), self.path.open("rb"))
+            self._stream = (os.getpid(), open_regular(self.path))
         stream = self._stream[1]
         stream.seek(self._starts[record])
         return self._parse(stream.read(self._sizes[record]), self._lines[record])
@@ -87,8 +88,8 @@ class Records:
             if len(self._starts) % 1000 == 0:
                 progress("checking the data", start, total)
             try:
-                if len(text) >= _MAX_RECORD:
-                    raise BadRecord(f"{self.path.name}:{line}: the record is longer than {_MAX_RECORD >> 20} MiB")
+                if len(text) >= limits.LINE:
+                    raise BadRecord(f"{self.path.name}:{line}: the record is longer than {limits.LINE >> 20} MiB")
                 conversation = self._parse(text, line)
             except BadRecord as error:
                 self.bad += 1
@@ -121,19 +122,19 @@ def _file(path: Path) -> Path:
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """(offset, line number from 1, text) of each line that is not blank."""
     start = line = 0
-    with path.open("rb") as stream:
-        while text := stream.readline(_MAX_RECORD):
+    with open_regular(path) as stream:
+        while text := stream.readline(limits.LINE):
             line += 1
             yield from [(start, line, text)] if text.strip() else []
             start += len(text)
             while text and not text.endswith(b"\n"):  # the rest of a line that is too long
-                text = stream.readline(_MAX_RECORD)
+                text = stream.readline(limits.LINE)
                 start += len(text)
 
 
 def _elements(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """(offset, line number from 1, text) of each element of a JSON array; what does not parse comes as one element."""
-    data = path.read_bytes()
+    data = read_regular(path, limits.DATA_FILE, "name a file of one record per line .jsonl")
     text = data.decode("latin-1")  # one character per byte, so that places in it are offsets
     decoder, gap = json.JSONDecoder(), re.compile(r"[\s,]*")
     opening = re.match(r"(?:\xef\xbb\xbf)?\s*\[", text)

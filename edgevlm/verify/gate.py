@@ -29,6 +29,7 @@ from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
 from edgevlm.types import F32, Progress
+from edgevlm.verify.adapter import MergedAdapter, check_adapter
 from edgevlm.verify.advice import advice, notes
 from edgevlm.verify.bounds import LOSS_BOUNDS, bound_of
 from edgevlm.verify.inputs import Source, check_golden, check_inputs, golden
@@ -90,6 +91,7 @@ def run_gate(
     original: Weights | None = None,
     expected: ExpectedWeights | None = None,
     source: Source | None = None,
+    adapter: MergedAdapter | None = None,
     questions: Questions | None = None,
     progress: Progress | None = None,
     options: GateOptions | None = None,
@@ -98,7 +100,8 @@ def run_gate(
 
     original: the checkpoint's weights, to measure what quantization costs. expected: the quantizer's result for them,
     which the files must hold. source: the rules of the checkpoint's own processor, for pictures and prompts.
-    Without them (a bundle alone) these parts are left out, and the inputs are compared with the export's record.
+    adapter: what was merged into the original, of which peft is asked. Without them (a bundle alone) these parts are
+    left out, and the inputs are compared with the export's record.
     questions: asked on every target, for the third level; its score is compared with the original's, or without that
     with the reference's. This is the slowest part: the reference answers every question in numpy.
     """
@@ -115,6 +118,8 @@ def run_gate(
     begin("weights")
     shipped, found = _weights(bundle, expected)
     rows += found
+    if adapter is not None:
+        rows.append(check_adapter(adapter))
     spec = bundle.manifest.spec
     reference = Reference(spec, shipped, bundle.image_spec)
     fast = bundle.manifest.recipe.get("prefill") is not None and "onnx" in targets
@@ -183,8 +188,10 @@ def run_gate(
     if progress:
         progress("gate", len(stages), len(stages))
     recipe, cpu = bundle.manifest.recipe, processor()
+    limited = "choice" in (bundle.manifest.calibration or {})
+    advised = advice(rows, recipe, limited=limited)
     told = tuple(notes(rows, recipe, cpu))
-    return GateReport(tuple(rows), layers, golden(cases, reference), cpu, told, advice(rows, recipe))
+    return GateReport(tuple(rows), layers, golden(cases, reference), cpu, told, advised)
 
 
 def _weights(bundle: Bundle, expected: ExpectedWeights | None) -> tuple[Weights, list[Row]]:

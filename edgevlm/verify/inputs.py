@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from edgevlm.inputs.prompt import Prompter, Views
 from edgevlm.inputs.spec import ImageSpec, PromptSpec, ViewTokens, tiled
 from edgevlm.inputs.tokenizer import load_tokenizer
 from edgevlm.inputs.views import PadTo, ResizeTo, Step
+from edgevlm.io.json import read_json
 from edgevlm.io.processor import processor_line
 from edgevlm.types import F32
 from edgevlm.verify.reference import Reference, cosine
@@ -134,7 +134,7 @@ def _upstream(folder: Path) -> Mapping[str, Any]:
     for name, key in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
         path = folder / name
         if path.is_file():
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path, "export the bundle again", finite=False)
             data = data.get(key) if key and isinstance(data, dict) else data
             if isinstance(data, dict):
                 return data

@@ -141,7 +141,7 @@ def lint_bundle(bundle: Bundle) -> tuple[LintReport, ...]:
     """Both packages of a bundle's CoreML target. Raises EdgeVLMError where one is missing or damaged."""
     target = target_of(bundle, CoreMLTarget)
     files = [target.vision.file, target.decoder.file]
-    return tuple(lint_package(bundle.path(f"{file}/Manifest.json").parent) for file in files)
+    return tuple(lint_package(bundle.package(file)) for file in files)
 
 
 def lint_package(folder: Path) -> LintReport:

@@ -13,6 +13,7 @@ from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.quantize.recipe import COMPONENTS, Form, Recipe, component_of, fit
 from edgevlm.export.targets import TARGETS
+from edgevlm.io.console import size
 from edgevlm.models.model import ModelSpec
 
 KINDS = ("int4", "int8", "fp16")  # what a component may become
@@ -87,14 +88,29 @@ def choose(
         key = (lambda f: (f[1], f[0])) if max_loss is None else (lambda f: (f[0], f[1]))
         return min(fits, key=key)[2]
     if least == math.inf:
-        raise EdgeVLMError(
-            f"The budget of {_mb(budget or 0)} is too small: this model takes at least {_mb(smallest)}; allow that "
-            "much, or take a smaller model."
-        )
+        raise too_small(budget or 0, smallest)
     assert max_loss is not None
     within = f" within {_mb(budget)}" if budget is not None else ""
     raise EdgeVLMError(
         f"A loss of at most {percent(max_loss)} cannot be had{within}: the best is {percent(least)}; allow that much."
+    )
+
+
+def check_budget(
+    spec: ModelSpec, weights: Weights, recipe: Recipe, targets: Sequence[str], shared: int, budget: int
+) -> None:
+    """Refuse, from shapes alone, a budget that no choice of bits keeps to; `shared` as in `other_size`."""
+    forms = [with_choices(recipe, [Choice(c, kind, 0, 0.0) for c in COMPONENTS], weights) for kind in KINDS]
+    least = sum(min(component_size(spec, weights, form, c, targets) for form in forms) for c in COMPONENTS)
+    smallest = least + other_size(spec, weights, recipe, shared)
+    if smallest > budget:
+        raise too_small(budget, smallest)
+
+
+def too_small(budget: int, smallest: float) -> EdgeVLMError:
+    return EdgeVLMError(
+        f"The budget of {size(budget)} is too small: this model takes at least {size(round(smallest))}; allow that "
+        "much, or take a smaller model."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,9 @@ import numpy as np
 from PIL import Image
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.json import parse_json
+from edgevlm.io.regular import read_lines
+from edgevlm.io.text import check_place
 from edgevlm.verify.gate import PICTURES, picture_folder
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -50,6 +52,7 @@ def read_source(where: str) -> Source:
     if where == "default":
         return default_source()
     path = Path(where)
+    check_place(path)  # the manifest says what was calibrated on
     if path.is_dir():
         questions = path / "questions.jsonl"
         return _from_jsonl(questions, where) if questions.is_file() else _from_folder(path)
@@ -99,12 +102,11 @@ def _from_folder(folder: Path) -> Source:
 def _from_jsonl(path: Path, where: str) -> Source:
     by_picture: dict[Path, list[Example]] = {}
     try:
-        with path.open("rb") as stream:
-            for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE + 1), b""), 1):
-                if line.strip():
-                    example = _example(line, path, number)
-                    assert isinstance(example.image, Path)
-                    by_picture.setdefault(example.image, []).append(example)
+        for number, line in enumerate(read_lines(path, _MAX_LINE), 1):
+            if line.strip():
+                example = _example(line, path, number)
+                assert isinstance(example.image, Path)
+                by_picture.setdefault(example.image, []).append(example)
     except OSError as error:
         raise EdgeVLMError(f"'{path}' cannot be read ({error.strerror}): check the file.") from None
     if not by_picture:
@@ -120,15 +122,13 @@ def _from_jsonl(path: Path, where: str) -> Source:
 
 def _example(line: bytes, path: Path, number: int) -> Example:
     try:
-        if len(line) > _MAX_LINE:
-            raise ValueError(f"longer than {_MAX_LINE} bytes")
-        values = json.loads(line.decode("utf-8"))
+        values = parse_json(line, _MAX_LINE)
         image, question, answer = values["image"], values["question"], values.get("answer")
         if not (isinstance(image, str) and isinstance(question, str) and isinstance(answer, str | None)):
             raise TypeError("image, question and answer should be texts")
         if not image or "\0" in image or not question.strip():
             raise ValueError("image or question is empty")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise EdgeVLMError(
             f"Line {number} of '{path}' is not an example ({str(error)[:80]}): expected "
             '{"image": path, "question": text, "answer": text}, the answer being optional.'

@@ -56,9 +56,11 @@ class CalibrationOptions:
         if self.method not in METHODS:
             raise EdgeVLMError(f"Method '{self.method}' does not exist: choose one of {', '.join(METHODS)}.")
         if self.budget is not None and self.budget <= 0:
-            raise EdgeVLMError("The budget should be more than 0 bytes, as in --budget 150MB.")
+            raise EdgeVLMError(f"The budget is {self.budget} bytes: give more than 0, as in --budget 150MB.")
         if self.max_loss is not None and not 0 < self.max_loss <= 1:
-            raise EdgeVLMError("The largest loss should be between 0 and 100 %, as in --max-loss 1%.")
+            raise EdgeVLMError(
+                f"The largest loss is {self.max_loss:.4g}: give a share above 0 and at most 1, as in --max-loss 1%."
+            )
 
 
 @dataclass(frozen=True)

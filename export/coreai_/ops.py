@@ -80,7 +80,7 @@ class CoreAiOps(Ops):
         return self._product(x, name, bias=False)
 
     def embed(self, ids: X, name: str, rows: int, width: int) -> NoReturn:
-        raise EdgeVLMError("Core AI programs take embeddings, not ids.")
+        raise EdgeVLMError("Core AI programs take embeddings, not ids: look rows of the table up before.")
 
     # Positions
 

@@ -35,7 +35,10 @@ def write_aimodel(
     authoring, d = load_coreai("authoring"), spec.decoder
     vision, _, decoder = components(spec)
     if other := next((state for state in decoder.states if state.kind != "append"), None):
-        raise EdgeVLMError(f"Core AI programs hold growing states only, and this decoder also carries '{other.name}'.")
+        raise EdgeVLMError(
+            f"Core AI programs hold growing states only, and this decoder also carries '{other.name}': leave the "
+            "second opinion out."
+        )
 
     def encode(inputs: dict[str, X]) -> tuple[X, ...]:
         return tuple(vision.build(CoreAiOps(authoring, weights, inputs), inputs).values())

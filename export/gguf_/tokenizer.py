@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 from gguf import TokenType
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
+from edgevlm.io.json import read_object
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -48,7 +49,7 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
     Raises EdgeVLMError for tokenizers that llama.cpp would read differently.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_object(path, "download the checkpoint again", largest=limits.TOKENIZER_FILE)
         model, added = data["model"], data.get("added_tokens") or []
         if model.get("type", "BPE") != "BPE":
             raise _refuse(path, f"its model is {model.get('type')!r}")
@@ -71,8 +72,10 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
             raise _refuse(path, "it normalizes text")
         if bool(model.get("ignore_merges")) != (pre == "llama-bpe"):
             raise _refuse(path, f"ignore_merges is {bool(model.get('ignore_merges'))}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EdgeVLMError(f"{path} is no usable tokenizer.json ({error!r}): download the checkpoint again.") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise EdgeVLMError(
+            f"{path} is no usable tokenizer.json ({repr(error)[:120]}): download the checkpoint again."
+        ) from None
     return Vocabulary("gpt2", tokens, types, pre, merges)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.runtimes.mil.evaluator import MilEvaluator, Observer, State
+from edgevlm.runtimes.mil.file import MilPackage
 
 KEPT_VIEWS = 32
 _COMPUTE_UNITS = {"cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "npu": "CPU_AND_NE"}
@@ -38,8 +39,8 @@ class DecoderEngine(Protocol):
 class EvaluatedVision:
     """The encoder's package on numpy. `observer` sees every value before it is stored."""
 
-    def __init__(self, path: Path, storage: str) -> None:
-        self.evaluator = MilEvaluator(path, storage)
+    def __init__(self, package: MilPackage, storage: str) -> None:
+        self.evaluator = MilEvaluator(package, storage)
         self.observer: Observer | None = None
         self._known: dict[bytes, Mapping[str, Any]] = {}  # a view takes seconds, and the gate asks for some often
         self.device = f"CPU (evaluator in numpy, {storage} storage)"
@@ -61,8 +62,8 @@ class EvaluatedVision:
 class EvaluatedDecoder:
     """The decoder's package on numpy. `observer` sees every value before it is stored."""
 
-    def __init__(self, path: Path, function: str, storage: str) -> None:
-        self.evaluator = MilEvaluator(path, storage)
+    def __init__(self, package: MilPackage, function: str, storage: str) -> None:
+        self.evaluator = MilEvaluator(package, storage)
         self.state: State = self.evaluator.make_state(function)
         self.observer: Observer | None = None
         self.device = f"CPU (evaluator in numpy, {storage} storage)"

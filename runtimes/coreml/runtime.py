@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +14,8 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, decoder_inputs
 from edgevlm.inputs.preprocess import normalize
 from edgevlm.models.spec import Decoder
-from edgevlm.runtimes.base import EngineOptions, Runtime, context_error
+from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, disagreement
+from edgevlm.runtimes.coreml.check import check_decoder, check_vision
 from edgevlm.runtimes.coreml.engines import (
     DecoderEngine,
     EvaluatedDecoder,
@@ -26,6 +26,7 @@ from edgevlm.runtimes.coreml.engines import (
 )
 from edgevlm.runtimes.coreml.inputs import package_inputs
 from edgevlm.runtimes.coreml.table import EmbeddingTable
+from edgevlm.runtimes.mil.file import open_package
 from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
@@ -60,13 +61,14 @@ class CoreMLEncoder:
 
     def __init__(self, bundle: Bundle, options: EngineOptions, *, evaluate: bool = False) -> None:
         target = target_of(bundle, CoreMLTarget)
-        path = _package(bundle, target.vision.file)
+        package = open_package(bundle.package(target.vision.file))
+        check_vision(package, target, bundle.manifest.spec)
         self._mask_value, self._inputs = target.decoder.mask_value, target.vision.inputs
         self.engine: VisionEngine
         if _on_device(options, evaluate):
-            self.engine = PredictedVision(path, options.device)
+            self.engine = PredictedVision(package.folder, options.device)
         else:
-            self.engine = EvaluatedVision(path, options.storage)
+            self.engine = EvaluatedVision(package, options.storage)
         self.device, self._spec, self._image = self.engine.device, bundle.manifest.spec, bundle.image_spec
 
     def encode(self, views: Sequence[U8]) -> list[F32]:
@@ -76,7 +78,8 @@ class CoreMLEncoder:
         """One normalized view (3, H, W) to features (tokens, D); tokens of padding come last and are dropped."""
         inputs = package_inputs(self._spec.vision.feeds(pixels), self._mask_value, self._inputs)
         rows, columns = self._spec.token_grid(*pixels.shape[1:])
-        return np.asarray(self.engine.run(inputs)["image_features"][0, : rows * columns], np.float32)
+        features = np.asarray(self.engine.run(inputs)["image_features"], np.float32)
+        return features.reshape(-1, features.shape[-1])[: rows * columns]
 
     def close(self) -> None:
         self.engine.close()
@@ -94,16 +97,17 @@ class CoreMLDecoder:
         self, bundle: Bundle, options: EngineOptions, *, context: int | None = None, evaluate: bool = False
     ) -> None:
         target = target_of(bundle, CoreMLTarget)
-        path = _package(bundle, target.decoder.file)
+        package = open_package(bundle.package(target.decoder.file))
+        check_decoder(package, target, bundle.manifest.spec)
         self._outputs, self._mask_value = target.decoder.outputs, target.decoder.mask_value
         self._table = EmbeddingTable(bundle.path(target.embedding.file), target.embedding)
         self._functions = _of_context(target.decoder.functions, context)
         names = list(self._functions)
         self.engine: DecoderEngine
         if _on_device(options, evaluate):
-            self.engine = PredictedDecoder(path, names, options.device)
+            self.engine = PredictedDecoder(package.folder, names, options.device)
         else:
-            self.engine = EvaluatedDecoder(path, names[0], options.storage)
+            self.engine = EvaluatedDecoder(package, names[0], options.storage)
         self.device = self.engine.device
         self.context = self._functions[names[0]].context
         self._flexible = names == ["main"]
@@ -171,7 +175,10 @@ class CoreMLDecoder:
         if not self._flexible and size > 1:
             inputs["select"] = (np.arange(size) == new - 1).astype(np.float32)[None, None, None]
         found = self.engine.run(name, inputs)
-        return np.concatenate([np.asarray(found[output], np.float32).reshape(-1) for output in self._outputs])
+        logits = np.concatenate([np.asarray(found[output], np.float32).reshape(-1) for output in self._outputs])
+        if len(logits) != self._spec.vocab_size:
+            raise disagreement(f"'{name}' gives {len(logits)} logits for {self._spec.vocab_size} tokens")
+        return logits
 
     @property
     def position(self) -> int:
@@ -198,10 +205,6 @@ def _on_device(options: EngineOptions, evaluate: bool) -> bool:
             "evaluated in numpy: use --device cpu."
         )
     return False
-
-
-def _package(bundle: Bundle, file: str) -> Path:
-    return bundle.path(f"{file}/Manifest.json").parent
 
 
 def _of_context(exported: dict[str, CoreMLFunction], context: int | None) -> dict[str, CoreMLFunction]:

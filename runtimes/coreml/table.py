@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from edgevlm.bundle.targets import EmbeddingFile
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.regular import check_regular
 from edgevlm.runtimes.mil.blob import unpack
 from edgevlm.types import F32, I64
 
@@ -27,6 +29,8 @@ class EmbeddingTable:
         self._scale: npt.NDArray[Any] | None = None
         if info.scale is not None and info.scale_shape is not None:
             self._scale = _map(path, "<f2", info.scale, info.scale_shape)
+            if info.scale_shape[0] != info.shape[0] or info.shape[1] % max(1, info.scale_shape[1]):
+                raise _other(path)
 
     def rows(self, ids: I64) -> F32:
         """Embeddings (S, D) float32 of the ids (S,)."""
@@ -45,9 +49,11 @@ class EmbeddingTable:
 
 def _map(path: Path, dtype: str, span: tuple[int, int], shape: tuple[int, int]) -> npt.NDArray[Any]:
     start, count = span
-    fits = min(start, *shape) >= 0 and int(np.prod(shape)) * np.dtype(dtype).itemsize == count
-    if not fits or start + count > path.stat().st_size:
-        raise EdgeVLMError(
-            f"'{path.name}' does not hold the table that the manifest describes: export the bundle again."
-        )
+    fits = start >= 0 and min(shape) >= 1 and math.prod(shape) * np.dtype(dtype).itemsize == count
+    if not fits or start + count > check_regular(path).st_size:
+        raise _other(path)
     return np.memmap(path, dtype, mode="r", offset=start, shape=shape)
+
+
+def _other(path: Path) -> EdgeVLMError:
+    return EdgeVLMError(f"'{path.name}' does not hold the table that the manifest describes: export the bundle again.")

@@ -80,7 +80,7 @@ class MilEvaluator:
         values = {name: self._input(target, name, inputs) for name in target.inputs}
         for name, kind in target.states.items():
             if state is None or name not in state or state[name].shape != kind.shape:
-                raise EdgeVLMError(f"The function '{target.name}' needs the state '{name}' of shape {kind.shape}.")
+                raise EdgeVLMError(f"The function '{target.name}' needs the state '{name}': give {kind.shape}.")
         with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
             for index, op in enumerate(target.ops):
                 self._run_op(op, index, values, state or {}, plan, observer)
@@ -93,7 +93,7 @@ class MilEvaluator:
     def _input(self, target: MilFunction, name: str, inputs: Mapping[str, Array]) -> Array:
         kind = target.inputs[name]
         if name not in inputs:
-            raise EdgeVLMError(f"The function '{target.name}' needs the input '{name}' of shape {kind.shape}.")
+            raise EdgeVLMError(f"The function '{target.name}' needs the input '{name}': give {kind.shape}.")
         array = np.asarray(inputs[name])
         bounds = target.ranges.get(name, ())
         fits = array.ndim == len(kind.shape) and all(

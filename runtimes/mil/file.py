@@ -301,7 +301,7 @@ def _read_literal(data: Message, kind: TensorType) -> Any:
             raise ValueError(f"a literal of type {kind.dtype}")
         if number in (1, 6, 7):  # floats, doubles, bytes: little-endian
             wire = {1: "<f4", 6: "<f8", 7: NUMPY[kind.dtype]}[number]
-            array: Array = np.frombuffer(b"".join(bytes(item) for item in items), wire)
+            array: Array = np.frombuffer(b"".join(bytes(item) for item in items if isinstance(item, Message)), wire)
         else:  # varints, packed or not
             numbers: list[int] = []
             for item in items:

@@ -26,7 +26,7 @@ class CoreMLWeights:
         self._packages: dict[str, MilPackage] = {}
         self._ops: dict[str, dict[str, MilOp]] = {}
         for file in sorted({place.package for place in self._places.values()}):
-            package = open_package(bundle.path(f"{file}/Manifest.json").parent)
+            package = open_package(bundle.package(file))
             self._packages[file] = package
             self._ops[file] = {op.name: op for function in package.functions.values() for op in function.ops}
 

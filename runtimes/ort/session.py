@@ -75,10 +75,10 @@ class Graph:
     def __init__(self, session: Any, path: Path) -> None:
         self._session, self._path = session, path
 
-    def run(self, outputs: list[str], feeds: Mapping[str, Any]) -> list[Any]:
+    def run(self, outputs: list[str], feeds: Mapping[str, Any]) -> Any:
         return self._call(self._session.run, outputs, feeds)
 
-    def run_with_ort_values(self, outputs: list[str], feeds: Mapping[str, Any]) -> list[Any]:
+    def run_with_ort_values(self, outputs: list[str], feeds: Mapping[str, Any]) -> Any:
         return self._call(self._session.run_with_ort_values, outputs, feeds)
 
     def run_with_iobinding(self, binding: Any) -> None:

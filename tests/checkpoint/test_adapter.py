@@ -17,7 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.checkpoint.families import read_model
+from edgevlm.checkpoint.opening import open_model
 from edgevlm.errors import EdgeVLMError
+from edgevlm.export.source import read_adapter
+from edgevlm.verify.adapter import check_adapter
 
 TEXT = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EVERYTHING = [*TEXT, "out_proj", "fc1", "fc2", "proj"]
@@ -46,7 +49,7 @@ def train(builder: ModuleType, model: Path, out: Path, **options: Any) -> dict[s
 
 
 def assert_merged(model: Path, adapter: Path, expected: dict[str, Any]) -> Checkpoint:
-    base, merged = open_checkpoint(str(model)), open_checkpoint(str(model), adapter=adapter)
+    base, merged = open_checkpoint(str(model)), open_model(str(model), adapter=adapter)
     changed = 0
     for name in merged.names():
         found = merged.read(name)
@@ -111,7 +114,7 @@ def test_half_precision_is_merged_in_float32(builder: ModuleType, tmp_path: Path
     key = f"base_model.model.{name.removesuffix('.weight')}.lora_"
     delta = 3 * (halves[f"{key}B.weight"].double() @ halves[f"{key}A.weight"].double()).numpy()
     base = open_checkpoint(str(model)).read(name)
-    np.testing.assert_allclose(open_checkpoint(str(model), adapter=path.parent).read(name), base + delta, atol=1e-6)
+    np.testing.assert_allclose(open_model(str(model), adapter=path.parent).read(name), base + delta, atol=1e-6)
 
 
 def test_answers_are_those_of_the_adapted_model(builder: ModuleType, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_answers_are_those_of_the_adapted_model(builder: ModuleType, tiny_checkp
     train(builder, tiny_checkpoint, tmp_path, use_dora=True)
     adapted = peft.PeftModel.from_pretrained(builder.load_model(tiny_checkpoint), tmp_path).eval()
     plain = builder.load_model(tiny_checkpoint)
-    merged = open_checkpoint(str(tiny_checkpoint), adapter=tmp_path)
+    merged = open_model(str(tiny_checkpoint), adapter=tmp_path)
     plain.load_state_dict({name: torch.from_numpy(merged.read(name)) for name in merged.names()}, strict=False)
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
@@ -149,12 +152,21 @@ CONFIG = [
     ({"trainable_token_indices": [3]}, "uses trainable_token_indices"),
     ({"alora_invocation_tokens": [3]}, "uses alora_invocation_tokens"),
     ({"use_dora": True}, "uses use_dora=True"),
-    ({"r": 8}, "with the shape [4, 64] where [8, 64] fits"),
+    ({"r": 8}, "has the shape [4, 64] where adapter_config.json says rank 8"),
+    ({"r": 4.5}, "r is 4.5, expected a whole number"),
+    ({"use_dora": "yes"}, "use_rslora and use_dora should be true or false"),
+    ({"an_option_of_tomorrow": 3}, "uses an_option_of_tomorrow=3, which edgevlm cannot merge exactly"),
     ({"r": 0}, "r and lora_alpha should be positive"),
     ({"lora_alpha": "16"}, "r and lora_alpha should be positive"),
-    ({"rank_pattern": {"q_proj": 3}}, "with the shape [4, 64] where [3, 64] fits"),
+    ({"rank_pattern": {"q_proj": 3}}, "has the shape [4, 64] where adapter_config.json says rank 3"),
+    ({"rank_pattern": {"q_proj": 3.5}}, "rank_pattern should map module names to whole numbers"),
     ({"rank_pattern": [3]}, "rank_pattern should map"),
-    ({"alpha_pattern": {"(": 3}}, "no regular expression"),
+    ({"alpha_pattern": {"q_proj": 10**300}}, "alpha_pattern should map module names to positive numbers"),
+    ({"alpha_pattern": {"q_proj": 10**400}}, "adapter_config.json' is not valid JSON (a number has over 308 digits)"),
+    ({"alpha_pattern": {"(": 3}}, "alpha_pattern holds '(', which is no regular expression: name modules plainly"),
+    ({"alpha_pattern": {r"(q)_proj\1": 3}}, "which refers back"),
+    ({"alpha_pattern": {"a{1}" * 51: 3}}, "has 204 characters, more than 200"),
+    ({"alpha_pattern": {f"layers.{i}.+": 3 for i in range(40)}}, "alpha_pattern holds 40 patterns, where at most"),
 ]
 
 
@@ -164,37 +176,31 @@ def test_unsupported_adapters_are_refused(
 ) -> None:
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
-    assert expected in refused(lambda: open_checkpoint(str(tiny_checkpoint), adapter=adapter))
+    assert expected in refused(lambda: open_model(str(tiny_checkpoint), adapter=adapter))
 
 
 ROOT = "base_model.model."
 Q = f"{ROOT}model.text_model.layers.0.self_attn.q_proj"
 TENSORS = [
     ({f"{Q}.lora_B.weight": None}, "lacks lora_B"),
-    ({f"{Q}.lora_A.weight": torch.zeros(4, 65)}, "with the shape [4, 65] where [4, 64] fits"),
+    ({f"{Q}.lora_A.weight": torch.zeros(4, 65)}, "[4, 65], where [4, 64] fits tiny: give the model that it was"),
     ({f"{Q}.lora_magnitude_vector": torch.zeros(64)}, "uses use_dora=False"),
-    ({f"{Q}.lora_B.bias": torch.zeros(64)}, "matches nothing in the model"),
-    ({"base_model.model.model.audio.lora_A.weight": torch.zeros(4, 64)}, "matches nothing in the model"),
-    ({"base_model.model.model.connector.other": torch.zeros(4)}, "matches nothing in the model"),
-    ({"base_model.model.model.text_model.norm.weight": torch.zeros(4)}, "with the shape [4] where [64] fits"),
-    (
-        {"base_model.model.model.text_model.embed_tokens.weight": torch.zeros(512, 64)},
-        "changes 'model.text_model.embed_tokens.weight' of a model that uses one table",
-    ),
-    (
-        {
-            f"{ROOT}lm_head.lora_A.weight": torch.zeros(4, 64),
-            f"{ROOT}lm_head.lora_B.weight": torch.zeros(512, 4),
-        },
-        "uses LoRA on 'lm_head.weight' of a model whose head is its embedding table",
-    ),
-    (
-        {
-            f"{ROOT}model.vision_model.embeddings.patch_embedding.lora_A.weight": torch.zeros(4, 3, 8, 8),
-            f"{ROOT}model.vision_model.embeddings.patch_embedding.lora_B.weight": torch.zeros(64, 4, 1, 1),
-        },
-        "uses LoRA on 'model.vision_model.embeddings.patch_embedding.weight'",
-    ),
+    ({f"{Q}.lora_B.bias": torch.zeros(64)}, "which is no weight of tiny (1 of its 6 changes"),
+    ({f"{ROOT}model.audio.lora_A.weight": torch.zeros(4, 64)}, "model.audio.lora_A.weight', which is no weight of"),
+    ({f"{ROOT}model.connector.other": torch.zeros(4)}, "which is no weight of tiny"),
+    ({f"{ROOT}model.text_model.norm.weight": torch.zeros(4)}, "with the shape [4], where [64] fits tiny"),
+    ({f"{ROOT}text_model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(4, 64),
+      f"{ROOT}text_model.layers.0.self_attn.q_proj.lora_B.weight": torch.zeros(64, 4)}, "a second time"),
+    ({f"{ROOT}model.text_model.norm.lora_A.weight": torch.zeros(4, 64),
+      f"{ROOT}model.text_model.norm.lora_B.weight": torch.zeros(64, 4)}, "LoRA on 'model.text_model.norm.weight' of"),
+    ({f"{ROOT}model.text_model.embed_tokens.lora_embedding_A": torch.zeros(4, 512),
+      f"{ROOT}model.text_model.embed_tokens.lora_embedding_B": torch.zeros(64, 4)},
+     "puts LoRA on 'model.text_model.embed_tokens.weight', which tiny uses as embedding and as head"),
+    ({f"{ROOT}lm_head.lora_A.weight": torch.zeros(4, 64), f"{ROOT}lm_head.lora_B.weight": torch.zeros(512, 4)},
+     "puts LoRA on 'lm_head.weight', which tiny uses as embedding and as head"),
+    ({f"{ROOT}lm_head.weight": torch.zeros(520, 64)}, "with a vocabulary of 520 tokens where tiny has 512"),
+    ({f"{ROOT}model.text_model.embed_tokens.weight": torch.zeros(520, 64)}, "resize_token_embeddings(520)"),
+    ({f"{ROOT}lm_head.weight": torch.zeros(520, 65)}, "[520, 65], where [512, 64] fits tiny: give the model"),
 ]  # fmt: skip
 
 
@@ -205,16 +211,49 @@ def test_adapters_that_do_not_fit_are_refused(
     path = adapter / "adapter_model.safetensors"
     changed = load_file(path) | tensors
     save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, path)
-    assert expected in refused(lambda: open_checkpoint(str(tiny_checkpoint), adapter=adapter))
+    assert expected in refused(lambda: open_model(str(tiny_checkpoint), adapter=adapter))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_values_that_are_no_numbers_are_refused(adapter: Path, tiny_checkpoint: Path, value: float) -> None:
+    path = adapter / "adapter_model.safetensors"
+    save_file(load_file(path) | {f"{Q}.lora_B.weight": torch.full((64, 4), value)}, path)
+    merged = open_model(str(tiny_checkpoint), adapter=adapter)
+    name = f"{Q.removeprefix(ROOT)}.weight"
+    assert f"makes '{name}' hold values that are infinite or no numbers" in refused(lambda: merged.read(name))
+    assert np.isfinite(merged.read(name.replace(".0.", ".1."))).all()
+
+
+def test_files_of_the_inner_model(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The oldest layout lacks the outer module; adapters have it."""
+    inner = Path(shutil.copytree(tiny_checkpoint, tmp_path / "inner"))
+    path = inner / "model.safetensors"
+    save_file({name.removeprefix("model."): tensor for name, tensor in load_file(path).items()}, path)
+    ours, wanted = (open_model(str(folder), adapter=adapter) for folder in (inner, tiny_checkpoint))
+    for name in ours.names():
+        np.testing.assert_array_equal(ours.read(name), wanted.read(f"model.{name}"))
+    merged = read_adapter(ours)
+    assert merged is not None and check_adapter(merged).passed
+
+
+def test_an_adapter_of_another_model(adapter: Path, builder: ModuleType, tmp_path: Path) -> None:
+    """The weight that is not there is named, and the model that the adapter was trained on."""
+    path = adapter / "adapter_model.safetensors"
+    save_file({name.replace("text_model", "decoder"): tensor for name, tensor in load_file(path).items()}, path)
+    model = builder.build_tiny(tmp_path / "model")
+    message = refused(lambda: open_model(str(model), adapter=adapter))
+    assert "which is no weight of model (3 of its 5 changes are to such): give the model that it was" in message
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] in message
 
 
 def test_missing_and_damaged_folders(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     def read(where: Path | str) -> Callable[[], Any]:
-        return lambda: open_checkpoint(str(tiny_checkpoint), adapter=where)
+        return lambda: open_model(str(tiny_checkpoint), adapter=where)
 
     assert "there is no folder" in refused(read(str(tmp_path / "none")))
-    assert "has no adapter_config.json" in refused(read(tiny_checkpoint))
-    assert "is an adapter, not a model" in refused(lambda: open_checkpoint_with_config(adapter))
+    assert "is a model, not an adapter: it has no adapter_config.json" in refused(read(tiny_checkpoint))
+    (tmp_path / "empty").mkdir()
+    assert "is no adapter" in refused(read(tmp_path / "empty"))
     path = adapter / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
     assert "adapter_model.safetensors is truncated" in refused(read(adapter))
@@ -222,8 +261,3 @@ def test_missing_and_damaged_folders(adapter: Path, tiny_checkpoint: Path, tmp_p
     assert "weights as pickle, adapter_model.bin, are not read" in refused(read(adapter))
     (adapter / "adapter_config.json").write_text("[")
     assert "adapter_config.json' is not valid JSON" in refused(read(adapter))
-
-
-def open_checkpoint_with_config(adapter: Path) -> Checkpoint:
-    (adapter / "config.json").write_text("{}")
-    return open_checkpoint(str(adapter))

@@ -36,6 +36,7 @@ from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import Layout, Span
 from edgevlm.inputs.preprocess import normalize
+from edgevlm.inputs.rules import Stretch
 from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, ShortConv
@@ -58,7 +59,11 @@ class Exported:
             return quantize(self.weights.read(name), "fp32", name)
 
         self.entry = write_coreml(folder / "coreml", spec, self.weights, make_recipe("fp32"), plain, options)
-        write_json(folder / "preprocess.json", to_dict(IMAGE))
+        image = IMAGE
+        if isinstance(spec.vision, Vit):
+            side, (rows, _) = spec.vision.image_size, spec.token_grid(spec.vision.image_size, spec.vision.image_size)
+            image = replace(IMAGE, rule=Stretch(side), token_pixels=side // rows)
+        write_json(folder / "preprocess.json", to_dict(image))
         files = {str(path.relative_to(folder)): None for path in folder.rglob("*") if path.is_file()}
         manifest = SimpleNamespace(spec=spec, targets={"coreml": self.entry}, files=files)
         self.bundle = Bundle(folder, cast(Any, manifest))

@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from edgevlm.bundle.manifest import open_bundle
+from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.errors import EdgeVLMError
-from edgevlm.io.regular import check_regular, open_regular, read_regular
+from edgevlm.export.calibrate.data import read_source
+from edgevlm.export.pipeline import ExportOptions, export_model
+from edgevlm.io.regular import check_regular, open_regular, read_lines, read_regular
+from edgevlm.io.text import check_place
 
 
 def test_a_regular_file_and_a_link_to_one_are_read(tmp_path: Path) -> None:
@@ -63,3 +69,27 @@ def test_too_much_is_refused_and_not_read(tmp_path: Path) -> None:
 def test_a_missing_file_is_the_systems_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_regular(tmp_path / "nothing", 9, "")
+
+
+def test_lines_come_one_at_a_time_and_cut_where_they_are_too_long(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"ab\n\nabc\nabcdefghij\nxyz\nabcd")
+    assert list(read_lines(tmp_path / "a", 3)) == [b"ab\n", b"\n", b"abc\n", b"abcd", b"xyz\n", b"abcd"]
+    assert list(read_lines(tmp_path / "a", 99))[-2:] == [b"xyz\n", b"abcd"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        check_place,
+        open_bundle,
+        lambda path: open_checkpoint(str(path)),
+        lambda path: read_source(str(path)),
+        lambda path: export_model(ExportOptions("default", path)),
+    ],
+)
+def test_names_that_are_not_utf8_are_refused_in_one_sentence(tmp_path: Path, call: Callable[[Path], object]) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xffdel"))
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(EdgeVLMError, match="is no text in utf-8, so that engines cannot open it: choose another name"):
+        call(folder)

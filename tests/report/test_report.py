@@ -221,7 +221,14 @@ def members(tiny_bundle: Path, tmp_path: Path) -> tuple[Member, ...]:
         manifest = json.loads((folder / MANIFEST).read_text())
         manifest["recipe"]["quantize"] = kind
         manifest["model"]["name"] = EVIL.replace("\udcff", "")
-        row = {"target": "onnx", "check": EVIL[:20], "measured": 0.5, "bound": 0.9, "passed": kind == "fp32"}
+        row = {
+            "target": "onnx",
+            "check": EVIL[:20],
+            "note": "",
+            "measured": 0.5,
+            "bound": 0.9,
+            "passed": kind == "fp32",
+        }
         layers = {"vision.layers.0.norm1": 0.001 if kind == "fp32" else 0.05, "decoder.norm": 0.002}
         manifest["gate"] = {"passed": kind == "fp32", "rows": [row], "layers": {"quantization": layers}}
         (folder / MANIFEST).write_text(json.dumps(manifest))
@@ -269,16 +276,11 @@ def test_a_page_with_nothing_says_what_is_missing(tiny_bundle: Path) -> None:
 def test_a_hostile_gate_in_a_manifest_does_no_harm(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "b"))
     manifest = json.loads((folder / MANIFEST).read_text())
-    for gate in (
-        {"rows": [3, None]},
-        {"rows": {}},
-        {"layers": 3},
-        {"layers": {"quantization": 3}},
-        {"rows": [{"measured": EVIL[:9]}], "layers": {"quantization": {"a": None, "b": "x"}}},
-    ):
-        manifest["gate"] = gate
-        (folder / MANIFEST).write_text(json.dumps(manifest))
-        check_page(page(Findings((Member("x", open_bundle(folder), ()),), (), (), ())))
+    evil = EVIL.replace("\udcff", "")  # half of a surrogate pair, which opening refuses
+    row = dict.fromkeys(("target", "check", "note"), evil) | {"measured": 1e18, "bound": None, "passed": False}
+    manifest["gate"] = {"passed": False, "rows": [row], "layers": {"quantization": {evil: None, "b": -1e18}}}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    check_page(page(Findings((Member("x", open_bundle(folder), ()),), (), (), ())))
 
 
 def test_the_command_measures_what_is_missing(
@@ -329,10 +331,10 @@ def test_json_that_is_no_evaluation(data: Any) -> None:
 def test_mistakes_come_before_any_work(tiny_bundle: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text("{")
-    with pytest.raises(EdgeVLMError, match="is no valid JSON"):
+    with pytest.raises(EdgeVLMError, match="is not valid JSON"):
         gather([tiny_bundle], ReportOptions(benches=(broken,)))
     broken.write_text("[" * 100_000)
-    with pytest.raises(EdgeVLMError, match="is no valid JSON"):
+    with pytest.raises(EdgeVLMError, match="is not valid JSON"):
         gather([tiny_bundle], ReportOptions(evals=(broken,)))
     with pytest.raises(EdgeVLMError, match="There is no bundle"):
         gather([tmp_path / "none"], ReportOptions())

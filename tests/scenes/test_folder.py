@@ -142,14 +142,14 @@ FAULTS: list[tuple[str, Edit, str]] = [
     ("naming", setting(id="000000-0"), "the id '000000-0' is line 1's already"),
     ("naming", lambda row: json.dumps(row)[:40], "the line is not JSON"),
     ("naming", lambda row: ["a", "list"], "a JSON object is expected, not a list"),
-    ("naming", lambda row: '{"id": ' + "[" * 100000, "nested too deep"),
+    ("naming", lambda row: '{"id": ' + "[" * 100000, "too many objects and lists"),
     ("existence", setting(answer="maybe"), "yes or no, not 'maybe'"),
     ("existence", setting(mode="rare"), "'mode' must be one of"),
     ("count", setting(answer="three"), "0 to 10 in digits, not 'three'"),
     ("count", setting(answer="11"), "0 to 10 in digits, not '11'"),
     ("grounding", setting(box=[0.1, 0.2, 0.3]), "'box' must be a list of four numbers"),
     ("grounding", setting(box=[0.5, 0.2, 0.3, 0.4]), "left < right"),
-    ("grounding", setting(box=[0.5, 0.2, float("nan"), 0.4]), "'box' must be"),
+    ("grounding", setting(box=[0.5, 0.2, float("nan"), 0.4]), "NaN is no number of JSON"),
     ("caption", setting(facts=[]), "'facts' must be a list"),
     ("caption", setting(facts=[{"count": 0, "colour": None, "name": "dog"}]), "above 0"),
 ]
@@ -191,7 +191,7 @@ def test_missing_pictures_are_counted_line_by_line(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "is not JSON"),
+        ("{", "is not valid JSON"),
         ('{"format": "coco"}', "not a Scenes folder's"),
         ('{"format": "edgevlm-scenes", "version": 2}', "update edgevlm"),
         ('{"format": "edgevlm-scenes", "version": 1, "split": "dev", "seed": 0, "count": 1}', "a split"),

@@ -72,6 +72,54 @@ def test_turns_markers_and_several_pictures(folder: Path) -> None:
     assert records[1].place == "more.jsonl:3"
 
 
+A, B = "images/000000.png", "images/000001.png"
+ANSWER = {"role": "assistant", "content": "Both are squares."}
+MESSAGES: dict[str, Any] = {
+    "items and a list": {"images": [A, B], "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "Compare "}, {"type": "image"},
+                                     {"type": "text", "text": " with "}, {"type": "image"}]}, ANSWER]},
+    "markers in a text": {"images": [A, B], "messages": [
+        {"role": "user", "content": "Compare <image> with <image>"}, ANSWER]},
+    "items that name files": {"messages": [
+        {"role": "user", "content": [{"type": "text", "text": "Compare"}, {"type": "image", "image": A},
+                                     {"type": "text", "text": "with"}, {"type": "image", "path": B}]}, ANSWER]},
+    "OpenAI's": {"messages": [
+        {"role": "user", "content": [
+            {"type": "text", "text": "Compare"}, {"type": "image_url", "image_url": {"url": A}},
+            {"type": "text", "text": "with"}, {"type": "image_url", "image_url": "file://" + B}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Both are "}, {"type": "text", "text": "squares."}]},
+        {"role": "user", "content": "And now?"}]},
+    "one of each": {"image": B, "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "Compare"}, {"type": "image", "url": A},
+                                     {"type": "text", "text": "with"}, {"type": "image"}]}, ANSWER]},
+    "prompt and completion": {"images": [A, B], "completion": [ANSWER], "prompt": [
+        {"role": "user", "content": "Compare <image> with <image>"}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", MESSAGES)
+def test_messages_of_openai_and_trl(folder: Path, form: str) -> None:
+    records = Records(write(folder / "messages.jsonl", json.dumps(MESSAGES[form])))
+    assert texts(records, 0) == [["Compare <image> with <image>", "Both are squares."]]
+    assert records[0].images == (folder / A, folder / B)
+
+
+def test_messages_with_a_system_and_pictures_without_a_place(folder: Path) -> None:
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Colour?"}, ANSWER]
+    records = Records(write(folder / "messages.jsonl", json.dumps({"image": A, "messages": said})))
+    assert texts(records, 0) == [["Be brief.", "<image> Colour?", "Both are squares."]]
+
+
+@pytest.mark.parametrize("key", ["messages", "prompt"])
+def test_pairs_in_the_form_of_trl(folder: Path, key: str) -> None:
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Colour?"}]}]
+    answers = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    records = Records(write(folder / "p.jsonl", json.dumps({"images": [A], key: asked, **answers})), pairs=True)
+    assert texts(records, 0) == [["<image> Colour?", "chosen"], ["<image> Colour?", "rejected"]]
+    with pytest.raises(EdgeVLMError, match="'chosen' should be a text, or one message of the assistant"):
+        Records(write(folder / "p.jsonl", json.dumps({key: asked, **answers, "chosen": asked})), pairs=True)
+
+
 GOOD = {"image": "images/000000.png", "question": "Colour?", "answer": "red"}
 BAD: list[tuple[Any, str]] = [
     ('{"image": "images/000000.png", "question": "Col', "this is not one whole JSON object"),
@@ -83,14 +131,30 @@ BAD: list[tuple[Any, str]] = [
     (GOOD | {"image": 7}, "'image' should be a path"),
     (GOOD | {"answer": "  "}, "'answer' is empty"),
     (GOOD | {"answer": None}, "'answer' should be a text"),
-    (GOOD | {"answer": "\ud800"}, "'answer' is not valid Unicode"),
-    ({"image": "images/000000.png", "question": "Colour?", "reply": "red"}, "expected 'conversations', or 'question'"),
+    (GOOD | {"answer": "\ud800"}, "half of a surrogate pair"),
+    ({"image": "images/000000.png", "question": "Colour?", "reply": "red"}, "expected 'messages', 'conversations', or"),
     ({"conversations": []}, "a list of turns, at least one"),
-    ({"conversations": [{"from": "human", "value": "Hi"}]}, "no turn of 'conversations' is an answer"),
+    ({"conversations": [{"from": "human", "value": "Hi"}]}, "no turn is an answer"),
     ({"conversations": [{"from": "robot", "value": "Hi"}]}, "'from' is 'robot'"),
     ({"conversations": [{"from": "human", "text": "Hi"}]}, "'value' is missing"),
+    ({"messages": "Hi"}, "'messages' should be a list of messages"),
+    ({"messages": [{"role": "tool", "content": "Hi"}]}, "'role' is 'tool', expected user, assistant or system"),
+    ({"messages": [{"role": "user", "content": "Hi"}]}, "no turn is an answer"),
+    ({"messages": [{"role": "user", "content": None}]}, "'content' should be a text or a list of items, found 'None'"),
+    ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "'type' is 'video', expected text, image or"),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "a text item should hold 'text'"),
+    ({"messages": [{"role": "user", "content": [{"type": "image", "image": 7}]}]}, "should name a file, found '7'"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64," +
+      "A" * 999}}]}]}, "the picture 'data:image/png;base64,AAAAAAAAAAAAAAAAAA' is no file: save it beside"),
+    ({"messages": [{"role": "assistant", "content": [{"type": "image"}]}]}, "the assistant message holds a picture"),
+    ({"messages": [{"role": "user", "content": [{"type": "image", "image": "images/000000.png"},
+      {"type": "text", "text": "<image> Hi"}]}]}, "both pictures and the text <image>"),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "x"}]},
+     "1 <image> markers for 0 images"),
+    ({"messages": [{"role": "user", "content": [{"type": "image", "image": "../a.png"}]}]}, "lies outside"),
+    ({"messages": [{"role": "user", "content": " "}]}, "'content' is empty"),
     ({"conversations": [{"from": "human", "value": "<image> Hi"}, {"from": "gpt", "value": "x"}]}, "1 <image> markers"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("record", "problem"), BAD)

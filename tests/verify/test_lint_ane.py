@@ -152,7 +152,7 @@ def bundles(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         )
         targets = SimpleNamespace(targets={"coreml": entry})
         made[profile] = SimpleNamespace(
-            folder=folder, manifest=targets, path=lambda relative, folder=folder: folder / relative
+            folder=folder, manifest=targets, package=lambda relative, folder=folder: folder / relative
         )
     return made
 

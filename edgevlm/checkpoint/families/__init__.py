@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from edgevlm.checkpoint.adapter import Base
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import deepseek_vl, internvl, llava, nanovlm, qwen2_5_vl, smolvlm
 from edgevlm.checkpoint.families.family import Family
@@ -40,7 +43,7 @@ def read_model(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
 
 def read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
     """As `read_model`, for a checkpoint that is to be trained: its projector may be one that is not exported."""
-    family = find_family(checkpoint)
+    family = find_family(checkpoint.config, checkpoint.name)
     spec = family.read(checkpoint, JsonFile(checkpoint.folder / "config.json", checkpoint.config))
     check_model(spec, f"{checkpoint.folder}: config.json", "download it again")
     unused = family.unused(checkpoint, spec)
@@ -65,10 +68,25 @@ def read_prompt(folder: Path, model: ModelSpec) -> ReadPrompt:
     return _family(model.family, model.name).prompt(ProcessorFiles(folder), model)
 
 
-def find_family(checkpoint: Checkpoint) -> Family:
-    kind = checkpoint.config.get("model_type")
-    marked = (family for family in FAMILIES if kind is None and family.mark in checkpoint.config)
-    return next(marked, None) or _family(kind, checkpoint.name)
+def find_family(config: Mapping[str, Any], name: str) -> Family:
+    """The family of the model `name` with that config.json; EdgeVLMError if it is not supported."""
+    kind = config.get("model_type")
+    marked = (family for family in FAMILIES if kind is None and family.mark in config)
+    return next(marked, None) or _family(kind, name)
+
+
+def adapter_base(checkpoint: Checkpoint) -> Base:
+    """The model as an adapter sees it."""
+    family = find_family(checkpoint.config, checkpoint.name)
+    spec = family.read(checkpoint, JsonFile(checkpoint.folder / "config.json", checkpoint.config))
+    names = family.tensor_names(checkpoint, spec)
+    return Base(
+        checkpoint.name,
+        {name: checkpoint.shape(name) for name in checkpoint.names()},
+        embed=f"{family.embed or names['decoder.embed']}.weight",
+        head=f"{names['decoder.head']}.weight",
+        tied=spec.decoder.tie_embeddings,
+    )
 
 
 def _family(kind: object, name: str) -> Family:

@@ -83,9 +83,10 @@ def is_tied(
 ) -> bool:
     """As transformers: the top-level field decides, except that a stored head which differs stays a head.
 
-    A file without a head can only mean a tied one, where either config says so. default: the top-level field's.
+    A file without a head can only mean a tied one, where either config says so; nanoVLM's keep the head of the two.
+    default: the top-level field's.
     """
     names, tied = checkpoint.names(), config.flag("tie_word_embeddings", default)
     if head not in names:
         return tied or text.flag("tie_word_embeddings", False)
-    return tied and embed in names and checkpoint.same(head, embed)
+    return tied and (embed not in names or checkpoint.same(head, embed))

@@ -26,6 +26,7 @@ class Family:
     image, prompt: what its processor does to pictures and to conversations.
     unused: beginnings of tensor names that the files may hold and nothing reads.
     mark: a key of config.json that identifies the family where there is no model_type.
+    embed: the embedding table's stem in memory, where files of a tied model keep the head alone.
     composed: how `edgevlm compose` writes a model of this family, where it does.
     """
 
@@ -37,4 +38,5 @@ class Family:
     prompt: Callable[[ProcessorFiles, ModelSpec], ReadPrompt]
     unused: Callable[[Checkpoint, ModelSpec], tuple[str, ...]] = _none
     mark: str | None = None
+    embed: str | None = None
     composed: Composed | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
-from edgevlm.checkpoint.families.decoders import read_decoder
+from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, Plain
 from edgevlm.checkpoint.families.tokens import token_id
@@ -29,6 +29,7 @@ TEXT = {
     "hidden_size": "lm_hidden_dim", "intermediate_size": "lm_inter_dim", "rms_norm_eps": "lm_rms_eps",
     "rope_theta": "lm_re_base", "max_position_embeddings": "lm_max_position_embeddings", "vocab_size": "lm_vocab_size",
     "num_attention_heads": "lm_n_heads", "num_key_value_heads": "lm_n_kv_heads", "num_hidden_layers": "lm_n_blocks",
+    "tie_word_embeddings": "lm_tie_weights",
 }  # fmt: skip
 VIT_LAYER = {"norm1": "ln1", "o": "attn.out_proj", "norm2": "ln2", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 TEXT_LAYER = {
@@ -43,7 +44,9 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     if config.number("lm_attn_scaling", 1.0) != 1.0:
         raise config.wrong("lm_attn_scaling", "1.0")
     vision = read_vit(config.renamed(**VISION), image_size=512, patch_size=16, hidden_size=768, heads=12)
-    decoder = read_decoder(config.renamed(**TEXT), tied=config.flag("lm_tie_weights", True), kind="llama")
+    text = config.renamed(**TEXT)
+    tied = is_tied(checkpoint, text, text, f"{HEAD}.weight", f"{EMBED}.weight", default=True)
+    decoder = read_decoder(text, tied=tied, kind="llama")
     image = config.section("vlm_extra_tokens").value("image_token")
     token = token_id(checkpoint, image if isinstance(image, str) else "<|image|>")
     shuffle = Shuffle(config.count("mp_pixel_shuffle_factor", 4), vision.hidden_size)
@@ -85,4 +88,4 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     return prompt_spec(files, model, picture=text, needed=(whole,))
 
 
-FAMILY = Family(("nanovlm",), "nanoVLM", read, tensor_names, image, prompt, mark="vit_hidden_dim")
+FAMILY = Family(("nanovlm",), "nanoVLM", read, tensor_names, image, prompt, mark="vit_hidden_dim", embed=EMBED)

@@ -110,4 +110,13 @@ COMPOSED = Composed(
     fits=lambda side: bool((bucketed_positions(side) == range(side**2)).all()),
 )  # fmt: skip
 TYPES = ("smolvlm", "idefics3", "edgevlm_query")
-FAMILY = Family(TYPES, "SmolVLM, SmolVLM2 and Idefics3", read, tensor_names, image, prompt, unused, composed=COMPOSED)
+FAMILY = Family(
+    TYPES,
+    "SmolVLM, SmolVLM2, Idefics3 and Granite-Docling",
+    read,
+    tensor_names,
+    image,
+    prompt,
+    unused,
+    composed=COMPOSED,
+)

@@ -10,7 +10,7 @@ from edgevlm.io.json import read_json_file
 
 def token_id(checkpoint: Checkpoint, token: str) -> int:
     """The id of an added token of the checkpoint's tokenizer.json."""
-    path = checkpoint.folder / "tokenizer.json"
+    path = checkpoint.processor / "tokenizer.json"
     added = read_json_file(path, largest=limits.TOKENIZER_FILE).value("added_tokens")
     for entry in added if isinstance(added, list) else ():
         if isinstance(entry, dict) and entry.get("content") == token and type(entry.get("id")) is int:

@@ -379,8 +379,8 @@ def test_a_damaged_picture_is_named(
     ("values", "sentence"),
     [
         ({"method": "best"}, "Method 'best' does not exist: choose one of rtn, search, awq, gptq, awq.gptq"),
-        ({"budget": 0}, "The budget should be more than 0 bytes"),
-        ({"max_loss": 2.0}, "The largest loss should be between 0 and 100 %"),
+        ({"budget": 0}, "The budget is 0 bytes: give more than 0"),
+        ({"max_loss": 2.0}, "The largest loss is 2: give a share above 0 and at most 1"),
     ],
 )
 def test_options_are_checked_at_the_edge(values: dict[str, Any], sentence: str) -> None:

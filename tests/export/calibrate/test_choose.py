@@ -52,7 +52,7 @@ def test_the_best_combination_is_taken(limits: dict[str, float], kinds: tuple[st
 @pytest.mark.parametrize(
     ("limits", "sentence"),
     [
-        ({"budget": 100}, "The budget of 0.0 MB is too small: this model takes at least 0.0 MB"),
+        ({"budget": 100}, "The budget of 100 B is too small: this model takes at least 115 B; allow that much"),
         ({"budget": 125, "max_loss": 0.01}, "at most 1.01 % cannot be had within 0.0 MB: the best is 11.63 %"),
     ],
 )

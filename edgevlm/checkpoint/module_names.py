@@ -1,0 +1,34 @@
+"""Which stored tensor an adapter means: it names modules as they are in memory, files have one of several layouts.
+
+Versions of transformers differ in the modules that wrap a whole part of a model: a decoder's first layer may be
+`language_model.model.layers.0` in transformers 4, `model.language_model.layers.0` in transformers 5, and
+`model.layers.0` in an adapter of the decoder alone. Below these wrappers the names agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+WRAPPERS = frozenset({"model", "language_model", "vision_model"})
+
+
+def inner_name(name: str) -> str:
+    """`name` without the modules that wrap a part: what a tensor is called in every layout."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+class StoredNames:
+    """The names of a checkpoint's tensors, found by the names that they have in any layout."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = frozenset(names)
+        self._by_inner: dict[str, list[str]] = {}
+        for name in self._names:
+            self._by_inner.setdefault(inner_name(name), []).append(name)
+
+    def find(self, name: str) -> str | None:
+        """The stored name of the tensor that some layout calls `name`; None if there is none, or more than one."""
+        if name in self._names:
+            return name
+        found = self._by_inner.get(inner_name(name), [])
+        return found[0] if len(found) == 1 else None

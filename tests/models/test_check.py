@@ -1,0 +1,151 @@
+"""A model's description: every number of every part has a bound, and what is beyond it is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_models import MROPE, PLAIN, clip, gemma, intern, qwen
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.io import limits
+from edgevlm.models.check import BOUNDS, check_model
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.projector import Queries
+from edgevlm.models.spec import Attention, Decoder, RopeScaling, ShortConv
+
+
+def scaled() -> ModelSpec:
+    rope = replace(PLAIN.ropes["main"], scaling=RopeScaling(8.0, 1.0, 4.0, 64))
+    conv = replace(PLAIN.blocks[0], mixers=(ShortConv(3),))
+    decoder = replace(PLAIN, ropes={"main": rope}, blocks=(*PLAIN.blocks, conv), layers=(0, 1, 0), learned_positions=9,
+                      deepstack=1)  # fmt: skip
+    return replace(clip(decoder), projector=(Queries("qformer", 4),))
+
+
+MODELS = [clip(), intern(), qwen(), clip(gemma()), clip(MROPE), scaled()]
+
+
+@pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.family)
+def test_models_are_models(spec: ModelSpec) -> None:
+    check_model(spec, "it", "try again")
+
+
+def parts(hint: Any) -> Iterator[type]:
+    """The dataclasses that a hint leads to."""
+    if dataclasses.is_dataclass(hint):
+        yield hint  # type: ignore[misc]
+        for inner in typing.get_type_hints(hint).values():
+            yield from parts(inner)
+    for inner in typing.get_args(hint):
+        yield from parts(inner)
+
+
+def test_every_number_and_word_of_every_part_has_a_bound() -> None:
+    """So that a new field cannot be forgotten."""
+    found = set(parts(ModelSpec))
+    assert found == set(BOUNDS)
+    for part in found:
+        hints = typing.get_type_hints(part)
+        plain = {name for name, hint in hints.items() if {int, float, str} & set(leaves(hint))}
+        assert plain == set(BOUNDS[part]), part
+
+
+def leaves(hint: Any) -> Iterator[Any]:
+    inner = [arg for arg in typing.get_args(hint) if typing.get_origin(hint) is not dict or arg is not str]
+    if inner and (typing.get_origin(hint) in (tuple, dict, typing.Union) or isinstance(hint, types.UnionType)):
+        for each in inner:
+            yield from leaves(each)
+    else:
+        yield hint
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """(path, dataclass) of everything in a spec."""
+    if dataclasses.is_dataclass(value):
+        yield path, value
+        for field in dataclasses.fields(value):
+            yield from places(getattr(value, field.name), (*path, field.name))
+    elif isinstance(value, tuple | dict):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(inner, (*path, key))
+
+
+def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    key, *rest = path
+    if isinstance(value, tuple):
+        return tuple(changed(v, tuple(rest), new) if i == key else v for i, v in enumerate(value))
+    if isinstance(value, dict):
+        return value | {key: changed(value[key], tuple(rest), new)}
+    return replace(value, **{key: changed(getattr(value, key), tuple(rest), new)})
+
+
+def test_whatever_is_beyond_a_bound_is_refused_by_name() -> None:
+    tried = set()
+    for spec in MODELS:
+        for path, part in places(spec):
+            for name, bound in BOUNDS[type(part)].items():
+                if not bound:
+                    wrong: tuple[Any, ...] = ("x" * (limits.TEXT + 1),)
+                elif isinstance(bound[0], str):
+                    wrong = ("no such word",)
+                else:
+                    wrong = (bound[0] - 1, bound[1] * 2 + 1, float("nan"))
+                for value in wrong:
+                    value = (value,) if isinstance(getattr(part, name), tuple) else value
+                    with pytest.raises(EdgeVLMError, match=rf"^it does not describe a model: .*{name}.* expected") as e:
+                        check_model(changed(spec, (*path, name), value), "it", "try again")
+                    assert len(str(e.value)) < 400
+                tried.add((type(part), name))
+    assert tried == {(part, name) for part, bounds in BOUNDS.items() for name in bounds}
+
+
+WIDE = Attention(1024, 1024, 1024, rope="main")
+TOGETHER: list[tuple[Any, str]] = [
+    (lambda m: replace(m, decoder=replace(m.decoder, layers=())), "asks for 0 layers"),
+    (lambda m: replace(m, decoder=replace(m.decoder, layers=(0,) * 1001)), "asks for 1001 layers, expected 1 to 1000"),
+    (lambda m: replace(m, decoder=replace(m.decoder, layers=(0, 3))), "names a block that is not in decoder.blocks"),
+    (lambda m: replace(m, decoder=replace(m.decoder, blocks=())), "names a block that is not in decoder.blocks"),
+    (lambda m: replace(m, projector=()), "its projector has 0 steps"),
+    (lambda m: replace(m, projector=m.projector * 20), "its projector has 60 steps"),
+    (lambda m: replace(m, decoder=replace(m.decoder, ropes={})), "the RoPE 'main', which is not in decoder.ropes"),
+    (lambda m: deep(m, mixers=()), "has no mixer, or more than two"),
+    (lambda m: deep(m, mixers=(WIDE,)), "keeps 6291456 values per position, expected at most 1048576"),
+    (
+        lambda m: deep(
+            m, {"context_length": 1 << 20, "ropes": wide(m.decoder, 256)}, mixers=(replace(WIDE, heads=1, kv_heads=1),)
+        ),
+        "needs RoPE tables of over 134217728 values",
+    ),
+    (lambda m: replace(m, vision=replace(m.vision, image_size=8192, patch_size=1)), "takes 67108864 patches"),
+    (lambda m: replace(m, vision=replace(m.vision, hidden_size=63)), "no multiple of num_attention_heads"),
+    (lambda m: replace(m, decoder=replace(m.decoder, hidden_size=49)), "gives 48 channels and the decoder takes 49"),
+    (lambda m: replace(m, image_token_id=90), "image_token_id 90 is outside the vocabulary"),
+]
+
+
+def deep(spec: ModelSpec, decoder: dict[str, Any] | None = None, **block: Any) -> ModelSpec:
+    blocks = (replace(spec.decoder.blocks[0], **block),)
+    return replace(spec, decoder=replace(spec.decoder, blocks=blocks, **(decoder or {})))
+
+
+def wide(decoder: Decoder, size: int) -> dict[str, Any]:
+    return {"main": replace(decoder.ropes["main"], size=size), "other": replace(decoder.ropes["main"], size=size)}
+
+
+@pytest.mark.parametrize(("change", "sentence"), TOGETHER)
+def test_numbers_that_do_not_go_together_are_refused(change: Any, sentence: str) -> None:
+    with pytest.raises(EdgeVLMError) as caught:
+        check_model(change(clip()), "it", "try again")
+    assert sentence in str(caught.value)
