@@ -10,9 +10,11 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from edgevlm.checkpoint import template_player
 from edgevlm.errors import EdgeVLMError, EdgeVLMWarning, install_hint
 from edgevlm.inputs.prompt import ControlText, UserText, render
 from edgevlm.inputs.spec import Chat, RoleText
@@ -81,13 +83,13 @@ def _played(path: Path, template: str, names: Mapping[str, Any], image_token: st
         "conversations": asked + plain,
     }
     try:
-        answer = json.loads(ask_child("edgevlm.checkpoint.template_player", json.dumps(request).encode(), PLAYER))
+        answer = json.loads(_answer(json.dumps(request).encode()))
     except ChildFailed as e:
         raise EdgeVLMError(f"'{path}', a chat template, {e.reason}: use the template of the original model.") from None
-    if "missing" in answer:
+    except ModuleNotFoundError:
         raise EdgeVLMError(
             f"'{path}' is a chat template, which jinja2 reads: {install_hint('export')}, and export again."
-        )
+        ) from None
     if "wrong" in answer:
         raise EdgeVLMError(f"'{path}' is not a chat template ({_quoted(answer['wrong'])}): take the original file.")
     if answer["today"]:
@@ -113,6 +115,14 @@ def _played(path: Path, template: str, names: Mapping[str, Any], image_token: st
 
     run([_say("user", MARK)], True)
     return run
+
+
+@lru_cache(maxsize=16)  # one export reads its template several times, and each process takes 0.1 s
+def _answer(request: bytes) -> bytes:
+    answer = ask_child("edgevlm.checkpoint.template_player", request, PLAYER)
+    if answer == template_player.NO_JINJA:
+        raise ModuleNotFoundError("jinja2")
+    return answer
 
 
 def _conversations() -> list[list[dict[str, Any]]]:

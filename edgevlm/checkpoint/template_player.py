@@ -12,17 +12,19 @@ from typing import Any
 
 MOST_TEXT = 1 << 20  # characters of a prompt: more than any context holds
 
+NO_JINJA = b"jinja2 is not installed"
+
 
 def answer(request: bytes) -> bytes:
     """{"template", "tokens", "conversations": [[messages, whether an answer is asked for], ...]}, as JSON -> JSON.
 
     {"texts": the text of each, or {"error": what the template said}} or {"wrong": why it is no template}, and
-    "today": whether it asked for the date; or {"missing": the package}.
+    "today": whether it asked for the date; or NO_JINJA.
     """
     try:
         import jinja2
     except ImportError:
-        return json.dumps({"missing": "jinja2"}).encode()
+        return NO_JINJA
     asked = json.loads(request)
     dates: list[str] = []
     try:

@@ -169,7 +169,7 @@ def test_chat_template_may_stand_in_the_tokenizer_config(tmp_path: Path) -> None
 
 
 def test_without_jinja(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = save(tmp_path, oracle())
+    folder = save(tmp_path, oracle(TEMPLATE + "{# read by no other test #}"))
     monkeypatch.setattr(sys, "path", [p for p in sys.path if "-packages" not in p])
     with pytest.raises(
         EdgeVLMError, match=r"chat_template\.jinja' is a chat template, which jinja2 reads: run pip install"

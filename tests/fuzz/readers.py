@@ -294,6 +294,8 @@ PROCESSOR = ("processor_config.json", "tokenizer_config.json", "generation_confi
 READERS = (
     _json("checkpoint's config", "checkpoint", "config.json", read_config),
     *(_json("checkpoint's processor", "checkpoint", file, read_specs) for file in PROCESSOR),
+    Reader("tokenizer", "checkpoint", "tokenizer.json", of_json, read_specs, quick=False),
+    Reader("chat template", "checkpoint", "chat_template.jinja", of_bytes, read_specs, quick=False),
     _json("index of shards", "sharded", "model.safetensors.index.json", read_config),
     Reader("safetensors", "tensors", "model.safetensors", of_header, read_safetensors, as_safetensors),
     _json("adapter's config", "adapter", "adapter_config.json", read_adapter),
