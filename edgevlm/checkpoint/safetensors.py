@@ -138,8 +138,8 @@ def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorIn
     if len(name) > limits.TENSOR_NAME:
         raise _broken(path, f"the name of a tensor has {len(name)} characters")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str):
-        raise _broken(path, f"the tensor '{name}' has the dtype {dtype!r}")
+    if not isinstance(dtype, str) or len(dtype) > 20:
+        raise _broken(path, f"the tensor '{name}' has the dtype {str(dtype)[:80]!r}")
     if not _is_counts(shape) or len(shape) > limits.DIMENSIONS or math.prod(shape) > limits.TENSOR_VALUES:
         raise _broken(path, f"the tensor '{name}' has the shape {str(shape)[:100]}")
     if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:

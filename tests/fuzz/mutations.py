@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
@@ -203,7 +204,7 @@ def _change(value: Any, rng: random.Random) -> Any:
     """The value with one place of it changed."""
     places = list(_places(value, ()))
     if not places:
-        return rng.choice(VALUES)
+        return copy.deepcopy(rng.choice(VALUES))
     path = rng.choice(places)
     holder = value
     for step in path[:-1]:
@@ -214,21 +215,23 @@ def _change(value: Any, rng: random.Random) -> Any:
     elif kind == 0:
         del holder[key]
     elif kind == 1:
-        holder[key] = rng.choice(VALUES)
+        holder[key] = copy.deepcopy(rng.choice(VALUES))
     elif kind in (2, 3):
         holder[key] = rng.choice(NUMBERS)
     elif kind == 4:
         holder[key] = rng.choice(TEXTS)
     elif kind == 5 and isinstance(holder, dict):
-        holder[rng.choice(("kind", "x" * 200, *TEXTS))] = holder[key] if rng.random() < 0.5 else holder.pop(key)
+        holder[rng.choice(("kind", "x" * 200, *TEXTS))] = (
+            copy.deepcopy(holder[key]) if rng.random() < 0.5 else holder.pop(key)
+        )
     elif kind == 6:
         holder[key] = _copy(value, rng.choice(places))
     elif kind == 7 and isinstance(holder, list):
-        holder += [holder[key]] * rng.choice((1, 9, 1000))
+        holder += [copy.deepcopy(holder[key]) for _ in range(rng.choice((1, 9, 1000)))]
     elif kind == 8:
         holder[key] = [holder[key]]
     else:
-        holder[key] = rng.choice(VALUES + NUMBERS)
+        holder[key] = copy.deepcopy(rng.choice(VALUES + NUMBERS))
     return value
 
 
@@ -246,7 +249,7 @@ def _alike(found: Any, places: list[tuple[Any, ...]], value: Any, rng: random.Ra
                   if isinstance(text, str)]  # fmt: skip
         return rng.choice((found + "x", found[1:], *TEXTS, *others))
     if isinstance(found, list) and found:
-        return rng.choice((found[1:], found + found[:1], found * 50, found[::-1], []))
+        return copy.deepcopy(rng.choice((found[1:], found + found[:1], found * 50, found[::-1], [])))
     if isinstance(found, dict) and found:
         return dict(rng.sample(list(found.items()), len(found) - 1))
     return found

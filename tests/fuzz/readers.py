@@ -290,7 +290,7 @@ def read_examples(folder: Path) -> Any:
     ]
 
 
-PROCESSOR = ("processor_config.json", "tokenizer_config.json", "generation_config.json")
+PROCESSOR = ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "generation_config.json")
 READERS = (
     _json("checkpoint's config", "checkpoint", "config.json", read_config),
     *(_json("checkpoint's processor", "checkpoint", file, read_specs) for file in PROCESSOR),
