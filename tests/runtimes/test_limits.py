@@ -232,7 +232,10 @@ def test_another_encoder_is_refused(package: MilPackage, vision: dict[str, Any],
 @pytest.mark.parametrize(
     ("package", "sentence"),
     [
-        (opened({}, {"key_cache": TensorType("fp16", (1 << 30, 1 << 30))}, ("logits",)), "the function 'main' keeps 1152921504606846976"),
+        (
+            opened({}, {"key_cache": TensorType("fp16", (1 << 30, 1 << 30))}, ("logits",)),
+            "the function 'main' keeps 1152921504606846976",
+        ),
         (opened({}, {}, ("logits",)), "the function 'main' keeps 0 values"),
         (opened({}, STATES, ("y",)), "the function 'main' does not give 'logits'"),
         (MilPackage(Path("P"), 9, "x", {}, None), "P has no function 'main'"),
