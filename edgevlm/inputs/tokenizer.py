@@ -57,7 +57,7 @@ def settle_tokenizer(path: Path) -> None:
     data = json.loads(path.read_text("utf-8"))
     if data["model"].get("dropout") is not None:
         data["model"]["dropout"] = None
-        write_text(path, json.dumps(data, ensure_ascii=False, indent=2))
+        write_text(path, json.dumps(data, ensure_ascii=False, indent=2), force=True)
 
 
 @contextmanager

@@ -74,6 +74,19 @@ REFUSED = {
     "an icon with a large PNG inside": (ico(png(30_000, 30_000)), "damaged|pixels, at most|not a picture"),
     "an icon with a long PNG inside": (ico(png(2, 2_000_000)), "2 x 2000000 pixels, at most 65535 a side"),
     "a TIFF of many pixels": (saved(Image.new("1", (70_000, 1)), "TIFF"), "70000 x 1 pixels, at most 65535 a side"),
+    "a PNG whose texts unfold": (
+        png(9, 9, before=chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 26), 9)) * 9),
+        "not a picture|damaged",
+    ),
+    "a PNG whose colour profile unfolds": (
+        png(9, 9, before=chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(1 << 26), 9))),
+        "not a picture|damaged",
+    ),
+    "a TIFF of endless tags": (b"II*\0\x08\0\0\0\xff\xff" + bytes(99), "is not a picture that can be opened"),
+    "a TIFF of one tag as long as memory": (
+        b"II*\0\x08\0\0\0\1\0\x11\1\4\0\xff\xff\xff\xff\0\0\0\0" + bytes(99),
+        "is not a picture",
+    ),
     "HEIC": (
         b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99),
         "is a HEIC picture, which is not read: save it as JPEG",
