@@ -100,12 +100,12 @@ def open_picture(source: Any, background: tuple[int, int, int]) -> Image.Image:
     if isinstance(source, np.ndarray):
         return decode_image(_from_array(source), background)
     if isinstance(source, bytearray | memoryview):
-        source = bytes(source)
+        return decode_image(bytes(source), background)
     if isinstance(source, str):
-        source = _from_address(source)
-    if not isinstance(source, _ONE):
-        raise EdgeVLMError(f"A picture is {_a(source)}: give {_FORMS}.")
-    return decode_image(source, background)
+        return decode_image(_from_address(source), background)
+    if isinstance(source, bytes | os.PathLike | Image.Image):
+        return decode_image(source, background)
+    raise EdgeVLMError(f"A picture is {_a(source)}: give {_FORMS}.")
 
 
 def is_data_url(text: str) -> bool:
