@@ -29,7 +29,8 @@ from torch.nn import functional as F
 from edgevlm.checkpoint.families import read_model
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.io.files import change_json
-from edgevlm.io.folders import partial_folder, publish
+from edgevlm.io.folders import replacing
+from edgevlm.io.listing import CHECKPOINT
 from edgevlm.scenes import write_scenes
 from edgevlm.train.collate import Item, Items
 from edgevlm.train.distill import distill
@@ -73,10 +74,10 @@ def make_student(plan: Plan) -> Path:
         text.layers = torch.nn.ModuleList(text.layers[n] for n in range(0, len(text.layers), 2))
         for number, layer in enumerate(text.layers):
             layer.self_attn.layer_idx = number
-        with partial_folder(out) as partial:
-            save(network, source, partial, base="", dtype=torch.float32)
-            change_json(partial / "config.json", {"text_config": {"num_hidden_layers": len(text.layers)}})
-            publish(partial, out)
+        with replacing(out, CHECKPOINT) as output:
+            save(network, source, output.new, base="", dtype=torch.float32)
+            change_json(output.new / "config.json", {"text_config": {"num_hidden_layers": len(text.layers)}})
+            output.publish()
     return out
 
 

@@ -1,8 +1,8 @@
 """`edgevlm VERB`: the command line.
 
-Exit codes: 0 done, 1 a bound of the gate was missed, 2 something the user can change, 130 interrupted, 70 a fault of
-edgevlm itself. Nothing heavy is imported here or at the head of a verb's module: `--help` and mistakes answer at
-once.
+Exit codes: 0 done, 1 a bound of the gate was missed, 2 something the user can change, 130 interrupted, 143 terminated,
+129 hung up, 70 a fault of edgevlm itself. Nothing heavy is imported here or at the head of a verb's module: `--help`
+and mistakes answer at once.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from edgevlm.commands.scenes import scenes
 from edgevlm.commands.train import train
 from edgevlm.commands.verify import verify
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.notes import warnings_as_lines
 from edgevlm.io.program import run_program
 
 
@@ -68,7 +69,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def _run(words: list[str]) -> int:
     try:
-        with edgevlm.make_context("edgevlm", words or ["--help"]) as context:
+        with warnings_as_lines(), edgevlm.make_context("edgevlm", words or ["--help"]) as context:
             edgevlm.invoke(context)
     except click.exceptions.Exit as done:  # --help and --version
         return done.exit_code

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm import __version__
-from edgevlm.bundle.files import check_free, list_files, write_json, write_manifest
+from edgevlm.bundle.files import BUNDLE, list_files, write_json, write_manifest
 from edgevlm.bundle.manifest import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
 from edgevlm.bundle.qtensor import QTensor
 from edgevlm.bundle.targets import TargetEntry
@@ -31,9 +31,11 @@ from edgevlm.export.source import read_adapter, read_source
 from edgevlm.export.targets import TARGETS, Job
 from edgevlm.export.upstream import write_upstream
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.io.folders import partial_folder, publish
+from edgevlm.inputs.tokenizer import settle_tokenizer
+from edgevlm.io.folders import Replacement, replacing
 from edgevlm.io.options import check_types
 from edgevlm.io.records import to_dict
+from edgevlm.io.text import check_place
 from edgevlm.models.model import ModelSpec
 from edgevlm.types import Progress
 from edgevlm.verify.answers import QUESTIONS, maybe_questions
@@ -41,6 +43,7 @@ from edgevlm.verify.gate import GateOptions, run_gate, typical_pixels
 from edgevlm.verify.report import GateReport
 
 _TOOLS = ("numpy", "pillow", "tokenizers", "onnx", "onnxruntime", "gguf", "coremltools")
+_WORDS = ("default", "scenes")  # given in the place of a folder
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,18 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
     `<out>.failed`, and nothing under `out` has changed.
     """
     progress = progress or (lambda what, done, total: None)
-    check_free(options.out, options.force)
+    calibration = options.calibration.source if options.calibration else None
+    given = {
+        "MODEL": options.model, "--adapter": options.adapter, "--processor": options.processor,
+        "--calibrate": calibration, "--answers": options.answers,
+    }  # fmt: skip
+    inputs = [(name, place) for name, place in given.items() if place not in _WORDS]
+    check_place(options.out)
+    with replacing(options.out, BUNDLE, options.force, inputs) as output:
+        return _export(options, output, progress)
+
+
+def _export(options: ExportOptions, output: Replacement, progress: Progress) -> ExportResult:
     checkpoint = open_model(
         options.model,
         revision=options.revision,
@@ -103,38 +117,33 @@ def export_model(options: ExportOptions, progress: Progress | None = None) -> Ex
     recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
     if options.calibration is not None and options.calibration.budget is not None:
         check_budget(spec, weights, recipe, options.targets, _shared_bytes(checkpoint), options.calibration.budget)
-    recipe = keep_fine(recipe, spec, weights, typical_pixels(read_image_spec(checkpoint.folder, spec)))
-    # Made first, so that what a calibration keeps there is gone only after the gate has read it.
-    with partial_folder(options.out) as scratch, partial_folder(options.out) as partial:
-        store = TensorStore(scratch)
-        expected, calibration = QuantizedModel(weights, recipe, store=store), None
-        if options.calibration is not None:
-            made = _calibrate(checkpoint, spec, weights, recipe, options, options.calibration, scratch, progress)
-            expected, calibration = QuantizedModel(made.found.original, made.recipe, made.found, store), made.report
-            calibration["tensors"] = recorded(expected, made.found)
-        bundle = _write(partial, checkpoint, spec, expected, options, progress, calibration)
-        report = None
-        if options.gate:
-            gate_options = GateOptions(thorough=options.strict, strict=options.strict, bounds=options.bounds)
-            with maybe_questions(options.answers, options.questions) as questions:
-                report = run_gate(
-                    bundle,
-                    original=weights,
-                    expected=expected,
-                    source=read_source(checkpoint.processor, spec),
-                    adapter=read_adapter(checkpoint),
-                    questions=questions,
-                    progress=progress,
-                    options=gate_options,
-                )
-            manifest = replace(bundle.manifest, gate=report.to_dict())
-            write_manifest(partial, manifest)
-        if report is None or report.passed:
-            publish(partial, options.out)
-            return ExportResult(options.out, report, calibration)
-        failed = options.out.with_name(f"{options.out.name}.failed")
-        check_free(failed, force=True)
-        publish(partial, failed)
+    recipe = keep_fine(recipe, spec, weights, typical_pixels(read_image_spec(checkpoint.processor, spec)))
+    store = TensorStore(output.scratch)
+    expected, calibration = QuantizedModel(weights, recipe, store=store), None
+    if options.calibration is not None:
+        made = _calibrate(checkpoint, spec, weights, recipe, options, options.calibration, output.scratch, progress)
+        expected, calibration = QuantizedModel(made.found.original, made.recipe, made.found, store), made.report
+        calibration["tensors"] = recorded(expected, made.found)
+    bundle = _write(output.new, checkpoint, spec, expected, options, progress, calibration)
+    report = None
+    if options.gate:
+        gate_options = GateOptions(thorough=options.strict, strict=options.strict, bounds=options.bounds)
+        with maybe_questions(options.answers, options.questions) as questions:
+            report = run_gate(
+                bundle,
+                original=weights,
+                expected=expected,
+                source=read_source(checkpoint.processor, spec),
+                adapter=read_adapter(checkpoint),
+                questions=questions,
+                progress=progress,
+                options=gate_options,
+            )
+        write_manifest(output.new, replace(bundle.manifest, gate=report.to_dict()))
+    if report is None or report.passed:
+        output.publish()
+        return ExportResult(options.out, report, calibration)
+    failed = output.set_aside(f"{options.out.name}.failed")
     error = GateError(
         f"The gate failed: {report.first_failure()}; the bundle lies in '{failed}' for inspection, "
         f"and '{options.out}' was not touched. {report.advice}".rstrip()
@@ -177,6 +186,7 @@ def _write(
     image_spec = read_image_spec(checkpoint.processor, spec)
     prompt_spec, picture = read_prompt(checkpoint.processor, spec)
     write_upstream(checkpoint, folder, processor_template(prompt_spec.chat, picture))
+    settle_tokenizer(folder / "tokenizer.json")
     write_json(folder / "preprocess.json", to_dict(image_spec))
     write_json(folder / "prompt.json", to_dict(prompt_spec))
 

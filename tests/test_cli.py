@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from edgevlm import __version__
 from edgevlm.cli import edgevlm, main
@@ -175,6 +177,16 @@ def test_run_streams_the_answer_alone_to_stdout(cli: Any, bundle: Path) -> None:
     as_json = json.loads(cli("run", bundle, PICTURE, question, "--json").out)
     assert as_json["answer"] == plain.out[:-1]
     assert as_json["image_tokens"] > 0 and as_json["encode"] > 0 and as_json["finish_reason"] == "stop"
+
+
+def test_cut_grey_values_are_one_line_on_stderr(cli: Any, bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "scan.png"
+    Image.fromarray(np.full((40, 40), 1000, np.uint16)).save(path)
+    done = cli("run", bundle, path, "What is it?")
+    assert done.code == 0 and done.out.strip() and "Note" not in done.out
+    said = [line for line in done.err.splitlines() if "scan.png" in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"Note: The image '{path}' has grey values from 1000 to 1000, which are cut")
 
 
 def test_several_pictures_and_none(cli: Any, bundle: Path) -> None:
@@ -527,6 +539,8 @@ def test_a_missed_bound_fails_the_export_and_leaves_the_output_untouched(
     out = tmp_path / "out"
     assert cli("export", tiny_checkpoint, "-o", out, "--no-gate").code == 0
     before = (out / "manifest.json").read_bytes()
+    (tmp_path / "out.failed").mkdir()
+    (tmp_path / "out.failed" / "notes.txt").write_text("mine")
     strict = {key: replace(bound, features=1.1) for key, bound in bounds.BOUNDS.items()}
     monkeypatch.setattr(bounds, "BOUNDS", strict)
     done = cli("export", tiny_checkpoint, "-o", out, "--force")
@@ -534,7 +548,9 @@ def test_a_missed_bound_fails_the_export_and_leaves_the_output_untouched(
     assert re.search(r"features of 13 tiles, cosine .* 1.1 +MISSED", done.err), done.err
     assert "bounds missed." in done.err and "Error: The gate failed: onnx, features of 1 tile" in done.err
     assert (out / "manifest.json").read_bytes() == before
-    assert (tmp_path / "out.failed" / "manifest.json").exists()
+    assert "the bundle lies in '" + str(tmp_path / "out.failed-2") + "' for inspection" in done.err
+    assert (tmp_path / "out.failed-2" / "manifest.json").exists()
+    assert [path.name for path in (tmp_path / "out.failed").iterdir()] == ["notes.txt"]
 
 
 def test_an_export_to_gguf_says_what_llama_cpp_alone_does(cli: Any, gguf_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,20 +1,32 @@
-"""Files of a bundle's folder beside its graphs: the manifest with file hashes, and which folders may be replaced."""
+"""Files of a bundle's folder beside its graphs: the manifest with file hashes, and by what a bundle is known."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle.manifest import MANIFEST, FileInfo, Manifest, sha256
-from edgevlm.io.folders import check_replaceable
+from edgevlm.bundle.manifest import MANIFEST, SCHEMA, FileInfo, Manifest, sha256
+from edgevlm.io.folders import Kind
 from edgevlm.io.records import to_dict
-from edgevlm.io.text import check_place, json_text
+from edgevlm.io.text import json_text
+
+_KEYS = {"schema", "model", "spec", "recipe", "targets", "files", "tools", "gate"}  # of every schema so far
 
 
-def check_free(out: Path, force: bool) -> None:
-    """Refuse an output that exists before any work is done. `force` replaces bundles and empty folders only."""
-    check_place(out)
-    check_replaceable(out, force, MANIFEST, "bundle")
+def _own(manifest: Any) -> Collection[str] | None:
+    """The files of a bundle of this schema or an earlier one. Programs of other kinds have manifest.json files, too."""
+    if not isinstance(manifest, dict) or not manifest.keys() >= _KEYS:
+        return None
+    schema, files = manifest["schema"], manifest["files"]
+    if type(schema) is not int or not 1 <= schema <= SCHEMA or not isinstance(files, dict):
+        return None
+    if not all(isinstance(info, dict) and info.keys() == {"size", "sha256"} for info in files.values()):
+        return None
+    return {MANIFEST, *files}
+
+
+BUNDLE = Kind("bundle", MANIFEST, _own)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -32,7 +44,4 @@ def list_files(folder: Path) -> dict[str, FileInfo]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace the manifest in one step."""
-    beside = folder / f"{MANIFEST}.new"
-    write_json(beside, to_dict(manifest))
-    beside.replace(folder / MANIFEST)
+    write_json(folder / MANIFEST, to_dict(manifest))

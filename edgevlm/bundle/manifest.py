@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from edgevlm.bundle.check import AGAIN, check_gate, check_image, check_prompt, check_recipe, check_target
 from edgevlm.bundle.targets import CoreMLTarget, GgufTarget, OnnxTarget, TargetEntry
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.io import limits
 from edgevlm.io.json import read_json
@@ -93,6 +94,10 @@ class Bundle:
         spec = from_dict(PromptSpec, self.read_json("prompt.json"), "prompt.json")
         check_prompt(spec, self.manifest.spec)
         return spec
+
+    def prompter(self) -> Prompter:
+        """Prompts and answers in the bundle's tokenizer, each of whose ids the embedding table has."""
+        return Prompter(self.prompt_spec, self.path("tokenizer.json"), self.manifest.spec.decoder.vocab_size)
 
 
 def open_bundle(folder: Path | str, check: str = "size") -> Bundle:

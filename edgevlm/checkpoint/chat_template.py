@@ -16,8 +16,10 @@ from typing import Any
 from edgevlm.errors import EdgeVLMError, EdgeVLMWarning, install_hint
 from edgevlm.inputs.prompt import ControlText, UserText, render
 from edgevlm.inputs.spec import Chat, RoleText
+from edgevlm.io import limits
 from edgevlm.io.child import ChildFailed, Limits, ask_child
 from edgevlm.io.json import JsonFile, read_json_file
+from edgevlm.io.regular import read_regular
 
 Message = Mapping[str, Any]
 Render = Callable[[Sequence[Message], bool], str]
@@ -48,9 +50,9 @@ def read_chat_template(
 def find_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFile) -> tuple[Path, str]:
     """The file that holds the template, and the template."""
     jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
+    if jinja.exists():
         try:
-            return jinja, jinja.read_text("utf-8")
+            return jinja, read_regular(jinja, limits.CONFIG_FILE, "download it again").decode("utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise EdgeVLMError(f"'{jinja}' cannot be read ({e}): download it again.") from e
     legacy = read_json_file(folder / "chat_template.json", required=False)

@@ -59,6 +59,7 @@ def bench(
     from edgevlm.bench.measure import PICTURE, QUESTION, BenchOptions, Subject
     from edgevlm.bench.measure import bench as measure
     from edgevlm.bundle.manifest import open_bundle
+    from edgevlm.io.apart import check_apart
     from edgevlm.io.files import check_new, write_text
 
     if json_file not in (None, "-"):
@@ -75,6 +76,8 @@ def bench(
     )
     first = Subject(bundle_folder(bundle), runtime)
     subjects = [first, *(_other(text, first) for text in vs)]
+    if json_file not in (None, "-"):
+        check_apart([("--json", json_file)], [("--picture", picture), *(("BUNDLE", each.bundle) for each in subjects)])
     for folder in dict.fromkeys(subject.bundle for subject in subjects):
         warn_if_failed(open_bundle(folder))
     with progress_bar() as progress:
@@ -85,7 +88,7 @@ def bench(
         return
     write(describe(report))
     if json_file:
-        write_text(Path(json_file), json.dumps(report, indent=1) + "\n")
+        write_text(Path(json_file), json.dumps(report, indent=1) + "\n", force)
 
 
 def _other(text: str, first: Subject) -> Subject:

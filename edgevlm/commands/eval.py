@@ -28,8 +28,8 @@ SCENES = 200  # pictures of the test split that are drawn where no folder is giv
 @click.option("--suite", default="scenes", show_default=True, metavar="NAME", help=", ".join(SUITES) + ".")
 @click.option("--data", metavar="DIR", help="The suite's own files, or its data set on the Hub (owner/name).")
 @click.option("--json", "json_file", metavar="FILE", help="Write scores by skill as JSON.")
-@click.option("--out", metavar="FILE", help="Write each answer as a line of JSON as it comes.")
-@click.option("--resume", is_flag=True, help="Go on with the answers that --out has from a stopped run.")
+@click.option("--out", metavar="FILE", help="Write each answer as a line of JSON; FILE.part until the last.")
+@click.option("--resume", is_flag=True, help="Go on with the answers that a stopped run left.")
 @click.option("--limit", type=int, metavar="N", help="Ask N questions, spread evenly over the suite.")
 @click.option("--runtime", metavar="NAME", help="onnxruntime, llama.cpp, coreml, eager, or two: encoder+decoder.")
 @click.option("--storage", default="fp16", metavar="[fp16|fp32]", help="What the CoreML evaluator rounds values to.")
@@ -68,8 +68,10 @@ def eval(
     and 1, is the only line on standard output; the table on standard error has it by skill with its 95 % interval.
     """
     from edgevlm.bundle.manifest import open_bundle
+    from edgevlm.evaluation.answer_file import check_answers
     from edgevlm.evaluation.runner import EvalOptions, evaluate
     from edgevlm.evaluation.suites import SUITES as READY
+    from edgevlm.io.apart import check_apart
     from edgevlm.io.files import check_new, write_text
     from edgevlm.runtimes import open_runtime
 
@@ -80,10 +82,11 @@ def eval(
     if revision is not None and (data is None or os.path.exists(data)):
         raise EdgeVLMError("--revision is for data sets of the Hub: name one with --data, or leave it out.")
     options = EvalOptions(prompt, max_tokens, tiles, limit, skip_bad)
+    check_apart([("--out", out), ("--json", json_file)], [("--data", data), ("BUNDLE", bundle)])
     if json_file is not None:
         check_new(Path(json_file), force or resume)
     if out is not None:
-        check_new(Path(out), force or resume)
+        check_answers(Path(out), resume, force)
     opened = warn_if_failed(open_bundle(bundle_folder(bundle)))
     with ExitStack() as stack:
         progress = stack.enter_context(progress_bar())
@@ -100,13 +103,14 @@ def eval(
             options,
             out=Path(out) if out else None,
             resume=resume,
+            force=force,
             progress=progress,
         )
     note(report_table(report))
     for problem in (*problems, *report.problems):
         note(f"left out: {problem}")
     if json_file is not None:
-        write_text(Path(json_file), json_text(report.to_dict(bundle), indent=1) + "\n")
+        write_text(Path(json_file), json_text(report.to_dict(bundle), indent=1) + "\n", force or resume)
     write(f"{report.score:.4f}")
 
 

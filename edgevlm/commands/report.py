@@ -57,10 +57,13 @@ def report(
     target's answers side by side. The page needs nothing but itself. What no JSON file holds is measured here, briefly.
     """
     from edgevlm.bundle.manifest import open_bundle
+    from edgevlm.io.apart import check_apart
     from edgevlm.io.files import check_new, write_text
     from edgevlm.report import ReportOptions, gather, page
 
     path = Path(out)
+    read = {"BUNDLE": bundles, "--eval": evals, "--bench": benches, "--picture": pictures}
+    check_apart([("--out", path)], [(name, place) for name, places in read.items() for place in places])
     if path.suffix.lower() not in (".html", ".htm") and (path.is_file() or not path.exists()):
         raise EdgeVLMError(
             f"The report is a page in HTML: name it so, as in -o {shlex.quote(str(path.with_suffix('.html')))}."
@@ -83,6 +86,7 @@ def report(
         found = gather(folders, options, progress)
     for line in found.notes:
         note(line)
-    write_text(path, page(found))
-    note(f"{size(path.stat().st_size)}, opens in any browser:")
+    text = page(found)
+    write_text(path, text, force)
+    note(f"{size(len(text.encode()))}, opens in any browser:")
     write(str(path))

@@ -31,12 +31,12 @@ def scenes(folder: str, split: str, seed: int, count: int, rounds: int, force: b
     """
     from edgevlm.errors import EdgeVLMError
     from edgevlm.scenes.catalogue import SPLITS
-    from edgevlm.scenes.folder import write_scenes
+    from edgevlm.scenes.folder import MOST_SCENES, write_scenes
 
     if split not in SPLITS:
         raise EdgeVLMError(f"There is no split '{split}': {nearest(split, SPLITS)}")
-    if not 1 <= count <= 1_000_000:
-        raise EdgeVLMError(f"--count {count} is no number of pictures: choose 1 to 1000000.")
+    if not 1 <= count <= MOST_SCENES:
+        raise EdgeVLMError(f"--count {count} is no number of pictures: choose 1 to {MOST_SCENES}.")
     if not 0 <= seed < 2**63:
         raise EdgeVLMError(f"--seed {seed} is out of range: choose a whole number from 0.")
     if not 1 <= rounds <= 100:

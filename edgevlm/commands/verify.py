@@ -77,6 +77,7 @@ def verify(
     Linux.
     """
     from edgevlm.bundle.manifest import open_bundle
+    from edgevlm.io.apart import check_apart
     from edgevlm.io.files import check_new, write_text
     from edgevlm.verify.answers import maybe_questions
     from edgevlm.verify.gate import GateOptions, run_gate
@@ -93,6 +94,8 @@ def verify(
     check_questions(answers)
     options = GateOptions(strict=strict, bounds=read_bounds(bound))
     if json_file is not None:
+        read = [("BUNDLE", bundle), ("--model", model), ("--adapter", adapter), ("--answers", answers)]
+        check_apart([("--json", json_file)], [given for given in read if given[1] not in ("default", "scenes")])
         check_new(Path(json_file), force)
     opened = open_bundle(bundle_folder(bundle), check="hash")
     note(f"{len(opened.manifest.files)} files match their sha256.")
@@ -125,7 +128,7 @@ def verify(
         )
     note(gate_table(report.to_dict()))
     if json_file is not None:
-        write_text(Path(json_file), json_text(report.to_dict(), indent=1) + "\n")
+        write_text(Path(json_file), json_text(report.to_dict(), indent=1) + "\n", force)
     if not report.passed:
         raise GateError(f"'{bundle}' does not hold on this machine: {report.first_failure()}. {report.advice}".rstrip())
     if expected is None:
@@ -162,14 +165,13 @@ def _summed(findings: Sequence[Finding]) -> list[str]:
 def _overflow(bundle: Bundle) -> None:
     from edgevlm.inputs.decode import open_image
     from edgevlm.inputs.preprocess import normalize, preprocess
-    from edgevlm.inputs.prompt import Prompter
     from edgevlm.runtimes.mil.overflow import overflow_report
     from edgevlm.verify.gate import PICTURES, QUESTION, picture_folder
 
     spec = bundle.image_spec
     pictures = [preprocess(open_image(picture_folder() / name), spec, max_tiles=1) for name in PICTURES]
     views = [[normalize(view, spec) for view in own] for own in pictures]
-    ids, _ = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json")).encode(QUESTION)
+    ids, _ = bundle.prompter().encode(QUESTION)
     report = overflow_report(bundle, views, ids)
     for row in report.problems:
         note(f"  {row}")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from PIL import Image
 from tokenizers import Tokenizer
 
 from edgevlm.bundle.manifest import MANIFEST, Bundle, sha256
 from edgevlm.errors import EdgeVLMError
+from edgevlm.evaluation.answer_file import answer_file
 from edgevlm.evaluation.item import Item, Picture, Result, Suite
 from edgevlm.evaluation.statistics import summary
 from edgevlm.evaluation.suites import fingerprint
@@ -24,15 +24,10 @@ from edgevlm.inputs.decode import decode_image
 from edgevlm.inputs.preprocess import array_key
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.tokenizer import load_tokenizer
-from edgevlm.io import limits
-from edgevlm.io.json import parse_json
 from edgevlm.io.options import check_types
-from edgevlm.io.regular import read_lines
-from edgevlm.io.text import json_text
 from edgevlm.runtimes.base import Encoder, Runtime
 from edgevlm.types import F32, U8, Progress
 
-FORMAT = 1
 _KEPT_TILES = 64  # features of this many tiles are kept for later questions about the same picture
 _LOC = re.compile(r"<loc_\d+>")
 
@@ -128,30 +123,31 @@ def evaluate(
     *,
     out: Path | None = None,
     resume: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Ask every item and score the answers.
 
-    out: a file of one JSON line per answer, written as answers come. resume: take the answers that `out` already
-    holds and score them again. Raises EdgeVLMError where `out` belongs to another run.
+    out: a file of one JSON line per answer, written as answers come, and found as `out`.part until the last. resume:
+    take the answers that an earlier run left there, and score them again. force: replace `out`. Raises EdgeVLMError
+    where it exists, or belongs to another run.
     """
     options = options or EvalOptions()
     items = _by_picture(_spread(items, options.limit))
     head = {
-        "edgevlm_eval": FORMAT, "suite": suite.name, "runtime": runtime.name, "items": fingerprint(items),
+        "suite": suite.name, "runtime": runtime.name, "items": fingerprint(items),
         "bundle": sha256(bundle.folder / MANIFEST), "questions": len(items), "prompt": options.prompt,
         "max_tokens": options.max_tokens, "max_tiles": options.max_tiles,
     }  # fmt: skip
-    known = _resume(out, head) if out is not None and resume else {}
     start = time.monotonic()
     results: list[Result] = []
     problems: list[str] = []
     ask = _Session(bundle, runtime, suite, options)
-    with _AnswerFile(out, head, fresh=not known) as lines:
+    with answer_file(out, head, resume=resume, force=force) as lines:
         for done, item in enumerate(items):
             if progress:
                 progress(f"eval: {suite.name}", done, len(items))
-            answer = known.get(item.id)
+            answer = lines.known.get(item.id)
             if answer is None:
                 try:
                     item, answer = ask(item)
@@ -230,58 +226,3 @@ def _by_picture(items: list[Item]) -> list[Item]:
     for item in items:
         groups.setdefault(tuple(picture.key for picture in item.pictures), []).append(item)
     return [item for group in groups.values() for item in group]
-
-
-def _resume(out: Path, head: dict[str, Any]) -> dict[str, str]:
-    """Answers by id from an earlier run; an incomplete last line is removed from the file."""
-    if not out.is_file() or not out.stat().st_size:
-        return {}
-    lines, whole = [], 0
-    try:
-        for line in read_lines(out, limits.LINE):
-            if line.endswith(b"\n"):
-                lines.append(parse_json(line))
-                whole += len(line)
-        first, *answers = lines
-        known = {str(row["id"]): str(row["answer"]) for row in answers}
-    except (ValueError, LookupError, TypeError):
-        raise EdgeVLMError(f"'{out}' is not what an eval writes: give --out another name.") from None
-    different = sorted(key for key in head if not isinstance(first, dict) or first.get(key) != head[key])
-    if different:
-        raise EdgeVLMError(
-            f"'{out}' belongs to another run ({', '.join(different)} differ): give --out another name, or begin again "
-            "with --force instead of --resume."
-        )
-    os.truncate(out, whole)
-    return known
-
-
-class _AnswerFile:
-    """The file of answers, one JSON line each; without a path, nothing is written."""
-
-    def __init__(self, out: Path | None, head: dict[str, Any], fresh: bool) -> None:
-        self._stream: IO[str] | None = None
-        if out is not None:
-            self._stream = out.open("w" if fresh else "a", encoding="utf-8")
-            if fresh:
-                self._put(head)
-
-    def write(self, item: Item, answer: str, suite: Suite) -> None:
-        if self._stream is not None:
-            scored = suite.score(item, answer)
-            row = {"id": item.id, "skill": item.skill, "question": item.question, "answer": answer,
-                   "expected": list(item.answers), "score": scored.score, **scored.figures,
-                   "pictures": [picture.key for picture in item.pictures]}  # fmt: skip
-            self._put(row)
-
-    def _put(self, row: dict[str, Any]) -> None:
-        assert self._stream is not None
-        self._stream.write(json_text(row) + "\n")
-        self._stream.flush()
-
-    def __enter__(self) -> _AnswerFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._stream is not None:
-            self._stream.close()

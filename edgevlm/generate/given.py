@@ -102,10 +102,10 @@ def open_picture(source: Any, background: tuple[int, int, int]) -> Image.Image:
     if isinstance(source, bytearray | memoryview):
         return decode_image(bytes(source), background)
     if isinstance(source, str):
-        return decode_image(_from_address(source), background)
-    if isinstance(source, bytes | os.PathLike | Image.Image):
-        return decode_image(source, background)
-    raise EdgeVLMError(f"A picture is {_a(source)}: give {_FORMS}.")
+        source = _from_address(source)
+    if not isinstance(source, str | os.PathLike | bytes | Image.Image):
+        raise EdgeVLMError(f"A picture is {_a(source)}: give {_FORMS}.")
+    return decode_image(source, background)
 
 
 def is_data_url(text: str) -> bool:

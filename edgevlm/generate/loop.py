@@ -16,7 +16,7 @@ from edgevlm.generate.given import Pictures, conversation_of, open_picture, pict
 from edgevlm.generate.sampling import GenerateOptions, Sampler
 from edgevlm.inputs.layout import Layout, merge
 from edgevlm.inputs.preprocess import cut_views, plan
-from edgevlm.inputs.prompt import Conversation, Prompter, Views
+from edgevlm.inputs.prompt import Conversation, Views
 from edgevlm.runtimes.base import Runtime
 from edgevlm.types import F32, U8, Ids
 
@@ -51,7 +51,7 @@ class Pipeline:
                     f"A pipeline takes a {kind.__name__}, not a {type(value).__name__}: make it with {function}."
                 )
         self.bundle, self.runtime = bundle, runtime
-        self.prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
+        self.prompter = bundle.prompter()
 
     def ask(
         self,

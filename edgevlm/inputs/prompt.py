@@ -18,11 +18,12 @@ from tokenizers import Tokenizer
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, Span
 from edgevlm.inputs.spec import Chat, PictureText, PromptSpec, ViewTokens
-from edgevlm.inputs.tokenizer import StreamDecoder, inner_tokenizer, load_tokenizer
+from edgevlm.inputs.tokenizer import StreamDecoder, decode, encode, inner_tokenizer, load_tokenizer
 from edgevlm.types import Ids
 
-Conversation = str | Sequence[Mapping[str, Any]]
+MOST_TEXT = 4 << 20  # characters of a prompt: the longest context is of a million tokens
 
+Conversation = str | Sequence[Mapping[str, Any]]
 
 Views = Sequence[ViewTokens]
 
@@ -128,9 +129,10 @@ def _items(
 class Prompter:
     """Builds prompts and reads answers with one bundle's tokenizer."""
 
-    def __init__(self, spec: PromptSpec, tokenizer_json: Path | str) -> None:
+    def __init__(self, spec: PromptSpec, tokenizer_json: Path | str, vocab_size: int | None = None) -> None:
+        """vocab_size: rows of the model's embedding table, which each token's id must lie in; None leaves that open."""
         self.spec = spec
-        self.tokenizer = load_tokenizer(Path(tokenizer_json))
+        self.tokenizer = load_tokenizer(Path(tokenizer_json), vocab_size)
         self._inner = inner_tokenizer(self.tokenizer)
         added = self.tokenizer.get_added_tokens_decoder()
         self._special = {token.content: int(id_) for id_, token in added.items() if token.special}
@@ -186,7 +188,7 @@ class Prompter:
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """The text of token ids, special tokens left out; bytes that are not UTF-8 read as U+FFFD."""
-        return self.tokenizer.decode([int(i) for i in ids if i >= 0], skip_special_tokens=True)
+        return decode(self.tokenizer, [int(i) for i in ids if i >= 0])
 
     def stream(self) -> StreamDecoder:
         """The same, token by token."""
@@ -217,8 +219,11 @@ class _Text:
         self._ids: list[int] = []
         self._pending: list[str] = []
         self._first, self._inner = first, inner
+        self._left = MOST_TEXT
 
     def write(self, text: str) -> None:
+        self._left -= len(text)
+        _check_length(MOST_TEXT - self._left)
         self._pending.append(text)
 
     def token(self, token_id: int, times: int = 1) -> int:
@@ -232,8 +237,15 @@ class _Text:
         self._pending.clear()
         if text:
             rules = self._inner if self._ids else self._first
-            self._ids += rules.encode(text, add_special_tokens=False).ids
+            self._ids += encode(rules, text)
         return self._ids
+
+
+def _check_length(characters: int) -> None:
+    if characters > MOST_TEXT:
+        raise EdgeVLMError(
+            f"The conversation has more than {MOST_TEXT} characters, more than any model reads: shorten it."
+        )
 
 
 def _is_item(item: Any) -> bool:
@@ -244,6 +256,7 @@ def _is_item(item: Any) -> bool:
     text = item.get("text")
     if item.get("type") != "text" or not isinstance(text, str):
         return False
+    _check_length(len(text))
     if any("\ud800" <= char <= "\udfff" for char in text):
         raise EdgeVLMError("The question is not valid Unicode text: type it again in UTF-8.")
     return True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +13,92 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.tokenizer_file import read_tokenizer_file
+from edgevlm.io.files import write_text
 
 # What byte-level BPE and SentencePiece's kinds are made of. Others (WordPiece) change text that was shown already.
 DECODERS = ("ByteLevel", "Metaspace", "Replace", "ByteFallback", "Fuse", "Strip")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer.json that reads special tokens in its input as text; never cuts or pads it."""
-    if not path.is_file():
-        raise EdgeVLMError(f"'{path}' is missing: a model needs its tokenizer.json; download or export it again.")
-    try:
-        tokenizer = Tokenizer.from_buffer(path.read_bytes())  # its own reader takes no names that are not UTF-8
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as e:  # the binding raises bare Exception, and of Rust's panics a BaseException
-        raise EdgeVLMError(f"'{path}' is not a tokenizer.json ({e}): download it again.") from e
-    for kind in _decoders(tokenizer):
-        if kind not in DECODERS:
+def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
+    """A tokenizer.json that reads special tokens in its input as text; never cuts or pads it, and draws no lots.
+
+    vocab_size: rows of the model's embedding table, which each token's id must lie in; None leaves that open.
+    """
+    content, stated = read_tokenizer_file(path, vocab_size)
+    with library_errors(f"'{path}' is not a tokenizer.json", "download it again"):
+        tokenizer = Tokenizer.from_buffer(content)
+    found = {token.content: int(id_) for id_, token in tokenizer.get_added_tokens_decoder().items()}
+    for token, number in stated.items():
+        if found.get(token) != number:  # the library counts on from the vocabulary's length, whatever the file says
             raise EdgeVLMError(
-                f"'{path}' has the decoder {kind}, expected byte-level BPE or SentencePiece's kinds "
+                f"'{path}' gives the added token {token[:40]!a} the id {number}, but it would be read as "
+                f"{found.get(token)}, since other ids are missing or given twice: download it again."
+            )
+    for step in _decoders(tokenizer):
+        if not _only_adds(step):
+            shown = json.dumps(step)[:100] if step["type"] in DECODERS else step["type"]
+            raise EdgeVLMError(
+                f"'{path}' has the decoder {shown}, expected byte-level BPE or SentencePiece's kinds "
                 f"({', '.join(DECODERS)}): such a tokenizer is not supported; use another checkpoint."
             )
     # Files saved after training often keep these two; a prompt is never cut or padded here.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
+    if getattr(tokenizer.model, "dropout", None) is not None:  # of BPE: merges left out at random, for training
+        tokenizer.model.dropout = None
     return tokenizer
 
 
-def _decoders(tokenizer: Tokenizer) -> list[str]:
+def settle_tokenizer(path: Path) -> None:
+    """Write a tokenizer.json without dropout in its place: other programs that read it would draw lots."""
+    data = json.loads(path.read_text("utf-8"))
+    if data["model"].get("dropout") is not None:
+        data["model"]["dropout"] = None
+        write_text(path, json.dumps(data, ensure_ascii=False, indent=2))
+
+
+@contextmanager
+def library_errors(what: str, advice: str) -> Iterator[None]:
+    """What the library raises, as one EdgeVLMError: bare Exceptions, and of Rust's panics a BaseException."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, EdgeVLMError):
+        raise
+    except BaseException as e:
+        said = str(e)[:200]
+        raise EdgeVLMError(f"{what} ({said if said.isprintable() else ascii(said)}): {advice}.") from e
+
+
+def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = False) -> list[int]:
+    """The ids of a text."""
+    with library_errors("The tokenizer fails on this text", "ask in other words, or export the bundle again"):
+        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+
+def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of ids, special tokens left out."""
+    with library_errors(*_UNREADABLE):
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+_UNREADABLE = "The tokenizer fails on the model's answer", "download the model and export it again"
+
+
+def _decoders(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {"type": "none"}
-    return [part["type"] for part in decoder.get("decoders", [decoder])]
+    return list(decoder.get("decoders", [decoder]))
+
+
+def _only_adds(decoder: dict[str, Any]) -> bool:
+    """Whether a further token only adds to the text: what a stream has shown stays."""
+    if decoder["type"] == "Replace":
+        return len(decoder["pattern"].get("String", "")) == 1
+    if decoder["type"] == "Strip":  # of one space, which SentencePiece begins a text with
+        return bool(decoder["start"] <= 1 and decoder["stop"] == 0)
+    return decoder["type"] in DECODERS
 
 
 def inner_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
@@ -71,7 +127,7 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._silent = {int(id_) for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._stream = DecodeStream(skip_special_tokens=True)
-        self._has_bytes = "ByteFallback" in _decoders(tokenizer)
+        self._has_bytes = any(step["type"] == "ByteFallback" for step in _decoders(tokenizer))
         self._bytes: list[int] = []  # of a run of SentencePiece's byte tokens, which are valid UTF-8 together or not
         self._ids: list[int] = []
         self._shown = 0
@@ -86,11 +142,12 @@ class StreamDecoder:
         self._bytes.append(token_id)
         if self._has_bytes and _BYTE.fullmatch(token):
             return ""
-        text = self._stream.step(self._tokenizer, self._bytes) or ""
+        with library_errors(*_UNREADABLE):
+            text = self._stream.step(self._tokenizer, self._bytes) or ""
         self._bytes = []
         self._shown += len(text)
         return text
 
     def finish(self) -> str:
         """The rest: U+FFFD if the answer stopped inside a character, and usually nothing."""
-        return self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._shown :]
+        return decode(self._tokenizer, self._ids)[self._shown :]

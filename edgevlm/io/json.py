@@ -15,12 +15,12 @@ from edgevlm.io.regular import read_regular
 _SURROGATE = re.compile(rb"\\u[dD][89abAB-Fc-f]")
 
 
-def parse_json(data: bytes, largest: int = limits.LINE, *, finite: bool = True) -> Any:
+def parse_json(data: bytes, largest: int = limits.LINE, *, finite: bool = True, halves: bool = False) -> Any:
     """The value of a JSON text. ValueError says in a few words what is wrong with it.
 
     Beside what is no JSON, that is: over `largest` bytes, deep nesting, a key that occurs twice, numbers beyond
     float64, and half of a surrogate pair, which no file could be written with. finite: refuse NaN and Infinity, too,
-    which are no JSON but stand in some models' config.json.
+    which are no JSON but stand in some models' config.json. halves: accept halves of pairs, which `json_text` escapes.
     """
     if len(data) > largest:
         raise ValueError(f"it has over {largest} bytes")
@@ -38,7 +38,7 @@ def parse_json(data: bytes, largest: int = limits.LINE, *, finite: bool = True) 
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     _check_depth(value)
-    if _SURROGATE.search(data):
+    if not halves and _SURROGATE.search(data):
         _check_unicode(value)
     return value
 
@@ -213,14 +213,15 @@ def read_json(
     missing: str | None = None,
     largest: int = limits.CONFIG_FILE,
     finite: bool = True,
+    halves: bool = False,
 ) -> Any:
     """The content of a JSON file. Raises EdgeVLMError if it is missing, no regular file, damaged or too large.
 
     advice: what to do, at the end of the message. missing: the whole message for a file that does not exist.
-    largest, finite: as in `parse_json`.
+    largest, finite, halves: as in `parse_json`.
     """
     try:
-        return parse_json(read_regular(path, largest, advice), largest, finite=finite)
+        return parse_json(read_regular(path, largest, advice), largest, finite=finite, halves=halves)
     except FileNotFoundError:
         raise EdgeVLMError(missing or f"'{path}' is missing: {advice}.") from None
     except OSError as error:

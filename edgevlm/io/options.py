@@ -44,12 +44,10 @@ def _convert(hint: Any, value: Any) -> Any:
         return Path(value)
     if hint is str and isinstance(value, os.PathLike):
         return os.fspath(value)
-    if hint is float and type(value) is int:
-        return value
-    if hint in (int, float) and type(value) not in (bool, int, float):
-        kind = numbers.Integral if hint is int else numbers.Real
-        if isinstance(value, kind):  # numpy's
-            return hint(value)
+    if hint in (int, float) and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if hint is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and (hint is not int or hint is type(value)):
         return value
     raise TypeError

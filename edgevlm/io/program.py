@@ -12,6 +12,7 @@ from collections.abc import Callable
 from edgevlm import __version__
 from edgevlm.errors import EdgeVLMError, GateError, install_hint
 from edgevlm.io.console import drop, note, prepare_streams, write
+from edgevlm.io.signals import Stopped, stopping
 from edgevlm.io.text import printable
 
 DONE, MISSED, USER, BUG, INTERRUPTED, PIPE = 0, 1, 2, 70, 130, 141
@@ -49,7 +50,8 @@ def run_program(call: Callable[[], int | None]) -> int:
     """
     try:
         prepare_streams()
-        code = call() or DONE
+        with stopping():
+            code = call() or DONE
         sys.stdout.flush()
         return code
     except GateError as error:
@@ -58,6 +60,8 @@ def run_program(call: Callable[[], int | None]) -> int:
         return _say(str(error), USER)
     except KeyboardInterrupt:
         return _say("Interrupted.", INTERRUPTED, "")
+    except Stopped as stopped:
+        return _say(stopped.words, stopped.code, "")
     except BrokenPipeError:
         drop(sys.stdout, sys.stderr)
         return PIPE

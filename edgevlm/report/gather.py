@@ -158,7 +158,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def _load(path: Path) -> Any:
-    return read_json(path, "check the path", largest=limits.RESULT_FILE)
+    return read_json(path, "check the path", largest=limits.RESULT_FILE, halves=True)
 
 
 def _members(folders: Sequence[Path], notes: list[str]) -> tuple[Member, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
-from edgevlm.io.folders import check_replaceable, partial_folder, publish
+from edgevlm.io.folders import Kind, replacing
 from edgevlm.io.json import parse_json, read_json
 from edgevlm.io.regular import read_lines
 from edgevlm.scenes.catalogue import SPLITS, Split
@@ -18,6 +19,7 @@ from edgevlm.types import Progress
 
 FORMAT, VERSION = "edgevlm-scenes", 1
 DATASET, QUESTIONS = "dataset.json", "questions.jsonl"
+MOST_SCENES = 1_000_000
 _LONGEST_LINE = 1 << 20  # characters; a line of Scenes has a few hundred
 
 
@@ -56,14 +58,13 @@ def write_scenes(
     from edgevlm.scenes.ask import ask
     from edgevlm.scenes.generator import scenes
 
-    check_replaceable(out, force, DATASET, "Scenes folder")
     total = 0
-    with partial_folder(out) as partial:
-        (partial / "images").mkdir()
-        with (partial / QUESTIONS).open("w", encoding="utf-8", newline="\n") as lines:
+    with replacing(out, SCENES, force) as output:
+        (output.new / "images").mkdir()
+        with (output.new / QUESTIONS).open("w", encoding="utf-8", newline="\n") as lines:
             for number, scene in enumerate(scenes(split, seed, count, size), 1):
                 questions = ask(scene, rounds)
-                scene.picture.save(partial / questions[0].image, compress_level=4)
+                scene.picture.save(output.new / questions[0].image, compress_level=4)
                 for question in questions:
                     lines.write(json.dumps(question.to_dict(), ensure_ascii=False) + "\n")
                 total += len(questions)
@@ -71,9 +72,22 @@ def write_scenes(
                     progress("Drawing scenes", number, count)
         head = {"format": FORMAT, "version": VERSION, "split": split, "seed": seed, "count": count}
         text = json.dumps(head | {"loc_bins": LOC_BINS}, indent=1) + "\n"
-        (partial / DATASET).write_text(text, encoding="utf-8")
-        publish(partial, out)
+        (output.new / DATASET).write_text(text, encoding="utf-8")
+        output.publish()
     return total
+
+
+def _own(head: Any) -> Collection[str] | None:
+    """The files of a Scenes folder. Data sets of other kinds have dataset.json files, too."""
+    if not isinstance(head, dict) or (head.get("format"), head.get("version")) != (FORMAT, VERSION):
+        return None
+    count = head.get("count")
+    if type(count) is not int or not 0 <= count <= MOST_SCENES:
+        return None
+    return {DATASET, QUESTIONS, *(f"images/{number:06d}.png" for number in range(count))}
+
+
+SCENES = Kind("Scenes folder", DATASET, _own)
 
 
 def read_questions(folder: Path, *, skip_bad: bool = False) -> QuestionSet:

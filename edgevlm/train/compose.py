@@ -19,7 +19,8 @@ from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.checkpoint.families import FAMILIES
 from edgevlm.checkpoint.families.composed import Composed
 from edgevlm.errors import EdgeVLMError
-from edgevlm.io.folders import check_replaceable, partial_folder, publish
+from edgevlm.io.folders import replacing
+from edgevlm.io.listing import CHECKPOINT
 from edgevlm.io.options import check_types
 from edgevlm.train.compose_files import Vocabulary, extend_tokenizer, write_processor
 from edgevlm.train.models import open_source, quiet_transformers
@@ -70,9 +71,24 @@ class _Half:
         return {name.removeprefix(self.prefix): torch.from_numpy(self.checkpoint.read(name)) for name in names}
 
 
-def compose(options: ComposeOptions, note: Callable[[str], None]) -> Path:
-    """Write the new checkpoint `options.out`; its path. Raises EdgeVLMError."""
-    check_replaceable(options.out, options.force, "config.json", "checkpoint")
+def compose(
+    options: ComposeOptions, note: Callable[[str], None], finish: Callable[[Path], None] = lambda folder: None
+) -> Path:
+    """Write the new checkpoint `options.out`; its path. Raises EdgeVLMError.
+
+    finish: changes the folder's files before it gets its name.
+    """
+    inputs = [("--encoder", options.encoder), ("--decoder", options.decoder)]
+    with replacing(options.out, CHECKPOINT, options.force, [given for given in inputs if given[1] != "default"]) as out:
+        summary = _compose(options, out.new)
+        finish(out.new)
+        out.publish()
+    note(summary)
+    return options.out
+
+
+def _compose(options: ComposeOptions, out: Path) -> str:
+    """Write the checkpoint into `out`; a sentence on what is in it."""
     encoder = _half(options.encoder, "encoder", "vision_config", "embeddings.patch_embedding.weight", _ENCODERS)
     decoder = _half(options.decoder, "decoder", "text_config", "embed_tokens.weight", ("llama",))
     quiet_transformers()
@@ -86,20 +102,17 @@ def compose(options: ComposeOptions, note: Callable[[str], None]) -> Path:
         )
     text = transformers.LlamaConfig(**{k: v for k, v in decoder.config.items() if k != "model_type"})
     folder = decoder.checkpoint.folder
-    with partial_folder(options.out) as partial:
-        vocabulary = extend_tokenizer(folder, partial, layout)
-        model, tokens = _build(options, vision, text, vocabulary, side)
-        _fill(model, encoder, decoder, text)
-        model.save_pretrained(partial)
-        write_processor(partial, layout, vision.image_size, tokens, options.tiles if layout.grid else 0)
-        made = open_source(str(partial))  # everything that training and export will read
-        publish(partial, options.out)
+    vocabulary = extend_tokenizer(folder, out, layout)
+    model, tokens = _build(options, vision, text, vocabulary, side)
+    _fill(model, encoder, decoder, text)
+    model.save_pretrained(out)
+    write_processor(out, layout, vision.image_size, tokens, options.tiles if layout.grid else 0)
+    made = open_source(str(out))  # everything that training and export will read
     new = sum(p.numel() for name, p in model.named_parameters() if "connector" in name or "projector" in name)
-    note(
+    return (
         f"{made.spec.image_tokens} image tokens of {vision.image_size} x {vision.image_size} pixels; "
         f"{new / 1e6:.2f} million weights of the projector are new: train them with --stage align."
     )
-    return options.out
 
 
 def _half(model: str, what: str, section: str, mark: str, kinds: tuple[str, ...]) -> _Half:

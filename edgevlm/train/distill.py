@@ -112,7 +112,13 @@ def compare(
 
 def distill(options: DistillOptions, progress: Progress, note: Callable[[str], None]) -> Path | None:
     """Train the student and write `options.out`; its path, in the main process. Raises EdgeVLMError."""
-    run = Run(options, progress, note)
+    inputs = [("--cache", options.cache), ("--teacher", None if options.teacher == "default" else options.teacher)]
+    with Run.open(options, progress, note, inputs) as run:
+        _distill(options, run)
+        return options.out if run.main else None
+
+
+def _distill(options: DistillOptions, run: Run) -> None:
     student, teacher = open_source(options.model, options.processor), open_source(options.teacher)
     check_vocabularies(teacher, student)
     recipe = make_recipe(options.quantize, options.preset, options.components) if options.quantize else None
@@ -152,7 +158,6 @@ def distill(options: DistillOptions, progress: Progress, note: Callable[[str], N
         save(model, student, folder, base=options.model, dtype=dtype)
 
     run.finish(trainer, write, trainer.skipped)
-    return options.out if run.main else None
 
 
 def core(model: Any) -> Any:

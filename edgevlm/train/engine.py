@@ -1,14 +1,15 @@
 """One training run on transformers' Trainer, and so on accelerate: one process, or many under `accelerate launch`.
 
 `OUT.part` holds a run that is not finished: its plan, its checkpoints, its log. The same command resumes it, with the
-results of a run that was never stopped. The finished folder is renamed to OUT in one step.
+results of a run that was never stopped. OUT appears in one step, when it is whole.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.io.folders import check_replaceable, publish
-from edgevlm.io.json import read_object
+from edgevlm.io.apart import Named
+from edgevlm.io.claims import work_folder
+from edgevlm.io.files import write_text
+from edgevlm.io.folders import Replacement, replacing
+from edgevlm.io.json import read_json, read_object
+from edgevlm.io.listing import TRAINED
 from edgevlm.train.collate import Collator, Items
 from edgevlm.train.conversations import BadRecord
 from edgevlm.train.models import part_of, quiet_transformers
@@ -30,6 +35,7 @@ from edgevlm.train.options import TrainOptions
 from edgevlm.train.report import write_report
 from edgevlm.types import Progress
 
+PLAN = "training/plan.json"
 COMPLETE = "complete"  # marks a checkpoint that was written to its end
 TEACHER = "teacher"  # a teacher's outputs, where no --cache keeps them
 
@@ -109,26 +115,61 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 class Run:
     """The folders of one run, and its phases: begin, train, finish. Only the main process shows notes and progress."""
 
-    def __init__(self, options: TrainOptions, progress: Progress, note: Callable[[str], None]) -> None:
-        self.options = options
-        self.process = PartialState(cpu=options.cpu or not torch.cuda.is_available())
-        self.main = self.process.is_main_process
+    def __init__(
+        self,
+        options: TrainOptions,
+        process: PartialState,
+        output: Replacement | None,  # in the main process
+        progress: Progress,
+        note: Callable[[str], None],
+    ) -> None:
+        self.options, self.process, self.output = options, process, output
+        self.main = process.is_main_process
         self.note = note if self.main else lambda text: None
         self.progress: Progress = progress if self.main else lambda what, done, total: None
-        check_replaceable(options.out, options.force, "training/plan.json", "trained model")
         self.part = options.out.with_name(f"{options.out.name}.part")
         self.checkpoints = self.part / "checkpoints"
+        if self.main:
+            self._check_part()
         quiet_transformers()
         transformers.set_seed(options.seed)
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, options: TrainOptions, progress: Progress, note: Callable[[str], None], inputs: Sequence[Named] = ()
+    ) -> Iterator[Run]:
+        """A run that has claimed its output. inputs: what it reads beside model and data."""
+        process = PartialState(cpu=options.cpu or not torch.cuda.is_available())
+        if not process.is_main_process:
+            yield cls(options, process, None, progress, note)
+            return
+        read = [("--data", options.data), ("--images", options.images), ("MODEL", options.model), *inputs]
+        read = [(name, place) for name, place in read if place != "default"]
+        with replacing(options.out, TRAINED, options.force, read) as output:
+            yield cls(options, process, output, progress, note)
+
+    def _check_part(self) -> None:
+        """Refuse a folder OUT.part that is not an unfinished run."""
+        plan = self.part / PLAN
+        beside = work_folder(plan)  # a run that was killed while it wrote its plan has nothing else
+        if not any(path.is_file() and path.parent != beside for path in (self.part, *self.part.rglob("*"))):
+            return
+        begun = read_json(plan, "remove that folder") if plan.is_file() else None
+        if not isinstance(begun, dict) or not begun.keys() >= {"stage", "records", "processes"}:
+            raise EdgeVLMError(
+                f"'{self.part}', where a run lies until it is finished, holds something else: move it away, or choose "
+                "another output folder."
+            )
 
     def begin(self, items: Items) -> Path | None:
         """Make or check `OUT.part`; return the checkpoint to resume from, if any."""
         plan = self.options.plan() | {"records": len(items), "processes": self.process.num_processes}
-        file = self.part / "training" / "plan.json"
+        file = self.part / PLAN
         if self.main:
             file.parent.mkdir(parents=True, exist_ok=True)
             if not file.exists():
-                file.write_text(json.dumps(plan, indent=1) + "\n")
+                write_text(file, json.dumps(plan, indent=1) + "\n")
         self.process.wait_for_everyone()
         begun = read_object(file, "remove that folder to start again")
         if differing := [name for name in plan if begun.get(name) != plan[name]]:
@@ -188,15 +229,18 @@ class Run:
         model = trainer.accelerator.unwrap_model(trainer.model)
         if trainer.is_fsdp_enabled:
             model = _gathered(trainer, model)
-        if self.main:
-            write(model, self.part)
-            write_report(self.part / "training", trainer.state.log_history)
+        if self.output is not None:
+            write(model, self.output.new)
+            shutil.copytree(self.part / "training", self.output.new / "training")
+            write_report(self.output.new / "training", trainer.state.log_history)
             if skipped:
                 listed = "".join(f"\n  {sentence}" for sentence in dict.fromkeys(skipped[:10]))
                 self.note(f"Skipped {len(skipped)} pictures that could not be decoded:{listed}")
-            for aside in (self.checkpoints, self.part / TEACHER):
+            self.output.publish()
+            for aside in (self.checkpoints, self.part / TEACHER, self.part / "training"):
                 shutil.rmtree(aside, ignore_errors=True)
-            publish(self.part, self.options.out)
+            with suppress(OSError):  # what else is there is not this run's
+                self.part.rmdir()
         self.process.wait_for_everyone()
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgevlm.checkpoint.adapter import LoraAdapter
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import read_checkpoint, read_image_spec, read_prompt_spec
+from edgevlm.checkpoint.module_names import StoredNames
 from edgevlm.checkpoint.opening import open_model
 from edgevlm.checkpoint.upstream import copy_upstream
 from edgevlm.errors import EdgeVLMError
@@ -67,11 +69,24 @@ class Source:
             self.folder, dtype=dtype, attn_implementation="sdpa", **options
         )
         model.config.use_cache = False
-        if self.checkpoint.adapter is None:
-            return model
-        from peft import PeftModel
+        return model if self.checkpoint.adapter is None else _merged(model, self.checkpoint, self.checkpoint.adapter)
 
-        return PeftModel.from_pretrained(model, self.checkpoint.adapter.folder).merge_and_unload()
+
+def _merged(model: Any, checkpoint: Checkpoint, adapter: LoraAdapter) -> Any:
+    """The model with the adapter merged by peft, which says nothing where it finds no layer for a tensor."""
+    from peft import PeftModel
+
+    merged = PeftModel.from_pretrained(model, adapter.folder).merge_and_unload()
+    state = merged.state_dict()
+    places = StoredNames(state)
+    for name in sorted(adapter.changed):
+        ours, found = torch.from_numpy(checkpoint.read(name)), places.find(name)
+        if found is None or not torch.allclose(state[found].float().reshape(ours.shape), ours, rtol=1e-3, atol=1e-4):
+            raise EdgeVLMError(
+                f"peft does not find all layers of '{checkpoint.adapter_name}' in the class that transformers has for "
+                f"{checkpoint.name} ('{name}' is not merged): such an adapter can be exported, and not trained on."
+            )
+    return merged
 
 
 def quiet_transformers() -> None:

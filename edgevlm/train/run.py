@@ -19,24 +19,24 @@ def train(options: TrainOptions, progress: Progress, note: Callable[[str], None]
 
     Raises EdgeVLMError.
     """
-    run = Run(options, progress, note)
-    source = open_source(options.model, options.processor)
-    if source.checkpoint.adapter is not None:
-        run.note(f"'{options.model}' is a LoRA adapter: trained is {source.checkpoint.name} with it.")
-    items = read_items(options, source, run)
-    begun = run.begin(items)
-    model = load_for_training(source, options)
-    if options.stage == "preference":
-        from edgevlm.train.preference import preference_trainer
+    with Run.open(options, progress, note) as run:
+        source = open_source(options.model, options.processor)
+        if source.checkpoint.adapter is not None:
+            run.note(f"'{options.model}' is a LoRA adapter: trained is {source.checkpoint.name} with it.")
+        items = read_items(options, source, run)
+        begun = run.begin(items)
+        model = load_for_training(source, options)
+        if options.stage == "preference":
+            from edgevlm.train.preference import preference_trainer
 
-        trainer = preference_trainer(run, source, model, items)
-    else:
-        collator = source.collator(options.per_question)
-        trainer = Engine(items=items, collator=collator, options=options, model=model, args=run.arguments())
-    describe(run, model, items)
-    run.train(trainer, begun)
-    run.finish(trainer, lambda model, folder: save(model, source, folder, base=options.model), trainer.skipped)
-    return options.out if run.main else None
+            trainer = preference_trainer(run, source, model, items)
+        else:
+            collator = source.collator(options.per_question)
+            trainer = Engine(items=items, collator=collator, options=options, model=model, args=run.arguments())
+        describe(run, model, items)
+        run.train(trainer, begun)
+        run.finish(trainer, lambda model, folder: save(model, source, folder, base=options.model), trainer.skipped)
+        return options.out if run.main else None
 
 
 def read_items(options: TrainOptions, source: Source, run: Run) -> Items:

@@ -1,7 +1,6 @@
 """The teacher's outputs on disk: it runs once over the data, and any number of students train on them.
 
-A block of records is one safetensors file, written under another name and renamed when it is whole, so that a stopped
-run keeps its finished blocks.
+A block of records is one safetensors file, which has its name when it is whole: what a stopped run finished is kept.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from torch import Tensor
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.tokenizer import load_tokenizer
+from edgevlm.io.files import writing
 from edgevlm.train.collate import Items
 from edgevlm.train.models import Source
 from edgevlm.train.options import DistillOptions
@@ -141,9 +141,8 @@ def _cache_block(
         for name, (values, sizes) in parts.items():
             for item, part in zip(chosen, torch.split(values.cpu(), sizes), strict=True):
                 tensors[f"{item.number}.{name}"] = part.contiguous()
-    beside = place / f"{_name(block)}.new"
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, beside)
-    beside.rename(place / _name(block))
+    with writing(place / _name(block), force=True) as new:
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, new)
 
 
 def _name(block: int) -> str:

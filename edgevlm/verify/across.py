@@ -19,7 +19,6 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.layout import Layout, merge
 from edgevlm.inputs.preprocess import prepare
-from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import tiled
 from edgevlm.runtimes import DEFAULTS, open_runtime
 from edgevlm.runtimes.base import Runtime
@@ -171,7 +170,7 @@ class _Run:
 
 
 def _cases(bundle: Bundle, paths: list[Path], tiles: int) -> list[_Case]:
-    prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
+    prompter = bundle.prompter()
     cases = []
     for split, path in [(False, path) for path in paths] + [(True, paths[0])]:
         parts = prepare(open_image(path), tiled(bundle.image_spec), max_tiles=tiles if split else 1)

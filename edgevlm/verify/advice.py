@@ -17,11 +17,12 @@ FINER = {"palette4": "palette6", "int4": "int8", "palette6": "int8", "int8": "fp
 ROUNDED = 0.9
 
 
-def advice(rows: Sequence[Row], recipe: Mapping[str, Any]) -> str:
+def advice(rows: Sequence[Row], recipe: Mapping[str, Any], *, limited: bool = False) -> str:
     """One sentence with options of `edgevlm export`, or "" where none of them would help.
 
-    recipe: the manifest's. An option is named only where the failed component has a form that rounds: its weights, or
-    the activations that an engine multiplies them with.
+    recipe: the manifest's. limited: --budget or --max-loss chose it, and they take no forms beside them. An option is
+    named only where the failed component has a form that rounds: its weights, or the activations that an engine
+    multiplies them with.
     """
     failed = [row for row in rows if not row.passed]
     if any(row.target in ("inputs", "adapter") or row.check.startswith("weights") for row in failed):
@@ -31,7 +32,8 @@ def advice(rows: Sequence[Row], recipe: Mapping[str, Any]) -> str:
     found = dict.fromkeys(option for row in failed if (option := _option(row, failed, recipe)))
     if not found:
         return ""
-    return f"Try {' and '.join(found)}: an export with {'that' if len(found) == 1 else 'these'} would likely pass."
+    options = " and ".join(found) + (" in place of --budget and --max-loss" if limited else "")
+    return f"Try {options}: an export with {'that' if len(found) == 1 else 'these'} would likely pass."
 
 
 def notes(rows: Sequence[Row], recipe: Mapping[str, Any], cpu: Mapping[str, Any]) -> Iterator[str]:
@@ -40,9 +42,11 @@ def notes(rows: Sequence[Row], recipe: Mapping[str, Any], cpu: Mapping[str, Any]
     cpu: see `processor`.
     """
     outliers = recipe.get("outliers")
-    if isinstance(outliers, list) and outliers:
+    int8 = tuple(f"{name}." for name in COMPONENTS if recipe[name]["kind"] == "int8")
+    kept = [name for name in outliers if str(name).startswith(int8)] if isinstance(outliers, list | tuple) else []
+    if kept:
         yield (
-            f"{len(outliers)} matrices of the encoder keep fp16: what flows into them has outliers, and with all of "
+            f"{len(kept)} of the encoder's matrices keep fp16: what flows into them has outliers, and with all of "
             "them in int8 the features would depart too far."
         )
     if any(row.check == STOCK_PRODUCTS and not row.measured <= EXACT for row in rows):

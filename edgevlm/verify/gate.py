@@ -22,7 +22,6 @@ from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.inputs.decode import decode_image, open_image
 from edgevlm.inputs.preprocess import Prepared, normalize, prepare
-from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec, tiled
 from edgevlm.io.options import check_types
 from edgevlm.io.processor import processor
@@ -189,8 +188,10 @@ def run_gate(
     if progress:
         progress("gate", len(stages), len(stages))
     recipe, cpu = bundle.manifest.recipe, processor()
+    limited = "choice" in (bundle.manifest.calibration or {})
+    advised = advice(rows, recipe, limited=limited)
     told = tuple(notes(rows, recipe, cpu))
-    return GateReport(tuple(rows), layers, golden(cases, reference), cpu, told, advice(rows, recipe))
+    return GateReport(tuple(rows), layers, golden(cases, reference), cpu, told, advised)
 
 
 def _weights(bundle: Bundle, expected: ExpectedWeights | None) -> tuple[Weights, list[Row]]:
@@ -240,7 +241,7 @@ def _cases(bundle: Bundle) -> list[Case]:
     """Single-tile and tiled prompts over the shipped pictures."""
     spec = bundle.manifest.spec
     images = [open_image(picture_folder() / name) for name in PICTURES]
-    prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
+    prompter = bundle.prompter()
 
     def case(name: str, parts: list[Prepared]) -> Case:
         ids, layout = prompter.encode(QUESTION, [part.tokens for part in parts])

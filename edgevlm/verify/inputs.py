@@ -24,6 +24,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.preprocess import normalize, plan, preprocess
 from edgevlm.inputs.prompt import Prompter, Views
 from edgevlm.inputs.spec import ImageSpec, PromptSpec, ViewTokens, tiled
+from edgevlm.inputs.tokenizer import load_tokenizer
 from edgevlm.inputs.views import PadTo, ResizeTo, Step
 from edgevlm.io.json import read_json
 from edgevlm.io.processor import processor_line
@@ -62,11 +63,10 @@ def check_inputs(bundle: Bundle, source: Source | None, picture: Image.Image, qu
         yield _rules(
             "prompt rules that differ from the original's", _differences(prompt, source.prompt), "prompt.json", "tokens"
         )
-    prompter = Prompter(prompt, bundle.path("tokenizer.json"))
+    prompter = bundle.prompter()
     measure = source.prompt if source else prompt
-    tokenizer = Tokenizer.from_file(str(source.tokenizer if source else bundle.path("tokenizer.json")))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = load_tokenizer(source.tokenizer if source else bundle.path("tokenizer.json"))
+    tokenizer.encode_special_tokens = False
     (rows, cols) = image.token_grid(plan(*picture.size, image, max_tiles=1)[0])
     for grids in GRIDS:
         pictures = [views_of_grid(*grid, rows, cols) for grid in grids]

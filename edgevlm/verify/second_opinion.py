@@ -16,7 +16,6 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.layout import Layout
 from edgevlm.inputs.preprocess import prepare
-from edgevlm.inputs.prompt import Prompter
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes.base import Runtime
 from edgevlm.runtimes.eager import CachedWeights
@@ -57,7 +56,7 @@ class PicturePrompt:
 def questions(bundle: Bundle, pictures: Sequence[Path] | None = None) -> list[PicturePrompt]:
     """One question about each picture as one tile; None is the shipped pictures."""
     paths = [picture_folder() / name for name in PICTURES] if pictures is None else pictures
-    prompter = Prompter(bundle.prompt_spec, bundle.path("tokenizer.json"))
+    prompter = bundle.prompter()
     made = []
     for path in paths:
         parts = prepare(open_image(path), bundle.image_spec, max_tiles=1)

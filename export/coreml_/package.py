@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-import tempfile
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,19 +70,12 @@ def save_package(mil: Mil, functions: dict[str, Any], folder: Path, default: str
     program.default_function_name = default or next(iter(functions))
     program.export_as_multifunction = list(functions) != ["main"]
     program._check_early_error_out_for_invalid_program()
-    temporary = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
-    try:
-        inner = temporary / "Data" / _AUTHOR
-        (inner / "weights").mkdir(parents=True)
-        spec = backend.load(program, str(inner / "weights"), specification_version=SPECIFICATION_VERSION)
-        spec.description.metadata.author = "edgevlm"
-        (inner / "model.mlmodel").write_bytes(spec.SerializeToString(deterministic=True))
-        (temporary / "Manifest.json").write_text(json.dumps(_manifest(folder.name), indent=4) + "\n", encoding="utf-8")
-        temporary.chmod(0o755)
-        os.rename(temporary, folder)
-    finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)
+    inner = folder / "Data" / _AUTHOR
+    (inner / "weights").mkdir(parents=True)
+    spec = backend.load(program, str(inner / "weights"), specification_version=SPECIFICATION_VERSION)
+    spec.description.metadata.author = "edgevlm"
+    (inner / "model.mlmodel").write_bytes(spec.SerializeToString(deterministic=True))
+    (folder / "Manifest.json").write_text(json.dumps(_manifest(folder.name), indent=4) + "\n", encoding="utf-8")
 
 
 def _manifest(name: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def write_gguf(
     tokenizer_json: Path,
     quantized: Callable[[str], QTensor],
 ) -> GgufTarget:
-    """Write both files into `folder`, check them, and only then give them their names.
+    """Write both files into `folder`, and check them.
 
     `quantized(name)` is the QTensor of a linear weight by its canonical name; norms, biases, positions and the patch
     convolution are read from `weights` as float32.
@@ -55,30 +54,23 @@ def write_gguf(
     texts = decoder_entries(spec, arch, recipe)
     pictures = mmproj_entries(spec, projector, recipe) if projector else []
     paths = [folder / MODEL, *([folder / MMPROJ] if projector else [])]
-    parts = [path.with_name(f"{path.name}.part") for path in paths]
     folder.mkdir(parents=True, exist_ok=True)
 
     def data(entry: Entry, table: Table) -> np.ndarray[Any, Any]:
         return _tensor(entry, table, spec, weights, quantized)
 
-    try:
-        writer = GGUFWriter(parts[0], arch.name)
-        metadata.add_model(writer, "model", spec.name, recipe.decoder.kind, arch.keys(spec.decoder))
-        metadata.add_tokenizer(writer, vocabulary, prompt)
+    writer = GGUFWriter(paths[0], arch.name)
+    metadata.add_model(writer, "model", spec.name, recipe.decoder.kind, arch.keys(spec.decoder))
+    metadata.add_tokenizer(writer, vocabulary, prompt)
+    metadata.add_own(writer, image, prompt)
+    _write(writer, texts, lambda entry: data(entry, TEXT[arch.name]))
+    if projector:
+        table = PROJECTORS[projector.name]
+        writer = GGUFWriter(paths[1], "clip")
+        metadata.add_model(writer, "mmproj", spec.name, recipe.vision.kind, projector.keys(spec, image))
         metadata.add_own(writer, image, prompt)
-        _write(writer, texts, lambda entry: data(entry, TEXT[arch.name]))
-        if projector:
-            table = PROJECTORS[projector.name]
-            writer = GGUFWriter(parts[1], "clip")
-            metadata.add_model(writer, "mmproj", spec.name, recipe.vision.kind, projector.keys(spec, image))
-            metadata.add_own(writer, image, prompt)
-            _write(writer, pictures, lambda entry: data(entry, table))
-        validate_gguf(parts[0], parts[1] if projector else None, spec, image, prompt)
-        for part, path in zip(parts, paths, strict=True):
-            os.replace(part, path)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+        _write(writer, pictures, lambda entry: data(entry, table))
+    validate_gguf(paths[0], paths[1] if projector else None, spec, image, prompt)
     sizes: dict[str, int] = {}
     for entry in texts + pictures:
         sizes[entry.kind.name] = sizes.get(entry.kind.name, 0) + nbytes(entry.kind, entry.shape)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from edgevlm.bundle.qtensor import QTensor
-from edgevlm.errors import EdgeVLMError
 
 _PARTS = ("codes", "scale", "palette")
 
@@ -34,7 +33,7 @@ class TensorStore:
         return self._kinds.get(name)
 
     def put(self, name: str, tensor: QTensor) -> None:
-        """Keep a tensor, in the place of an earlier one of that name; EdgeVLMError where the disk is full."""
+        """Keep a tensor, in the place of an earlier one of that name."""
         size = _size(tensor)
         self._room += _size(self._held.pop(name, None))
         self._kinds[name] = tensor.kind
@@ -42,15 +41,9 @@ class TensorStore:
             self._held[name] = tensor
             self._room -= size
             return
-        try:
-            for part in _PARTS:
-                if (values := getattr(tensor, part)) is not None:
-                    np.save(self._path(name, part), values)
-        except OSError as error:
-            raise EdgeVLMError(
-                f"Quantized weights cannot be kept in '{self.folder}' ({error.strerror}): they take a byte per weight "
-                "beside the bundle; free some space or choose another output folder."
-            ) from None
+        for part in _PARTS:
+            if (values := getattr(tensor, part)) is not None:
+                np.save(self._path(name, part), values)
 
     def quantized(self, name: str) -> QTensor:
         if name in self._held:

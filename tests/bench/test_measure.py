@@ -20,7 +20,6 @@ from edgevlm.cli import main
 from edgevlm.commands.bench import _other, describe
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.loop import GenerateOptions, Pipeline, peak_memory
-from edgevlm.io.files import check_new, write_text
 from edgevlm.runtimes import open_runtime
 
 ROOT = Path(__file__).parents[2]
@@ -263,39 +262,3 @@ def test_bytes_are_those_an_engine_reads(gguf_bundle: Any) -> None:
     assert runtime_bytes(bundle, "onnxruntime") == {"bundle": whole, "runtime": whole - gguf}
     assert runtime_bytes(bundle, "llama.cpp") == {"bundle": whole, "runtime": whole - onnx}
     assert runtime_bytes(bundle, "onnxruntime+llama.cpp")["runtime"] == whole
-
-
-# --- files -------------------------------------------------------------------------------------------------
-
-
-def test_a_file_is_written_beside_and_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "out.json"
-    check_new(path)
-    write_text(path, "one")
-    assert path.read_text() == "one" and path.stat().st_mode & 0o777 == 0o666 & ~_umask()
-    with pytest.raises(EdgeVLMError, match="already exists"):
-        check_new(path)
-    check_new(path, force=True)
-
-    def full(*args: object) -> None:
-        raise OSError(28, "full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
-        with pytest.raises(OSError, match="full"):
-            write_text(path, "two")
-    assert path.read_text() == "one" and list(tmp_path.iterdir()) == [path]
-    path.write_text("")
-    check_new(path)  # what mktemp leaves
-    with pytest.raises(EdgeVLMError, match="is a folder"):
-        check_new(tmp_path)
-    with pytest.raises(EdgeVLMError, match="There is no folder"):
-        check_new(tmp_path / "none" / "out.json")
-    write_text(Path("/dev/null"), "x")
-    assert not Path("/dev/null").is_file()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -12,11 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
-from edgevlm.bundle.files import check_free
 from edgevlm.bundle.manifest import open_bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError
-from edgevlm.io.folders import partial_folder, publish
 from edgevlm.runtimes import open_runtime
 
 
@@ -170,49 +168,3 @@ def test_hostile_table_is_one_sentence(bundle: Path) -> None:
             shipped.read(name)
     with pytest.raises(EdgeVLMError, match=r"lacks the weight 'decoder\.head\.weight'"):
         shipped.read("decoder.head.weight")
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_the_current_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(EdgeVLMError, match="'\\.' is the current folder"):
-        check_free(Path("."), force=force)
-
-
-def test_existing_output_needs_force_and_force_replaces_bundles_only(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(EdgeVLMError, match="already exists: choose another output folder, or replace it with --force"):
-        check_free(bundle, force=False)
-    check_free(bundle, force=True)
-    check_free(tmp_path / "new", force=False)
-    (tmp_path / "photos").mkdir()
-    check_free(tmp_path / "photos", force=False)
-    (tmp_path / "photos" / "holiday.jpg").write_bytes(b"x")
-    with pytest.raises(EdgeVLMError, match=r"--force replaces bundles only"):
-        check_free(tmp_path / "photos", force=True)
-    (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(EdgeVLMError, match="exists and is no folder"):
-        check_free(tmp_path / "file", force=True)
-
-
-def test_publishing_replaces_in_one_step_and_leaves_nothing_else(bundle: Path) -> None:
-    with partial_folder(bundle) as partial:
-        (partial / "manifest.json").write_text("new")
-        publish(partial, bundle)
-    assert (bundle / "manifest.json").read_text() == "new"
-    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
-
-
-def test_interrupt_leaves_the_old_bundle(bundle: Path) -> None:
-    before = (bundle / "manifest.json").read_text()
-    with pytest.raises(KeyboardInterrupt), partial_folder(bundle) as partial:
-        (partial / "half").write_text("half")
-        raise KeyboardInterrupt
-    assert (bundle / "manifest.json").read_text() == before
-    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
-
-
-def test_failed_rename_puts_the_old_bundle_back(bundle: Path) -> None:
-    with pytest.raises(OSError), partial_folder(bundle) as partial:
-        gone = partial / "gone"
-        publish(gone.with_name("never-written"), bundle)
-    assert (bundle / "manifest.json").is_file()

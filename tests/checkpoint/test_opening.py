@@ -18,6 +18,7 @@ import torch
 from edgevlm.checkpoint.families import read_image_spec, read_model
 from edgevlm.checkpoint.opening import open_model, resolve
 from edgevlm.checkpoint.upstream import upstream_files
+from edgevlm.cli import main
 from edgevlm.errors import EdgeVLMError
 
 
@@ -167,3 +168,19 @@ def test_an_adapter_on_the_hub(hub: Hub) -> None:
     hub.fetched.clear()
     processed = open_model("someone/tiny", processor="someone/other")
     assert processed.processor == hub.cache / "someone" / "other" and "model.safetensors" not in hub.fetched
+
+
+def test_the_command_says_what_it_merges(
+    adapter: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_base(adapter, str(tiny_checkpoint))
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "edgevlm.commands.export.export_bundle", lambda m, o, **rest: given.update(rest, m=m) or Path(o)
+    )
+    with pytest.raises(SystemExit) as caught:
+        main(["export", str(adapter), "-o", "bundle", "--processor", "someone/base"])
+    said = capsys.readouterr()
+    assert not caught.value.code and said.out == "bundle\n"
+    assert f"'{adapter}' is a LoRA adapter: it is merged into its base model '{tiny_checkpoint}'.\n" in said.err
+    assert (given["m"], given["processor"]) == (str(adapter), "someone/base")

@@ -172,12 +172,13 @@ def test_a_killed_run_goes_on_where_it_stopped(tiny_bundle: Path, folder: Path, 
 
     with pytest.raises(Killed):
         evaluate(bundle, scripted(bundle, texts), suite, items, out=out, progress=kill)
-    with out.open("a") as stream:
+    assert not out.exists()
+    with out.with_name("half.jsonl.part").open("a") as stream:
         stream.write('{"id": "000001-3", "ans')  # killed while it wrote
     second = Scripted(bundle, texts[9:])
     report = evaluate(bundle, Runtime(second, second), suite, items, out=out, resume=True)
     assert second.asked == 12
-    assert out.read_bytes() == whole.read_bytes()
+    assert out.read_bytes() == whole.read_bytes() and not out.with_name("half.jsonl.part").exists()
     assert len(report.results) == 21
     third = Scripted(bundle, [])
     again = evaluate(bundle, Runtime(third, third), suite, items, out=out, resume=True)

@@ -99,6 +99,96 @@ def of_header(data: bytes, rng: random.Random) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
+def of_protobuf(data: bytes, rng: random.Random) -> bytes:
+    """A message with well-formed fields of which some are changed, removed, doubled or exchanged; or changed bytes."""
+    fields = _fields(data)
+    if rng.random() < 0.2 or not fields:
+        return of_bytes(data, rng)
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        fields = _change_fields(fields, rng)
+    return b"".join(map(_encode, fields))
+
+
+Field = tuple[int, int, Any]  # number, wire type, an int or bytes
+
+
+def _change_fields(fields: list[Field], rng: random.Random) -> list[Field]:
+    fields = list(fields)
+    at = rng.randrange(len(fields))
+    number, wire, value = fields[at]
+    inner = _fields(value) if wire == 2 else None
+    if inner and rng.random() < 0.9:
+        fields[at] = number, wire, b"".join(map(_encode, _change_fields(inner, rng)))
+        return fields
+    kind = rng.randrange(6)
+    if kind == 0:
+        del fields[at]
+    elif kind == 1:
+        fields.insert(at, fields[rng.randrange(len(fields))])
+    elif kind == 2:
+        fields[at] = rng.choice((1, 2, 3, 4, 5, 7, 20, number + 1)), wire, value
+    elif wire == 0:
+        fields[at] = number, wire, rng.choice((*INTEGERS, value + 1, max(0, value - 1), value * 2))
+    elif wire == 2:
+        fields[at] = (
+            number,
+            wire,
+            rng.choice((b"", value + value, value[:-1], of_bytes(value, rng), b"x" * 5000, b"../x")),
+        )
+    else:
+        fields[at] = number, wire, of_bytes(value, rng)[: len(value)].ljust(len(value), b"\0")
+    return fields
+
+
+def _fields(data: bytes) -> list[Field] | None:
+    """The fields of a message; None for what is none."""
+    found: list[Field] = []
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            value, at = _varint(data, at)
+            found.append((number, wire, value))
+            continue
+        size = 8 if wire == 1 else 4 if wire == 5 else -1
+        if wire == 2:
+            size, at = _varint(data, at)
+        if not 0 < number < 1000 or size < 0 or at + size > len(data):
+            return None
+        found.append((number, wire, data[at : at + size]))
+        at += size
+    return found
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 70:
+        byte, at = data[at], at + 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    return 0, at
+
+
+def _encode(field: Field) -> bytes:
+    number, wire, value = field
+    head = _written(number << 3 | wire)
+    if wire == 0:
+        return head + _written(value)
+    return head + (_written(len(value)) if wire == 2 else b"") + value
+
+
+def _written(value: int) -> bytes:
+    out = bytearray()
+    value &= (1 << 64) - 1
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
 def _whole_text(text: bytes, rng: random.Random) -> bytes:
     depth = rng.choice((40, 100, 5000))
     return rng.choice((
@@ -119,7 +209,9 @@ def _change(value: Any, rng: random.Random) -> Any:
     for step in path[:-1]:
         holder = holder[step]
     key, kind = path[-1], rng.randrange(10)
-    if kind == 0:
+    if rng.random() < 0.5:
+        holder[key] = _alike(holder[key], places, value, rng)
+    elif kind == 0:
         del holder[key]
     elif kind == 1:
         holder[key] = rng.choice(VALUES)
@@ -130,20 +222,40 @@ def _change(value: Any, rng: random.Random) -> Any:
     elif kind == 5 and isinstance(holder, dict):
         holder[rng.choice(("kind", "x" * 200, *TEXTS))] = holder[key] if rng.random() < 0.5 else holder.pop(key)
     elif kind == 6:
-        other = rng.choice(places)
-        source = value
-        for step in other:
-            source = source[step] if _has(source, step) else None
-        holder[key] = json.loads(json.dumps(source))
+        holder[key] = _copy(value, rng.choice(places))
     elif kind == 7 and isinstance(holder, list):
         holder += [holder[key]] * rng.choice((1, 9, 1000))
-    elif kind == 8 and isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
-        holder[key] = holder[key] * rng.choice((-1, 2, 10, 0.5, 1 << 20)) + rng.choice((0, 1, -1))
-    elif kind == 9:
+    elif kind == 8:
         holder[key] = [holder[key]]
     else:
         holder[key] = rng.choice(VALUES + NUMBERS)
     return value
+
+
+def _alike(found: Any, places: list[tuple[Any, ...]], value: Any, rng: random.Random) -> Any:
+    """Another value of the same type."""
+    if isinstance(found, bool):
+        return not found
+    if isinstance(found, int):
+        near = (found + 1, found - 1, found * 2, found // 2, found * 1000, -found)
+        return rng.choice((*near, *(number for number in NUMBERS if isinstance(number, int))))
+    if isinstance(found, float):
+        return rng.choice((found * 2, -found, found / 1e9, *(n for n in NUMBERS if isinstance(n, float))))
+    if isinstance(found, str):
+        others = [text for text in (_copy(value, path) for path in rng.sample(places, min(20, len(places))))
+                  if isinstance(text, str)]  # fmt: skip
+        return rng.choice((found + "x", found[1:], *TEXTS, *others))
+    if isinstance(found, list) and found:
+        return rng.choice((found[1:], found + found[:1], found * 50, found[::-1], []))
+    if isinstance(found, dict) and found:
+        return dict(rng.sample(list(found.items()), len(found) - 1))
+    return found
+
+
+def _copy(value: Any, path: tuple[Any, ...]) -> Any:
+    for step in path:
+        value = value[step] if _has(value, step) else None
+    return json.loads(json.dumps(value))
 
 
 def _has(value: Any, step: Any) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mutations import Mutation, of_bytes, of_header, of_json, of_json_lines
+from mutations import Mutation, of_bytes, of_header, of_json, of_json_lines, of_protobuf
 
 from edgevlm.errors import EdgeVLMError
 
@@ -64,22 +64,22 @@ def _json(name: str, seed: str, file: str, call: Callable[[Path], Any], *, quick
 
 
 def read_config(folder: Path) -> Any:
-    from edgevlm.checkpoint.checkpoint import open_checkpoint
     from edgevlm.checkpoint.families import read_model
+    from edgevlm.checkpoint.opening import open_model
     from edgevlm.models.record import weight_tree
 
-    spec, weights = read_model(open_checkpoint(str(folder)))
+    spec, weights = read_model(open_model(str(folder)))
     shapes = {name: weights.read(name).shape for name in list(weights.names())[::20]}
     assert all(info.shape == shapes.get(name, info.shape) for name, info in weight_tree(spec).items())
     return spec
 
 
 def read_specs(folder: Path) -> Any:
-    from edgevlm.checkpoint.checkpoint import open_checkpoint
     from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
+    from edgevlm.checkpoint.opening import open_model
     from edgevlm.inputs.preprocess import plan
 
-    model, _ = read_model(open_checkpoint(str(folder)))
+    model, _ = read_model(open_model(str(folder)))
     image = read_image_spec(folder, model)
     for size in ((640, 480), (1, 5000)):
         _tried(lambda size=size: image.view_tokens(plan(*size, image)))
@@ -116,9 +116,9 @@ def as_safetensors(folder: Path, found: Any, usual: Any) -> None:
 
 
 def read_adapter(folder: Path) -> Any:
-    from edgevlm.checkpoint.checkpoint import open_checkpoint
+    from edgevlm.checkpoint.opening import open_model
 
-    merged = open_checkpoint(str(folder.parent / "checkpoint"), adapter=folder)
+    merged = open_model(str(folder.parent / "checkpoint"), adapter=folder)
     return {name: _digest(merged.read(name)) for name in merged.names() if "layers.0.self_attn" in name}
 
 
@@ -130,10 +130,15 @@ def _digest(values: Any) -> str:
 
 
 def sealed(folder: Path) -> Any:
-    """The bundle with the manifest's sizes and hashes of its files put right, as a stranger would."""
+    """The bundle with the manifest's sizes and hashes of its files put right, as a stranger would.
+
+    A manifest that is damaged itself stays as it is.
+    """
     from edgevlm.bundle.manifest import open_bundle
 
     path = folder / "manifest.json"
+    if path.read_bytes() != (folder.with_name(f"{folder.name}.original") / "manifest.json").read_bytes():
+        return open_bundle(folder)
     manifest = json.loads(path.read_bytes())
     for name in manifest["files"]:
         data = (folder / name).read_bytes()
@@ -254,9 +259,9 @@ def read_suite(folder: Path) -> Any:
 
 
 def read_answers(folder: Path) -> Any:
-    from edgevlm.evaluation.runner import _resume
+    from edgevlm.evaluation.answer_file import _read
 
-    return _resume(folder / "answers.jsonl", {"suite": "scenes", "version": 1})
+    return _read(folder / "answers.jsonl", {"suite": "scenes", "version": 1})
 
 
 def read_figures(folder: Path) -> Any:
@@ -274,7 +279,6 @@ def read_records(folder: Path) -> Any:
     from edgevlm.train.records import Records
 
     records = Records(folder / "records.jsonl", skip_bad=True)
-    assert all(sentence.isprintable() for sentence in records.shown)
     return [records[i] for i in range(len(records))]
 
 
@@ -314,11 +318,11 @@ READERS = (
     Reader("manifest on coreml", "bundle", "manifest.json", of_json, answer_with("coreml"), same_model_same_answer,
            quick=False),
     *(
-        Reader("onnx graph", "bundle", f"onnx/{file}.onnx", of_bytes, answer_with("onnxruntime"), quick=False)
+        Reader("onnx graph", "bundle", f"onnx/{file}.onnx", of_protobuf, answer_with("onnxruntime"), quick=False)
         for file in ("vision_encoder", "embed_tokens", "decoder_model_merged")
     ),
     Reader("gguf", "bundle", "gguf/model.gguf", of_bytes, read_gguf, as_gguf),
-    Reader("mlpackage's program", "package", "Data/com.apple.CoreML/model.mlmodel", of_bytes, read_package),
+    Reader("mlpackage's program", "package", "Data/com.apple.CoreML/model.mlmodel", of_protobuf, read_package),
     _json("mlpackage's manifest", "package", "Manifest.json", read_package),
     Reader("mlpackage's weights", "package", "Data/com.apple.CoreML/weights/weight.bin", of_bytes, read_package),
     Reader("questions of Scenes", "scenes", "questions.jsonl", of_json_lines, read_scenes),

@@ -80,7 +80,7 @@ def check(found: Found, titles: list[str], count: int) -> None:
     print("\n".join(f"{title}: {how} {n}" for (title, how), n in sorted(found.outcomes.items())))
     assert not found.failures, f"{len(found.failures)} failures:\n" + "\n\n".join(found.failures[:20])
     assert sum(found.outcomes.values()) == count
-    for title in titles:
+    for title in titles if count > 100 * len(titles) else ():  # of a few inputs, all may do no harm
         assert found.outcomes[title, "refused"], f"no damaged input of {title} was refused: is it read at all?"
 
 

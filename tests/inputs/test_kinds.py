@@ -35,7 +35,7 @@ def test_a_pictures_kind_is_what_its_bytes_say(kind: str, tmp_path: Path) -> Non
             path = tmp_path / name
             path.write_bytes(content)
             assert looks_like_picture(path) and looks_like_picture(str(path))
-            assert open_image(path).shape == (16, 16, 3)
+        assert open_image(path).shape == (16, 16, 3)
 
 
 def test_other_forms_of_the_same_kinds() -> None:

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Span
-from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.prompt import MOST_TEXT, Prompter
 from edgevlm.inputs.spec import PromptSpec, ViewTokens
 from edgevlm.io.records import from_dict, to_dict
 
@@ -248,3 +248,10 @@ def test_chat_refuses(field: str, value: Any) -> None:
 def test_schema_1_is_refused_in_a_sentence() -> None:
     with pytest.raises(EdgeVLMError, match="has the unknown field 'generation': it was written by another version"):
         from_dict(PromptSpec, {"version": 1, "prefix": "", "generation": ""}, "prompt.json")
+
+
+def test_a_text_beyond_any_context_is_refused_before_it_is_read() -> None:
+    items = [{"type": "text", "text": "ab " * (MOST_TEXT // 6)}] * 3
+    for conversation in ("a" * (MOST_TEXT + 1), [{"role": "user", "content": items}]):
+        with pytest.raises(EdgeVLMError, match=f"has more than {MOST_TEXT} characters, more than any model reads"):
+            PROMPTER.encode(conversation)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import tokenizer as tiny
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.tokenizer import StreamDecoder, inner_tokenizer, load_tokenizer
+from edgevlm.inputs.tokenizer import (
+    StreamDecoder,
+    decode,
+    encode,
+    inner_tokenizer,
+    library_errors,
+    load_tokenizer,
+    settle_tokenizer,
+)
 
 
 def gemma() -> Tokenizer:
@@ -132,15 +143,26 @@ def test_only_where_it_matters_there_are_two_tokenizers() -> None:
     assert {name for name in MADE if inner_tokenizer(LOADED[name]) is not LOADED[name]} == {"metaspace", "t5"}
 
 
-def test_refuses_decoders_that_take_text_back(tmp_path: Path) -> None:
-    for decoder, name in ((decoders.WordPiece(), "WordPiece"), (decoders.CTC(), "CTC"), (None, "none")):
-        made = Tokenizer(models.BPE({"a": 0}, []))
-        made.add_special_tokens([AddedToken("<s>", special=True)])
-        if decoder is not None:
-            made.decoder = decoder
-        made.save(str(tmp_path / "tokenizer.json"))
-        with pytest.raises(EdgeVLMError, match=f"has the decoder {name}, expected byte-level BPE or SentencePiece's"):
-            load_tokenizer(tmp_path / "tokenizer.json")
+@pytest.mark.parametrize(
+    ("decoder", "name"),
+    [
+        (decoders.WordPiece(), "WordPiece"),
+        (decoders.CTC(), "CTC"),
+        (None, "none"),
+        (decoders.Sequence([decoders.Fuse(), decoders.Replace("  ", " ")]), '{"type": "Replace"'),
+        (decoders.Replace(Regex(" +"), " "), '{"type": "Replace"'),
+        (decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 0, 1)]), '{"type": "Strip"'),
+        (decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 2, 0)]), '{"type": "Strip"'),
+    ],
+)
+def test_refuses_decoders_that_take_text_back(decoder: Any, name: str, tmp_path: Path) -> None:
+    made = Tokenizer(models.BPE({"a": 0}, []))
+    made.add_special_tokens([AddedToken("<s>", special=True)])
+    if decoder is not None:
+        made.decoder = decoder
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(EdgeVLMError, match=f"has the decoder {name}.*, expected byte-level BPE or SentencePiece's"):
+        load_tokenizer(tmp_path / "tokenizer.json")
 
 
 def test_a_panic_of_the_library_is_one_sentence(tmp_path: Path) -> None:
@@ -149,3 +171,175 @@ def test_a_panic_of_the_library_is_one_sentence(tmp_path: Path) -> None:
     path.write_text(json.dumps({"model": model | {"continuing_subword_prefix": "too long"}}))
     with pytest.raises(EdgeVLMError, match=r"is not a tokenizer\.json"):
         load_tokenizer(path)
+
+
+def file_of(folder: Path, change: Callable[[dict[str, Any]], Any], name: str = "qwen") -> Path:
+    """The file of a good tokenizer, changed."""
+    path = folder / "tokenizer.json"
+    data = json.loads(MADE[name].to_str())
+    change(data)
+    path.write_text(json.dumps(data), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_an_id_beyond_the_embedding_table_is_refused(name: str, tmp_path: Path) -> None:
+    """Such a token would be read as a row of zeros, or not at all, by the engine's choice."""
+    path = file_of(tmp_path, lambda d: None, name)
+    rows = max(MADE[name].get_vocab(with_added_tokens=True).values()) + 1
+    assert load_tokenizer(path, rows).get_vocab_size() == MADE[name].get_vocab_size()
+    last = MADE[name].id_to_token(rows - 1)
+    for size in (rows - 1, 5):
+        with pytest.raises(EdgeVLMError, match=f"the id {rows - 1}, but the model has {size} embeddings") as caught:
+            load_tokenizer(path, size)
+    assert ascii(last) in str(caught.value)
+
+
+def test_an_ordinary_token_beyond_the_table(tmp_path: Path) -> None:
+    path = file_of(tmp_path, lambda d: d["model"]["vocab"].update(extra=70_000))
+    with pytest.raises(EdgeVLMError, match="gives the token 'extra' the id 70000, but the model has 70000 embeddings"):
+        load_tokenizer(path, 70_000)
+
+
+def test_added_tokens_have_the_ids_that_the_file_says(tmp_path: Path) -> None:
+    """The library gives them the numbers after the vocabulary's, without a word; other programs read the file's."""
+    first = json.loads(MADE["qwen"].to_str())["added_tokens"][0]
+    for change in (
+        lambda d: d["model"]["vocab"].update(extra=70_000),
+        lambda d: d["added_tokens"][0].update(id=7),
+        lambda d: d["added_tokens"].append(first | {"id": 400}),
+    ):
+        with pytest.raises(EdgeVLMError, match=r"gives the added token .* the id .*, but it would be read as"):
+            load_tokenizer(file_of(tmp_path, change))
+
+
+def test_dropout_is_for_training(tmp_path: Path) -> None:
+    text = "What is in the picture? " * 4
+    path = file_of(tmp_path, lambda d: d["model"].update(dropout=0.5))
+    drawn = Tokenizer.from_file(str(path))
+    assert len({tuple(drawn.encode(text).ids) for _ in range(20)}) > 1  # the library draws lots
+    for rules in (load_tokenizer(path), inner_tokenizer(load_tokenizer(path))):
+        assert {tuple(rules.encode(text).ids) for _ in range(20)} == {tuple(LOADED["qwen"].encode(text).ids)}
+    settle_tokenizer(path)
+    settled = path.read_bytes()
+    assert Tokenizer.from_file(str(path)).to_str() == MADE["qwen"].to_str()
+    settle_tokenizer(path)
+    assert path.read_bytes() == settled
+
+
+def normalizer(*steps: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda d: d.update(normalizer={"type": "Sequence", "normalizers": list(steps)})
+
+
+def replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def split(expression: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+
+
+def charsmap(longest: int) -> str:
+    return base64.b64encode((4).to_bytes(4, "little") + bytes(4) + b"a\0" + b"b" * longest + b"\0").decode()
+
+
+HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a letter becomes a megabyte": (
+        normalizer(replace({"String": "a"}, "b" * 1_000_000)),
+        "can make 1000000 characters",
+    ),
+    "letters double": (normalizer(*[replace({"String": "a"}, "aa")] * 30), "can make 1073741824 characters of one"),
+    "nothing becomes much": (normalizer(replace({"Regex": "x*"}, "b" * 200)), "can make 201 characters of one"),
+    "a long beginning": (normalizer({"type": "Prepend", "prepend": "b" * 200}), "can make 201 characters"),
+    "a table that multiplies": (
+        normalizer({"type": "Precompiled", "precompiled_charsmap": charsmap(500)}),
+        "make 500 ch",
+    ),
+    "a table that is none": (normalizer({"type": "Precompiled", "precompiled_charsmap": "?"}), "is not a tokenizer"),
+    "many steps": (normalizer(*[{"type": "NFC"}] * 100), "works in 10. steps, at most 64"),
+    "an exploding normalizer": (
+        normalizer(replace({"Regex": "(a+)+$"}, "")),
+        r"the expression '\(a\+\)\+\$', which can",
+    ),
+    "an exploding split": (lambda d: d.update(pre_tokenizer=split("(a|aa)+$")), "can take very long on some texts"),
+    "an exploding split inside": (
+        lambda d: d.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [d["pre_tokenizer"], split("a*a*b")]}),
+        "can take very long",
+    ),
+    "an exploding decoder": (
+        lambda d: d.update(
+            decoder={"type": "Sequence", "decoders": [replace({"Regex": "(a+)+$"}, ""), {"type": "Fuse"}]}
+        ),
+        "can take very long",
+    ),
+    "a multiplying decoder": (
+        lambda d: d.update(decoder=replace({"String": "a"}, "b" * 999)),
+        "can make 999 characters",
+    ),
+    "a wrong expression": (lambda d: d.update(pre_tokenizer=split("${2}")), "is not a tokenizer.json"),
+    "a long token": (lambda d: d["model"]["vocab"].update({"a" * 5000: 900}), "has a token of 5000 characters"),
+    "an id of no table": (lambda d: d["model"]["vocab"].update(extra=1 << 21), "but the model has 1048576 embeddings"),
+    "an id of text": (lambda d: d["model"]["vocab"].update(extra="1"), "is not a tokenizer.json"),
+    "no vocabulary": (lambda d: d["model"].pop("vocab"), r"is not a tokenizer.json \(KeyError"),
+    "no model": (lambda d: d.pop("model"), "is not a tokenizer.json"),
+    "another kind": (lambda d: d["model"].update(type="WordPiece"), "has the model 'WordPiece', expected BPE"),
+    "an unknown step": (lambda d: d.update(normalizer={"type": "New"}), "is not a tokenizer.json"),
+    "a step without type": (lambda d: d.update(normalizer={"a": 1}), "is not a tokenizer.json"),
+    "a step that is none": (lambda d: d.update(pre_tokenizer=[1]), "is not a tokenizer.json"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
+    change, sentence = HOSTILE[name]
+    with pytest.raises(EdgeVLMError, match=sentence) as caught:
+        load_tokenizer(file_of(tmp_path, change))
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
+
+
+def test_files_that_are_not_what_they_should_be(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    text = MADE["qwen"].to_str()
+    for content, sentence in (
+        ("[" * 100_000, "nested too deep"),
+        ("[" + "{}," * 3_000_000 + "1]", "too many objects"),
+        (text.replace('"normalizer":', '"normalizer":{"type":"NFC"},"normalizer":', 1), "a key occurs twice"),
+        ("\ufeff{}", "is not a tokenizer.json"),
+        ("[1]", "is not a tokenizer.json"),
+        ("", "is not a tokenizer.json"),
+    ):
+        path.write_text(content, "utf-8")
+        with pytest.raises(EdgeVLMError, match=sentence):
+            load_tokenizer(path)
+    path.unlink()
+    with pytest.raises(EdgeVLMError, match=r"is missing: a model needs its tokenizer.json"):
+        load_tokenizer(path)
+    path.mkdir()
+    with pytest.raises(EdgeVLMError, match="is a folder, expected a regular file"):
+        load_tokenizer(path)
+
+
+def test_panics_on_texts_and_ids_are_one_sentence() -> None:
+    """Of expressions that the check of a file would refuse."""
+    made = tiny.qwen()
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    with pytest.raises(BaseException) as panic:
+        made.encode("a" * 40 + "b")
+    assert not isinstance(panic.value, Exception)
+    with pytest.raises(EdgeVLMError, match=r"The tokenizer fails on this text .*: ask in other words"):
+        encode(made, "a" * 40 + "b")
+    made.decoder = decoders.Sequence([decoders.Replace(Regex("(a+)+$"), ""), decoders.Fuse()])
+    a, b = made.token_to_id("a"), made.token_to_id("b")
+    made.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace(Regex("(a+)+$"), "")])
+    with pytest.raises(EdgeVLMError, match=r"The tokenizer fails on the model's answer .*: download the model"):
+        decode(made, [a] * 40 + [b])
+    stream = StreamDecoder(made)
+    with pytest.raises(EdgeVLMError, match="The tokenizer fails on the model's answer"):
+        for token in [a] * 40 + [b]:
+            stream.push(token)
+        stream.finish()
+
+
+def test_an_interrupt_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt), library_errors("x", "y"):
+        raise KeyboardInterrupt

@@ -135,8 +135,8 @@ def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
     done = process(script, cwd=tmp_path, env={"O": b"m\xff"})
     lines = done.stderr.decode().splitlines()
     assert done.stdout == b"s\n"
-    refused = r"Error: The name of '.*/m\\udcff{}' is no text in utf-8, so that engines cannot open it: choose .*"
-    assert re.fullmatch(refused.format(""), lines[0]) and re.fullmatch(refused.format("/b"), lines[1])
+    refused = r"Error: The name of '.*/m\\udcff(/b)?' is no text in utf-8, so that engines cannot open it: choose.*"
+    assert all(re.fullmatch(refused, line) for line in lines[:2])
     assert lines[2].startswith("1 pictures and ") and lines[2].endswith(" in m\\udcff/s")
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from edgevlm.bundle.files import check_free
 from edgevlm.bundle.manifest import open_bundle
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.calibrate.data import read_source
+from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.io.regular import check_regular, open_regular, read_lines, read_regular
 from edgevlm.io.text import check_place
 
@@ -84,11 +84,12 @@ def test_lines_come_one_at_a_time_and_cut_where_they_are_too_long(tmp_path: Path
         open_bundle,
         lambda path: open_checkpoint(str(path)),
         lambda path: read_source(str(path)),
-        lambda path: check_free(path, force=True),
+        lambda path: export_model(ExportOptions("default", path)),
     ],
 )
 def test_names_that_are_not_utf8_are_refused_in_one_sentence(tmp_path: Path, call: Callable[[Path], object]) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xffdel"))
     folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
     with pytest.raises(EdgeVLMError, match="is no text in utf-8, so that engines cannot open it: choose another name"):
         call(folder)

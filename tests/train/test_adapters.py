@@ -12,12 +12,14 @@ import numpy as np
 import peft
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import internvl, qwen2_5_vl
 from training_data import write_data
 
+from edgevlm.checkpoint.adapter import WEIGHTS
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.opening import open_model
 from edgevlm.commands.train import next_step
@@ -101,6 +103,18 @@ def test_nothing_is_said_but_edgevlms_own_lines(options: TrainOptions, capfd: py
     captured = capfd.readouterr()
     assert "Warning" not in captured.err and not captured.out
     assert not [name for name in peft.utils.load_peft_weights(str(out)) if "embed_tokens" in name]
+
+
+def test_an_adapter_that_peft_does_not_place(options: TrainOptions, tiny_checkpoint: Path) -> None:
+    """peft takes names that its class does not have, merges nothing, and warns at most."""
+    adapter = options.out.with_name("alone")
+    config = peft.LoraConfig(target_modules=["q_proj"], base_model_name_or_path=str(tiny_checkpoint))
+    config.save_pretrained(adapter)
+    name = "base_model.model.model.model.text_model.layers.0.self_attn.q_proj.lora_"
+    save_file({f"{name}A.weight": torch.ones(8, 64), f"{name}B.weight": torch.ones(64, 8)}, adapter / WEIGHTS)
+    assert open_model(str(adapter)).adapter is not None
+    with pytest.raises(EdgeVLMError, match=r"peft does not find all layers of .* such an adapter can be exported"):
+        open_source(str(adapter)).load()
 
 
 @pytest.mark.parametrize(

@@ -328,7 +328,12 @@ def test_an_adapter_is_what_export_merges(options: TrainOptions) -> None:
     from peft import PeftModel
 
     out = quiet(replace(options, lora=4, steps=6))
-    assert {p.name for p in out.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "training"}
+    assert {p.name for p in out.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "edgevlm.json",
+        "training",
+    }
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == options.model
     base = open_source(options.model).load()
     merged = PeftModel.from_pretrained(base, out).merge_and_unload().state_dict()

@@ -6,7 +6,7 @@ import pytest
 
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.io.records import to_dict
-from edgevlm.verify.advice import advice
+from edgevlm.verify.advice import advice, notes
 from edgevlm.verify.report import Row
 
 
@@ -47,6 +47,19 @@ CASES = [
     ([missed("inputs", "tiles that differ from Pillow's", 1), missed("onnx", FEATURES)], recipe(), ""),
     ([], recipe(), ""),
 ]  # fmt: skip
+
+
+def test_a_limit_takes_no_forms_beside_it() -> None:
+    said = advice([missed("onnx", FEATURES)], recipe(), limited=True)
+    assert said.startswith("Try --vision fp16 in place of --budget and --max-loss: ")
+
+
+def test_matrices_that_keep_fp16_are_counted() -> None:
+    outliers = {"outliers": ["vision.layers.0.q.weight", "vision.layers.0.k.weight", "projector.linear.weight"]}
+    assert next(notes([], recipe() | outliers, {})).startswith("3 of the encoder's matrices keep fp16")
+    assert next(notes([], recipe(vision="int4") | outliers, {})).startswith("1 of the encoder's")
+    assert not list(notes([], recipe(vision="fp16", projector="fp16") | outliers, {}))
+    assert not list(notes([], recipe() | {"outliers": 3}, {}))
 
 
 @pytest.mark.parametrize(("rows", "made", "options"), CASES)

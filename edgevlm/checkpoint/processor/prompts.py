@@ -10,6 +10,8 @@ from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import ControlText, Picture, Prompter, UserText, picture_parts, render
 from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, Chat, PictureText, PromptSpec, ViewTokens
+from edgevlm.inputs.tokenizer import encode
+from edgevlm.inputs.tokenizer_file import read_tokenizer_file
 from edgevlm.io.json import read_json_file
 from edgevlm.models.model import ModelSpec
 
@@ -37,6 +39,7 @@ def prompt_spec(
     needed: further special tokens that the tokenizer must have.
     chat: None reads the checkpoint's chat template.
     """
+    read_tokenizer_file(files.tokenizer_json, model.decoder.vocab_size)  # each token has a row of the embedding table
     image = _image_token(files, model)
     ids = _special_tokens(files, needed)
     if chat is None:
@@ -84,7 +87,7 @@ def _special_tokens(files: ProcessorFiles, needed: tuple[str, ...]) -> dict[str,
 
 def _adds_bos(files: ProcessorFiles, bos_id: int | None) -> bool:
     """Whether the tokenizer puts the bos token before every text; it may add nothing else."""
-    added = files.tokenizer.encode("", add_special_tokens=True).ids
+    added = encode(files.tokenizer, "", add_special_tokens=True)
     if added and added != [bos_id]:
         raise EdgeVLMError(
             f"'{files.tokenizer_json}' adds the special tokens {added} to every text, expected the bos_token alone: "
@@ -128,7 +131,7 @@ def _prove(spec: PromptSpec, files: ProcessorFiles) -> None:
         ids, _ = prompter.encode(probe, [views] * count)
         whole.encode_special_tokens = False
         try:
-            expected = whole.encode(text, add_special_tokens=spec.add_bos).ids
+            expected = encode(whole, text, add_special_tokens=spec.add_bos)
         finally:
             whole.encode_special_tokens = True
         if ids.tolist() != expected:

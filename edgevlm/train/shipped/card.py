@@ -126,8 +126,8 @@ def write_card(folder: Path, figures: dict[str, Any], training: str, about: dict
         rows="\n".join(rows),
         **about,
     )
-    write_text(folder / "README.md", card)
-    write_text(folder / "figures.json", json.dumps(figures, indent=1) + "\n")
+    write_text(folder / "README.md", card, force=True)
+    write_text(folder / "figures.json", json.dumps(figures, indent=1) + "\n", force=True)
 
 
 def read_figures(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ from torch.nn import functional as F
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.io.files import change_json
-from edgevlm.io.folders import check_replaceable, partial_folder, publish
+from edgevlm.io.folders import replacing
+from edgevlm.io.listing import CHECKPOINT
 from edgevlm.io.program import run_module
 from edgevlm.train.models import open_source, save
 
@@ -32,13 +34,27 @@ _OUTPUTS = ("self_attn.out_proj", "self_attn.o_proj", "mlp.fc2", "mlp.down_proj"
 
 
 def grow(
-    model: str, out: Path, vision_layers: int | None = None, layers: int | None = None, patch: int | None = None
+    model: str,
+    out: Path,
+    vision_layers: int | None = None,
+    layers: int | None = None,
+    patch: int | None = None,
+    heads: Path | None = None,
 ) -> Path:
     """Write `model` with that many layers in encoder and decoder and patches of that many pixels a side.
 
-    It has the shipped model's layout. None keeps the model's number. Raises EdgeVLMError where the model has more.
+    It has the shipped model's layout. None keeps the model's number. heads: a file of pretraining's that goes with the
+    model. Raises EdgeVLMError where the model has more.
     """
-    check_replaceable(out, False, "config.json", "checkpoint")
+    with replacing(out, CHECKPOINT) as output:
+        _grow(model, output.new, vision_layers, layers, patch)
+        if heads is not None:
+            shutil.copyfile(heads, output.new / heads.name)
+        output.publish()
+    return out
+
+
+def _grow(model: str, out: Path, vision_layers: int | None, layers: int | None, patch: int | None) -> None:
     source = open_source(model)
     if not isinstance(source.image.rule, TilesThenWhole):
         raise EdgeVLMError(f"'{model}' sees pictures in another way than the shipped model: begin with one like that.")
@@ -60,16 +76,13 @@ def grow(
         vision.image_size, vision.patch_size = vision.image_size // was * patch, patch
     grown = type(small)(config)
     grown.load_state_dict(state)
-    with partial_folder(out) as partial:
-        save(grown, source, partial, base=model, dtype=torch.float32)
-        path = partial / "config.json"  # the source's own
-        seen = {name: getattr(vision, name) for name in ("num_hidden_layers", "image_size", "patch_size")}
-        change_json(path, {"vision_config": seen, "text_config": {"num_hidden_layers": text.num_hidden_layers}})
-        path = partial / "preprocessor_config.json"
-        sizes = {name: json.loads(path.read_text())[name]["longest_edge"] for name in ("size", "max_image_size")}
-        change_json(path, {name: {"longest_edge": edge // was * vision.patch_size} for name, edge in sizes.items()})
-        publish(partial, out)
-    return out
+    save(grown, source, out, base=model, dtype=torch.float32)
+    path = out / "config.json"  # the source's own
+    seen = {name: getattr(vision, name) for name in ("num_hidden_layers", "image_size", "patch_size")}
+    change_json(path, {"vision_config": seen, "text_config": {"num_hidden_layers": text.num_hidden_layers}})
+    path = out / "preprocessor_config.json"
+    sizes = {name: json.loads(path.read_text())[name]["longest_edge"] for name in ("size", "max_image_size")}
+    change_json(path, {name: {"longest_edge": edge // was * vision.patch_size} for name, edge in sizes.items()})
 
 
 def larger_kernel(kernel: Tensor, patch: int) -> Tensor:

@@ -21,6 +21,8 @@ from transformers import (
 
 from edgevlm.io.console import note
 from edgevlm.io.files import change_json
+from edgevlm.io.folders import replacing
+from edgevlm.io.listing import CHECKPOINT
 from edgevlm.scenes import ask, phrases, scenes
 from edgevlm.scenes.catalogue import COLOUR_NAMES, NOUNS, SIGN
 from edgevlm.scenes.question import LOC_BINS
@@ -135,19 +137,20 @@ def build(out: Path, shape: Shape, seed: int = 0) -> Path:
         )
     )
     halves = out.with_name(out.name + "-encoder"), out.with_name(out.name + "-decoder")
-    encoder.save_pretrained(halves[0])
     places = tokenizer.convert_tokens_to_ids([f"<loc_{n}>" for n in range(LOC_BINS)])
     with torch.no_grad():
         decoder.get_input_embeddings().weight[places] = 0.07 * waves(LOC_BINS, shape.width)
-    decoder.save_pretrained(halves[1])
-    tokenizer.save_pretrained(halves[1])
+    for half, parts in zip(halves, ([encoder], [decoder, tokenizer]), strict=True):
+        with replacing(half, CHECKPOINT, force=True) as output:
+            for part in parts:
+                part.save_pretrained(output.new)
+            output.publish()
     options = ComposeOptions(
         str(halves[0]), str(halves[1]), "pixel-shuffle", out, scale_factor=shape.scale, tiles=0, seed=seed, force=True
     )
-    compose(options, note)
     # --tiles cuts 2 x 2; one tile keeps the short side sharp
-    change_json(out / "preprocessor_config.json", {"size": {"longest_edge": 2 * shape.tile}})
-    return out
+    edge = {"size": {"longest_edge": 2 * shape.tile}}
+    return compose(options, note, lambda folder: change_json(folder / "preprocessor_config.json", edge))
 
 
 def plane_waves(side: int, width: int) -> Tensor:

@@ -26,13 +26,15 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import progress_bar
-from edgevlm.io.folders import check_replaceable, partial_folder, publish
+from edgevlm.io.folders import Replacement, replacing
+from edgevlm.io.listing import CHECKPOINT
 from edgevlm.io.program import run_module
 from edgevlm.train.models import open_source, save
 from edgevlm.train.shipped.batches import HELD_OUT, stream
@@ -45,7 +47,12 @@ _HELD_OUT = 96  # pictures
 
 def pretrain(options: PretrainOptions, progress: Progress) -> Path:
     """Train `options.model` for one stage; return the new model's folder."""
-    check_replaceable(options.out, False, "config.json", "checkpoint")
+    with replacing(options.out, CHECKPOINT) as output:
+        _pretrain(options, output, progress)
+    return options.out
+
+
+def _pretrain(options: PretrainOptions, output: Replacement, progress: Progress) -> None:
     source = open_source(options.model)
     training = STAGES[options.stage](source, options)
     training.path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,13 +74,14 @@ def pretrain(options: PretrainOptions, progress: Progress) -> Path:
             training.save()
     if options.stage == "labels":  # in later stages the decoder has learnt the tokens' scale
         training.scale_tokens(tiles)
-    with partial_folder(options.out) as partial:
-        save(training.model, source, partial, base=options.model, dtype=torch.float32)
-        torch.save(training.head_state(), partial / HEADS)
-        shutil.copyfile(log, partial / f"{options.stage}.jsonl")
-        publish(partial, options.out)
-    shutil.rmtree(training.path.parent)
-    return options.out
+    save(training.model, source, output.new, base=options.model, dtype=torch.float32)
+    torch.save(training.head_state(), output.new / HEADS)
+    shutil.copyfile(log, output.new / f"{options.stage}.jsonl")
+    output.publish()
+    for path in (training.path, log):
+        path.unlink()
+    with suppress(OSError):  # what else is there is not this run's
+        log.parent.rmdir()
 
 
 def main(arguments: list[str] | None = None) -> int:

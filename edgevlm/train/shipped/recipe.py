@@ -28,7 +28,8 @@ import torch
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, progress_bar
 from edgevlm.io.files import change_json
-from edgevlm.io.folders import partial_folder, publish
+from edgevlm.io.folders import replacing
+from edgevlm.io.listing import CHECKPOINT
 from edgevlm.io.options import check_types
 from edgevlm.io.program import run_module
 from edgevlm.scenes import write_scenes
@@ -161,10 +162,10 @@ def make(recipe: Recipe) -> Path:
     if not (out / "model").exists():
         quiet_transformers()
         source = open_source(str(out / "aware"))
-        with partial_folder(out / "model") as partial:
-            save(source.load(), source, partial, base="", dtype=torch.float16)
-            shutil.copyfile(out / "whole" / PREPROCESSOR, partial / PREPROCESSOR)
-            publish(partial, out / "model")
+        with replacing(out / "model", CHECKPOINT) as output:
+            save(source.load(), source, output.new, base="", dtype=torch.float16)
+            shutil.copyfile(out / "whole" / PREPROCESSOR, output.new / PREPROCESSOR)
+            output.publish()
     return out / "model"
 
 
@@ -187,19 +188,17 @@ def _run(recipe: Recipe, progress: Progress, stages: tuple[Stage, ...]) -> None:
         pretrain(options, progress)
 
 
-def _grow(out: Path, start: str, name: str, *sizes: int | None) -> None:
-    if not (out / name / HEADS).exists():
-        shutil.rmtree(out / name, ignore_errors=True)
-        grow(str(out / start), out / name, *sizes)
-        shutil.copyfile(out / start / HEADS, out / name / HEADS)
+def _grow(out: Path, start: str, name: str, vision_layers: int | None, layers: int | None, patch: int | None) -> None:
+    if not (out / name).exists():
+        grow(str(out / start), out / name, vision_layers, layers, patch, heads=out / start / HEADS)
 
 
 def longest_edge(model: Path, out: Path, pixels: int) -> None:
     """Copy a checkpoint, with another size of the pictures that are cut into tiles."""
-    with partial_folder(out) as partial:
-        shutil.copytree(model, partial, dirs_exist_ok=True)
-        change_json(partial / PREPROCESSOR, {"size": {"longest_edge": pixels}})
-        publish(partial, out)
+    with replacing(out, CHECKPOINT) as output:
+        shutil.copytree(model, output.new, dirs_exist_ok=True)
+        change_json(output.new / PREPROCESSOR, {"size": {"longest_edge": pixels}})
+        output.publish()
 
 
 def main(arguments: list[str] | None = None) -> int:

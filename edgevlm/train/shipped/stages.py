@@ -7,7 +7,6 @@ questions. joint (`--stage both`): all parts learn from questions and labels tog
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.preprocess import normalize_all
 from edgevlm.inputs.spec import ImageSpec
+from edgevlm.io.files import writing
 from edgevlm.io.options import check_types
 from edgevlm.train.collate import Item
 from edgevlm.train.examples import IGNORE
@@ -169,8 +169,8 @@ class LabelStage:
             "optimizers": [one.state_dict() for one in self.optimizers],
             "step": self.step,
         }
-        torch.save(state, self.path.with_suffix(".new"))
-        os.replace(self.path.with_suffix(".new"), self.path)
+        with writing(self.path, force=True) as new:
+            torch.save(state, new)
 
     def resume(self) -> None:
         state = torch.load(self.path, weights_only=True)
