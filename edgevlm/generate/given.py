@@ -100,7 +100,7 @@ def open_picture(source: Any, background: tuple[int, int, int]) -> Image.Image:
     if isinstance(source, np.ndarray):
         return decode_image(_from_array(source), background)
     if isinstance(source, bytearray | memoryview):
-        source = bytes(source)
+        return decode_image(bytes(source), background)
     if isinstance(source, str):
         source = _from_address(source)
     if not isinstance(source, str | os.PathLike | bytes | Image.Image):
