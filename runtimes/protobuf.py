@@ -73,6 +73,12 @@ def text(data: Message | bytes | int) -> str:
     return bytes(data).decode("utf-8")
 
 
+def whole(value: Message | int) -> int:
+    if not isinstance(value, int):
+        raise ValueError("a number is a text")
+    return value
+
+
 def pairs(data: Message) -> tuple[str, Message]:
     """A protobuf map entry with a string key."""
     key, value = "", Message(b"")

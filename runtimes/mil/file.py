@@ -19,7 +19,7 @@ from edgevlm.io import limits
 from edgevlm.io.json import read_json
 from edgevlm.io.regular import read_regular
 from edgevlm.runtimes.mil.blob import NUMPY, Array, Blob, Dim, TensorType, broken, read_blob
-from edgevlm.runtimes.protobuf import Message, fields, pairs, signed, text, varint
+from edgevlm.runtimes.protobuf import Message, fields, pairs, signed, text, varint, whole
 
 _TYPES = {1: "bool", 2: "string", 10: "fp16", 11: "fp32", 12: "fp64", 21: "int8", 22: "int16", 23: "int32",
           24: "int64", 25: "int4", 31: "uint8", 32: "uint16", 33: "uint32", 34: "uint64", 35: "uint4",
@@ -117,7 +117,7 @@ def _read_model(folder: Path, data: Message, weight_file: Path | None) -> MilPac
     version, program, description = 0, None, Message(b"")
     for number, value in fields(data):
         if number == 1:
-            version = value
+            version = whole(value)
         elif number == 2:
             description = value
         elif number == 502:
@@ -165,7 +165,7 @@ def _read_feature(data: Message) -> Ranges:
         elif number == 3:  # type -> multiArrayType -> shapeRange -> sizeRanges
             for size_range in _walk(value, (5, 31, 1)):
                 found = {inner: item for inner, item in fields(size_range)}
-                bounds.append((int(found.get(1, 0)), signed(int(found.get(2, 0)))))
+                bounds.append((whole(found.get(1, 0)), signed(whole(found.get(2, 0)))))
     return {name: tuple(bounds)} if bounds else {}
 
 
@@ -258,12 +258,12 @@ def _read_tensor_type(data: Message) -> TensorType:
     dtype, dims = "", []
     for number, value in fields(data):
         if number == 1:
-            dtype = _TYPES.get(value, f"type {value}")
+            dtype = _TYPES.get(whole(value), f"type {value}")
         elif number == 3:
             size: Dim = None
             for inner, item in fields(value):
                 if inner == 1:
-                    size = next((number_ for field_, number_ in fields(item) if field_ == 1), 0)
+                    size = whole(next((number_ for field_, number_ in fields(item) if field_ == 1), 0))
             dims.append(size)
             if len(dims) > limits.DIMENSIONS:
                 raise ValueError(f"a tensor has more than {limits.DIMENSIONS} dimensions")
@@ -284,7 +284,7 @@ def _read_value(data: Message) -> Any:
             found = {inner: item for inner, item in fields(value)}
             if text(found.get(1, b"")) != "@model_path/weights/weight.bin":
                 raise ValueError(f"weights in another file: {text(found.get(1, b''))[:100]!r}")
-            return Blob(int(found.get(2, 0)), kind)
+            return Blob(whole(found.get(2, 0)), kind)
     return None
 
 

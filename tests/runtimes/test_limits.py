@@ -136,6 +136,10 @@ PROGRAMS: dict[str, tuple[bytes, str]] = {
     "dimensions": (constant((1 << 60,) * 9), "a tensor has more than 8 dimensions"),
     "operations": (encode(3, encode(1, "identity")) * ((1 << 15) + 1), "a function has 32769 operations"),
     "a number for a text": (encode(3, encode(1, 1 << 50)), "a text is a number"),
+    "a text for a number": (
+        encode(3, encode(3, encode(2, encode(1, encode(3, encode(1, encode(1, b"x"))))))),
+        "a number",
+    ),
     "a number for a message": (encode(3, 7), "its program cannot be parsed"),
     "nested types": (encode(3, encode(3, encode(2, 0) * 9)), "its program cannot be parsed"),
 }
@@ -233,7 +237,7 @@ def test_another_encoder_is_refused(package: MilPackage, vision: dict[str, Any],
     ("package", "sentence"),
     [
         (
-            opened({}, {"key_cache": TensorType("fp16", (1 << 30, 1 << 30))}, ("logits",)),
+            opened({}, {"a": TensorType("fp16", (1 << 30, 1 << 30))}, ("logits",)),
             "the function 'main' keeps 1152921504606846976",
         ),
         (opened({}, {}, ("logits",)), "the function 'main' keeps 0 values"),
