@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note
+from edgevlm.io.text import printable
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -59,7 +60,7 @@ def _no_folder(file: str) -> str:
 def warn_if_failed(bundle: Bundle) -> Bundle:
     """The same bundle; a line on standard error where its own gate failed."""
     if (bundle.manifest.gate or {}).get("passed") is False:
-        name = shlex.quote(str(bundle.folder))
+        name = printable(shlex.quote(str(bundle.folder)))
         note(f"Warning: this bundle missed a bound of its gate; answers may be wrong. See `edgevlm info {name}`.")
     return bundle
 

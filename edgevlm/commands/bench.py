@@ -11,6 +11,7 @@ import click
 from edgevlm.commands.arguments import bundle_folder, warn_if_failed
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, progress_bar, seconds, size, table, write, write_json
+from edgevlm.io.text import printable
 
 if TYPE_CHECKING:
     from edgevlm.bench.measure import Subject
@@ -125,7 +126,7 @@ def describe(report: dict[str, Any]) -> str:
         f"{settings['tokens']} tokens, {'threads: ' + str(threads) if threads else 'threads as the engine chooses'}",
     ]
     for subject in subjects:
-        lines += ["", f"{subject['name']}: {subject['engine']}, {subject['quantize']}", _stages(subject)]
+        lines += ["", printable(f"{subject['name']}: {subject['engine']}, {subject['quantize']}"), _stages(subject)]
     for entry in report.get("vs", ()):
         rows = [
             (stage, "-" if ratio is None else f"{ratio:.2f}x", _range(entry["spread"][stage]))
@@ -133,7 +134,8 @@ def describe(report: dict[str, Any]) -> str:
         ]
         lines += [
             "",
-            f"{entry['name']} against {subjects[0]['name']}, {entry['pairs']} pairs; above 1 the latter is faster",
+            printable(f"{entry['name']} against {subjects[0]['name']}")
+            + f", {entry['pairs']} pairs; above 1 the latter is faster",
             table(rows, ("stage", "median", "spread")),
         ]
     lines += _warnings(card, subjects)

@@ -13,7 +13,7 @@ import click
 from edgevlm.commands.arguments import bundle_folder, nearest, warn_if_failed
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, progress_bar, seconds, table, write
-from edgevlm.io.text import json_text
+from edgevlm.io.text import json_text, printable
 
 if TYPE_CHECKING:
     from edgevlm.evaluation.item import Item, Suite
@@ -108,7 +108,7 @@ def eval(
         )
     note(report_table(report))
     for problem in (*problems, *report.problems):
-        note(f"left out: {problem}")
+        note(f"left out: {printable(problem)}")
     if json_file is not None:
         write_text(Path(json_file), json_text(report.to_dict(bundle), indent=1) + "\n", force or resume)
     write(f"{report.score:.4f}")

@@ -15,6 +15,7 @@ from edgevlm.commands.calibration_table import calibration_table
 from edgevlm.commands.gate_table import gate_table, read_bounds
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.io.console import note, progress_bar, size, table, write
+from edgevlm.io.text import printable
 
 if TYPE_CHECKING:
     from edgevlm.export.calibrate.plan import CalibrationOptions
@@ -188,7 +189,7 @@ def export(
     check_questions(answers)
     hub_cache = Path(cache_dir) if cache_dir else None
     if said := resolve(source, adapter, revision=revision, cache_dir=hub_cache).said:
-        note(said)
+        note(printable(said))
     bundle = export_bundle(
         source,
         folder,

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import table
+from edgevlm.io.text import printable
 
 
 def gate_table(report: dict[str, Any]) -> str:
@@ -19,7 +20,7 @@ def gate_table(report: dict[str, Any]) -> str:
         rows.append((row["target"], row["check"], measured, bound, result, row["note"]))
     missed = sum(not row["passed"] for row in report["rows"])
     verdict = "Gate passed." if report["passed"] else f"Gate failed: {missed} of {len(rows)} bounds missed."
-    lines = [verdict, *(str(note) for note in report.get("notes") or ())]
+    lines = [verdict, *(printable(str(note)) for note in report.get("notes") or ())]
     return "\n".join([table(rows, ("target", "check", "measured", "bound", "", "")), *lines])
 
 

@@ -10,6 +10,7 @@ import click
 from edgevlm.commands.arguments import bundle_folder, warn_if_failed
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, progress_bar, size, write
+from edgevlm.io.text import printable
 
 
 @click.command()
@@ -85,7 +86,7 @@ def report(
     with progress_bar() as progress:
         found = gather(folders, options, progress)
     for line in found.notes:
-        note(line)
+        note(printable(line))
     text = page(found)
     write_text(path, text, force)
     note(f"{size(len(text.encode()))}, opens in any browser:")

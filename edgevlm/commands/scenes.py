@@ -8,6 +8,7 @@ import click
 
 from edgevlm.commands.arguments import nearest
 from edgevlm.io.console import note, progress_bar
+from edgevlm.io.text import printable
 
 
 @click.command()
@@ -43,4 +44,4 @@ def scenes(folder: str, split: str, seed: int, count: int, rounds: int, force: b
         raise EdgeVLMError(f"--rounds {rounds} is out of range: choose 1 to 100.")
     with progress_bar() as progress:
         questions = write_scenes(Path(folder), split, seed, count, force=force, rounds=rounds, progress=progress)
-    note(f"{count} pictures and {questions} questions in {folder}")
+    note(f"{count} pictures and {questions} questions in {printable(folder)}")

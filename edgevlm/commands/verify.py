@@ -15,7 +15,7 @@ from edgevlm.commands.arguments import bundle_folder, check_model, check_questio
 from edgevlm.commands.gate_table import gate_table, read_bounds
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.io.console import note, progress_bar, size, table
-from edgevlm.io.text import json_text
+from edgevlm.io.text import json_text, printable
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -144,9 +144,12 @@ def _lint(bundle: Bundle) -> None:
             (f.name, f"{f.predicted_ane:.0%} of {len(f.operations)} operations", size(round(f.bytes_per_token)))
             for f in report.functions
         ]
-        note(f"\n{report.package}\n" + table(rows, ("function", "predicted on the Neural Engine", "read per token")))
+        note(
+            f"\n{printable(report.package)}\n"
+            + table(rows, ("function", "predicted on the Neural Engine", "read per token"))
+        )
         for line in _summed(report.findings):
-            note(f"  {line}")
+            note(f"  {printable(line)}")
     if not all(report.passed for report in reports):
         raise GateError(f"'{bundle.folder}' breaks rules of the Neural Engine: export with --coreml-profile ane.")
 
@@ -174,7 +177,7 @@ def _overflow(bundle: Bundle) -> None:
     ids, _ = bundle.prompter().encode(QUESTION)
     report = overflow_report(bundle, views, ids)
     for row in report.problems:
-        note(f"  {row}")
+        note(f"  {printable(str(row))}")
     note(f"{len(report.problems)} of {len(report.rows)} operations leave fp16's range on {len(pictures)} pictures.")
     if report.problems:
         raise GateError(f"'{bundle.folder}' does not fit fp16: {report.problems[0]}.")
@@ -189,7 +192,7 @@ def _across(bundle: Bundle) -> None:
     if report.tensors:
         note(f"{report.tensors - len(report.different)} of {report.tensors} tensors are equal bit for bit.")
     for line in (*report.skipped, *report.warnings):
-        note(line)
+        note(printable(line))
     if not report.agreed:
         row = next((r for r in report.rows if r.divergence != "none"), None)
         where = f"{row.first} and {row.second} first at the {row.divergence}" if row else report.different[0]

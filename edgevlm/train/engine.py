@@ -27,6 +27,7 @@ from edgevlm.io.files import write_text
 from edgevlm.io.folders import Replacement, replacing
 from edgevlm.io.json import read_json, read_object
 from edgevlm.io.listing import TRAINED
+from edgevlm.io.text import printable
 from edgevlm.train.collate import Collator, Items
 from edgevlm.train.conversations import BadRecord
 from edgevlm.train.models import part_of, quiet_transformers
@@ -234,7 +235,7 @@ class Run:
             shutil.copytree(self.part / "training", self.output.new / "training")
             write_report(self.output.new / "training", trainer.state.log_history)
             if skipped:
-                listed = "".join(f"\n  {sentence}" for sentence in dict.fromkeys(skipped[:10]))
+                listed = "".join(f"\n  {printable(sentence)}" for sentence in dict.fromkeys(skipped[:10]))
                 self.note(f"Skipped {len(skipped)} pictures that could not be decoded:{listed}")
             self.output.publish()
             for aside in (self.checkpoints, self.part / TEACHER, self.part / "training"):

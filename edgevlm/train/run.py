@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgevlm.io.text import printable
 from edgevlm.train.collate import Items
 from edgevlm.train.engine import Engine, Run
 from edgevlm.train.models import Source, load_for_training, open_source, save
@@ -46,7 +47,7 @@ def read_items(options: TrainOptions, source: Source, run: Run) -> Items:
         options.data, images=options.images, skip_bad=options.skip_bad, pairs=pairs, progress=run.progress
     )
     if records.bad:
-        listed = "".join(f"\n  {sentence}" for sentence in records.shown)
+        listed = "".join(f"\n  {printable(sentence)}" for sentence in records.shown)
         run.note(f"Skipped {records.bad} bad records:{listed}")
     encoder = source.encoder(options.max_length, options.max_tiles, options.tiled)
     return Items(records, encoder, options.skip_bad, pairs)

@@ -382,3 +382,12 @@ def test_named_providers_are_used_or_asked_for(device):
     engine.get_available_providers = lambda: ["CPUExecutionProvider"]
     with pytest.raises(EdgeVLMError, match=f"has no {device.upper()} support: replace it with the package"):
         ort.find_providers(engine, device)
+
+
+def test_the_engine_prints_nothing_of_its_own(bundle, capfd):
+    """Its errors are raised; by default it prints them, too, in colour."""
+    runtime = open_runtime(bundle, "onnxruntime", threads=1)
+    with pytest.raises(Exception, match=r"(?s).+"):
+        runtime.decoder.embed(np.array([10**6], np.int64))
+    runtime.close()
+    assert capfd.readouterr() == ("", "")
