@@ -18,13 +18,13 @@ OPENING = f"""# Command line
 <!-- Written by `{COMMAND}` from the program's own help. Do not edit. -->
 
 Answers and results go to standard output, everything else to standard error. A terminal gets control characters
-(escape sequences, overrides of the direction of text) as escapes such as `\\x1b`; a file or a pipe gets an answer as the
-model wrote it. What the encoding of the output lacks is escaped, too, as in `\\u6a21`. Long work without a terminal says
-a line twice a minute.
+(escape sequences, overrides of the direction of text) as escapes such as `\\x1b`; a file or a pipe gets an answer as
+the model wrote it. What the encoding of the output lacks is escaped, too, as in `\\u6a21`. Long work without a
+terminal says a line twice a minute.
 
-Exit codes: 0 done, 1 an artifact missed a bound of the gate, 2 something you can change (one sentence says
-what), 70 a fault of edgevlm itself, with a traceback to report, 130 interrupted, 129 and 143 hung up and terminated, 141
-the reader of the output went away.
+Exit codes: 0 done, 1 an artifact missed a bound of the gate, 2 something you can change (one sentence says what),
+70 a fault of edgevlm itself, with a traceback to report, 130 interrupted, 129 hung up, 143 terminated, 141 the reader
+of the output went away.
 """
 
 OPTIMUM = """## Coming from `optimum-cli export onnx`
