@@ -445,3 +445,37 @@ def test_a_folder_in_the_way_is_left_alone(options: TrainOptions) -> None:
         with pytest.raises(EdgeVLMError, match=r"already exists|holds something that is not a trained model"):
             quiet(replace(options, force=force))
     assert (options.out / "thesis.txt").read_text() == "mine"
+
+
+def test_what_a_user_keeps_beside_an_unfinished_run_is_kept(options: TrainOptions) -> None:
+    part = options.out.with_name("out.part")
+    part.mkdir()
+    (part / "thesis.txt").write_text("mine")
+    with pytest.raises(
+        EdgeVLMError, match=r"'.*out\.part', where a run lies until it is finished, holds something else"
+    ):
+        quiet(options)
+    (part / "thesis.txt").unlink()
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "training":
+            (part / "thesis.txt").write_text("mine")
+
+    short = replace(options, steps=1, out=options.out)
+    train(short, progress, lambda text: None)
+    assert [path.name for path in part.iterdir()] == ["thesis.txt"] and not (options.out / "thesis.txt").exists()
+    (part / "thesis.txt").rename(options.out / "thesis.txt")
+    before = (options.out / "model.safetensors").read_bytes()
+    with pytest.raises(EdgeVLMError, match=r"holds files that are not of the trained model \('thesis\.txt'\)"):
+        quiet(replace(short, seed=1, force=True))
+    assert (options.out / "model.safetensors").read_bytes() == before
+
+
+def test_an_output_that_is_an_input_is_refused(options: TrainOptions) -> None:
+    for name, changed in (
+        ("--data", replace(options, out=options.data)),
+        ("MODEL", replace(options, out=Path(options.model))),
+        ("--data", replace(options, out=options.data.parent)),
+    ):
+        with pytest.raises(EdgeVLMError, match=f"which {name} reads: choose another output"):
+            quiet(replace(changed, force=True))
