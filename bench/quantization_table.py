@@ -122,7 +122,8 @@ class Table:
         print(f"export {row} ...", file=sys.stderr, flush=True)
         code = "import sys; sys.path.append(sys.argv.pop(1)); from edgevlm.cli import main; main(sys.argv[1:])"
         command = [sys.executable, "-P", "-c", code, str(ROOT), "export", self.args.model, "-o", str(folder), *words]
-        command += ["--target", self.args.targets, "--preset", self.args.preset]
+        command += ["--target", self.args.targets]
+        command += ["--preset", self.args.preset] if row not in ("fp32", "fp16") else []  # nothing to choose
         command += [] if self.args.gate else ["--no-gate"]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         failed = folder.with_name(f"{row}.failed")

@@ -157,7 +157,7 @@ def assets() -> Iterator[tuple[str, str, str]]:
             yield ", ".join(f"`{folder}/{name}`" for name in re.findall(r"`([^`]+)`", cells[0])), cells[-1], folder
         for cells in rows(page, "font"):
             yield f"`{folder}/glyphs.png`: {cells[1]}", cells[-1], folder
-    yield "`report.css`, `views.json`", "Apache-2.0", ""
+    yield "`report.css`, `merges.json`, `views.json`", "Apache-2.0", ""
 
 
 def page(found: dict[str, tuple[str, str]]) -> str:

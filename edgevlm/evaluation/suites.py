@@ -268,7 +268,7 @@ def _read_jsonl(folder: Path) -> list[Item]:
     for number, (place, row) in enumerate(read_jsonl(path) if path else (), 1):
         names = row["images"] if isinstance(row.get("images"), list) else [row["image"]] if row.get("image") else []
         metric = row.get("metric", "exact")
-        if metric not in _JSONL_SCORES:
+        if not isinstance(metric, str) or metric not in _JSONL_SCORES:
             raise EdgeVLMError(f"{place}: 'metric' is {metric!r:.60}, expected one of {', '.join(_JSONL_SCORES)}.")
         found = tuple(pictures(field({"image": name}, place, str, "image"), place) for name in names)
         name, skill = str(row.get("id", number)), str(row.get("skill", "all"))

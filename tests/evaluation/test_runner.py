@@ -287,7 +287,7 @@ def test_scenes_are_drawn_where_no_folder_is_given(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--suite", "poep"], "There is no suite 'poep': choose one of scenes, pope"),
+        (["--suite", "poep"], "There is no suite 'poep': did you mean 'pope'?"),
         (["--suite", "pope"], "The suite pope needs --data: a folder with coco_pope_.* or the Hub data set lmms-lab/"),
         (["--suite", "jsonl"], "The suite jsonl needs --data: a folder with lines of"),
         (["--resume"], "--resume goes on with a file of answers"),

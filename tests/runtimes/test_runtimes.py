@@ -267,7 +267,7 @@ def test_names_and_aliases(bundle):
         ({"name": "tflite"}, "Runtime 'tflite' does not exist: choose one of onnxruntime, llama.cpp, coreml, eager"),
         ({"device": "tpu"}, "Device 'tpu' does not exist: choose one of cpu, gpu, npu."),
         ({"threads": 0}, "threads is 0: give a whole number from 1 to 256."),
-        ({"threads": 2.0}, "threads is 2.0: give a whole number from 1 to 256."),
+        ({"threads": 2.0}, "threads is 2.0: give a whole number, or None."),
         ({"threads": 10**9}, "threads is 1000000000: give a whole number from 1 to 256."),
         ({"name": "eager", "device": "gpu"}, "Runtime 'eager' has no GPU: it is plain numpy"),
     ],

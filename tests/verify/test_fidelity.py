@@ -12,6 +12,7 @@ from PIL import Image
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.runtimes import open_runtime
+from edgevlm.runtimes.base import Runtime
 from edgevlm.verify.fidelity import OriginalAnswer, held_out, measure_fidelity, original_answers
 
 PICTURE = Image.new("RGB", (40, 30), (200, 30, 30))
@@ -20,6 +21,10 @@ PICTURE = Image.new("RGB", (40, 30), (200, 30, 30))
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle: Path) -> Bundle:
     return open_bundle(tiny_bundle)
+
+
+def runtime(both: Fixed) -> Runtime:
+    return Runtime(both, both)
 
 
 class Fixed:
@@ -32,7 +37,6 @@ class Fixed:
         self.logits = np.full(self._spec.decoder.vocab_size, -100, np.float32)
         self.logits[: len(probabilities)] = np.log(np.array(probabilities, np.float32))
         self.steps: list[int] = []
-        self.encoder = self.decoder = self
 
     def encode(self, views: Any) -> Any:
         grids = (self._spec.token_grid(*view.shape[:2]) for view in views)
@@ -40,6 +44,9 @@ class Fixed:
 
     def embed(self, ids: Any) -> Any:
         return np.ones((len(ids), self._spec.decoder.hidden_size), np.float32)
+
+    def close(self) -> None:
+        pass
 
     def rewind(self, length: int) -> None:
         pass
@@ -56,32 +63,32 @@ def test_known_distributions(bundle: Bundle) -> None:
     """KL((1/2, 1/4, 1/4) || (1/4, 1/2, 1/4)) = 1/2 ln 2 - 1/4 ln 2, worked by hand."""
     questions = [(PICTURE, "What is this?")]
     teacher = Fixed([0.5, 0.25, 0.25], bundle)
-    lessons = original_answers(bundle, teacher, questions, 4)
+    lessons = original_answers(bundle, runtime(teacher), questions, 4)
     assert lessons[0].ids == (0, 0, 0, 0) and teacher.steps == [0, 0, 0]
     student = Fixed([0.25, 0.5, 0.25], bundle)
-    found = measure_fidelity(bundle, student, questions, lessons)
+    found = measure_fidelity(bundle, runtime(student), questions, lessons)
     assert found.kl == pytest.approx(0.25 * np.log(2), rel=1e-5)
     assert (found.agreement, found.positions) == (0.0, 4)
     assert student.steps == [0, 0, 0], "the student reads the teacher's words, not its own"
-    same = measure_fidelity(bundle, Fixed([0.5, 0.25, 0.25], bundle), questions, lessons)
+    same = measure_fidelity(bundle, runtime(Fixed([0.5, 0.25, 0.25], bundle)), questions, lessons)
     assert same.kl == pytest.approx(0.0, abs=1e-9) and same.agreement == 1.0
 
 
 def test_an_answer_ends_with_its_stop_token(bundle: Bundle) -> None:
     stop = bundle.prompt_spec.stop_ids[0]
     teacher = Fixed([1e-9] * stop + [1.0], bundle)
-    assert original_answers(bundle, teacher, [(PICTURE, "q")], 4)[0].ids == (stop,)
+    assert original_answers(bundle, runtime(teacher), [(PICTURE, "q")], 4)[0].ids == (stop,)
 
 
 def test_positions_weigh_alike_whatever_the_answer(bundle: Bundle) -> None:
     """One answer of one token with KL a and one of three with KL 0: the mean is a quarter of a."""
     first, second = Fixed([0.5, 0.5], bundle).logits, Fixed([0.25, 0.75], bundle).logits
     lessons = [OriginalAnswer((0,), first[None]), OriginalAnswer((1, 1, 1), np.stack([second] * 3))]
-    found = measure_fidelity(bundle, Fixed([0.25, 0.75], bundle), [(PICTURE, "a"), (PICTURE, "b")], lessons)
+    found = measure_fidelity(bundle, runtime(Fixed([0.25, 0.75], bundle)), [(PICTURE, "a"), (PICTURE, "b")], lessons)
     whole = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
     assert found.kl == pytest.approx(whole / 4, rel=1e-5) and found.positions == 4
     with pytest.raises(EdgeVLMError, match="no question"):
-        measure_fidelity(bundle, Fixed([1.0], bundle), [], [])
+        measure_fidelity(bundle, runtime(Fixed([1.0], bundle)), [], [])
 
 
 def test_an_engine_follows_the_reference_and_a_changed_picture_shows(bundle: Bundle) -> None:
