@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n 2 -rs
 # out where the CPU has such a unit.
 NO_AMX := $(shell echo | cc -march=native -dM -E - 2>/dev/null | grep -q __AMX_TILE__ && echo -mno-amx-tile -mno-amx-int8)
 
-.PHONY: demo test test-heavy lint types docs lock wheel licences clean
+.PHONY: demo test test-heavy campaigns lint types docs lock wheel licences clean
 
 demo: .venv/export.done
 	$(BIN)/edgevlm demo --out bundles/demo
@@ -25,6 +25,10 @@ test: lint types docs
 test-heavy: .venv/heavy.done .venv/coreai.done
 	$(PYTEST) -m heavy
 	$(PYTEST) $$(grep -rlE '\("(llama_cpp|coreai)"[,)]' tests --include='test_*.py')
+
+# Damaged files by the thousand, kills and full disks by the hundred: an hour or so, weekly rather than at each change.
+campaigns: .venv/heavy.done
+	$(PYTEST) -m campaign tests/fuzz
 
 lint: .venv/test.done
 	$(BIN)/ruff check .

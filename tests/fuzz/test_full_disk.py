@@ -37,7 +37,7 @@ def test_full_at_every_operation(exchange: bool, tmp_path: Path) -> None:
     assert sum(trial["code"] == 2 for trial in trials) > 10
 
 
-@pytest.mark.heavy
+@pytest.mark.campaign
 def test_a_hundred_exports_to_a_full_disk(gguf_checkpoint: Path, tmp_path: Path) -> None:
     """Every operation that needs room in an export over an existing bundle, to each target."""
     count = 0
@@ -90,7 +90,7 @@ SETUP = {
 }
 
 
-@pytest.mark.heavy
+@pytest.mark.campaign
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_a_disk_of_many_sizes(verb: str, tiny_bundle: Path, small: Path) -> None:
     """From no room at all to just enough, in 14 steps: with every verb and target."""

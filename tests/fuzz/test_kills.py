@@ -1,6 +1,6 @@
 """A command is killed at each of its operations on files: old or new is there, whole, and all that is a user's.
 
-The long campaign is `pytest -m heavy tests/fuzz`: 200 kills of exports over a bundle, and kills of what evaluates,
+The long campaign is `make campaigns`: 200 kills of exports over a bundle, and kills of what evaluates,
 calibrates, draws and trains; and kills at system calls, writes among them, where strace is installed.
 """
 
@@ -51,7 +51,7 @@ def test_killed_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
 # --- the long campaign -------------------------------------------------------------------------------------
 
 
-@pytest.mark.heavy
+@pytest.mark.campaign
 def test_two_hundred_killed_exports(gguf_checkpoint: Path, tmp_path: Path) -> None:
     """Every operation of an export over an existing bundle, to each target, with an exchange of folders and without."""
     count = 0
@@ -65,7 +65,7 @@ def test_two_hundred_killed_exports(gguf_checkpoint: Path, tmp_path: Path) -> No
     assert count >= 200
 
 
-@pytest.mark.heavy
+@pytest.mark.campaign
 def test_killed_evaluations(tiny_bundle: Path, tmp_path: Path) -> None:
     """Answers that a killed run had are gone on with; the earlier ones stay until then."""
     words = ["eval", str(tiny_bundle), "--data", "{}/data", "--out", "{}/a.jsonl", "--json", "{}/s.json"]
@@ -90,7 +90,7 @@ def test_killed_evaluations(tiny_bundle: Path, tmp_path: Path) -> None:
         assert trial["lost"] == [] and trial["left"] == [], trial
 
 
-@pytest.mark.heavy
+@pytest.mark.campaign
 def test_killed_calibrations(tiny_checkpoint: Path, tmp_path: Path) -> None:
     words = ["export", str(tiny_checkpoint), "-o", "{}/out", "--no-gate"]
     _, trials = campaign(
@@ -107,7 +107,7 @@ def test_killed_calibrations(tiny_checkpoint: Path, tmp_path: Path) -> None:
     check(trials)
 
 
-@pytest.mark.heavy
+@pytest.mark.campaign
 def test_killed_training(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """OUT is the old model or the new one; a run that was killed goes on by the same command."""
     words = ["train", str(tiny_checkpoint), "--data", "{}/data", "-o", "{}/model", "--batch", "2", "--cpu"]
@@ -132,7 +132,7 @@ def test_killed_training(tiny_checkpoint: Path, tmp_path: Path) -> None:
 CALLS = {"rename": "rename,renameat,renameat2", "unlink": "unlink,unlinkat,rmdir", "write": "write,pwrite64,ftruncate"}
 
 
-@pytest.mark.heavy
+@pytest.mark.campaign
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.parametrize("calls", CALLS)
 def test_killed_at_system_calls(calls: str, tiny_checkpoint: Path, tmp_path: Path) -> None:

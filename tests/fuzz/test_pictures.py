@@ -39,7 +39,7 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
     return bytes(data[: rng.randint(1, len(data))] if rng.random() < 0.2 else data)
 
 
-@pytest.mark.parametrize("times", [200, pytest.param(6000, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("times", [200, pytest.param(6000, marks=pytest.mark.campaign)])
 def test_damaged_pictures_give_a_picture_or_a_sentence(times: int) -> None:
     folder = Path(__file__).parents[1] / "vectors" / "images"
     rng = random.Random(7)

@@ -93,7 +93,7 @@ def test_a_few_damaged_files_of_every_quick_reader(tmp_path: Path) -> None:
     check(run(seeds, 0, count, titles), titles, count)
 
 
-@pytest.mark.heavy
+@pytest.mark.campaign
 def test_twenty_thousand_damaged_files(tiny_checkpoint: Path, gguf_checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
     seeds = make_seeds(tmp_path / "seeds", gguf_checkpoint, everything=True)

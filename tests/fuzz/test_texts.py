@@ -55,7 +55,7 @@ def damaged(text: str, rng: random.Random) -> str:
     return json.dumps(data)
 
 
-@pytest.mark.parametrize("times", [150, pytest.param(6000, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("times", [150, pytest.param(6000, marks=pytest.mark.campaign)])
 def test_damaged_tokenizers(times: int, tmp_path: Path) -> None:
     rng = random.Random(3)
     good = [
@@ -78,7 +78,7 @@ def test_damaged_tokenizers(times: int, tmp_path: Path) -> None:
     assert 0.05 * times < read < times
 
 
-@pytest.mark.parametrize("times", [8, pytest.param(500, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("times", [8, pytest.param(500, marks=pytest.mark.campaign)])
 def test_damaged_templates(times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "PLAYER", Limits(seconds=10, memory=256 << 20))
     rng = random.Random(5)
