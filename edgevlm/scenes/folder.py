@@ -136,7 +136,7 @@ def _read_head(folder: Path) -> dict[str, Any]:
         raise EdgeVLMError(f'\'{path}\' does not say "format": "{FORMAT}": it is not a Scenes folder\'s.')
     if head.get("version") != VERSION:
         raise EdgeVLMError(
-            f"'{path}' has version {head.get('version')!r}, and this edgevlm reads {VERSION}: update edgevlm."
+            f"'{path}' has version {head.get('version')!r:.60}, and this edgevlm reads {VERSION}: update edgevlm."
         )
     numbers = {key: head.get(key) for key in ("seed", "count", "loc_bins")}
     if head.get("split") not in SPLITS or any(type(v) is not int or v < 0 for v in numbers.values()):

@@ -52,7 +52,7 @@ def parse_question(row: Any) -> Question:
         raise ValueError(f"a JSON object is expected, not {_kind(row)}")
     texts: dict[str, Any] = {key: _text(row, key) for key in ("id", "image", "skill", "question", "answer")}
     if texts["skill"] not in SKILLS:
-        raise ValueError(f"skill '{texts['skill']}' is none of {', '.join(SKILLS)}")
+        raise ValueError(f"skill '{texts['skill']:.60}' is none of {', '.join(SKILLS)}")
     extra = _EXTRAS.get(texts["skill"])
     return Question(**texts, **(extra(row, texts["answer"]) if extra else {}))
 
