@@ -15,4 +15,6 @@ def token_id(checkpoint: Checkpoint, token: str) -> int:
     for entry in added if isinstance(added, list) else ():
         if isinstance(entry, dict) and entry.get("content") == token and type(entry.get("id")) is int:
             return int(entry["id"])
-    raise EdgeVLMError(f"'{path}' has no added token '{token:.60}', which pictures stand for: take the model's own file.")
+    raise EdgeVLMError(
+        f"'{path}' has no added token '{token:.60}', which pictures stand for: take the model's own file."
+    )
