@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from refusals import refused
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.commands.info import describe
-from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.loop import Pipeline
 from edgevlm.inputs.preprocess import plan
 from edgevlm.runtimes import open_runtime
@@ -48,14 +47,6 @@ def seal(folder: Path) -> None:
         data = (folder / name).read_bytes()
         manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def refused(call: Callable[[], object], sentence: str) -> None:
-    start = time.monotonic()
-    with pytest.raises(EdgeVLMError) as caught:
-        call()
-    assert sentence in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 600
-    assert time.monotonic() - start < 10
 
 
 MANIFESTS: list[tuple[str, Change, str]] = [

@@ -7,12 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import refused
 
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
 from edgevlm.checkpoint.opening import open_model
@@ -34,14 +34,6 @@ def read(folder: Path) -> None:
     model, _ = read_model(open_model(str(folder)))
     read_image_spec(folder, model)
     read_prompt_spec(folder, model)
-
-
-def refused(call: Callable[[], object], sentence: str) -> None:
-    start = time.monotonic()
-    with pytest.raises(EdgeVLMError) as caught:
-        call()
-    assert sentence in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 600
-    assert time.monotonic() - start < 10
 
 
 def text(**changes: Any) -> Callable[[Any], object]:

@@ -6,8 +6,6 @@ import os
 import shutil
 import struct
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from refusals import refused
 from small_models import clip
 
 from edgevlm.bundle.targets import (
@@ -24,7 +23,6 @@ from edgevlm.bundle.targets import (
     CoreMLVision,
     EmbeddingFile,
 )
-from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.runtimes.coreml.check import check_decoder, check_vision
 from edgevlm.runtimes.coreml.table import EmbeddingTable
@@ -35,14 +33,6 @@ from edgevlm.runtimes.mil.file import MilFunction, MilPackage, open_package
 from edgevlm.runtimes.protobuf import Message, encode, fields, text
 
 SEED = Path(__file__).parents[1] / "fuzz" / "seed.mlpackage"
-
-
-def refused(call: Callable[[], object], sentence: str) -> None:
-    start = time.monotonic()
-    with pytest.raises(EdgeVLMError) as caught:
-        call()
-    assert sentence in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 600
-    assert time.monotonic() - start < 10
 
 
 # --- GGUF --------------------------------------------------------------------------------------------------------
