@@ -31,6 +31,7 @@ from edgevlm.export.source import read_adapter, read_source
 from edgevlm.export.targets import TARGETS, Job
 from edgevlm.export.upstream import write_upstream
 from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.inputs.tokenizer import settle_tokenizer
 from edgevlm.io.folders import Replacement, replacing
 from edgevlm.io.options import check_types
@@ -117,14 +118,17 @@ def _export(options: ExportOptions, output: Replacement, progress: Progress) -> 
     recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
     if options.calibration is not None and options.calibration.budget is not None:
         check_budget(spec, weights, recipe, options.targets, _shared_bytes(checkpoint), options.calibration.budget)
-    recipe = keep_fine(recipe, spec, weights, typical_pixels(read_image_spec(checkpoint.processor, spec)))
+    image_spec = read_image_spec(checkpoint.processor, spec)
+    recipe = keep_fine(recipe, spec, weights, typical_pixels(image_spec))
     store = TensorStore(output.scratch)
     expected, calibration = QuantizedModel(weights, recipe, store=store), None
     if options.calibration is not None:
-        made = _calibrate(checkpoint, spec, weights, recipe, options, options.calibration, output.scratch, progress)
+        made = _calibrate(
+            checkpoint, image_spec, spec, weights, recipe, options, options.calibration, output.scratch, progress
+        )
         expected, calibration = QuantizedModel(made.found.original, made.recipe, made.found, store), made.report
         calibration["tensors"] = recorded(expected, made.found)
-    bundle = _write(output.new, checkpoint, spec, expected, options, progress, calibration)
+    bundle = _write(output.new, checkpoint, image_spec, spec, expected, options, progress, calibration)
     report = None
     if options.gate:
         gate_options = GateOptions(thorough=options.strict, strict=options.strict, bounds=options.bounds)
@@ -159,6 +163,7 @@ def _shared_bytes(checkpoint: Checkpoint) -> int:
 
 def _calibrate(
     checkpoint: Checkpoint,
+    image_spec: ImageSpec,
     spec: ModelSpec,
     weights: Weights,
     recipe: Recipe,
@@ -168,7 +173,6 @@ def _calibrate(
     progress: Progress,
 ) -> Calibration:
     prompter = Prompter(read_prompt_spec(checkpoint.processor, spec), checkpoint.processor / "tokenizer.json")
-    image_spec = read_image_spec(checkpoint.processor, spec)
     shared = _shared_bytes(checkpoint)
     return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, progress)
 
@@ -176,6 +180,7 @@ def _calibrate(
 def _write(
     folder: Path,
     checkpoint: Checkpoint,
+    image_spec: ImageSpec,
     spec: ModelSpec,
     expected: QuantizedModel,
     options: ExportOptions,
@@ -183,7 +188,6 @@ def _write(
     calibration: dict[str, Any] | None,
 ) -> Bundle:
     weights, recipe = expected.weights, expected.recipe
-    image_spec = read_image_spec(checkpoint.processor, spec)
     prompt_spec, picture = read_prompt(checkpoint.processor, spec)
     write_upstream(checkpoint, folder, processor_template(prompt_spec.chat, picture))
     settle_tokenizer(folder / "tokenizer.json")
