@@ -27,6 +27,19 @@ else:
 _LOCK = "lock"
 _LONGEST = 200  # bytes of a name that still has room for what is put around it
 _FAR = 1 << 30  # Windows locks bytes against reading, too: one that no file has
+_held: set[int] = set()  # handles of this process's locks
+
+
+def _let_go() -> None:
+    """In a forked child: a worker may outlive its killed parent by seconds, and would hold the parent's locks on."""
+    for handle in _held:
+        with suppress(OSError):
+            os.close(handle)
+    _held.clear()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def work_folder(out: Path) -> Path:
@@ -52,9 +65,10 @@ def claimed(out: Path, recover: Callable[[Path], None] | None = None, *, patienc
             note(f"Removed what a stopped run had left of '{out.name}': {work.name} ({', '.join(left)}).")
         yield work
     finally:
-        with suppress(OSError):
-            _empty(work, recover)
-        _release(handle, work)
+        if handle in _held:  # not in a forked child that ends
+            with suppress(OSError):
+                _empty(work, recover)
+            _release(handle, work)
 
 
 def _empty(work: Path, recover: Callable[[Path], None] | None) -> None:
@@ -92,6 +106,7 @@ def _take(work: Path, out: Path, deadline: float) -> int:
             if os.path.samestat(os.fstat(handle), (work / _LOCK).stat()):
                 break
         os.close(handle)
+    _held.add(handle)
     with suppress(OSError):  # for the sentence that another process shows, which can do without
         os.ftruncate(handle, 0)
         os.write(handle, str(os.getpid()).encode())
@@ -137,7 +152,8 @@ def _release(handle: int, work: Path) -> None:
     with suppress(OSError):
         (work / _LOCK).unlink()
         work.rmdir()
+    _held.discard(handle)
     if sys.platform != "win32":
         with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)  # a process forked meanwhile would hold it on
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a child may have been forked between these two lines
         os.close(handle)

@@ -41,6 +41,34 @@ def test_a_killed_process_holds_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err == "Removed what a stopped run had left of 'out': .out.edgevlm (half).\n"
 
 
+FORK = """
+import os, signal, sys, time
+from pathlib import Path
+from edgevlm.io.claims import claimed
+with claimed(Path(sys.argv[1])):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    signal.pause()
+"""
+
+
+def test_a_worker_of_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    """torch's notice that their parent is gone every five seconds only."""
+    holder = subprocess.Popen([sys.executable, "-c", FORK, str(tmp_path / "out")], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    child = int(holder.stdout.readline())
+    try:
+        with pytest.raises(EdgeVLMError, match=rf"process {holder.pid}"), claimed(tmp_path / "out"):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with claimed(tmp_path / "out"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 def test_a_child_that_lives_on_holds_nothing(tmp_path: Path) -> None:
     """Workers that read pictures are forked with their parent's files open."""
     with claimed(tmp_path / "out"):
