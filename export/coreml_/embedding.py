@@ -10,12 +10,11 @@ import numpy.typing as npt
 
 from edgevlm.bundle.qtensor import QTensor
 from edgevlm.export.coreml_.store import half
-
-_ALIGN = 64
+from edgevlm.runtimes.coreml.table import ALIGN
 
 
 def write_embedding(path: Path, table: QTensor) -> dict[str, Any]:
-    """Write the embedding table to `path`: codes row by row, then fp16 scales at a multiple of 64 bytes.
+    """Write the embedding table to `path`: codes row by row, then fp16 scales at a multiple of ALIGN.
 
     int4 codes are two's complement, two to a byte, the first in the low half. Returns kind, shape and offsets.
     """
@@ -28,7 +27,7 @@ def write_embedding(path: Path, table: QTensor) -> dict[str, Any]:
             stream.write(_table_bytes(part, kind).tobytes())
         entry: dict[str, Any] = {"kind": kind, "shape": [rows, columns], "codes": [0, stream.tell()]}
         if table.scale is not None:
-            stream.write(bytes(-stream.tell() % _ALIGN))
+            stream.write(bytes(-stream.tell() % ALIGN))
             start = stream.tell()
             stream.write(np.ascontiguousarray(table.scale).tobytes())
             entry["scale"] = [start, stream.tell() - start]

@@ -15,6 +15,8 @@ from edgevlm.io.regular import check_regular
 from edgevlm.runtimes.mil.blob import unpack
 from edgevlm.types import F32, I64
 
+ALIGN = 64  # bytes, of the scales
+
 
 class EmbeddingTable:
     """embedding.bin, mapped: only the rows that a prompt uses are read."""
@@ -25,6 +27,14 @@ class EmbeddingTable:
         dtype = {"fp16": "<f2", "int8": "i1", "int4": "u1"}.get(info.kind)
         if dtype is None:
             raise EdgeVLMError(f"'{path.name}' has the unknown kind '{info.kind}': export the bundle again.")
+        # As they are written: codes first, scales at the next multiple of ALIGN, and nothing else.
+        spans = [info.codes] if info.scale is None else [info.codes, info.scale]
+        starts = [0, -(-info.codes[1] // ALIGN) * ALIGN]
+        size = check_regular(path).st_size
+        if [start for start, _ in spans] != starts[: len(spans)] or sum(spans[-1]) != size:
+            raise _other(path)
+        if (info.scale is None) != (info.kind == "fp16"):
+            raise _other(path)
         self._codes = _map(path, dtype, info.codes, (info.shape[0], width))
         self._scale: npt.NDArray[Any] | None = None
         if info.scale is not None and info.scale_shape is not None:
@@ -49,8 +59,7 @@ class EmbeddingTable:
 
 def _map(path: Path, dtype: str, span: tuple[int, int], shape: tuple[int, int]) -> npt.NDArray[Any]:
     start, count = span
-    fits = start >= 0 and min(shape) >= 1 and math.prod(shape) * np.dtype(dtype).itemsize == count
-    if not fits or start + count > check_regular(path).st_size:
+    if min(shape) < 1 or math.prod(shape) * np.dtype(dtype).itemsize != count:
         raise _other(path)
     return np.memmap(path, dtype, mode="r", offset=start, shape=shape)
 

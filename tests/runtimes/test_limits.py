@@ -254,3 +254,23 @@ def test_an_embedding_table_is_what_its_file_holds(tmp_path: Path, change: dict[
     (tmp_path / "e.bin").write_bytes(bytes(8640))
     info = EmbeddingFile(**{"file": "e.bin", "kind": "fp16", "shape": (90, 48), "codes": (0, 8640)} | change)
     refused(lambda: EmbeddingTable(tmp_path / "e.bin", info), "does not hold the table that the manifest describes")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"codes": (7, 4320)},  # found by damaged manifests: rows of another place were read as the table
+        {"scale": (4320, 180)},
+        {"scale": (4416, 180)},
+        {"scale": None},
+        {"kind": "int4", "codes": (0, 2160)},
+        {"shape": (89, 48), "codes": (0, 4272)},
+    ],
+)
+def test_a_quantized_table_fills_its_file(tmp_path: Path, change: dict[str, Any]) -> None:
+    (tmp_path / "e.bin").write_bytes(bytes(4352 + 180))
+    entry: dict[str, Any] = {"file": "e.bin", "kind": "int8", "shape": (90, 48), "codes": (0, 4320)}
+    entry |= {"scale": (4352, 180), "scale_shape": (90, 1)}
+    EmbeddingTable(tmp_path / "e.bin", EmbeddingFile(**entry))
+    info = EmbeddingFile(**entry | change)
+    refused(lambda: EmbeddingTable(tmp_path / "e.bin", info), "does not hold the table that the manifest describes")
