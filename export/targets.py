@@ -80,7 +80,7 @@ class Onnx:
 
         entry, tensors = write_onnx(job.folder / self.name, job.spec, job.weights, job.recipe, job.quantized)
         write_json(job.folder / "weights.json", {"tensors": tensors})
-        if job.spec.decoder.is_plain:
+        if job.spec.decoder.is_plain and not job.spec.decoder.replaces:
             write_json(job.folder / "genai_config.json", genai_config(job.spec, job.prompt, entry))
         return entry
 

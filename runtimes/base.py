@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout
 from edgevlm.io.options import check_types
+from edgevlm.models import spec
 from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
@@ -60,7 +61,10 @@ class Decoder(Protocol):
         """Positions that are held."""
 
     def rewind(self, length: int) -> None:
-        """Forget every position from `length` on; 0 starts a new conversation."""
+        """Forget every position from `length` on; 0 starts a new conversation.
+
+        Raises EdgeVLMError for any other where the model's states are overwritten (`rewound`).
+        """
 
     def close(self) -> None:
         """Free the engine. Calling it twice is harmless."""
@@ -171,6 +175,19 @@ class Engine(Protocol):
 def disagreement(what: str) -> EdgeVLMError:
     """A bundle's files belong to different models."""
     return EdgeVLMError(f"The bundle's graphs and its manifest disagree: {what}; export the bundle again.")
+
+
+def rewound(d: spec.Decoder, held: int, length: int) -> int:
+    """Positions that are left of `held` after a rewind to `length`.
+
+    Raises EdgeVLMError where the decoder has overwritten what it knew there.
+    """
+    if 0 < length < held and d.replaces:
+        raise EdgeVLMError(
+            f"This model's states cannot go back from position {held} to {length}: they are overwritten at each call; "
+            "start anew with rewind(0) and give the whole prompt."
+        )
+    return max(0, min(held, length))
 
 
 def context_error(total: int, limit: int) -> EdgeVLMError:

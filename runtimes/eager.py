@@ -17,7 +17,7 @@ from edgevlm.models.model import ModelSpec, image_features
 from edgevlm.models.ops import Weights
 from edgevlm.models.spec import Decoder
 from edgevlm.models.states import States
-from edgevlm.runtimes.base import EngineOptions, Runtime, context_error
+from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, rewound
 from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class EagerDecoder:
         return self._position
 
     def rewind(self, length: int) -> None:
-        self._position = min(self._position, length)
+        self._position = rewound(self._spec, self._position, length)
         self._states.cut(self._position)
 
     def close(self) -> None:

@@ -135,6 +135,11 @@ class Decoder:
         """One position axis under the causal mask: a position is its index, so graphs need no more than a length."""
         return self.axes == 1 and self.mask == "causal" and self.windows <= {None} and not self.deepstack
 
+    @cached_property
+    def replaces(self) -> bool:
+        """Whether a call overwrites a state: it then cannot forget its last positions, only all of them."""
+        return any(state.kind == "replace" for state in states(self))
+
 
 @dataclass(frozen=True)
 class State:

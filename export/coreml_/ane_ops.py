@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm.export.coreml_.mil_ops import MilOps, mil_name
+from edgevlm.export.coreml_.mil_ops import MilOps
+from edgevlm.export.coreml_.state_ops import mil_name
 from edgevlm.models.ops import X
 from edgevlm.models.spec import Attention
 
@@ -102,12 +103,6 @@ class AneOps(MilOps):
 
     def _repeat(self, mask: X, group: int, name: str) -> X:
         return self.mb.concat(values=[mask] * group, axis=2, name=name)
-
-    def _grow(self, state: str, k: X, v: X) -> tuple[X, X]:
-        """Both are written before either is read, so that one state holds both without a copy."""
-        self._write(f"{state}.key", k)
-        held, end = self._write(f"{state}.value", v)
-        return self._read(held, f"{state}.key", end), self._read(held, f"{state}.value", end)
 
     def _read(self, held: X, state: str, end: X) -> X:
         """A layer of the state over the whole fixed context; the mask hides what is not written yet."""

@@ -7,7 +7,6 @@ compared with it operation by operation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,37 +14,22 @@ import numpy.typing as npt
 
 from edgevlm.bundle.qtensor import PALETTES
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.coreml_.cache import Cache
-from edgevlm.export.coreml_.package import Mil
-from edgevlm.export.coreml_.store import WeightStore
+from edgevlm.export.coreml_.state_ops import StateOps, mil_name
 from edgevlm.models.blocks import rope_inputs
-from edgevlm.models.ops import Ops, X
+from edgevlm.models.ops import X
 from edgevlm.models.spec import Attention, Norm
 from edgevlm.models.trace import linear_name
 
 _GELU = {"gelu": "EXACT", "gelu_tanh": "TANH_APPROXIMATION", "quick_gelu": "SIGMOID_APPROXIMATION"}
 
 
-class MilOps(Ops):
+class MilOps(StateOps):
     """Emits one function of the `gpu` profile. X is a pymil Var: activations are (1, S, D), heads (1, H, S, d)."""
 
     backend = "The CoreML target"
-    channel_axis = -1
-    position_axis = 1
     plain_attention = False  # matmul and softmax instead of the fused operation
 
-    def __init__(
-        self, mil: Mil, store: WeightStore, inputs: Mapping[str, X] | None = None, cache: Cache | None = None
-    ) -> None:
-        """inputs: the function's, by name. cache: where the decoder's growing states lie."""
-        self.mil, self.mb, self.store, self.inputs, self.cache = mil, mil.mb, store, inputs or {}, cache
-        self._shared: dict[str, X] = {}
-
     # The function's interface
-
-    def load(self, x: X) -> X:
-        """An input (1, S, D) as the operations take it."""
-        return x
 
     def output(self, x: X, name: str) -> X:
         """A value as the interface promises it: (1, S, D) under `name`."""
@@ -83,15 +67,6 @@ class MilOps(Ops):
 
     def _shape_weight(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array
-
-    def _shape_vector(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """(S, D) or (D,) as it is added to activations."""
-        return array[None]
-
-    def _const(self, value: npt.NDArray[Any], name: str) -> X:
-        const = self.mb.const(val=value, name=name)
-        const.op.weight_id = name
-        return const
 
     def vector(self, name: str, size: int) -> X:
         return self._const(self._shape_vector(self.store.vector(name)[None]), mil_name(name))
@@ -285,46 +260,3 @@ class MilOps(Ops):
 
     def _repeat(self, mask: X, group: int, name: str) -> X:
         return self.mb.tile(x=mask, reps=[1, 1, group, 1], name=name)
-
-    # States
-
-    def append(self, state: str, x: X) -> X:
-        held, end = self._write(state, x)
-        return self._read(held, state, end)
-
-    def _grow(self, state: str, k: X, v: X) -> tuple[X, X]:
-        return self.append(f"{state}.key", k), self.append(f"{state}.value", v)
-
-    def _read(self, held: X, state: str, end: X) -> X:
-        """What a layer of a packed state holds so far, (1, kv heads, end, head size)."""
-        assert self.cache is not None
-        return self.mb.slice_by_index(x=held, begin=[self.cache.places[state][1], 0, 0, 0], end=end)
-
-    def _write(self, state: str, rows: X) -> tuple[X, X]:
-        """The packed state with `rows` at `position` of its layer, and the corner after the last written element."""
-        assert self.cache is not None, "a decoder needs a cache"
-        mb, (packed, layer) = self.mb, self.cache.places[state]
-        _, kv, _, size = self.cache.packed[packed]
-
-        def corner(row: int, head: int, position: X, column: int) -> X:
-            one = [np.array([n], np.int32) for n in (row, head, column)]
-            return mb.concat(values=[one[0], one[1], position, one[2]], axis=0)
-
-        begin = corner(layer, 0, self.inputs["position"], 0)
-        if "end" not in self._shared:
-            self._shared["end"] = self._end()
-        end = corner(layer + 1, kv, self._shared["end"], size)
-        old = mb.read_state(input=self.inputs[packed])
-        new = mb.slice_update(x=old, update=rows, begin=begin, end=end)
-        return mb.coreml_update_state(state=self.inputs[packed], value=new), end
-
-    def _end(self) -> X:
-        """Positions in the cache after this call, (1,)."""
-        assert self.cache is not None
-        shape = self.mb.shape(x=self.inputs[self.cache.mask])
-        return self.mb.slice_by_index(x=shape, begin=[3], end=[4], name="end")
-
-
-def mil_name(name: str) -> str:
-    """MIL identifiers hold no dots."""
-    return name.replace(".", "_")

@@ -235,6 +235,20 @@ class OnnxOps(ProductOps):
         )
         return out
 
+    def causal_conv(self, x: Value, name: str, width: int, kernel: int, state: str) -> str:
+        outputs = [f"{name}.out", f"present.{state}"]
+        # An activation of its own would be one node less, and the portable graph has none.
+        out, _ = self.graph.nodes(
+            "CausalConvWithState", self.value(x), self._taps(name), "", f"past_key_values.{state}", outputs=outputs,
+            domain=MICROSOFT, activation="none", channels_last=1,
+        )  # fmt: skip
+        return out
+
+    def _taps(self, name: str) -> str:
+        """The weight (D, kernel) of a depthwise convolution as (D, 1, kernel)."""
+        g = self.graph
+        return g.node("Unsqueeze", self.placement.plain(g, f"{name}.weight"), g.constant([1]))
+
     def last(self, x: Value) -> str:
         """Right-padded rows end before the last position: gather by length, not by shape."""
         g = self.graph

@@ -106,6 +106,16 @@ class PortableOps(OnnxOps):
         )
         return out
 
+    def causal_conv(self, x: Value, name: str, width: int, kernel: int, state: str) -> str:
+        g = self.graph
+        real = g.node("Cast", g.node("Unsqueeze", self._new_mask, g.constant([2])), to=TensorProto.FLOAT)
+        whole = g.node("Concat", f"past_key_values.{state}", g.node("Mul", self.value(x), real), axis=1)
+        end = g.constant([np.iinfo(np.int64).max])
+        g.nodes("Slice", whole, g.constant([1 - kernel]), end, g.constant([1]), outputs=[f"present.{state}"])
+        turned = g.node("Transpose", whole, perm=[0, 2, 1])
+        out = g.node("Conv", turned, self._taps(name), group=width, kernel_shape=[kernel])
+        return g.node("Transpose", out, perm=[0, 2, 1])
+
     def last(self, x: Value) -> str:
         g = self.graph
         steps = g.node("Range", g.constant(0), g.node("Squeeze", self._new, g.constant([0])), g.constant(1))

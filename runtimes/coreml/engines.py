@@ -33,6 +33,7 @@ class DecoderEngine(Protocol):
     device: str
 
     def run(self, function: str, inputs: Mapping[str, Any]) -> Mapping[str, Any]: ...
+    def reset(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -64,12 +65,16 @@ class EvaluatedDecoder:
 
     def __init__(self, package: MilPackage, function: str, storage: str) -> None:
         self.evaluator = MilEvaluator(package, storage)
-        self.state: State = self.evaluator.make_state(function)
+        self._function = function
+        self.reset()
         self.observer: Observer | None = None
         self.device = f"CPU (evaluator in numpy, {storage} storage)"
 
     def run(self, function: str, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         return self.evaluator.run(inputs, self.state, function, self.observer)
+
+    def reset(self) -> None:
+        self.state: State = self.evaluator.make_state(self._function)
 
     def close(self) -> None:
         self.state = {}
@@ -104,12 +109,16 @@ class PredictedDecoder:
             )
             for name in functions
         }
-        self._state = self._functions[functions[0]].make_state()
+        self._first = functions[0]
+        self.reset()
         self.device = f"CoreML ({units.name})"
 
     def run(self, function: str, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         found: Mapping[str, Any] = self._functions[function].predict(_device_arrays(inputs), state=self._state)
         return found
+
+    def reset(self) -> None:
+        self._state = self._functions[self._first].make_state()
 
     def close(self) -> None:
         self._functions, self._state = {}, None

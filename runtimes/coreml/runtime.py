@@ -14,7 +14,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, decoder_inputs
 from edgevlm.inputs.preprocess import normalize
 from edgevlm.models.spec import Decoder
-from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, disagreement
+from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, disagreement, rewound
 from edgevlm.runtimes.coreml.check import check_decoder, check_vision
 from edgevlm.runtimes.coreml.engines import (
     DecoderEngine,
@@ -147,10 +147,15 @@ class CoreMLDecoder:
         return max(1, min(wanted, PROMPT_ROWS)) if self._spec.mask == "causal" else wanted
 
     def _rows(self, left: int) -> int:
-        """How many rows the next call takes: a fixed prompt function is padded, where the cache has room for it."""
+        """How many rows the next call takes.
+
+        A fixed prompt function is padded, where the cache has room for it. A state that is overwritten has none.
+        """
         longest = self.rows_per_call(left)
         if self._flexible:
             return longest
+        if self._spec.replaces:
+            return longest if left >= longest else 1
         return min(left, longest) if left > 1 and self._position + longest <= self.context else 1
 
     def _call(self, rows: F32) -> F32:
@@ -186,9 +191,11 @@ class CoreMLDecoder:
 
     def rewind(self, length: int) -> None:
         """Positions behind `length` stay in the state until they are overwritten; the mask hides them."""
-        self._position = max(0, min(self._position, length))
+        self._position = rewound(self._spec, self._position, length)
         if self._position == 0:
             self._layout = Layout(0)
+            if self._spec.replaces:
+                self.engine.reset()
 
     def close(self) -> None:
         self.engine.close()

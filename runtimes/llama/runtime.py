@@ -17,7 +17,7 @@ from edgevlm.inputs.layout import Layout, positions
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Attention
 from edgevlm.models.towers.vit import Vit
-from edgevlm.runtimes.base import EngineOptions, Runtime, context_error
+from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, rewound
 from edgevlm.runtimes.devices import llama_device
 from edgevlm.runtimes.gguf import GgufFile, gguf_files
 from edgevlm.runtimes.llama.engine import load_engine, probe_in_child
@@ -272,7 +272,8 @@ class LlamaDecoder:
         return self._position
 
     def rewind(self, length: int) -> None:
-        if length >= self._position:
+        length = rewound(self._spec, self._position, length)
+        if length == self._position:
             return
         axes, start = self._spec.axes, max(0, length - 1)
         before, cut = positions(self._layout, axes, start, start + 2)[0] if length else (-1, 0)

@@ -15,7 +15,7 @@ from edgevlm.inputs.preprocess import normalize, normalize_all
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder
-from edgevlm.runtimes.base import EngineOptions, Runtime
+from edgevlm.runtimes.base import EngineOptions, Runtime, rewound
 from edgevlm.runtimes.ort.check import check_file, check_signature
 from edgevlm.runtimes.ort.products import signed_saturates
 from edgevlm.runtimes.ort.session import Graph, find_providers, import_onnxruntime, open_session
@@ -165,7 +165,7 @@ class OrtDecoder:
 
     def rewind(self, length: int) -> None:
         if self._cache:
-            self._cache.position = min(self._cache.position, length)
+            self._cache.position = rewound(self._spec, self._cache.position, length)
 
     def close(self) -> None:
         self._embed = self._cache = None

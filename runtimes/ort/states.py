@@ -10,7 +10,7 @@ import numpy as np
 from edgevlm.inputs.layout import Layout, decoder_inputs
 from edgevlm.models.components import position_inputs
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Decoder, states
+from edgevlm.models.spec import Decoder, State, states
 from edgevlm.runtimes.base import context_error
 from edgevlm.types import F32
 
@@ -28,11 +28,12 @@ class Cache(Protocol):
 
 
 class SharedCache:
-    """One buffer per layer and side, bound as past and as present: GroupQueryAttention appends in place.
+    """One buffer per growing state, bound as past and as present: GroupQueryAttention appends in place.
 
     A buffer starts at the positions that the first call needs, rounded up to `KV_ROUND`, and doubles when it is full
     (one copy of what it holds), up to the context length: a model of 8192 positions never allocates them for a short
     question. Forgetting is free: the kernel reads as far as the attention mask is long.
+    A state that is replaced has two buffers, which take turns as past and as present.
     """
 
     def __init__(self, ort: Any, spec: Decoder, sessions: list[Any]) -> None:
@@ -41,6 +42,9 @@ class SharedCache:
         self._ort, self._spec, self._sessions = ort, spec, sessions
         self._bindings = [session.io_binding() for session in sessions]
         self._buffers: dict[str, F32] = {}
+        self._turns = {
+            state.name: (_zeros(state, 1, 0), _zeros(state, 1, 0)) for state in states(spec) if state.kind == "replace"
+        }
         self._mask = np.empty((1, 0), np.int64)
         self._logits = np.empty((1, 1, spec.vocab_size), np.float32)
 
@@ -49,6 +53,9 @@ class SharedCache:
         total = self.position + len(embeds)
         if total > self.capacity:
             self._grow(total)
+        if self.position == 0:
+            for past, _ in self._turns.values():
+                past.fill(0)
         which = which_session(self._sessions, len(embeds))
         binding = self._bindings[which]
         given: dict[str, Array] = {
@@ -59,6 +66,8 @@ class SharedCache:
         for name, value in given.items():  # the arrays have to live until the call ends
             self._bind(binding, name, value)
         self._sessions[which].run_with_iobinding(binding)
+        self._turns = {name: (present, past) for name, (past, present) in self._turns.items()}
+        self._bind_states(self._turns)
         self.position = total
         logits: F32 = self._logits[0, 0].copy()
         return logits
@@ -75,18 +84,25 @@ class SharedCache:
         self.capacity = 0  # until every layer has grown: an interrupt must not leave a mixture in use
         kept = self.position
         for state in states(spec):
-            buffer = np.zeros((1, *(capacity if size is None else size for size in state.shape)), np.float32)
+            if state.kind == "replace":
+                continue
+            buffer = _zeros(state, 1, capacity)
             if kept:
                 buffer[:, :, :kept] = self._buffers[state.name][:, :, :kept]
             self._buffers[state.name] = buffer
         self._mask = np.ones((1, capacity), np.int64)
+        self._bind_states({name: (buffer, buffer) for name, buffer in self._buffers.items()} | self._turns)
         for binding in self._bindings:
-            for name, buffer in self._buffers.items():
-                value = self._ort.OrtValue.ortvalue_from_numpy(buffer)
-                binding.bind_ortvalue_input(f"past_key_values.{name}", value)
-                binding.bind_ortvalue_output(f"present.{name}", value)
             binding.bind_ortvalue_output("logits", self._ort.OrtValue.ortvalue_from_numpy(self._logits))
         self.capacity = capacity
+
+    def _bind_states(self, buffers: Mapping[str, tuple[F32, F32]]) -> None:
+        """Past and present of each, in every session."""
+        for name, (past, present) in buffers.items():
+            given, taken = (self._ort.OrtValue.ortvalue_from_numpy(buffer) for buffer in (past, present))
+            for binding in self._bindings:
+                binding.bind_ortvalue_input(f"past_key_values.{name}", given)
+                binding.bind_ortvalue_output(f"present.{name}", taken)
 
     def _bind(self, binding: Any, name: str, array: np.ndarray[Any, Any]) -> None:
         binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
@@ -98,7 +114,7 @@ class PassedCache:
     def __init__(self, ort: Any, spec: Decoder, sessions: list[Any]) -> None:
         self.position = 0
         self._ort, self._spec, self._sessions = ort, spec, sessions
-        self._names = [state.name for state in states(spec)]
+        self._states = states(spec)
         self._past: list[Any] = []  # OrtValues, fed back without passing through numpy
 
     def run(self, embeds: F32, inputs: Mapping[str, Array]) -> F32:
@@ -108,18 +124,20 @@ class PassedCache:
         if total > spec.context_length:
             raise context_error(total, spec.context_length)
         value = self._ort.OrtValue.ortvalue_from_numpy
-        if not self._past:
+        if position == 0:
             self._past = [value(empty) for empty in empty_states(spec).values()]
-        elif self._past[0].shape()[2] > position:
-            self._past = [value(np.ascontiguousarray(past.numpy()[:, :, :position])) for past in self._past]
+        for number, (state, past) in enumerate(zip(self._states, self._past, strict=True)):
+            if state.kind == "append" and past.shape()[2] > position:
+                self._past[number] = value(np.ascontiguousarray(past.numpy()[:, :, :position]))
+        names = [state.name for state in self._states]
         feeds = {
             "inputs_embeds": value(np.ascontiguousarray(embeds[None], np.float32)),
             "attention_mask": value(np.ones((1, total), np.int64)),
             **{name: value(np.ascontiguousarray(array)) for name, array in inputs.items()},
-            **{f"past_key_values.{name}": past for name, past in zip(self._names, self._past, strict=True)},
+            **{f"past_key_values.{name}": past for name, past in zip(names, self._past, strict=True)},
         }
         session = self._sessions[which_session(self._sessions, len(embeds))]
-        outputs = session.run_with_ort_values(["logits", *(f"present.{name}" for name in self._names)], feeds)
+        outputs = session.run_with_ort_values(["logits", *(f"present.{name}" for name in names)], feeds)
         self._past = outputs[1:]
         self.position = total
         logits: F32 = outputs[0].numpy()[0, -1]
@@ -148,10 +166,11 @@ def position_feeds(d: Decoder, layout: Layout, past: int, new: int) -> dict[str,
 
 def empty_states(spec: Decoder, batch: int = 1) -> dict[str, F32]:
     """What a decoder's graph is given before the first position, by state name."""
-    return {
-        state.name: np.zeros((batch, *(0 if size is None else size for size in state.shape)), np.float32)
-        for state in states(spec)
-    }
+    return {state.name: _zeros(state, batch, 0) for state in states(spec)}
+
+
+def _zeros(state: State, batch: int, positions: int) -> F32:
+    return np.zeros((batch, *(positions if size is None else size for size in state.shape)), np.float32)
 
 
 def which_session(sessions: list[Any], positions: int) -> int:

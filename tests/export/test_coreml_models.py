@@ -39,7 +39,7 @@ from edgevlm.inputs.preprocess import normalize
 from edgevlm.inputs.rules import Stretch
 from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Attention, Block, Decoder, Mlp, ShortConv
+from edgevlm.models.spec import Attention, Block, Decoder, Mlp
 from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.coreml.runtime import CoreMLDecoder, CoreMLEncoder
@@ -177,8 +177,10 @@ def test_windows_caps_and_norms_behind_parts(tmp_path: Path, profile: str) -> No
     ("spec", "message"),
     [
         (
-            replace(PLAIN, blocks=(*PLAIN.blocks, Block((ShortConv(3),), Mlp(80))), layers=(0, 1)),
-            r"'1.conv' \(replace\)",
+            replace(
+                PLAIN, blocks=(*PLAIN.blocks, Block((Attention(4, 2, 16, reads="memory"),), Mlp(80))), layers=(0, 1)
+            ),
+            r"'1.key' \(memory\)",
         ),
         (
             replace(PLAIN, blocks=(*PLAIN.blocks, Block((Attention(4, 1, 16),), Mlp(80))), layers=(0, 1)),
@@ -187,7 +189,7 @@ def test_windows_caps_and_norms_behind_parts(tmp_path: Path, profile: str) -> No
         (replace(PLAIN, learned_positions=128), "no operation 'positions'"),
         (replace(PLAIN, deepstack=1), "no operation 'deepstack_0'"),
     ],
-    ids=["conv", "heads", "positions", "deepstack"],
+    ids=["memory", "heads", "positions", "deepstack"],
 )
 def test_what_packages_do_not_hold_is_refused(tmp_path: Path, spec: Decoder, message: str) -> None:
     with pytest.raises(EdgeVLMError, match=message):
