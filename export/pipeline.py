@@ -115,6 +115,8 @@ def _export(options: ExportOptions, output: Replacement, progress: Progress) -> 
         processor=options.processor,
     )
     spec, weights = read_model(checkpoint)
+    for target in options.targets:  # before anything is written
+        TARGETS[target].check_model(spec, checkpoint.processor / "tokenizer.json", options.coreml)
     recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
     if options.calibration is not None and options.calibration.budget is not None:
         check_budget(spec, weights, recipe, options.targets, _shared_bytes(checkpoint), options.calibration.budget)

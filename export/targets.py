@@ -40,6 +40,12 @@ class Target(Protocol):
     def check(self, recipe: Recipe, coreml: CoreMLOptions) -> None:
         """Raise EdgeVLMError for what the format or its device cannot hold, before any work is done."""
 
+    def check_model(self, spec: ModelSpec, tokenizer: Path, coreml: CoreMLOptions) -> str | None:
+        """Raise EdgeVLMError for a model that the format cannot hold, from its description and tokenizer.json alone.
+
+        What `write` itself would come to is asked. Returns why pictures are left to another engine, where they are.
+        """
+
     def write(self, job: Job) -> TargetEntry:
         """Write the files; the manifest's entry."""
 
@@ -73,6 +79,12 @@ class Onnx:
     def check(self, recipe: Recipe, coreml: CoreMLOptions) -> None:
         _check_palettes(recipe)
 
+    def check_model(self, spec: ModelSpec, tokenizer: Path, coreml: CoreMLOptions) -> str | None:
+        from edgevlm.export.onnx_.emit import check_onnx
+
+        check_onnx(spec)
+        return None
+
     def write(self, job: Job) -> TargetEntry:
         """Write the graphs and weights.json, and for a plain decoder onnxruntime-genai's configuration."""
         from edgevlm.export.onnx_.emit import write_onnx
@@ -94,6 +106,11 @@ class Gguf:
     def check(self, recipe: Recipe, coreml: CoreMLOptions) -> None:
         _check_palettes(recipe)
 
+    def check_model(self, spec: ModelSpec, tokenizer: Path, coreml: CoreMLOptions) -> str | None:
+        from edgevlm.export import gguf_
+
+        return gguf_.plan(spec, tokenizer).no_pictures
+
     def write(self, job: Job) -> TargetEntry:
         from edgevlm.export import gguf_
 
@@ -111,6 +128,12 @@ class CoreML:
 
     def check(self, recipe: Recipe, coreml: CoreMLOptions) -> None:
         check_recipe(recipe, coreml.profile)
+
+    def check_model(self, spec: ModelSpec, tokenizer: Path, coreml: CoreMLOptions) -> str | None:
+        from edgevlm.export import coreml_
+
+        coreml_.check_coreml(spec, coreml)
+        return None
 
     def write(self, job: Job) -> TargetEntry:
         from edgevlm.export import coreml_

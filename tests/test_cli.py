@@ -235,6 +235,18 @@ def test_info(cli: Any, bundle: Path) -> None:
     assert "onnxruntime" in {engine["engine"] for engine in engines}
 
 
+def test_info_of_a_model(cli: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = cli("info", tiny_checkpoint)
+    assert done.code == 0 and done.err == ""
+    for words in ("SmolVLM, SmolVLM2", "vit: 2 layers of", "attention: 3 layers of 64", "onnx", "float32"):
+        assert words in done.out
+    shown = json.loads(cli("info", tiny_checkpoint, "--json").out)
+    assert shown["family"] == "smolvlm" and set(shown["targets"]) == {"onnx", "gguf", "coreml"}
+    (tmp_path / "config.json").write_text('{"model_type": "other", "text_config": {"model_type": "llama"}}')
+    done = cli("info", tmp_path)
+    assert done.code == 2 and "its config.json describes no vision tower; its decoder 'llama' is known" in done.err
+
+
 def test_verify(cli: Any, tiny_bundle: Path, tiny_checkpoint: Path, bundle: Path) -> None:
     done = cli("verify", tiny_bundle)
     assert (done.code, done.out) == (0, "") and "Gate passed." in done.err and "files match" in done.err
@@ -402,11 +414,11 @@ MISTAKES = {
     ),
     "nothing to show": (
         "info",
-        "Nothing to show: name a bundle, or add --devices for this machine's engines.",
+        "Nothing to show: name a bundle or a model, or add --devices for this machine's engines.",
     ),
     "both shown": (
         "info {bundle} --devices",
-        "--devices shows this machine, not a bundle: give one of them.",
+        "--devices shows this machine, not a bundle or a model: give one of them.",
     ),
     "--opset": (
         "export default -o {tmp}/o --opset 17",
@@ -484,12 +496,12 @@ def test_damaged_checkpoints(cli: Any, tiny_checkpoint: Path, tmp_path: Path) ->
     weights.write_bytes(weights.read_bytes()[:-1000])
     family = broken("family")
     config = json.loads((family / "config.json").read_text())
-    (family / "config.json").write_text(json.dumps({**config, "model_type": "qwen2_vl"}))
+    (family / "config.json").write_text(json.dumps({**config, "model_type": "blip"}))
     pickled = broken("pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     for folder, words in (
         (truncated, ["model.safetensors", "truncated", "download it again"]),
-        (family, ["'qwen2_vl'", "SmolVLM", "Idefics3"]),
+        (family, ["'blip'", "its vision tower 'smolvlm_vision' is known", "docs/checkpoints.md"]),
         (pickled, ["pytorch_model.bin", "pickle", "safetensors"]),
     ):
         done = cli("export", folder, "-o", tmp_path / "out")

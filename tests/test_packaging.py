@@ -28,6 +28,7 @@ FOLDERS = PROJECT["tool"]["setuptools"]["package-dir"]
 # Verbs that export or compare with an original import the exporter when they run, and not before.
 MAY_IMPORT_EXPORT_LAZILY = {
     "edgevlm/commands/export.py",
+    "edgevlm/commands/info.py",
     "edgevlm/commands/verify.py",
     "edgevlm/commands/demo.py",
 }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from edgevlm.checkpoint import hub
-from edgevlm.checkpoint.safetensors import SafetensorsFile
+from edgevlm.checkpoint.safetensors import SafetensorsFile, SafetensorsHeader
 from edgevlm.checkpoint.upstream import upstream_files
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
@@ -44,10 +45,13 @@ class Checkpoint:
 
     folder: holds config.json and the weights. processor: the tokenizer and the processor's files, as a rule the same.
     name: the Hub id or the folder's name. revision: the Hub commit, or None for a plain folder.
+    headers: of the weights, where these are not in the folder: then names, shapes and types are known, and no values.
     Opening reads and checks headers only. Raises EdgeVLMError for everything that is wrong with the files.
     """
 
-    def __init__(self, folder: Path, *, name: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, name: str | None = None, headers: Sequence[SafetensorsHeader] | None = None
+    ) -> None:
         self.folder = folder
         self.name = name or folder.resolve().name
         self.processor = folder  # where the tokenizer and the processor's files are
@@ -57,7 +61,9 @@ class Checkpoint:
         self.revision = own if parent == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", own) else None
         self.adapter: LoraAdapter | None = None
         self.adapter_name: str | None = None  # as the user or its own files call it
-        self._files = _open_weights(folder)
+        self._files: Mapping[str, SafetensorsHeader] = (
+            _open_weights(folder) if headers is None else {name: file for file in headers for name in file.tensors}
+        )
         self._hash: str | None = None
 
     def names(self) -> list[str]:
@@ -94,6 +100,13 @@ class Checkpoint:
             one.read_bytes(first, start, step) == two.read_bytes(second, start, step)
             for start in range(0, one.tensors[first].nbytes, step)
         )
+
+    def stored_bytes(self) -> dict[str, int]:
+        """Bytes of all tensors by the type in which they are stored."""
+        found: dict[str, int] = {}
+        for name, file in self._files.items():
+            found[file.dtype(name)] = found.get(file.dtype(name), 0) + file.tensors[name].nbytes
+        return found
 
     def content_hash(self) -> str:
         """sha256 of the weights file (the figure that the Hub shows); of several, sha256 over their list.

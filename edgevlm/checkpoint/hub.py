@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from edgevlm.errors import EdgeVLMError, install_hint
 
@@ -27,14 +30,8 @@ def fetch(model: str, *, revision: str | None = None, cache_dir: Path | None = N
     Without a network the cached snapshot is used. Raises EdgeVLMError when there is none, when the model or the
     revision does not exist, or when access needs a token.
     """
-    try:
-        from huggingface_hub import errors as hub_errors
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise EdgeVLMError(
-            f"'{model}' is not a local folder, and the Hub needs the package huggingface_hub: "
-            f"{install_hint('export')}, or give a local folder."
-        ) from None
+    hub_errors = _hub(model).errors
+    from huggingface_hub import snapshot_download
 
     def snapshot(local_only: bool) -> Path:
         return Path(
@@ -56,31 +53,93 @@ def fetch(model: str, *, revision: str | None = None, cache_dir: Path | None = N
         except (hub_errors.LocalEntryNotFoundError, OSError, ValueError):
             pass
     try:
-        return snapshot(local_only=False)
-    except hub_errors.GatedRepoError:
-        raise EdgeVLMError(
-            f"{which} is gated: accept its terms on its Hub page, then run 'hf auth login' and try again."
-        ) from None
-    except hub_errors.RevisionNotFoundError:
-        raise EdgeVLMError(f"{which} does not exist on the Hub: check the revision on the model's Hub page.") from None
-    except hub_errors.RepositoryNotFoundError:
-        raise EdgeVLMError(
-            f"{which} is not on the Hub, or is private: check the name, or run 'hf auth login' for a private model."
-        ) from None
+        with _answers(which):
+            return snapshot(local_only=False)
     except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError, ValueError) as error:
         problem = error
     try:
         return snapshot(local_only=True)
     except (hub_errors.LocalEntryNotFoundError, OSError, ValueError):
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
         raise EdgeVLMError(
             f"{which} is neither a local folder nor in the cache, and the Hub could not be reached "
-            f"({reason}): check the network, or give a local folder."
+            f"({_reason(problem)}): check the network, or give a local folder."
         ) from None
+
+
+def headers(model: str, *, revision: str | None) -> dict[str, dict[str, Any]]:
+    """The headers of a Hub model's safetensors files, by file: of each tensor "dtype", "shape" and "data_offsets".
+
+    Nothing but headers is fetched, by range requests. Raises EdgeVLMError as `fetch`, and where a model has no
+    safetensors.
+    """
+    hub = _hub(model)
+    errors = hub.errors
+    try:
+        with _answers(f"'{model}'"):
+            found = hub.get_safetensors_metadata(model, revision=revision)
+    except errors.NotASafetensorsRepoError:
+        raise EdgeVLMError(
+            f"'{model}' has no safetensors weights on the Hub: model.safetensors or its index was expected; use a "
+            "model that has them."
+        ) from None
+    except EdgeVLMError:
+        raise
+    except Exception as error:  # the client lets errors of its HTTP library through, which is one or another by version
+        raise EdgeVLMError(
+            f"The headers of the weights of '{model}' could not be read from the Hub ({_reason(error)}): check the "
+            "network, or give a local folder."
+        ) from None
+    return {
+        file: {
+            name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": list(tensor.data_offsets)}
+            for name, tensor in header.tensors.items()
+        }
+        for file, header in found.files_metadata.items()
+    }
+
+
+def _hub(model: str) -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError:
+        raise EdgeVLMError(
+            f"'{model}' is not a local folder, and the Hub needs the package huggingface_hub: "
+            f"{install_hint('export')}, or give a local folder."
+        ) from None
+    return huggingface_hub
+
+
+@contextmanager
+def _answers(which: str) -> Iterator[None]:
+    """Sentences for what the Hub says when it is reached."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise EdgeVLMError(
+            f"{which} is gated: accept its terms on its Hub page, then run 'hf auth login' and try again."
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise EdgeVLMError(f"{which} does not exist on the Hub: check the revision on the model's Hub page.") from None
+    except errors.RepositoryNotFoundError:
+        raise EdgeVLMError(
+            f"{which} is not on the Hub, or is private: check the name, or run 'hf auth login' for a private model."
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether a cached snapshot has what a model needs; downloads of single files leave partial ones."""
+    return holds_weights(folder) and all((folder / name).exists() for name in ("config.json", "tokenizer.json"))
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether a snapshot has all of its safetensors files."""
     weights = list(folder.glob("*.safetensors"))
     shards = max((int(match[1]) for path in weights if (match := _SHARDS.search(path.name))), default=1)
-    return len(weights) >= shards and all((folder / name).exists() for name in ("config.json", "tokenizer.json"))
+    return len(weights) >= shards

@@ -13,7 +13,8 @@ from edgevlm.checkpoint import hub
 from edgevlm.checkpoint.adapter import LoraAdapter
 from edgevlm.checkpoint.adapter_config import FILE, base_model
 from edgevlm.checkpoint.checkpoint import DEFAULT, Checkpoint, find_folder, has_weights, name_of, read_config
-from edgevlm.checkpoint.families import adapter_base, find_family
+from edgevlm.checkpoint.families import adapter_base, find_family, read_checkpoint
+from edgevlm.checkpoint.safetensors import SafetensorsHeader
 from edgevlm.checkpoint.upstream import upstream_files
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.json import read_object
@@ -77,7 +78,9 @@ def open_model(
     folder = find_folder(named.model, "model", its_revision, cache_dir, weights=False)
     name = name_of(named.model)
     find_family(read_config(folder), name or folder.resolve().name)
-    folder = find_folder(named.model, "model", its_revision, cache_dir)
+    if _is_remote(named.model, folder):
+        read_checkpoint(_by_headers(named.model, folder))
+        folder = find_folder(named.model, "model", its_revision, cache_dir)
     checkpoint = Checkpoint(folder, name=name)
     if processor is not None:
         checkpoint.processor = find_folder(processor, "processor", None, cache_dir, weights=False)
@@ -92,6 +95,31 @@ def open_model(
         checkpoint.adapter = LoraAdapter(where, adapter_base(checkpoint))
         checkpoint.adapter_name = named.adapter
     return checkpoint
+
+
+def open_headers(model: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Checkpoint:
+    """As `open_model`, from small files and headers alone: no weight of a Hub model is fetched, and none can be read.
+
+    An adapter stands for its base model. Raises EdgeVLMError.
+    """
+    named = resolve(model, revision=revision, cache_dir=cache_dir)
+    folder = find_folder(named.model, "model", revision if named.model == model else None, cache_dir, weights=False)
+    name = name_of(named.model)
+    find_family(read_config(folder), name or folder.resolve().name)
+    return _by_headers(named.model, folder) if _is_remote(named.model, folder) else Checkpoint(folder, name=name)
+
+
+def _is_remote(model: str, folder: Path) -> bool:
+    """Whether the weights of a Hub model are not in the cache yet."""
+    return name_of(model) is not None and model != DEFAULT and not hub.holds_weights(folder)
+
+
+def _by_headers(model: str, folder: Path) -> Checkpoint:
+    commit = folder.name if folder.parent.name == "snapshots" else None
+    headers = hub.headers(model, revision=commit)
+    return Checkpoint(
+        folder, name=model, headers=[SafetensorsHeader(Path(file), header) for file, header in headers.items()]
+    )
 
 
 def _is_adapter(folder: Path, local: bool) -> bool:

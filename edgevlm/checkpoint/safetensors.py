@@ -38,7 +38,27 @@ class TensorInfo:
     nbytes: int
 
 
-class SafetensorsFile:
+class SafetensorsHeader:
+    """What the header of a .safetensors file says, of one whose values are somewhere else."""
+
+    def __init__(self, path: Path, entries: dict[str, Any]) -> None:
+        """entries: by tensor name, "dtype", "shape" and "data_offsets". Raises EdgeVLMError for broken ones."""
+        self.path = path
+        self.tensors = _tensor_infos(path, entries, 0)
+
+    def dtype(self, name: str) -> str:
+        """The stored type as numpy names it: "float32", "float16", "bfloat16", or the file's word for others."""
+        return _FLOATS.get(self.tensors[name].dtype, self.tensors[name].dtype)
+
+    def read(self, name: str) -> F32:
+        raise EdgeVLMError(f"Of {self.path} the header alone was fetched, and '{name}' is asked for: download it.")
+
+    def read_bytes(self, name: str, start: int, count: int) -> bytes:
+        """None: tensors of one shape and type count as the same where their values are not here."""
+        return b""
+
+
+class SafetensorsFile(SafetensorsHeader):
     """One .safetensors file, its header checked in full when opened.
 
     Raises EdgeVLMError when the file is missing, truncated, or breaks the format.
@@ -53,10 +73,6 @@ class SafetensorsFile:
             raise EdgeVLMError(
                 f"{path} cannot be read ({error.strerror}): check the path and its permissions."
             ) from None
-
-    def dtype(self, name: str) -> str:
-        """The stored type as numpy names it: "float32", "float16", "bfloat16", or the file's word for others."""
-        return _FLOATS.get(self.tensors[name].dtype, self.tensors[name].dtype)
 
     def read(self, name: str) -> F32:
         """The tensor `name` as a new C-contiguous float32 array; exact for float16 and bfloat16."""
@@ -125,11 +141,15 @@ def _read_header(path: Path, stream: BinaryIO, size: int) -> dict[str, TensorInf
     if not isinstance(header, dict):
         raise _broken(path, "its header is not a JSON object")
     header.pop("__metadata__", None)
-    if len(header) > limits.TENSORS:
-        raise _broken(path, f"it holds {len(header)} tensors, at most {limits.TENSORS} are read")
-    tensors = {name: _tensor_info(path, name, entry, 8 + length) for name, entry in header.items()}
+    tensors = _tensor_infos(path, header, 8 + length)
     _check_layout(path, tensors, 8 + length, size)
     return tensors
+
+
+def _tensor_infos(path: Path, header: dict[str, Any], data_start: int) -> dict[str, TensorInfo]:
+    if len(header) > limits.TENSORS:
+        raise _broken(path, f"it holds {len(header)} tensors, at most {limits.TENSORS} are read")
+    return {name: _tensor_info(path, name, entry, data_start) for name, entry in header.items()}
 
 
 def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:

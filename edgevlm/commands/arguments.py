@@ -29,16 +29,21 @@ _FILE = re.compile(r"\.(?:jsonl?|txt|md|html?|pdf|mp4|mov|onnx|gguf|safetensors)
 _ADDRESS = re.compile(r"(?:data:[\w/+.-]*[;,]|\w+://)", re.IGNORECASE)
 
 
+def is_model(bundle: str) -> bool:
+    """Whether a checkpoint, an adapter or a Hub id is named, and not a bundle."""
+    folder = Path(bundle)
+    if os.path.exists(bundle):
+        named = any((folder / name).exists() for name in ("config.json", "adapter_config.json"))
+        return named and not (folder / "manifest.json").exists()
+    return bundle == "default" or bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", bundle))
+
+
 def bundle_folder(bundle: str) -> Path:
     """The folder of a bundle; a checkpoint or Hub id is answered with the command that exports it."""
     folder = Path(bundle)
     if os.path.isfile(bundle):
         raise EdgeVLMError(_no_folder(bundle))
-    if os.path.exists(bundle):
-        is_model = (folder / "config.json").exists() and not (folder / "manifest.json").exists()
-    else:
-        is_model = bundle == "default" or bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", bundle))
-    if not is_model:
+    if not is_model(bundle):
         return folder  # open_bundle reports what is missing
     out = folder.resolve().name + "-int4"
     raise EdgeVLMError(

@@ -1,4 +1,4 @@
-"""`edgevlm info`: what a bundle holds, and what this machine can run it on."""
+"""`edgevlm info`: what a bundle holds, what can be made of a model, and what this machine can run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevlm.commands.arguments import bundle_folder
+from edgevlm.commands.arguments import bundle_folder, is_model
 from edgevlm.commands.gate_table import gate_table
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import size, table, write, write_json
@@ -17,27 +17,41 @@ from edgevlm.io.processor import processor_line
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
+    from edgevlm.export.survey import Survey
+    from edgevlm.inputs.spec import ImageSpec
 
 
 @click.command()
-@click.argument("bundle", required=False)
+@click.argument("model", metavar="[MODEL]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Write it as JSON: for a bundle, its manifest.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the Hub.")
 @click.option("--devices", is_flag=True, help="List the engines of this machine and what they can run on.")
-def info(bundle: str | None, as_json: bool, devices: bool) -> None:
-    """Show what BUNDLE holds: model, quantization, files, gate."""
-    if bundle is None and not devices:
-        raise EdgeVLMError("Nothing to show: name a bundle, or add --devices for this machine's engines.")
-    if bundle is not None and devices:
-        raise EdgeVLMError("--devices shows this machine, not a bundle: give one of them.")
-    if bundle is None:
+def info(model: str | None, as_json: bool, revision: str | None, devices: bool) -> None:
+    """Show what MODEL is.
+
+    A bundle: model, quantization, files, gate. A checkpoint or a Hub id: family, parts and sizes, the targets that can
+    hold it, why others cannot, and the bytes of each quantization. Of a model on the Hub, the small files and the
+    headers of the weights are read, nothing more.
+    """
+    if model is None and not devices:
+        raise EdgeVLMError("Nothing to show: name a bundle or a model, or add --devices for this machine's engines.")
+    if model is not None and devices:
+        raise EdgeVLMError("--devices shows this machine, not a bundle or a model: give one of them.")
+    if model is None:
         from edgevlm.runtimes.devices import list_devices
 
         engines: Any = list_devices()
         shown, text = engines, _engines_text(engines)
+    elif is_model(model):
+        from edgevlm.checkpoint.opening import open_headers
+        from edgevlm.export.survey import survey
+
+        surveyed = survey(open_headers(model, revision=revision))
+        shown, text = surveyed.to_dict(), _survey_text(surveyed)
     else:
         from edgevlm.bundle.manifest import MANIFEST, open_bundle
 
-        opened = open_bundle(bundle_folder(bundle))
+        opened = open_bundle(bundle_folder(model))
         shown, text = json.loads(opened.folder.joinpath(MANIFEST).read_text(encoding="utf-8")), describe(opened)
     if as_json:
         write_json(shown, indent=2)
@@ -45,11 +59,10 @@ def info(bundle: str | None, as_json: bool, devices: bool) -> None:
         write(text)
 
 
-def _picture(bundle: Bundle) -> str:
+def _picture(image: ImageSpec) -> str:
     """The preprocessing of a picture of 640 x 480 pixels."""
     from edgevlm.inputs.preprocess import plan
 
-    image = bundle.image_spec
     views = plan(640, 480, image)
     tokens = sum(rows * cols for rows, cols in map(image.token_grid, views))
     sizes = " and ".join(sorted({f"{view.size[0]} x {view.size[1]}" for view in views}))
@@ -69,7 +82,7 @@ def describe(bundle: Bundle) -> str:
         ("adapter", model.adapter or "none"),
         ("quantization", f"{recipe.get('quantize')}, preset {recipe.get('preset')}: {_forms(recipe)}"),
         ("targets", ", ".join(manifest.targets)),
-        ("image", _picture(bundle)),
+        ("image", _picture(bundle.image_spec)),
         ("decoder", f"{decoder.num_layers} layers of {decoder.hidden_size}, {decoder.vocab_size} tokens, "
                     f"context {decoder.context_length}"),
         ("judged on", processor_line((manifest.gate or {}).get("processor")) or "not recorded"),
@@ -79,6 +92,37 @@ def describe(bundle: Bundle) -> str:
     files = table([(name, size(file.size)) for name, file in manifest.files.items()])
     gate = gate_table(manifest.gate) if manifest.gate else "  not run: try `edgevlm verify`"
     return f"{table(facts)}\n\nFiles\n{files}\n\nGate\n{gate}"
+
+
+def _survey_text(found: Survey) -> str:
+    """A model for people."""
+    total = sum(found.parameters.values())
+    facts = [
+        ("model", found.spec.name),
+        ("family", found.title),
+        *found.parts.items(),
+        ("image", _picture(found.image) if found.image else "its processor's files are refused"),
+        ("parameters", f"{_count(total)}: " + ", ".join(f"{n} {_count(c)}" for n, c in found.parameters.items() if c)),
+        ("stored", ", ".join(f"{size(count)} {kind}" for kind, count in found.stored.items())),
+    ]
+    rows = [
+        (name, *(size(holding.sizes[kind]) for kind in holding.sizes)) if holding.sizes else (name, "no", "no", "no")
+        for name, holding in found.targets.items()
+    ]
+    sizes = table(rows, head=("target", "fp16", "int8", "int4"))
+    notes = [
+        f"  {name}: {holding.refusal or f'{holding.no_pictures}; the onnx target encodes them'}"
+        for name, holding in found.targets.items()
+        if holding.refusal or holding.no_pictures
+    ]
+    problems = [f"  {problem}" for problem in found.problems]
+    return "\n".join([table(facts), "", "Estimated size, with the files that a device needs", sizes, *notes, *problems])
+
+
+def _count(number: int) -> str:
+    """Parameters, with three figures."""
+    scale, unit = (1e9, "B") if number >= 1e9 else (1e6, "M") if number >= 1e6 else (1e3, "k")
+    return f"{number / scale:.3g}{unit}"
 
 
 def _forms(recipe: dict[str, Any]) -> str:

@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from edgevlm.bundle.qtensor import QTensor
 from edgevlm.errors import EdgeVLMError
+from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
+from edgevlm.models.record import weight_tree
 
 F16 = npt.NDArray[np.float16]
 FP16_MAX = 65504.0
@@ -50,6 +52,22 @@ class WeightStore:
 
     def vector(self, name: str) -> F16:
         return half(self.weights.read(name), name)
+
+
+class Unread(WeightStore):
+    """Weights without values, in fp16, for functions that are built to see whether they can be: no memory is taken."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._tree = weight_tree(spec)
+
+    def matrix(self, names: tuple[str, ...], op: str, rows: slice | None = None) -> dict[str, Any]:
+        shapes = [self._tree[f"{name}.weight"].shape for name in names]
+        height, width = sum(shape[0] for shape in shapes), shapes[0][1]
+        height = len(range(*rows.indices(height))) if rows else height
+        return {"kind": "fp16", "data": np.broadcast_to(np.float16(0), (height, width))}
+
+    def vector(self, name: str) -> F16:
+        return np.broadcast_to(np.float16(0), self._tree[name].shape)
 
 
 def half(values: npt.NDArray[Any], name: str) -> F16:

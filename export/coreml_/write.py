@@ -11,11 +11,11 @@ from edgevlm.bundle.targets import CoreMLTarget
 from edgevlm.export.coreml_.embedding import write_embedding
 from edgevlm.export.coreml_.functions import decoder_functions, vision_function
 from edgevlm.export.coreml_.options import ANE_ROWS, CoreMLOptions, check_recipe
-from edgevlm.export.coreml_.package import load_coremltools, save_package
-from edgevlm.export.coreml_.store import WeightStore
+from edgevlm.export.coreml_.package import Mil, load_coremltools, save_package
+from edgevlm.export.coreml_.store import Unread, WeightStore
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.io.records import from_dict
-from edgevlm.models.components import components
+from edgevlm.models.components import Component, components
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes.coreml.inputs import MASK_VALUE
@@ -37,7 +37,7 @@ def write_coreml(
     recipe is refused, a weight does not fit fp16, or the model has what CoreML programs do not hold.
     """
     options = options or CoreMLOptions()
-    profile, d = options.profile, spec.decoder
+    profile = options.profile
     check_recipe(recipe, profile)
     mil = load_coremltools()
     entries: dict[str, dict[str, Any]] = {}
@@ -48,16 +48,8 @@ def write_coreml(
             table = write_embedding(folder / "embedding.bin", quantized("decoder.embed.weight"))
             entries["embedding"] = {"file": "coreml/embedding.bin", **table}
             continue
-        if component.name == "vision_encoder":
-            key, file = "vision", "VisionEncoder.mlpackage"
-            function, entry = vision_function(mil, store, component, spec.vision, profile, options.image_side)
-            functions = {"main": function}
-        else:
-            key, file = "decoder", "Decoder.mlpackage"
-            contexts = options.lengths(d.context_length)
-            functions, entry = decoder_functions(mil, store, component, d, profile, contexts, ANE_ROWS)
-            entry["mask_value"] = MASK_VALUE
-            entry["rope"] = "cos rows are [cos, cos], sin rows are [-sin, sin]"
+        key, file = _PACKAGES[component.name]
+        functions, entry = _functions(mil, store, component, spec, options)
         save_package(mil, functions, folder / file)
         entries[key] = {"file": f"coreml/{file}", **entry}
         places |= {name: {"package": f"coreml/{file}", "parts": parts} for name, parts in store.places.items()}
@@ -70,6 +62,30 @@ def write_coreml(
         "weights": places,
     }
     return from_dict(CoreMLTarget, _plain(entry), "coreml")
+
+
+_PACKAGES = {"vision_encoder": ("vision", "VisionEncoder.mlpackage"), "decoder": ("decoder", "Decoder.mlpackage")}
+
+
+def check_coreml(spec: ModelSpec, options: CoreMLOptions) -> None:
+    """Raise EdgeVLMError for a model that the packages cannot hold: they are built, of weights without values."""
+    mil = load_coremltools()
+    for component in components(spec):
+        if component.name in _PACKAGES:
+            _functions(mil, Unread(spec), component, spec, options)
+
+
+def _functions(
+    mil: Mil, store: WeightStore, component: Component, spec: ModelSpec, options: CoreMLOptions
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A package's functions by name, and its entry."""
+    if component.name == "vision_encoder":
+        function, entry = vision_function(mil, store, component, spec.vision, options.profile, options.image_side)
+        return {"main": function}, entry
+    contexts = options.lengths(spec.decoder.context_length)
+    functions, entry = decoder_functions(mil, store, component, spec.decoder, options.profile, contexts, ANE_ROWS)
+    rope = "cos rows are [cos, cos], sin rows are [-sin, sin]"
+    return functions, {**entry, "mask_value": MASK_VALUE, "rope": rope}
 
 
 def _plain(value: Any) -> Any:

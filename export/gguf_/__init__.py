@@ -10,6 +10,6 @@ except ImportError:
     ) from None
 
 from edgevlm.export.gguf_.validate import validate_gguf
-from edgevlm.export.gguf_.writer import write_gguf
+from edgevlm.export.gguf_.writer import plan, write_gguf
 
-__all__ = ["validate_gguf", "write_gguf"]
+__all__ = ["plan", "validate_gguf", "write_gguf"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gguf import GGUFWriter
@@ -13,7 +13,7 @@ from edgevlm.bundle.qtensor import QTensor
 from edgevlm.bundle.targets import GgufTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.gguf_ import metadata
-from edgevlm.export.gguf_.archs import ProjectorType, projector_type, text_arch, why_no_pictures
+from edgevlm.export.gguf_.archs import ProjectorType, TextArch, projector_type, text_arch, why_no_pictures
 from edgevlm.export.gguf_.blocks import nbytes, pack
 from edgevlm.export.gguf_.entries import Entry, decoder_entries, mmproj_entries
 from edgevlm.export.gguf_.tokenizer import Vocabulary, read_vocabulary
@@ -47,10 +47,7 @@ def write_gguf(
     there is no mmproj where there is none, and what stock llama.cpp does otherwise with pictures. Raises EdgeVLMError
     when llama.cpp cannot hold the decoder or the tokenizer.
     """
-    arch, projector = text_arch(spec.decoder), projector_type(spec)
-    vocabulary = read_vocabulary(tokenizer_json, spec.decoder.vocab_size)
-    reason = why_no_pictures(spec) or _missing_marker(projector, vocabulary)
-    projector = projector if reason is None else None
+    arch, projector, vocabulary, reason = plan(spec, tokenizer_json)
     texts = decoder_entries(spec, arch, recipe)
     pictures = mmproj_entries(spec, projector, recipe) if projector else []
     paths = [folder / MODEL, *([folder / MMPROJ] if projector else [])]
@@ -80,9 +77,28 @@ def write_gguf(
         architecture=arch.name,
         projector_type=projector.name if projector else None,
         bytes=sizes,
-        no_pictures=None if reason is None else f"llama.cpp cannot encode this model's pictures: {reason}",
+        no_pictures=reason,
         alone=stock_note(projector.name, image) if projector else None,
     )
+
+
+class Plan(NamedTuple):
+    """What llama.cpp computes of a model. no_pictures: why it has no projector, where it has none."""
+
+    arch: TextArch
+    projector: ProjectorType | None
+    vocabulary: Vocabulary
+    no_pictures: str | None
+
+
+def plan(spec: ModelSpec, tokenizer_json: Path) -> Plan:
+    """EdgeVLMError where llama.cpp cannot hold the decoder or the tokenizer."""
+    arch, projector = text_arch(spec.decoder), projector_type(spec)
+    vocabulary = read_vocabulary(tokenizer_json, spec.decoder.vocab_size)
+    reason = why_no_pictures(spec) or _missing_marker(projector, vocabulary)
+    if reason is None:
+        return Plan(arch, projector, vocabulary, None)
+    return Plan(arch, None, vocabulary, f"llama.cpp cannot encode this model's pictures: {reason}")
 
 
 def _missing_marker(projector: ProjectorType | None, vocabulary: Vocabulary) -> str | None:

@@ -13,7 +13,7 @@ from edgevlm.bundle.qtensor import PREFILL, QTensor
 from edgevlm.bundle.targets import OnnxGraph, OnnxTarget
 from edgevlm.export.onnx_.graph import Graph
 from edgevlm.export.onnx_.ops import OnnxOps
-from edgevlm.export.onnx_.placement import Linear, OnnxWeights
+from edgevlm.export.onnx_.placement import Linear, OnnxWeights, Unplaced
 from edgevlm.export.onnx_.portable import PortableOps
 from edgevlm.export.onnx_.products import Value
 from edgevlm.export.onnx_.storage import DataFile, TensorTable
@@ -75,6 +75,13 @@ def write_onnx(
         prompt = replace(recipe, decoder=recipe.prefill)
         emit(replace(parts["decoder"], name="decoder_prefill"), second=prompt)
     return OnnxTarget(graphs), table.entries
+
+
+def check_onnx(spec: ModelSpec) -> None:
+    """Raise EdgeVLMError for a model that the graphs cannot hold: they are built, of weights without values."""
+    for component in components(spec):
+        for ops_class in (OnnxOps, PortableOps):
+            _build(ops_class(Graph(component.name), Unplaced(spec), spec.decoder), spec, component)
 
 
 def _build(ops: OnnxOps, spec: ModelSpec, component: Component) -> None:

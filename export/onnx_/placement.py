@@ -12,7 +12,9 @@ from edgevlm.bundle.qtensor import BLOCK, QTensor
 from edgevlm.export.onnx_.graph import Graph
 from edgevlm.export.onnx_.storage import DataFile, Region, TensorTable, pack_rows
 from edgevlm.export.quantize.recipe import Form
+from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
+from edgevlm.models.record import weight_tree
 from edgevlm.types import F32
 
 DTYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
@@ -30,6 +32,9 @@ class Linear:
     codes: Region
     scale: Region | None
     bias: Region | None
+
+
+NOWHERE = Region("", 0, 0)
 
 
 class OnnxWeights:
@@ -155,3 +160,25 @@ class OnnxWeights:
                 self.table.add(f"{name}.bias", QTensor("fp32", part), region.part(offset, part.nbytes), "rows")
             offset += part.nbytes
         return region
+
+
+class Unplaced(OnnxWeights):
+    """Weights that are nowhere, in fp32: for graphs that are built to see whether they can be."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._tree = weight_tree(spec)
+
+    def form(self, name: str) -> Form:
+        return Form("fp32")
+
+    def plain(self, graph: Graph, name: str) -> str:
+        return graph.external(name, TensorProto.FLOAT, self._tree[name].shape, NOWHERE)
+
+    def constant(self, graph: Graph, name: str, make: Callable[[], F32]) -> str:
+        return graph.external(name, TensorProto.FLOAT, (), NOWHERE)
+
+    def linear(self, names: tuple[str, ...], *, rows: bool = False) -> Linear:
+        shapes = [self._tree[f"{name}.weight"].shape for name in names]
+        bias = NOWHERE if any(f"{name}.bias" in self._tree for name in names) else None
+        height, width = sum(shape[0] for shape in shapes), shapes[0][1]
+        return Linear("+".join(names), "fp32", height, width, "rows" if rows else "columns", NOWHERE, None, bias)

@@ -348,7 +348,8 @@ def change(folder: Path, **tensors: torch.Tensor | None) -> None:
 
 
 REFUSED = [
-    ("model_type", "paligemma", "'paligemma', which edgevlm does not support: supported are SmolVLM, SmolVLM2,"),
+    ("model_type", "paligemma", "'paligemma', which edgevlm does not support: its vision tower 'smolvlm_vision' is "
+                                "known; its decoder 'llama' is known; docs/checkpoints.md lists"),
     ("model_type", None, "None, which edgevlm does not support"),
     ("model_type", ["smolvlm"], "which edgevlm does not support"),
     ("text_config", [], "text_config = [], expected an object"),

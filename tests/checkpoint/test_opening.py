@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from edgevlm.checkpoint.families import read_image_spec, read_model
-from edgevlm.checkpoint.opening import open_model, resolve
+from edgevlm.checkpoint.opening import open_headers, open_model, resolve
 from edgevlm.checkpoint.upstream import upstream_files
 from edgevlm.cli import main
 from edgevlm.errors import EdgeVLMError
@@ -113,12 +113,20 @@ def test_the_family_is_judged_before_the_weights(tmp_path: Path) -> None:
     assert "is of the model family 'paligemma', which edgevlm does not support" in refused(
         lambda: open_model(str(tmp_path))
     )
+    parts = {"vision_config": {"model_type": "siglip_vision_model"}, "text_config": {"model_type": "mamba"}}
+    (tmp_path / "config.json").write_text(json.dumps(parts | {"model_type": "other"}))
+    message = refused(lambda: open_model(str(tmp_path)))
+    assert "its vision tower 'siglip_vision_model' is known; its decoder 'mamba' is not known; known: llama," in message
+    (tmp_path / "config.json").write_text('{"model_type": "other", "vision_config": {"model_type": ["x"]}}')
+    message = refused(lambda: open_model(str(tmp_path)))
+    assert "its vision tower ['x'] is not known; known: clip_vision_model," in message
+    assert "its config.json describes no decoder" in message
     (tmp_path / "config.json").write_text('{"model_type": "smolvlm"}')
     assert "has no weights" in refused(lambda: open_model(str(tmp_path)))
 
 
 class Hub:
-    """snapshot_download on a folder of repositories, that notes which files it fetched."""
+    """snapshot_download and headers of a folder of repositories, that notes which files it fetched."""
 
     def __init__(self, root: Path, cache: Path) -> None:
         self.root, self.cache = root, cache
@@ -137,6 +145,24 @@ class Hub:
                 self.fetched.append(name)
         return str(self.cache / model)
 
+    def headers(self, model: str, *, revision: str | None) -> Any:
+        """As HfApi.get_safetensors_metadata, by huggingface_hub's own reading of a header."""
+        path = self.root / model / "model.safetensors"
+        if not path.exists():
+            raise huggingface_hub.errors.NotASafetensorsRepoError(model)
+        raw = path.read_bytes()
+        size = int.from_bytes(raw[:8], "little")
+        header = {name: entry for name, entry in json.loads(raw[8 : 8 + size]).items() if name != "__metadata__"}
+        tensors = {
+            name: huggingface_hub.utils.TensorInfo(entry["dtype"], entry["shape"], tuple(entry["data_offsets"]))
+            for name, entry in header.items()
+        }
+        file = huggingface_hub.utils.SafetensorsFileMetadata({}, tensors)
+        self.fetched.append("the header of model.safetensors")
+        return huggingface_hub.utils.SafetensorsRepoMetadata(
+            None, False, dict.fromkeys(tensors, path.name), {path.name: file}
+        )
+
 
 @pytest.fixture
 def hub(tmp_path: Path, tiny_checkpoint: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
@@ -150,6 +176,7 @@ def hub(tmp_path: Path, tiny_checkpoint: Path, adapter: Path, monkeypatch: pytes
     shutil.copytree(adapter, root / "someone" / "lora")
     made = Hub(root, tmp_path / "cache")
     monkeypatch.setattr("huggingface_hub.snapshot_download", made)
+    monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", made.headers)
     return made
 
 
@@ -160,6 +187,40 @@ def test_of_the_hub_small_files_come_first(hub: Hub) -> None:
     checkpoint = open_model("someone/tiny")
     assert hub.fetched[-1] == "model.safetensors" and "onnx/config.json" not in hub.fetched
     assert checkpoint.name == "someone/tiny" and checkpoint.names()
+
+
+def test_of_the_hub_headers_come_before_weights(hub: Hub) -> None:
+    """What the weights do not fit, and an option that is refused, cost no download."""
+    config = hub.root / "someone" / "tiny" / "config.json"
+    whole = json.loads(config.read_text())
+    config.write_text(json.dumps(whole | {"text_config": whole["text_config"] | {"hidden_act": "relu"}}))
+    assert "hidden_act = 'relu', expected 'silu'" in refused(lambda: open_model("someone/tiny"))
+    (hub.cache / "someone" / "tiny" / "config.json").write_text(
+        json.dumps(whole | {"text_config": whole["text_config"] | {"num_hidden_layers": 9}})
+    )
+    assert "lacks the tensor 'model.text_model.layers.3." in refused(lambda: open_model("someone/tiny"))
+    assert "the header of model.safetensors" in hub.fetched and "model.safetensors" not in hub.fetched
+    (hub.root / "someone" / "tiny" / "model.safetensors").unlink()
+    assert "'someone/tiny' has no safetensors weights on the Hub" in refused(lambda: open_model("someone/tiny"))
+
+
+def test_headers_say_what_the_weights_are(hub: Hub, tiny_checkpoint: Path) -> None:
+    found, whole = open_headers("someone/tiny"), open_model(str(tiny_checkpoint))
+    assert "model.safetensors" not in hub.fetched
+    assert found.names() == whole.names() and found.stored_bytes() == whole.stored_bytes()
+    assert [found.shape(name) for name in found.names()] == [whole.shape(name) for name in whole.names()]
+    assert read_model(found)[0].decoder == read_model(whole)[0].decoder
+    assert "Of model.safetensors the header alone was fetched" in refused(lambda: found.read(found.names()[0]))
+    assert open_headers("someone/lora").name == "someone/tiny"
+
+
+def test_a_hub_that_is_not_there(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*names: Any, **rest: Any) -> Any:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", gone)
+    message = refused(lambda: open_headers("someone/tiny"))
+    assert message.startswith("The headers of the weights of 'someone/tiny' could not be read from the Hub (no route)")
 
 
 def test_an_adapter_on_the_hub(hub: Hub) -> None:

@@ -7,6 +7,7 @@ for the bits of quantized weights, which are held to each other across container
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -23,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny.common import Answer, ask, picture
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
-from edgevlm.errors import GateError
+from edgevlm.checkpoint.families import find_family
+from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.generate.loop import Pipeline
 from edgevlm.generate.sampling import GenerateOptions
@@ -215,6 +217,12 @@ class FamilyTests:
     def test_prompts_and_tokens_are_transformers(self, made: Checkpoint, pictures: str) -> None:
         check_prompt(made, pictures)
         check_tokens(made, pictures, "onnx", 64)
+
+    def test_a_stranger_of_these_parts_is_told_that_they_are_known(self, made: Checkpoint) -> None:
+        config = json.loads((made.folder / "config.json").read_text())
+        with pytest.raises(EdgeVLMError, match="which edgevlm does not support") as caught:
+            find_family(config | {"model_type": "other"}, "stranger")
+        assert "is not known" not in str(caught.value)
 
     def test_features_are_transformers(self, made: Checkpoint) -> None:
         check_features(made, "several")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgevlm.checkpoint.adapter import Base
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import deepseek_vl, internvl, llava, nanovlm, qwen2_5_vl, smolvlm
+from edgevlm.checkpoint.families.decoders import DECODERS
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import MappedWeights, map_tree
 from edgevlm.checkpoint.processor.files import ProcessorFiles
@@ -72,7 +73,7 @@ def find_family(config: Mapping[str, Any], name: str) -> Family:
     """The family of the model `name` with that config.json; EdgeVLMError if it is not supported."""
     kind = config.get("model_type")
     marked = (family for family in FAMILIES if kind is None and family.mark in config)
-    return next(marked, None) or _family(kind, name)
+    return next(marked, None) or _family(kind, name, config)
 
 
 def adapter_base(checkpoint: Checkpoint) -> Base:
@@ -89,11 +90,34 @@ def adapter_base(checkpoint: Checkpoint) -> Base:
     )
 
 
-def _family(kind: object, name: str) -> Family:
+def _family(kind: object, name: str, config: Mapping[str, Any] | None = None) -> Family:
     for family in FAMILIES:
         if kind in family.model_types:
             return family
+    parts = "; ".join(_parts(config or {}))
     raise EdgeVLMError(
-        f"{name} is of the model family {repr(kind)[:100]}, which edgevlm does not support: supported are "
-        f"{', '.join(family.title for family in FAMILIES)}."
+        f"{name} is of the model family {repr(kind)[:100]}, which edgevlm does not support: {parts}; "
+        "docs/checkpoints.md lists the families that it supports."
     )
+
+
+def _parts(config: Mapping[str, Any]) -> Iterator[str]:
+    """Which of the two large parts of a model of an unknown family are known."""
+    towers = sorted({tower for family in FAMILIES for tower in family.towers})
+    decoders = sorted({*DECODERS, *(decoder for family in FAMILIES for decoder in family.decoders)})
+    for part, keys, known in (("vision tower", _TOWER_KEYS, towers), ("decoder", _DECODER_KEYS, decoders)):
+        section = next((config[key] for key in keys if isinstance(config.get(key), dict)), None)
+        kind = None if section is None else section.get("model_type")
+        if section is None:
+            yield f"its config.json describes no {part}"
+        elif kind is None:
+            yield f"its config.json gives its {part} no model_type"
+        elif kind in known:
+            yield f"its {part} {kind!r} is known"
+        else:
+            yield f"its {part} {repr(kind)[:60]} is not known; known: {', '.join(known)}"
+
+
+# Where configs describe their parts.
+_TOWER_KEYS = ("vision_config", "vision_encoder_config", "vision_tower_config", "vit_config")
+_DECODER_KEYS = ("text_config", "llm_config", "language_config", "text_decoder_config")

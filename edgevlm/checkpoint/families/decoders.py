@@ -17,7 +17,7 @@ def read_decoder(config: JsonFile, *, tied: bool, kind: str | None = None, secti
     kind: "llama", "qwen2" or "qwen3", where the family knows it; None is the config's own model_type.
     sections: M-RoPE's frequencies per position axis, for families that have it.
     """
-    kind = kind or config.choice("model_type", "llama", {name: name for name in _DEFAULTS})
+    kind = kind or config.choice("model_type", "llama", {name: name for name in DECODERS})
     config.choice("hidden_act", "silu", {"silu": "silu"})
     if config.flag("use_sliding_window", False):
         raise config.wrong("use_sliding_window", "false")
@@ -54,6 +54,7 @@ _DEFAULTS = {
     "qwen2": {"inner": 22016, "vocab": 151936, "context": 32768, "theta": 10000},
     "qwen3": {"inner": 22016, "vocab": 151936, "context": 32768, "theta": 10000, "head_dim": 128},
 }
+DECODERS = tuple(_DEFAULTS)  # by their model_type
 
 
 def _rope(config: JsonFile, size: int, theta: float, sections: tuple[int, ...]) -> Rope:

@@ -64,4 +64,5 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     return prompt_spec(files, model)
 
 
-FAMILY = Family(("deepseek_vl",), "DeepSeek-VL 1.3B", read, tensor_names, image, prompt, unused)
+TOWERS = ("siglip_vision_model",)
+FAMILY = Family(("deepseek_vl",), "DeepSeek-VL 1.3B", read, tensor_names, image, prompt, unused, towers=TOWERS)

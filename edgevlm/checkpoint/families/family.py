@@ -27,6 +27,7 @@ class Family:
     unused: beginnings of tensor names that the files may hold and nothing reads.
     mark: a key of config.json that identifies the family where there is no model_type.
     embed: the embedding table's stem in memory, where files of a tied model keep the head alone.
+    towers, decoders: what vision_config and text_config call the parts that it takes, beside `read_decoder`'s.
     composed: how `edgevlm compose` writes a model of this family, where it does.
     """
 
@@ -39,4 +40,6 @@ class Family:
     unused: Callable[[Checkpoint, ModelSpec], tuple[str, ...]] = _none
     mark: str | None = None
     embed: str | None = None
+    towers: tuple[str, ...] = ()
+    decoders: tuple[str, ...] = ()
     composed: Composed | None = None

@@ -174,4 +174,5 @@ def _remote_chat(files: ProcessorFiles) -> ChatFormat:
     return ChatFormat(Chat("", roles, f"{start}assistant\n", default_system=system), image_close="\n")
 
 
-FAMILY = Family(("internvl", "internvl_chat"), "InternVL 2.5, 3 and 3.5", read, tensor_names, image, prompt)
+TYPES, TOWERS = ("internvl", "internvl_chat"), ("internvl_vision", "intern_vit_6b")
+FAMILY = Family(TYPES, "InternVL 2.5, 3 and 3.5", read, tensor_names, image, prompt, towers=TOWERS)

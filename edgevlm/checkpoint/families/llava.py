@@ -139,6 +139,6 @@ COMPOSED = Composed(
         "patch_size": side // int(tokens**0.5), "vision_feature_select_strategy": "full",
     },
 )  # fmt: skip
-FAMILY = Family(
-    ("llava",), "LLaVA 1.5 with a SigLIP or CLIP tower", read, tensor_names, image, prompt, unused, composed=COMPOSED
-)
+TOWERS = ("siglip_vision_model", "clip_vision_model")
+TITLE = "LLaVA 1.5 with a SigLIP or CLIP tower"
+FAMILY = Family(("llava",), TITLE, read, tensor_names, image, prompt, unused, towers=TOWERS, composed=COMPOSED)

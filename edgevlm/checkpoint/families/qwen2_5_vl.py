@@ -128,4 +128,5 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     return prompt_spec(files, model)
 
 
-FAMILY = Family(("qwen2_5_vl",), "Qwen2.5-VL", read, tensor_names, image, prompt)
+TYPES, TOWERS, DECODERS = ("qwen2_5_vl",), ("qwen2_5_vl", "qwen2_5_vl_vision"), ("qwen2_5_vl_text",)
+FAMILY = Family(TYPES, "Qwen2.5-VL", read, tensor_names, image, prompt, towers=TOWERS, decoders=DECODERS)

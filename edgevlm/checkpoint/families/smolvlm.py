@@ -118,5 +118,6 @@ FAMILY = Family(
     image,
     prompt,
     unused,
+    towers=("smolvlm_vision", "smolvlm", "idefics3_vision", "idefics3"),
     composed=COMPOSED,
 )

@@ -1,0 +1,123 @@
+"""What a checkpoint is, and what can be made of it: from its small files and the headers of its weights alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from edgevlm.checkpoint.checkpoint import Checkpoint
+from edgevlm.checkpoint.families import find_family, read_image_spec, read_model, read_prompt_spec
+from edgevlm.checkpoint.families.tensors import MappedWeights
+from edgevlm.checkpoint.upstream import upstream_files
+from edgevlm.errors import EdgeVLMError
+from edgevlm.export.calibrate.choose import component_size, other_size
+from edgevlm.export.coreml_.options import CoreMLOptions
+from edgevlm.export.quantize.recipe import COMPONENTS, component_of, fit, make_recipe
+from edgevlm.export.targets import TARGETS
+from edgevlm.inputs.spec import ImageSpec
+from edgevlm.io.records import to_dict
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import Decoder
+
+KINDS = ("fp16", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one target makes of the model. refusal: why it cannot hold it; then there are no sizes.
+
+    no_pictures: why another engine encodes pictures, where it does. sizes: estimated bytes by quantization.
+    """
+
+    refusal: str | None = None
+    no_pictures: str | None = None
+    sizes: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """image: None where the processor's files are refused; `problems` has the sentences."""
+
+    spec: ModelSpec
+    title: str  # of the family
+    parts: dict[str, str]  # tower, projector and decoder, in words
+    parameters: dict[str, int]
+    stored: dict[str, int]  # bytes by type
+    image: ImageSpec | None
+    problems: tuple[str, ...]
+    targets: dict[str, Holding]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.spec.name,
+            "family": self.spec.family,
+            "title": self.title,
+            "parts": self.parts,
+            "parameters": self.parameters,
+            "stored": self.stored,
+            "spec": to_dict(self.spec),
+            "problems": list(self.problems),
+            "targets": {name: to_dict(holding) for name, holding in self.targets.items()},
+        }
+
+
+def survey(checkpoint: Checkpoint) -> Survey:
+    """Raises EdgeVLMError for a model that edgevlm does not know, with what `edgevlm export` would say."""
+    spec, weights = read_model(checkpoint)
+    problems: list[str] = []
+    image = None
+    try:
+        image = read_image_spec(checkpoint.processor, spec)
+        read_prompt_spec(checkpoint.processor, spec)
+    except EdgeVLMError as error:
+        problems.append(str(error))
+    parameters = dict.fromkeys(COMPONENTS, 0)
+    for name in weights.names():
+        parameters[component_of(name)] += math.prod(weights.shape(name))
+    return Survey(
+        spec,
+        find_family(checkpoint.config, checkpoint.name).title,
+        describe_parts(spec),
+        parameters,
+        checkpoint.stored_bytes(),
+        image,
+        tuple(problems),
+        {target: _holding(target, checkpoint, spec, weights) for target in TARGETS},
+    )
+
+
+def _holding(target: str, checkpoint: Checkpoint, spec: ModelSpec, weights: MappedWeights) -> Holding:
+    try:
+        why = TARGETS[target].check_model(spec, checkpoint.processor / "tokenizer.json", CoreMLOptions())
+    except EdgeVLMError as error:
+        return Holding(str(error))
+    shared = sum(path.stat().st_size for path in upstream_files(checkpoint.folder, checkpoint.processor))
+    sizes = {}
+    for kind in KINDS:
+        recipe = fit(make_recipe(kind), weights)
+        linear = sum(component_size(spec, weights, recipe, component, (target,)) for component in COMPONENTS)
+        sizes[kind] = linear + other_size(spec, weights, recipe, shared)
+    return Holding(None, why, sizes)
+
+
+def describe_parts(spec: ModelSpec) -> dict[str, str]:
+    """The tower, the projector and the decoder, each by kind and size."""
+    tower, d = spec.vision, spec.decoder
+    side = getattr(tower, "image_size", None)
+    pictures = f"pictures of {side} x {side} px" if side else "pictures of any size"
+    return {
+        "tower": f"{tower.kind}: {tower.num_layers} layers of {tower.hidden_size}, {pictures}",
+        "projector": " + ".join(step.kind for step in spec.projector),
+        "decoder": f"{_mixers(d)}: {d.num_layers} layers of {d.hidden_size}, {d.vocab_size} tokens, "
+        f"context {d.context_length}",
+    }
+
+
+def _mixers(d: Decoder) -> str:
+    """The kinds of a decoder's mixers, in words."""
+    found = []
+    for mixer in (mixer for block in d.blocks for mixer in block.mixers):
+        window = getattr(mixer, "window", None)
+        found.append(mixer.kind.replace("_", " ") + (f" to {window} positions" if window is not None else ""))
+    return " and ".join(dict.fromkeys(found))
