@@ -123,18 +123,47 @@ def rope_frequencies(rope: Rope) -> F32:
 
 
 def visible(layout: Layout, rule: str, past: int, new: int, window: int | None = None) -> npt.NDArray[np.bool_]:
-    """(new, past + new): which positions each new one sees, under a decoder's mask rule and an attention's window."""
+    """(new, past + new): which positions each new one sees, under a decoder's mask rule and an attention's window.
+
+    A window clips what a picture sees of itself, and not what a prompt does: create_masks_for_vision_model and
+    create_sliding_window_causal_mask of transformers.
+    """
     row, col = np.arange(past, past + new)[:, None], np.arange(past + new)[None]
     seen = col <= row
+    blocks = _blocks(layout, rule)
+    if rule == "image":
+        seen |= _within(blocks, row, col)
     if window is not None:
         seen &= col > row - window
     if rule == "prompt":
-        seen |= (row < layout.length) & (col < layout.length)
-    if rule == "image":
-        for span in layout.spans:
-            end = span.start + span.tokens
-            seen |= (row >= span.start) & (row < end) & (col >= span.start) & (col < end)
+        seen |= _within(blocks, row, col)
     return seen
+
+
+def _blocks(layout: Layout, rule: str) -> list[tuple[int, int]]:
+    """First and last + 1 of positions that see each other, later ones too."""
+    if rule == "prompt":
+        return [(0, layout.length)]
+    return [(span.start, span.start + span.tokens) for span in layout.spans] if rule == "image" else []
+
+
+def _within(blocks: list[tuple[int, int]], row: I64, col: I64) -> npt.NDArray[np.bool_]:
+    both = np.zeros((len(row), col.shape[1]), np.bool_)
+    for first, end in blocks:
+        both |= (row >= first) & (row < end) & (col >= first) & (col < end)
+    return both
+
+
+def next_part(layout: Layout, rule: str, start: int, stop: int, most: int) -> int:
+    """Where a call ends that reads positions from `start` on, of those up to `stop`: after `most` or fewer.
+
+    Positions that see later ones are read in one call, however many they are: nothing is cut inside of them.
+    """
+    end = min(start + most, stop)
+    for first, last in _blocks(layout, rule):
+        if first < end < last and end < stop:
+            end = first if first > start else min(last, stop)
+    return end
 
 
 def decoder_inputs(d: Decoder, layout: Layout, past: int, new: int) -> dict[str, npt.NDArray[Any]]:

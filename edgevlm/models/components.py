@@ -61,3 +61,8 @@ def position_inputs(d: Decoder) -> dict[str, Tensor]:
     for level in range(d.deepstack):
         found[f"deepstack_{level}"] = Tensor("float32", ("sequence_length", d.hidden_size))
     return found
+
+
+def rope_names(d: Decoder) -> frozenset[str]:
+    """The inputs that hold RoPE rows."""
+    return frozenset(part for name in d.ropes for part in rope_inputs(name))

@@ -18,7 +18,7 @@ from edgevlm.export.onnx_.portable import PortableOps
 from edgevlm.export.onnx_.products import Value
 from edgevlm.export.onnx_.storage import DataFile, TensorTable
 from edgevlm.export.quantize.recipe import Recipe
-from edgevlm.models.components import Component, components, position_inputs
+from edgevlm.models.components import Component, components, rope_names
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.models.tensor import Tensor
@@ -92,7 +92,7 @@ def _build(ops: OnnxOps, spec: ModelSpec, component: Component) -> None:
         values: dict[str, Value] = {"pixels": _tiles(g, tiles)}
     else:
         # RoPE rows stand for all positions of the cache here, see OnnxOps._rope.
-        total, rows = "total_sequence_length", position_inputs(spec.decoder)
+        total, rows = "total_sequence_length", rope_names(spec.decoder)
         values = {
             name: g.input(name, _DTYPES[t.dtype], (total, *t.shape[1:]) if name in rows else t.shape)
             for name, t in component.inputs.items()

@@ -16,6 +16,8 @@ from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.spec import Attention, Decoder, Norm
 from edgevlm.types import F32
 
+UNSEEN = -1e9  # added to the score of a position that is not seen; softmax makes 0 of it
+
 
 def optional_attributes(a: Attention) -> dict[str, Any]:
     """Attributes of attention operators that a model need not have."""
@@ -117,7 +119,7 @@ class OnnxOps(ProductOps):
         if state is None:
             return self._encoder_attention(x, w, a, width, mask, None)
         self._check_decoder(a)
-        out = self._cached_attention(self.value(x), w, a, state)
+        out = self._cached_attention(self.value(x), w, a, state, mask)
         return self.linear(out, (f"{w}.o", width), bias=a.out_bias)[0]
 
     def window_attention(self, x: Value, w: str, a: Attention, width: int, size: int, mask: str) -> Value:
@@ -171,10 +173,15 @@ class OnnxOps(ProductOps):
     def _check_decoder(self, a: Attention) -> None:
         d = self.decoder
         assert d is not None, "a decoder graph needs its spec"
-        if a.reads != "self" or a.window is not None or d.mask != "causal" or d.deepstack or set(d.ropes) != {"main"}:
+        if a.reads != "self" or a.rope is None or d.deepstack:
             raise EdgeVLMError(
-                "The ONNX target writes decoders with causal self-attention over one RoPE, and this model asks for "
-                "more: use the eager runtime."
+                "The ONNX target writes decoders with self-attention and RoPE, and this model asks for more: use the "
+                "eager runtime."
+            )
+        if (turned := d.ropes[a.rope].size) % 16:
+            raise EdgeVLMError(
+                f"RoPE turns {turned} values of each head, and ONNX Runtime's attention turns multiples of 16 only: "
+                "use another target."
             )
 
     def begin_decoder(self, embeds: str, mask: str) -> None:
@@ -194,20 +201,37 @@ class OnnxOps(ProductOps):
         assert self.decoder is not None, "a decoder graph needs its spec"
         return self.decoder
 
-    def _rope(self, part: int) -> str:
+    def _rope(self, name: str | None, part: int) -> str:
         """cos or sin, one row per position of the cache: a table of the whole context, or an input where a position is
         more than its index. GroupQueryAttention reads the new positions' rows alone, but wants one for each.
         """
         spec = self._spec
+        assert name is not None, "checked before"
         if not spec.is_plain:
-            return rope_inputs("main")[part]
+            return rope_inputs(name)[part]
 
         def make() -> F32:
-            return rope_rows(spec.ropes["main"], np.arange(spec.context_length)[None])[part]
+            return rope_rows(spec.ropes[name], np.arange(spec.context_length)[None])[part]
 
-        return self.placement.constant(self.graph, ("rope.cos", "rope.sin")[part], make)
+        return self.placement.constant(self.graph, f"rope.{rope_inputs(name)[part]}", make)
 
-    def _cached_attention(self, x: str, w: str, a: Attention, state: str) -> str:
+    def _bias(self, mask: str) -> str:
+        """What the kernel adds to scores for a mask (new, total): (1, 1, new, total)."""
+        g = self.graph
+        if mask not in self._masks:
+            bias = g.node("Where", mask, g.constant(0, np.float32), g.constant(UNSEEN, np.float32))
+            self._masks[mask] = g.node("Unsqueeze", bias, g.constant([0, 1]))
+        return self._masks[mask]
+
+    def _visibility(self, a: Attention, mask: str | None) -> tuple[list[str], dict[str, int]]:
+        """GroupQueryAttention's last inputs and attributes for what a position sees. Only without its own causal mask
+        does a bias show later positions; it then refuses a window, which the mask holds already."""
+        if self._spec.mask != "causal":
+            assert mask is not None, "a mask that is not causal is an input"
+            return ["", self._bias(mask)], {"causal": 0}
+        return [], {} if a.window is None else {"local_window_size": a.window}
+
+    def _cached_attention(self, x: str, w: str, a: Attention, state: str, mask: str | None) -> str:
         sides = ("key", "value")
         past = [f"past_key_values.{state}.{side}" for side in sides]
         present = [f"present.{state}.{side}" for side in sides]
@@ -218,19 +242,22 @@ class OnnxOps(ProductOps):
             rows = (a.heads * a.head_dim, *(a.kv_heads * a.head_dim,) * 2)
             q, k, v = (self.value(p) for p in self.linear(x, *zip(names, rows, strict=True), bias=a.bias))
             parts = [self._head_norm(q, f"{w}.q_norm", a, a.heads), self._head_norm(k, f"{w}.k_norm", a, a.kv_heads), v]
+        seen, rule = self._visibility(a, mask)
         out, *_ = self.graph.nodes(
             "GroupQueryAttention",
             *parts,
             *past,
             self._last32,
             self._total32,
-            self._rope(0),
-            self._rope(1),
+            self._rope(a.rope, 0),
+            self._rope(a.rope, 1),
+            *seen,
             outputs=[f"{w}.attention", *present],
             domain=MICROSOFT,
             num_heads=a.heads,
             kv_num_heads=a.kv_heads,
             do_rotary=1,
+            **rule,
             **optional_attributes(a),
         )
         return out

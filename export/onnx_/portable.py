@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from onnx import TensorProto
 
@@ -76,20 +78,25 @@ class PortableOps(OnnxOps):
         real = g.node("Cast", g.node("Unsqueeze", mask, g.constant([1, 2])), to=TensorProto.BOOL)
         seen = g.node("And", real, g.node("LessOrEqual", key, query))
         # A padded query sees itself, or its softmax over nothing would be NaN and poison the values it leaves behind.
-        self._visible = g.node("Or", seen, g.node("Equal", key, query))
+        self._visible: dict[int | None, str] = {None: g.node("Or", seen, g.node("Equal", key, query))}
+        for window in sorted(filter(None, self._spec.windows)) if self._spec.mask == "causal" else ():
+            near = g.node("Greater", key, g.node("Sub", query, g.constant(window)))
+            self._visible[window] = g.node("And", self._visible[None], near)
 
-    def _cached_attention(self, x: str, w: str, a: Attention, state: str) -> str:
+    def _cached_attention(self, x: str, w: str, a: Attention, state: str, mask: str | None) -> str:
         g, sizes = self.graph, (a.heads * a.head_dim, *(a.kv_heads * a.head_dim,) * 2)
         names = tuple(f"{w}.{name}" for name in "qkv")
         q, k, v = (self.value(part) for part in self.linear(x, *zip(names, sizes, strict=True), bias=a.bias))
         q, k = self._head_norm(q, f"{w}.q_norm", a, a.heads), self._head_norm(k, f"{w}.k_norm", a, a.kv_heads)
         if self._spec.is_plain:
-            tables = [self._rope(0), self._rope(1), self._positions]
+            tables = [self._rope(a.rope, 0), self._rope(a.rope, 1), self._positions]
         else:
-            rows = [g.node("Slice", self._rope(part), self._past, self._total) for part in (0, 1)]
+            rows = [g.node("Slice", self._rope(a.rope, part), self._past, self._total) for part in (0, 1)]
             tables = [g.node("Unsqueeze", part, g.constant([0])) for part in rows]
-        q = g.node("RotaryEmbedding", q, *tables, num_heads=a.heads)
-        k = g.node("RotaryEmbedding", k, *tables, num_heads=a.kv_heads)
+        q, k = (
+            g.node("RotaryEmbedding", part, *tables, num_heads=count, **self._turned(a))
+            for part, count in ((q, a.heads), (k, a.kv_heads))
+        )
         past = [f"past_key_values.{state}.{side}" for side in ("key", "value")]
         present = [f"present.{state}.{side}" for side in ("key", "value")]
         out, *_ = g.nodes(
@@ -97,7 +104,7 @@ class PortableOps(OnnxOps):
             q,
             k,
             v,
-            self._visible,
+            self._visible[a.window] if self._spec.mask == "causal" else str(mask),
             *past,
             outputs=[f"{w}.attention", *present],
             q_num_heads=a.heads,
@@ -115,6 +122,11 @@ class PortableOps(OnnxOps):
         turned = g.node("Transpose", whole, perm=[0, 2, 1])
         out = g.node("Conv", turned, self._taps(name), group=width, kernel_shape=[kernel])
         return g.node("Transpose", out, perm=[0, 2, 1])
+
+    def _turned(self, a: Attention) -> dict[str, Any]:
+        """The attribute of heads that turn in part."""
+        size = self._spec.ropes[a.rope or ""].size
+        return {} if size == a.head_dim else {"rotary_embedding_dim": size}
 
     def last(self, x: Value) -> str:
         g = self.graph

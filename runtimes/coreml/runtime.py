@@ -11,7 +11,7 @@ import numpy as np
 from edgevlm.bundle.manifest import target_of
 from edgevlm.bundle.targets import CoreMLFunction, CoreMLTarget
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.layout import Layout, decoder_inputs
+from edgevlm.inputs.layout import Layout, decoder_inputs, next_part
 from edgevlm.inputs.preprocess import normalize
 from edgevlm.models.spec import Decoder
 from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, disagreement, rewound
@@ -143,17 +143,16 @@ class CoreMLDecoder:
         """Prompt rows that one call takes without padding: `wanted` where lengths are flexible, within bounds."""
         if not self._flexible:
             return max(info.rows for info in self._functions.values())
-        # A prompt whose positions see later ones is read whole.
-        return max(1, min(wanted, PROMPT_ROWS)) if self._spec.mask == "causal" else wanted
+        return max(1, min(wanted, PROMPT_ROWS))
 
     def _rows(self, left: int) -> int:
         """How many rows the next call takes.
 
         A fixed prompt function is padded, where the cache has room for it. A state that is overwritten has none.
         """
-        longest = self.rows_per_call(left)
+        start, longest = self._position, self.rows_per_call(left)
         if self._flexible:
-            return longest
+            return next_part(self._layout, self._spec.mask, start, start + left, longest) - start
         if self._spec.replaces:
             return longest if left >= longest else 1
         return min(left, longest) if left > 1 and self._position + longest <= self.context else 1

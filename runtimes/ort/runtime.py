@@ -28,6 +28,7 @@ from edgevlm.runtimes.ort.states import (
     vision_feeds,
     which_session,
 )
+from edgevlm.runtimes.ort.versions import check_version
 from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class _Graphs:
         self._providers = find_providers(self.ort, options.device)
         self._relative = {name: graph.portable if options.portable else graph.file for name, graph in graphs.items()}
         self.files = {name: bundle.path(file) for name, file in self._relative.items()}
+        self.portable = options.portable
         self.shared = "decoder" in graphs and graphs["decoder"].shared_kv and not options.portable
         # Standard operators multiply in float32.
         self._unsigned = not options.portable and signed_saturates(self.ort)
@@ -84,11 +86,12 @@ def _encoder(bundle: Bundle, graphs: _Graphs) -> OrtEncoder:
 
 
 def _decoder(bundle: Bundle, graphs: _Graphs) -> OrtDecoder:
+    d = bundle.manifest.spec.decoder
+    check_version(graphs.ort, d, graphs.portable)
     # Looking up rows needs no pool; an idle one would spin beside the decoder's after every token.
     embed = graphs.load("embed_tokens", 1)
     names = [name for name in ("decoder", "decoder_prefill") if name == "decoder" or name in graphs.files]
     decoders = [graphs.load(name, graphs.threads) for name in names]
-    d = bundle.manifest.spec.decoder
     cache = (SharedCache if graphs.shared else PassedCache)(graphs.ort, d, decoders)
     return OrtDecoder(embed, decoders, cache, d, graphs.device)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgevlm.inputs.layout import Layout, decoder_inputs
-from edgevlm.models.components import position_inputs
+from edgevlm.models.components import position_inputs, rope_names
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder, State, states
 from edgevlm.runtimes.base import context_error
@@ -154,14 +154,16 @@ def vision_feeds(spec: ModelSpec, view: F32) -> dict[str, Array]:
 
 
 def position_feeds(d: Decoder, layout: Layout, past: int, new: int) -> dict[str, Array]:
-    """What a decoder graph takes where positions are not plain indices: RoPE rows for the whole cache.
+    """What a decoder graph takes where positions are not plain indices: masks, and RoPE rows for the whole cache.
 
     Only the new positions' rows are read, so that those of the past can be zeros.
     """
     if d.is_plain:
         return {}
-    inputs = decoder_inputs(d, layout, past, new)
-    return {name: np.pad(inputs[name], ((past, 0), (0, 0))) for name in position_inputs(d)}
+    inputs, rows = decoder_inputs(d, layout, past, new), rope_names(d)
+    return {
+        name: np.pad(inputs[name], ((past, 0), (0, 0))) if name in rows else inputs[name] for name in position_inputs(d)
+    }
 
 
 def empty_states(spec: Decoder, batch: int = 1) -> dict[str, F32]:

@@ -39,9 +39,10 @@ from edgevlm.inputs.preprocess import normalize
 from edgevlm.inputs.rules import Stretch
 from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Attention, Block, Decoder, Mlp
+from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.base import EngineOptions
+from edgevlm.runtimes.coreml import runtime
 from edgevlm.runtimes.coreml.runtime import CoreMLDecoder, CoreMLEncoder
 from edgevlm.runtimes.mil.trace import find_divergence
 from edgevlm.types import F32, U8
@@ -209,3 +210,21 @@ def test_a_prefix_mask_needs_flexible_lengths(tmp_path: Path) -> None:
     assert cosine(model.decoder().forward(embeds, layout), model.logits(embeds, layout)[-1]) >= 0.99999
     with pytest.raises(EdgeVLMError, match="use the profile 'gpu'"):
         Exported(tmp_path / "ane", spec, PROFILES["ane"])
+
+
+@pytest.mark.parametrize("mask", ["image", "prompt"])
+def test_a_long_prompt_is_cut_beside_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: str) -> None:
+    """In calls of 7 positions, but for a picture of 10; a prompt that sees itself is one call."""
+    near, far = gemma().blocks
+    own = replace(near.mixers[0], rope="local", qk_norm=Norm("rms", 1e-6))
+    ropes = gemma().ropes | {"local": Rope(1e2, 16)}
+    spec = clip(replace(gemma(), blocks=(replace(near, mixers=(own,)), far), ropes=ropes, mask=mask))
+    model = Exported(tmp_path, spec, PROFILES["gpu"])
+    embeds = np.random.default_rng(5).normal(0, 1, (LAYOUT.length, WIDTH)).astype(np.float32)
+    monkeypatch.setattr(runtime, "PROMPT_ROWS", 7)
+    decoder, wanted = model.decoder(), model.logits(embeds, LAYOUT)[-1]
+    sizes: list[int] = []
+    call = decoder._call
+    monkeypatch.setattr(decoder, "_call", lambda rows: (sizes.append(len(rows)), call(rows))[1])
+    np.testing.assert_allclose(decoder.forward(embeds, LAYOUT), wanted, atol=2e-3)
+    assert sizes == {"image": [3, 10, 2, 7, 2], "prompt": [24]}[mask]

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from transformers import masking_utils
 
-from edgevlm.inputs.layout import Layout, Span, decoder_inputs, positions, rope_rows, visible
+from edgevlm.inputs.layout import Layout, Span, decoder_inputs, positions, rope_rows
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.decoder import decoder, memory
 from edgevlm.models.eager import EagerOps
@@ -199,10 +200,13 @@ def gemma3() -> Case:
         Block((_attention(qk_norm=Norm(), scale=scale),), mlp, places="sandwich"),
     )
     spec = _spec(*blocks, layers=(0, 0, 1), mask="image", ropes=_rope(1e6) | {"local": Rope(1e4, HEAD)})
-    masks = {
-        kind: torch.from_numpy(np.where(visible(LAYOUT, "image", 0, LENGTH, window), 0, -1e30).astype("f"))[None, None]
-        for kind, window in (("full_attention", None), ("sliding_attention", 6))
-    }
+    pictures = torch.zeros(1, LENGTH, dtype=torch.int64)
+    for span in LAYOUT.spans:
+        pictures[0, span.start : span.start + span.tokens] = 1
+    config._attn_implementation = "eager"
+    masks = module.create_masks_for_vision_model(
+        config, _embeddings(), None, None, None, module.get_block_sequence_ids_for_mask(pictures)
+    )
     return Case(
         spec, weights, _tied(model(inputs_embeds=_embeddings(), attention_mask=masks).last_hidden_state, weights)
     )
@@ -211,16 +215,25 @@ def gemma3() -> Case:
 def paligemma2() -> Case:
     config = hf.Gemma2Config(
         **SIZES, head_dim=HEAD, num_hidden_layers=2, query_pre_attn_scalar=HEAD, attn_logit_softcapping=50.0,
-        final_logit_softcapping=30.0, sliding_window=4096,
+        final_logit_softcapping=30.0, sliding_window=6,
     )  # fmt: skip
     config._attn_implementation = "eager"
     model, tensors = _model(hf.Gemma2ForCausalLM(config))
     weights = _top(_layers(tensors, 2, GEMMA, 1), tensors, plus=1)
-    block = Block((_attention(softcap=50.0),), Mlp(INNER, "gelu_tanh"), places="sandwich")
-    spec = _spec(block, layers=(0, 0), mask="prompt", logit_cap=30.0, embed_scale=8.0, ropes=_rope())
-    mask = torch.from_numpy(np.where(visible(LAYOUT, "prompt", 0, LENGTH), 0, -1e30).astype("f"))[None, None]
-    masks = {"full_attention": mask, "sliding_attention": mask}
-    return Case(spec, weights, model(inputs_embeds=_embeddings(), attention_mask=masks).logits[0].detach().numpy())
+    blocks = [
+        Block((_attention(softcap=50.0, window=window),), Mlp(INNER, "gelu_tanh"), places="sandwich")
+        for window in (6, None)
+    ]
+    spec = _spec(*blocks, layers=(0, 1), mask="prompt", logit_cap=30.0, embed_scale=8.0, ropes=_rope())
+    layout = Layout(11, LAYOUT.spans[:1])
+    prefix = torch.where(torch.arange(LENGTH) < 11, 0, -1)[None]
+    arguments = config, _embeddings(), None, None
+    masks = {
+        "full_attention": masking_utils.create_causal_mask(*arguments, block_sequence_ids=prefix),
+        "sliding_attention": masking_utils.create_sliding_window_causal_mask(*arguments, block_sequence_ids=prefix),
+    }
+    out = model(inputs_embeds=_embeddings(), attention_mask=masks).logits[0].detach().numpy()
+    return Case(spec, weights, out, layout)
 
 
 def mllama() -> Case:
@@ -346,8 +359,6 @@ def test_a_prompt_in_parts_gives_what_it_gives_at_once(make: Callable[[], Case])
     """A prefix that sees itself is read in one piece; everything else may be cut anywhere outside a picture."""
     with torch.no_grad():
         case = make()
-    if case.spec.mask == "prompt":
-        case = replace(case, layout=Layout(11, case.layout.spans[:1]))
     whole, held = _play(case, _states(case), 0, LENGTH), _states(case)
     parts = [_play(case, held, start, stop) for start, stop in ((0, 11), (11, 18), (18, 19), (19, 20))]
     assert np.abs(np.concatenate(parts) - whole).max() < 2e-5 * np.abs(whole).max()
