@@ -75,7 +75,7 @@ class BatchEncoder(Protocol):
     """An encoder whose graph takes several views of one size in one call."""
 
     def encode_together(self, views: Sequence[U8]) -> list[F32]:
-        """As `encode`, in one call and beside a masked view, which the graph drops."""
+        """As `encode`, in one call, and where the graph takes a mask beside a masked view, which it drops."""
 
 
 @runtime_checkable

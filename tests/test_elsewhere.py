@@ -97,6 +97,20 @@ def test_genai_answers_the_same_text(place: Path) -> None:
     assert run(place, sys.executable, "-c", code) == answer(place, TEXT)
 
 
+def test_genai_answers_the_same_text_of_another_family(tmp_path: Path) -> None:
+    import_onnxruntime()
+    pytest.importorskip("onnxruntime_genai")
+    importlib.import_module("tiny.internvl").build(tmp_path / "checkpoint")
+    export_model(ExportOptions(str(tmp_path / "checkpoint"), tmp_path / "bundle", quantize="fp32", gate=False))
+    (code,) = blocks("onnxruntime-genai", "python")
+    code, count = re.subn(r"print\(stream.decode\((.*)\), end.*$", r"print(\1, end=' ')", code, flags=re.MULTILINE)
+    assert count == 1
+    bundle = open_bundle(tmp_path / "bundle")
+    said = Pipeline(bundle, open_runtime(bundle)).answer([], TEXT, GenerateOptions(max_tokens=32))
+    assert len(set(said.ids)) > 8  # the weights are random
+    assert [int(token) for token in run(tmp_path, sys.executable, "-c", code).split()] == list(said.ids)
+
+
 def test_genai_refuses_pictures(place: Path) -> None:
     import_onnxruntime()
     genai = pytest.importorskip("onnxruntime_genai")
@@ -122,7 +136,7 @@ def test_llama_server_answers_what_llama_cpp_sees(place: Path) -> None:
 @pytest.mark.heavy
 @pytest.mark.parametrize("named", [False, True], ids=["paths", "files by name"])
 def test_transformers_js_answers_the_same(place: Path, node_modules: Path, named: bool) -> None:
-    code, browser = blocks("transformers.js", "js")
+    code, browser, _ = blocks("transformers.js", "js")
     if named:  # the page's second block stands for the first one's line
         code, count = re.subn(r"^const model = .*\n", browser, code, flags=re.MULTILINE)
         assert count == 1
@@ -131,6 +145,29 @@ def test_transformers_js_answers_the_same(place: Path, node_modules: Path, named
         (place / "node_modules").symlink_to(node_modules)
     (place / "ask.mjs").write_text(code)
     assert run(place, "node", "ask.mjs") == answer(place, PICTURE, "photo.jpg")
+
+
+@pytest.mark.heavy
+def test_transformers_js_answers_the_same_for_llava(node_modules: Path, tmp_path: Path) -> None:
+    """The page's code, with the lines that LLaVA needs in place of the processor's call."""
+    code, _, llava = blocks("transformers.js", "js")
+    code, count = re.subn(r"^const prompt = .*\nconst inputs = .*\n", llava, code, flags=re.MULTILINE)
+    assert count == 1
+    code, count = re.subn(
+        r"^console.log.*$", "console.log(JSON.stringify(answer.tolist()[0].map(Number)));", code, flags=re.M
+    )
+    assert count == 1
+    importlib.import_module("tiny.llava15").build(tmp_path / "checkpoint")
+    export_model(ExportOptions(str(tmp_path / "checkpoint"), tmp_path / "bundle", quantize="fp32", gate=False))
+    # Of one colour, so that both programs' filters give the same pixels; a JPEG's colour is not exactly this one.
+    Image.new("RGB", (60, 48), (100, 60, 30)).save(tmp_path / "photo.jpg")
+    (tmp_path / "node_modules").symlink_to(node_modules)
+    (tmp_path / "ask.mjs").write_text(code)
+    bundle = open_bundle(tmp_path / "bundle")
+    pipeline = Pipeline(bundle, open_runtime(bundle))
+    said = pipeline.answer([tmp_path / "photo.jpg"], PICTURE, GenerateOptions(max_tokens=32))
+    assert len(set(said.ids)) > 8  # the weights are random
+    assert json.loads(run(tmp_path, "node", "ask.mjs")) == list(said.ids)
 
 
 TOKENS_JS = """

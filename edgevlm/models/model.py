@@ -30,6 +30,11 @@ class ModelSpec:
         rows, cols = self.token_grid(self.vision.image_size, self.vision.image_size)
         return rows * cols
 
+    @property
+    def masked_tiles(self) -> bool:
+        """Whether the encoder's ONNX graph takes pictures x tiles and a mask, in place of tiles alone."""
+        return isinstance(self.vision, Vit) and self.vision.masked_tiles
+
     def token_grid(self, height: int, width: int) -> Grid:
         """Rows and columns of image tokens of a view of that size in pixels."""
         grid = self.vision.grid(height, width)

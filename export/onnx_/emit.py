@@ -89,7 +89,8 @@ def _build(ops: OnnxOps, spec: ModelSpec, component: Component) -> None:
     g = ops.graph
     tiles = component.inputs.get("pixels")
     if tiles is not None:
-        values: dict[str, Value] = {"pixels": _tiles(g, tiles)}
+        pixels = _real_tiles(g, tiles) if spec.masked_tiles else g.input("pixel_values", TensorProto.FLOAT, tiles.shape)
+        values: dict[str, Value] = {"pixels": pixels}
     else:
         # RoPE rows stand for all positions of the cache here, see OnnxOps._rope.
         total, rows = "total_sequence_length", rope_names(spec.decoder)
@@ -111,7 +112,7 @@ def _build(ops: OnnxOps, spec: ModelSpec, component: Component) -> None:
         g.output(f"present.{state.name}", f"present.{state.name}", TensorProto.FLOAT, present)
 
 
-def _tiles(g: Graph, pixels: Tensor) -> str:
+def _real_tiles(g: Graph, pixels: Tensor) -> str:
     """Tiles (T, 3, S, S) out of transformers' batch of pictures, each with as many tiles as the one with most."""
     _, channels, size, _ = pixels.shape
     batch = g.input("pixel_values", TensorProto.FLOAT, ["batch_size", "num_images", channels, size, size])

@@ -83,7 +83,8 @@ def check_signature(session: Any, bundle: Bundle, graph: str) -> None:
     """
     name = "decoder" if graph == "decoder_prefill" else graph
     component = next(part for part in components(bundle.manifest.spec) if part.name == name)
-    for found, wanted in ((session.get_inputs(), _inputs(component)), (session.get_outputs(), _outputs(component))):
+    inputs = _inputs(component, bundle.manifest.spec.masked_tiles)
+    for found, wanted in ((session.get_inputs(), inputs), (session.get_outputs(), _outputs(component))):
         have = {value.name: (_DTYPES.get(value.type, value.type), tuple(value.shape)) for value in found}
         for key, tensor in wanted.items():
             if key not in have:
@@ -105,10 +106,12 @@ def _fits(found: tuple[str, tuple[Any, ...]], wanted: Tensor) -> bool:
     return dtype == wanted.dtype and len(shape) == len(wanted.shape) and same
 
 
-def _inputs(component: Component) -> dict[str, Tensor]:
+def _inputs(component: Component, masked: bool) -> dict[str, Tensor]:
     found = dict(component.inputs)
     if (tiles := found.pop("pixels", None)) is not None:
-        found["pixel_values"] = Tensor("float32", ("batch_size", "num_images", *tiles.shape[1:]))
+        batch = ("batch_size", "num_images") if masked else tiles.shape[:1]
+        found["pixel_values"] = Tensor("float32", (*batch, *tiles.shape[1:]))
+    if tiles is not None and masked:
         found["pixel_attention_mask"] = Tensor("bool", ("batch_size", "num_images", *tiles.shape[2:]))
     if component.states:
         found["attention_mask"] = Tensor("int64", ("batch_size", "total_sequence_length"))

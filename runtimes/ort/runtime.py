@@ -25,6 +25,7 @@ from edgevlm.runtimes.ort.states import (
     SharedCache,
     empty_states,
     position_feeds,
+    tile_feeds,
     vision_feeds,
     which_session,
 )
@@ -112,12 +113,7 @@ class OrtEncoder:
         return [self._session.run(["image_features"], each)[0][0] for each in feeds]
 
     def encode_together(self, views: Sequence[U8]) -> list[F32]:
-        pixels = normalize_all(views, self._image)
-        padded = np.zeros((1, len(pixels) + 1, *pixels.shape[1:]), np.float32)
-        padded[0, :-1] = pixels
-        mask = np.ones((1, len(pixels) + 1, *pixels.shape[2:]), np.bool_)
-        mask[0, -1] = False
-        feeds = {"pixel_values": padded, "pixel_attention_mask": mask}
+        feeds = tile_feeds(self._spec, normalize_all(views, self._image), padding=1)
         return list(self._session.run(["image_features"], feeds)[0])
 
     def close(self) -> None:

@@ -147,10 +147,18 @@ class PassedCache:
 def vision_feeds(spec: ModelSpec, view: F32) -> dict[str, Array]:
     """The encoder graph's inputs for normalized pixels (3, H, W)."""
     feeds: dict[str, Array] = spec.vision.feeds(view)
-    if "pixels" not in feeds:
-        return feeds
-    # transformers' batch of pictures with as many tiles as the one with most: here one of each, all real.
-    return {"pixel_values": feeds["pixels"][None], "pixel_attention_mask": np.ones((1, 1, *view.shape[1:]), np.bool_)}
+    return tile_feeds(spec, feeds["pixels"]) if "pixels" in feeds else feeds
+
+
+def tile_feeds(spec: ModelSpec, pixels: F32, padding: int = 0) -> dict[str, Array]:
+    """The encoder graph's inputs for tiles (T, 3, S, S); where it takes a mask, `padding` more that it drops."""
+    if not spec.masked_tiles:
+        return {"pixel_values": pixels}
+    # transformers' batch of pictures with as many tiles as the one with most: here one picture.
+    padded = np.pad(pixels, ((0, padding), (0, 0), (0, 0), (0, 0)))
+    mask = np.ones((1, len(padded), *pixels.shape[2:]), np.bool_)
+    mask[:, len(pixels) :] = False
+    return {"pixel_values": padded[None], "pixel_attention_mask": mask}
 
 
 def position_feeds(d: Decoder, layout: Layout, past: int, new: int) -> dict[str, Array]:

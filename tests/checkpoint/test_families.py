@@ -176,6 +176,7 @@ def assert_same(spec: ModelSpec, config: Any) -> None:
         hidden_size=vision.hidden_size,
         num_layers=vision.num_hidden_layers,
         block=Block((attention,), mlp, Norm("layer", vision.layer_norm_eps)),
+        masked_tiles=True,
     )
     assert spec.projector == (
         Shuffle(config.scale_factor, vision.hidden_size),

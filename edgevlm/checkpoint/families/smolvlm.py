@@ -26,7 +26,8 @@ HEAD = "lm_head"
 def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     text, prefix = config.section("text_config"), _prefix(checkpoint)
     tied = is_tied(checkpoint, config, text, f"{HEAD}.weight", f"{prefix}text_model.embed_tokens.weight")
-    vision = read_vit(config.section("vision_config"), image_size=224, patch_size=32, hidden_size=1152)
+    tower = config.section("vision_config")
+    vision = read_vit(tower, image_size=224, patch_size=32, hidden_size=1152, masked_tiles=True)
     decoder = read_decoder(text, tied=tied)
     return ModelSpec(
         name=checkpoint.name,

@@ -25,6 +25,7 @@ class Vit:
     class_token: bool = False  # a learned first position, dropped at the end
     pre_norm: bool = False  # before the first layer (CLIP)
     post_norm: bool = True  # False: patch states are taken before the final norm
+    masked_tiles: bool = False  # its ONNX graph takes pictures of as many tiles each, and a mask of those that are real
     kind: str = "vit"
 
     @property
