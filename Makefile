@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n 2 -rs
 # out where the CPU has such a unit.
 NO_AMX := $(shell echo | cc -march=native -dM -E - 2>/dev/null | grep -q __AMX_TILE__ && echo -mno-amx-tile -mno-amx-int8)
 
-.PHONY: demo test test-heavy campaigns lint types docs lock wheel licences clean
+.PHONY: demo test test-heavy campaigns lint types docs models lock wheel licences clean
 
 demo: .venv/export.done
 	$(BIN)/edgevlm demo --out bundles/demo
@@ -44,6 +44,11 @@ docs: .venv/test.done
 	$(BIN)/python docs/make_cli_docs.py --check
 	$(BIN)/python docs/make_schemas.py --check
 	$(BIN)/python docs/make_limits.py --check
+	$(BIN)/python docs/make_models.py --check
+
+# docs/models.md, of what the families' tests measure, heavy ones too: an hour or so. One family: docs/make_models.py NAME.
+models: .venv/heavy.done
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python docs/make_models.py
 
 .venv/%.done: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

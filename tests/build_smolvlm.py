@@ -152,6 +152,17 @@ def build_256m(folder: Path, seed: int = 0, *, tie: bool = True, dtype: str = "b
     return _cached(folder, build)
 
 
+def join_newlines(folder: Path) -> None:
+    """Give a tiny checkpoint's tokenizer "\\n\\n" as one token, as SmolVLM's has it."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    model = tokenizer["model"]
+    if "ĊĊ" not in model["vocab"]:
+        last = "".join(model["merges"][-1])  # nothing is merged from it
+        model["merges"][-1] = ["Ċ", "Ċ"]
+        model["vocab"]["ĊĊ"] = model["vocab"].pop(last)
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
 def load_model(folder: Path, **options: Any) -> Any:
     """The transformers model of `folder` in float32, for comparisons."""
     from transformers import AutoModelForImageTextToText

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
@@ -80,16 +79,10 @@ def node_modules(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def gguf_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gguf_checkpoint(builder: ModuleType, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny SmolVLM with "\\n\\n" as one token, as SmolVLM has it and llama.cpp needs it. Do not change it."""
     folder: Path = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("checkpoint") / "tiny-gguf")
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    model = tokenizer["model"]
-    if "ĊĊ" not in model["vocab"]:
-        last = "".join(model["merges"][-1])  # nothing is merged from it
-        model["merges"][-1] = ["Ċ", "Ċ"]
-        model["vocab"]["ĊĊ"] = model["vocab"].pop(last)
-        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    builder.join_newlines(folder)
     return folder
 
 

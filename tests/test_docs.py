@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
+from edgevlm.checkpoint.families import FAMILIES
 from edgevlm.cli import edgevlm
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +27,34 @@ def test_the_command_reference_is_the_programs_own() -> None:
     command = [sys.executable, "docs/make_cli_docs.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
+
+
+def numbers(found: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every number in nested objects, as the object and the key that hold it."""
+    for key, value in found.items():
+        if isinstance(value, dict):
+            yield from numbers(value)
+        elif isinstance(value, int | float):
+            yield found, key
+
+
+def test_the_page_of_models_is_what_was_measured() -> None:
+    """It has a row for each family, it is what docs/models.json gives, and another measurement gives another page."""
+    path = ROOT / "docs" / "make_models.py"
+    spec = importlib.util.spec_from_file_location("make_models", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found, page = json.loads(module.RESULTS.read_text()), module.PAGE.read_text()
+    assert page == module.page(found), f"run {module.COMMAND}"
+    titles = {family.title for family in FAMILIES}
+    assert found.keys() <= titles and all(f"\n| {title} | " in page for title in titles)
+    for cells in (family["cells"] for family in found.values()):
+        for place, key in numbers(cells):
+            measured, place[key] = place[key], place[key] - 0.125
+            assert module.page(found) != page, (key, measured)
+            place[key] = measured
+    assert module.page({}) == module.page({"other": {}}) and "0.99" not in module.page({})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -3,11 +3,14 @@
 A family's test module names its checkpoints (`Variant`) and what differs; the rest is here. Oracles are transformers'
 models and processors (`tiny.common.ask`) and llama.cpp; nothing that edgevlm computes stands for an expectation, but
 for the bits of quantized weights, which are held to each other across containers.
+
+What a check measures it notes on its `Checkpoint`; docs/make_models.py makes docs/models.md of the notes.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -24,12 +27,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny.common import Answer, ask, picture
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
-from edgevlm.checkpoint.families import find_family
+from edgevlm.checkpoint.checkpoint import open_checkpoint
+from edgevlm.checkpoint.families import find_family, read_model
 from edgevlm.errors import EdgeVLMError, GateError
+from edgevlm.export import gguf_
 from edgevlm.export.pipeline import ExportOptions, export_model
+from edgevlm.export.survey import survey
 from edgevlm.generate.loop import Pipeline
 from edgevlm.generate.sampling import GenerateOptions
 from edgevlm.inputs.preprocess import normalize, preprocess
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.record import weight_tree
 from edgevlm.runtimes import open_runtime
 from edgevlm.types import F32
 from edgevlm.verify.bounds import bound_of
@@ -81,8 +89,21 @@ class Checkpoint:
         self.variant, self.place = variant, place
         self.folder = place / "checkpoint"
         self.model = variant.build(self.folder)
+        self.measured: list[dict[str, Any]] = []
         self._bundles: dict[tuple[str, tuple[str, ...]], Bundle] = {}
         self._answers: dict[str, Answer] = {}
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        return read_model(open_checkpoint(str(self.folder)))[0]
+
+    def note(self, check: str, **measured: Any) -> None:
+        self.measured.append({"family": self.spec.family, "variant": self.variant.name, "check": check, **measured})
+
+    def container(self, target: str) -> str:
+        """ "hybrid" for a GGUF file whose pictures another engine encodes."""
+        alone = target == "gguf" and gguf_.plan(self.spec, self.folder / "tokenizer.json").no_pictures is not None
+        return "hybrid" if alone else target
 
     @cached_property
     def processor(self) -> Any:
@@ -128,6 +149,7 @@ def check_views(made: Checkpoint) -> None:
         assert len(ours) == len(expected), size
         for mine, theirs in zip(ours, expected, strict=True):
             np.testing.assert_array_equal(mine, theirs, err_msg=str(size))
+    made.note("pixels", sizes=len(made.variant.sizes))
 
 
 def _prompt(made: Checkpoint) -> str:
@@ -147,6 +169,7 @@ def check_prompt(made: Checkpoint, pictures: str) -> None:
     assert len(prompt.views) == len(expected)
     for view, theirs in zip(prompt.views, expected, strict=True):
         np.testing.assert_array_equal(normalize(view, bundle.image_spec), theirs)
+    made.note("prompt", pictures=pictures, ids=len(said.input_ids))
 
 
 def check_features(made: Checkpoint, pictures: str, engine: str = "onnxruntime", least: float = 0.99999) -> None:
@@ -156,7 +179,9 @@ def check_features(made: Checkpoint, pictures: str, engine: str = "onnxruntime",
         prompt = Pipeline(bundle, runtime).prepare(PICTURES[pictures], QUESTION)
         ours = np.concatenate(runtime.encoder.encode(prompt.views))
     assert said.features is not None and ours.shape == said.features.shape
-    assert cosine(ours, said.features) >= least
+    found = cosine(ours, said.features)
+    assert found >= least
+    made.note("features", engine=engine, cosine=found)
 
 
 def cosine(ours: F32, theirs: F32) -> float:
@@ -171,24 +196,52 @@ def check_tokens(made: Checkpoint, pictures: str, target: str, count: int) -> No
     bundle, said = made.bundle(quantize, *dict.fromkeys(["onnx", target])), made.answer(pictures)
     with closing(open_runtime(bundle, engine_of(bundle, target))) as runtime:
         options = GenerateOptions(max_tokens=count, ignore_stop=True)
-        ours = list(Pipeline(bundle, runtime).answer(PICTURES[pictures], QUESTION, options).ids)
+        pipeline = Pipeline(bundle, runtime)
+        ours = list(pipeline.answer(PICTURES[pictures], QUESTION, options).ids)
+        views = pipeline.prepare(PICTURES[pictures], QUESTION).views
+        features = np.concatenate(runtime.encoder.encode(views)) if views else None
     apart = next((i for i in range(count) if ours[i] != said.tokens[i]), None)
     if apart is not None:  # from here on the two read different texts; the gate follows one text to the end
         assert said.margins[apart] < bound_of(target, "float").near_tie, f"token {apart}: margin {said.margins[apart]}"
+    near = None if features is None or said.features is None else cosine(features, said.features)
+    equal = count if apart is None else apart
+    made.note("tokens", target=made.container(target), quantize=quantize, equal=equal, count=count, cosine=near)
 
 
-def check_bits(made: Checkpoint, quantize: str) -> None:
-    """Every matrix has the same codes and scales in ONNX, GGUF and CoreML."""
-    rows = made.gate_rows(quantize, "onnx", "gguf", "coreml")
+def check_bits(made: Checkpoint, quantize: str, targets: Sequence[str] = ("onnx", "gguf", "coreml")) -> None:
+    """Every matrix has the same codes and scales in all containers; what the gate measures besides is noted."""
+    rows = made.gate_rows(quantize, *targets)
     held = {row["target"]: row for row in rows if row["check"].startswith("weights that differ")}
-    assert set(held) == {"onnx", "gguf", "coreml"}
+    assert set(held) == set(targets)
     assert all(row["measured"] == 0 and row["passed"] for row in held.values()), held
+    matrices = sum(info.is_linear for info in weight_tree(made.spec).values())
+    for target in targets:
+        own = [row for row in rows if row["target"] == target]
+        features = [row["measured"] for row in own if re.fullmatch("features of .*, cosine", row["check"])]
+        tokens = [re.match("([0-9]+) of ([0-9]+) tokens equal", row["note"]) for row in own]
+        equal, count = (sum(int(found[i]) for found in tokens if found) for i in (1, 2))
+        made.note(
+            "bits", target=made.container(target), quantize=quantize, matrices=matrices,
+            cosine=min(features, default=None), equal=equal, count=count,
+        )  # fmt: skip
 
 
 def check_gate(made: Checkpoint, quantize: str) -> None:
     """An export passes every row of the gate in all three containers."""
     rows = made.gate_rows(quantize, "onnx", "gguf", "coreml")
     assert not [row for row in rows if not row["passed"]]
+    made.note("gate", quantize=quantize)
+
+
+def check_targets(made: Checkpoint, targets: set[str]) -> None:
+    """`edgevlm info` says that these targets hold it, and no other."""
+    found = survey(open_checkpoint(str(made.folder)))
+    assert {name for name, holding in found.targets.items() if holding.refusal is None} == targets
+    made.note(
+        "model", parts=found.parts, parameters=sum(found.parameters.values()),
+        refusals={name: held.refusal for name, held in found.targets.items() if held.refusal},
+        no_pictures={name: held.no_pictures for name, held in found.targets.items() if held.no_pictures},
+    )  # fmt: skip
 
 
 class FamilyTests:
@@ -210,6 +263,10 @@ class FamilyTests:
     @pytest.fixture(scope="class")
     def any_made(self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
         return Checkpoint(self.variants[request.param], tmp_path_factory.mktemp(request.param))
+
+    @pytest.mark.heavy
+    def test_the_targets_are_those_that_hold_it(self, made: Checkpoint) -> None:
+        check_targets(made, set(self.engines))
 
     def test_views_are_transformers_pixels(self, made: Checkpoint) -> None:
         check_views(made)
@@ -233,6 +290,11 @@ class FamilyTests:
         for target, count in self.engines.items():
             check_tokens(any_made, pictures, target, count)
 
+    @pytest.mark.heavy
+    @pytest.mark.parametrize("quantize", ["int8", "int4"])
+    def test_bits_are_the_same_in_all_containers(self, made: Checkpoint, quantize: str) -> None:
+        check_bits(made, quantize, list(self.engines))
+
 
 class QuantizedFamilyTests(FamilyTests):
     """... of one that every target takes whole."""
@@ -241,12 +303,11 @@ class QuantizedFamilyTests(FamilyTests):
     # activations turns a near-tie that is a little above the gate's bound, by the same amount on two engines.
     passing: ClassVar[Variant]
 
-    @pytest.mark.heavy
-    @pytest.mark.parametrize("quantize", ["int8", "int4"])
-    def test_bits_are_the_same_in_all_containers(self, made: Checkpoint, quantize: str) -> None:
-        check_bits(made, quantize)
+    @pytest.fixture
+    def passing_made(self, tmp_path: Path) -> Checkpoint:
+        return Checkpoint(self.passing, tmp_path)
 
     @pytest.mark.heavy
     @pytest.mark.parametrize("quantize", ["int8", "int4"])
-    def test_the_gate_passes_in_all_containers(self, tmp_path: Path, quantize: str) -> None:
-        check_gate(Checkpoint(self.passing, tmp_path), quantize)
+    def test_the_gate_passes_in_all_containers(self, passing_made: Checkpoint, quantize: str) -> None:
+        check_gate(passing_made, quantize)

@@ -18,7 +18,16 @@ from tiny import nanovlm
 from tiny.common import picture
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import SIZES, Checkpoint, Variant, check_features, check_prompt, check_tokens
+from harness import (
+    SIZES,
+    Checkpoint,
+    Variant,
+    check_bits,
+    check_features,
+    check_prompt,
+    check_targets,
+    check_tokens,
+)
 
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model
@@ -92,3 +101,14 @@ def test_features_are_its_own(made: Checkpoint) -> None:
 def test_every_engine(made: Checkpoint, pictures: str) -> None:
     check_tokens(made, pictures, "gguf", 64)
     check_tokens(made, pictures, "coreml", 32)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_bits_are_the_same_in_all_containers(made: Checkpoint, quantize: str) -> None:
+    check_bits(made, quantize)
+
+
+@pytest.mark.heavy
+def test_what_the_targets_hold(made: Checkpoint) -> None:
+    check_targets(made, {"onnx", "gguf", "coreml"})
