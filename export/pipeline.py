@@ -16,6 +16,7 @@ from edgevlm.bundle.targets import TargetEntry
 from edgevlm.checkpoint.checkpoint import Checkpoint, Weights
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt, read_prompt_spec
 from edgevlm.checkpoint.opening import open_model
+from edgevlm.checkpoint.processor.images import with_newline
 from edgevlm.checkpoint.upstream import UPSTREAM, upstream_files
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.calibrate.choose import check_budget
@@ -120,7 +121,7 @@ def _export(options: ExportOptions, output: Replacement, progress: Progress) -> 
     recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
     if options.calibration is not None and options.calibration.budget is not None:
         check_budget(spec, weights, recipe, options.targets, _shared_bytes(checkpoint), options.calibration.budget)
-    image_spec = read_image_spec(checkpoint.processor, spec)
+    image_spec = with_newline(read_image_spec(checkpoint.processor, spec), weights)
     recipe = keep_fine(recipe, spec, weights, typical_pixels(image_spec))
     store = TensorStore(output.scratch)
     expected, calibration = QuantizedModel(weights, recipe, store=store), None
@@ -139,7 +140,7 @@ def _export(options: ExportOptions, output: Replacement, progress: Progress) -> 
                 bundle,
                 original=weights,
                 expected=expected,
-                source=read_source(checkpoint.processor, spec),
+                source=read_source(checkpoint.processor, spec, weights),
                 adapter=read_adapter(checkpoint),
                 questions=questions,
                 progress=progress,

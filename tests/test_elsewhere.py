@@ -219,5 +219,6 @@ def test_transformers_js_tokenizes_the_same(
             {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]},
             {"role": "user", "content": [{"type": "text", "text": "And here? "}, image]},
         ]
-        planned = [bundle.image_spec.view_tokens(plan(w, h, bundle.image_spec)) for h, w, _ in map(np.shape, images)]
+        image = bundle.image_spec
+        planned = [image.view_tokens(plan(w, h, image), (w, h)) for h, w, _ in map(np.shape, images)]
         assert shown == prompter.encode(messages, planned)[0].tolist()

@@ -69,7 +69,8 @@ def check_image(image: ImageSpec, spec: ModelSpec) -> None:
     """Every view of preprocess.json is one that the manifest's model takes, and stands for as many tokens."""
     if isinstance(spec.vision, Vit):
         side = spec.vision.image_size
-        good = getattr(image.rule, "side", None) == side
+        rules = [rule for rule in (image.rule, image.several) if rule is not None]
+        good = all(getattr(rule, "side", None) == side for rule in rules)
         expected = f"views of the {side} pixels of the tower"
     else:
         unit = getattr(image.rule, "unit", None)
@@ -81,6 +82,9 @@ def check_image(image: ImageSpec, spec: ModelSpec) -> None:
     tokens, ours = image.token_grid(View((ResizeTo(side, side),))), spec.token_grid(side, side)
     if tokens != ours:
         raise _disagree("preprocess.json", f"{tokens} image tokens in {side} x {side} pixels", f"{ours}")
+    newline, width = len(image.packing.newline) if image.packing else 0, spec.decoder.hidden_size * spec.newline
+    if newline != width:
+        raise _disagree("preprocess.json", f"a newline of {newline} values", f"{width}")
 
 
 def check_prompt(prompt: PromptSpec, spec: ModelSpec) -> None:

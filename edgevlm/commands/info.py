@@ -64,7 +64,7 @@ def _picture(image: ImageSpec) -> str:
     from edgevlm.inputs.preprocess import plan
 
     views = plan(640, 480, image)
-    tokens = sum(rows * cols for rows, cols in map(image.token_grid, views))
+    tokens = sum(view.rows * view.cols for view in image.view_tokens(views, (640, 480)))
     sizes = " and ".join(sorted({f"{view.size[0]} x {view.size[1]}" for view in views}))
     count = f"{len(views)} view{'s' * (len(views) > 1)} of {sizes} px, {tokens} image tokens"
     return f"{image.rule.kind}: 640 x 480 px become {count}"

@@ -249,5 +249,6 @@ def _expected(
             f"give {made_from.source}{merged}, or export the bundle again."
         )
     recipe = from_dict(Recipe, bundle.manifest.recipe, "manifest.json: recipe")
-    expected = QuantizedModel(read_model(checkpoint)[1], recipe, open_recorded(bundle))
-    return expected, read_source(checkpoint.processor, bundle.manifest.spec), read_adapter(checkpoint)
+    weights = read_model(checkpoint)[1]
+    expected = QuantizedModel(weights, recipe, open_recorded(bundle))
+    return expected, read_source(checkpoint.processor, bundle.manifest.spec, weights), read_adapter(checkpoint)

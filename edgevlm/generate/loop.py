@@ -108,15 +108,15 @@ class Pipeline:
         """Pictures and question to views and token ids, refused if they do not fit the context."""
         GenerateOptions(max_tokens)  # which checks it
         conversation, pictures = conversation_of(question, pictures_of(images))
-        rule, limit = self.bundle.image_spec, self.bundle.manifest.spec.decoder.context_length
+        rule, limit = self.bundle.image_spec.among(len(pictures)), self.bundle.manifest.spec.decoder.context_length
         placed: list[Views] = []
         views: list[U8] = []
         image_tokens = 0
         for source in pictures:
             picture = open_picture(source, rule.background)
             planned = plan(*picture.size, rule, max_tiles=max_tiles)
-            placed.append(rule.view_tokens(planned))
-            image_tokens += sum(rows * cols for _, rows, cols in placed[-1])
+            placed.append(rule.view_tokens(planned, picture.size))
+            image_tokens += sum(view.rows * view.cols for view in placed[-1])
             # Once the pictures alone are too many, only their sizes still matter: a thousand of them must end
             # in the sentence below, not in exhausted memory.
             if image_tokens < limit:

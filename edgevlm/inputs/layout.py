@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.packing import Packed
 from edgevlm.models.blocks import mask_input, rope_inputs
 from edgevlm.models.spec import Decoder, Rope
 from edgevlm.types import F32, I64
@@ -21,14 +22,20 @@ from edgevlm.types import F32, I64
 
 @dataclass(frozen=True)
 class Span:
-    """The image tokens of one view."""
+    """The image tokens of one view, or of a picture whose views are packed."""
 
     start: int  # position of the first one in the prompt
     grid: tuple[int, int]  # rows, columns
+    packed: Packed | None = None
 
     @property
     def tokens(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Rows of features that an encoder gives for each of its views."""
+        return (self.tokens,) if self.packed is None else (math.prod(self.packed.side),) * self.packed.views
 
 
 @dataclass(frozen=True)
@@ -41,21 +48,42 @@ class Layout:
 
 def split_features(features: F32, layout: Layout) -> list[F32]:
     """Features (N, D) of all views, one behind the other, by view."""
-    return np.split(features, np.cumsum([span.tokens for span in layout.spans])[:-1]) if layout.spans else []
+    sizes = [size for span in layout.spans for size in span.features]
+    return np.split(features, np.cumsum(sizes)[:-1]) if sizes else []
+
+
+def image_tokens(layout: Layout, features: Sequence[F32]) -> list[F32]:
+    """Each span's rows (tokens, D), of the features of all views in order: packed where the model packs.
+
+    Raises EdgeVLMError where an encoder gave others than the prompt has room for.
+    """
+    left, found = list(features), []
+    for span in layout.spans:
+        own, left = left[: len(span.features)], left[len(span.features) :]
+        if tuple(map(len, own)) != span.features:
+            raise _disagree([rows.shape for rows in own], span.features)
+        found.append(own[0] if span.packed is None else span.packed.run(own))
+    if left:
+        raise _disagree([rows.shape for rows in left], "no more")
+    return found
+
+
+def _disagree(found: object, expected: object) -> EdgeVLMError:
+    return EdgeVLMError(
+        f"The encoder gave features of shape {found}, expected {expected}: the bundle's graphs and its manifest "
+        "disagree; export the bundle again."
+    )
 
 
 def merge(embeds: F32, layout: Layout, features: Sequence[F32]) -> F32:
-    """Embeddings (S, D) of a prompt with each view's features (tokens, D) in the places of its image tokens.
+    """Embeddings (S, D) of a prompt with the views' features (tokens, D) in the places of its image tokens.
 
     Raises EdgeVLMError where an encoder gave others than the prompt has room for.
     """
     merged = np.array(embeds)  # an engine's own array may be read-only
-    for span, rows in zip(layout.spans, features, strict=True):
+    for span, rows in zip(layout.spans, image_tokens(layout, features), strict=True):
         if rows.shape != (span.tokens, merged.shape[1]):
-            raise EdgeVLMError(
-                f"The encoder gave features of shape {rows.shape}, expected ({span.tokens}, {merged.shape[1]}): the "
-                "bundle's graphs and its manifest disagree; export the bundle again."
-            )
+            raise _disagree(rows.shape, (span.tokens, merged.shape[1]))
         merged[span.start : span.start + span.tokens] = rows
     return merged
 

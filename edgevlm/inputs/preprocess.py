@@ -59,7 +59,7 @@ def prepare(image: U8 | Image.Image, spec: ImageSpec, *, max_tiles: int | None =
     """RGB picture, uint8 (H, W, 3) or Pillow -> its views, and how many image tokens each has."""
     picture = _as_picture(image)
     views = plan(*picture.size, spec, max_tiles=max_tiles)
-    return Prepared(cut(picture, views, spec.resample), spec.view_tokens(views))
+    return Prepared(cut(picture, views, spec.resample), spec.view_tokens(views, picture.size))
 
 
 def normalize(view: U8, spec: ImageSpec) -> F32:

@@ -122,6 +122,7 @@ def _items(
             text = text.rstrip()
         if place and content[place - 1]["type"] == "text":
             yield ControlText(chat.text_join)
+        yield ControlText(chat.text_open)
         yield UserText(text)
         yield ControlText(chat.text_close)
 
@@ -181,8 +182,8 @@ class Prompter:
                     if isinstance(part, str):
                         control(part)
                     else:
-                        rows, cols = part
-                        spans.append(Span(text.token(spec.image_token_id, rows * cols) + spec.add_bos, (rows, cols)))
+                        start = text.token(spec.image_token_id, part.rows * part.cols) + spec.add_bos
+                        spans.append(Span(start, (part.rows, part.cols), part.packed))
         ids = [spec.bos_id] * spec.add_bos + text.ids()
         return np.array(ids, dtype=np.int64), Layout(len(ids), tuple(spans))
 
@@ -195,18 +196,19 @@ class Prompter:
         return StreamDecoder(self.tokenizer)
 
 
-def picture_parts(around: PictureText, views: Views) -> Iterator[str | tuple[int, int]]:
-    """The control text of one picture, and among it the (rows, columns) of each view's image tokens."""
+def picture_parts(around: PictureText, views: Views) -> Iterator[str | ViewTokens]:
+    """The control text of one picture, and among it each view's image tokens."""
     yield around.open
-    for number, (place, rows, cols) in enumerate(views):
+    for number, view in enumerate(views):
+        place = view.place
         if place is None:
             yield around.whole if len(views) > 1 else around.alone
         else:
             yield around.tile.replace("{row}", str(place[0])).replace("{col}", str(place[1]))
-        if min(rows, cols) < 1:
-            raise EdgeVLMError(f"A view of {rows} x {cols} image tokens is none: give a larger picture.")
-        yield rows, cols
-        following = views[number + 1][0] if number + 1 < len(views) else None
+        if min(view.rows, view.cols) < 1:
+            raise EdgeVLMError(f"A view of {view.rows} x {view.cols} image tokens is none: give a larger picture.")
+        yield view
+        following = views[number + 1].place if number + 1 < len(views) else None
         if place is not None and (following is None or following[0] != place[0]):
             yield around.row_close
     yield around.close

@@ -229,6 +229,45 @@ class RatioTiles(_CheckedRule):
 
 
 @dataclass(frozen=True)
+class BestGrid(_CheckedRule):
+    """The picture stretched to one view, then its tiles on the grid of `grids` that shows most of its pixels.
+
+    There it keeps its shape, in the middle of a black canvas (LLaVA's "anyres", arXiv 2310.03744).
+    """
+
+    side: int
+    grids: tuple[tuple[int, int], ...]  # rows and columns of tiles; of equal ones the first
+    kind: str = "best_grid"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = [rows * cols if min(rows, cols) > 0 else 0 for rows, cols in self.grids]
+        good = 1 <= len(counts) <= limits.GRIDS and all(1 <= count <= limits.GRID_TILES for count in counts)
+        check(good, "image", "grids", f"1 to {limits.GRIDS}, of 1 to {limits.GRID_TILES} tiles each", self.grids)
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        side, whole = self.side, View((ResizeTo(self.side, self.side),))
+        fitting = [grid for grid in self.grids if budget is None or grid[0] * grid[1] < budget]
+        if not fitting:
+            return [whole]
+        rows, cols = max(fitting, key=lambda grid: self._worth(width, height, *grid))
+        wide, high = cols * side, rows * side
+        across, down = wide / width, high / height
+        size = (wide, min(math.ceil(height * across), high)) if across < down else (
+            min(math.ceil(width * down), wide), high
+        )  # fmt: skip
+        canvas = PadTo(wide, high, (wide - size[0]) // 2, (high - size[1]) // 2, (0, 0, 0))
+        return [whole, *_tiles((ResizeTo(*size), canvas), side)]
+
+    def _worth(self, width: int, height: int, rows: int, cols: int) -> tuple[int, int]:
+        """Pixels of the picture that a grid shows, and less of the canvas that stays empty: `max` takes the best."""
+        wide, high = cols * self.side, rows * self.side
+        scale = min(wide / width, high / height)
+        shown = min(int(width * scale) * int(height * scale), width * height)
+        return shown, shown - wide * high
+
+
+@dataclass(frozen=True)
 class Native(_CheckedRule):
     """Near the picture's own size: both edges multiples of `unit`, `least` to `most` pixels in all (Qwen2-VL)."""
 
@@ -256,7 +295,7 @@ class Native(_CheckedRule):
         return [View((ResizeTo(wide, high),))]
 
 
-Rule = Stretch | Crop | Pad | Fit | TilesThenWhole | WholeThenTiles | RatioTiles | Native
+Rule = Stretch | Crop | Pad | Fit | TilesThenWhole | WholeThenTiles | RatioTiles | BestGrid | Native
 
 
 def _count(canvas: tuple[Step, ...], side: int) -> int:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.check import check
+from edgevlm.inputs.packing import Packed, Packing
 from edgevlm.inputs.resample import FILTERS
 from edgevlm.inputs.rules import Rule, TilesThenWhole
 from edgevlm.inputs.views import Place, View
@@ -23,16 +24,21 @@ SYSTEM_PLACES = ("turn", "in_first_user")
 
 
 class ViewTokens(NamedTuple):
-    """A view's image tokens in a prompt."""
+    """A view's image tokens in a prompt, or those of a picture whose views are packed."""
 
     place: Place | None  # row and column of a tile, from 1; None is the whole picture
     rows: int  # of image tokens
     cols: int
+    packed: Packed | None = None
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """RGB picture -> views, and what each pixel of them becomes (docs/preprocessing.md, sections 2 to 6)."""
+    """RGB picture -> views, and what each pixel of them becomes (docs/preprocessing.md, sections 2 to 6).
+
+    packing: how the views' features become tokens; None: each view's stand for themselves (section 9).
+    several: the rule for each picture of a prompt that has several; None: the same.
+    """
 
     version: int
     rule: Rule
@@ -43,6 +49,8 @@ class ImageSpec:
     std: tuple[float, float, float]
     token_pixels: int | None  # pixels per side that one image token covers; None: every view has `tokens`
     tokens: int | None = None
+    packing: Packing | None = None
+    several: Rule | None = None
 
     def __post_init__(self) -> None:
         check(self.version == IMAGE_SPEC_VERSION, "image", "version", IMAGE_SPEC_VERSION, self.version)
@@ -62,9 +70,16 @@ class ImageSpec:
         width, height = view.size
         return height // self.token_pixels, width // self.token_pixels
 
-    def view_tokens(self, views: Sequence[View]) -> list[ViewTokens]:
-        """The views of a picture as a prompt names them."""
+    def among(self, pictures: int) -> ImageSpec:
+        """The rules for each of a prompt's `pictures`."""
+        return replace(self, rule=self.several) if self.several is not None and pictures > 1 else self
+
+    def view_tokens(self, views: Sequence[View], picture: tuple[int, int]) -> list[ViewTokens]:
+        """The views of a picture as a prompt names them. picture: its width and height in pixels."""
         found = [ViewTokens(view.place, *self.token_grid(view)) for view in views]
+        if self.packing is not None:
+            packed = self.packing.plan(picture, views, self.token_grid(views[0]))
+            found = [ViewTokens(None, 1, packed.tokens, packed)]
         if (tokens := sum(view.rows * view.cols for view in found)) > limits.PICTURE_TOKENS:
             raise EdgeVLMError(
                 f"A picture would take {tokens} image tokens, at most {limits.PICTURE_TOKENS} are made: scale it down "
@@ -102,6 +117,7 @@ class Chat:
     default_system: str = ""  # after the prefix, where the conversation does not start with a system message
     system: str = "turn"  # "turn": a message like others; "in_first_user": its text is the first user message's first
     images_first: bool = False  # a message's images come before its texts
+    text_open: str = ""  # before each text
     text_close: str = ""  # after each text
     text_join: str = ""  # between two texts that follow each other in one message
     trim: bool = False  # no white space at the beginning of a message that starts with text, or at the end
@@ -111,7 +127,7 @@ class Chat:
         check(self.system in SYSTEM_PLACES, "prompt", "system", " or ".join(SYSTEM_PLACES), self.system)
         check(len(self.roles) <= limits.ROLES, "prompt", "roles", f"at most {limits.ROLES}", sorted(self.roles))
         texts = {f"roles.{name}": "".join(astuple(role)) for name, role in self.roles.items()}
-        for name in ("prefix", "generation", "default_system", "text_close", "text_join"):
+        for name in ("prefix", "generation", "default_system", "text_open", "text_close", "text_join"):
             texts[name] = getattr(self, name)
         for name, text in texts.items():
             check(len(text) <= limits.TEXT, "prompt", name, f"at most {limits.TEXT} characters", text)

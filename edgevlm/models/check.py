@@ -46,7 +46,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     },
     Vit: {
         "image_size": (1, limits.IMAGE_SIDE), "patch_size": (1, limits.PATCH_SIDE), "hidden_size": (1, limits.WIDTH),
-        "num_layers": (1, limits.LAYERS), "kind": ("vit",),
+        "num_layers": (1, limits.LAYERS), "taps": (1, limits.LAYERS), "kind": ("vit",),
     },
     QwenVit: {
         "patch_size": (1, limits.PATCH_SIDE), "merge": (1, limits.SHUFFLE), "window": (1, limits.WINDOW_SIDE),
@@ -160,6 +160,8 @@ def _square(spec: ModelSpec, vision: Vit) -> Iterator[str]:
         yield "the vision image_size is smaller than patch_size"
     if vision.num_patches > limits.PATCHES:
         yield f"its tower takes {vision.num_patches} patches, expected at most {limits.PATCHES}"
+    if vision.taps and (len(vision.taps) > limits.TAPS or max(vision.taps) != vision.num_layers):
+        yield "its tower takes states behind other layers than it has"
     side = vision.patches_per_side
     for step in spec.projector:
         if isinstance(step, Shuffle):
@@ -176,7 +178,7 @@ def _windows(vision: QwenVit) -> Iterator[str]:
 
 
 def _projector(spec: ModelSpec) -> Iterator[str]:
-    width = spec.vision.hidden_size
+    width = spec.vision.hidden_size * max(1, len(getattr(spec.vision, "taps", ())))
     for step in spec.projector:
         if isinstance(step, Shuffle | Group):
             if step.width != width:

@@ -66,6 +66,9 @@ class EagerOps(Ops):
     def drop_first(self, x: F32) -> F32:
         return x[:, 1:]
 
+    def beside(self, parts: list[F32]) -> F32:
+        return np.concatenate(parts, axis=-1)
+
     def vector(self, name: str, size: int) -> F32:
         return self._weight(name)
 

@@ -22,6 +22,7 @@ class ModelSpec:
     projector: tuple[Step, ...]
     decoder: Decoder
     image_token_id: int  # the placeholder that image features replace
+    newline: bool = False  # a learned row ends each row of features: used beside the graphs (inputs/packing.py)
 
     @property
     def image_tokens(self) -> int:

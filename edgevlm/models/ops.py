@@ -67,6 +67,10 @@ class Ops:
         """(B, 1 + S, D) to (B, S, D)."""
         self._lacks("drop_first")
 
+    def beside(self, parts: list[X]) -> X:
+        """Several (B, S, D) to one (B, S, n * D): their channels one behind the other."""
+        self._lacks("beside")
+
     def vector(self, name: str, size: int) -> X:
         """The weight `name` (size,) as a value."""
         self._lacks("vector")

@@ -15,8 +15,8 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class WeightInfo:
-    """role: "matrix" (of a linear map), "table" (looked up by rows), "kernel" (a convolution's), "vector" or
-    "positions" (a table that is added as it is)."""
+    """role: "matrix" (of a linear map), "table" (looked up by rows), "kernel" (a convolution's), "vector",
+    "positions" (a table that is added as it is) or "host" (used beside the graphs, which do not have it)."""
 
     role: str
     shape: Shape
@@ -36,6 +36,11 @@ def weight_tree(spec: ModelSpec) -> dict[str, WeightInfo]:
     played = replace(spec, projector=tuple(step for step in spec.projector if not isinstance(step, Queries)))
     image_features(record, played, {name: tensor.sizes(1) for name, tensor in spec.vision.inputs().items()})
     return record.found | decoder_tree(spec.decoder)
+
+
+def host_tree(spec: ModelSpec) -> dict[str, WeightInfo]:
+    """The weights that no graph has: they are used on the way from one to the next."""
+    return {"newline": WeightInfo("host", (spec.decoder.hidden_size,))} if spec.newline else {}
 
 
 def decoder_tree(d: Decoder) -> dict[str, WeightInfo]:
@@ -88,6 +93,9 @@ class Record(Ops):
 
     def drop_first(self, x: Shape) -> Shape:
         return (x[0], x[1] - 1, x[2])
+
+    def beside(self, parts: list[Shape]) -> Shape:
+        return (*parts[0][:-1], sum(part[-1] for part in parts))
 
     def vector(self, name: str, size: int) -> Shape:
         self._add(name, "vector", size)

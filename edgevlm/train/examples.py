@@ -72,7 +72,7 @@ class Encoder:
 
     def _whole(self, example: Example, pictures: list[Views], place: str) -> Example:
         """`example`, if each of its tiles has its place in the text."""
-        wanted = sum(rows * cols for views in pictures for _, rows, cols in views)
+        wanted = sum(view.rows * view.cols for views in pictures for view in views)
         if int((example.ids == self.prompter.image_token_id).sum()) != wanted:
             raise BadRecord(f"{place}: a picture is cut off or not shared: put pictures before the first question")
         return example

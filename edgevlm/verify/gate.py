@@ -249,7 +249,7 @@ def _cases(bundle: Bundle) -> list[Case]:
 
     singles = [prepare(image, bundle.image_spec, max_tiles=1) for image in images]
     cases = [case("one tile", singles[:1])]
-    if is_large(spec.vision):
+    if is_large(spec.vision) and bundle.image_spec.packing is None:
         different = [part.views[0] for part in singles]
         whole = singles[0].tokens[0]
         tiles = [whole._replace(place=(row, col)) for row in range(1, 4) for col in range(1, 5)]

@@ -29,6 +29,7 @@ from edgevlm.inputs.views import PadTo, ResizeTo, Step
 from edgevlm.io.json import read_json
 from edgevlm.io.processor import processor_line
 from edgevlm.types import F32
+from edgevlm.verify.packing import check_packing
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.report import Row, at_least
 from edgevlm.verify.runtime import Case
@@ -58,6 +59,8 @@ def check_inputs(bundle: Bundle, source: Source | None, picture: Image.Image, qu
         wrong = _differences(image, source.image) + wrong
     yield _rules("image rules that differ from the original's", wrong, "preprocess.json", "numbers")
     yield check_views(image)
+    if image.packing is not None:
+        yield check_packing(image.packing)
     yield _check_tiles(image, source.image if source else image, picture)
     if source is not None:
         yield _rules(
@@ -89,7 +92,7 @@ def _differences(ours: ImageSpec | PromptSpec, theirs: ImageSpec | PromptSpec) -
     """(field, found and expected value) where two specs differ."""
     found, wanted = _fields(ours), _fields(theirs)
     return [
-        (name, f"{found.get(name)!r} instead of {wanted.get(name)!r}")
+        (name, f"{repr(found.get(name))[:80]} instead of {repr(wanted.get(name))[:80]}")
         for name in found | wanted
         if found.get(name) != wanted.get(name)
     ]
@@ -223,14 +226,14 @@ def _text(spec: PromptSpec, question: str, pictures: Sequence[Views]) -> str:
     for number, views in enumerate(pictures):
         parts += [text.number.replace("{index}", str(number)) if len(pictures) > 1 else "", text.open]
         row = 0
-        for place, rows, cols in views:
+        for place, rows, cols, _ in views:
             if row and (place is None or place[0] != row):
                 parts.append(text.row_close)
             row = place[0] if place else 0
             name = text.tile.replace("{row}", str(row)).replace("{col}", str(place[1] if place else 0))
             parts += [name if place else text.whole if len(views) > 1 else text.alone, spec.image_token * rows * cols]
         parts += [text.row_close if row else "", text.close]
-    return "".join([*parts, question, chat.text_close, chat.roles["user"].close, chat.generation])
+    return "".join([*parts, chat.text_open, question, chat.text_close, chat.roles["user"].close, chat.generation])
 
 
 def golden(cases: list[Case], reference: Reference) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm.inputs.layout import Layout, Span, positions, rope_rows
+from edgevlm.inputs.layout import Layout, positions, rope_rows
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.spec import Decoder
 from edgevlm.types import F32, I64
@@ -54,7 +54,7 @@ class Batch:
         """Of all rows together: where each picture's tokens lie in `ids`."""
         spans, start = [], 0
         for group, layout in zip(self.groups, self.layouts, strict=True):
-            spans += [Span(start + span.start, span.grid) for span in layout.spans]
+            spans += [replace(span, start=start + span.start) for span in layout.spans]
             start += group.prefix + sum(group.branches)
         return Layout(len(self.ids), tuple(spans))
 

@@ -62,7 +62,7 @@ def make_batch(
     if any(ids is None for row in answers for ids in row):
         features = encode_batch(spec, weights, replace(_NO_TEXT, feeds=feeds))
         missing = [(i, j) for i, row in enumerate(answers) for j, ids in enumerate(row) if ids is None]
-        starts = np.cumsum([0] + [sum(span.tokens for span in rows[0][1].spans) for rows in prompts])
+        starts = np.cumsum([0] + [sum(sum(span.features) for span in rows[0][1].spans) for rows in prompts])
         for k in range(0, len(missing), 16):  # as many caches in memory at once
             some = missing[k : k + 16]
             own = [features[starts[i] : starts[i + 1]] for i, _ in some]

@@ -124,6 +124,9 @@ class MilOps(StateOps):
         begin = [int(axis == self.position_axis) for axis in range(x.rank)]
         return self.mb.slice_by_index(x=x, begin=begin, end=[0] * x.rank, end_mask=[True] * x.rank)
 
+    def beside(self, parts: list[X]) -> X:
+        return self.mb.concat(values=parts, axis=self.channel_axis)
+
     def last(self, x: X) -> X:
         return self.mb.slice_by_index(x=x, begin=[0, -1, 0], end=[0, 0, 0], end_mask=[True] * 3)
 

@@ -58,6 +58,9 @@ class OnnxOps(ProductOps):
         g = self.graph
         return g.node("Slice", self.value(x), g.constant([1]), g.constant([np.iinfo(np.int64).max]), g.constant([1]))
 
+    def beside(self, parts: list[Value]) -> str:
+        return self.graph.node("Concat", *map(self.value, parts), axis=-1)
+
     def pixel_shuffle(self, x: Value, grid: tuple[int, int], scale: int, width: int) -> str:
         g, (rows, cols) = self.graph, (side // scale for side in grid)
         split = g.node("Reshape", self.value(x), g.constant([-1, rows, scale, cols, scale, width]))

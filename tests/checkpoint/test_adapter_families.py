@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import deepseek_vl, internvl, llava15, nanovlm, qwen2_5_vl
+from tiny import deepseek_vl, internvl, linked, llava15, nanovlm, qwen2_5_vl
 
 from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.checkpoint.families import FAMILIES, adapter_base, read_model
@@ -57,6 +57,19 @@ CASES = {
     "deepseek_vl": Case(
         deepseek_vl.build, LAYOUTS, r".*vision_model.*\.(v_proj|patch_embedding)", r".*aligner\.linear[12]"
     ),
+    "llava_next": Case(linked.build, LAYOUTS, r".*vision_tower.*\.(k_proj|fc1)", r".*multi_modal_projector\.linear_1"),
+    "llava_onevision": Case(
+        partial(linked.build, kind="llava_onevision", text="qwen2", tower="siglip", layers=-1),
+        LAYOUTS,
+        r".*vision_tower.*\.(v_proj|fc2)",
+        r".*multi_modal_projector\.linear_.*",
+    ),
+    "vipllava": Case(
+        partial(linked.build, kind="vipllava", text="llama", layers=[-2, -3, 1]),
+        LAYOUTS,
+        r".*vision_tower.*\.(q_proj|fc1)",
+        r".*multi_modal_projector\.linear_.*",
+    ),
 }
 TIED = [name for name in CASES if name.endswith(" tied")]
 KINDS: dict[str, dict[str, Any]] = {
@@ -75,6 +88,9 @@ SAMPLE = [
     ("deepseek_vl", "hub", "tower", "LoRA"),
     ("deepseek_vl", "saved", "projector", "rsLoRA"),
     ("internvl", "hub", "q and v", "LoRA"),
+    ("llava_next", "hub", "tower", "LoRA"),
+    ("llava_onevision", "saved", "trained tables", "LoRA"),
+    ("vipllava", "memory", "projector", "rsLoRA"),
 ]
 
 

@@ -111,7 +111,7 @@ def test_ids_and_layout_equal_the_processors(name: str, turns: Any) -> None:
     assume(not any(token in text for text in texts for token in special))
     if name == "nanovlm":  # its code puts all pictures first
         assume(all(item["type"] == "text" for message in messages[:-1] for item in message["content"]))
-    views = [got.image.view_tokens(plan(*SIZES[i], got.image)) for i in shown]
+    views = [got.image.view_tokens(plan(*SIZES[i], got.image), SIZES[i]) for i in shown]
     ids, layout = got.prompter.encode(messages, views)
     theirs = messages
     if got.remote and messages[0]["role"] != "system":

@@ -35,6 +35,7 @@ from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.export.survey import survey
 from edgevlm.generate.loop import Pipeline
 from edgevlm.generate.sampling import GenerateOptions
+from edgevlm.inputs.layout import image_tokens
 from edgevlm.inputs.preprocess import normalize, preprocess
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.record import weight_tree
@@ -177,7 +178,7 @@ def check_features(made: Checkpoint, pictures: str, engine: str = "onnxruntime",
     bundle, said = made.bundle("fp32"), made.answer(pictures)
     with closing(open_runtime(bundle, engine)) as runtime:
         prompt = Pipeline(bundle, runtime).prepare(PICTURES[pictures], QUESTION)
-        ours = np.concatenate(runtime.encoder.encode(prompt.views))
+        ours = np.concatenate(image_tokens(prompt.layout, runtime.encoder.encode(prompt.views)))
     assert said.features is not None and ours.shape == said.features.shape
     found = cosine(ours, said.features)
     assert found >= least

@@ -82,7 +82,7 @@ def read_specs(folder: Path) -> Any:
     model, _ = read_model(open_model(str(folder)))
     image = read_image_spec(folder, model)
     for size in ((640, 480), (1, 5000)):
-        _tried(lambda size=size: image.view_tokens(plan(*size, image)))
+        _tried(lambda size=size: image.view_tokens(plan(*size, image), size))
     return image, read_prompt_spec(folder, model)
 
 
@@ -165,7 +165,7 @@ def read_rules(folder: Path) -> Any:
 
     bundle = sealed(folder)
     image, prompt = bundle.image_spec, bundle.prompt_spec
-    views = _tried(lambda: image.view_tokens(plan(640, 480, image)))
+    views = _tried(lambda: image.view_tokens(plan(640, 480, image), (640, 480)))
     ids, layout = Prompter(prompt, bundle.path("tokenizer.json")).encode("Is it red?", [views] if views else [])
     return image, prompt, ids.tolist(), layout
 

@@ -48,7 +48,8 @@ SPECIAL = [t.content for t in RULES.get_added_tokens_decoder().values() if t.spe
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: c["text"][:40])
 def test_prompt_vectors(case: dict[str, Any]) -> None:
     pictures, generation = case["pictures"], case["add_generation_prompt"]
-    ids, layout = PROMPTER.encode(case["messages"], pictures, add_generation_prompt=generation)
+    named = [[ViewTokens(*view) for view in views] for views in pictures]
+    ids, layout = PROMPTER.encode(case["messages"], named, add_generation_prompt=generation)
     assert ids.dtype == np.int64 and ids.ndim == 1
     assert ids.tolist() == case["ids"]
     views = [tuple(grid) for views in pictures for _, *grid in views]
@@ -90,7 +91,8 @@ def test_ids_equal_transformers(messages: list[dict[str, Any]], sizes: list[tupl
 
 
 def encode(messages: Any, grids: Any = (), **options: Any) -> list[int]:
-    return PROMPTER.encode(messages, [MAKE.views_of(grid) for grid in grids], **options)[0].tolist()
+    pictures = [[ViewTokens(*view) for view in MAKE.views_of(grid)] for grid in grids]
+    return PROMPTER.encode(messages, pictures, **options)[0].tolist()
 
 
 def test_a_question_is_one_user_message_with_its_images_first() -> None:

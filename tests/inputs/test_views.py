@@ -176,7 +176,7 @@ def test_tiles_are_bounded(rule: TilesThenWhole | WholeThenTiles) -> None:
 def test_image_tokens_are_bounded() -> None:
     spec = spec_of(Stretch(9000), token_pixels=1)
     with pytest.raises(EdgeVLMError, match="would take 81000000 image tokens"):
-        spec.view_tokens(spec.rule.views(1, 1))
+        spec.view_tokens(spec.rule.views(1, 1), (1, 1))
 
 
 @pytest.mark.parametrize("name", RULES)

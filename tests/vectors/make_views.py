@@ -28,6 +28,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 )
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.utils import logging
@@ -44,6 +45,7 @@ PROCESSORS = {
     "GotOcr2ImageProcessor": GotOcr2ImageProcessorPil,
     "Idefics3ImageProcessor": Idefics3ImageProcessorPil,
     "LlavaImageProcessor": LlavaImageProcessorPil,
+    "LlavaOnevisionImageProcessor": LlavaOnevisionImageProcessorPil,
     "Qwen2VLImageProcessor": Qwen2VLImageProcessorPil,
     "SiglipImageProcessor": SiglipImageProcessorPil,
 }
@@ -70,11 +72,16 @@ def native(patch: int, least: int, most: int) -> dict[str, Any]:
     return {"patch_size": patch, "merge_size": 2, "size": {"shortest_edge": least, "longest_edge": most}}
 
 
+def grids(side: int, offered: list[tuple[int, int]]) -> dict[str, Any]:
+    return {"size": square(side), "image_grid_pinpoints": [[rows * side, cols * side] for rows, cols in offered]}
+
+
 def split(side: int, longest: int) -> dict[str, Any]:
     limits = {"size": {"longest_edge": longest}, "max_image_size": {"longest_edge": side}}
     return {"do_image_splitting": True, "do_pad": False, **limits}
 
 
+GRIDS = [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (1, 3), (3, 3)]
 # name: processor, its settings, image tokens of one view (None: a quarter of the patches, which are merged 2x2)
 SPECS: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "clip_crop": ("CLIPImageProcessor", crop(336), 576),
@@ -90,6 +97,8 @@ SPECS: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "deepseek_vl_small": ("DeepseekVLImageProcessor", {"size": square(48), "image_mean": CLIP_MEAN}, 36),
     "idefics3": ("Idefics3ImageProcessor", split(364, 1456), 169),
     "idefics3_small": ("Idefics3ImageProcessor", split(48, 192), 9),
+    "llava_onevision": ("LlavaOnevisionImageProcessor", grids(384, GRIDS), 729),
+    "llava_onevision_small": ("LlavaOnevisionImageProcessor", grids(48, GRIDS), 36),
     "siglip": ("SiglipImageProcessor", {"size": square(384)}, 729),
     "siglip_small": ("SiglipImageProcessor", {"size": square(48)}, 36),
 }
@@ -128,7 +137,7 @@ def case(name: str, width: int, height: int) -> dict[str, Any]:
         tokens = rows * columns // 4
     else:
         nested = kind == "Idefics3ImageProcessor"
-        views = np.stack(out["pixel_values"][0] if nested else out["pixel_values"])
+        views = np.stack(out["pixel_values"][0] if nested or kind.startswith("LlavaO") else out["pixel_values"])
         if nested:
             found["tiles"] = [int(out["rows"][0][0]), int(out["cols"][0][0])]
         elif kind == "GotOcr2ImageProcessor":
@@ -192,6 +201,7 @@ RULES: dict[str, dict[str, Any]] = {
         "split": True,
     },
     "internvl_small": {"kind": "ratio_tiles", "side": 48, "least": 1, "most": 6, "thumbnail": True},
+    "llava_onevision_small": {"kind": "best_grid", "side": 48, "grids": GRIDS},
     "qwen_small": {"kind": "native", "unit": 16, "least": 1024, "most": 10240},
 }  # fmt: skip
 NANOVLM = {

@@ -8,8 +8,18 @@ from typing import Any
 
 from edgevlm.checkpoint.adapter import Base
 from edgevlm.checkpoint.checkpoint import Checkpoint
-from edgevlm.checkpoint.families import deepseek_vl, internvl, llava, nanovlm, qwen2_5_vl, smolvlm
-from edgevlm.checkpoint.families.decoders import DECODERS
+from edgevlm.checkpoint.families import (
+    deepseek_vl,
+    internvl,
+    llava,
+    llava_next,
+    llava_onevision,
+    nanovlm,
+    qwen2_5_vl,
+    smolvlm,
+    vipllava,
+)  # fmt: skip
+from edgevlm.checkpoint.families.decoders import DECODERS, fold_multipliers
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import MappedWeights, map_tree
 from edgevlm.checkpoint.processor.files import ProcessorFiles
@@ -20,10 +30,11 @@ from edgevlm.io.json import JsonFile
 from edgevlm.models.check import check_model
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Queries
-from edgevlm.models.record import weight_tree
+from edgevlm.models.record import host_tree, weight_tree
 
 FAMILIES = (
     smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_5_vl.FAMILY, nanovlm.FAMILY, deepseek_vl.FAMILY,
+    llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY,
 )  # fmt: skip
 
 
@@ -45,13 +56,16 @@ def read_model(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
 def read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
     """As `read_model`, for a checkpoint that is to be trained: its projector may be one that is not exported."""
     family = find_family(checkpoint.config, checkpoint.name)
-    spec = family.read(checkpoint, JsonFile(checkpoint.folder / "config.json", checkpoint.config))
+    config = JsonFile(checkpoint.folder / "config.json", checkpoint.config)
+    spec = family.read(checkpoint, config)
     check_model(spec, f"{checkpoint.folder}: config.json", "download it again")
     unused = family.unused(checkpoint, spec)
-    names = family.tensor_names(checkpoint, spec)
+    text = next((key for key in _DECODER_KEYS if config.section(key).given), "text_config")
+    names = fold_multipliers(config.section(text), spec, family.tensor_names(checkpoint, spec))
     head = names["decoder.head"]
     tied = (f"{head}.weight",) if spec.decoder.tie_embeddings else ()
-    return spec, map_tree(checkpoint, weight_tree(spec), names, lambda name: name.startswith((*unused, *tied)))
+    tree = weight_tree(spec) | host_tree(spec)
+    return spec, map_tree(checkpoint, tree, names, lambda name: name.startswith((*unused, *tied)))
 
 
 def read_image_spec(folder: Path, model: ModelSpec) -> ImageSpec:

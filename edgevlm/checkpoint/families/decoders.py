@@ -1,4 +1,4 @@
-"""Decoders of text_config: Llama's kind, and Qwen2 and Qwen3, which are the same blocks with other options.
+"""Decoders of text_config: Llama's kind, and Qwen2, Qwen3, Mistral and Granite, the same blocks with other options.
 
 Options and defaults follow transformers' config classes: a field that config.json leaves out has the default there.
 """
@@ -6,18 +6,23 @@ Options and defaults follow transformers' config classes: a field that config.js
 from __future__ import annotations
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
+from edgevlm.checkpoint.families.tensors import Names, times
 from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.projector import Linear
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling
 
 
-def read_decoder(config: JsonFile, *, tied: bool, kind: str | None = None, sections: tuple[int, ...] = ()) -> Decoder:
+def read_decoder(
+    config: JsonFile, *, tied: bool, kind: str | None = None, usual: str = "llama", sections: tuple[int, ...] = ()
+) -> Decoder:
     """The decoder of a text_config.
 
-    kind: "llama", "qwen2" or "qwen3", where the family knows it; None is the config's own model_type.
+    kind: of `_DEFAULTS`, where the family knows it; None is the config's own model_type, or `usual` where it has none.
     sections: M-RoPE's frequencies per position axis, for families that have it.
     """
-    kind = kind or config.choice("model_type", "llama", {name: name for name in DECODERS})
+    kind = kind or config.choice("model_type", usual, {name: name for name in DECODERS})
     config.choice("hidden_act", "silu", {"silu": "silu"})
     if config.flag("use_sliding_window", False):
         raise config.wrong("use_sliding_window", "false")
@@ -28,7 +33,7 @@ def read_decoder(config: JsonFile, *, tied: bool, kind: str | None = None, secti
     norm, attention_bias = Norm("rms", eps), config.flag("attention_bias", False)
     attention = Attention(
         heads,
-        config.count("num_key_value_heads", heads),
+        config.count("num_key_value_heads", defaults.get("kv_heads", heads)),
         size,
         bias=attention_bias or kind == "qwen2",
         out_bias=attention_bias and kind != "qwen2",
@@ -37,10 +42,15 @@ def read_decoder(config: JsonFile, *, tied: bool, kind: str | None = None, secti
     )
     mlp = Mlp(config.count("intermediate_size", defaults["inner"]), bias=config.flag("mlp_bias", False))
     layers = config.count("num_hidden_layers", 32, most=limits.LAYERS)
+    context = config.count("max_position_embeddings", defaults["context"])
+    if kind == "mistral":
+        window = config.data.get("sliding_window", 4096)  # null is none, and left out is this
+        if window is not None and not (type(window) is int and window >= context):
+            raise config.wrong("sliding_window", "null, or no less than max_position_embeddings")
     return Decoder(
         vocab_size=config.count("vocab_size", defaults["vocab"]),
         hidden_size=hidden,
-        context_length=config.count("max_position_embeddings", defaults["context"]),
+        context_length=context,
         blocks=(Block((attention,), mlp, norm),),
         layers=(0,) * layers,
         norm=norm,
@@ -53,8 +63,36 @@ _DEFAULTS = {
     "llama": {"inner": 11008, "vocab": 32000, "context": 2048, "theta": 10000},
     "qwen2": {"inner": 22016, "vocab": 151936, "context": 32768, "theta": 10000},
     "qwen3": {"inner": 22016, "vocab": 151936, "context": 32768, "theta": 10000, "head_dim": 128},
+    "mistral": {"inner": 14336, "vocab": 32000, "context": 131072, "theta": 10000, "kv_heads": 8},
+    "granite": {"inner": 11008, "vocab": 32000, "context": 2048, "theta": 10000},
 }
 DECODERS = tuple(_DEFAULTS)  # by their model_type
+
+
+def fold_multipliers(text: JsonFile, spec: ModelSpec, names: Names) -> Names:
+    """`names` with a Granite's four multipliers inside its weights, which makes it a Llama; others' as they are.
+
+    It multiplies embeddings whatever they are of: so does the projector's last map, and a newline.
+    """
+    d = spec.decoder
+    if text.value("model_type") != "granite":
+        return names
+    embedding, residual, attention, logits = (
+        text.number(key, 1.0)
+        for key in ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
+    )
+    if min(embedding, logits) <= 0:
+        raise text.wrong("embedding_multiplier" if embedding <= 0 else "logits_scaling", "more than 0")
+    (mixer,) = d.block(0).mixers
+    assert isinstance(mixer, Attention)
+    layer, maps = "decoder.layers.{i}.", [step.name for step in spec.projector if isinstance(step, Linear)]
+    factors = {
+        **dict.fromkeys(("decoder.embed", f"projector.{maps[-1]}", "newline"), embedding),
+        f"{layer}q": attention * mixer.head_dim**0.5,  # RoPE commutes with it
+        **dict.fromkeys((f"{layer}o", f"{layer}down"), residual),
+        "decoder.norm": 1 / (logits * (embedding if d.tie_embeddings else 1)),
+    }
+    return {name: times(source, factors[name]) if name in factors else source for name, source in names.items()}
 
 
 def _rope(config: JsonFile, size: int, theta: float, sections: tuple[int, ...]) -> Rope:

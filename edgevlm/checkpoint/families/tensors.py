@@ -79,6 +79,20 @@ class Scaled:
 
 
 @dataclass(frozen=True)
+class Times:
+    """A tensor multiplied by one number."""
+
+    source: Source
+    factor: float
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return self.source.stored(part, shape)
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        return self.source.make(read, part, shape) * np.float32(self.factor)
+
+
+@dataclass(frozen=True)
 class PlusOne:
     """A norm that is stored as its difference from one (Gemma)."""
 
@@ -129,6 +143,11 @@ Names = Mapping[str, "str | Source | Callable[[int], Source]"]
 function is called with the layer."""
 
 
+def times(entry: str | Source | Callable[[int], Source], factor: float) -> Callable[[int], Source]:
+    """An entry of `Names` whose tensors are multiplied by `factor`."""
+    return lambda layer: Times(_of_layer(entry, layer), factor)
+
+
 class MappedWeights:
     """A checkpoint's tensors under edgevlm's canonical names."""
 
@@ -136,7 +155,8 @@ class MappedWeights:
         self._checkpoint, self.tree, self._sources = checkpoint, tree, sources
 
     def names(self) -> list[str]:
-        return list(self.tree)
+        """Of the graphs' weights."""
+        return [name for name, info in self.tree.items() if info.role != "host"]
 
     def __contains__(self, name: object) -> bool:
         return name in self.tree
@@ -212,10 +232,13 @@ def _source(name: str, names: Names) -> Source:
     stem = name.removesuffix(".weight").removesuffix(".bias")
     layer = next((int(part) for part in stem.split(".") if part.isdigit()), None)
     pattern = stem if layer is None else stem.replace(f".{layer}.", ".{i}.", 1)
-    found = names[pattern]
-    if isinstance(found, str):
-        return Plain(found if layer is None else found.replace("{i}", str(layer)))
-    return found(layer or 0) if callable(found) else found
+    return _of_layer(names[pattern], layer or 0)
+
+
+def _of_layer(entry: str | Source | Callable[[int], Source], layer: int) -> Source:
+    if isinstance(entry, str):
+        return Plain(entry.replace("{i}", str(layer)))
+    return entry(layer) if callable(entry) else entry
 
 
 def _part(name: str) -> str:

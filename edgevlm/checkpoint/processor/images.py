@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.inputs.rules import Rule
 from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
+from edgevlm.models.ops import Weights
 from edgevlm.models.projector import Group, Queries, Shuffle
 
 RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
@@ -52,10 +54,35 @@ def make_spec(
     )
 
 
+def with_newline(image: ImageSpec, weights: Weights) -> ImageSpec:
+    """`image` with the weight that ends rows of features, where the model has one."""
+    if image.packing is None:
+        return image
+    row = tuple(float(value) for value in weights.read("newline"))
+    return replace(image, packing=replace(image.packing, newline=row))
+
+
 def token_pixels(model: ModelSpec) -> int:
     """Pixels per side that one image token covers."""
     merged = (getattr(s, "scale", 1) * getattr(s, "side", 1) for s in model.projector if isinstance(s, Shuffle | Group))
     return model.vision.patch_size * math.prod(merged)
+
+
+def offered_grids(files: ProcessorFiles, side: int, usual: list[list[int]]) -> tuple[tuple[int, int], ...]:
+    """image_grid_pinpoints, heights and widths in pixels, as rows and columns of tiles.
+
+    usual: where neither config.json nor the image processor's file has them. Both must say the same.
+    """
+    key = "image_grid_pinpoints"
+    found = files.image.value(key, usual)
+    if files.config.value(key, usual) != found:
+        raise files.image.wrong(key, f"the {key} of config.json")
+    sizes = [tuple(size) for size in found if isinstance(size, list)] if isinstance(found, list) else []
+    if not sizes or len(sizes) < len(found) or not all(len(size) == 2 for size in sizes):
+        raise files.image.wrong(key, "pairs of heights and widths")
+    if not all(type(edge) is int and edge > 0 and edge % side == 0 for size in sizes for edge in size):
+        raise files.image.wrong(key, f"heights and widths that are multiples of {side}")
+    return tuple((high // side, wide // side) for high, wide in sizes)
 
 
 def processor_type(file: JsonFile, *known: str) -> str:

@@ -147,6 +147,6 @@ def _written(part: object, spec: PromptSpec, views: list[ViewTokens], count: int
         return part.text
     number = spec.picture.number.replace("{index}", str(part.index)) if count > 1 else ""
     return number + "".join(
-        piece if isinstance(piece, str) else spec.image_token * (piece[0] * piece[1])
+        piece if isinstance(piece, str) else spec.image_token * (piece.rows * piece.cols)
         for piece in picture_parts(spec.picture, views)
     )

@@ -26,6 +26,7 @@ class Vit:
     pre_norm: bool = False  # before the first layer (CLIP)
     post_norm: bool = True  # False: patch states are taken before the final norm
     masked_tiles: bool = False  # its ONNX graph takes pictures of as many tiles each, and a mask of those that are real
+    taps: tuple[int, ...] = ()  # the layers behind which states are taken, side by side; (): behind the last alone
     kind: str = "vit"
 
     @property
@@ -64,8 +65,10 @@ class Vit:
         x = ops.prepend(x, "vision.class_token", self.hidden_size) if self.class_token else x
         x = ops.add_table(x, "vision.position_embedding", self.num_patches + self.class_token, self.hidden_size)
         x = ops.norm(x, "vision.pre_norm", self.block.norm) if self.pre_norm else x
+        taken = {}
         for i in range(self.num_layers):
-            x = self._layer(ops, x, f"vision.layers.{i}")
+            x = taken[i + 1] = self._layer(ops, x, f"vision.layers.{i}")
+        x = ops.beside([taken[layer] for layer in self.taps]) if self.taps else x
         x = ops.drop_first(x) if self.class_token else x
         return ops.norm(x, "vision.post_norm", self.block.norm) if self.post_norm else x
 

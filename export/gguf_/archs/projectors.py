@@ -199,7 +199,7 @@ _TYPES = (
             "them": lambda spec: _vit(spec).class_token,
         },
         # Without it, llama.cpp leaves out the last layer.
-        more_keys={"feature_layer": lambda spec, image: [spec.vision.num_layers]},
+        more_keys={"feature_layer": lambda spec, image: list(_vit(spec).taps or (spec.vision.num_layers,))},
         constants=_missing_biases,
     ),
     ProjectorType(

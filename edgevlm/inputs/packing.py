@@ -1,0 +1,116 @@
+"""The features of a picture's views become one run of image tokens: docs/preprocessing.md, section 9.
+
+An encoder sees one view at a time. Some models then put the tiles' features together to one map of the picture, cut off
+what is padding, and end each row with a learned newline. How many tokens that makes follows from the picture's size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.check import check
+from edgevlm.inputs.views import View
+from edgevlm.io import limits
+from edgevlm.types import F32
+
+Grid = tuple[int, int]  # rows, columns
+
+
+@dataclass(frozen=True)
+class Packing:
+    """most: a map larger than so many views is scaled down to them; None: maps stay as they are.
+
+    newline: the learned row (D,) that ends each row of a map; empty until an export takes it from the weights.
+    """
+
+    most: int | None = None
+    newline: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        most = limits.GRID_TILES
+        check(self.most is None or 1 <= self.most <= most, "image", "packing.most", f"1 to {most}", self.most)
+        check(len(self.newline) <= limits.WIDTH, "image", "packing.newline", "a row of features", len(self.newline))
+
+    def plan(self, picture: tuple[int, int], views: Sequence[View], side: Grid) -> Packed:
+        """What becomes of the features of `views`, the whole picture and its tiles row by row.
+
+        picture: width and height in pixels. side: rows and columns of features of each view.
+        """
+        tiles = max((view.place for view in views if view.place), default=(0, 0))
+        rows, cols = tiles[0] * side[0], tiles[1] * side[1]
+        cut = _padding(picture, rows, cols) if len(views) > 1 else (0, 0)
+        rows, cols = rows - 2 * cut[0], cols - 2 * cut[1]
+        if self.most is not None and (ratio := math.sqrt(rows * cols / (self.most * side[0] ** 2))) > 1.1:
+            rows, cols = int(rows // ratio), int(cols // ratio)
+            if min(rows, cols) < 1:
+                raise EdgeVLMError(
+                    f"A picture of {picture[0]} x {picture[1]} is too elongated for this model: cut it into pieces."
+                )
+        return Packed(side, tiles, cut, (rows, cols), np.array(self.newline, np.float32))
+
+
+def _padding(picture: tuple[int, int], rows: int, cols: int) -> Grid:
+    """Rows at the top and columns at the left of a map that hold padding; as many lie at the other end.
+
+    Of transformers' unpad_image, its rounding to 7 digits included.
+    """
+    width, height = picture
+    if width / height > cols / rows:
+        return (rows - int(round(height * (cols / width), 7))) // 2, 0
+    return 0, (cols - int(round(width * (rows / height), 7))) // 2
+
+
+@dataclass(frozen=True)
+class Packed:
+    """How one picture's features are packed: the whole picture's first, then the map of its tiles."""
+
+    side: Grid  # of a view
+    tiles: Grid  # (0, 0): the whole picture alone, then one newline
+    cut: Grid  # rows and columns that are left out at either end of the map
+    map: Grid  # of what is left, after scaling
+    newline: F32 = field(compare=False, repr=False)
+
+    @property
+    def views(self) -> int:
+        return 1 + math.prod(self.tiles)
+
+    @property
+    def tokens(self) -> int:
+        rows, cols = self.map
+        return math.prod(self.side) + (rows * (cols + 1) if self.views > 1 else 1)
+
+    def run(self, features: Sequence[F32]) -> F32:
+        """Each view's features (side rows * columns, D), in order, to the picture's tokens (N, D)."""
+        whole, *tiles = features
+        if not tiles:
+            return np.concatenate([whole, self.newline[None]])
+        (rows, cols), (high, wide), width = self.tiles, self.side, whole.shape[-1]
+        cells = np.stack(tiles).reshape(rows, cols, high, wide, width)
+        stitched = cells.transpose(0, 2, 1, 3, 4).reshape(rows * high, cols * wide, width)
+        top, left = self.cut
+        kept = stitched[top : len(stitched) - top, left : stitched.shape[1] - left]
+        kept = _resized(_resized(kept, 0, self.map[0]), 1, self.map[1])
+        ends = np.broadcast_to(self.newline, (len(kept), 1, width))
+        return np.concatenate([whole, np.concatenate([kept, ends], axis=1).reshape(-1, width)])
+
+
+def _resized(x: F32, axis: int, size: int) -> F32:
+    """Along one axis, bilinear between sample centres and without a wider filter for scaling down.
+
+    Of torch's interpolate(mode="bilinear", align_corners=False), in its float32 arithmetic.
+    """
+    have = x.shape[axis]
+    if have == size:
+        return x
+    centres = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * (np.float32(have) / np.float32(size))
+    places = np.maximum(centres - np.float32(0.5), np.float32(0))
+    first = np.minimum(places.astype(np.intp), have - 1)
+    share = (places - first).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    after = np.minimum(first + 1, have - 1)
+    mixed: F32 = x.take(first, axis) * (1 - share) + x.take(after, axis) * share
+    return mixed

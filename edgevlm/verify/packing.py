@@ -1,0 +1,58 @@
+"""The gate on how features are packed: what transformers' models made of numbered features, replayed.
+
+Recorded by tests/vectors/make_packing.py, which knows nothing of edgevlm: assets/packing.json.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from edgevlm.inputs.packing import Packing
+from edgevlm.inputs.views import CropTo, View
+from edgevlm.types import F32
+from edgevlm.verify.report import Row
+
+NEWLINE = -1.0  # in the recordings; features are numbered from 0
+_NEAR = 1e-3  # of one feature's number: float32 rounding of numbers up to 10,000 in two orders
+
+
+def check_packing(packing: Packing) -> Row:
+    """The recorded pictures by the bundle's own way of packing, with numbers for features."""
+    recorded = json.loads((importlib.resources.files("edgevlm") / "assets" / "packing.json").read_text("utf-8"))
+    numbered = replace(packing, newline=(NEWLINE,))
+    cases = [case for case in recorded["cases"] if (case["most"] is None) == (packing.most is None)]
+    wrong = [f"{case['picture']}: {said}" for case in cases if (said := _fault(numbered, recorded["side"], case))]
+    note = wrong[0] if wrong else f"{len(cases)} pictures"
+    check = "sizes whose features are packed in another way than transformers'"
+    return Row("inputs", check, len(wrong), 0, not wrong, note, "numbers", f"packing of {wrong[0]}" if wrong else "")
+
+
+def _fault(packing: Packing, side: int, case: dict[str, Any]) -> str:
+    """What is wrong with a recorded picture; nothing where it is right."""
+    rows, cols = case["tiles"]
+    crop = CropTo(0, 0, 1, 1)
+    views = [View((crop,)), *(View((crop,), (r + 1, c + 1)) for r in range(rows) for c in range(cols))]
+    packed = replace(packing, most=case["most"]).plan(tuple(case["picture"]), views, (side, side))
+    ours = packed.run(np.split(np.arange(len(views) * side**2, dtype=np.float32)[:, None], len(views)))[:, 0]
+    theirs = np.array(case["tokens"], np.float32)
+    ends, wanted = np.isclose(ours, NEWLINE), np.isclose(theirs, NEWLINE)
+    if not ends.any() and wanted.any():
+        return "newline missing"
+    if packed.tokens != len(theirs) or len(ours) != len(theirs):
+        return f"{len(ours)} tokens, planned {packed.tokens}, instead of {len(theirs)}"
+    if not np.array_equal(ends, wanted):
+        return "newlines in other places"
+    if np.abs(ours - theirs).max() <= _NEAR:
+        return ""
+    return "rows in another order" if _rows(ours[side**2 :]) == _rows(theirs[side**2 :]) else "other features"
+
+
+def _rows(numbers: F32) -> list[list[float]]:
+    """The rows of a map, which newlines end, in an order of their own."""
+    ends = np.flatnonzero(np.isclose(numbers, NEWLINE)) + 1
+    return sorted(row.round(2).tolist() for row in np.split(numbers, ends))

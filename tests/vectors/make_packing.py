@@ -1,0 +1,63 @@
+"""Write the golden vectors of how features are packed, by transformers' own LlavaNextModel and LlavaOnevisionModel.
+
+    python tests/vectors/make_packing.py          (re)writes edgevlm/assets/packing.json
+    python tests/vectors/make_packing.py --check  exits with 1 if it would change
+
+Features are numbers: view by view, row by row, from 0; the newline is -1. Nothing here imports edgevlm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers.image_processing_utils import select_best_resolution
+from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
+from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
+
+SHIPPED = Path(__file__).parents[2] / "edgevlm" / "assets" / "packing.json"
+SIDE, VIEW = 4, 32  # features and pixels per side of a view
+GRIDS = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3), (4, 4)]
+SIZES = [(1, 1), (1, 97), (97, 1), (50, 3), (61, 43), (43, 61), (96, 48), (101, 103), (127, 211), (640, 480)]
+
+
+def case(width: int, height: int, most: int | None) -> dict[str, Any]:
+    """The tokens of a picture, most of whose features transformers scales down to those of `most` views."""
+    pinpoints = [[rows * VIEW, cols * VIEW] for rows, cols in GRIDS]
+    best = select_best_resolution((height, width), pinpoints)
+    rows, cols = best[0] // VIEW, best[1] // VIEW
+    vision = SimpleNamespace(image_size=VIEW, patch_size=VIEW // SIDE)
+    model = SimpleNamespace(config=SimpleNamespace(vision_config=vision, image_grid_pinpoints=pinpoints))
+    count = 1 + rows * cols
+    features = [torch.arange(count * SIDE**2, dtype=torch.float32).reshape(count, SIDE**2, 1)]
+    sizes, newline = torch.tensor([[height, width]]), torch.tensor([-1.0])
+    if most is None:
+        made, _ = LlavaNextModel.pack_image_features(model, features, sizes, "full", newline)
+    else:
+        made, _ = LlavaOnevisionModel.pack_image_features(model, features, sizes, newline, f"anyres_max_{most}")
+    tokens = [round(value, 4) for value in made[0][:, 0].tolist()]
+    return {"picture": [width, height], "most": most, "tiles": [rows, cols], "tokens": tokens}
+
+
+def text() -> str:
+    cases = [case(*size, most) for most in (None, 2, 9) for size in SIZES]
+    lines = ",\n  ".join(json.dumps(entry) for entry in cases)
+    return f'{{\n "side": {SIDE},\n "cases": [\n  {lines}\n ]\n}}\n'
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the file would change")
+    check = parser.parse_args().check
+    stale = not SHIPPED.exists() or SHIPPED.read_text("utf-8") != text()
+    if stale and not check:
+        SHIPPED.write_text(text(), "utf-8")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
