@@ -232,7 +232,7 @@ class RatioTiles(_CheckedRule):
 class BestGrid(_CheckedRule):
     """The picture stretched to one view, then its tiles on the grid of `grids` that shows most of its pixels.
 
-    There it keeps its shape, in the middle of a black canvas (LLaVA's "anyres", arXiv 2310.03744).
+    There it keeps its shape, in the middle of a black canvas ("anyres").
     """
 
     side: int
