@@ -60,11 +60,14 @@ def image_tokens(layout: Layout, features: Sequence[F32]) -> list[F32]:
     left, found = list(features), []
     for span in layout.spans:
         own, left = left[: len(span.features)], left[len(span.features) :]
-        if tuple(map(len, own)) != span.features:
-            raise _disagree([rows.shape for rows in own], span.features)
+        if len(own) < len(span.features):
+            raise _disagree((len(features), 0), "those of more views")
+        for rows, size in zip(own, span.features, strict=True):
+            if len(rows) != size:
+                raise _disagree(rows.shape, (size, *rows.shape[1:]))
         found.append(own[0] if span.packed is None else span.packed.run(own))
     if left:
-        raise _disagree([rows.shape for rows in left], "no more")
+        raise _disagree(left[0].shape, "no more")
     return found
 
 
