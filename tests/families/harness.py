@@ -199,8 +199,9 @@ def check_tokens(made: Checkpoint, pictures: str, target: str, count: int) -> No
         options = GenerateOptions(max_tokens=count, ignore_stop=True)
         pipeline = Pipeline(bundle, runtime)
         ours = list(pipeline.answer(PICTURES[pictures], QUESTION, options).ids)
-        views = pipeline.prepare(PICTURES[pictures], QUESTION).views
-        features = np.concatenate(runtime.encoder.encode(views)) if views else None
+        prompt = pipeline.prepare(PICTURES[pictures], QUESTION)
+        found = image_tokens(prompt.layout, runtime.encoder.encode(prompt.views)) if prompt.views else None
+        features = None if found is None else np.concatenate(found)
     apart = next((i for i in range(count) if ours[i] != said.tokens[i]), None)
     if apart is not None:  # from here on the two read different texts; the gate follows one text to the end
         assert said.margins[apart] < bound_of(target, "float").near_tie, f"token {apart}: margin {said.margins[apart]}"
