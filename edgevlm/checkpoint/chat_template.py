@@ -210,8 +210,15 @@ def _candidates(run: Render, image: str) -> Iterator[ChatFormat]:
                 text_join="" if text_open else between.removeprefix(text_close),
                 trim=trim,
             )
-            chat = _with_images(_with_system(chat, run, s, u), run, image, image_open)
-            yield ChatFormat(chat, image_open, image_close.removesuffix(text_open))
+            chat = _with_system(chat, run, s, u)
+            yield ChatFormat(
+                _with_images(chat, run, image, image_open), image_open, image_close.removesuffix(text_open)
+            )
+            if image_open or image_close:  # not around every image, but between it and what stands beside it
+                between_items = replace(chat, image_before=image_open, image_after=image_close)
+                user = replace(chat.roles["user"], open_image=before_image.removeprefix(base))
+                between_items = replace(between_items, roles={**chat.roles, "user": user})
+                yield ChatFormat(_with_images(between_items, run, image, ""))
 
 
 def _with_system(chat: Chat, run: Render, s: Message, u: Message) -> Chat:

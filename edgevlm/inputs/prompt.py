@@ -113,7 +113,9 @@ def _items(
     last = len(content) - 1
     for place, item in enumerate(content):
         if item["type"] == "image":
+            yield ControlText(chat.image_before if place else "")
             yield Picture(next(number))
+            yield ControlText(chat.image_after if place != last else "")
             continue
         text = item["text"]
         if chat.trim and place == 0:

@@ -120,6 +120,8 @@ class Chat:
     text_open: str = ""  # before each text
     text_close: str = ""  # after each text
     text_join: str = ""  # between two texts that follow each other in one message
+    image_before: str = ""  # before an image that is not the first item of its message
+    image_after: str = ""  # after one that is not the last
     trim: bool = False  # no white space at the beginning of a message that starts with text, or at the end
 
     def __post_init__(self) -> None:
@@ -127,7 +129,16 @@ class Chat:
         check(self.system in SYSTEM_PLACES, "prompt", "system", " or ".join(SYSTEM_PLACES), self.system)
         check(len(self.roles) <= limits.ROLES, "prompt", "roles", f"at most {limits.ROLES}", sorted(self.roles))
         texts = {f"roles.{name}": "".join(astuple(role)) for name, role in self.roles.items()}
-        for name in ("prefix", "generation", "default_system", "text_open", "text_close", "text_join"):
+        for name in (
+            "prefix",
+            "generation",
+            "default_system",
+            "text_open",
+            "text_close",
+            "text_join",
+            "image_before",
+            "image_after",
+        ):
             texts[name] = getattr(self, name)
         for name, text in texts.items():
             check(len(text) <= limits.TEXT, "prompt", name, f"at most {limits.TEXT} characters", text)

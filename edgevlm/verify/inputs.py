@@ -224,6 +224,7 @@ def _text(spec: PromptSpec, question: str, pictures: Sequence[Views]) -> str:
     chat, text = spec.chat, spec.picture
     parts = [chat.prefix, chat.default_system, chat.roles["user"].open_image]
     for number, views in enumerate(pictures):
+        parts += [chat.image_before if number else ""]
         parts += [text.number.replace("{index}", str(number)) if len(pictures) > 1 else "", text.open]
         row = 0
         for place, rows, cols, _ in views:
@@ -232,7 +233,7 @@ def _text(spec: PromptSpec, question: str, pictures: Sequence[Views]) -> str:
             row = place[0] if place else 0
             name = text.tile.replace("{row}", str(row)).replace("{col}", str(place[1] if place else 0))
             parts += [name if place else text.whole if len(views) > 1 else text.alone, spec.image_token * rows * cols]
-        parts += [text.row_close if row else "", text.close]
+        parts += [text.row_close if row else "", text.close, chat.image_after]
     return "".join([*parts, chat.text_open, question, chat.text_close, chat.roles["user"].close, chat.generation])
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import deepseek_vl, internvl, linked, llava15, nanovlm, qwen2_5_vl
+from tiny import deepseek_vl, internvl, janus, linked, llava15, nanovlm, qwen2_5_vl
 
 from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.checkpoint.families import FAMILIES, adapter_base, read_model
@@ -64,6 +64,7 @@ CASES = {
         r".*vision_tower.*\.(v_proj|fc2)",
         r".*multi_modal_projector\.linear_.*",
     ),
+    "janus": Case(janus.build, LAYOUTS, r".*vision_model.*\.(v_proj|fc1)", r".*model\.aligner\.fc1"),
     "vipllava": Case(
         partial(linked.build, kind="vipllava", text="llama", layers=[-2, -3, 1]),
         LAYOUTS,
@@ -91,6 +92,7 @@ SAMPLE = [
     ("llava_next", "hub", "tower", "LoRA"),
     ("llava_onevision", "saved", "trained tables", "LoRA"),
     ("vipllava", "memory", "projector", "rsLoRA"),
+    ("janus", "hub", "q and v", "LoRA"),
 ]
 
 

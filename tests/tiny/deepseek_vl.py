@@ -40,16 +40,19 @@ CHAT_TEMPLATE = (
 CUTS = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"\s+$", "[一-龥ࠀ-一가-퟿]+")
 
 
+def splits() -> list[pre_tokenizers.PreTokenizer]:
+    cuts = [pre_tokenizers.Split(Regex(cut), behavior="isolated") for cut in CUTS]
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return [*cuts, pre_tokenizers.Digits(individual_digits=True), last]
+
+
 def build(folder: Path, *, seed: int = 0, layout: Layout = "hub") -> Any:
     """Write a tiny DeepSeek-VL 1.3B into `folder`; returns its model in float32.
 
     layout: "hub": `model.vision_model.vision_model.*`, `model.aligner.*`, `model.language_model.*`, `lm_head.*`, as
     transformers 4 wrote; "saved": what transformers 5 saves; "memory": without the second `vision_model`.
     """
-    cuts = [pre_tokenizers.Split(Regex(cut), behavior="isolated") for cut in CUTS]
-    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    splits = [*cuts, pre_tokenizers.Digits(individual_digits=True), last]
-    tokenizer = tokenizers.byte_level((), (BOS, EOS, IMAGE), splits, bos=BOS)
+    tokenizer = tokenizers.byte_level((), (BOS, EOS, IMAGE), splits(), bos=BOS)
     ids = tokenizers.added_ids(tokenizer)
     text = {
         "model_type": "llama",

@@ -11,6 +11,7 @@ from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import (
     deepseek_vl,
     internvl,
+    janus,
     llava,
     llava_next,
     llava_onevision,
@@ -34,7 +35,7 @@ from edgevlm.models.record import host_tree, weight_tree
 
 FAMILIES = (
     smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_5_vl.FAMILY, nanovlm.FAMILY, deepseek_vl.FAMILY,
-    llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY,
+    llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY, janus.FAMILY,
 )  # fmt: skip
 
 
