@@ -41,6 +41,13 @@ class ChatFormat:
     image_close: str = ""
 
 
+def chatml(system: str) -> Chat:
+    """OpenAI's ChatML, with a system message where a conversation does not start with one."""
+    start, end = "<|im_start|>", "<|im_end|>\n"
+    roles = {r: RoleText(f"{start}{r}\n", f"{start}{r}\n", end) for r in ("user", "assistant", "system")}
+    return Chat("", roles, f"{start}assistant\n", default_system=f"{start}system\n{system}{end}")
+
+
 def read_chat_template(
     folder: Path, processor: JsonFile, tokenizer_config: JsonFile, names: Mapping[str, Any], image_token: str
 ) -> ChatFormat:

@@ -149,6 +149,12 @@ class JsonFile:
             raise self.wrong(key, "true or false")
         return value
 
+    def require(self, expected: bool, *keys: str) -> None:
+        """Refuse a file in which one of these flags is anything else; left out, each is what is expected."""
+        for key in keys:
+            if self.flag(key, expected) is not expected:
+                raise self.wrong(key, str(expected).lower())
+
     def count(self, key: str, default: int | None = None, *, least: int = 1, most: int = limits.COUNT) -> int:
         value = self.value(key, default)
         if not _is_count(value, least, most):

@@ -52,9 +52,7 @@ def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     file = files.image
     processor_type(file, "DeepseekVLImageProcessor")
-    for key in ("do_resize", "do_pad"):
-        if not file.flag(key, True):
-            raise file.wrong(key, "true")
+    file.require(True, "do_resize", "do_pad")
     side = check_side(file, "size", file.square("size"), model)
     return image_spec(files, model, Fit(side, file.count("min_size", 14), mean_color(file)), usual=3)
 

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-from edgevlm.checkpoint.chat_template import ChatFormat
+from edgevlm.checkpoint.chat_template import ChatFormat, chatml
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
-from edgevlm.checkpoint.families.tensors import Names, Plain, Scaled, prefix_of
+from edgevlm.checkpoint.families.linked import two_maps
+from edgevlm.checkpoint.families.tensors import Names, prefix_of
 from edgevlm.checkpoint.families.tokens import token_id
-from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_vit
+from edgevlm.checkpoint.families.towers import read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, make_spec, processor_type
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
 from edgevlm.inputs.rules import RatioTiles, Stretch
-from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, RoleText
+from edgevlm.inputs.spec import ImageSpec, PictureText
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.projector import Act, Linear, Normalize, Shuffle
+from edgevlm.models.projector import Normalize, Shuffle
 from edgevlm.models.spec import Norm
 from edgevlm.models.towers.vit import Vit
 
-CONTEXT = "<IMG_CONTEXT>"
+CONTEXT, EMBED = "<IMG_CONTEXT>", "embed_tokens.weight"
 
 
 def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     remote = checkpoint.config["model_type"] == "internvl_chat"
-    text, prefix = (
-        config.section("llm_config" if remote else "text_config"),
-        prefix_of(checkpoint, "embed_tokens.weight"),
-    )
-    tied = is_tied(
-        checkpoint, config, text, f"{_head(prefix)}.weight", f"{prefix}embed_tokens.weight", default=not remote
-    )
+    text, prefix = config.section("llm_config" if remote else "text_config"), prefix_of(checkpoint, EMBED)
+    head = f"{names.head_beside(prefix)}.weight"
+    tied = is_tied(checkpoint, config, text, head, f"{prefix}{EMBED}", default=not remote)
     decoder = read_decoder(text, tied=tied)
     section = config.section("vision_config")
     section.choice("norm_type", "layer_norm", {"layer_norm": "layer_norm"})
-    for key in ("use_qk_norm", "qk_normalization"):
-        if section.flag(key, False):
-            raise section.wrong(key, "false")
+    section.require(False, "use_qk_norm", "qk_normalization")
     pooled = remote or section.flag("use_mean_pooling", True)
     vision = read_vit(
         section, image_size=448, patch_size=14, hidden_size=1024, inner=4096, act="gelu", class_token=True,
@@ -55,9 +50,7 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
         projector=(
             Shuffle(round(1 / ratio), vision.hidden_size),
             Normalize(Norm("layer", 1e-5)),
-            Linear("linear_1", decoder.hidden_size),
-            Act("gelu" if remote else config.choice("projector_hidden_act", "gelu", ACTIVATIONS)),
-            Linear("linear_2", decoder.hidden_size),
+            *two_maps(config.without("projector_hidden_act") if remote else config, decoder),
         ),
         decoder=decoder,
         image_token_id=token_id(checkpoint, CONTEXT) if remote else config.count("image_token_id", 151667, least=0),
@@ -65,63 +58,18 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
 
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
-    prefix = prefix_of(checkpoint, "embed_tokens.weight")
-    tower = (
-        _remote(spec) if spec.family == "internvl_chat" else _own(prefix_of(checkpoint, "embeddings.cls_token"), spec)
-    )
-    return {**tower, **names.llama(prefix, _head(prefix))}
-
-
-def _own(tower: str, spec: ModelSpec) -> Names:
+    prefix = prefix_of(checkpoint, EMBED)
+    part, tower = names.timm, "vision_model."
+    connector: Names = {"projector.norm": "mlp1.0", "projector.linear_1": "mlp1.1", "projector.linear_2": "mlp1.3"}
+    if spec.family != "internvl_chat":
+        part, tower = names.beit, prefix_of(checkpoint, "embeddings.cls_token")
+        connector = names.two_maps(tower.replace("vision_tower", "multi_modal_projector"), norm="layer_norm")
     assert isinstance(spec.vision, Vit)
-    layer, connector = f"{tower}encoder.layer.{{i}}", tower.replace("vision_tower", "multi_modal_projector")
-    side, width = spec.vision.patches_per_side, spec.vision.hidden_size
     return {
-        "vision.patch_embedding": f"{tower}embeddings.patch_embeddings.projection",
-        "vision.class_token": Plain(f"{tower}embeddings.cls_token", (1, 1, width)),
-        "vision.position_embedding": Plain(f"{tower}embeddings.position_embeddings", (1, side**2 + 1, width)),
-        "vision.layers.{i}.norm1": f"{layer}.layernorm_before",
-        "vision.layers.{i}.q": f"{layer}.attention.q_proj",
-        "vision.layers.{i}.k": f"{layer}.attention.k_proj",
-        "vision.layers.{i}.v": f"{layer}.attention.v_proj",
-        "vision.layers.{i}.o": lambda i: Scaled(
-            Plain(f"{tower}encoder.layer.{i}.attention.projection_layer"), f"{tower}encoder.layer.{i}.lambda_1"
-        ),
-        "vision.layers.{i}.norm2": f"{layer}.layernorm_after",
-        "vision.layers.{i}.fc1": f"{layer}.mlp.fc1",
-        "vision.layers.{i}.fc2": lambda i: Scaled(
-            Plain(f"{tower}encoder.layer.{i}.mlp.fc2"), f"{tower}encoder.layer.{i}.lambda_2"
-        ),
-        "vision.post_norm": f"{tower}layernorm",
-        "projector.norm": f"{connector}layer_norm",
-        "projector.linear_1": f"{connector}linear_1",
-        "projector.linear_2": f"{connector}linear_2",
+        **part(tower, spec.vision.num_patches + 1, spec.vision.hidden_size),
+        **connector,
+        **names.llama(prefix, names.head_beside(prefix)),
     }
-
-
-def _remote(spec: ModelSpec) -> Names:
-    assert isinstance(spec.vision, Vit)
-    tower, side, width = "vision_model.", spec.vision.patches_per_side, spec.vision.hidden_size
-    layer = "vision_model.encoder.layers."
-    return {
-        "vision.patch_embedding": f"{tower}embeddings.patch_embedding",
-        "vision.class_token": Plain(f"{tower}embeddings.class_embedding", (1, 1, width)),
-        "vision.position_embedding": Plain(f"{tower}embeddings.position_embedding", (1, side**2 + 1, width)),
-        "vision.layers.{i}.norm1": f"{layer}{{i}}.norm1",
-        **names.fused_qkv(layer, ".attn.qkv", width),
-        "vision.layers.{i}.o": lambda i: Scaled(Plain(f"{layer}{i}.attn.proj"), f"{layer}{i}.ls1"),
-        "vision.layers.{i}.norm2": f"{layer}{{i}}.norm2",
-        "vision.layers.{i}.fc1": f"{layer}{{i}}.mlp.fc1",
-        "vision.layers.{i}.fc2": lambda i: Scaled(Plain(f"{layer}{i}.mlp.fc2"), f"{layer}{i}.ls2"),
-        "projector.norm": "mlp1.0",
-        "projector.linear_1": "mlp1.1",
-        "projector.linear_2": "mlp1.3",
-    }
-
-
-def _head(prefix: str) -> str:
-    """The head beside a decoder: language_model.lm_head, or lm_head at the top in transformers' memory layout."""
-    return "language_model.lm_head" if prefix.startswith("language_model.model.") else "lm_head"
 
 
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
@@ -129,8 +77,7 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
         return _remote_image(files, model)
     file = files.image
     processor_type(file, "GotOcr2ImageProcessor")
-    if not file.flag("do_resize", True):
-        raise file.wrong("do_resize", "true")
+    file.require(True, "do_resize")
     side = check_side(file, "size", file.square("size"), model)
     # crop_to_patches is false in the files, and InternVLProcessor turns it on.
     rule = RatioTiles(side, file.count("min_patches", 1), file.count("max_patches", 12), thumbnail=True)
@@ -141,8 +88,7 @@ def _remote_image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     """The remote code's load_image: preprocessor_config.json's cropping settings are outdated and not read."""
     config = files.config
     side = check_side(config, "force_image_size", config.count("force_image_size", 448), model)
-    if config.flag("pad2square", False):
-        raise config.wrong("pad2square", "false")
+    config.require(False, "pad2square")
     least, most = config.count("min_dynamic_patch", 1), config.count("max_dynamic_patch", 6)
     tiles = RatioTiles(side, least, most, config.flag("use_thumbnail", False))
     rule = tiles if config.flag("dynamic_image_size", False) else Stretch(side)
@@ -165,13 +111,8 @@ _SYSTEM = {
 
 def _remote_chat(files: ProcessorFiles) -> ChatFormat:
     """The remote code writes its own conversation, whatever chat template the tokenizer has."""
-    name = files.config.value("template")
-    if not isinstance(name, str) or name not in _SYSTEM:
-        raise files.config.wrong("template", " or ".join(_SYSTEM))
-    start, end = "<|im_start|>", "<|im_end|>\n"
-    roles = {r: RoleText(f"{start}{r}\n", f"{start}{r}\n", end) for r in ("user", "assistant", "system")}
-    system = f"{start}system\n{_SYSTEM[name]}{end}"
-    return ChatFormat(Chat("", roles, f"{start}assistant\n", default_system=system), image_close="\n")
+    system = files.config.choice("template", None, _SYSTEM)
+    return ChatFormat(chatml(system), image_close="\n")
 
 
 TYPES, TOWERS = ("internvl", "internvl_chat"), ("internvl_vision", "intern_vit_6b")

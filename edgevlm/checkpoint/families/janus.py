@@ -30,10 +30,8 @@ SYSTEM = (
 
 def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     text, section = config.section("text_config"), config.section("vision_config")
-    if section.flag("use_qk_norm", False):
-        raise section.wrong("use_qk_norm", "false")
-    if not section.flag("attention_bias", True):
-        raise section.wrong("attention_bias", "true")
+    section.require(False, "use_qk_norm")
+    section.require(True, "attention_bias")
     tied = is_tied(checkpoint, config, text, f"{HEAD}.weight", f"{TEXT}embed_tokens.weight", default=True)
     inner = int(section.count("hidden_size", 1024) * section.number("mlp_ratio", 4.0))
     tower = read_vit(
@@ -78,9 +76,7 @@ def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     file = files.image
     processor_type(file, "JanusImageProcessor")
-    for key in ("do_resize", "do_pad"):
-        if not file.flag(key, True):
-            raise file.wrong(key, "true")
+    file.require(True, "do_resize", "do_pad")
     side = check_side(file, "size", file.square("size"), model)
     return image_spec(files, model, Fit(side, file.count("min_size", 14), mean_color(file)), usual=3)
 

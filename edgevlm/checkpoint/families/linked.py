@@ -99,8 +99,7 @@ def linked_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     newline = {"newline": f"{prefix_of(checkpoint, 'image_newline')}image_newline"} if spec.newline else {}
     return {
         **names.clip(prefix_of(checkpoint, PATCHES)),
-        "projector.linear_1": f"{projector}linear_1",
-        "projector.linear_2": f"{projector}linear_2",
+        **names.two_maps(projector),
         **newline,
         **names.llama(prefix_of(checkpoint, "embed_tokens.weight"), head_of(checkpoint)),
     }

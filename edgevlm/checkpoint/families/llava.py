@@ -22,8 +22,7 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     file = files.image
     processor_type(file, "SiglipImageProcessor", "CLIPImageProcessor", "LlavaImageProcessor")
-    if not file.flag("do_resize", True):
-        raise file.wrong("do_resize", "true")
+    file.require(True, "do_resize")
     return image_spec(files, model, _rule(file, model), usual=3)
 
 

@@ -30,8 +30,7 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     file = files.image
     processor_type(file, "LlavaOnevisionImageProcessor")
-    if not file.flag("do_resize", True):
-        raise file.wrong("do_resize", "true")
+    file.require(True, "do_resize")
     side = check_side(file, "size", file.square("size"), model)
     rule = BestGrid(side, offered_grids(files, side, PINPOINTS))
     spec = image_spec(files, model, rule, usual=3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgevlm.checkpoint.families.tensors import Plain, Source, Split
+from edgevlm.checkpoint.families.tensors import Plain, Scaled, Source, Split
 
 
 def siglip(prefix: str) -> dict[str, str | Source]:
@@ -24,6 +24,57 @@ def clip(prefix: str) -> dict[str, str | Source]:
         "vision.class_token": Plain(f"{prefix}embeddings.class_embedding"),
         "vision.pre_norm": f"{prefix}pre_layrnorm",
     }
+
+
+Entries = dict[str, "str | Source | Callable[[int], Source]"]
+
+
+def beit(prefix: str, positions: int, width: int) -> Entries:
+    """transformers' BeitModel, and the towers that copy its names: layer scale is folded into the maps before it."""
+    layer = f"{prefix}encoder.layer.{{i}}"
+    return {
+        "vision.patch_embedding": f"{prefix}embeddings.patch_embeddings.projection",
+        "vision.class_token": Plain(f"{prefix}embeddings.cls_token", (1, 1, width)),
+        "vision.position_embedding": Plain(f"{prefix}embeddings.position_embeddings", (1, positions, width)),
+        "vision.layers.{i}.norm1": f"{layer}.layernorm_before",
+        **{f"vision.layers.{{i}}.{part}": f"{layer}.attention.{part}_proj" for part in "qkv"},
+        "vision.layers.{i}.o": scaled(f"{layer}.attention.projection_layer", f"{layer}.lambda_1"),
+        "vision.layers.{i}.norm2": f"{layer}.layernorm_after",
+        "vision.layers.{i}.fc1": f"{layer}.mlp.fc1",
+        "vision.layers.{i}.fc2": scaled(f"{layer}.mlp.fc2", f"{layer}.lambda_2"),
+        "vision.post_norm": f"{prefix}layernorm",
+    }
+
+
+def timm(prefix: str, positions: int, width: int) -> Entries:
+    """Layers under timm's names (norm1, attn.qkv, ls1, mlp.fc1) with the embeddings of transformers' CLIP."""
+    layers = f"{prefix}encoder.layers."
+    return {
+        "vision.patch_embedding": f"{prefix}embeddings.patch_embedding",
+        "vision.class_token": Plain(f"{prefix}embeddings.class_embedding", (1, 1, width)),
+        "vision.position_embedding": Plain(f"{prefix}embeddings.position_embedding", (1, positions, width)),
+        **fused_qkv(layers, ".attn.qkv", width),
+        "vision.layers.{i}.o": scaled(f"{layers}{{i}}.attn.proj", f"{layers}{{i}}.ls1"),
+        **{f"vision.layers.{{i}}.{part}": f"{layers}{{i}}.{part}" for part in ("norm1", "norm2")},
+        "vision.layers.{i}.fc1": f"{layers}{{i}}.mlp.fc1",
+        "vision.layers.{i}.fc2": scaled(f"{layers}{{i}}.mlp.fc2", f"{layers}{{i}}.ls2"),
+    }
+
+
+def scaled(stem: str, scale: str) -> Callable[[int], Source]:
+    """A map of layer {i} with its layer scale."""
+    return lambda i: Scaled(Plain(stem.replace("{i}", str(i))), scale.replace("{i}", str(i)))
+
+
+def two_maps(prefix: str, norm: str | None = None) -> Entries:
+    """A projector of two maps, and of a norm before them."""
+    maps: Entries = {f"projector.{name}": f"{prefix}{name}" for name in ("linear_1", "linear_2")}
+    return maps | ({"projector.norm": f"{prefix}{norm}"} if norm else {})
+
+
+def head_beside(prefix: str) -> str:
+    """The head of the decoder under `prefix`: beside its model, or at the top in transformers' memory layout."""
+    return "language_model.lm_head" if prefix.startswith("language_model.model.") else "lm_head"
 
 
 def llama(prefix: str, head: str = "lm_head") -> dict[str, str | Source]:

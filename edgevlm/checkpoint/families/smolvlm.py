@@ -110,15 +110,6 @@ COMPOSED = Composed(
     grid=6,
     fits=lambda side: bool((bucketed_positions(side) == range(side**2)).all()),
 )  # fmt: skip
-TYPES = ("smolvlm", "idefics3", "edgevlm_query")
-FAMILY = Family(
-    TYPES,
-    "SmolVLM, SmolVLM2, Idefics3 and Granite-Docling",
-    read,
-    tensor_names,
-    image,
-    prompt,
-    unused,
-    towers=("smolvlm_vision", "smolvlm", "idefics3_vision", "idefics3"),
-    composed=COMPOSED,
-)
+TYPES, TITLE = ("smolvlm", "idefics3", "edgevlm_query"), "SmolVLM, SmolVLM2, Idefics3 and Granite-Docling"
+TOWERS = ("smolvlm_vision", "smolvlm", "idefics3_vision", "idefics3")
+FAMILY = Family(TYPES, TITLE, read, tensor_names, image, prompt, unused, towers=TOWERS, composed=COMPOSED)
