@@ -21,6 +21,7 @@ from PIL import Image
 from edgevlm import __version__
 from edgevlm.cli import edgevlm, main
 from edgevlm.commands import demo
+from edgevlm.evaluation.scenes import intersection_over_union
 from edgevlm.scenes.showcase import DEMO
 from edgevlm.verify import bounds
 
@@ -216,6 +217,28 @@ def test_sampling_options_reach_the_loop(cli: Any, tiny_bundle: Path) -> None:
     assert "stopped after 8 tokens: raise --max-tokens" in first.err
     greedy = ["run", tiny_bundle, "Hello", "--max-tokens", 40]
     assert cli(*greedy, "--repetition-penalty", 5.0).out != cli(*greedy).out
+
+
+def test_boxes_in_an_answer(cli: Any, bundle: Path, tmp_path: Path) -> None:
+    """The default model finds the demo picture's dog, which lies at (52, 267) to (122, 340)."""
+    done = cli("run", bundle, DEMO, "Locate the dog.", "--json", "--draw", tmp_path / "out.png")
+    said = json.loads(done.out)
+    (box,) = said["boxes"]
+    found = (box["x0"], box["y0"], box["x1"], box["y1"])
+    assert intersection_over_union(found, (52, 267, 122, 340)) > 0.5 and said["points"] == []
+    assert done.err == f"{tmp_path / 'out.png'} has 1 boxes and 0 points\n"
+    with Image.open(DEMO) as before, Image.open(tmp_path / "out.png") as after:
+        changed = np.abs(np.subtract(before.convert("RGB"), after, dtype=np.int64)).max(-1) > 0
+    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    assert np.abs(np.subtract((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1), found)).max() < 1
+    again = cli("run", bundle, DEMO, "Locate the dog.", "--draw", tmp_path / "out.png")
+    assert again.code == 2 and "already exists: choose another name, or replace it with --force" in again.err
+    assert cli("run", bundle, "Hello", "--draw", tmp_path / "a.png").err.startswith(
+        "Error: --draw draws on one picture"
+    )
+    assert "end it in .png or .jpg" in cli("run", bundle, DEMO, "Hi", "--draw", tmp_path / "a.txt").err
+    two = json.loads(cli("run", bundle, DEMO, PICTURE, "Locate the dog.", "--json").out)
+    assert two["boxes"] == []  # an answer does not say which picture it means
 
 
 def test_info(cli: Any, bundle: Path) -> None:

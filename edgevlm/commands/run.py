@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from edgevlm.commands.arguments import bundle_folder, pictures_and_question, warn_if_failed
+from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, seconds, size, table, write, write_json
+from edgevlm.io.files import check_new, writing
 
 if TYPE_CHECKING:
     from edgevlm.generate.loop import Answer, GenerateOptions, Pipeline, Timings
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True, metavar="R", help="1: off.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="For sampling.")
 @click.option("--tiles", type=int, metavar="N", help="Most tiles per picture; 1 is fastest.  [default: the model's]")
+@click.option("--draw", metavar="FILE", help="Write the picture with the answer's boxes and points drawn on it.")
+@click.option("--force", is_flag=True, help="Replace FILE.")
 @click.option("--timings", is_flag=True, help="Show the four stages on standard error.")
 @click.option("--json", "as_json", is_flag=True, help="Write answer and timings as one JSON object instead.")
 def run(
@@ -52,15 +56,20 @@ def run(
     repetition_penalty: float,
     seed: int,
     tiles: int | None,
+    draw: str | None,
+    force: bool,
     timings: bool,
     as_json: bool,
 ) -> None:
     """Ask the model in BUNDLE a QUESTION about pictures.
 
-    One picture, several, or none. The answer streams to standard output.
+    One picture, several, or none. The answer streams to standard output. With --json it also has the boxes and points
+    that the answer names, in pixels of the picture, where the model's way of writing them is known.
     """
     pictures, question = pictures_and_question(bundle, inputs)
     folder = bundle_folder(bundle)
+    if draw is not None:
+        _check_drawing(Path(draw), pictures, force)
 
     from edgevlm.generate.sampling import GenerateOptions
 
@@ -75,12 +84,37 @@ def run(
     answer = ask(folder, pictures, question, options, runtime, device, threads, tiles, not as_json, storage)
     if as_json:
         figures = {**dataclasses.asdict(answer.timings), "finish_reason": answer.finish_reason}
-        write_json({"answer": answer.text, **figures})
+        places = {name: [dataclasses.asdict(p) for p in getattr(answer, name)] for name in ("boxes", "points")}
+        write_json({"answer": answer.text, **places, **figures})
+    if draw is not None:
+        _draw(Path(draw), pictures[0], answer, force)
+    if as_json:
         return
     if answer.finish_reason == "length":
         note(f"(stopped after {answer.timings.answer_tokens} tokens: raise --max-tokens for a longer answer)")
     if timings:
         note("\n" + timings_table(answer.timings))
+
+
+def _check_drawing(path: Path, pictures: Sequence[str], force: bool) -> None:
+    if len(pictures) != 1:
+        raise EdgeVLMError(f"--draw draws on one picture, and {len(pictures)} are given: give one.")
+    if path.suffix.lower() not in _DRAWN:
+        raise EdgeVLMError(f"'{path}' is no name of a picture that --draw writes: end it in {' or '.join(_DRAWN)}.")
+    check_new(path, force)
+
+
+_DRAWN = (".png", ".jpg", ".webp")
+
+
+def _draw(path: Path, picture: str, answer: Answer, force: bool) -> None:
+    from edgevlm.generate.draw import draw
+    from edgevlm.generate.given import open_picture
+
+    drawn = draw(open_picture(picture, (255, 255, 255)), answer.boxes, answer.points)
+    with writing(path, force) as new:
+        drawn.save(new, format={".jpg": "JPEG"}.get(path.suffix.lower(), path.suffix[1:].upper()))
+    note(f"{path} has {len(answer.boxes)} boxes and {len(answer.points)} points")
 
 
 def ask(

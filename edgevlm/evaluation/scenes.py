@@ -14,6 +14,7 @@ from pathlib import Path
 from edgevlm.evaluation.item import Item, Picture, Result, Scored
 from edgevlm.evaluation.pope import MODES, pope_metrics
 from edgevlm.evaluation.text import exact, plain
+from edgevlm.inputs.grounding import Frame, Grounding, find
 from edgevlm.scenes.catalogue import COLOUR_NAMES, NOUNS, SIGN
 from edgevlm.scenes.folder import read_questions
 from edgevlm.scenes.question import Fact, Question
@@ -67,19 +68,18 @@ def parse_box(answer: str, bins: int, size: tuple[int, int] | None = None) -> Bo
     A token means the middle of its bin (Florence-2, arXiv 2311.06242). Numbers are fractions where none is above 1,
     else pixels of a picture of `size` (width, height). None where there are no four, or no area.
     """
-    tokens = _LOC.findall(answer)
-    if len(tokens) >= 4:
-        values = [(int(token) + 0.5) / bins for token in tokens[:4]]
-    else:
-        numbers = [float(number) for number in _FLOAT.findall(_LOC.sub(" ", answer))][:4]
-        if len(numbers) < 4:
+    if len(_LOC.findall(answer)) >= 4:
+        convention = Grounding("tokens", bins, middle=True, open="<loc_", close=">")
+        boxes, _ = find(answer, convention, Frame(1, 1, 1.0, 1.0, 0.0, 0.0, (1, 1)))
+        return (boxes[0].x0, boxes[0].y0, boxes[0].x1, boxes[0].y1) if boxes else None
+    numbers = [float(number) for number in _FLOAT.findall(_LOC.sub(" ", answer))][:4]
+    if len(numbers) < 4:
+        return None
+    if max(numbers) > 1:
+        if size is None:
             return None
-        if max(numbers) > 1:
-            if size is None:
-                return None
-            numbers = [value / side for value, side in zip(numbers, size * 2, strict=True)]
-        values = numbers
-    left, top, right, bottom = values
+        numbers = [value / side for value, side in zip(numbers, size * 2, strict=True)]
+    left, top, right, bottom = numbers
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 

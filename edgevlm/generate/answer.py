@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.grounding import Box, Point
 from edgevlm.runtimes.base import Turn
 
 
@@ -35,6 +36,10 @@ class Answer:
     ids: tuple[int, ...]  # with the stop token where there was one, as transformers' generate gives them
     timings: Timings
     finish_reason: str  # "stop": the model ended its answer; "length": max_tokens or the context length did
+    # In pixels of the picture, where the model writes them; of several pictures an answer does not say which one it
+    # means, and there are none.
+    boxes: tuple[Box, ...] = ()
+    points: tuple[Point, ...] = ()
 
 
 class AnswerStream:

@@ -14,6 +14,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.answer import Answer, AnswerStream, Timings
 from edgevlm.generate.given import Pictures, conversation_of, open_picture, pictures_of
 from edgevlm.generate.sampling import GenerateOptions, Sampler
+from edgevlm.inputs.grounding import Box, Frame, Point, find, frame_of
 from edgevlm.inputs.layout import Layout, merge
 from edgevlm.inputs.preprocess import cut_views, plan
 from edgevlm.inputs.prompt import Conversation, Views
@@ -31,6 +32,7 @@ class Prompt:
     layout: Layout  # where the views' tokens lie
     views: list[U8]  # of all pictures in order, (H, W, 3) each
     max_tokens: int  # what the options ask for, cut to what the context length leaves
+    frames: tuple[Frame, ...] = ()  # what the model sees of each picture, for boxes
 
     @property
     def image_tokens(self) -> int:
@@ -111,11 +113,13 @@ class Pipeline:
         rule, limit = self.bundle.image_spec.among(len(pictures)), self.bundle.manifest.spec.decoder.context_length
         placed: list[Views] = []
         views: list[U8] = []
+        frames: list[Frame] = []
         image_tokens = 0
         for source in pictures:
             picture = open_picture(source, rule.background)
             planned = plan(*picture.size, rule, max_tiles=max_tiles)
             placed.append(rule.view_tokens(planned, picture.size))
+            frames.append(frame_of(picture.size, planned))
             image_tokens += sum(view.rows * view.cols for view in placed[-1])
             # Once the pictures alone are too many, only their sizes still matter: a thousand of them must end
             # in the sentence below, not in exhausted memory.
@@ -124,7 +128,7 @@ class Pipeline:
         ids, layout = self.prompter.encode(conversation, placed)
         if len(ids) >= limit:
             raise EdgeVLMError(_too_long(len(ids), image_tokens, len(placed), max_tokens, limit))
-        return Prompt(ids, layout, views, min(max_tokens, limit - len(ids)))
+        return Prompt(ids, layout, views, min(max_tokens, limit - len(ids)), tuple(frames))
 
     def _run(self, prompt: Prompt, options: GenerateOptions, timings: Timings) -> Generator[str, None, Answer]:
         encoder, decoder = self.runtime.encoder, self.runtime.decoder
@@ -161,7 +165,14 @@ class Pipeline:
         if last := last if pieces else last.lstrip():
             pieces.append(last)
             yield last
-        return Answer("".join(pieces), tuple(ids), timings, "stop" if stopped else "length")
+        boxes, points = self._places(ids, prompt)
+        return Answer("".join(pieces), tuple(ids), timings, "stop" if stopped else "length", boxes, points)
+
+    def _places(self, ids: list[int], prompt: Prompt) -> tuple[tuple[Box, ...], tuple[Point, ...]]:
+        grounding = self.bundle.prompt_spec.grounding
+        if grounding is None or len(prompt.frames) != 1:
+            return (), ()
+        return find(self.prompter.decode(ids, special=True), grounding, prompt.frames[0])
 
 
 def peak_memory() -> int | None:

@@ -189,9 +189,9 @@ class Prompter:
         ids = [spec.bos_id] * spec.add_bos + text.ids()
         return np.array(ids, dtype=np.int64), Layout(len(ids), tuple(spans))
 
-    def decode(self, ids: Sequence[int] | Ids) -> str:
-        """The text of token ids, special tokens left out; bytes that are not UTF-8 read as U+FFFD."""
-        return decode(self.tokenizer, [int(i) for i in ids if i >= 0])
+    def decode(self, ids: Sequence[int] | Ids, *, special: bool = False) -> str:
+        """The text of token ids; bytes that are not UTF-8 read as U+FFFD. special: with special tokens spelled."""
+        return decode(self.tokenizer, [int(i) for i in ids if i >= 0], special=special)
 
     def stream(self) -> StreamDecoder:
         """The same, token by token."""

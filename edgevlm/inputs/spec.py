@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.check import check
+from edgevlm.inputs.grounding import Grounding
 from edgevlm.inputs.packing import Packed, Packing
 from edgevlm.inputs.resample import FILTERS
 from edgevlm.inputs.rules import Rule, TilesThenWhole
@@ -178,6 +179,7 @@ class PromptSpec:
     add_bos: bool = False  # bos_id comes before the text, which does not have it
     bos_id: int | None = None
     pad_id: int | None = None
+    grounding: Grounding | None = None  # how answers have boxes, where they do
 
     def __post_init__(self) -> None:
         check(self.version == PROMPT_SPEC_VERSION, "prompt", "version", PROMPT_SPEC_VERSION, self.version)

@@ -78,10 +78,10 @@ def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = False)
         return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
 
-def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of ids, special tokens left out."""
+def decode(tokenizer: Tokenizer, ids: Sequence[int], *, special: bool = False) -> str:
+    """The text of ids; special tokens are left out, or spelled."""
     with library_errors(*_UNREADABLE):
-        return str(tokenizer.decode(ids, skip_special_tokens=True))
+        return str(tokenizer.decode(ids, skip_special_tokens=not special))
 
 
 _UNREADABLE = "The tokenizer fails on the model's answer", "download the model and export it again"

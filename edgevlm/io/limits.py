@@ -76,6 +76,8 @@ PICTURE_TEXT = 1024  # characters around a picture or a tile: SmolVLM has 43
 ROLES = 16  # of a conversation: system, user, assistant, tool
 STOP_TOKENS = 256  # Llama 3 has 3
 COUNT = (1 << 31) - 1  # any other whole number: what int32 holds, as token ids do
+BOXES = 1000  # and points of one answer: a crowded picture has 100
+LABEL = 256  # characters of a box's label: 40
 
 # Numbers.
 REAL = 1e18  # of a number without a natural bound: float32 holds its square root with room

@@ -14,6 +14,7 @@ from edgevlm.checkpoint.families.towers import read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, make_spec, processor_type
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
+from edgevlm.inputs.grounding import Grounding
 from edgevlm.inputs.rules import RatioTiles, Stretch
 from edgevlm.inputs.spec import ImageSpec, PictureText
 from edgevlm.io.json import JsonFile
@@ -99,7 +100,10 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     files.check_tokens("image_seq_length", model.image_tokens)
     text = PictureText(open="<img>", close="</img>")
     chat = _remote_chat(files) if model.family == "internvl_chat" else None
-    return prompt_spec(files, model, picture=text, needed=("<img>", "</img>"), chat=chat)
+    return prompt_spec(files, model, picture=text, needed=("<img>", "</img>"), chat=chat, grounding=BOXES)
+
+
+BOXES = Grounding("tagged", 1000, open="<box>", close="</box>", label_open="<ref>", label_close="</ref>")
 
 
 # conversation.py of the remote code, by the key `template` of config.json.

@@ -10,6 +10,7 @@ from edgevlm.checkpoint.families.tensors import Names, SumFrames, prefix_of
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import image_spec, processor_type, token_pixels
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
+from edgevlm.inputs.grounding import Grounding
 from edgevlm.inputs.rules import Native
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io import limits
@@ -125,7 +126,7 @@ def _pixels(file: JsonFile, key: str, edge: str, usual: int) -> int:
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
-    return prompt_spec(files, model)
+    return prompt_spec(files, model, grounding=Grounding("json"))  # in pixels of the resized picture
 
 
 TYPES, TOWERS, DECODERS = ("qwen2_5_vl",), ("qwen2_5_vl", "qwen2_5_vl_vision"), ("qwen2_5_vl_text",)

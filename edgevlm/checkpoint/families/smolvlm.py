@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.composed import END, Composed
@@ -12,6 +14,7 @@ from edgevlm.checkpoint.families.towers import bucketed_positions, read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, processor_type
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
+from edgevlm.inputs.grounding import Grounding
 from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec, PictureText
 from edgevlm.io import limits
@@ -91,7 +94,14 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     files.check_tokens("image_seq_len", model.image_tokens)
     tile = f"{FAKE}<row_{{row}}_col_{{col}}>"
     text = PictureText(tile=tile, row_close="\n", whole=f"\n{FAKE}{WHOLE}", alone=f"{FAKE}{WHOLE}", close=FAKE)
-    return prompt_spec(files, model, picture=text, needed=(FAKE, END))
+    return prompt_spec(files, model, picture=text, needed=(FAKE, END), grounding=_grounding(files))
+
+
+def _grounding(files: ProcessorFiles) -> Grounding | None:
+    """Of a model that was trained with <loc_N> tokens: N is a bin, or, where there is one more, both edges have a N."""
+    tokens = next(n for n in count() if files.tokenizer.token_to_id(f"<loc_{n}>") is None)
+    edges = tokens % 2
+    return Grounding("tokens", tokens - edges, middle=not edges, open="<loc_", close=">") if tokens else None
 
 
 COMPOSED = Composed(

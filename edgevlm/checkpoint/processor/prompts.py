@@ -8,6 +8,7 @@ from typing import NamedTuple
 from edgevlm.checkpoint.chat_template import ChatFormat, probes, read_chat_template, token_text
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.grounding import Grounding
 from edgevlm.inputs.prompt import ControlText, Picture, Prompter, UserText, picture_parts, render
 from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, Chat, PictureText, PromptSpec, ViewTokens
 from edgevlm.inputs.tokenizer import encode
@@ -32,12 +33,14 @@ def prompt_spec(
     picture: PictureText = NO_PICTURE_TEXT,
     needed: tuple[str, ...] = (),
     chat: ChatFormat | None = None,
+    grounding: Grounding | None = None,
 ) -> ReadPrompt:
     """The chat format, image tokens and stop tokens of a checkpoint.
 
     picture: what the processor writes around a picture's image tokens; the chat template's own text comes around it.
     needed: further special tokens that the tokenizer must have.
     chat: None reads the checkpoint's chat template.
+    grounding: how the model writes boxes.
     """
     read_tokenizer_file(files.tokenizer_json, model.decoder.vocab_size)  # each token has a row of the embedding table
     image = _image_token(files, model)
@@ -56,6 +59,7 @@ def prompt_spec(
         add_bos=_adds_bos(files, ids.get(bos)) and not (bos and chat.chat.prefix.startswith(bos)),
         bos_id=ids.get(bos),
         pad_id=ids.get(token_text(files.names, "pad_token")),
+        grounding=grounding,
     )
     _prove(spec, files)
     return ReadPrompt(spec, f"{chat.image_open}{image}{chat.image_close}")
