@@ -88,6 +88,18 @@ def qwen(decoder: Decoder = MROPE) -> ModelSpec:
     return ModelSpec("m", "qwen2_5_vl", tower, steps, decoder, 1)
 
 
+def deep() -> ModelSpec:
+    """Qwen3-VL's: no windows, a table of positions that is resampled, two levels of features, axes that take turns."""
+    attention = Attention(4, 4, 16, bias=True, out_bias=True, rope="patches")
+    block = Block((attention,), Mlp(96, "gelu_tanh", gated=False, bias=True), Norm("layer", 1e-6))
+    tower = QwenVit(4, 2, None, 64, 3, (), block, patch_bias=True, table=5, deepstack=(0, 1))
+    head = (Linear("linear_1", 256), Act("gelu"), Linear("linear_2", WIDTH))
+    norm, group = Normalize(Norm("layer", 1e-6)), Group(2, 64)
+    rope = Rope(1e5, 16, sections=(4, 2, 2), interleaved=True)
+    decoder = text(Attention(4, 2, 16, qk_norm=Norm("rms", 1e-6)), rope, deepstack=2)
+    return ModelSpec("m", "qwen3_vl", tower, (norm, group, *head), decoder, 1, (group, norm, *head))
+
+
 LAYOUT = Layout(24, (Span(3, (2, 5)), Span(15, (3, 2))))
 # Pixels from -1 to 1; views are given, so the rule that would make them plays no part.
 IMAGE = ImageSpec(

@@ -6,13 +6,14 @@ A checkpoint's config.json and a bundle's manifest are held by the same rules, b
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.projector import Act, Group, Linear, Normalize, Queries, Shuffle, Take
+from edgevlm.models.projector import Act, Group, Linear, Normalize, Queries, Shuffle, Step, Take
 from edgevlm.models.spec import ACTS, Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling, ShortConv
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
@@ -51,7 +52,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     QwenVit: {
         "patch_size": (1, limits.PATCH_SIDE), "merge": (1, limits.SHUFFLE), "window": (1, limits.WINDOW_SIDE),
         "hidden_size": (1, limits.WIDTH), "num_layers": (1, limits.LAYERS), "full": (0, limits.LAYERS),
-        "theta": _POSITIVE, "kind": ("qwen_vit",),
+        "theta": _POSITIVE, "table": (0, math.isqrt(limits.PATCHES)), "deepstack": (0, limits.LAYERS), "kind": ("qwen_vit",),
     },
     Linear: {"name": (), "rows": (1, limits.MLP_WIDTH), "kind": ("linear",)},
     Act: {"act": ACTS, "kind": ("act",)},
@@ -116,13 +117,20 @@ def _counts(spec: ModelSpec) -> Iterator[str]:
         yield "a layer of the tower is not one attention and an MLP"
     if not 1 <= len(spec.projector) <= limits.PROJECTOR_STEPS:
         yield f"its projector has {len(spec.projector)} steps, expected 1 to {limits.PROJECTOR_STEPS}"
-    if any(step.index not in vision.inputs() for step in spec.projector if isinstance(step, Take)):
+    if len(spec.deepstack) > limits.PROJECTOR_STEPS:
+        yield f"its further levels have {len(spec.deepstack)} steps, expected at most {limits.PROJECTOR_STEPS}"
+    if any(step.index not in vision.inputs() for step in (*spec.projector, *spec.deepstack) if isinstance(step, Take)):
         yield "its projector takes rows by an input that the tower has not"
     for rope in (attention.rope for attention in _attentions(text)):
         if rope is not None and rope not in text.ropes:
             yield f"an attention turns by the RoPE {rope[:80]!r}, which is not in decoder.ropes"
     if isinstance(vision, QwenVit) and len(vision.full) > limits.LAYERS:
         yield f"vision.full names {len(vision.full)} layers, expected at most {limits.LAYERS}"
+    marked = getattr(vision, "deepstack", ())
+    if list(marked) != sorted(set(marked)) or any(layer >= vision.num_layers for layer in marked):
+        yield "its levels of features come from layers that the tower has not, or not in order"
+    if len(marked) != text.deepstack or text.deepstack > text.num_layers or bool(marked) != bool(spec.deepstack):
+        yield f"its tower gives {len(marked)} further levels of features and the decoder takes {text.deepstack}"
 
 
 def _together(spec: ModelSpec) -> Iterator[str]:
@@ -152,7 +160,9 @@ def _together(spec: ModelSpec) -> Iterator[str]:
     if spec.image_token_id >= text.vocab_size:
         yield f"image_token_id {spec.image_token_id} is outside the vocabulary"
     yield from _square(spec, vision) if isinstance(vision, Vit) else _windows(vision)
-    yield from _projector(spec)
+    yield from _projector(spec, spec.projector)
+    if spec.deepstack:
+        yield from _projector(spec, spec.deepstack)
 
 
 def _square(spec: ModelSpec, vision: Vit) -> Iterator[str]:
@@ -171,15 +181,15 @@ def _square(spec: ModelSpec, vision: Vit) -> Iterator[str]:
 
 
 def _windows(vision: QwenVit) -> Iterator[str]:
-    if vision.window % vision.merge:
+    if vision.window is not None and vision.window % vision.merge:
         yield "the window of its tower is no multiple of spatial_merge_size"
     if vision.hidden_size // vision.attention.heads % 4:
         yield "heads of its tower are no multiple of 4, for RoPE over rows and columns"
 
 
-def _projector(spec: ModelSpec) -> Iterator[str]:
+def _projector(spec: ModelSpec, steps: tuple[Step, ...]) -> Iterator[str]:
     width = spec.vision.hidden_size * max(1, len(getattr(spec.vision, "taps", ())))
-    for step in spec.projector:
+    for step in steps:
         if isinstance(step, Shuffle | Group):
             if step.width != width:
                 yield f"its projector takes {step.width} channels together where {width} come"

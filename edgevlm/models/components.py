@@ -30,7 +30,7 @@ def components(spec: ModelSpec) -> list[Component]:
     """The graphs of a model, in the order of a run."""
     d = spec.decoder
     ids = {"input_ids": Tensor("int64", ("batch_size", "sequence_length"))}
-    embeds = {"inputs_embeds": Tensor("float32", ("batch_size", "sequence_length", d.hidden_size))}
+    embeds = {"inputs_embeds": Tensor("float32", ("batch_size", "sequence_length", d.embed_width))}
     logits = {"logits": Tensor("float32", ("batch_size", 1, d.vocab_size))}
     return [
         Component(
@@ -58,8 +58,6 @@ def position_inputs(d: Decoder) -> dict[str, Tensor]:
     if d.mask != "causal":
         for window in d.windows:
             found[mask_input(window)] = Tensor("bool", ("sequence_length", "total_sequence_length"))
-    for level in range(d.deepstack):
-        found[f"deepstack_{level}"] = Tensor("float32", ("sequence_length", d.hidden_size))
     return found
 
 

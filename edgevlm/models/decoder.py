@@ -8,8 +8,10 @@ from edgevlm.models.spec import Attention, Decoder, Mixer, head_name, state_name
 
 
 def embed_tokens(ops: Ops, ids: X, d: Decoder) -> X:
+    """Ids (S,) to embeddings (S, D), with zeros behind them where image tokens have more levels of features."""
     x = ops.embed(ids, "decoder.embed", d.vocab_size, d.hidden_size)
-    return ops.mul(x, d.embed_scale) if d.embed_scale != 1.0 else x
+    x = ops.mul(x, d.embed_scale) if d.embed_scale != 1.0 else x
+    return ops.widen(x, d.embed_width) if d.deepstack else x
 
 
 def memory(ops: Ops, x: X, d: Decoder) -> dict[str, X]:
@@ -27,7 +29,11 @@ def memory(ops: Ops, x: X, d: Decoder) -> dict[str, X]:
 
 
 def decoder(ops: Ops, x: X, d: Decoder) -> X:
-    """Embeddings (S, D) to logits of the last position; what is kept for later calls stays in the backend's states."""
+    """Embeddings (S, D), and behind each what its levels add, to logits of the last position.
+
+    What is kept for later calls stays in the backend's states.
+    """
+    x, *levels = ops.split(x, 1 + d.deepstack, d.hidden_size) if d.deepstack else (x,)
     if d.learned_positions:
         table = ops.embed(ops.input("positions"), "decoder.positions", d.learned_positions, d.hidden_size)
         x = ops.add(x, table)
@@ -35,7 +41,7 @@ def decoder(ops: Ops, x: X, d: Decoder) -> X:
     for layer in range(d.num_layers):
         x = _layer(ops, x, layer, d)
         if layer < d.deepstack:
-            x = ops.add(x, ops.input(f"deepstack_{layer}"))  # zeros where a position is no image token
+            x = ops.add(x, levels[layer])  # zeros where a position is no image token
     x = ops.last(ops.norm(x, "decoder.norm", d.norm) if d.norm else x)
     logits = ops.linear(x, (head_name(d), d.vocab_size))[0]
     return ops.mul(ops.act(ops.mul(logits, 1 / d.logit_cap), "tanh"), d.logit_cap) if d.logit_cap else logits

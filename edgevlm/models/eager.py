@@ -48,9 +48,9 @@ class EagerOps(Ops):
         flat = patches.reshape(t, rows * cols, -1) @ self._weight(f"{name}.weight").reshape(width, -1).T
         return flat + self._weight(f"{name}.bias") if bias else flat
 
-    def patch_linear(self, x: F32, name: str, width: int) -> F32:
+    def patch_linear(self, x: F32, name: str, width: int, bias: bool = False) -> F32:
         out: F32 = x @ self._weight(f"{name}.weight").T
-        return out
+        return out + self._weight(f"{name}.bias") if bias else out
 
     def embed(self, ids: I64, name: str, rows: int, width: int) -> F32:
         found: F32 = self._weight(f"{name}.weight")[ids]
@@ -58,6 +58,10 @@ class EagerOps(Ops):
 
     def add_table(self, x: F32, name: str, rows: int, width: int) -> F32:
         return x + self._weight(name)
+
+    def add_mixed(self, x: F32, name: str, rows: int, width: int, places: str, shares: str) -> F32:
+        mixed: F32 = (self._weight(name)[self.inputs[places]] * self.inputs[shares][..., None]).sum(-2)
+        return x + mixed
 
     def prepend(self, x: F32, name: str, width: int) -> F32:
         first = np.broadcast_to(self._weight(name), (len(x), 1, width))
@@ -86,6 +90,12 @@ class EagerOps(Ops):
 
     def mul(self, x: F32, y: F32 | float) -> F32:
         return x * (np.float32(y) if isinstance(y, float) else y)
+
+    def split(self, x: F32, count: int, width: int) -> list[F32]:
+        return np.split(x, count, axis=-1)
+
+    def widen(self, x: F32, width: int) -> F32:
+        return widen(x, width)
 
     def heads(self, x: F32, count: int, size: int) -> F32:
         return x.reshape(*x.shape[:-1], count, size).swapaxes(-2, -3)
@@ -152,6 +162,11 @@ class EagerOps(Ops):
 
     def last(self, x: F32) -> F32:
         return x[-self.keep :]
+
+
+def widen(x: F32, width: int) -> F32:
+    """(..., D) to (..., width) with zeros behind."""
+    return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])]) if x.shape[-1] < width else x
 
 
 def attend(q: F32, k: F32, v: F32, a: Attention, allowed: Any) -> F32:

@@ -23,6 +23,7 @@ class ModelSpec:
     decoder: Decoder
     image_token_id: int  # the placeholder that image features replace
     newline: bool = False  # a learned row ends each row of features: used beside the graphs (inputs/packing.py)
+    deepstack: tuple[Step, ...] = ()  # from a marked layer of the tower to one more level of features, each by its own
 
     @property
     def image_tokens(self) -> int:
@@ -45,15 +46,21 @@ class ModelSpec:
 
 
 def image_features(ops: Ops, spec: ModelSpec, inputs: dict[str, X]) -> X:
-    """The tower's inputs to features (B, tokens, decoder hidden size)."""
-    states = spec.vision.walk(ops, inputs)
+    """The tower's inputs to features (B, tokens, decoder hidden size), and behind them those of further levels."""
+    if isinstance(spec.vision, Vit):
+        return projector(ops, spec.vision.walk(ops, inputs), spec.projector, (spec.vision.patches_per_side,) * 2)
     # Only towers of one size have steps that need the grid of the states.
-    grid = (spec.vision.patches_per_side,) * 2 if isinstance(spec.vision, Vit) else (0, 0)
-    return projector(ops, states, spec.projector, grid)
+    states, *marked = spec.vision.states(ops, inputs)
+    levels = [
+        projector(ops, x, spec.deepstack, (0, 0), f"projector.deepstack.{layer}")
+        for layer, x in zip(spec.vision.deepstack, marked, strict=True)
+    ]
+    features = projector(ops, states, spec.projector, (0, 0))
+    return ops.beside([features, *levels]) if levels else features
 
 
 def feature_shape(spec: ModelSpec) -> Tensor:
-    width = spec.decoder.hidden_size
+    width = spec.decoder.embed_width
     if isinstance(spec.vision, Vit):
         return Tensor("float32", ("tiles", spec.image_tokens, width))
     return Tensor("float32", (1, "tokens", width))

@@ -47,7 +47,7 @@ class Ops:
         """Convolve (B, 3, height, width) with stride `patch` and flatten row by row to (B, S, D)."""
         self._lacks("patch_embed")
 
-    def patch_linear(self, x: X, name: str, width: int) -> X:
+    def patch_linear(self, x: X, name: str, width: int, bias: bool = False) -> X:
         """Patches (B, S, 3 * patch * patch) to (B, S, D) by the weight `name`, which like a kernel is not quantized."""
         self._lacks("patch_linear")
 
@@ -58,6 +58,13 @@ class Ops:
     def add_table(self, x: X, name: str, rows: int, width: int) -> X:
         """Add the weight `name` (S, D) to every (S, D) of x."""
         self._lacks("add_table")
+
+    def add_mixed(self, x: X, name: str, rows: int, width: int, places: str, shares: str) -> X:
+        """Add to each position of (1, S, D) a mixture of rows of the table `name` (rows, D): a table resampled.
+
+        The inputs `places` and `shares` (S, K) say which rows, and how much of each.
+        """
+        self._lacks("add_mixed")
 
     def prepend(self, x: X, name: str, width: int) -> X:
         """(B, S, D) to (B, 1 + S, D): the weight `name` (D,) as a first position, a class token."""
@@ -87,6 +94,14 @@ class Ops:
 
     def mul(self, x: X, y: X | float) -> X:
         self._lacks("mul")
+
+    def split(self, x: X, count: int, width: int) -> list[X]:
+        """(B, S, count * width) to `count` values (B, S, width)."""
+        self._lacks("split")
+
+    def widen(self, x: X, width: int) -> X:
+        """(B, S, D) to (B, S, width) with zeros behind."""
+        self._lacks("widen")
 
     def heads(self, x: X, count: int, size: int) -> X:
         """(B, S, count * size) to (B, count, S, size)."""

@@ -19,13 +19,13 @@ class _SameGrid:
 
 @dataclass(frozen=True)
 class Linear(_SameGrid):
-    name: str  # the weight is projector.<name>
+    name: str  # the weight is <projector>.<name>
     rows: int
     bias: bool = True
     kind: str = "linear"
 
-    def walk(self, ops: Ops, x: X, grid: Grid) -> X:
-        return ops.linear(x, (f"projector.{self.name}", self.rows), bias=self.bias)[0]
+    def walk(self, ops: Ops, x: X, grid: Grid, w: str) -> X:
+        return ops.linear(x, (f"{w}.{self.name}", self.rows), bias=self.bias)[0]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Act(_SameGrid):
     act: str
     kind: str = "act"
 
-    def walk(self, ops: Ops, x: X, grid: Grid) -> X:
+    def walk(self, ops: Ops, x: X, grid: Grid, w: str) -> X:
         return ops.act(x, self.act)
 
 
@@ -42,8 +42,8 @@ class Normalize(_SameGrid):
     norm: Norm
     kind: str = "norm"
 
-    def walk(self, ops: Ops, x: X, grid: Grid) -> X:
-        return ops.norm(x, "projector.norm", self.norm)
+    def walk(self, ops: Ops, x: X, grid: Grid, w: str) -> X:
+        return ops.norm(x, f"{w}.norm", self.norm)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Shuffle:
     width: int  # channels before
     kind: str = "shuffle"
 
-    def walk(self, ops: Ops, x: X, grid: Grid) -> X:
+    def walk(self, ops: Ops, x: X, grid: Grid, w: str) -> X:
         return ops.pixel_shuffle(x, grid, self.scale, self.width)
 
     def grid(self, grid: Grid) -> Grid:
@@ -69,7 +69,7 @@ class Group:
     width: int  # channels before
     kind: str = "group"
 
-    def walk(self, ops: Ops, x: X, grid: Grid) -> X:
+    def walk(self, ops: Ops, x: X, grid: Grid, w: str) -> X:
         return ops.group(x, self.side**2, self.width)
 
     def grid(self, grid: Grid) -> Grid:
@@ -83,7 +83,7 @@ class Take(_SameGrid):
     index: str
     kind: str = "take"
 
-    def walk(self, ops: Ops, x: X, grid: Grid) -> X:
+    def walk(self, ops: Ops, x: X, grid: Grid, w: str) -> X:
         return ops.take(x, self.index)
 
 
@@ -95,7 +95,7 @@ class Queries:
     count: int
     kind: str = "queries"
 
-    def walk(self, ops: Ops, x: X, grid: Grid) -> X:
+    def walk(self, ops: Ops, x: X, grid: Grid, w: str) -> X:
         raise NotImplementedError("a query connector is played by torch alone")
 
     def grid(self, grid: Grid) -> Grid:
@@ -105,9 +105,9 @@ class Queries:
 Step = Linear | Act | Normalize | Shuffle | Group | Take | Queries
 
 
-def projector(ops: Ops, x: X, steps: tuple[Step, ...], grid: Grid) -> X:
-    """Patch states (B, P, D) on a grid to features (B, tokens, decoder hidden size)."""
+def projector(ops: Ops, x: X, steps: tuple[Step, ...], grid: Grid, w: str = "projector") -> X:
+    """Patch states (B, P, D) on a grid to features (B, tokens, decoder hidden size), by weights that begin with `w`."""
     for step in steps:
-        x = step.walk(ops, x, grid)
+        x = step.walk(ops, x, grid, w)
         grid = step.grid(grid)
     return x

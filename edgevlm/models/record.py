@@ -47,7 +47,7 @@ def decoder_tree(d: Decoder) -> dict[str, WeightInfo]:
     record = Record()
     embed_tokens(record, (1, 1), d)
     memory(record, (1, 1, d.hidden_size), d)
-    decoder(record, (1, 1, d.hidden_size), d)
+    decoder(record, (1, 1, d.embed_width), d)
     return record.found
 
 
@@ -75,8 +75,10 @@ class Record(Ops):
             self._add(f"{name}.bias", "vector", width)
         return (pixels[0], (pixels[2] // patch) * (pixels[3] // patch), width)
 
-    def patch_linear(self, x: Shape, name: str, width: int) -> Shape:
+    def patch_linear(self, x: Shape, name: str, width: int, bias: bool = False) -> Shape:
         self._add(f"{name}.weight", "kernel", width, x[-1])
+        if bias:
+            self._add(f"{name}.bias", "vector", width)
         return (*x[:-1], width)
 
     def embed(self, ids: Shape, name: str, rows: int, width: int) -> Shape:
@@ -84,6 +86,10 @@ class Record(Ops):
         return (*ids, width)
 
     def add_table(self, x: Shape, name: str, rows: int, width: int) -> Shape:
+        self._add(name, "positions", rows, width)
+        return x
+
+    def add_mixed(self, x: Shape, name: str, rows: int, width: int, places: str, shares: str) -> Shape:
         self._add(name, "positions", rows, width)
         return x
 
@@ -115,6 +121,12 @@ class Record(Ops):
 
     def mul(self, x: Shape, y: Shape | float) -> Shape:
         return x
+
+    def split(self, x: Shape, count: int, width: int) -> list[Shape]:
+        return [(*x[:-1], width)] * count
+
+    def widen(self, x: Shape, width: int) -> Shape:
+        return (*x[:-1], width)
 
     def heads(self, x: Shape, count: int, size: int) -> Shape:
         return (*x[:-2], count, x[-2], size)

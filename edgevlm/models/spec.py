@@ -116,6 +116,11 @@ class Decoder:
     def num_layers(self) -> int:
         return len(self.layers)
 
+    @property
+    def embed_width(self) -> int:
+        """Values of a position that comes in: its embedding, and behind it what each level of `deepstack` adds."""
+        return self.hidden_size * (1 + self.deepstack)
+
     def block(self, layer: int) -> Block:
         return self.blocks[self.layers[layer]]
 
@@ -133,7 +138,7 @@ class Decoder:
     @cached_property  # asked for at every token
     def is_plain(self) -> bool:
         """One position axis under the causal mask: a position is its index, so graphs need no more than a length."""
-        return self.axes == 1 and self.mask == "causal" and self.windows <= {None} and not self.deepstack
+        return self.axes == 1 and self.mask == "causal" and self.windows <= {None}
 
     @cached_property
     def replaces(self) -> bool:

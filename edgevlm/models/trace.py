@@ -31,8 +31,8 @@ class TracingOps(EagerOps):
     def patch_embed(self, pixels: F32, name: str, width: int, patch: int, bias: bool = True) -> F32:
         return self.keep_value(name, super().patch_embed(pixels, name, width, patch, bias))
 
-    def patch_linear(self, x: F32, name: str, width: int) -> F32:
-        return self.keep_value(name, super().patch_linear(x, name, width))
+    def patch_linear(self, x: F32, name: str, width: int, bias: bool = False) -> F32:
+        return self.keep_value(name, super().patch_linear(x, name, width, bias))
 
     def add_table(self, x: F32, name: str, rows: int, width: int) -> F32:
         return self.keep_value(name, super().add_table(x, name, rows, width))

@@ -76,8 +76,8 @@ class CoreAiOps(Ops):
         x = self._swap(self._reshape(x, 1, width, rows * columns), 0, 2, 1)
         return self.add(x, self._weight(f"{name}.bias")) if bias else x
 
-    def patch_linear(self, x: X, name: str, width: int) -> X:
-        return self._product(x, name, bias=False)
+    def patch_linear(self, x: X, name: str, width: int, bias: bool = False) -> X:
+        return self._product(x, name, bias)
 
     def embed(self, ids: X, name: str, rows: int, width: int) -> NoReturn:
         raise EdgeVLMError("Core AI programs take embeddings, not ids: look rows of the table up before.")

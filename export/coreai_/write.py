@@ -53,7 +53,7 @@ def write_aimodel(
 
     inputs = {name: tensor for name, tensor in decoder_tensors(d).items() if name != "position"}
     inputs |= {
-        "embeddings": Tensor("float32", (1, "rows", d.hidden_size)),
+        "embeddings": Tensor("float32", (1, "rows", d.embed_width)),
         "select": Tensor("float32", (1, 1, "rows")),
     }
     outputs = {"logits": Tensor("float32", (1, 1, d.vocab_size))}

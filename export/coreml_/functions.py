@@ -94,7 +94,7 @@ def decoder_functions(
             f"('{d.mask}') lets positions see later ones: use the profile 'gpu'."
         )
     flexible = profile == "gpu"
-    tensors = {"embeddings": Tensor("float16", (1, "rows", d.hidden_size))}
+    tensors = {"embeddings": Tensor("float16", (1, "rows", d.embed_width))}
     tensors |= {name: package_tensor(name, tensor) for name, tensor in decoder_tensors(d).items()}
     mask = next(name for name, tensor in tensors.items() if tensor.shape[-1] == "end")
     select = {"select": Tensor("float16", (1, 1, 1, "rows"))}

@@ -103,10 +103,12 @@ class MilOps(StateOps):
             inputs["bias"] = self._const(self.store.vector(f"{name}.bias"), f"{op}_bias")
         return self.mb.conv(x=pixels, strides=[patch, patch], pad_type="valid", **inputs)
 
-    def patch_linear(self, x: X, name: str, width: int) -> X:
+    def patch_linear(self, x: X, name: str, width: int, bias: bool = False) -> X:
         op = mil_name(name)
-        kernel = self._shape_weight(self.store.vector(f"{name}.weight"))
-        return self._multiply(x, op, {"weight": self._const(kernel, f"{op}_weight")})
+        inputs = {"weight": self._const(self._shape_weight(self.store.vector(f"{name}.weight")), f"{op}_weight")}
+        if bias:
+            inputs["bias"] = self._const(self.store.vector(f"{name}.bias"), f"{op}_bias")
+        return self._multiply(x, op, inputs)
 
     def embed(self, ids: X, name: str, rows: int, width: int) -> NoReturn:
         raise EdgeVLMError("CoreML programs take embeddings, not ids: the table is a file of its own.")
@@ -117,6 +119,13 @@ class MilOps(StateOps):
         table = self._const(self._shape_vector(self.store.vector(name)), f"{mil_name(name)}_table")
         return self.mb.add(x=x, y=table, name=mil_name(name))
 
+    def add_mixed(self, x: X, name: str, rows: int, width: int, places: str, shares: str) -> X:
+        mb, table = self.mb, self._const(self.store.vector(name), f"{mil_name(name)}_table")
+        found = mb.gather(x=table, indices=self.inputs[places], axis=0)
+        parts = mb.mul(x=found, y=mb.expand_dims(x=self.inputs[shares], axes=[2]))
+        mixed = mb.expand_dims(x=mb.reduce_sum(x=parts, axes=[1], keep_dims=False), axes=[0])
+        return mb.add(x=x, y=self.load(mixed), name=mil_name(name))
+
     def prepend(self, x: X, name: str, width: int) -> X:
         return self.mb.concat(values=[self.vector(name, width), x], axis=self.position_axis)
 
@@ -126,6 +135,9 @@ class MilOps(StateOps):
 
     def beside(self, parts: list[X]) -> X:
         return self.mb.concat(values=parts, axis=self.channel_axis)
+
+    def split(self, x: X, count: int, width: int) -> list[X]:
+        return list(self.mb.split(x=x, split_sizes=[width] * count, axis=self.channel_axis))
 
     def last(self, x: X) -> X:
         return self.mb.slice_by_index(x=x, begin=[0, -1, 0], end=[0, 0, 0], end_mask=[True] * 3)

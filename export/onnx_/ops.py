@@ -41,13 +41,20 @@ class OnnxOps(ProductOps):
         flat = g.node("Reshape", x, g.constant([0, width, -1]))
         return g.node("Transpose", flat, perm=[0, 2, 1])
 
-    def patch_linear(self, x: str, name: str, width: int) -> str:
+    def patch_linear(self, x: str, name: str, width: int, bias: bool = False) -> str:
         g = self.graph
         matrix = g.node("Transpose", self.placement.plain(g, f"{name}.weight"), perm=[1, 0])
-        return g.node("MatMul", x, matrix)
+        out = g.node("MatMul", x, matrix)
+        return g.node("Add", out, self.placement.plain(g, f"{name}.bias")) if bias else out
 
     def add_table(self, x: Value, name: str, rows: int, width: int) -> str:
         return self.graph.node("Add", self.value(x), self.placement.plain(self.graph, name))
+
+    def add_mixed(self, x: Value, name: str, rows: int, width: int, places: str, shares: str) -> str:
+        g = self.graph
+        found = g.node("Gather", self.placement.plain(g, name), places)
+        parts = g.node("Mul", found, g.node("Unsqueeze", shares, g.constant([-1])))
+        return g.node("Add", self.value(x), g.node("ReduceSum", parts, g.constant([1]), keepdims=0))
 
     def prepend(self, x: Value, name: str, width: int) -> str:
         g, x = self.graph, self.value(x)
@@ -72,6 +79,15 @@ class OnnxOps(ProductOps):
 
     def take(self, x: Value, index: str) -> str:
         return self.graph.node("Gather", self.value(x), index, axis=1)
+
+    def split(self, x: Value, count: int, width: int) -> list[Value]:
+        return list(self.graph.nodes("Split", self.value(x), outputs=count, axis=-1, num_outputs=count))
+
+    def widen(self, x: Value, width: int) -> str:
+        g, x = self.graph, self.value(x)
+        missing = g.node("Sub", g.constant([width]), g.node("Shape", x, start=-1))
+        widths = g.node("Concat", g.constant([0]), missing, axis=0)
+        return g.node("Pad", x, widths, "", g.constant([-1]))
 
     def input(self, name: str) -> str:
         return name
@@ -176,7 +192,7 @@ class OnnxOps(ProductOps):
     def _check_decoder(self, a: Attention) -> None:
         d = self.decoder
         assert d is not None, "a decoder graph needs its spec"
-        if a.reads != "self" or a.rope is None or d.deepstack:
+        if a.reads != "self" or a.rope is None:
             raise EdgeVLMError(
                 "The ONNX target writes decoders with self-attention and RoPE, and this model asks for more: use the "
                 "eager runtime."

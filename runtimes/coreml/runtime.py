@@ -13,6 +13,7 @@ from edgevlm.bundle.targets import CoreMLFunction, CoreMLTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, decoder_inputs, next_part
 from edgevlm.inputs.preprocess import normalize
+from edgevlm.models.eager import widen
 from edgevlm.models.spec import Decoder
 from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, disagreement, rewound
 from edgevlm.runtimes.coreml.check import check_decoder, check_vision
@@ -117,7 +118,7 @@ class CoreMLDecoder:
     def embed(self, ids: I64) -> F32:
         rows = self._table.rows(ids)
         scale = self._spec.embed_scale
-        return rows if scale == 1.0 else rows * np.float32(scale)
+        return widen(rows if scale == 1.0 else rows * np.float32(scale), self._spec.embed_width)
 
     def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
         total = self._position + len(embeds)

@@ -14,6 +14,7 @@ from edgevlm.bundle.manifest import target_of
 from edgevlm.bundle.targets import GgufTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, positions
+from edgevlm.models.eager import widen
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Attention
 from edgevlm.models.towers.vit import Vit
@@ -90,6 +91,7 @@ def check_agreement(file: GgufFile, spec: ModelSpec) -> None:
         wanted["attention.key_length"] = attention.head_dim
     sections = [rope.sections for rope in d.ropes.values() if rope.sections]
     wanted["rope.dimension_sections"] = [*sections[0], 0] if sections else None
+    wanted["n_deepstack_layers"] = d.deepstack or None
     found = {key: file.keys.get(f"{file.keys.get('general.architecture')}.{key}") for key in wanted}
     wanted["embeddings"], found["embeddings"] = (d.vocab_size, d.hidden_size), table.shape if table else None
     for key in wanted:
@@ -126,7 +128,7 @@ class LlamaEncoder:
                 fixed = isinstance(spec.vision, Vit)
                 limits = range(rows * cols, rows * cols + 1) if fixed else range(1, MOST_TOKENS + 1)
                 self._mtmd = self._engine.load_mmproj(files.mmproj, files.handle, limits, files.threads, files.gpu)
-            features.append(np.empty((rows * cols, spec.decoder.hidden_size), np.float32))
+            features.append(np.empty((rows * cols, spec.decoder.embed_width), np.float32))
             self._encode_tile(np.ascontiguousarray(view), features[-1])
         return features
 
@@ -189,7 +191,7 @@ class LlamaDecoder:
         self._layout = Layout(0)
 
     def embed(self, ids: I64) -> F32:
-        return self._embeddings.rows(EMBEDDINGS, np.asarray(ids, np.int64))
+        return widen(self._embeddings.rows(EMBEDDINGS, np.asarray(ids, np.int64)), self._spec.embed_width)
 
     def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
         assert self._model, "the runtime is closed"

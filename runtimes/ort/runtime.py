@@ -134,7 +134,7 @@ class OrtDecoder:
     def forward_padded(self, prompts: Sequence[F32]) -> F32:
         """Logits (B, V) after each of several prompts (S, D), padded on the right into one batch; no cache is kept."""
         longest = max(map(len, prompts))
-        embeds = np.zeros((len(prompts), longest, self._spec.hidden_size), np.float32)
+        embeds = np.zeros((len(prompts), longest, self._spec.embed_width), np.float32)
         mask = np.zeros((len(prompts), longest), np.int64)
         for row, prompt in enumerate(prompts):
             embeds[row, : len(prompt)] = prompt

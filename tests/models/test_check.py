@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_models import MROPE, PLAIN, clip, gemma, intern, qwen
+from small_models import MROPE, PLAIN, clip, deep, gemma, intern, qwen
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
@@ -27,12 +27,11 @@ from edgevlm.models.spec import Attention, Decoder, RopeScaling, ShortConv
 def scaled() -> ModelSpec:
     rope = replace(PLAIN.ropes["main"], scaling=RopeScaling(8.0, 1.0, 4.0, 64))
     conv = replace(PLAIN.blocks[0], mixers=(ShortConv(3),))
-    decoder = replace(PLAIN, ropes={"main": rope}, blocks=(*PLAIN.blocks, conv), layers=(0, 1, 0), learned_positions=9,
-                      deepstack=1)  # fmt: skip
+    decoder = replace(PLAIN, ropes={"main": rope}, blocks=(*PLAIN.blocks, conv), layers=(0, 1, 0), learned_positions=9)
     return replace(clip(decoder), projector=(Queries("qformer", 4),))
 
 
-MODELS = [clip(), intern(), qwen(), clip(gemma()), clip(MROPE), scaled()]
+MODELS = [clip(), intern(), qwen(), deep(), clip(gemma()), clip(MROPE), scaled()]
 
 
 @pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.family)

@@ -6,8 +6,8 @@ import os
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class Case:
     expected: np.ndarray
     layout: Layout = LAYOUT
     memory: Any = None
-    additions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    levels: Sequence[np.ndarray] = ()  # of further features, (LENGTH, WIDTH) each
 
 
 def _embeddings() -> torch.Tensor:
@@ -148,15 +148,14 @@ def qwen3_vl() -> Case:
     for span in LAYOUT.spans:
         image[0, span.start : span.start + span.tokens] = True
     levels = [torch.randn(int(image.sum()), WIDTH, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    additions = {}
-    for i, level in enumerate(levels):
-        additions[f"deepstack_{i}"] = np.zeros((LENGTH, WIDTH), np.float32)
-        additions[f"deepstack_{i}"][image[0].numpy()] = level.numpy()
+    additions = [np.zeros((LENGTH, WIDTH), np.float32) for _ in levels]
+    for addition, level in zip(additions, levels, strict=True):
+        addition[image[0].numpy()] = level.numpy()
     out = model(
         inputs_embeds=_embeddings(), position_ids=torch.tensor(positions(LAYOUT, 3))[:, None], visual_pos_masks=image,
         deepstack_visual_embeds=levels,
     ).last_hidden_state  # fmt: skip
-    return Case(spec, weights, _tied(out, weights), additions=additions)
+    return Case(spec, weights, _tied(out, weights), levels=additions)
 
 
 def lfm2() -> Case:
@@ -325,9 +324,9 @@ CASES = (qwen2_5_vl, qwen3_vl, lfm2, gemma3, paligemma2, mllama, bart, opt)
 def _play(case: Case, held: States, start: int, stop: int) -> np.ndarray:
     inputs = decoder_inputs(case.spec, case.layout, start, stop - start)
     inputs["memory_mask"] = np.ones((1, 1), bool)
-    inputs |= {name: rows[start:stop] for name, rows in case.additions.items()}
     ops = EagerOps(case.weights, held, inputs, keep=stop - start)
-    out: np.ndarray = decoder(ops, _embeddings()[0].numpy()[start:stop], case.spec)
+    embeds = np.concatenate([_embeddings()[0].numpy(), *case.levels], axis=1)
+    out: np.ndarray = decoder(ops, embeds[start:stop], case.spec)
     return out
 
 

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from edgevlm.models.eager import EagerOps
+from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Group, Linear, Normalize, Take, projector
-from edgevlm.models.record import Record
-from edgevlm.models.spec import Attention, Block, Mlp, Norm
+from edgevlm.models.record import Record, weight_tree
+from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
+from edgevlm.runtimes.eager import encode_view
 
 
 class Arrays(dict[str, np.ndarray]):
@@ -94,6 +96,73 @@ def test_qwen_vit_is_the_tower_of_transformers(grid: tuple[int, int]) -> None:
     shapes = {name: tensor.sizes(1) for name, tensor in tower.inputs().items()}
     projector(record, tower.walk(record, shapes), steps, (0, 0))
     assert {name: info.shape for name, info in record.found.items()} == {n: w.shape for n, w in weights.items()}
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("grid", [(6, 10), (4, 4), (2, 14), (12, 2), (2, 2)])
+def test_a_tower_without_windows_is_that_of_transformers(family: str, grid: tuple[int, int]) -> None:
+    """Qwen2-VL's, and Qwen3-VL's with its table of 5 x 5 positions and two further levels of features."""
+    import importlib
+
+    module, width, out = importlib.import_module(f"transformers.models.{family}.modeling_{family}"), 64, 48
+    common = {"depth": 3, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2}
+    deep = family == "qwen3_vl"
+    if deep:
+        config = module.Qwen3VLVisionConfig(
+            **common, hidden_size=width, intermediate_size=96, out_hidden_size=out, num_position_embeddings=25,
+            deepstack_visual_indexes=[0, 1],
+        )  # fmt: skip
+        model = module.Qwen3VLVisionModel(config)
+    else:
+        config = module.Qwen2VLVisionConfig(**common, embed_dim=width, hidden_size=out, mlp_ratio=2)
+        model = module.Qwen2VisionTransformerPretrainedModel(config)
+    tensors = _random(model)
+    fc = ("linear_fc1", "linear_fc2") if deep else ("fc1", "fc2")
+    weights = Arrays({"vision.patch_embedding.weight": tensors["patch_embed.proj.weight"].sum(2).reshape(width, -1)})
+    for i in range(3):
+        w, source = f"vision.layers.{i}", f"blocks.{i}"
+        for part in ("weight", "bias"):
+            for name, values in zip("qkv", np.split(tensors[f"{source}.attn.qkv.{part}"], 3), strict=True):
+                weights[f"{w}.{name}.{part}"] = values
+        for ours, theirs in {
+            "norm1": "norm1", "norm2": "norm2", "o": "attn.proj", "fc1": f"mlp.{fc[0]}", "fc2": f"mlp.{fc[1]}"
+        }.items():  # fmt: skip
+            _copy(weights, f"{w}.{ours}", tensors, f"{source}.{theirs}")
+    mergers = {"projector": "merger"}
+    if deep:
+        weights["vision.patch_embedding.bias"] = tensors["patch_embed.proj.bias"]
+        weights["vision.position_embedding"] = tensors["pos_embed.weight"]
+        mergers |= {f"projector.deepstack.{i}": f"deepstack_merger_list.{i}" for i in (0, 1)}
+    for ours, theirs in mergers.items():
+        _copy(weights, f"{ours}.norm", tensors, f"{theirs}.{'norm' if deep else 'ln_q'}")
+        _copy(weights, f"{ours}.linear_1", tensors, f"{theirs}.{fc[0] if deep else 'mlp.0'}")
+        _copy(weights, f"{ours}.linear_2", tensors, f"{theirs}.{fc[1] if deep else 'mlp.2'}")
+
+    attention = Attention(4, 4, 16, bias=True, out_bias=True, rope="patches")
+    mlp = Mlp(96, "gelu_tanh", gated=False, bias=True) if deep else Mlp(128, "quick_gelu", gated=False, bias=True)
+    block = Block((attention,), mlp, Norm("layer", 1e-6))
+    more = {"patch_bias": True, "table": 5, "deepstack": (0, 1)} if deep else {}
+    tower = QwenVit(4, 2, None, width, 3, (), block, **more)
+    norm, group = Normalize(Norm("layer", 1e-6)), Group(2, width)
+    head = (Linear("linear_1", 4 * width), Act("gelu"), Linear("linear_2", out))
+    rope = Rope(1e4, 12, sections=(2, 2, 2))
+    text = Decoder(9, out, 8, (Block((Attention(4, 4, 12, rope="main"),), Mlp(8)),), (0, 0), ropes={"main": rope},
+                   deepstack=len(tower.deepstack))  # fmt: skip
+    spec = ModelSpec("m", family, tower, (norm, group, *head), text, 1, (group, norm, *head) if deep else ())
+    assert {n: i.shape for n, i in weight_tree(spec).items() if not n.startswith("decoder.")} == {
+        name: values.shape for name, values in weights.items()
+    }
+
+    rows, cols = grid
+    pixels = np.random.default_rng(0).standard_normal((3, rows * 4, cols * 4)).astype(np.float32)
+    cells = pixels.reshape(3, rows // 2, 2, 4, cols // 2, 2, 4).transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, 3, 1, 16)
+    patches = np.repeat(cells, 2, axis=2).reshape(rows * cols, -1)
+    with torch.no_grad():
+        found = model(torch.from_numpy(patches), grid_thw=torch.tensor([[1, rows, cols]]))
+    expected = np.concatenate([found.pooler_output.numpy(), *(found.deepstack_features if deep else ())], axis=1)
+    ours = encode_view(spec, weights, pixels)
+    assert ours.shape == expected.shape
+    assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 def test_vit_is_clip_and_its_last_layers_can_be_left_out() -> None:

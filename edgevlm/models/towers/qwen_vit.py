@@ -1,8 +1,9 @@
-"""A tower of any resolution (arXiv 2502.13923), 2-D RoPE, window attention.
+"""A tower of any resolution with 2-D RoPE (arXiv 2409.12191, 2502.13923, 2511.21631).
 
-Everything that depends on a picture's size is an input, which `QwenVit.feeds` computes. Patches stand window by window,
-each window padded to its full size, so that window attention is attention in groups of equal length.
-As transformers' model of that paper, without its permutations.
+Everything that depends on a picture's size is an input, which `QwenVit.feeds` computes. Patches stand in groups that
+become one token each, row by row. Where some layers see windows, groups stand window by window and each window is
+padded to its full size, so that window attention is attention in groups of equal length.
+As transformers' models of those papers, without their permutations.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from edgevlm.types import F32, I64
 class QwenVit:
     patch_size: int  # pixels per side of one patch
     merge: int  # patches per side that the projector makes one token of
-    window: int  # patches per side of a window
+    window: int | None  # patches per side of a window; None: every layer sees the whole picture
     hidden_size: int
     num_layers: int
-    full: tuple[int, ...]  # layers that see the whole picture; the others see one window
+    full: tuple[int, ...]  # where there are windows, layers that see the whole picture; the others see one window
     block: Block
     theta: float = 10000.0
+    patch_bias: bool = False
+    table: int = 0  # rows per side of a learned square table of positions, resampled to each picture; 0: none
+    deepstack: tuple[int, ...] = ()  # layers whose states become further levels of features (arXiv 2406.04334)
     kind: str = "qwen_vit"
 
     @property
@@ -52,25 +56,39 @@ class QwenVit:
         """P patches, W windows of L = window^2 patches, N image tokens. P = W * L, padding included."""
         size, half = 3 * self.patch_size**2, self.attention.head_dim // 2
         cos, sin = rope_inputs("patches")
-        return {
+        found = {
             "patches": Tensor("float32", (1, "patches", size)),
             cos: Tensor("float32", ("patches", half)),
             sin: Tensor("float32", ("patches", half)),
-            "window_mask": Tensor("bool", ("windows", 1, 1, self.window**2)),
             "mask": Tensor("bool", (1, 1, 1, "patches")),
-            "order": Tensor("int64", ("tokens",)),
         }
+        if self.table:
+            found["table_rows"] = Tensor("int64", ("patches", 4))
+            found["table_shares"] = Tensor("float32", ("patches", 4))
+        if self.window:
+            found["window_mask"] = Tensor("bool", ("windows", 1, 1, self.window**2))
+            found["order"] = Tensor("int64", ("tokens",))
+        return found
 
     def walk(self, ops: Ops, inputs: dict[str, X]) -> X:
-        """To patch states (1, P, D), window by window."""
-        x = ops.patch_linear(inputs["patches"], "vision.patch_embedding", self.hidden_size)
+        """To patch states (1, P, D), group by group."""
+        return self.states(ops, inputs)[0]
+
+    def states(self, ops: Ops, inputs: dict[str, X]) -> list[X]:
+        """The same, and then those behind each layer of `deepstack`."""
+        x = ops.patch_linear(inputs["patches"], "vision.patch_embedding", self.hidden_size, self.patch_bias)
+        if self.table:
+            name, rows = "vision.position_embedding", self.table**2
+            x = ops.add_mixed(x, name, rows, self.hidden_size, "table_rows", "table_shares")
+        marked = []
         for i in range(self.num_layers):
             x = self._layer(ops, x, i)
-        return x
+            marked += [x] if i in self.deepstack else []
+        return [x, *marked]
 
     def _layer(self, ops: Ops, x: X, i: int) -> X:
         w, block, width = f"vision.layers.{i}", self.block, self.hidden_size
-        if i in self.full:
+        if self.window is None or i in self.full:
             x = residual(ops, x, block, w, 1, lambda h: ops.attention(h, w, self.attention, width, None, "mask"))
         else:
             size = self.window**2
@@ -87,17 +105,16 @@ class QwenVit:
         cells = pixels.reshape(3, rows, p, cols, p).transpose(1, 3, 0, 2, 4).reshape(rows * cols, -1)
         at = self._window_order(rows, cols)  # (W, L) indices of patches in raster order, -1 for padding
         flat, real = np.maximum(at, 0).reshape(-1), (at >= 0).reshape(-1)
-        patches = np.where(real[:, None], cells[flat], np.float32(0))
-        cos, sin = self._rope(flat // cols, flat % cols)
-        names = rope_inputs("patches")
-        return {
-            "patches": patches[None],
-            names[0]: cos,
-            names[1]: sin,
-            "window_mask": real.reshape(len(at), 1, 1, -1),
-            "mask": real[None, None, None],
-            "order": self._token_order(at, rows, cols),
-        }
+        row, col = flat // cols, flat % cols
+        found: dict[str, npt.NDArray[Any]] = {"patches": np.where(real[:, None], cells[flat], np.float32(0))[None]}
+        found |= dict(zip(rope_inputs("patches"), self._rope(row, col), strict=True))
+        found["mask"] = real[None, None, None]
+        if self.table:
+            found["table_rows"], found["table_shares"] = self._mixture(row, rows, col, cols)
+        if self.window:
+            found["window_mask"] = real.reshape(len(at), 1, 1, -1)
+            found["order"] = self._token_order(at, rows, cols)
+        return found
 
     def join(self, feeds: Sequence[dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
         """The inputs for several views in one sequence, in which the mask keeps them apart; for the eager backend."""
@@ -108,14 +125,15 @@ class QwenVit:
         }
         view = np.repeat(np.arange(len(feeds)), [each["mask"].size for each in feeds])
         real = np.concatenate([each["mask"].reshape(-1) for each in feeds])
-        groups = np.cumsum([0] + [each["mask"].size // self.merge**2 for each in feeds])
         joined["mask"] = ((view[:, None] == view[None]) & real[None])[None, None]
-        joined["order"] = np.concatenate([each["order"] + start for each, start in zip(feeds, groups, strict=False)])
+        if self.window:
+            starts = np.cumsum([0] + [each["mask"].size // self.merge**2 for each in feeds])
+            joined["order"] = np.concatenate([e["order"] + start for e, start in zip(feeds, starts, strict=False)])
         return joined
 
     def _window_order(self, rows: int, cols: int) -> I64:
         """Windows row by row; in a window, groups of merge x merge patches row by row; in a group, row by row."""
-        side, m = self.window, self.merge
+        side, m = self.window or self.merge, self.merge
         index = np.arange(rows * cols).reshape(rows, cols)
         index = np.pad(index, ((0, -rows % side), (0, -cols % side)), constant_values=-1)
         shape = (index.shape[0] // side, side // m, m, index.shape[1] // side, side // m, m)
@@ -130,6 +148,19 @@ class QwenVit:
         order = np.empty(len(groups), np.int64)
         order[token] = groups
         return order
+
+    def _mixture(self, row: I64, rows: int, col: I64, cols: int) -> tuple[I64, F32]:
+        """The table's rows (P, 4) around each patch and their shares: bilinear, corners on corners, in float32."""
+        last = self.table - 1
+        low, share = [], []
+        for place, count in ((row, rows), (col, cols)):
+            exact = place.astype(np.float32) * np.float32(last) / np.float32(max(count - 1, 1))
+            low.append(np.floor(exact).astype(np.int64))
+            share.append(exact - np.floor(exact))
+        places = [np.minimum(start[:, None] + (0, 1), last) for start in low]
+        shares = [np.stack([1 - part, part], axis=1) for part in share]
+        flat = places[0][:, :, None] * self.table + places[1][:, None]
+        return flat.reshape(-1, 4), (shares[0][:, :, None] * shares[1][:, None]).reshape(-1, 4)
 
     def _rope(self, row: I64, col: I64) -> tuple[F32, F32]:
         """cos and sin (P, head size / 2): a quarter of a head is rotated by row, a quarter by column."""
