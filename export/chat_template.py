@@ -93,12 +93,18 @@ class _Writer:
 
     def opening(self, name: str, parts: str, roles: Mapping[str, RoleText]) -> str:
         first = f"{parts} and ({self.is_picture(f'{parts}[0]')})"
-        openings = {
-            role: _print(text.open_text)
-            if text.open_text == text.open_image
-            else f"{{% if {first} %}}{_print(text.open_image)}{{% else %}}{_print(text.open_text)}{{% endif %}}"
-            for role, text in roles.items()
-        }
+        openings = {}
+        for role, text in roles.items():
+            opening = _print(text.open_text)
+            if text.open_image is None:
+                refused = f"{{{{ raise_exception({_quote(f'The role {role} takes no pictures.')}) }}}}"
+                opening += (
+                    f"{{% for part in {parts} %}}{{% if {self.is_picture('part')} %}}{refused}{{% endif %}}"
+                    "{% endfor %}"
+                )
+            elif text.open_text != text.open_image:
+                opening = f"{{% if {first} %}}{_print(text.open_image)}{{% else %}}{opening}{{% endif %}}"
+            openings[role] = opening
         known = ", ".join(sorted(self.chat.roles))
         return _choose(name, openings, f"{{{{ raise_exception({_quote(f'Roles are {known}.')}) }}}}")
 

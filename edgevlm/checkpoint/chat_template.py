@@ -16,7 +16,7 @@ from typing import Any
 
 from edgevlm.checkpoint import template_player
 from edgevlm.errors import EdgeVLMError, EdgeVLMWarning, install_hint
-from edgevlm.inputs.prompt import ControlText, UserText, render
+from edgevlm.inputs.prompt import ControlText, UserText, render, takes
 from edgevlm.inputs.spec import Chat, RoleText
 from edgevlm.io import limits
 from edgevlm.io.child import ChildFailed, Limits, ask_child
@@ -250,23 +250,24 @@ def _with_system(chat: Chat, run: Render, s: Message, u: Message) -> Chat:
 
 
 def _with_images(chat: Chat, run: Render, image: str, image_open: str) -> Chat:
-    """How a message that starts with an image begins, where that is not the user's: some write "User:" there."""
+    """How a message that starts with an image begins, where that is not the user's: some write "User:" there, others
+    no image at all."""
     roles, user = dict(chat.roles), chat.roles["user"]
     others = {"assistant"} if chat.system == "in_first_user" else set(roles) - {"user"}
     for role in sorted(others):
         try:
-            parts = run([_say("user", MARK), _say(role, IMAGE, MARK), _say("user", MARK)], True).split(MARK)
+            text = run([_say("user", MARK), _say(role, IMAGE, MARK), _say("user", MARK)], True)
         except EdgeVLMError:
             continue
-        opening = parts[1].removeprefix(chat.text_close + user.close).partition(f"{image_open}{image}")
-        if opening[1]:
-            roles[role] = replace(roles[role], open_image=opening[0])
+        opening = text.split(MARK)[1].removeprefix(chat.text_close + user.close).partition(f"{image_open}{image}")
+        if opening[1] or image not in text:
+            roles[role] = replace(roles[role], open_image=opening[0] if opening[1] else None)
     return replace(chat, roles=roles)
 
 
 def _reproduces(found: ChatFormat, run: Render, image: str, *, generation: bool) -> bool:
     for probe in probes():
-        if "system" not in found.chat.roles and probe[0]["role"] == "system":
+        if not takes(found.chat, probe):
             continue
         images = sum(item["type"] == "image" for message in probe for item in message["content"])
         pieces = render(found.chat, probe, images, add_generation_prompt=generation)

@@ -93,7 +93,9 @@ def render(
         around = chat.roles[role]
         if chat.images_first:
             content = sorted(content, key=lambda item: item["type"] != "image")
-        opening = ControlText(around.open_image if content[0]["type"] == "image" else around.open_text)
+        if around.open_image is None and any(item["type"] == "image" for item in content):
+            raise EdgeVLMError(f"The role '{role}' takes no pictures in this model: put them into a user's message.")
+        opening = ControlText((around.open_image or "") if content[0]["type"] == "image" else around.open_text)
         parts, close = list(_items(chat, content, number)), ControlText(around.close)
         if role == "system" and chat.system == "in_first_user":
             system += [opening, *parts, close]
@@ -105,6 +107,18 @@ def render(
         yield close
     if add_generation_prompt:
         yield ControlText(chat.generation)
+
+
+def takes(chat: Chat, conversation: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the format has each message's role, and pictures in it where the message has some."""
+    return all(
+        message["role"] in chat.roles
+        and (
+            chat.roles[message["role"]].open_image is not None
+            or all(item["type"] != "image" for item in message["content"])
+        )
+        for message in conversation
+    )
 
 
 def _items(

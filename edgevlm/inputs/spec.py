@@ -101,7 +101,7 @@ class RoleText:
     """The control text around one message."""
 
     open_text: str  # before a message whose first item is text
-    open_image: str  # before a message whose first item is an image
+    open_image: str | None  # before a message whose first item is an image; None: it takes none
     close: str
 
 
@@ -129,7 +129,7 @@ class Chat:
         check("user" in self.roles, "prompt", "roles", "at least 'user'", sorted(self.roles))
         check(self.system in SYSTEM_PLACES, "prompt", "system", " or ".join(SYSTEM_PLACES), self.system)
         check(len(self.roles) <= limits.ROLES, "prompt", "roles", f"at most {limits.ROLES}", sorted(self.roles))
-        texts = {f"roles.{name}": "".join(astuple(role)) for name, role in self.roles.items()}
+        texts = {f"roles.{name}": "".join(filter(None, astuple(role))) for name, role in self.roles.items()}
         for name in (
             "prefix",
             "generation",

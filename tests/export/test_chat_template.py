@@ -23,7 +23,7 @@ from tiny import deepseek_vl, internvl, llava15, nanovlm, qwen2_5_vl
 from edgevlm.checkpoint.chat_template import ChatFormat, probes, read_chat_template
 from edgevlm.export.chat_template import llama_cpp_template, processor_template
 from edgevlm.export.pipeline import ExportOptions, export_model
-from edgevlm.inputs.prompt import Picture, render
+from edgevlm.inputs.prompt import Picture, render, takes
 from edgevlm.inputs.spec import Chat, RoleText
 from edgevlm.io.json import JsonFile
 from edgevlm.runtimes.ort.session import import_onnxruntime
@@ -100,7 +100,7 @@ def flat(messages: list[dict[str, Any]], image: str) -> list[dict[str, Any]]:
 def cases() -> Iterator[tuple[str, list[dict[str, Any]], bool]]:
     for name, (_, found, _) in formats().items():
         for probe in probes():
-            if all(message["role"] in found.chat.roles for message in probe):
+            if takes(found.chat, probe):
                 yield name, probe, True
                 if name != "deepseek_vl":  # its original leaves the last turn open then, which Chat cannot say
                     yield name, probe, False

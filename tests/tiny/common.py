@@ -91,12 +91,17 @@ def ask(
 
 @torch.no_grad()
 def image_features(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """(image tokens, D): the projector's output for all pictures of `inputs`, in order."""
+    """(image tokens, D): the projector's output for all pictures of `inputs`, in order, and DeepStack's beside it."""
     takes = inspect.signature(model.model.get_image_features).parameters
     wanted = {name: value for name, value in inputs.items() if name in takes}
-    pooled = model.model.get_image_features(**wanted).pooler_output
-    parts = [pooled] if isinstance(pooled, torch.Tensor) else list(pooled)
-    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+    found = model.model.get_image_features(**wanted)
+
+    def joined(parts: Any) -> torch.Tensor:
+        whole = [parts] if isinstance(parts, torch.Tensor) else list(parts)
+        return torch.cat([part.reshape(-1, part.shape[-1]) for part in whole])
+
+    levels = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
+    return torch.cat([joined(level) for level in levels], dim=-1)
 
 
 @torch.no_grad()

@@ -29,7 +29,15 @@ from tiny.common import (
 )
 
 Layout = Literal["hub", "saved", "memory"]
-MIN_PIXELS, MAX_PIXELS = 4 * 16 * 16, 40 * 16 * 16  # 4 to 40 image tokens
+SETTINGS = {
+    "patch_size": 8,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": CLIP_MEAN,
+    "image_std": CLIP_STD,
+    "least": 4 * 16 * 16,  # 4 to 40 image tokens
+    "most": 40 * 16 * 16,
+}
 CHAT_TEMPLATE = (
     "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -119,43 +127,41 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = Fa
         more = {"in_chans": 3, "spatial_patch_size": vision["patch_size"]}
         tied = {"tie_word_embeddings": tie, "vision_token_id": ids["<|vision_pad|>"]}
         write_json(folder / "config.json", published | text | places | flat | tied | {"vision_config": vision | more})
-    _write_processor(folder, tokenizer, layout)
+    write_processor_files(folder, tokenizer, layout, "Qwen2_5_VLProcessor", SETTINGS)
     return model
 
 
-def load_processor(folder: Path) -> Any:
+def load_processor(folder: Path, kind: Any = Qwen2_5_VLProcessor, template: str = CHAT_TEMPLATE) -> Any:
     """transformers' processor with the Pillow image processor, and no videos."""
     return without_videos(
-        Qwen2_5_VLProcessor,
+        kind,
         image_processor=Qwen2VLImageProcessorPil.from_pretrained(folder),
         tokenizer=PreTrainedTokenizerFast.from_pretrained(folder),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=template,
     )
 
 
-def _write_processor(folder: Path, tokenizer: Any, layout: Layout) -> None:
+def write_processor_files(
+    folder: Path, tokenizer: Any, layout: Layout, name: str, settings: dict[str, Any], template: str = CHAT_TEMPLATE
+) -> None:
+    """Tokenizer and processor. settings: the image processor's, with "least" and "most" for its two areas."""
     write_tokenizer(
         folder,
         tokenizer,
         kind="Qwen2Tokenizer",
         published=layout == "hub",
-        template=CHAT_TEMPLATE,
+        template=template,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=list(tokenizers.QWEN_SPECIALS[1:]),
     )
-    settings = {
-        "patch_size": 8,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
-    }
+    areas = {key: settings[key] for key in ("least", "most")}
+    settings = {key: value for key, value in settings.items() if key not in areas}
     if layout == "hub":
-        settings |= {"min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS}
-        kind = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
+        settings |= {"min_pixels": areas["least"], "max_pixels": areas["most"]}
+        kind = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": name}
         write_json(folder / "preprocessor_config.json", settings | kind)
-        write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+        write_json(folder / "chat_template.json", {"chat_template": template})
     else:
-        images = Qwen2VLImageProcessorPil(size={"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}, **settings)
-        write_processor(folder, "Qwen2_5_VLProcessor", images, CHAT_TEMPLATE)
+        size = {"shortest_edge": areas["least"], "longest_edge": areas["most"]}
+        write_processor(folder, name, Qwen2VLImageProcessorPil(size=size, **settings), template)

@@ -17,6 +17,8 @@ from edgevlm.checkpoint.families import (
     llava_onevision,
     nanovlm,
     qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
     smolvlm,
     vipllava,
 )  # fmt: skip
@@ -34,8 +36,8 @@ from edgevlm.models.projector import Queries
 from edgevlm.models.record import host_tree, weight_tree
 
 FAMILIES = (
-    smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_5_vl.FAMILY, nanovlm.FAMILY, deepseek_vl.FAMILY,
-    llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY, janus.FAMILY,
+    smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY, nanovlm.FAMILY,
+    deepseek_vl.FAMILY, llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY, janus.FAMILY,
 )  # fmt: skip
 
 

@@ -5,6 +5,8 @@ Options and defaults follow transformers' config classes: a field that config.js
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families.tensors import Names, times
 from edgevlm.io import limits
@@ -15,25 +17,38 @@ from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, Rope
 
 
 def read_decoder(
-    config: JsonFile, *, tied: bool, kind: str | None = None, usual: str = "llama", sections: tuple[int, ...] = ()
+    config: JsonFile,
+    *,
+    tied: bool,
+    kind: str | None = None,
+    usual: str = "llama",
+    sections: tuple[int, ...] = (),
+    **more: Any,
 ) -> Decoder:
     """The decoder of a text_config.
 
     kind: of `_DEFAULTS`, where the family knows it; None is the config's own model_type, or `usual` where it has none.
     sections: M-RoPE's frequencies per position axis, for families that have it.
+    more: what the family's own config class takes for fields that the file leaves out, by the names of `_DEFAULTS`.
     """
     kind = kind or config.choice("model_type", usual, {name: name for name in DECODERS})
     config.choice("hidden_act", "silu", {"silu": "silu"})
     if config.flag("use_sliding_window", False):
         raise config.wrong("use_sliding_window", "false")
-    defaults = _DEFAULTS[kind]
-    hidden, heads = config.count("hidden_size", 4096), config.count("num_attention_heads", 32)
-    eps = config.number("rms_norm_eps", 1e-6 if config.given else 1e-5)
+    defaults = {"hidden": 4096, "heads": 32, "layers": 32, "eps": 1e-6 if config.given else 1e-5}
+    defaults |= _DEFAULTS[kind] | more
+    hidden, heads = (
+        config.count("hidden_size", defaults["hidden"]),
+        config.count("num_attention_heads", defaults["heads"]),
+    )
+    eps = config.number("rms_norm_eps", defaults["eps"])
+    # null means as many as query heads, in every config class.
+    kv_heads = heads if "num_key_value_heads" in config.data else defaults.get("kv_heads", heads)
     size = config.count("head_dim", defaults.get("head_dim") or max(1, hidden // heads))
     norm, attention_bias = Norm("rms", eps), config.flag("attention_bias", False)
     attention = Attention(
         heads,
-        config.count("num_key_value_heads", defaults.get("kv_heads", heads)),
+        config.count("num_key_value_heads", kv_heads),
         size,
         bias=attention_bias or kind == "qwen2",
         out_bias=attention_bias and kind != "qwen2",
@@ -41,7 +56,7 @@ def read_decoder(
         qk_norm=norm if kind == "qwen3" else None,
     )
     mlp = Mlp(config.count("intermediate_size", defaults["inner"]), bias=config.flag("mlp_bias", False))
-    layers = config.count("num_hidden_layers", 32, most=limits.LAYERS)
+    layers = config.count("num_hidden_layers", defaults["layers"], most=limits.LAYERS)
     context = config.count("max_position_embeddings", defaults["context"])
     if kind == "mistral":
         window = config.data.get("sliding_window", 4096)  # null is none, and left out is this
@@ -59,7 +74,7 @@ def read_decoder(
     )
 
 
-_DEFAULTS = {
+_DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"inner": 11008, "vocab": 32000, "context": 2048, "theta": 10000},
     "qwen2": {"inner": 22016, "vocab": 151936, "context": 32768, "theta": 10000},
     "qwen3": {"inner": 22016, "vocab": 151936, "context": 32768, "theta": 10000, "head_dim": 128},
@@ -93,6 +108,21 @@ def fold_multipliers(text: JsonFile, spec: ModelSpec, names: Names) -> Names:
         "decoder.norm": 1 / (logits * (embedding if d.tie_embeddings else 1)),
     }
     return {name: times(source, factors[name]) if name in factors else source for name, source in names.items()}
+
+
+def text_of(config: JsonFile) -> JsonFile:
+    """The decoder's fields: of text_config, or in older files of the config itself."""
+    nested = config.section("text_config")
+    return nested if nested.given else config.without("model_type")
+
+
+def mrope_sections(text: JsonFile) -> tuple[int, ...]:
+    """Frequencies of M-RoPE's axes: time, row, column."""
+    for key in ("rope_scaling", "rope_parameters"):
+        found = text.section(key).value("mrope_section")
+        if isinstance(found, list) and len(found) == 3 and all(type(n) is int and n > 0 for n in found):
+            return tuple(found)
+    raise text.wrong("rope_parameters", "an object with mrope_section, three whole numbers")
 
 
 def _rope(config: JsonFile, size: int, theta: float, sections: tuple[int, ...]) -> Rope:

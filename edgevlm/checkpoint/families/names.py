@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgevlm.checkpoint.families.tensors import Plain, Scaled, Source, Split
+from edgevlm.checkpoint.families.tensors import Plain, Scaled, Source, Split, SumFrames
+from edgevlm.models.towers.qwen_vit import QwenVit
 
 
 def siglip(prefix: str) -> dict[str, str | Source]:
@@ -85,6 +86,18 @@ def llama(prefix: str, head: str = "lm_head") -> dict[str, str | Source]:
         **{f"decoder.layers.{{i}}.{ours}": f"{layer}.{theirs}" for ours, theirs in _LLAMA_LAYER.items()},
         "decoder.norm": f"{prefix}norm",
         "decoder.head": head,
+    }
+
+
+def grid(prefix: str, tower: QwenVit, **mlp: str) -> dict[str, str | Source | Callable[[int], Source]]:
+    """A tower on any grid, its q, k and v in one tensor, beside what its merger is called. mlp: by our names, theirs."""
+    block = f"{prefix}blocks."
+    return {
+        "vision.patch_embedding": SumFrames(f"{prefix}patch_embed.proj", tower.patch_size),
+        **{f"vision.layers.{{i}}.{part}": f"{block}{{i}}.{part}" for part in ("norm1", "norm2")},
+        **fused_qkv(block, ".attn.qkv", tower.hidden_size),
+        "vision.layers.{i}.o": f"{block}{{i}}.attn.proj",
+        **{f"vision.layers.{{i}}.{ours}": f"{block}{{i}}.mlp.{theirs}" for ours, theirs in mlp.items()},
     }
 
 

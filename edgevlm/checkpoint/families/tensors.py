@@ -113,11 +113,12 @@ class SumFrames:
     patch: int
 
     def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
-        return {_name(self.stem, part): (shape[0], 3, 2, self.patch, self.patch)}
+        kernel = (shape[0], 3, 2, self.patch, self.patch)
+        return {_name(self.stem, part): kernel if part == "weight" else shape}
 
     def make(self, read: Read, part: str, shape: Shape) -> F32:
-        total: F32 = read(_name(self.stem, part)).sum(axis=2)
-        return total.reshape(shape)
+        values = read(_name(self.stem, part))
+        return values.sum(axis=2).reshape(shape) if part == "weight" else values
 
 
 @dataclass(frozen=True)

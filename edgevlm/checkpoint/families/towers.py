@@ -1,4 +1,5 @@
-"""Towers of vision_config: SigLIP's and CLIP's kind. Defaults are those of transformers' config classes."""
+"""Towers of vision_config: SigLIP's and CLIP's kind, and those of any grid. Defaults are those of transformers' config
+classes."""
 
 from __future__ import annotations
 
@@ -8,8 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
+from edgevlm.models.projector import Act, Group, Linear, Normalize, Step
 from edgevlm.models.spec import Attention, Block, Mlp, Norm
+from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
 
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}
@@ -34,6 +38,40 @@ def read_vit(
         block=Block((attention,), mlp, Norm("layer", config.number("layer_norm_eps", eps))),
         **options,
     )
+
+
+def read_grid(
+    config: JsonFile, *, hidden_size: int, mlp: Mlp, norm: Norm, patch_size: int = 14, depth: int = 32, heads: int = 16,
+    window: int | None = None, full: tuple[int, ...] = (), **options: Any,
+) -> QwenVit:  # fmt: skip
+    """A tower on any grid of patches, with biases, RoPE over rows and columns, and two equal frames for a picture.
+
+    hidden_size, patch_size, depth, heads: the family's defaults. window: patches per side. options: fields of `QwenVit`.
+    """
+    hidden, count = config.count("hidden_size", hidden_size), config.count("num_heads", heads)
+    config.choice("temporal_patch_size", 2, {2: "2"})
+    for key in ("in_channels", "in_chans"):
+        config.choice(key, 3, {3: "3"})
+    rope = config.section("rope_parameters")
+    rope.choice("rope_type", "axial", {"axial": "axial", "default": "axial"})
+    attention = Attention(count, count, max(1, hidden // count), bias=True, out_bias=True, rope="patches")
+    return QwenVit(
+        patch_size=config.side("patch_size", patch_size),
+        merge=config.count("spatial_merge_size", 2),
+        window=window,
+        hidden_size=hidden,
+        num_layers=config.count("depth", depth, most=limits.LAYERS),
+        full=full,
+        block=Block((attention,), mlp, norm),
+        theta=rope.number("rope_theta", 10000.0),
+        **options,
+    )
+
+
+def merger(tower: QwenVit, out: int) -> tuple[Step, ...]:
+    """A norm, the patches of a token side by side, two linear maps to `out` values."""
+    norm, group = Normalize(tower.block.norm), Group(tower.merge, tower.hidden_size)
+    return norm, group, Linear("linear_1", tower.hidden_size * tower.merge**2), Act("gelu"), Linear("linear_2", out)
 
 
 def bucketed_positions(side: int) -> npt.NDArray[np.int64]:

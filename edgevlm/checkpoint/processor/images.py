@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from edgevlm.checkpoint.processor.files import ProcessorFiles
-from edgevlm.inputs.rules import Rule
+from edgevlm.inputs.rules import Native, Rule
 from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
@@ -60,6 +60,33 @@ def with_newline(image: ImageSpec, weights: Weights) -> ImageSpec:
         return image
     row = tuple(float(value) for value in weights.read("newline"))
     return replace(image, packing=replace(image.packing, newline=row))
+
+
+def native_spec(files: ProcessorFiles, model: ModelSpec, *names: str) -> ImageSpec:
+    """Views near a picture's own size, between two areas, by an image processor of one of the classes `names`.
+
+    transformers 4 has the areas under keys of their own, transformers 5 in size, where they are called edges.
+    """
+    file = files.image
+    processor_type(file, *names)
+    if not file.flag("do_resize", True):
+        raise file.wrong("do_resize", "true")
+    file.choice("temporal_patch_size", 2, {2: "2"})
+    unit = file.count("patch_size", 14) * file.count("merge_size", 2)
+    if unit != token_pixels(model):
+        raise file.wrong("patch_size", f"with merge_size, the {token_pixels(model)} pixels of a token in config.json")
+    least = _area(file, "min_pixels", "shortest_edge", 56 * 56)
+    most = _area(file, "max_pixels", "longest_edge", 28 * 28 * 1280)
+    return image_spec(files, model, Native(unit, least, most), usual=3)
+
+
+def _area(file: JsonFile, key: str, edge: str, usual: int) -> int:
+    size, found = file.value("size"), file.value(key)
+    if found is None:
+        found = size.get(edge, usual) if isinstance(size, dict) else usual
+    if type(found) is not int or found < 1:
+        raise file.wrong(key, "a number of pixels")
+    return found
 
 
 def token_pixels(model: ModelSpec) -> int:

@@ -9,7 +9,7 @@ from edgevlm.checkpoint.chat_template import ChatFormat, probes, read_chat_templ
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.grounding import Grounding
-from edgevlm.inputs.prompt import ControlText, Picture, Prompter, UserText, picture_parts, render
+from edgevlm.inputs.prompt import ControlText, Picture, Prompter, UserText, picture_parts, render, takes
 from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, Chat, PictureText, PromptSpec, ViewTokens
 from edgevlm.inputs.tokenizer import encode
 from edgevlm.inputs.tokenizer_file import read_tokenizer_file
@@ -128,7 +128,7 @@ def _prove(spec: PromptSpec, files: ProcessorFiles) -> None:
     prompter, whole = Prompter(spec, files.tokenizer_json), files.tokenizer
     views = [ViewTokens(None, 1, 2)]
     for probe in probes():
-        if any(message["role"] not in spec.chat.roles for message in probe):
+        if not takes(spec.chat, probe):
             continue
         count = sum(item["type"] == "image" for message in probe for item in message["content"])
         text = "".join(_written(part, spec, views, count) for part in render(spec.chat, probe, count))
