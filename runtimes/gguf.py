@@ -198,6 +198,9 @@ class GgufWeights:
         values = file.read(found)
         if table.square_patches and name == "vision.patch_embedding.weight":
             values = values.reshape(len(values), -1)
+        part, parts = table.part(name)
+        if parts > 1:
+            values = np.ascontiguousarray(np.split(values, parts)[part])
         order = table.order(name, self._spec)
         if order is None:
             return values

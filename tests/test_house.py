@@ -106,7 +106,18 @@ def test_no_module_is_long() -> None:
 
 # Who may name families: each family's own file, llama.cpp's names of its projectors, the reader of training data in the
 # form that a family's authors published, and the table of limits, whose reasons are real models.
-FAMILIES = ("smolvlm", "idefics3", "llava", "internvl", "qwen2_5", "qwen2.5", "deepseek", "nanovlm")
+FAMILIES = (
+    "smolvlm",
+    "idefics3",
+    "llava",
+    "internvl",
+    "qwen2_vl",
+    "qwen2_5",
+    "qwen2.5",
+    "qwen3_vl",
+    "deepseek",
+    "nanovlm",
+)
 NAMING = {"edgevlm.runtimes.llama.names", "edgevlm.train.conversations", "edgevlm.io.limits"}
 
 

@@ -222,7 +222,7 @@ def _token(tokenizer: Tokenizer, ids: list[int], place: int) -> str:
 def _text(spec: PromptSpec, question: str, pictures: Sequence[Views]) -> str:
     """The prompt as transformers' processors write it, with every image token spelled out."""
     chat, text = spec.chat, spec.picture
-    parts = [chat.prefix, chat.default_system, chat.roles["user"].open_image]
+    parts = [chat.prefix, chat.default_system, chat.roles["user"].open_image or ""]
     for number, views in enumerate(pictures):
         parts += [chat.image_before if number else ""]
         parts += [text.number.replace("{index}", str(number)) if len(pictures) > 1 else "", text.open]

@@ -23,7 +23,7 @@ class Entry:
     name: str
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
-    weight: str | None = None  # the canonical weight that it holds
+    weights: tuple[str, ...] = ()  # the canonical weights that it holds, one on top of the other
     linear: bool = False
     constant: F32 | None = None  # its values, where they are no weight of the model
 
@@ -44,7 +44,7 @@ def mmproj_entries(spec: ModelSpec, projector: ProjectorType, recipe: Recipe) ->
 
 
 def _entries(spec: ModelSpec, part: str, table: Table, recipe: Recipe) -> list[Entry]:
-    found = []
+    found: dict[str, Entry] = {}
     for weight, info in weight_tree(spec).items():
         if not weight.startswith(part):
             continue
@@ -53,8 +53,12 @@ def _entries(spec: ModelSpec, part: str, table: Table, recipe: Recipe) -> list[E
             kind = ggml_type(recipe.form(weight).kind, shape[-1])
         if table.square_patches and weight == "vision.patch_embedding.weight":
             shape = (shape[0], 3, spec.vision.patch_size, spec.vision.patch_size)
-        found.append(Entry(table.name(weight), shape, kind, weight, info.is_linear))
-    return found
+        name, weights = table.name(weight), tuple([weight])
+        if above := found.get(name):
+            weights, shape = (*above.weights, weight), (above.shape[0] + shape[0], *shape[1:])
+            kind = kind if kind == above.kind else GGMLQuantizationType.F32  # which holds both
+        found[name] = Entry(name, shape, kind, weights, info.is_linear)
+    return list(found.values())
 
 
 def _constant(name: str, values: F32) -> Entry:

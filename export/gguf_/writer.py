@@ -111,23 +111,30 @@ def _tensor(
     entry: Entry, table: Table, spec: ModelSpec, weights: Weights, quantized: Callable[[str], QTensor]
 ) -> np.ndarray[Any, Any]:
     """The bytes of one tensor. Blocks run along a row, so moving rows changes no bit of any value."""
-    if entry.weight is None:
-        assert entry.constant is not None
+    if entry.constant is not None:
         return pack(QTensor("fp32", entry.constant), entry.kind)
-    if entry.linear:
-        tensor = quantized(entry.weight)
-    else:
-        tensor = QTensor("fp32", np.ascontiguousarray(weights.read(entry.weight), np.float32))
-    if tensor.codes.size != np.prod(entry.shape) or len(tensor.codes) != entry.shape[0]:
+    parts = []
+    for weight in entry.weights:
+        if entry.linear:
+            tensor = quantized(weight)
+        else:
+            tensor = QTensor("fp32", np.ascontiguousarray(weights.read(weight), np.float32))
+        order = table.order(weight, spec)
+        if order is not None:
+            scale = None if tensor.scale is None else tensor.scale[order]
+            tensor = QTensor(tensor.kind, tensor.codes[order], scale)
+        parts.append(tensor)
+    if len({tensor.kind for tensor in parts}) > 1:
+        parts = [QTensor("fp32", tensor.dequantize()) for tensor in parts]
+    size, rows = (sum(count) for count in zip(*((part.codes.size, len(part.codes)) for part in parts), strict=True))
+    if (size, rows) != (np.prod(entry.shape), entry.shape[0]):
         raise EdgeVLMError(
-            f"The weight '{entry.weight}' has the shape {tensor.codes.shape}, but config.json implies {entry.shape}: "
-            "download the checkpoint again."
+            f"The weight '{entry.weights[0]}' has the shape {parts[0].codes.shape}, but config.json implies "
+            f"{entry.shape}: download the checkpoint again."
         )
-    order = table.order(entry.weight, spec)
-    if order is not None:
-        scale = None if tensor.scale is None else tensor.scale[order]
-        tensor = QTensor(tensor.kind, tensor.codes[order], scale)
-    return pack(tensor, entry.kind)
+    return (
+        np.concatenate([pack(tensor, entry.kind) for tensor in parts]) if len(parts) > 1 else pack(parts[0], entry.kind)
+    )
 
 
 def _write(writer: GGUFWriter, entries: list[Entry], data: Callable[[Entry], np.ndarray[Any, Any]]) -> None:

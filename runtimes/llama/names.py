@@ -30,14 +30,14 @@ class Table:
 
     def name(self, weight: str) -> str:
         """The tensor that holds a canonical weight; KeyError where the table has none."""
-        stem, what = weight, ""
-        for suffix in (".weight", ".bias"):
-            if weight.endswith(suffix):
-                stem, what = weight.removesuffix(suffix), suffix
-        layer = next((part for part in stem.split(".") if part.isdigit()), None)
-        if layer is None:
-            return self.names[stem] + what
-        return self.names[stem.replace(f".{layer}.", ".{i}.", 1)].replace("{i}", layer) + what
+        pattern, layer, what = _pattern(weight)
+        return self.names[pattern].replace("{i}", layer) + what
+
+    def part(self, weight: str) -> tuple[int, int]:
+        """Which of the equal parts of its tensor a weight is, and of how many, one on top of the other."""
+        pattern = _pattern(weight)[0]
+        together = [other for other, theirs in self.names.items() if theirs == self.names[pattern]]
+        return together.index(pattern), len(together)
 
     def order(self, weight: str, spec: ModelSpec) -> npt.NDArray[np.intp] | None:
         """Row i of the file is row `order[i]` of the weight; None where rows keep their order."""
@@ -51,6 +51,13 @@ class Table:
         rows = (attention.heads if part[3] == "q" else attention.kv_heads) * attention.head_dim
         # `LlamaModel.permute` of llama.cpp's converter
         return np.arange(rows).reshape(-1, 2, attention.head_dim // 2).swapaxes(1, 2).reshape(-1)
+
+
+def _pattern(weight: str) -> tuple[str, str, str]:
+    """A weight's stem with "{i}" for its layer, the layer, and what it is of the stem: ".weight", ".bias" or ""."""
+    stem = weight.removesuffix(".weight").removesuffix(".bias")
+    layer = next((part for part in stem.split(".") if part.isdigit()), "")
+    return stem.replace(f".{layer}.", ".{i}.", 1) if layer else stem, layer, weight[len(stem) :]
 
 
 _TEXT = {
@@ -78,12 +85,13 @@ _LAYER = {
     "vision.layers.{i}.o": "v.blk.{i}.attn_out",
     "vision.layers.{i}.norm2": "v.blk.{i}.ln2",
 }
-_VIT = _LAYER | {
+_MAPS = {"vision.layers.{i}.fc1": "v.blk.{i}.ffn_up", "vision.layers.{i}.fc2": "v.blk.{i}.ffn_down"}
+_VIT = {
+    **_LAYER,
+    **_MAPS,
     "vision.class_token": "v.class_embd",
     "vision.position_embedding": "v.position_embd.weight",
     "vision.pre_norm": "v.pre_ln",
-    "vision.layers.{i}.fc1": "v.blk.{i}.ffn_up",
-    "vision.layers.{i}.fc2": "v.blk.{i}.ffn_down",
     "vision.post_norm": "v.post_ln",
 }
 _QWEN_VIT = _LAYER | {
@@ -92,15 +100,18 @@ _QWEN_VIT = _LAYER | {
     "vision.layers.{i}.down": "v.blk.{i}.ffn_down",
 }
 _TWO_MAPS = {"projector.linear_1": "mm.0", "projector.linear_2": "mm.2"}
+_GROUPS = {"projector.norm": "v.post_ln"} | _TWO_MAPS
 
 TEXT = {
     "llama": Table(_TEXT, pairs=True),
     "qwen2": Table(_TEXT),
     "qwen2vl": Table(_TEXT),
     "qwen3": Table(_TEXT),
+    "qwen3vl": Table(_TEXT),
 }
 # llama.cpp's own names of its projector types, by the steps that they hold.
 SHUFFLE_LINEAR, TWO_LINEAR, SHUFFLE_TWO_LINEAR, GROUP_TWO_LINEAR = "idefics3", "mlp", "internvl", "qwen2.5vl_merger"
+GROUP_WHOLE, GROUP_DEEP = "qwen2vl_merger", "qwen3vl_merger"  # without windows; with a table of positions, too
 PROJECTORS = {
     SHUFFLE_LINEAR: Table(_VIT | {"projector.linear": "mm.model.fc"}),
     TWO_LINEAR: Table(_VIT | _TWO_MAPS),
@@ -113,5 +124,19 @@ PROJECTORS = {
         },
         class_last=True,
     ),
-    GROUP_TWO_LINEAR: Table(_QWEN_VIT | {"projector.norm": "v.post_ln"} | _TWO_MAPS, square_patches=True),
+    GROUP_TWO_LINEAR: Table(_QWEN_VIT | _GROUPS, square_patches=True),
+    GROUP_WHOLE: Table(_LAYER | _MAPS | _GROUPS, square_patches=True),
+    GROUP_DEEP: Table(
+        {
+            **_LAYER,
+            **_MAPS,
+            **_GROUPS,
+            **{f"vision.layers.{{i}}.{part}": "v.blk.{i}.attn_qkv" for part in "qkv"},
+            "vision.position_embedding": "v.position_embd.weight",
+            "projector.deepstack.{i}.norm": "v.deepstack.{i}.norm",
+            "projector.deepstack.{i}.linear_1": "v.deepstack.{i}.fc1",
+            "projector.deepstack.{i}.linear_2": "v.deepstack.{i}.fc2",
+        },
+        square_patches=True,
+    ),
 }

@@ -91,7 +91,7 @@ def check_agreement(file: GgufFile, spec: ModelSpec) -> None:
         wanted["attention.key_length"] = attention.head_dim
     sections = [rope.sections for rope in d.ropes.values() if rope.sections]
     wanted["rope.dimension_sections"] = [*sections[0], 0] if sections else None
-    wanted["n_deepstack_layers"] = d.deepstack or None
+    wanted["n_deepstack_layers"] = d.deepstack if sections and d.ropes["main"].interleaved else None
     found = {key: file.keys.get(f"{file.keys.get('general.architecture')}.{key}") for key in wanted}
     wanted["embeddings"], found["embeddings"] = (d.vocab_size, d.hidden_size), table.shape if table else None
     for key in wanted:

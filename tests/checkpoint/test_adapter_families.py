@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import deepseek_vl, internvl, janus, linked, llava15, nanovlm, qwen2_5_vl
+from tiny import deepseek_vl, internvl, janus, linked, llava15, nanovlm, qwen2_5_vl, qwen2_vl, qwen3_vl
 
 from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.checkpoint.families import FAMILIES, adapter_base, read_model
@@ -54,6 +54,13 @@ CASES = {
     "qwen2_5_vl tied": Case(
         partial(qwen2_5_vl.build, tie=True), LAYOUTS, r".*visual\.patch_embed\.proj", r".*merger\.mlp\.0"
     ),
+    "qwen2_vl": Case(qwen2_vl.build, LAYOUTS, r".*visual\.blocks.*\.(qkv|fc2)", r".*merger\.mlp\.[02]"),
+    "qwen3_vl": Case(
+        qwen3_vl.build,
+        LAYOUTS,
+        r".*visual\.(patch_embed\.proj|blocks.*\.(qkv|linear_fc1))",
+        r".*merger(_list\.\d)?\.linear_fc[12]",
+    ),
     "deepseek_vl": Case(
         deepseek_vl.build, LAYOUTS, r".*vision_model.*\.(v_proj|patch_embedding)", r".*aligner\.linear[12]"
     ),
@@ -86,6 +93,9 @@ SAMPLE = [
     ("internvl", "saved", "tower", "DoRA"),
     ("qwen2_5_vl", "hub", "tables", "DoRA"),
     ("qwen2_5_vl tied", "memory", "tower", "DoRA"),
+    ("qwen2_vl", "saved", "projector", "LoRA"),
+    ("qwen3_vl", "hub", "projector", "LoRA"),
+    ("qwen3_vl", "saved", "tower", "DoRA"),
     ("deepseek_vl", "hub", "tower", "LoRA"),
     ("deepseek_vl", "saved", "projector", "rsLoRA"),
     ("internvl", "hub", "q and v", "LoRA"),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from build_smolvlm import CHAT_TEMPLATE
-from tiny import deepseek_vl, internvl, llava15, nanovlm, qwen2_5_vl
+from tiny import deepseek_vl, internvl, llava15, nanovlm, qwen2_5_vl, qwen3_vl
 
 from edgevlm.checkpoint.chat_template import ChatFormat, probes, read_chat_template
 from edgevlm.export.chat_template import llama_cpp_template, processor_template
@@ -44,6 +44,7 @@ ORIGINALS = {
     "deepseek_vl": (deepseek_vl.CHAT_TEMPLATE, deepseek_vl.IMAGE),
     "llava": (llava15.CHAT_TEMPLATE, "<image>"),
     "qwen2_5_vl": (qwen2_5_vl.CHAT_TEMPLATE, "<|image_pad|>"),
+    "qwen3_vl": (qwen3_vl.CHAT_TEMPLATE, "<|image_pad|>"),
     "nanovlm": (nanovlm.CHAT_TEMPLATE, "<|image|>"),
     "llama2": (LLAMA2, "<image>"),
 }

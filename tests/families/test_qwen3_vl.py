@@ -22,4 +22,4 @@ VARIANTS = {
 
 class TestQwen3VL(QuantizedFamilyTests):
     variants = VARIANTS
-    passing = replace(VARIANTS["hub"], build=partial(qwen3_vl.build, seed=0, layout="hub"))
+    passing = replace(VARIANTS["hub"], build=partial(qwen3_vl.build, seed=2, layout="hub"))

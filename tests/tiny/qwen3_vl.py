@@ -1,4 +1,4 @@
-"""Qwen3-VL: a table of 6 x 6 positions, two deepstack levels, heads wider than their share, M-RoPE whose axes take turns."""
+"""Qwen3-VL: a table of 6 x 6 positions, two levels of DeepStack, wide heads, M-RoPE whose axes take turns."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def read_decoder(
     config.choice("hidden_act", "silu", {"silu": "silu"})
     if config.flag("use_sliding_window", False):
         raise config.wrong("use_sliding_window", "false")
-    defaults = {"hidden": 4096, "heads": 32, "layers": 32, "eps": 1e-6 if config.given else 1e-5}
+    defaults: dict[str, Any] = {"hidden": 4096, "heads": 32, "layers": 32, "eps": 1e-6 if config.given else 1e-5}
     defaults |= _DEFAULTS[kind] | more
     hidden, heads = (
         config.count("hidden_size", defaults["hidden"]),

@@ -90,7 +90,7 @@ def llama(prefix: str, head: str = "lm_head") -> dict[str, str | Source]:
 
 
 def grid(prefix: str, tower: QwenVit, **mlp: str) -> dict[str, str | Source | Callable[[int], Source]]:
-    """A tower on any grid, its q, k and v in one tensor, beside what its merger is called. mlp: by our names, theirs."""
+    """A tower on any grid, whose q, k and v are one tensor, without its projector. mlp: theirs by our names."""
     block = f"{prefix}blocks."
     return {
         "vision.patch_embedding": SumFrames(f"{prefix}patch_embed.proj", tower.patch_size),

@@ -46,7 +46,7 @@ def read_grid(
 ) -> QwenVit:  # fmt: skip
     """A tower on any grid of patches, with biases, RoPE over rows and columns, and two equal frames for a picture.
 
-    hidden_size, patch_size, depth, heads: the family's defaults. window: patches per side. options: fields of `QwenVit`.
+    hidden_size, patch_size, depth, heads: the family's defaults. window and the rest: fields of `QwenVit`.
     """
     hidden, count = config.count("hidden_size", hidden_size), config.count("num_heads", heads)
     config.choice("temporal_patch_size", 2, {2: "2"})

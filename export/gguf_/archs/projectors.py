@@ -30,6 +30,7 @@ class ProjectorType:
     name: str  # clip.projector_type
     tower: str  # the kind of the vision tower
     steps: tuple[str, ...]  # the kinds of the projector's steps
+    gated: bool = False  # layers of gated MLPs and root mean squares; otherwise of two maps and layer norms
     refusals: Refusals = field(default_factory=dict)
     more_keys: Keys = field(default_factory=dict)
     constants: Callable[[ModelSpec], dict[str, F32]] = lambda spec: {}  # what its loader asks for beside our weights
@@ -50,6 +51,8 @@ class ProjectorType:
 
     def refusal(self, spec: ModelSpec) -> str | None:
         """Why the type cannot compute a model's pictures; None where it can."""
+        if _other_layers(spec, self.gated):
+            return "vision tower has other layers than llama.cpp's"
         return next((reason for reason, holds in {**_REFUSALS, **self.refusals}.items() if holds(spec)), None)
 
 
@@ -69,8 +72,10 @@ def why_no_pictures(spec: ModelSpec) -> str | None:
 
 
 def _of_shape(spec: ModelSpec) -> ProjectorType | None:
+    """The first of that shape that can compute the model; else the first of that shape."""
     shape = spec.vision.kind, tuple(step.kind for step in spec.projector)
-    return next((found for found in _TYPES if (found.tower, found.steps) == shape), None)
+    found = [each for each in _TYPES if (each.tower, each.steps) == shape]
+    return next((each for each in found if each.refusal(spec) is None), found[0] if found else None)
 
 
 _ACTS = {"gelu_tanh": "clip.use_gelu", "gelu": "clip.use_gelu", "silu": "clip.use_silu", "quick_gelu": None}
@@ -131,9 +136,9 @@ _KEYS: Keys = {
 }
 
 
-def _other_layers(spec: ModelSpec) -> bool:
-    a, gated = _attention(spec), isinstance(spec.vision, QwenVit)
-    plain = Attention(a.heads, a.heads, a.head_dim, a.bias, a.out_bias, "patches" if gated else None)
+def _other_layers(spec: ModelSpec, gated: bool) -> bool:
+    a, turned = _attention(spec), isinstance(spec.vision, QwenVit)
+    plain = Attention(a.heads, a.heads, a.head_dim, a.bias, a.out_bias, "patches" if turned else None)
     block = spec.vision.block
     return (
         block.mixers != (plain,)
@@ -145,7 +150,6 @@ def _other_layers(spec: ModelSpec) -> bool:
 
 
 _REFUSALS: Refusals = {
-    "vision tower has other layers than llama.cpp's": _other_layers,
     "vision tower has an activation that llama.cpp's towers lack": lambda spec: spec.vision.block.mlp.act not in _ACTS,
     "projector has another activation than GELU": lambda spec: any(
         step.act not in ("gelu", "gelu_tanh") for step in spec.projector if isinstance(step, Act)
@@ -172,6 +176,25 @@ def _second_frame(spec: ModelSpec) -> dict[str, F32]:
     """The other frame's convolution, which llama.cpp adds for a still picture: ours is the sum of both already."""
     p = spec.vision.patch_size
     return {"v.patch_embd.weight.1": np.zeros((spec.vision.hidden_size, 3, p, p), np.float32)} | _missing_biases(spec)
+
+
+_GRID: Refusals = {
+    "vision tower makes a token of other than 2 x 2 patches": lambda spec: _qwen_vit(spec).merge != 2,
+    "vision tower has another RoPE than llama.cpp's": lambda spec: (
+        _qwen_vit(spec).theta != 10000.0 or _attention(spec).head_dim % 4 != 0
+    ),
+    "vision tower has no biases on q, k and v, which llama.cpp's type asks for": lambda spec: not _attention(spec).bias,
+    "projector has another norm than its tower": lambda spec: any(
+        step.norm != spec.vision.block.norm
+        for step in (*spec.projector, *spec.deepstack)
+        if isinstance(step, Normalize)
+    ),
+}
+_NO_TABLE: Refusals = {
+    "vision tower has a table of positions, a bias of patches or further levels of features, which llama.cpp's type "
+    "lacks": lambda spec: bool(_qwen_vit(spec).table or _qwen_vit(spec).patch_bias or spec.deepstack)
+}
+_MERGED: Keys = {"spatial_merge_size": lambda spec, image: _qwen_vit(spec).merge}
 
 
 def _pattern(vision: QwenVit) -> int:
@@ -220,8 +243,34 @@ _TYPES = (
         },
     ),
     ProjectorType(
-        names.GROUP_TWO_LINEAR, "qwen_vit", ("norm", "group", "linear", "act", "linear", "take"),
-        refusals=_SWAPPED | {
+        names.GROUP_WHOLE, "qwen_vit", ("norm", "group", "linear", "act", "linear"),
+        refusals=_SWAPPED | _GRID | _NO_TABLE,
+        more_keys=_MERGED,
+        constants=_second_frame,
+    ),
+    ProjectorType(
+        names.GROUP_DEEP, "qwen_vit", ("norm", "group", "linear", "act", "linear"),
+        refusals=_GRID | {
+            "vision tower has no table of positions or no bias of patches, which llama.cpp asks for": lambda spec: (
+                not (_qwen_vit(spec).table and _qwen_vit(spec).patch_bias)
+            ),
+            "further levels of features are made otherwise than llama.cpp's": lambda spec: (
+                bool(spec.deepstack)
+                and [step.kind for step in spec.deepstack] != ["group", "norm", "linear", "act", "linear"]
+            ),
+        },
+        more_keys=_MERGED
+        | {
+            "image_size": lambda spec, image: _qwen_vit(spec).table * spec.vision.patch_size,
+            "is_deepstack_layers": lambda spec, image: [
+                layer in _qwen_vit(spec).deepstack for layer in range(spec.vision.num_layers)
+            ],
+        },
+        constants=_second_frame,
+    ),
+    ProjectorType(
+        names.GROUP_TWO_LINEAR, "qwen_vit", ("norm", "group", "linear", "act", "linear", "take"), gated=True,
+        refusals=_SWAPPED | _GRID | _NO_TABLE | {
             "vision tower sees the whole picture in other layers than every n-th": lambda spec: (
                 _qwen_vit(spec).full
                 != tuple(range(_pattern(_qwen_vit(spec)) - 1, spec.vision.num_layers, _pattern(_qwen_vit(spec))))
@@ -229,20 +278,8 @@ _TYPES = (
             "vision tower has other windows than llama.cpp's of 112 pixels in groups of 2 x 2 patches": lambda spec: (
                 (_qwen_vit(spec).merge, _qwen_vit(spec).window) != (2, 112 // spec.vision.patch_size // 2 * 2)
             ),
-            "vision tower has another RoPE than llama.cpp's": lambda spec: (
-                _qwen_vit(spec).theta != 10000.0 or _attention(spec).head_dim % 4 != 0
-            ),
-            "vision tower has no biases on q, k and v, which llama.cpp's type asks for": lambda spec: (
-                not _attention(spec).bias
-            ),
-            "projector has another norm than its tower": lambda spec: any(
-                step.norm != spec.vision.block.norm for step in spec.projector if isinstance(step, Normalize)
-            ),
         },
-        more_keys={
-            "spatial_merge_size": lambda spec, image: _qwen_vit(spec).merge,
-            "n_wa_pattern": lambda spec, image: _pattern(_qwen_vit(spec)),
-        },
+        more_keys=_MERGED | {"n_wa_pattern": lambda spec, image: _pattern(_qwen_vit(spec))},
         constants=_second_frame,
     ),
 )  # fmt: skip

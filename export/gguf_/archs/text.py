@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.spec import Attention, Decoder, Mlp, Rope
 
-Value = bool | int | float | str | list[int] | list[float]
+Value = bool | int | float | str | list[int] | list[float] | list[bool]
 Refusals = dict[str, Callable[[Decoder], bool]]  # "it ..." -> whether that is so
 
 
@@ -90,7 +90,7 @@ _REFUSALS: Refusals = {
     "has another MLP than a gated one with SiLU": lambda d: (_mlp(d).act, _mlp(d).gated) != ("silu", True),
     "has another mask than the causal one": lambda d: d.mask != "causal",
     "changes embeddings or logits": lambda d: (
-        bool(d.learned_positions or d.embed_norm or d.logit_cap or d.deepstack) or d.embed_scale != 1.0
+        bool(d.learned_positions or d.embed_norm or d.logit_cap) or d.embed_scale != 1.0
     ),
 }
 _NO_SCALING: Refusals = {
@@ -105,24 +105,52 @@ _SQUARE: Refusals = {
     )
 }
 
+_ONE_LEVEL: Refusals = {
+    "takes further levels of image features, which this architecture of llama.cpp lacks": lambda d: d.deepstack > 0
+}
+
+
+def _other_sections(d: Decoder) -> bool:
+    return len(_rope(d).sections) != 3 or 2 * sum(_rope(d).sections) != _rope(d).size
+
+
+_SECTIONS: dict[str, Callable[[Decoder], Value]] = {"rope.dimension_sections": lambda d: [*_rope(d).sections, 0]}
+
 _ARCHS = (
     TextArch(
+        "qwen3vl",
+        fits=lambda d, a: d.axes > 1 and (_rope(d).interleaved or d.deepstack > 0),
+        refusals=_NO_SCALING
+        | _NO_MORE_BIASES
+        | {
+            "has biases on q, k and v, which this architecture of llama.cpp lacks": lambda d: attention(d).bias,
+            "does not normalize its heads": lambda d: attention(d).qk_norm is None,
+            "has other RoPE sections than three that take turns over the whole head": lambda d: (
+                not _rope(d).interleaved or _other_sections(d)
+            ),
+            "takes image features behind its last layer, where llama.cpp keeps one position": lambda d: (
+                d.deepstack >= d.num_layers
+            ),
+        },
+        more_keys=_SECTIONS | {"n_deepstack_layers": lambda d: d.deepstack},
+    ),
+    TextArch(
         "qwen2vl",
-        fits=lambda d, a: d.axes > 1,
+        fits=lambda d, a: d.axes > 1 and not (_rope(d).interleaved or d.deepstack > 0),
         refusals=_NO_SCALING
         | _NO_MORE_BIASES
         | _SQUARE
         | {
             "normalizes its heads": lambda d: attention(d).qk_norm is not None,
-            "has other RoPE sections than three runs over the whole head": lambda d: (
-                _rope(d).interleaved or len(_rope(d).sections) != 3 or 2 * sum(_rope(d).sections) != _rope(d).size
-            ),
+            "has other RoPE sections than three runs over the whole head": _other_sections,
         },
-        more_keys={"rope.dimension_sections": lambda d: [*_rope(d).sections, 0]},
+        more_keys=_SECTIONS,
     ),
-    TextArch("qwen3", lambda d, a: d.axes == 1 and a.qk_norm is not None, _NO_SCALING | _NO_MORE_BIASES),
+    TextArch("qwen3", lambda d, a: d.axes == 1 and a.qk_norm is not None, _NO_SCALING | _NO_MORE_BIASES | _ONE_LEVEL),
     TextArch(
-        "qwen2", lambda d, a: d.axes == 1 and a.qk_norm is None and a.bias, _NO_SCALING | _NO_MORE_BIASES | _SQUARE
+        "qwen2",
+        lambda d, a: d.axes == 1 and a.qk_norm is None and a.bias,
+        _NO_SCALING | _NO_MORE_BIASES | _SQUARE | _ONE_LEVEL,
     ),
-    TextArch("llama", lambda d, a: d.axes == 1 and a.qk_norm is None),
+    TextArch("llama", lambda d, a: d.axes == 1 and a.qk_norm is None, _ONE_LEVEL),
 )
