@@ -94,8 +94,7 @@ def merge(embeds: F32, layout: Layout, features: Sequence[F32]) -> F32:
 def positions(layout: Layout, axes: int, start: int = 0, stop: int | None = None) -> I64:
     """(axes, stop - start) positions of the tokens from `start` to `stop` (None: the prompt's end), answer included.
 
-    Of three axes (time, row, column), a view takes as many positions as its longer side has tokens: get_rope_index in
-    transformers' models/qwen2_vl/modeling_qwen2_vl.py.
+    Of three axes (time, row, column), a view takes as many positions as its longer side has tokens (arXiv 2409.12191).
     """
     stop = layout.length if stop is None else stop
     if axes == 1:
