@@ -121,7 +121,7 @@ class _Writer:
         return (
             f"{{% for part in {parts} %}}{{% if {self.is_picture('part')} %}}{self.picture('part')}{{% else %}}"
             f"{{% set text = part['text'] %}}{trim if chat.trim else ''}{join if chat.text_join else ''}"
-            f"{{{{ text }}}}{_print(chat.text_close)}{{% endif %}}{{% endfor %}}"
+            f"{_print(chat.text_open)}{{{{ text }}}}{_print(chat.text_close)}{{% endif %}}{{% endfor %}}"
         )
 
 

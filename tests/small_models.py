@@ -97,7 +97,7 @@ def deep() -> ModelSpec:
     norm, group = Normalize(Norm("layer", 1e-6)), Group(2, 64)
     rope = Rope(1e5, 16, sections=(4, 2, 2), interleaved=True)
     decoder = text(Attention(4, 2, 16, qk_norm=Norm("rms", 1e-6)), rope, deepstack=2)
-    return ModelSpec("m", "qwen3_vl", tower, (norm, group, *head), decoder, 1, (group, norm, *head))
+    return ModelSpec("m", "qwen3_vl", tower, (norm, group, *head), decoder, 1, deepstack=(group, norm, *head))
 
 
 LAYOUT = Layout(24, (Span(3, (2, 5)), Span(15, (3, 2))))

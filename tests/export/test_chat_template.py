@@ -188,11 +188,12 @@ def test_unknown_roles_are_refused(engines: dict[str, Render], engine: str) -> N
 
 
 TEXT = st.text(alphabet="ab'\"\\\n\r\t{}%# <|>é🙂", max_size=8)
-ROLE = st.builds(RoleText, TEXT, TEXT, TEXT)
+ROLE = st.builds(RoleText, TEXT, st.none() | TEXT, TEXT)
 ROLES = st.fixed_dictionaries({"user": ROLE, "assistant": ROLE}, optional={"system": ROLE})
 CHATS = st.builds(
-    Chat, TEXT, ROLES, TEXT, TEXT, st.sampled_from(["turn", "in_first_user"]), st.booleans(), TEXT, TEXT, st.booleans()
-)
+    Chat, TEXT, ROLES, TEXT, TEXT, st.sampled_from(["turn", "in_first_user"]), st.booleans(), TEXT, TEXT, TEXT,
+    st.booleans(),
+)  # fmt: skip
 ITEM = st.one_of(st.just({"type": "image"}), st.builds(lambda text: {"type": "text", "text": text}, TEXT))
 MESSAGE = st.builds(
     lambda role, content: {"role": role, "content": content},
@@ -206,7 +207,7 @@ MESSAGE = st.builds(
 def test_any_chat_reads_as_prompt_json_says(
     engines: dict[str, Render], chat: Chat, messages: list[dict[str, Any]], generation: bool
 ) -> None:
-    messages = [message for message in messages if message["role"] in chat.roles]
+    messages = [message for message in messages if takes(chat, [message])]
     count = sum(item["type"] == "image" for message in messages for item in message["content"])
     if not messages:
         return

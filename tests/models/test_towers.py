@@ -148,7 +148,8 @@ def test_a_tower_without_windows_is_that_of_transformers(family: str, grid: tupl
     rope = Rope(1e4, 12, sections=(2, 2, 2))
     text = Decoder(9, out, 8, (Block((Attention(4, 4, 12, rope="main"),), Mlp(8)),), (0, 0), ropes={"main": rope},
                    deepstack=len(tower.deepstack))  # fmt: skip
-    spec = ModelSpec("m", family, tower, (norm, group, *head), text, 1, (group, norm, *head) if deep else ())
+    spec = ModelSpec("m", family, tower, (norm, group, *head), text, 1,
+                     deepstack=(group, norm, *head) if deep else ())  # fmt: skip
     assert {n: i.shape for n, i in weight_tree(spec).items() if not n.startswith("decoder.")} == {
         name: values.shape for name, values in weights.items()
     }

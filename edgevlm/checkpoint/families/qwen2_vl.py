@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.decoders import is_tied, mrope_sections, read_decoder, text_of
@@ -22,7 +24,7 @@ BOXES = Grounding(
     "tagged", 1000, open="<|box_start|>", close="<|box_end|>", label_open="<|object_ref_start|>",
     label_close="<|object_ref_end|>",
 )  # fmt: skip
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden": 8192, "inner": 29568, "layers": 80, "heads": 64, "kv_heads": 8, "vocab": 152064, "theta": 1e6,
     "eps": 1e-5,
 }  # fmt: skip
