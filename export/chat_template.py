@@ -118,8 +118,12 @@ class _Writer:
             f"{{% if not loop.first %}}{{% if not ({self.is_picture(before)}) %}}{_print(chat.text_join)}"
             "{% endif %}{% endif %}"
         )
+        picture = (
+            f"{_between('not loop.first', chat.image_before)}{self.picture('part')}"
+            f"{_between('not loop.last', chat.image_after)}"
+        )
         return (
-            f"{{% for part in {parts} %}}{{% if {self.is_picture('part')} %}}{self.picture('part')}{{% else %}}"
+            f"{{% for part in {parts} %}}{{% if {self.is_picture('part')} %}}{picture}{{% else %}}"
             f"{{% set text = part['text'] %}}{trim if chat.trim else ''}{join if chat.text_join else ''}"
             f"{_print(chat.text_open)}{{{{ text }}}}{_print(chat.text_close)}{{% endif %}}{{% endfor %}}"
         )
@@ -134,6 +138,10 @@ def _choose(name: str, statements: Mapping[str, str], otherwise: str = "") -> st
         for number, (role, written) in enumerate(statements.items())
     )
     return f"{branches}{f'{{% else %}}{otherwise}' if otherwise else ''}{{% endif %}}"
+
+
+def _between(condition: str, text: str) -> str:
+    return f"{{% if {condition} %}}{_print(text)}{{% endif %}}" if text else ""
 
 
 def _print(text: str) -> str:

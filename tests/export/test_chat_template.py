@@ -192,7 +192,7 @@ ROLE = st.builds(RoleText, TEXT, st.none() | TEXT, TEXT)
 ROLES = st.fixed_dictionaries({"user": ROLE, "assistant": ROLE}, optional={"system": ROLE})
 CHATS = st.builds(
     Chat, TEXT, ROLES, TEXT, TEXT, st.sampled_from(["turn", "in_first_user"]), st.booleans(), TEXT, TEXT, TEXT,
-    st.booleans(),
+    TEXT, TEXT, st.booleans(),
 )  # fmt: skip
 ITEM = st.one_of(st.just({"type": "image"}), st.builds(lambda text: {"type": "text", "text": text}, TEXT))
 MESSAGE = st.builds(
