@@ -210,22 +210,12 @@ class RatioTiles(_CheckedRule):
 
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
         most = self.most if budget is None else min(self.most, max(1, budget - self.thumbnail))
-        cols, rows = self._grid(width, height, min(self.least, most), most)
+        cols, rows = _nearest_grid(width, height, self.side, min(self.least, most), most)
         whole = View((ResizeTo(self.side, self.side),))
         if cols * rows == 1:
             return [whole]
         tiles = _tiles((ResizeTo(cols * self.side, rows * self.side),), self.side)
         return [*tiles, whole] if self.thumbnail else tiles
-
-    def _grid(self, width: int, height: int, least: int, most: int) -> tuple[int, int]:
-        grids = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1) if c * r >= least]
-        best, gap = (1, 1), math.inf
-        for cols, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
-            off = abs(width / height - cols / rows)
-            # Of grids that fit equally well, the larger one, as long as the picture has half its pixels.
-            if off < gap or (off == gap and width * height > 0.5 * self.side * self.side * cols * rows):
-                best, gap = (cols, rows), off
-        return best
 
 
 @dataclass(frozen=True)
@@ -295,7 +285,67 @@ class Native(_CheckedRule):
         return [View((ResizeTo(wide, high),))]
 
 
-Rule = Stretch | Crop | Pad | Fit | TilesThenWhole | WholeThenTiles | RatioTiles | BestGrid | Native
+@dataclass(frozen=True)
+class NativeOrTiles(_CheckedRule):
+    """A picture near its own size, as `Native`; a larger one in the grid of tiles whose shape is nearest to its own.
+
+    patch, unit: pixels per side of a patch and of a token. least, most: pixels of a view near the picture's own size.
+    large: pixels of the picture in whole units, from which on it is cut. fewest, count: tiles; 1 and 1 cut none.
+    thumbnail: the whole picture, near its own size, comes behind its tiles.
+    """
+
+    patch: int
+    unit: int
+    least: int
+    most: int
+    large: int
+    side: int
+    fewest: int
+    count: int
+    thumbnail: bool
+    kind: str = "native_or_tiles"
+
+    def bounds(self) -> dict[str, int]:
+        least, most = min(self.most, limits.NATIVE_PIXELS), limits.NATIVE_PIXELS
+        tiles = {"fewest": min(self.count, limits.GRID_TILES), "count": limits.GRID_TILES}
+        return {"least": least, "most": most, "large": limits.COUNT} | tiles
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        whole = View((ResizeTo(*_near(width, height, self.unit, self.least, self.most)),))
+        wide, high = (max(self.patch, round(edge / self.unit) * self.unit) for edge in (width, height))
+        count = self.count if budget is None else min(self.count, budget - self.thumbnail)
+        if wide * high <= self.large or count < max(2, self.fewest):
+            return [whole]
+        cols, rows = _nearest_grid(width, height, self.side, self.fewest, count)
+        tiles = _tiles((ResizeTo(cols * self.side, rows * self.side),), self.side)
+        return [*tiles, whole] if self.thumbnail else tiles
+
+
+Rule = Stretch | Crop | Pad | Fit | TilesThenWhole | WholeThenTiles | RatioTiles | BestGrid | Native | NativeOrTiles
+
+
+def _near(width: int, height: int, unit: int, least: int, most: int) -> tuple[int, int]:
+    """Width and height near these: multiples of `unit`, at least one each, `least` to `most` pixels in all."""
+    wide, high = (max(unit, round(edge / unit) * unit) for edge in (width, height))
+    if wide * high > most:
+        beta = math.sqrt(height * width / most)
+        return max(unit, math.floor(width / beta / unit) * unit), max(unit, math.floor(height / beta / unit) * unit)
+    if wide * high < least:
+        beta = math.sqrt(least / (height * width))
+        return math.ceil(width * beta / unit) * unit, math.ceil(height * beta / unit) * unit
+    return wide, high
+
+
+def _nearest_grid(width: int, height: int, side: int, least: int, most: int) -> tuple[int, int]:
+    """Columns and rows, `least` to `most` tiles in all, whose shape is nearest to the picture's."""
+    grids = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1) if c * r >= least]
+    best, gap = (1, 1), math.inf
+    for cols, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+        off = abs(width / height - cols / rows)
+        # Of grids that fit equally well, the larger one, as long as the picture has half its pixels.
+        if off < gap or (off == gap and width * height > 0.5 * side * side * cols * rows):
+            best, gap = (cols, rows), off
+    return best
 
 
 def _count(canvas: tuple[Step, ...], side: int) -> int:

@@ -63,6 +63,10 @@ class EagerOps(Ops):
         mixed: F32 = (self._weight(name)[self.inputs[places]] * self.inputs[shares][..., None]).sum(-2)
         return x + mixed
 
+    def add_shares(self, x: F32, name: str, rows: int, width: int, shares: str) -> F32:
+        resampled: F32 = self.inputs[shares] @ self._weight(name)
+        return x + resampled
+
     def prepend(self, x: F32, name: str, width: int) -> F32:
         first = np.broadcast_to(self._weight(name), (len(x), 1, width))
         return np.concatenate([first, x], axis=1)

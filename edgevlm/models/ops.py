@@ -66,6 +66,10 @@ class Ops:
         """
         self._lacks("add_mixed")
 
+    def add_shares(self, x: X, name: str, rows: int, width: int, shares: str) -> X:
+        """Add to each position of (1, S, D) its shares, the input `shares` (S, rows), of the table `name` (rows, D)."""
+        self._lacks("add_shares")
+
     def prepend(self, x: X, name: str, width: int) -> X:
         """(B, S, D) to (B, 1 + S, D): the weight `name` (D,) as a first position, a class token."""
         self._lacks("prepend")
@@ -195,7 +199,7 @@ class Ops:
         """LFM2's mixer: y = C * conv(B * x), each a linear map of the input."""
         b, gate, x = self.linear(x, (f"{w}.b", width), (f"{w}.c", width), (f"{w}.x", width))
         y = self.causal_conv(self.mul(b, x), f"{w}.conv", width, c.kernel, f"{state}.conv")
-        return self.linear(self.mul(gate, y), (f"{w}.o", width))[0]
+        return self.linear(self.mul(gate, y), (f"{w}.out", width))[0]
 
     def mlp(self, x: X, w: str, m: Mlp, width: int) -> X:
         """Gated: w.gate, w.up and w.down; otherwise w.fc1 and w.fc2."""

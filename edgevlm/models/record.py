@@ -93,6 +93,10 @@ class Record(Ops):
         self._add(name, "positions", rows, width)
         return x
 
+    def add_shares(self, x: Shape, name: str, rows: int, width: int, shares: str) -> Shape:
+        self._add(name, "positions", rows, width)
+        return x
+
     def prepend(self, x: Shape, name: str, width: int) -> Shape:
         self._add(name, "vector", width)
         return (x[0], x[1] + 1, width)

@@ -133,6 +133,11 @@ class MilOps(StateOps):
         begin = [int(axis == self.position_axis) for axis in range(x.rank)]
         return self.mb.slice_by_index(x=x, begin=begin, end=[0] * x.rank, end_mask=[True] * x.rank)
 
+    def add_shares(self, x: X, name: str, rows: int, width: int, shares: str) -> X:
+        table = self._const(self.store.vector(name), f"{mil_name(name)}_table")
+        resampled = self.mb.expand_dims(x=self.mb.matmul(x=self.inputs[shares], y=table), axes=[0])
+        return self.mb.add(x=x, y=self.load(resampled), name=mil_name(name))
+
     def beside(self, parts: list[X]) -> X:
         return self.mb.concat(values=parts, axis=self.channel_axis)
 

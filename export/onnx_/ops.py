@@ -56,6 +56,10 @@ class OnnxOps(ProductOps):
         parts = g.node("Mul", found, g.node("Unsqueeze", shares, g.constant([-1])))
         return g.node("Add", self.value(x), g.node("ReduceSum", parts, g.constant([1]), keepdims=0))
 
+    def add_shares(self, x: Value, name: str, rows: int, width: int, shares: str) -> str:
+        g = self.graph
+        return g.node("Add", self.value(x), g.node("MatMul", shares, self.placement.plain(g, name)))
+
     def prepend(self, x: Value, name: str, width: int) -> str:
         g, x = self.graph, self.value(x)
         shape = g.node("Concat", g.node("Shape", x, start=0, end=1), g.constant([1, width]), axis=0)

@@ -76,6 +76,11 @@ _TEXT = {
     "decoder.norm": "output_norm",
     "decoder.head": "output",
 }
+_SHORT_CONV = {
+    **{f"decoder.layers.{{i}}.{part}": "blk.{i}.shortconv.in_proj" for part in "bcx"},
+    "decoder.layers.{i}.conv": "blk.{i}.shortconv.conv",
+    "decoder.layers.{i}.out": "blk.{i}.shortconv.out_proj",
+}
 _LAYER = {
     "vision.patch_embedding": "v.patch_embd",
     "vision.layers.{i}.norm1": "v.blk.{i}.ln1",
@@ -108,6 +113,7 @@ TEXT = {
     "qwen2vl": Table(_TEXT),
     "qwen3": Table(_TEXT),
     "qwen3vl": Table(_TEXT),
+    "lfm2": Table(_TEXT | _SHORT_CONV | {"decoder.norm": "token_embd_norm"}),
 }
 # llama.cpp's own names of its projector types, by the steps that they hold.
 SHUFFLE_LINEAR, TWO_LINEAR, SHUFFLE_TWO_LINEAR, GROUP_TWO_LINEAR = "idefics3", "mlp", "internvl", "qwen2.5vl_merger"

@@ -84,10 +84,12 @@ def check_agreement(file: GgufFile, spec: ModelSpec) -> None:
     By these numbers arrays are passed to llama.cpp, which reads as much as its own file says.
     """
     d, table = spec.decoder, file.tensors.get(EMBEDDINGS)
-    attention = d.block(0).mixers[0]
+    mixers = [d.block(layer).mixers[0] for layer in range(d.num_layers)]
+    attention = next((mixer for mixer in mixers if isinstance(mixer, Attention)), None)
     wanted: dict[str, object] = {"embedding_length": d.hidden_size, "block_count": d.num_layers}
-    if isinstance(attention, Attention):
-        wanted |= {"attention.head_count": attention.heads, "attention.head_count_kv": attention.kv_heads}
+    if attention is not None:
+        kv = [mixer.kv_heads if isinstance(mixer, Attention) else 0 for mixer in mixers]
+        wanted |= {"attention.head_count": attention.heads, "attention.head_count_kv": kv if 0 in kv else kv[0]}
         wanted["attention.key_length"] = attention.head_dim
     sections = [rope.sections for rope in d.ropes.values() if rope.sections]
     wanted["rope.dimension_sections"] = [*sections[0], 0] if sections else None

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import deepseek_vl, internvl, janus, linked, llava15, nanovlm, qwen2_5_vl, qwen2_vl, qwen3_vl
+from tiny import deepseek_vl, internvl, janus, lfm2_vl, linked, llava15, nanovlm, qwen2_5_vl, qwen2_vl, qwen3_vl
 
 from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.checkpoint.families import FAMILIES, adapter_base, read_model
@@ -77,6 +77,9 @@ CASES = {
         LAYOUTS,
         r".*vision_tower.*\.(q_proj|fc1)",
         r".*multi_modal_projector\.linear_.*",
+    ),
+    "lfm2_vl": Case(
+        lfm2_vl.build, LAYOUTS, r".*vision_tower.*\.(k_proj|patch_embedding)", r".*multi_modal_projector\.linear_.*"
     ),
 }
 TIED = [name for name in CASES if name.endswith(" tied")]

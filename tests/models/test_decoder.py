@@ -170,7 +170,7 @@ def lfm2() -> Case:
         w, source = f"decoder.layers.{i}", f"layers.{i}.conv"
         for name, part in zip("bcx", np.split(tensors[f"{source}.in_proj.weight"], 3), strict=True):
             weights[f"{w}.{name}.weight"] = part
-        weights[f"{w}.o.weight"] = tensors[f"{source}.out_proj.weight"]
+        weights[f"{w}.out.weight"] = tensors[f"{source}.out_proj.weight"]
         weights[f"{w}.conv.weight"] = tensors[f"{source}.conv.weight"][:, 0]
     norm = Norm(eps=1e-5)
     blocks = Block((ShortConv(3),), Mlp(INNER), norm), Block((_attention(qk_norm=norm),), Mlp(INNER), norm)

@@ -12,6 +12,7 @@ from edgevlm.checkpoint.families import (
     deepseek_vl,
     internvl,
     janus,
+    lfm2_vl,
     llava,
     llava_next,
     llava_onevision,
@@ -37,7 +38,7 @@ from edgevlm.models.record import host_tree, weight_tree
 
 FAMILIES = (
     smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY, nanovlm.FAMILY,
-    deepseek_vl.FAMILY, llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY, janus.FAMILY,
+    deepseek_vl.FAMILY, llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY, janus.FAMILY, lfm2_vl.FAMILY,
 )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def read_decoder(
         blocks=(Block((attention,), mlp, norm),),
         layers=(0,) * layers,
         norm=norm,
-        ropes={"main": _rope(config, size, defaults["theta"], sections)},
+        ropes={"main": read_rope(config, size, defaults["theta"], sections)},
         tie_embeddings=tied,
     )
 
@@ -125,7 +125,7 @@ def mrope_sections(text: JsonFile) -> tuple[int, ...]:
     raise text.wrong("rope_parameters", "an object with mrope_section, three whole numbers")
 
 
-def _rope(config: JsonFile, size: int, theta: float, sections: tuple[int, ...]) -> Rope:
+def read_rope(config: JsonFile, size: int, theta: float, sections: tuple[int, ...] = ()) -> Rope:
     """Base and scaling: transformers 4 has rope_theta beside rope_scaling, transformers 5 both in rope_parameters."""
     rope = config.section("rope_scaling") if config.value("rope_scaling") else config.section("rope_parameters")
     kind = rope.value("rope_type") or rope.value("type") or "default"

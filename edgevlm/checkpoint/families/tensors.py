@@ -122,6 +122,23 @@ class SumFrames:
 
 
 @dataclass(frozen=True)
+class ChannelsFirst:
+    """A map of patches whose values are stored pixel by pixel (patch, patch, 3), for patches of whole channels."""
+
+    stem: str
+    patch: int
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {_name(self.stem, part): shape}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        values = read(_name(self.stem, part))
+        if part == "bias":
+            return values
+        return values.reshape(-1, self.patch**2, 3).swapaxes(1, 2).reshape(shape)
+
+
+@dataclass(frozen=True)
 class Rows:
     """Chosen rows of a stored table."""
 

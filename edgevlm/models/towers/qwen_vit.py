@@ -1,4 +1,4 @@
-"""A tower of any resolution with 2-D RoPE (arXiv 2409.12191, 2502.13923, 2511.21631).
+"""A tower of any resolution, with 2-D RoPE (arXiv 2409.12191, 2502.13923, 2511.21631) or a table (2502.14786).
 
 Everything that depends on a picture's size is an input, which `QwenVit.feeds` computes. Patches stand in groups that
 become one token each, row by row. Where some layers see windows, groups stand window by window and each window is
@@ -34,6 +34,8 @@ class QwenVit:
     theta: float = 10000.0
     patch_bias: bool = False
     table: int = 0  # rows per side of a learned square table of positions, resampled to each picture; 0: none
+    resample: str = "corners"  # how: "corners" on corners, or by a triangle filter that "smooth"s where it shrinks
+    post_norm: bool = False  # behind the last layer
     deepstack: tuple[int, ...] = ()  # layers whose states become further levels of features (arXiv 2406.04334)
     kind: str = "qwen_vit"
 
@@ -56,13 +58,13 @@ class QwenVit:
         """P patches, W windows of L = window^2 patches, N image tokens. P = W * L, padding included."""
         size, half = 3 * self.patch_size**2, self.attention.head_dim // 2
         cos, sin = rope_inputs("patches")
-        found = {
-            "patches": Tensor("float32", (1, "patches", size)),
-            cos: Tensor("float32", ("patches", half)),
-            sin: Tensor("float32", ("patches", half)),
-            "mask": Tensor("bool", (1, 1, 1, "patches")),
-        }
-        if self.table:
+        found = {"patches": Tensor("float32", (1, "patches", size))}
+        if self.attention.rope:
+            found |= {cos: Tensor("float32", ("patches", half)), sin: Tensor("float32", ("patches", half))}
+        found["mask"] = Tensor("bool", (1, 1, 1, "patches"))
+        if self.table and self.resample == "smooth":
+            found["table_shares"] = Tensor("float32", ("patches", self.table**2))
+        elif self.table:
             found["table_rows"] = Tensor("int64", ("patches", 4))
             found["table_shares"] = Tensor("float32", ("patches", 4))
         if self.window:
@@ -78,13 +80,16 @@ class QwenVit:
         """The same, and then those behind each layer of `deepstack`."""
         x = ops.patch_linear(inputs["patches"], "vision.patch_embedding", self.hidden_size, self.patch_bias)
         if self.table:
-            name, rows = "vision.position_embedding", self.table**2
-            x = ops.add_mixed(x, name, rows, self.hidden_size, "table_rows", "table_shares")
+            name, shape = "vision.position_embedding", (self.table**2, self.hidden_size)
+            if self.resample == "smooth":
+                x = ops.add_shares(x, name, *shape, "table_shares")
+            else:
+                x = ops.add_mixed(x, name, *shape, "table_rows", "table_shares")
         marked = []
         for i in range(self.num_layers):
             x = self._layer(ops, x, i)
             marked += [x] if i in self.deepstack else []
-        return [x, *marked]
+        return [ops.norm(x, "vision.post_norm", self.block.norm) if self.post_norm else x, *marked]
 
     def _layer(self, ops: Ops, x: X, i: int) -> X:
         w, block, width = f"vision.layers.{i}", self.block, self.hidden_size
@@ -107,9 +112,13 @@ class QwenVit:
         flat, real = np.maximum(at, 0).reshape(-1), (at >= 0).reshape(-1)
         row, col = flat // cols, flat % cols
         found: dict[str, npt.NDArray[Any]] = {"patches": np.where(real[:, None], cells[flat], np.float32(0))[None]}
-        found |= dict(zip(rope_inputs("patches"), self._rope(row, col), strict=True))
+        if self.attention.rope:
+            found |= dict(zip(rope_inputs("patches"), self._rope(row, col), strict=True))
         found["mask"] = real[None, None, None]
-        if self.table:
+        if self.table and self.resample == "smooth":
+            down, across = (self._triangle(place, count) for place, count in ((row, rows), (col, cols)))
+            found["table_shares"] = (down[:, :, None] * across[:, None]).reshape(len(row), -1)
+        elif self.table:
             found["table_rows"], found["table_shares"] = self._mixture(row, rows, col, cols)
         if self.window:
             found["window_mask"] = real.reshape(len(at), 1, 1, -1)
@@ -161,6 +170,15 @@ class QwenVit:
         shares = [np.stack([1 - part, part], axis=1) for part in share]
         flat = places[0][:, :, None] * self.table + places[1][:, None]
         return flat.reshape(-1, 4), (shares[0][:, :, None] * shares[1][:, None]).reshape(-1, 4)
+
+    def _triangle(self, place: I64, count: int) -> F32:
+        """Shares (P, table) of the table's lines along one axis, as Siglip2VisionEmbeddings takes them, in float32."""
+        scale = np.float32(self.table) / np.float32(count)
+        centre = (place.astype(np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+        off = np.abs(np.arange(self.table, dtype=np.float32) - centre[:, None])
+        shares = np.maximum(1 - off / max(scale, np.float32(1)), np.float32(0))
+        found: F32 = shares / shares.sum(-1, keepdims=True)
+        return found
 
     def _rope(self, row: I64, col: I64) -> tuple[F32, F32]:
         """cos and sin (P, head size / 2): a quarter of a head is rotated by row, a quarter by column."""

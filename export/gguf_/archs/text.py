@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.spec import Attention, Decoder, Mlp, Rope
+from edgevlm.models.spec import Attention, Decoder, Mixer, Mlp, Rope, ShortConv
 
 Value = bool | int | float | str | list[int] | list[float] | list[bool]
 Refusals = dict[str, Callable[[Decoder], bool]]  # "it ..." -> whether that is so
@@ -40,9 +40,13 @@ def text_arch(d: Decoder) -> TextArch:
 
 
 def attention(d: Decoder) -> Attention:
-    """The first layer's mixer, which stands for all once `_REFUSALS` are past."""
-    mixer = d.block(0).mixers[0]
-    return mixer if isinstance(mixer, Attention) else Attention(1, 1, 2)
+    """The first attention, which stands for all once `_REFUSALS` are past."""
+    mixers = (mixer for layer in range(d.num_layers) for mixer in d.block(layer).mixers)
+    return next((mixer for mixer in mixers if isinstance(mixer, Attention)), Attention(1, 1, 2))
+
+
+def _of(d: Decoder, kind: type[Mixer]) -> list[Mixer]:
+    return [mixer for block in d.blocks for mixer in block.mixers if isinstance(mixer, kind)]
 
 
 def _mlp(d: Decoder) -> Mlp:
@@ -53,6 +57,13 @@ def _rope(d: Decoder) -> Rope:
     return d.ropes["main"]
 
 
+def kv_heads(d: Decoder) -> int | list[int]:
+    """One number, or one for each layer with 0 for those without attention."""
+    mixers = [d.block(layer).mixers[0] for layer in range(d.num_layers)]
+    found = [mixer.kv_heads if isinstance(mixer, Attention) else 0 for mixer in mixers]
+    return found[0] if len(set(found)) == 1 else found
+
+
 _KEYS: dict[str, Callable[[Decoder], Value]] = {
     "vocab_size": lambda d: d.vocab_size,
     "context_length": lambda d: d.context_length,
@@ -60,7 +71,7 @@ _KEYS: dict[str, Callable[[Decoder], Value]] = {
     "block_count": lambda d: d.num_layers,
     "feed_forward_length": lambda d: _mlp(d).size,
     "attention.head_count": lambda d: attention(d).heads,
-    "attention.head_count_kv": lambda d: attention(d).kv_heads,
+    "attention.head_count_kv": kv_heads,
     "attention.key_length": lambda d: attention(d).head_dim,
     "attention.value_length": lambda d: attention(d).head_dim,
     "rope.dimension_count": lambda d: _rope(d).size,
@@ -71,14 +82,19 @@ _KEYS: dict[str, Callable[[Decoder], Value]] = {
 
 def _other_mixer(d: Decoder) -> bool:
     """Anything but full softmax attention to all earlier positions, with RoPE over whole heads."""
+    return len(d.blocks[0].mixers) > 1 or _other_attention(d) or bool(_of(d, ShortConv))
+
+
+def _other_attention(d: Decoder) -> bool:
     a = attention(d)
     plain = Attention(a.heads, a.kv_heads, a.head_dim, a.bias, a.out_bias, "main", a.qk_norm)
-    return d.block(0).mixers != (plain,) or set(d.ropes) != {"main"} or _rope(d).size != a.head_dim
+    return set(_of(d, Attention)) != {plain} or set(d.ropes) != {"main"} or _rope(d).size != a.head_dim
 
 
+_KINDS, _MIXERS = "has layers of different kinds", "has other mixers than full attention with RoPE"
 _REFUSALS: Refusals = {
-    "has layers of different kinds": lambda d: len(set(d.layers)) > 1,
-    "has other mixers than full attention with RoPE": _other_mixer,
+    _KINDS: lambda d: len(set(d.layers)) > 1,
+    _MIXERS: _other_mixer,
     "has an odd head size": lambda d: attention(d).head_dim % 2 == 1,
     "has other norms than one root mean square before each part and the head": lambda d: (
         {d.norm, d.block(0).norm, attention(d).qk_norm or d.norm} != {d.norm}
@@ -117,6 +133,24 @@ def _other_sections(d: Decoder) -> bool:
 _SECTIONS: dict[str, Callable[[Decoder], Value]] = {"rope.dimension_sections": lambda d: [*_rope(d).sections, 0]}
 
 _ARCHS = (
+    TextArch(
+        "lfm2",
+        lambda d, a: bool(_of(d, ShortConv)),
+        _NO_SCALING
+        | _NO_MORE_BIASES
+        | _SQUARE
+        | _ONE_LEVEL
+        | {
+            _KINDS: lambda d: (
+                len({(block.mlp, block.norm, block.places, block.gated) for block in d.blocks}) > 1
+                or any(len(block.mixers) > 1 for block in d.blocks)
+                or len(set(_of(d, ShortConv))) > 1
+            ),
+            _MIXERS: lambda d: _other_attention(d) or attention(d).bias,
+            "has no norms of queries and keys": lambda d: attention(d).qk_norm is None,
+        },
+        more_keys={"shortconv.l_cache": lambda d: next(m.kernel for m in _of(d, ShortConv))},
+    ),
     TextArch(
         "qwen3vl",
         fits=lambda d, a: d.axes > 1 and (_rope(d).interleaved or d.deepstack > 0),
