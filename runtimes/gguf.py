@@ -21,7 +21,6 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.io.regular import open_regular
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.record import weight_tree
 from edgevlm.runtimes.llama.names import PROJECTORS, TEXT, Table
 from edgevlm.types import F32
 
@@ -171,14 +170,6 @@ class GgufWeights:
         self._text = text, _table(text, "general.architecture", TEXT)
         pictures = GgufFile(mmproj) if mmproj else None
         self._pictures = (pictures, _table(pictures, "clip.projector_type", PROJECTORS)) if pictures else None
-        self._rows: dict[str, slice] = {}  # of a weight in its tensor
-        held: dict[str, int] = {}
-        for weight, info in weight_tree(spec).items():
-            if weight in self:
-                tensor = self._find(weight)[2]
-                start = held.get(tensor, 0)
-                held[tensor] = start + info.shape[0]
-                self._rows[weight] = slice(start, held[tensor])
 
     def _find(self, name: str) -> tuple[GgufFile, Table, str]:
         """The file, its table and the tensor's name there; KeyError where there is none."""
@@ -204,7 +195,7 @@ class GgufWeights:
     def read(self, name: str) -> F32:
         """One tensor as a new float32 array."""
         file, table, found = self._find(name)
-        values = file.rows(found, self._rows.get(name, slice(None)))
+        values = file.read(found)
         if table.square_patches and name == "vision.patch_embedding.weight":
             values = values.reshape(len(values), -1)
         part, parts = table.part(name)

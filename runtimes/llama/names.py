@@ -118,6 +118,7 @@ TEXT = {
 # llama.cpp's own names of its projector types, by the steps that they hold.
 SHUFFLE_LINEAR, TWO_LINEAR, SHUFFLE_TWO_LINEAR, GROUP_TWO_LINEAR = "idefics3", "mlp", "internvl", "qwen2.5vl_merger"
 GROUP_WHOLE, GROUP_DEEP = "qwen2vl_merger", "qwen3vl_merger"  # without windows; with a table of positions, too
+GROUP_SMOOTH = "lfm2"  # with a table that is resampled smoothly, and no RoPE
 PROJECTORS = {
     SHUFFLE_LINEAR: Table(_VIT | {"projector.linear": "mm.model.fc"}),
     TWO_LINEAR: Table(_VIT | _TWO_MAPS),
@@ -131,6 +132,10 @@ PROJECTORS = {
         class_last=True,
     ),
     GROUP_TWO_LINEAR: Table(_QWEN_VIT | _GROUPS, square_patches=True),
+    GROUP_SMOOTH: Table(
+        _VIT | {"projector.norm": "mm.input_norm", "projector.linear_1": "mm.1", "projector.linear_2": "mm.2"},
+        square_patches=True,
+    ),
     GROUP_WHOLE: Table(_LAYER | _MAPS | _GROUPS, square_patches=True),
     GROUP_DEEP: Table(
         {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,27 +14,14 @@ from tiny import lfm2_vl
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import SIZES, QuantizedFamilyTests, Variant
 
-from edgevlm.types import F32
-
-
-def views(inputs: dict[str, Any]) -> list[F32]:
-    """Patches row by row, each (8, 8, 3) and padded to the most a view may have, back to pictures."""
-    found = []
-    for patches, (rows, cols) in zip(inputs["pixel_values"], inputs["spatial_shapes"].tolist(), strict=True):
-        assert not patches[rows * cols :].any()
-        cells = patches[: rows * cols].reshape(rows, cols, 8, 8, 3)
-        found.append(cells.transpose(4, 0, 2, 1, 3).reshape(3, rows * 8, cols * 8))
-    return found
-
-
-# Beside the usual ones: 200 to 1 and more, above 4096 pixels, and around the size from which on a picture is cut. On what
-# is cut and 90 times as long as wide the processor fails: its thumbnail has more patches than the tiles are padded to.
+# Beside the usual ones: 200 to 1 and more, above 4096 pixels, and around the size from which on a picture is cut. The
+# processor fails on what is cut and 90 times as long as wide: its thumbnail has more patches than tiles are padded to.
 VARIANTS = {
     layout: Variant(
         layout,
         partial(lfm2_vl.build, layout=layout),
         lfm2_vl.load_processor,
-        views,
+        lfm2_vl.views,
         [*SIZES, (1, 300), (200, 1), (4100, 400), (78, 78), (79, 79), (72, 88)],
     )
     for layout in ("hub", "saved", "memory")

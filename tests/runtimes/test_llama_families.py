@@ -23,7 +23,7 @@ from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.eager import encode_view
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import internvl, llava15, nanovlm, qwen2_5_vl
+from tiny import internvl, lfm2_vl, llava15, nanovlm, qwen2_5_vl
 from tiny.common import ask, picture
 
 pytestmark = pytest.mark.skipif(
@@ -34,6 +34,8 @@ CASES = {
     "qwen2_5_vl": (qwen2_5_vl, {}, "qwen2vl", None),  # windows of 32 pixels, llama.cpp's have 112 (test_gguf_archs.py)
     "internvl": (internvl, {}, "qwen2", "internvl"),
     "internvl-qwen3": (internvl, {"decoder": "qwen3", "layout": "remote"}, "qwen3", "internvl"),
+    "lfm2_vl": (lfm2_vl, {}, "lfm2", "lfm2"),
+    "lfm2_vl-saved": (lfm2_vl, {"layout": "saved"}, "lfm2", "lfm2"),  # without the projector's norm
     "llava15": (llava15, {}, "llama", None),  # CLIP's class token: docs/gguf.md
     "nanovlm": (nanovlm, {}, "llama", None),  # it lacks the markers that llama.cpp puts around SmolVLM's pictures
 }
@@ -75,6 +77,8 @@ def views_of(spec, answer):
     pixels = answer.inputs["pixel_values"]
     if not isinstance(spec.vision, QwenVit):
         return list(pixels.reshape(-1, *pixels.shape[-3:]))
+    if "spatial_shapes" in answer.inputs:
+        return lfm2_vl.views(answer.inputs)
     m, p, views, at = spec.vision.merge, spec.vision.patch_size, [], 0
     for _, rows, cols in answer.inputs["image_grid_thw"]:
         patches = pixels[at : at + rows * cols].reshape(rows // m, cols // m, m, m, 3, 2, p, p)

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from tiny import tokenizer as tokenizers
-from tiny.common import padded, randomize, renamed, write_json, write_tensors, write_tokenizer
+from tiny.common import F32, padded, randomize, renamed, write_json, write_tensors, write_tokenizer
 
 Layout = Literal["hub", "saved", "memory"]
 LLAMA3 = (
@@ -213,3 +213,13 @@ def load_processor(folder: Path) -> Any:
             tokenizer=PreTrainedTokenizerFast.from_pretrained(folder),
             chat_template=CHAT_TEMPLATE,
         )
+
+
+def views(inputs: dict[str, Any]) -> list[F32]:
+    """Patches row by row, each (8, 8, 3) and padded to the most a view may have, back to pictures."""
+    found = []
+    for patches, (rows, cols) in zip(inputs["pixel_values"], inputs["spatial_shapes"].tolist(), strict=True):
+        assert not patches[rows * cols :].any()
+        cells = patches[: rows * cols].reshape(rows, cols, 8, 8, 3)
+        found.append(cells.transpose(4, 0, 2, 1, 3).reshape(3, rows * 8, cols * 8))
+    return found

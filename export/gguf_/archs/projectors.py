@@ -31,6 +31,7 @@ class ProjectorType:
     tower: str  # the kind of the vision tower
     steps: tuple[str, ...]  # the kinds of the projector's steps
     gated: bool = False  # layers of gated MLPs and root mean squares; otherwise of two maps and layer norms
+    turned: bool = False  # layers have 2-D RoPE
     refusals: Refusals = field(default_factory=dict)
     more_keys: Keys = field(default_factory=dict)
     constants: Callable[[ModelSpec], dict[str, F32]] = lambda spec: {}  # what its loader asks for beside our weights
@@ -51,7 +52,7 @@ class ProjectorType:
 
     def refusal(self, spec: ModelSpec) -> str | None:
         """Why the type cannot compute a model's pictures; None where it can."""
-        if _other_layers(spec, self.gated):
+        if _other_layers(spec, self.gated, self.turned):
             return "vision tower has other layers than llama.cpp's"
         return next((reason for reason, holds in {**_REFUSALS, **self.refusals}.items() if holds(spec)), None)
 
@@ -136,8 +137,8 @@ _KEYS: Keys = {
 }
 
 
-def _other_layers(spec: ModelSpec, gated: bool) -> bool:
-    a, turned = _attention(spec), isinstance(spec.vision, QwenVit)
+def _other_layers(spec: ModelSpec, gated: bool, turned: bool) -> bool:
+    a = _attention(spec)
     plain = Attention(a.heads, a.heads, a.head_dim, a.bias, a.out_bias, "patches" if turned else None)
     block = spec.vision.block
     return (
@@ -184,6 +185,9 @@ _GRID: Refusals = {
         _qwen_vit(spec).theta != 10000.0 or _attention(spec).head_dim % 4 != 0
     ),
     "vision tower has no biases on q, k and v, which llama.cpp's type asks for": lambda spec: not _attention(spec).bias,
+    "vision tower has a norm behind its layers, or resamples its table smoothly": lambda spec: (
+        _qwen_vit(spec).post_norm or _qwen_vit(spec).resample != "corners"
+    ),
     "projector has another norm than its tower": lambda spec: any(
         step.norm != spec.vision.block.norm
         for step in (*spec.projector, *spec.deepstack)
@@ -193,6 +197,14 @@ _GRID: Refusals = {
 _NO_TABLE: Refusals = {
     "vision tower has a table of positions, a bias of patches or further levels of features, which llama.cpp's type "
     "lacks": lambda spec: bool(_qwen_vit(spec).table or _qwen_vit(spec).patch_bias or spec.deepstack)
+}
+_NO_OTHER_NORM: Refusals = {
+    "projector has another norm than llama.cpp's": lambda spec: any(
+        step.norm != Norm("layer", 1e-5) for step in spec.projector if isinstance(step, Normalize)
+    ),
+    "projector has no biases, which llama.cpp's type asks for": lambda spec: any(
+        not step.bias for step in spec.projector if isinstance(step, Linear)
+    ),
 }
 _MERGED: Keys = {"spatial_merge_size": lambda spec, image: _qwen_vit(spec).merge}
 
@@ -229,27 +241,45 @@ _TYPES = (
         names.SHUFFLE_TWO_LINEAR, "vit", ("shuffle", "norm", "linear", "act", "linear"),
         refusals={
             "vision tower has no class token, which llama.cpp's type asks for": lambda spec: not _vit(spec).class_token,
-            "projector has another norm than llama.cpp's": lambda spec: any(
-                step.norm != Norm("layer", 1e-5) for step in spec.projector if isinstance(step, Normalize)
-            ),
-            "projector has no biases, which llama.cpp's type asks for": lambda spec: any(
-                not step.bias for step in spec.projector if isinstance(step, Linear)
-            ),
-        },
+        }
+        | _NO_OTHER_NORM,
         more_keys=_SCALED
         | {
             "preproc_min_tiles": lambda spec, image: image.rule.least if isinstance(image.rule, RatioTiles) else 1,
             "preproc_max_tiles": lambda spec, image: image.rule.most if isinstance(image.rule, RatioTiles) else 1,
         },
     ),
+    *(
+        ProjectorType(
+            names.GROUP_SMOOTH, "qwen_vit", ("group", *norm, "linear", "act", "linear"),
+            refusals=_SWAPPED | _NO_OTHER_NORM | {
+                "vision tower is not one without windows, with a norm behind its layers and a smoothly resampled "
+                "table of positions": lambda spec: (
+                    _qwen_vit(spec).window is not None
+                    or _qwen_vit(spec).resample != "smooth"
+                    or not (_qwen_vit(spec).table and _qwen_vit(spec).patch_bias and _qwen_vit(spec).post_norm)
+                    or bool(spec.deepstack)
+                ),
+                "vision tower makes a token of one patch, and llama.cpp's type needs 2 x 2 or more": lambda spec: (
+                    _qwen_vit(spec).merge < 2
+                ),
+            },
+            more_keys={
+                "image_size": lambda spec, image: _qwen_vit(spec).table * spec.vision.patch_size,
+                "projector.scale_factor": lambda spec, image: _qwen_vit(spec).merge,
+            },
+            markers=("<|img_thumbnail|>",),
+        )
+        for norm in ((), ("norm",))
+    ),
     ProjectorType(
-        names.GROUP_WHOLE, "qwen_vit", ("norm", "group", "linear", "act", "linear"),
+        names.GROUP_WHOLE, "qwen_vit", ("norm", "group", "linear", "act", "linear"), turned=True,
         refusals=_SWAPPED | _GRID | _NO_TABLE,
         more_keys=_MERGED,
         constants=_second_frame,
     ),
     ProjectorType(
-        names.GROUP_DEEP, "qwen_vit", ("norm", "group", "linear", "act", "linear"),
+        names.GROUP_DEEP, "qwen_vit", ("norm", "group", "linear", "act", "linear"), turned=True,
         refusals=_GRID | {
             "vision tower has no table of positions or no bias of patches, which llama.cpp asks for": lambda spec: (
                 not (_qwen_vit(spec).table and _qwen_vit(spec).patch_bias)
@@ -270,6 +300,7 @@ _TYPES = (
     ),
     ProjectorType(
         names.GROUP_TWO_LINEAR, "qwen_vit", ("norm", "group", "linear", "act", "linear", "take"), gated=True,
+        turned=True,
         refusals=_SWAPPED | _GRID | _NO_TABLE | {
             "vision tower sees the whole picture in other layers than every n-th": lambda spec: (
                 _qwen_vit(spec).full
