@@ -19,6 +19,7 @@ from edgevlm.runtimes.ort.session import import_onnxruntime
 from edgevlm.types import F32, U8
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.report import Bound, Loss, Row, at_least, at_most, kl_divergence
+from edgevlm.verify.states import lost_states
 
 TOKENS = 64  # greedy tokens per prompt
 TILE_COUNTS = (1, 2, 13)
@@ -104,11 +105,15 @@ def check_runtime(
     low = cosine(decoder.forward(embeds, first.layout), wanted)
     yield at_least(target, "prefill logits, cosine", low, text.logits)
     half = next_part(first.layout, spec.decoder.mask, 0, len(embeds), len(embeds) // 2)
-    if half < len(embeds):  # a prompt that sees itself cannot be read in two parts
-        decoder.rewind(0)
-        decoder.forward(embeds[:half], first.layout)
-        low = cosine(decoder.forward(embeds[half:]), wanted)
-        yield at_least(target, f"prefill after {half} positions, cosine", low, text.logits)
+    # A prompt that sees itself cannot be read in two parts. A state that is replaced may reach a few positions only.
+    for start in (half, *([len(embeds) - 1] if spec.decoder.replaces else [])):
+        if start < len(embeds):
+            decoder.rewind(0)
+            decoder.forward(embeds[:start], first.layout)
+            found = decoder.forward(embeds[start:])
+            row = at_least(target, f"prefill after {start} positions, cosine", cosine(found, wanted), text.logits)
+            lost = [] if row.passed else lost_states(reference, embeds[:start], embeds[start:], first.layout, found)
+            yield replace(row, note=f"not carried: {', '.join(lost)}", where=lost[0]) if lost else row
     if spec.decoder.is_plain and isinstance(decoder, BatchDecoder):
         rows = decoder.forward_padded([embeds, embeds[:half]])
         low = cosine(rows, np.stack([wanted, reference.logits(embeds[:half], layout=first.layout)[-1]]))

@@ -46,9 +46,10 @@ def _fault(spec: ImageSpec, case: dict[str, Any]) -> str:
         return "refused"
     if len(views) != case["views"]:
         return f"{len(views)} views instead of {case['views']}"
-    sizes = {view.size for view in planned} | {(view.shape[1], view.shape[0]) for view in views}
-    if sizes != {tuple(case["size"])}:
-        return f"views of {sorted(sizes)} pixels instead of {case['size']}"
+    wanted = [tuple(size) for size in case.get("sizes") or [case["size"]] * len(views)]
+    for sizes in ([view.size for view in planned], [(view.shape[1], view.shape[0]) for view in views]):
+        if sizes != wanted:
+            return f"views of {sorted(set(sizes))} pixels instead of {sorted(set(wanted))}"
     places = [view.place for view in planned if view.place]
     if len(views) > 1 and (tiles := case.get("tiles")):
         rows, cols = max(places, default=(0, 0))

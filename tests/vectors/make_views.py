@@ -4,8 +4,8 @@
     python tests/vectors/make_views.py --check  exits with 1 if one would change
 
 Sizes, grids, tile counts and pixels come from transformers' PIL image processors and Pillow >= 13; nanoVLM's, which has
-none there, from tests/tiny/nanovlm.py after its own code. Nothing here imports edgevlm. README.md describes the files
-and the picture.
+none there, from tests/tiny/nanovlm.py after its own code, LFM2-VL's from its own code over Pillow's resizes. Nothing
+here imports edgevlm. README.md describes the files and the picture.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import nanovlm
+from tiny import lfm2_vl, nanovlm
 
 HERE = Path(__file__).parent
 U8 = npt.NDArray[np.uint8]
@@ -174,6 +174,21 @@ def nanovlm_case(width: int, height: int) -> dict[str, Any]:
     }
 
 
+def lfm2_case(width: int, height: int) -> dict[str, Any]:
+    """What LFM2-VL's processor makes of the picture, with Pillow's resizes: see tests/tiny/lfm2_vl.py."""
+    settings = {**lfm2_vl.PICTURES, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    out = lfm2_vl.image_processor()(**settings)([Image.fromarray(picture(width, height))], return_row_col_info=True)
+    found = lfm2_vl.views({name: np.asarray(out[name]) for name in ("pixel_values", "spatial_shapes")})
+    pixels = [(view * 255).round().astype(np.uint8).transpose(1, 2, 0) for view in found]
+    sizes = [[view.shape[1], view.shape[0]] for view in pixels]
+    grid = [int(out["image_rows"][0]), int(out["image_cols"][0])]
+    return {"spec": "lfm2_vl", "width": width, "height": height, "tiles": grid, "views": len(pixels)} | {
+        "sizes": sizes,
+        "tokens": sum(wide * high // 256 for wide, high in sizes),
+        "sha256": hashlib.sha256(b"".join(view.tobytes() for view in pixels)).hexdigest(),
+    }
+
+
 def unpatchify(patches: npt.NDArray[Any], rows: int, columns: int, patch: int) -> npt.NDArray[Any]:
     """(3, height, width) from Qwen's patches: merged 2x2, and each twice, since a still picture is two frames."""
     cells = patches.reshape(rows // 2, columns // 2, 2, 2, 3, 2, patch, patch)
@@ -208,13 +223,18 @@ NANOVLM = {
     "kind": "whole_then_tiles", "side": nanovlm.TILE, "longest_edge": nanovlm.MAX_EDGE, "enlarge": False,
     "whole_resample": "bilinear",
 }  # fmt: skip
+LFM2_VL = {
+    "kind": "native_or_tiles", "patch": 8, "unit": 16, "least": 1024, "most": 3072, "large": 6144, "side": 48,
+    "fewest": 2, "count": 6, "thumbnail": True,
+}  # fmt: skip
 WITNESSED = [(1, 1), (1, 97), (50, 3), (61, 43), (96, 48), (101, 103), (127, 211), (449, 448), (997, 601)]
 
 
 def witness() -> dict[str, Any]:
     """What the gate of a bundle replays: for each kind of rule, some of the cases."""
     whole_then_tiles = {"rule": NANOVLM, "resample": "bicubic", "cases": [nanovlm_case(*size) for size in WITNESSED]}
-    return {NANOVLM["kind"]: whole_then_tiles} | {
+    near = {"rule": LFM2_VL, "resample": "bilinear", "cases": [lfm2_case(*size) for size in WITNESSED]}
+    return {NANOVLM["kind"]: whole_then_tiles, LFM2_VL["kind"]: near} | {
         rule["kind"]: {
             "rule": rule,
             "resample": "lanczos" if SPECS[name][0] == "Idefics3ImageProcessor" else "bicubic",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import lfm2_vl
 
 import edgevlm.export.coreml_
 import edgevlm.export.gguf_
@@ -23,6 +27,7 @@ from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_model
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export import pipeline, source
+from edgevlm.export.onnx_.ops import OnnxOps
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import fit, make_recipe
@@ -237,9 +242,10 @@ RULES: dict[str, Rule] = {
         rules.Stretch(48), rules.Crop(48, 48), rules.Pad(48, (1, 2, 3)), rules.Fit(48, 14, (1, 2, 3)),
         rules.TilesThenWhole(48, 192, 4096, 2, True), rules.WholeThenTiles(48, 144, False, "bilinear"),
         rules.RatioTiles(48, 1, 6, True), rules.Native(16, 1024, 10240),
+        rules.NativeOrTiles(8, 16, 1024, 3072, 6144, 48, 2, 6, True),
     )
 }  # fmt: skip
-TILED = ("tiles_then_whole", "whole_then_tiles", "ratio_tiles")
+TILED = ("tiles_then_whole", "whole_then_tiles", "ratio_tiles", "native_or_tiles")
 Planned = Callable[..., list[View]]
 
 
@@ -321,6 +327,7 @@ ROUNDING: dict[str, tuple[str, Callable[[float], int]]] = {
     "tiles_then_whole": ("ceil", next_whole),
     "whole_then_tiles": ("ceil", next_whole),
     "native": ("round", math.floor),
+    "native_or_tiles": ("round", math.floor),
 }
 
 
@@ -342,8 +349,8 @@ def test_a_rule_that_rounds_another_way_is_caught(kind: str, monkeypatch: pytest
 
 
 def test_a_grid_of_another_shape_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = rules.RatioTiles._grid
-    monkeypatch.setattr(rules.RatioTiles, "_grid", lambda *arguments: real(*arguments)[::-1])
+    real = rules._nearest_grid
+    monkeypatch.setattr(rules, "_nearest_grid", lambda *arguments: real(*arguments)[::-1])
     row = check_views(spec_of(RULES["ratio_tiles"]))
     assert not row.passed and row.note == "1 x 97: 1 x 6 tiles instead of 6 x 1"
 
@@ -385,6 +392,28 @@ def test_a_newline_that_the_code_drops_is_caught_too(
         "prompt ids that differ, 3 x 4",
         "prompt ids that differ, one tile and 2 x 1",
     ]
+
+
+@pytest.mark.parametrize("lost", ["all", "2.conv"])
+def test_a_state_that_is_not_carried_is_caught_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """A prompt read at once shows nothing of it: what comes in a second call is another answer."""
+
+    def forgetful(self: OnnxOps, x: Any, name: str, width: int, kernel: int, state: str) -> str:
+        past = "" if lost in ("all", state) else f"past_key_values.{state}"
+        options = {"domain": "com.microsoft", "activation": "none", "channels_last": 1}
+        inputs, outputs = [self.value(x), self._taps(name), "", past], [f"{name}.out", f"present.{state}"]
+        return self.graph.nodes("CausalConvWithState", *inputs, outputs=outputs, **options)[0]
+
+    lfm2_vl.build(tmp_path / "checkpoint")
+    monkeypatch.setattr(OnnxOps, "causal_conv", forgetful)
+    report = failed_export(tmp_path / "checkpoint", tmp_path / "out")
+    assert by_check(report, "prefill logits, cosine").passed
+    row = next(row for row in report.failures() if row.check.startswith("prefill after"))
+    assert (row.target, row.level) == ("onnx", "numbers")
+    assert row.note == f"not carried: {'0.conv, 2.conv, 3.conv' if lost == 'all' else lost}"
+    assert row.where == ("0.conv" if lost == "all" else lost)
 
 
 def test_a_bundle_alone_is_held_to_what_its_export_recorded(
