@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs import grids
 from edgevlm.inputs.check import check
 from edgevlm.inputs.resample import FILTERS
-from edgevlm.inputs.views import Color, CropTo, PadTo, ResizeTo, Step, View
+from edgevlm.inputs.views import Color, CropTo, PadTo, ResizeTo, View
 from edgevlm.io import limits
 
 
@@ -75,7 +76,7 @@ class Pad(_CheckedRule):
     kind: str = "pad"
 
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
-        return [View((*_square(width, height, self.color), ResizeTo(self.side, self.side)))]
+        return [View((*grids.square(width, height, self.color), ResizeTo(self.side, self.side)))]
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Fit(_CheckedRule):
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
         scale = self.side / max(width, height)
         size = max(round(width * scale), self.least), max(round(height * scale), self.least)
-        return [View((ResizeTo(*size), *_square(*size, self.color)))]
+        return [View((ResizeTo(*size), *grids.square(*size, self.color)))]
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ class TilesThenWhole(_CheckedRule):
                 canvas = self._canvas(width, height, edge)
                 if canvas[-1].width == canvas[-1].height == self.side:
                     return [View(canvas)]
-                if budget is None or _count(canvas, self.side) < budget:
-                    return [*_tiles(canvas, self.side), View((*canvas, ResizeTo(self.side, self.side)))]
+                if budget is None or grids.count(canvas, self.side) < budget:
+                    return [*grids.tiles(canvas, self.side), View((*canvas, ResizeTo(self.side, self.side)))]
         return [View((*self._scale(width, height, self.longest_edge), ResizeTo(self.side, self.side)))]
 
     def _longest_edges(self, width: int, height: int, budget: int | None) -> Iterator[int | None]:
@@ -182,8 +183,8 @@ class WholeThenTiles(_CheckedRule):
         edge = self.longest_edge if self.enlarge else min(self.longest_edge, math.ceil(long / side) * side)
         for tried in range(edge, side, -side):
             canvas = self._canvas(width, height, tried)
-            if budget is None or _count(canvas, side) < budget:
-                return [View((*canvas, ResizeTo(side, side, self.whole_resample))), *_tiles(canvas, side)]
+            if budget is None or grids.count(canvas, side) < budget:
+                return [View((*canvas, ResizeTo(side, side, self.whole_resample))), *grids.tiles(canvas, side)]
         return [View((ResizeTo(side, side),))]
 
     def _canvas(self, width: int, height: int, edge: int) -> tuple[ResizeTo, ...]:
@@ -210,11 +211,11 @@ class RatioTiles(_CheckedRule):
 
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
         most = self.most if budget is None else min(self.most, max(1, budget - self.thumbnail))
-        cols, rows = _nearest_grid(width, height, self.side, min(self.least, most), most)
+        cols, rows = grids.nearest_grid(width, height, self.side, min(self.least, most), most)
         whole = View((ResizeTo(self.side, self.side),))
         if cols * rows == 1:
             return [whole]
-        tiles = _tiles((ResizeTo(cols * self.side, rows * self.side),), self.side)
+        tiles = grids.tiles((ResizeTo(cols * self.side, rows * self.side),), self.side)
         return [*tiles, whole] if self.thumbnail else tiles
 
 
@@ -247,7 +248,7 @@ class BestGrid(_CheckedRule):
             min(math.ceil(width * down), wide), high
         )  # fmt: skip
         canvas = PadTo(wide, high, (wide - size[0]) // 2, (high - size[1]) // 2, (0, 0, 0))
-        return [whole, *_tiles((ResizeTo(*size), canvas), side)]
+        return [whole, *grids.tiles((ResizeTo(*size), canvas), side)]
 
     def _worth(self, width: int, height: int, rows: int, cols: int) -> tuple[int, int]:
         """Pixels of the picture that a grid shows, and less of the canvas that stays empty: `max` takes the best."""
@@ -316,8 +317,8 @@ class NativeOrTiles(_CheckedRule):
         count = self.count if budget is None else min(self.count, budget - self.thumbnail)
         if wide * high <= self.large or count < max(2, self.fewest):
             return [whole]
-        cols, rows = _nearest_grid(width, height, self.side, self.fewest, count)
-        tiles = _tiles((ResizeTo(cols * self.side, rows * self.side),), self.side)
+        cols, rows = grids.nearest_grid(width, height, self.side, self.fewest, count)
+        tiles = grids.tiles((ResizeTo(cols * self.side, rows * self.side),), self.side)
         return [*tiles, whole] if self.thumbnail else tiles
 
 
@@ -334,40 +335,3 @@ def _near(width: int, height: int, unit: int, least: int, most: int) -> tuple[in
         beta = math.sqrt(least / (height * width))
         return math.ceil(width * beta / unit) * unit, math.ceil(height * beta / unit) * unit
     return wide, high
-
-
-def _nearest_grid(width: int, height: int, side: int, least: int, most: int) -> tuple[int, int]:
-    """Columns and rows, `least` to `most` tiles in all, whose shape is nearest to the picture's."""
-    grids = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1) if c * r >= least]
-    best, gap = (1, 1), math.inf
-    for cols, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
-        off = abs(width / height - cols / rows)
-        # Of grids that fit equally well, the larger one, as long as the picture has half its pixels.
-        if off < gap or (off == gap and width * height > 0.5 * side * side * cols * rows):
-            best, gap = (cols, rows), off
-    return best
-
-
-def _count(canvas: tuple[Step, ...], side: int) -> int:
-    """Tiles on a canvas."""
-    return (canvas[-1].width // side) * (canvas[-1].height // side)
-
-
-def _tiles(canvas: tuple[Step, ...], side: int) -> list[View]:
-    """Row by row."""
-    if (count := _count(canvas, side)) > limits.VIEWS:
-        raise EdgeVLMError(
-            f"A picture would be cut into {count} tiles of {side} pixels, at most {limits.VIEWS} are made: "
-            "scale it down first, or export the bundle again."
-        )
-    cols, rows = canvas[-1].width // side, canvas[-1].height // side
-    return [
-        View((*canvas, CropTo(col * side, row * side, side, side)), (row + 1, col + 1))
-        for row in range(rows)
-        for col in range(cols)
-    ]
-
-
-def _square(width: int, height: int, color: Color) -> tuple[PadTo, ...]:
-    side = max(width, height)
-    return () if width == height else (PadTo(side, side, (side - width) // 2, (side - height) // 2, color),)

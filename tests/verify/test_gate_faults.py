@@ -31,7 +31,7 @@ from edgevlm.export.onnx_.ops import OnnxOps
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import fit, make_recipe
-from edgevlm.inputs import preprocess, rules
+from edgevlm.inputs import grids, preprocess, rules
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.rules import Rule, TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
@@ -210,12 +210,12 @@ def no_whole(rule: Any, width: int, height: int, budget: int | None = None) -> l
     return views[:-1] if len(views) > 1 else views
 
 
-REAL_VIEWS, REAL_TILES = TilesThenWhole.views, rules._tiles
+REAL_VIEWS, REAL_TILES = TilesThenWhole.views, grids.tiles
 REAL_SCALE = TilesThenWhole._scale
 FAULTS = {
     "width and height swapped": (TilesThenWhole, "views", swapped),
-    "tiles column by column": (rules, "_tiles", by_column),
-    "places from zero": (rules, "_tiles", from_zero),
+    "tiles column by column": (grids, "tiles", by_column),
+    "places from zero": (grids, "tiles", from_zero),
     "a first resize two pixels wider": (TilesThenWhole, "_scale", wider),
     "the whole picture left out": (TilesThenWhole, "views", no_whole),
 }
@@ -349,8 +349,8 @@ def test_a_rule_that_rounds_another_way_is_caught(kind: str, monkeypatch: pytest
 
 
 def test_a_grid_of_another_shape_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = rules._nearest_grid
-    monkeypatch.setattr(rules, "_nearest_grid", lambda *arguments: real(*arguments)[::-1])
+    real = grids.nearest_grid
+    monkeypatch.setattr(grids, "nearest_grid", lambda *arguments: real(*arguments)[::-1])
     row = check_views(spec_of(RULES["ratio_tiles"]))
     assert not row.passed and row.note == "1 x 97: 1 x 6 tiles instead of 6 x 1"
 
