@@ -122,4 +122,5 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     return prompt_spec(files, model, picture=text, needed=(text.open, text.whole, text.close))
 
 
-FAMILY = Family(("lfm2_vl",), "LFM2-VL and LFM2.5-VL", read, tensor_names, image, prompt, unused)
+TYPES, TITLE, TOWERS, DECODERS = ("lfm2_vl",), "LFM2-VL and LFM2.5-VL", ("siglip2_vision_model",), ("lfm2",)
+FAMILY = Family(TYPES, TITLE, read, tensor_names, image, prompt, unused, towers=TOWERS, decoders=DECODERS)
