@@ -9,7 +9,7 @@ from edgevlm.checkpoint.families import lfm2, names
 from edgevlm.checkpoint.families.decoders import is_tied
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import ChannelsFirst, Names, prefix_of
-from edgevlm.checkpoint.families.towers import ACTIVATIONS
+from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_siglip2
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import image_spec, processor_type, token_pixels
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
@@ -19,8 +19,7 @@ from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Group, Linear, Normalize
-from edgevlm.models.spec import Attention, Block, Mlp, Norm
-from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.models.spec import Norm
 
 HEAD, TABLE, EMBED = "lm_head", "embeddings.position_embedding.weight", "embed_tokens.weight"
 
@@ -32,7 +31,7 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     decoder = lfm2.read(text, tied=tied)
     config.choice("vision_feature_layer", -1, {-1: "last"})
     scale, bias = config.count("downsample_factor", 2, most=limits.SHUFFLE), config.flag("projector_bias", True)
-    tower = _tower(config.section("vision_config"), scale)
+    tower = read_siglip2(config.section("vision_config"), scale)
     norms = (Normalize(Norm("layer", 1e-5)),) if config.flag("projector_use_layernorm", True) else ()
     return ModelSpec(
         name=checkpoint.name,
@@ -47,31 +46,6 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
         ),
         decoder=decoder,
         image_token_id=config.count("image_token_id", 396, least=0),
-    )
-
-
-def _tower(config: JsonFile, merge: int) -> QwenVit:
-    config.choice("model_type", "siglip2_vision_model", {"siglip2_vision_model": "siglip2"})
-    config.choice("num_channels", 3, {3: "3"})
-    hidden, heads = config.count("hidden_size", 768), config.count("num_attention_heads", 12)
-    patches = config.count("num_patches", 256, most=limits.PATCHES)
-    if (side := math.isqrt(patches)) ** 2 != patches:
-        raise config.wrong("num_patches", "the square of a whole number")
-    act = config.choice("hidden_act", "gelu_pytorch_tanh", ACTIVATIONS)
-    attention = Attention(heads, heads, max(1, hidden // heads), bias=True, out_bias=True)
-    mlp = Mlp(config.count("intermediate_size", 3072), act, gated=False, bias=True)
-    return QwenVit(
-        patch_size=config.side("patch_size", 16),
-        merge=merge,
-        window=None,
-        hidden_size=hidden,
-        num_layers=config.count("num_hidden_layers", 12, most=limits.LAYERS),
-        full=(),
-        block=Block((attention,), mlp, Norm("layer", config.number("layer_norm_eps", 1e-6))),
-        patch_bias=True,
-        table=side,
-        resample="smooth",
-        post_norm=True,
     )
 
 

@@ -74,6 +74,32 @@ def merger(tower: QwenVit, out: int) -> tuple[Step, ...]:
     return norm, group, Linear("linear_1", tower.hidden_size * tower.merge**2), Act("gelu"), Linear("linear_2", out)
 
 
+def read_siglip2(config: JsonFile, merge: int) -> QwenVit:
+    """SigLIP2's tower on any grid (arXiv 2502.14786). merge: patches per side that the projector makes one token of."""
+    config.choice("model_type", "siglip2_vision_model", {"siglip2_vision_model": "siglip2"})
+    config.choice("num_channels", 3, {3: "3"})
+    hidden, heads = config.count("hidden_size", 768), config.count("num_attention_heads", 12)
+    patches = config.count("num_patches", 256, most=limits.PATCHES)
+    if (side := math.isqrt(patches)) ** 2 != patches:
+        raise config.wrong("num_patches", "the square of a whole number")
+    act = config.choice("hidden_act", "gelu_pytorch_tanh", ACTIVATIONS)
+    attention = Attention(heads, heads, max(1, hidden // heads), bias=True, out_bias=True)
+    mlp = Mlp(config.count("intermediate_size", 3072), act, gated=False, bias=True)
+    return QwenVit(
+        patch_size=config.side("patch_size", 16),
+        merge=merge,
+        window=None,
+        hidden_size=hidden,
+        num_layers=config.count("num_hidden_layers", 12, most=limits.LAYERS),
+        full=(),
+        block=Block((attention,), mlp, Norm("layer", config.number("layer_norm_eps", 1e-6))),
+        patch_bias=True,
+        table=side,
+        resample="smooth",
+        post_norm=True,
+    )
+
+
 def bucketed_positions(side: int) -> npt.NDArray[np.int64]:
     """The row of the position table that each of side x side patches takes, in raster order (Idefics2 and its kin).
 

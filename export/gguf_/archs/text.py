@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.spec import Attention, Decoder, Mixer, Mlp, Rope, ShortConv
 
 Value = bool | int | float | str | list[int] | list[float] | list[bool]
 Refusals = dict[str, Callable[[Decoder], bool]]  # "it ..." -> whether that is so
+_M = TypeVar("_M", bound=Mixer)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def attention(d: Decoder) -> Attention:
     return next((mixer for mixer in mixers if isinstance(mixer, Attention)), Attention(1, 1, 2))
 
 
-def _of(d: Decoder, kind: type[Mixer]) -> list[Mixer]:
+def _of(d: Decoder, kind: type[_M]) -> list[_M]:
     return [mixer for block in d.blocks for mixer in block.mixers if isinstance(mixer, kind)]
 
 
