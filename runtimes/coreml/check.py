@@ -9,7 +9,7 @@ from edgevlm.io import limits
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import states
 from edgevlm.runtimes.base import disagreement
-from edgevlm.runtimes.coreml.inputs import package_tensor
+from edgevlm.runtimes.coreml.inputs import MASK_VALUE, package_tensor
 from edgevlm.runtimes.mil.file import MilPackage
 
 
@@ -36,6 +36,8 @@ def check_vision(package: MilPackage, target: CoreMLTarget, spec: ModelSpec) -> 
 
 def check_decoder(package: MilPackage, target: CoreMLTarget, spec: ModelSpec) -> None:
     """Every function that the manifest names keeps the states of its context and gives the parts of the logits."""
+    if target.decoder.mask_value != MASK_VALUE:
+        raise disagreement(f"the manifest hides positions by {target.decoder.mask_value}, expected {MASK_VALUE}")
     for name, declared in target.decoder.functions.items():
         function = package.functions.get(name)
         if function is None:

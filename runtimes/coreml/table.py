@@ -33,7 +33,7 @@ class EmbeddingTable:
         size = check_regular(path).st_size
         if [start for start, _ in spans] != starts[: len(spans)] or sum(spans[-1]) != size:
             raise _other(path)
-        if (info.scale is None) != (info.kind == "fp16"):
+        if not (info.scale is None) == (info.scale_shape is None) == (info.kind == "fp16"):
             raise _other(path)
         self._codes = _map(path, dtype, info.codes, (info.shape[0], width))
         self._scale: npt.NDArray[Any] | None = None

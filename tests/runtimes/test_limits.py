@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,12 @@ def test_another_encoder_is_refused(package: MilPackage, vision: dict[str, Any],
     )
 
 
+def test_a_decoder_hides_positions_by_a_value_that_does() -> None:
+    shown = target()
+    shown = replace(shown, decoder=replace(shown.decoder, mask_value=0.0))
+    refused(lambda: check_decoder(opened({}, STATES, ("logits",)), shown, SPEC), "hides positions by 0.0")
+
+
 @pytest.mark.parametrize(
     ("package", "sentence"),
     [
@@ -264,6 +271,8 @@ def test_an_embedding_table_is_what_its_file_holds(tmp_path: Path, change: dict[
         {"scale": (4320, 180)},
         {"scale": (4416, 180)},
         {"scale": None},
+        {"scale_shape": None},
+        {"scale": None, "scale_shape": None},
         {"kind": "int4", "codes": (0, 2160)},
         {"shape": (89, 48), "codes": (0, 4272)},
     ],
