@@ -30,6 +30,7 @@ from edgevlm.io.json import read_json
 from edgevlm.io.processor import processor_line
 from edgevlm.types import F32
 from edgevlm.verify.packing import check_packing
+from edgevlm.verify.places import check_places
 from edgevlm.verify.reference import Reference, cosine
 from edgevlm.verify.report import Row, at_least
 from edgevlm.verify.runtime import Case
@@ -61,6 +62,7 @@ def check_inputs(bundle: Bundle, source: Source | None, picture: Image.Image, qu
     yield check_views(image)
     if image.packing is not None:
         yield check_packing(image.packing)
+    yield from check_places(bundle.manifest.spec)
     yield _check_tiles(image, source.image if source else image, picture)
     if source is not None:
         yield _rules(

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from alone import export_alone
-from tiny import internvl, qwen2_5_vl
+from tiny import internvl, qwen2_5_vl, qwen3_vl
 
 QWEN = {  # Qwen2.5-VL-3B-Instruct
     "text_config": {
@@ -34,6 +34,34 @@ QWEN = {  # Qwen2.5-VL-3B-Instruct
         "num_heads": 16,
         "patch_size": 14,
         "window_size": 112,
+        "out_hidden_size": 2048,
+    },
+    "tie_word_embeddings": True,
+}
+QWEN3 = {  # Qwen3-VL-2B-Instruct
+    "text_config": {
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5e6,
+            "mrope_section": [24, 20, 20],
+            "mrope_interleaved": True,
+        },
+    },
+    "vision_config": {
+        "depth": 3,
+        "deepstack_visual_indexes": [0, 1],
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_heads": 16,
+        "num_position_embeddings": 2304,
+        "patch_size": 16,
         "out_hidden_size": 2048,
     },
     "tie_word_embeddings": True,
@@ -101,13 +129,17 @@ def change_images(folder: Path, tokens: int | None = None, **settings: Any) -> N
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("target", ["onnx", "gguf", "coreml"])
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "internvl"])
 def test_memory_at_true_width(tmp_path: Path, family: str, target: str) -> None:
     folder = tmp_path / "wide"
     if family == "qwen2_5_vl":
         qwen2_5_vl.build(folder, layout="memory", tie=True)
         shapes = widen(folder, QWEN)
         change_images(folder, patch_size=14)
+    elif family == "qwen3_vl":
+        qwen3_vl.build(folder, layout="memory", tie=True)
+        shapes = widen(folder, QWEN3)
+        change_images(folder, patch_size=16)
     else:
         internvl.build(folder, layout="memory")
         shapes = widen(folder, INTERNVL)

@@ -1,0 +1,130 @@
+"""The gate on where patches and tokens stand: recordings of transformers' own functions, replayed.
+
+Reference and engines share these inputs, so that no cosine would show a fault in them. Recorded by
+tests/vectors/make_places.py, which knows nothing of edgevlm: assets/places.json.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from edgevlm.inputs.layout import Layout, Span, merge, positions
+from edgevlm.models.blocks import rope_inputs
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import Decoder
+from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.types import F32, I64
+from edgevlm.verify.report import Row
+
+_NEAR = 2e-5  # of cosines and shares: both are float32
+_TURNED = "rows and columns exchanged"
+
+
+def check_places(spec: ModelSpec) -> Iterator[Row]:
+    """What the model's tower and decoder are told of places, and what a prompt takes of its pictures' features."""
+    recorded = json.loads((importlib.resources.files("edgevlm") / "assets" / "places.json").read_text("utf-8"))
+    tower, decoder = spec.vision, spec.decoder
+    if isinstance(tower, QwenVit) and tower.merge == recorded["merge"]:
+        yield _row("grids", "patches", recorded["patches"], lambda case: _patches(tower, case))
+        if tower.table:
+            side = replace(tower, table=recorded["side"])
+            yield _row("grids", "table of positions", recorded["tables"], lambda case: _table(side, case))
+    if decoder.axes == 3:
+        yield _row("prompts", "positions of tokens", recorded["tokens"], _tokens)
+    if decoder.deepstack:
+        yield _row("prompts", "levels of features", recorded["tokens"], lambda case: _levels(decoder, case))
+
+
+def _row(of: str, what: str, cases: list[dict[str, Any]], fault: Callable[[dict[str, Any]], str]) -> Row:
+    wrong = [said for case in cases if (said := fault(case))]
+    where = f"{what}: {wrong[0]}" if wrong else ""
+    note = where or f"{len(cases)} {of}"
+    return Row("inputs", f"{of} whose {what} are not transformers'", len(wrong), 0, not wrong, note, "numbers", where)
+
+
+def _patches(tower: QwenVit, case: dict[str, Any]) -> str:
+    """Patches hold their own number: those of each token, in reading order, and the angles that go with them."""
+    (rows, cols), p, group = case["grid"], tower.patch_size, tower.merge**2
+    places = np.array(case["places"])
+    numbers = np.arange(rows * cols, dtype=np.float32).reshape(rows, cols)
+    feeds = tower.feeds(np.broadcast_to(np.kron(numbers, np.ones((p, p), np.float32)), (3, rows * p, cols * p)))
+    order = feeds.get("order", np.arange(rows * cols // group))
+    held = feeds["patches"][0, :, 0].reshape(-1, group)[order].reshape(-1).astype(np.int64)
+    wanted = places[:, 0] * cols + places[:, 1]
+    if not np.array_equal(held, wanted):
+        return "tokens in another order" if np.array_equal(np.sort(held), np.sort(wanted)) else "other patches"
+    for name, function in zip(rope_inputs("patches"), (np.cos, np.sin), strict=True):
+        found = feeds[name].reshape(-1, group, feeds[name].shape[-1])[order].reshape(len(places), -1)
+        if not _close(found, function(_angles(tower, places))):
+            return _TURNED if _close(found, function(_angles(tower, places[:, ::-1]))) else "other angles"
+    return _windows(tower, feeds, cols)
+
+
+def _angles(tower: QwenVit, places: I64) -> F32:
+    quarter = tower.attention.head_dim // 4
+    frequencies = tower.theta ** (-np.arange(quarter) / quarter)
+    angles: F32 = (places[:, :, None] * frequencies).reshape(len(places), -1)
+    return angles
+
+
+def _windows(tower: QwenVit, feeds: dict[str, Any], cols: int) -> str:
+    """Patches of one window are of one square of the grid, and padding is what its mask hides."""
+    if tower.window is None:
+        return ""
+    real = feeds["window_mask"].reshape(-1, tower.window**2)
+    number = feeds["patches"][0, :, 0].reshape(real.shape).astype(np.int64)
+    windows = number // cols // tower.window * cols + number % cols // tower.window
+    whole = np.all(np.where(real, windows, windows[:, :1]) == windows[:, :1])
+    hidden = np.array_equal(feeds["mask"].reshape(-1), real.reshape(-1))
+    counted = np.array_equal(np.sort(number[real]), np.arange(real.sum())) and real.sum() == number.max() + 1
+    return "" if whole and hidden and counted else "windows that hold or hide others' patches"
+
+
+def _table(tower: QwenVit, case: dict[str, Any]) -> str:
+    (rows, cols), p = case["grid"], tower.patch_size
+    feeds = tower.feeds(np.zeros((3, rows * p, cols * p), np.float32))
+    group = tower.merge**2
+    order = feeds.get("order", np.arange(rows * cols // group))
+    found, shares = (feeds[name].reshape(-1, group, 4)[order].reshape(-1, 4) for name in ("table_rows", "table_shares"))
+    table = np.random.default_rng(0).standard_normal((tower.table, tower.table))
+    wanted = (table.reshape(-1)[np.array(case["rows"])] * np.array(case["shares"])).sum(1)
+    if _close((table.reshape(-1)[found] * shares).sum(1), wanted):
+        return ""
+    return _TURNED if _close((table.T.reshape(-1)[found] * shares).sum(1), wanted) else "other rows or shares"
+
+
+def _tokens(case: dict[str, Any]) -> str:
+    found, wanted = positions(_layout(case), 3), np.array(case["places"])
+    if np.array_equal(found, wanted):
+        return ""
+    return _TURNED if np.array_equal(found[[0, 2, 1]], wanted) else "other positions"
+
+
+def _levels(decoder: Decoder, case: dict[str, Any]) -> str:
+    """Numbered features: every value of a view's rows is in the prompt, at its tokens, and nothing anywhere else."""
+    layout, width = _layout(case), decoder.embed_width
+    features = [1.0 + np.arange(span.tokens * width, dtype=np.float32).reshape(-1, width) for span in layout.spans]
+    merged, wanted = (np.zeros((layout.length, width), np.float32) for _ in range(2))
+    merged = merge(merged, layout, features)
+    for span, rows in zip(layout.spans, features, strict=True):
+        wanted[span.start : span.start + span.tokens] = rows
+    if np.array_equal(merged, wanted):
+        return ""
+    if wanted.any() and not merged[:, decoder.hidden_size :].any():
+        return "dropped"
+    rows = [sorted(map(tuple, each.tolist())) for each in (merged, wanted)]
+    return "rows in another order" if rows[0] == rows[1] else "other values"
+
+
+def _layout(case: dict[str, Any]) -> Layout:
+    return Layout(case["length"], tuple(Span(start, (rows, cols)) for start, rows, cols in case["spans"]))
+
+
+def _close(found: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> bool:
+    return found.shape == wanted.shape and bool(np.abs(found - wanted).max() < _NEAR)

@@ -1,0 +1,72 @@
+"""Write the golden vectors of where patches and tokens stand, by transformers' own functions.
+
+    python tests/vectors/make_places.py          (re)writes edgevlm/assets/places.json
+    python tests/vectors/make_places.py --check  exits with 1 if it would change
+
+tokens: positions (time, row, column) of prompts with pictures, by get_rope_index. patches: row and column of each patch,
+four to a token. tables: the rows of a table of SIDE x SIDE positions around each patch, and their shares, with corners
+on corners. Nothing here imports edgevlm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
+
+SHIPPED = Path(__file__).parents[2] / "edgevlm" / "assets" / "places.json"
+MERGE, SIDE = 2, 5
+GRIDS = [(2, 2), (2, 6), (6, 4), (4, 10), (10, 14), (22, 18)]
+PROMPTS = [(9, []), (20, [(3, 2, 5)]), (40, [(0, 3, 2), (10, 1, 6), (18, 4, 4)])]  # length; start, rows, columns
+
+
+def tokens(length: int, spans: list[tuple[int, int, int]]) -> dict[str, Any]:
+    kinds = torch.zeros(1, length, dtype=torch.int32)
+    for start, rows, cols in spans:
+        kinds[0, start : start + rows * cols] = 1
+    grids = torch.tensor([[1, rows * MERGE, cols * MERGE] for _, rows, cols in spans]) if spans else None
+    ids = torch.zeros(1, length, dtype=torch.long)
+    config = SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=MERGE))
+    model = SimpleNamespace(config=config, get_vision_position_ids=partial(Qwen2VLModel.get_vision_position_ids, None))
+    places, _ = Qwen2VLModel.get_rope_index(
+        model, ids, kinds, image_grid_thw=grids, attention_mask=torch.ones_like(ids)
+    )
+    return {"length": length, "spans": spans, "places": places[:, 0].tolist()}
+
+
+def text() -> str:
+    found: dict[str, list[dict[str, Any]]] = {"tokens": [tokens(*prompt) for prompt in PROMPTS]}
+    found |= {"patches": [], "tables": []}
+    for grid in GRIDS:
+        thw = torch.tensor([[1, *grid]])
+        found["patches"].append({"grid": grid, "places": get_vision_position_ids(thw, MERGE).tolist()})
+        rows, shares = get_vision_interpolation_indices_and_weights(thw, SIDE, "bilinear", True, MERGE)
+        found["tables"].append(
+            {"grid": grid, "rows": rows.tolist(), "shares": shares.double().round(decimals=6).tolist()}
+        )
+    parts = (
+        f' "{name}": [\n  ' + ",\n  ".join(json.dumps(entry) for entry in entries) + "\n ]"
+        for name, entries in found.items()
+    )
+    return f'{{\n "merge": {MERGE},\n "side": {SIDE},\n' + ",\n".join(parts) + "\n}\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the file would change")
+    check = parser.parse_args().check
+    stale = not SHIPPED.exists() or SHIPPED.read_text("utf-8") != text()
+    if stale and not check:
+        SHIPPED.write_text(text(), "utf-8")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
