@@ -4,8 +4,8 @@
     python tests/vectors/make_places.py --check  exits with 1 if it would change
 
 tokens: positions (time, row, column) of prompts with pictures, by get_rope_index. patches: row and column of each,
-four to a token. tables: the rows of a table of SIDE x SIDE positions around each patch, and their shares, corners on corners.
-Nothing here imports edgevlm.
+four to a token. tables: the rows of a table of SIDE x SIDE positions around each patch, and their shares, corners
+on corners. Nothing here imports edgevlm.
 """
 
 from __future__ import annotations
