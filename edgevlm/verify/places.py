@@ -59,7 +59,8 @@ def _patches(tower: QwenVit, case: dict[str, Any]) -> str:
     wanted = places[:, 0] * cols + places[:, 1]
     if not np.array_equal(held, wanted):
         return "tokens in another order" if np.array_equal(np.sort(held), np.sort(wanted)) else "other patches"
-    for name, function in zip(rope_inputs("patches"), (np.cos, np.sin), strict=True):
+    angles = zip(rope_inputs("patches"), (np.cos, np.sin), strict=True) if tower.attention.rope else ()
+    for name, function in angles:
         found = feeds[name].reshape(-1, group, feeds[name].shape[-1])[order].reshape(len(places), -1)
         if not _close(found, function(_angles(tower, places))):
             return _TURNED if _close(found, function(_angles(tower, places[:, ::-1]))) else "other angles"
@@ -69,8 +70,7 @@ def _patches(tower: QwenVit, case: dict[str, Any]) -> str:
 def _angles(tower: QwenVit, places: I64) -> F32:
     quarter = tower.attention.head_dim // 4
     frequencies = tower.theta ** (-np.arange(quarter) / quarter)
-    angles: F32 = (places[:, :, None] * frequencies).reshape(len(places), -1)
-    return angles
+    return np.asarray(places[:, :, None] * frequencies, np.float32).reshape(len(places), -1)
 
 
 def _windows(tower: QwenVit, feeds: dict[str, Any], cols: int) -> str:
@@ -91,12 +91,13 @@ def _table(tower: QwenVit, case: dict[str, Any]) -> str:
     feeds = tower.feeds(np.zeros((3, rows * p, cols * p), np.float32))
     group = tower.merge**2
     order = feeds.get("order", np.arange(rows * cols // group))
-    found, shares = (feeds[name].reshape(-1, group, 4)[order].reshape(-1, 4) for name in ("table_rows", "table_shares"))
-    table = np.random.default_rng(0).standard_normal((tower.table, tower.table))
-    wanted = (table.reshape(-1)[np.array(case["rows"])] * np.array(case["shares"])).sum(1)
-    if _close((table.reshape(-1)[found] * shares).sum(1), wanted):
-        return ""
-    return _TURNED if _close((table.T.reshape(-1)[found] * shares).sum(1), wanted) else "other rows or shares"
+    shares, lines = feeds["table_shares"], feeds.get("table_rows", np.arange(tower.table**2)[None])
+    wanted, table = np.array(case[tower.resample]), np.sin(np.arange(tower.table**2)).reshape(tower.table, -1)
+    for values, said in ((table, ""), (table.T, _TURNED)):
+        found = (values.reshape(-1)[lines] * shares).sum(1).reshape(-1, group)[order].reshape(-1)
+        if _close(found, wanted):
+            return said
+    return "other rows or shares"
 
 
 def _tokens(case: dict[str, Any]) -> str:
@@ -118,8 +119,8 @@ def _levels(decoder: Decoder, case: dict[str, Any]) -> str:
         return ""
     if wanted.any() and not merged[:, decoder.hidden_size :].any():
         return "dropped"
-    rows = [sorted(map(tuple, each.tolist())) for each in (merged, wanted)]
-    return "rows in another order" if rows[0] == rows[1] else "other values"
+    ours, theirs = (sorted(map(tuple, each.tolist())) for each in (merged, wanted))
+    return "rows in another order" if ours == theirs else "other values"
 
 
 def _layout(case: dict[str, Any]) -> Layout:

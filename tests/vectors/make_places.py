@@ -3,9 +3,9 @@
     python tests/vectors/make_places.py          (re)writes edgevlm/assets/places.json
     python tests/vectors/make_places.py --check  exits with 1 if it would change
 
-tokens: positions (time, row, column) of prompts with pictures, by get_rope_index. patches: row and column of each,
-four to a token. tables: the rows of a table of SIDE x SIDE positions around each patch, and their shares, corners
-on corners. Nothing here imports edgevlm.
+tokens: positions (time, row, column) of prompts with pictures, by get_rope_index. patches: row and column of each, four
+to a token. tables: sin(0), sin(1), ... as SIDE x SIDE rows of one value, resampled to each patch: with corners on
+corners, and by a triangle filter that smooths where it shrinks. Nothing here imports edgevlm.
 """
 
 from __future__ import annotations
@@ -44,13 +44,17 @@ def tokens(length: int, spans: list[tuple[int, int, int]]) -> dict[str, Any]:
 def text() -> str:
     found: dict[str, list[dict[str, Any]]] = {"tokens": [tokens(*prompt) for prompt in PROMPTS]}
     found |= {"patches": [], "tables": []}
+    table = torch.sin(torch.arange(SIDE**2, dtype=torch.float32)).reshape(SIDE, SIDE)
     for grid in GRIDS:
         thw = torch.tensor([[1, *grid]])
-        found["patches"].append({"grid": grid, "places": get_vision_position_ids(thw, MERGE).tolist()})
+        places = get_vision_position_ids(thw, MERGE)
+        found["patches"].append({"grid": grid, "places": places.tolist()})
         rows, shares = get_vision_interpolation_indices_and_weights(thw, SIDE, "bilinear", True, MERGE)
-        found["tables"].append(
-            {"grid": grid, "rows": rows.tolist(), "shares": shares.double().round(decimals=6).tolist()}
-        )
+        small = torch.nn.functional.interpolate(table[None, None], grid, mode="bilinear", antialias=True)[0, 0]
+        corners = (table.reshape(-1)[rows] * shares).sum(1)
+        values = {"corners": corners, "smooth": small[places[:, 0], places[:, 1]]}
+        rounded = {name: value.double().round(decimals=6).tolist() for name, value in values.items()}
+        found["tables"].append({"grid": grid, **rounded})
     parts = (
         f' "{name}": [\n  ' + ",\n  ".join(json.dumps(entry) for entry in entries) + "\n ]"
         for name, entries in found.items()
