@@ -49,7 +49,7 @@ class _Writer:
     def template(self) -> str:
         chat, others = self.chat, {role: text for role, text in self.chat.roles.items() if role != "system"}
         if chat.system == "in_first_user" and len(others) < len(chat.roles):
-            system = self.message("said", {"system": chat.roles["system"]})
+            system = self.message("said", {"system": chat.roles["system"]}, trims=chat.trim and not chat.trim_each)
             waiting = f"{{% for said in kept.system %}}{system}{{% endfor %}}{{% set kept.system = [] %}}"
             message = (
                 "{% if message['role'] == 'system' %}{% set kept.system = kept.system + [message] %}"
@@ -66,11 +66,13 @@ class _Writer:
             f"{{% if add_generation_prompt %}}{_print(chat.generation)}{{% endif %}}"
         )
 
-    def message(self, name: str, roles: Mapping[str, RoleText], after_opening: str = "") -> str:
-        """Statements that write the message in the variable `name`."""
-        parts = f"{name}_parts"
+    def message(
+        self, name: str, roles: Mapping[str, RoleText], after_opening: str = "", trims: bool | None = None
+    ) -> str:
+        """Statements that write the message in the variable `name`; trims: None is the format's own way."""
+        parts, trims = f"{name}_parts", self.chat.trim if trims is None else trims
         return (
-            f"{self.items(name, parts)}{self.opening(name, parts, roles)}{after_opening}{self.content(parts)}"
+            f"{self.items(name, parts)}{self.opening(name, parts, roles)}{after_opening}{self.content(parts, trims)}"
             f"{_choose(name, {role: _print(text.close) for role, text in roles.items()})}"
         )
 
@@ -108,10 +110,12 @@ class _Writer:
         known = ", ".join(sorted(self.chat.roles))
         return _choose(name, openings, f"{{{{ raise_exception({_quote(f'Roles are {known}.')}) }}}}")
 
-    def content(self, parts: str) -> str:
+    def content(self, parts: str, trims: bool) -> str:
         chat, before = self.chat, f"{parts}[loop.index0 - 1]"
         trim = (
-            "{% if loop.first %}{% set text = text.lstrip() %}{% endif %}"
+            "{% set text = text.lstrip() %}{% set text = text.rstrip() %}"
+            if chat.trim_each
+            else "{% if loop.first %}{% set text = text.lstrip() %}{% endif %}"
             "{% if loop.last %}{% set text = text.rstrip() %}{% endif %}"
         )
         join = (
@@ -124,7 +128,7 @@ class _Writer:
         )
         return (
             f"{{% for part in {parts} %}}{{% if {self.is_picture('part')} %}}{picture}{{% else %}}"
-            f"{{% set text = part['text'] %}}{trim if chat.trim else ''}{join if chat.text_join else ''}"
+            f"{{% set text = part['text'] %}}{trim if trims else ''}{join if chat.text_join else ''}"
             f"{_print(chat.text_open)}{{{{ text }}}}{_print(chat.text_close)}{{% endif %}}{{% endfor %}}"
         )
 

@@ -14,7 +14,7 @@ from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
 from edgevlm.models.decoder import decoder
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.projector import Act, Group, Linear, Normalize, Shuffle, Take
+from edgevlm.models.projector import Act, Group, Linear, Normalize, Pool, Shuffle, Take
 from edgevlm.models.record import weight_tree
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.states import States
@@ -75,6 +75,12 @@ def intern() -> ModelSpec:
         Linear("linear_2", WIDTH),
     )
     return ModelSpec("m", "internvl", tower, steps, PLAIN, 1)
+
+
+def pooled() -> ModelSpec:
+    """Neighbours on the grid become their mean (Gemma 3)."""
+    steps = Pool(2, 64), Normalize(Norm("rms", 1e-6)), Linear("linear", WIDTH, bias=False)
+    return replace(intern(), projector=steps)
 
 
 def qwen(decoder: Decoder = MROPE) -> ModelSpec:

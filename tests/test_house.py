@@ -117,6 +117,8 @@ FAMILIES = (
     "qwen3_vl",
     "deepseek",
     "nanovlm",
+    "gemma3",
+    "paligemma",
 )
 NAMING = {"edgevlm.runtimes.llama.names", "edgevlm.train.conversations", "edgevlm.io.limits"}
 

@@ -137,7 +137,7 @@ def _conversations() -> list[list[dict[str, Any]]]:
     u, a, s = (_say(role, MARK) for role in ("user", "assistant", "system"))
     return [
         [u], [u, a], [u, a, u], [s, u], [u, s, u],
-        [_say("user", MARK, MARK)], [_say("user", f"  {MARK}  ")],
+        [_say("user", MARK, MARK)], [_say("user", f"  {MARK}  ")], [_say("user", f"  {MARK}  ", f"  {MARK}  ")],
         [_say("user", IMAGE, MARK)], [_say("user", IMAGE, IMAGE, MARK)], [_say("user", MARK, IMAGE)],
         *([u, _say(role, IMAGE, MARK), u] for role in ("assistant", "system")),
         *probes(),
@@ -182,6 +182,7 @@ def _candidates(run: Render, image: str) -> Iterator[ChatFormat]:
     (head, u_a, a_u, end), (_, _, a_end) = _cut(run([u, a, u], True), 4), _cut(run([u, a], True), 3)
     _, between, _ = _cut(run([_say("user", MARK, MARK)], True), 3)
     trim = f"  {MARK}  " not in run([_say("user", f"  {MARK}  ")], True)
+    apart = run([_say("user", f"  {MARK}  ", f"  {MARK}  ")], True)
     with_image = run([_say("user", IMAGE, MARK)], True)
     images = _cut(run([_say("user", IMAGE, IMAGE, MARK)], True), 3, image)
     after = run([_say("user", MARK, IMAGE)], True)
@@ -216,6 +217,7 @@ def _candidates(run: Render, image: str) -> Iterator[ChatFormat]:
                 text_close=text_close,
                 text_join="" if text_open else between.removeprefix(text_close),
                 trim=trim,
+                trim_each=trim and _cut(apart, 3)[1] == between,
             )
             chat = _with_system(chat, run, s, u)
             yield ChatFormat(

@@ -6,7 +6,7 @@ What depends on the prompt is an input of every graph, computed here once: graph
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +120,7 @@ def rope_rows(rope: Rope, places: I64) -> tuple[F32, F32]:
     frequencies = rope_frequencies(rope)
     if rope.scaling is not None:
         frequencies = frequencies / rope_factors(rope)
+    frequencies = frequencies / np.float32(rope.factor)
     axis = np.zeros(rope.size // 2, np.intp)  # the position axis that each frequency takes
     if rope.sections and not rope.interleaved:
         axis = np.repeat(np.arange(len(rope.sections)), rope.sections)
@@ -182,6 +183,21 @@ def _within(blocks: list[tuple[int, int]], row: I64, col: I64) -> npt.NDArray[np
     for first, end in blocks:
         both |= (row >= first) & (row < end) & (col >= first) & (col < end)
     return both
+
+
+def runs(layout: Layout, rule: str, start: int, stop: int, most: int) -> Iterator[tuple[int, int, bool]]:
+    """Positions from `start` to `stop` in parts: first, last + 1, and whether the part is one that sees itself.
+
+    All others have at most `most` positions.
+    """
+    for first, last in (*_blocks(layout, rule), (stop, stop)):
+        while start < min(first, stop):
+            end = min(start + most, first, stop)
+            yield start, end, False
+            start = end
+        if start < (end := min(last, stop)):
+            yield start, end, True
+            start = end
 
 
 def next_part(layout: Layout, rule: str, start: int, stop: int, most: int) -> int:

@@ -96,7 +96,7 @@ def render(
         if around.open_image is None and any(item["type"] == "image" for item in content):
             raise EdgeVLMError(f"The role '{role}' takes no pictures in this model: put them into a user's message.")
         opening = ControlText((around.open_image or "") if content[0]["type"] == "image" else around.open_text)
-        parts, close = list(_items(chat, content, number)), ControlText(around.close)
+        parts, close = list(_items(chat, role, content, number)), ControlText(around.close)
         if role == "system" and chat.system == "in_first_user":
             system += [opening, *parts, close]
             continue
@@ -122,9 +122,9 @@ def takes(chat: Chat, conversation: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _items(
-    chat: Chat, content: Sequence[Mapping[str, Any]], number: Iterator[int]
+    chat: Chat, role: str, content: Sequence[Mapping[str, Any]], number: Iterator[int]
 ) -> Iterator[ControlText | UserText | Picture]:
-    last = len(content) - 1
+    last, trims = len(content) - 1, chat.trim and not (chat.trim_each and role == "system")
     for place, item in enumerate(content):
         if item["type"] == "image":
             yield ControlText(chat.image_before if place else "")
@@ -132,9 +132,9 @@ def _items(
             yield ControlText(chat.image_after if place != last else "")
             continue
         text = item["text"]
-        if chat.trim and place == 0:
+        if trims and (chat.trim_each or place == 0):
             text = text.lstrip()
-        if chat.trim and place == last:
+        if trims and (chat.trim_each or place == last):
             text = text.rstrip()
         if place and content[place - 1]["type"] == "text":
             yield ControlText(chat.text_join)

@@ -124,6 +124,7 @@ class Chat:
     image_before: str = ""  # before an image that is not the first item of its message
     image_after: str = ""  # after one that is not the last
     trim: bool = False  # no white space at the beginning of a message that starts with text, or at the end
+    trim_each: bool = False  # ... and none around any text, but a system message's, which is kept as it is
 
     def __post_init__(self) -> None:
         check("user" in self.roles, "prompt", "roles", "at least 'user'", sorted(self.roles))

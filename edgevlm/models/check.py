@@ -13,7 +13,7 @@ from typing import Any
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.projector import Act, Group, Linear, Normalize, Queries, Shuffle, Step, Take
+from edgevlm.models.projector import Act, Group, Linear, Normalize, Pool, Queries, Shuffle, Step, Take
 from edgevlm.models.spec import ACTS, Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling, ShortConv
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
@@ -30,7 +30,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "factor": _POSITIVE, "low_freq_factor": _POSITIVE, "high_freq_factor": _POSITIVE,
         "original_context": (1, limits.CONTEXT),
     },
-    Rope: {"theta": _POSITIVE, "size": (2, limits.HEAD_DIM), "sections": (0, limits.HEAD_DIM)},
+    Rope: {"theta": _POSITIVE, "size": (2, limits.HEAD_DIM), "sections": (0, limits.HEAD_DIM), "factor": _POSITIVE},
     Attention: {
         "heads": (1, limits.HEADS), "kv_heads": (1, limits.HEADS), "head_dim": (1, limits.HEAD_DIM), "rope": (),
         "scale": _POSITIVE, "softcap": _POSITIVE, "window": (1, limits.CONTEXT), "reads": ("self", "memory"),
@@ -59,6 +59,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     Act: {"act": ACTS, "kind": ("act",)},
     Normalize: {"kind": ("norm",)},
     Shuffle: {"scale": (1, limits.SHUFFLE), "width": (1, limits.WIDTH), "kind": ("shuffle",)},
+    Pool: {"scale": (1, limits.SHUFFLE), "width": (1, limits.WIDTH), "kind": ("pool",)},
     Group: {"side": (1, limits.SHUFFLE), "width": (1, limits.MLP_WIDTH), "kind": ("group",)},
     Take: {"index": (), "kind": ("take",)},
     Queries: {"connector": ("qformer", "resampler"), "count": (1, limits.PATCHES), "kind": ("queries",)},
@@ -175,7 +176,7 @@ def _square(spec: ModelSpec, vision: Vit) -> Iterator[str]:
         yield "its tower takes states behind other layers than it has"
     side = vision.patches_per_side
     for step in spec.projector:
-        if isinstance(step, Shuffle):
+        if isinstance(step, Shuffle | Pool):
             if side % step.scale:
                 yield f"{side} patches per side are no multiple of scale_factor"
             side //= step.scale
@@ -191,10 +192,11 @@ def _windows(vision: QwenVit) -> Iterator[str]:
 def _projector(spec: ModelSpec, steps: tuple[Step, ...]) -> Iterator[str]:
     width = spec.vision.hidden_size * max(1, len(getattr(spec.vision, "taps", ())))
     for step in steps:
-        if isinstance(step, Shuffle | Group):
+        if isinstance(step, Shuffle | Group | Pool):
             if step.width != width:
                 yield f"its projector takes {step.width} channels together where {width} come"
-            width *= (step.scale if isinstance(step, Shuffle) else step.side) ** 2
+            if not isinstance(step, Pool):
+                width *= (step.scale if isinstance(step, Shuffle) else step.side) ** 2
         elif isinstance(step, Linear):
             width = step.rows
         elif isinstance(step, Queries):

@@ -155,6 +155,11 @@ class EagerOps(Ops):
         cells = x.reshape(tiles, rows // scale, scale, cols // scale, scale, width).transpose(0, 1, 3, 2, 4, 5)
         return cells.reshape(tiles, patches // scale**2, width * scale**2)
 
+    def mean_pool(self, x: F32, grid: tuple[int, int], scale: int, width: int) -> F32:
+        (rows, cols), (tiles, patches, _) = grid, x.shape
+        means: F32 = x.reshape(tiles, rows // scale, scale, cols // scale, scale, width).mean((2, 4))
+        return means.reshape(tiles, patches // scale**2, width)
+
     def group(self, x: F32, count: int, width: int) -> F32:
         return x.reshape(x.shape[0], -1, count * width)
 

@@ -147,6 +147,10 @@ class Ops:
         """(B, S, D) on a grid to (B, S / scale^2, D * scale^2): scale x scale neighbours become channels."""
         self._lacks("pixel_shuffle")
 
+    def mean_pool(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
+        """(B, S, D) on a grid to (B, S / scale^2, D): the mean of scale x scale neighbours."""
+        self._lacks("mean_pool")
+
     def group(self, x: X, count: int, width: int) -> X:
         """(B, S, D) to (B, S / count, count * D): consecutive positions become channels."""
         self._lacks("group")

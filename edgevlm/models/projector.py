@@ -62,6 +62,21 @@ class Shuffle:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """scale x scale neighbours on the grid become their mean."""
+
+    scale: int
+    width: int  # channels
+    kind: str = "pool"
+
+    def walk(self, ops: Ops, x: X, grid: Grid, w: str) -> X:
+        return ops.mean_pool(x, grid, self.scale, self.width)
+
+    def grid(self, grid: Grid) -> Grid:
+        return grid[0] // self.scale, grid[1] // self.scale
+
+
+@dataclass(frozen=True)
 class Group:
     """side x side neighbours, which a grid tower leaves next to each other, become channels."""
 
@@ -102,7 +117,7 @@ class Queries:
         return 1, self.count
 
 
-Step = Linear | Act | Normalize | Shuffle | Group | Take | Queries
+Step = Linear | Act | Normalize | Shuffle | Pool | Group | Take | Queries
 
 
 def projector(ops: Ops, x: X, steps: tuple[Step, ...], grid: Grid, w: str = "projector") -> X:

@@ -163,6 +163,9 @@ class Record(Ops):
     def pixel_shuffle(self, x: Shape, grid: tuple[int, int], scale: int, width: int) -> Shape:
         return (x[0], x[1] // scale**2, x[2] * scale**2)
 
+    def mean_pool(self, x: Shape, grid: tuple[int, int], scale: int, width: int) -> Shape:
+        return (x[0], x[1] // scale**2, x[2])
+
     def group(self, x: Shape, count: int, width: int) -> Shape:
         return (x[0], max(1, x[1] // count), width * count)
 

@@ -38,6 +38,7 @@ class Rope:
     scaling: RopeScaling | None = None
     sections: tuple[int, ...] = ()  # frequencies per position axis, of size / 2; () is one axis (M-RoPE has three)
     interleaved: bool = False  # the axes take turns (Qwen3-VL); otherwise one run of frequencies after the other
+    factor: float = 1.0  # every frequency is divided by it: linear interpolation (arXiv 2306.15595)
 
     @property
     def axes(self) -> int:

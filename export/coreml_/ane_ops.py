@@ -73,6 +73,9 @@ class AneOps(MilOps):
     def pixel_shuffle(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
         return self.load(super().pixel_shuffle(self._rows(x), grid, scale, width))
 
+    def mean_pool(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
+        return self.load(super().mean_pool(self._rows(x), grid, scale, width))
+
     def _rows(self, x: X) -> X:
         """(1, D, 1, S) to (1, S, D)."""
         return self.mb.transpose(x=self.mb.squeeze(x=x, axes=[2]), perm=[0, 2, 1])

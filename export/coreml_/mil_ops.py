@@ -160,6 +160,12 @@ class MilOps(StateOps):
         cells = self.mb.transpose(x=cells, perm=[0, 2, 1, 3])
         return self.mb.reshape(x=cells, shape=[1, rows * columns, width * scale**2])
 
+    def mean_pool(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
+        rows, columns = (side // scale for side in grid)
+        mb, cells = self.mb, self.mb.reshape(x=x, shape=[rows, scale, columns, scale * width])
+        cells = mb.reshape(x=mb.reduce_mean(x=cells, axes=[1]), shape=[1, rows * columns, scale, width])
+        return mb.reduce_mean(x=cells, axes=[2])
+
     # Element by element
 
     def norm(self, x: X, name: str, spec: Norm) -> X:

@@ -93,6 +93,9 @@ def _sentencepiece(
     pre = _steps(data.get("pre_tokenizer"), "pretokenizers")
     if any(step != replace and step != {"type": "Prepend", "prepend": _SPACE} for step in steps):
         raise _refuse(path, "it normalizes text")
+    spaces = [step for step in pre if step.get("type") == "Split" and step.get("pattern") == {"String": " "}]
+    if replace in steps and spaces == pre:
+        pre = []  # at spaces, of which none is left
     if [step.get("type") for step in pre] not in ([], ["Metaspace"]) or (not pre and replace not in steps):
         raise _refuse(path, f"its pre-tokenizer is {' + '.join(_kinds(data.get('pre_tokenizer'))) or 'missing'}")
     prefixed = any(step["type"] == "Prepend" for step in steps) or any(

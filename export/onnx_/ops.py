@@ -78,6 +78,12 @@ class OnnxOps(ProductOps):
         moved = g.node("Transpose", split, perm=[0, 1, 3, 2, 4, 5])
         return g.node("Reshape", moved, g.constant([-1, rows * cols, width * scale**2]))
 
+    def mean_pool(self, x: Value, grid: tuple[int, int], scale: int, width: int) -> str:
+        g, (rows, cols) = self.graph, (side // scale for side in grid)
+        split = g.node("Reshape", self.value(x), g.constant([-1, rows, scale, cols, scale, width]))
+        means = g.node("ReduceMean", split, g.constant([2, 4]), keepdims=0)
+        return g.node("Reshape", means, g.constant([-1, rows * cols, width]))
+
     def group(self, x: Value, count: int, width: int) -> str:
         return self.graph.node("Reshape", self.value(x), self.graph.constant([0, -1, count * width]))
 

@@ -107,7 +107,16 @@ _QWEN_VIT = _LAYER | {
 _TWO_MAPS = {"projector.linear_1": "mm.0", "projector.linear_2": "mm.2"}
 _GROUPS = {"projector.norm": "v.post_ln"} | _TWO_MAPS
 
+# llama.cpp's own name of its text architecture whose layers have windows and norms on both sides.
+WINDOWED = "gemma3"
 TEXT = {
+    WINDOWED: Table(
+        _TEXT
+        | {
+            "decoder.layers.{i}.norm1_after": "blk.{i}.post_attention_norm",
+            "decoder.layers.{i}.norm2_after": "blk.{i}.post_ffw_norm",
+        }
+    ),
     "llama": Table(_TEXT, pairs=True),
     "qwen2": Table(_TEXT),
     "qwen2vl": Table(_TEXT),

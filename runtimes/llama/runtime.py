@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgevlm.bundle.manifest import target_of
 from edgevlm.bundle.targets import GgufTarget
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.layout import Layout, positions
+from edgevlm.inputs.layout import Layout, positions, runs
 from edgevlm.models.eager import widen
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Attention
@@ -189,29 +189,36 @@ class LlamaDecoder:
         self._exact = not files.gpu and form.get("kind") in ("fp32", "fp16")
         self._model: LlamaFiles | None = files.hold()
         self._context: Any = None
-        self._capacity = self._position = 0
+        self._capacity = self._batch = self._position = 0
         self._layout = Layout(0)
 
     def embed(self, ids: I64) -> F32:
-        return widen(self._embeddings.rows(EMBEDDINGS, np.asarray(ids, np.int64)), self._spec.embed_width)
+        """llama.cpp scales the embeddings of its own tokens, and takes given ones as they are."""
+        rows, scale = self._embeddings.rows(EMBEDDINGS, np.asarray(ids, np.int64)), self._spec.embed_scale
+        return widen(rows if scale == 1.0 else rows * np.float32(scale), self._spec.embed_width)
 
     def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
         assert self._model, "the runtime is closed"
-        self._reserve(self._position + len(embeds))
         if layout is not None:
             self._layout = layout
+        start, stop = self._position, self._position + len(embeds)
+        parts = list(runs(self._layout, self._spec.mask, start, stop, BATCH))
+        self._reserve(stop, max((end - first for first, end, _ in parts), default=1))
         embeds = np.ascontiguousarray(embeds, np.float32)
-        for start in range(0, len(embeds), BATCH):
-            self._decode(embeds=embeds[start : start + BATCH])
+        for first, end, whole in parts:
+            self._decode(embeds=embeds[first - start : end - start], causal=not whole)
         return self._logits()
 
     def step(self, token: int) -> F32:
         assert self._model, "the runtime is closed"
+        if self._spec.embed_scale != 1.0:  # llama.cpp's own may be rounded in another way
+            return self.forward(self.embed(np.array([token], np.int64)))
         self._reserve(self._position + 1)
         self._decode(token=token)
         return self._logits()
 
-    def _decode(self, *, embeds: F32 | None = None, token: int = 0) -> None:
+    def _decode(self, *, embeds: F32 | None = None, token: int = 0, causal: bool = True) -> None:
+        """causal: whether a position sees only those before it, and not all of this call."""
         llama, count = self._engine.llama, 1 if embeds is None else len(embeds)
         batch = llama.llama_batch_init(count, 0 if embeds is None else embeds.shape[1], 1)
         places, own = self._places(count, rows=embeds is not None), ctypes.addressof(batch.pos.contents)
@@ -226,6 +233,7 @@ class LlamaDecoder:
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = 0
                 batch.logits[i] = i == count - 1
+            llama.llama_set_causal_attn(self._context, causal)
             if llama.llama_decode(self._context, batch) != 0:
                 raise EdgeVLMError(
                     f"llama.cpp could not compute {count} positions ({self._engine.reason()}): free some memory."
@@ -250,16 +258,20 @@ class LlamaDecoder:
         pointer = self._engine.llama.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(pointer, (self._spec.vocab_size,)).copy()
 
-    def _reserve(self, total: int) -> None:
-        """A KV cache for `total` positions: a model of 8192 never allocates them for a short question."""
+    def _reserve(self, total: int, together: int = 1) -> None:
+        """A KV cache for `total` positions: a model of 8192 never allocates them for a short question.
+
+        together: positions of the largest call.
+        """
         limit = self._spec.context_length
         if total > limit:
             raise context_error(total, limit)
-        if total <= self._capacity:
+        if total <= self._capacity and together <= self._batch:
             return
         llama, old = self._engine.llama, self._context
-        capacity = min(max(FIRST_POSITIONS, 2 * self._capacity, -(-total // 256) * 256), limit)
-        batch = min(BATCH, capacity)
+        grown = max(FIRST_POSITIONS, 2 * self._capacity, -(-total // 256) * 256)
+        capacity = self._capacity if total <= self._capacity else min(grown, limit)
+        batch = min(max(BATCH, together), capacity)
         assert self._model, "the runtime is closed"
         new = self._engine.new_context(self._model.handle, capacity, batch, self._threads, self._exact)
         if self._position:
@@ -269,7 +281,7 @@ class LlamaDecoder:
             llama.llama_state_seq_set_data(new, state, size, 0)
         if old:
             llama.llama_free(old)
-        self._context, self._capacity = new, capacity
+        self._context, self._capacity, self._batch = new, capacity, batch
 
     @property
     def position(self) -> int:
@@ -295,7 +307,7 @@ class LlamaDecoder:
         if self._model:
             self._model.release()
         self._context = self._model = None
-        self._capacity = self._position = 0
+        self._capacity = self._batch = self._position = 0
 
 
 def _cores() -> int:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import deepseek_vl, internvl, janus, lfm2_vl, linked, llava15, nanovlm, qwen2_5_vl, qwen2_vl, qwen3_vl
+from tiny import deepseek_vl, gemma3, internvl, janus, lfm2_vl, linked, llava15, nanovlm, qwen2_5_vl, qwen2_vl, qwen3_vl
 
 from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.checkpoint.families import FAMILIES, adapter_base, read_model
@@ -81,6 +81,8 @@ CASES = {
     "lfm2_vl": Case(
         lfm2_vl.build, LAYOUTS, r".*vision_tower.*\.(k_proj|patch_embedding)", r".*multi_modal_projector\.linear_.*"
     ),
+    # Its projection is a bare parameter, which peft's layers do not take.
+    "gemma3 tied": Case(gemma3.build, LAYOUTS, r".*vision_tower.*\.(k_proj|fc1)", r".*vision_tower.*\.fc2"),
 }
 TIED = [name for name in CASES if name.endswith(" tied")]
 KINDS: dict[str, dict[str, Any]] = {
@@ -106,6 +108,7 @@ SAMPLE = [
     ("llava_onevision", "saved", "trained tables", "LoRA"),
     ("vipllava", "memory", "projector", "rsLoRA"),
     ("janus", "hub", "q and v", "LoRA"),
+    ("gemma3 tied", "hub", "all linear layers", "LoRA"),
 ]
 
 

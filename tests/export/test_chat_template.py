@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from build_smolvlm import CHAT_TEMPLATE
-from tiny import deepseek_vl, internvl, llava15, nanovlm, qwen2_5_vl, qwen3_vl
+from tiny import deepseek_vl, gemma3, internvl, llava15, nanovlm, qwen2_5_vl, qwen3_vl
 
 from edgevlm.checkpoint.chat_template import ChatFormat, probes, read_chat_template
 from edgevlm.export.chat_template import llama_cpp_template, processor_template
@@ -46,6 +46,7 @@ ORIGINALS = {
     "qwen2_5_vl": (qwen2_5_vl.CHAT_TEMPLATE, "<|image_pad|>"),
     "qwen3_vl": (qwen3_vl.CHAT_TEMPLATE, "<|image_pad|>"),
     "nanovlm": (nanovlm.CHAT_TEMPLATE, "<|image|>"),
+    "gemma3": (gemma3.CHAT_TEMPLATE, "<start_of_image>"),
     "llama2": (LLAMA2, "<image>"),
 }
 

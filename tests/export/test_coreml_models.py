@@ -26,6 +26,7 @@ from small_models import (
     intern,
     logits,
     picture,
+    pooled,
     qwen,
 )  # fmt: skip
 
@@ -87,7 +88,7 @@ PROFILES = {"gpu": CoreMLOptions("gpu", (64,)), "ane": CoreMLOptions("ane", (64,
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("spec", [clip(), intern()], ids=["clip", "intern"])
+@pytest.mark.parametrize("spec", [clip(), intern(), pooled()], ids=["clip", "intern", "pooled"])
 def test_square_towers(tmp_path: Path, spec: ModelSpec, profile: str) -> None:
     model = Exported(tmp_path, spec, PROFILES[profile])
     assert isinstance(spec.vision, Vit)

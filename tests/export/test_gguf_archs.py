@@ -227,7 +227,7 @@ BLOCK = decoder().block(0)
         (changed(places="sandwich"), "other norms"),
         (changed(norm=Norm("layer")), "other norms"),
         (changed(mlp=Mlp(96, "gelu_tanh")), "another MLP than a gated one with SiLU"),
-        (dataclasses.replace(decoder(), mask="image"), "another mask than the causal one"),
+        (dataclasses.replace(decoder(), mask="image"), "shows positions later ones"),
         (dataclasses.replace(decoder(), logit_cap=30.0), "changes embeddings or logits"),
         (dataclasses.replace(decoder(), embed_scale=8.0), "changes embeddings or logits"),
         (dataclasses.replace(decoder(), norm=Norm(eps=1e-5)), "other norms"),

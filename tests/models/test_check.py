@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_models import MROPE, PLAIN, clip, deep, gemma, intern, qwen
+from small_models import MROPE, PLAIN, clip, deep, gemma, intern, pooled, qwen
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
@@ -31,7 +31,7 @@ def scaled() -> ModelSpec:
     return replace(clip(decoder), projector=(Queries("qformer", 4),))
 
 
-MODELS = [clip(), intern(), qwen(), deep(), clip(gemma()), clip(MROPE), scaled()]
+MODELS = [clip(), intern(), pooled(), qwen(), deep(), clip(gemma()), clip(MROPE), scaled()]
 
 
 @pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.family)

@@ -120,3 +120,29 @@ def llama(added: Sequence[str], *, form: Literal["prepend", "metaspace"] = "prep
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )
     return tokenizer
+
+
+def gemma(added: Sequence[str], *, bos: bool = True, pieces: int = 120) -> Tokenizer:
+    """Gemma's SentencePiece BPE: no space before a text, line breaks as added tokens that are not special.
+
+    <pad> <eos> <bos> <unk> <mask>, 256 bytes, `pieces` merged pieces, the characters, then `added`. bos: put first.
+    """
+    trained = _train(models.BPE(), pre_tokenizers.Metaspace(prepend_scheme="always"), 1000, [])
+    merges = [tuple(pair) for pair in trained["merges"][:pieces]]
+    letters = sorted(token for token in trained["vocab"] if len(token) == 1)
+    merged = dict.fromkeys(first + second for first, second in merges)
+    first = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    lines = ["\n", "\n\n"]
+    order = [*first, *lines, *(f"<0x{byte:02X}>" for byte in range(256)), *merged, *letters]
+    vocab = {token: index for index, token in enumerate(order)}
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in lines])
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in (*first, *added)])
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", vocab["<bos>"])]
+        )
+    return tokenizer

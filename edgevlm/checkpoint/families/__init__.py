@@ -10,6 +10,7 @@ from edgevlm.checkpoint.adapter import Base
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import (
     deepseek_vl,
+    gemma3,
     internvl,
     janus,
     lfm2_vl,
@@ -39,6 +40,7 @@ from edgevlm.models.record import host_tree, weight_tree
 FAMILIES = (
     smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY, nanovlm.FAMILY,
     deepseek_vl.FAMILY, llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY, janus.FAMILY, lfm2_vl.FAMILY,
+    gemma3.FAMILY,
 )  # fmt: skip
 
 

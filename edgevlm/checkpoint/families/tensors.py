@@ -106,6 +106,19 @@ class PlusOne:
 
 
 @dataclass(frozen=True)
+class Transposed:
+    """A bare tensor that holds a linear map's matrix as (inputs, outputs)."""
+
+    name: str
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {self.name: shape[::-1]}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        return np.ascontiguousarray(read(self.name).T)
+
+
+@dataclass(frozen=True)
 class SumFrames:
     """A convolution over two frames, summed over them: what it gives for a still picture, which is both frames."""
 

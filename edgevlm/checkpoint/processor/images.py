@@ -11,7 +11,7 @@ from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
-from edgevlm.models.projector import Group, Queries, Shuffle
+from edgevlm.models.projector import Group, Pool, Queries, Shuffle
 
 RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
 BACKGROUND = (255, 255, 255)  # a constant of the processors' code
@@ -91,7 +91,9 @@ def _area(file: JsonFile, key: str, edge: str, usual: int) -> int:
 
 def token_pixels(model: ModelSpec) -> int:
     """Pixels per side that one image token covers."""
-    merged = (getattr(s, "scale", 1) * getattr(s, "side", 1) for s in model.projector if isinstance(s, Shuffle | Group))
+    merged = (
+        getattr(s, "scale", 1) * getattr(s, "side", 1) for s in model.projector if isinstance(s, Shuffle | Group | Pool)
+    )
     return model.vision.patch_size * math.prod(merged)
 
 

@@ -34,6 +34,7 @@ def prompt_spec(
     needed: tuple[str, ...] = (),
     chat: ChatFormat | None = None,
     grounding: Grounding | None = None,
+    placeholder: str | None = None,
 ) -> ReadPrompt:
     """The chat format, image tokens and stop tokens of a checkpoint.
 
@@ -41,12 +42,13 @@ def prompt_spec(
     needed: further special tokens that the tokenizer must have.
     chat: None reads the checkpoint's chat template.
     grounding: how the model writes boxes.
+    placeholder: what that writes for a picture, and the processor replaces; None is the image token.
     """
     read_tokenizer_file(files.tokenizer_json, model.decoder.vocab_size)  # each token has a row of the embedding table
     image = _image_token(files, model)
-    ids = _special_tokens(files, needed)
+    ids, placeholder = _special_tokens(files, needed), placeholder or image
     if chat is None:
-        chat = read_chat_template(files.folder, files.processor, files.tokenizer_config, files.names, image)
+        chat = read_chat_template(files.folder, files.processor, files.tokenizer_config, files.names, placeholder)
     bos = token_text(files.names, "bos_token")
     picture = replace(picture, open=chat.image_open + picture.open, close=picture.close + chat.image_close)
     spec = PromptSpec(
@@ -62,7 +64,7 @@ def prompt_spec(
         grounding=grounding,
     )
     _prove(spec, files)
-    return ReadPrompt(spec, f"{chat.image_open}{image}{chat.image_close}")
+    return ReadPrompt(spec, f"{chat.image_open}{placeholder}{chat.image_close}")
 
 
 def _image_token(files: ProcessorFiles, model: ModelSpec) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.spec import Attention, Decoder, Mixer, Mlp, Rope, ShortConv
+from edgevlm.runtimes.llama import names
 
 Value = bool | int | float | str | list[int] | list[float] | list[bool]
 Refusals = dict[str, Callable[[Decoder], bool]]  # "it ..." -> whether that is so
@@ -20,6 +22,7 @@ class TextArch:
     fits: Callable[[Decoder, Attention], bool]
     refusals: Refusals = field(default_factory=dict)
     more_keys: dict[str, Callable[[Decoder], Value]] = field(default_factory=dict)
+    plain: bool = True  # its layers are all the same, and `_REFUSALS` holds, too
 
     def keys(self, d: Decoder) -> dict[str, Value]:
         made = {"general.architecture": self.name}
@@ -27,7 +30,8 @@ class TextArch:
 
     def refusal(self, d: Decoder) -> str | None:
         """Why the architecture cannot compute a decoder; None where it can."""
-        return next((reason for reason, holds in {**_REFUSALS, **self.refusals}.items() if holds(d)), None)
+        refusals = {**(_REFUSALS if self.plain else {}), **self.refusals}
+        return next((reason for reason, holds in refusals.items() if holds(d)), None)
 
 
 def text_arch(d: Decoder) -> TextArch:
@@ -90,11 +94,13 @@ def _other_mixer(d: Decoder) -> bool:
 def _other_attention(d: Decoder) -> bool:
     a = attention(d)
     plain = Attention(a.heads, a.kv_heads, a.head_dim, a.bias, a.out_bias, "main", a.qk_norm)
-    return set(_of(d, Attention)) != {plain} or set(d.ropes) != {"main"} or _rope(d).size != a.head_dim
+    turns = set(d.ropes) == {"main"} and _rope(d).size == a.head_dim and _rope(d).factor == 1
+    return set(_of(d, Attention)) != {plain} or not turns
 
 
 _KINDS, _MIXERS = "has layers of different kinds", "has other mixers than full attention with RoPE"
 _REFUSALS: Refusals = {
+    "shows positions later ones, where this architecture of llama.cpp is causal": lambda d: d.mask != "causal",
     _KINDS: lambda d: len(set(d.layers)) > 1,
     _MIXERS: _other_mixer,
     "has an odd head size": lambda d: attention(d).head_dim % 2 == 1,
@@ -106,7 +112,6 @@ _REFUSALS: Refusals = {
         or d.block(0).gated
     ),
     "has another MLP than a gated one with SiLU": lambda d: (_mlp(d).act, _mlp(d).gated) != ("silu", True),
-    "has another mask than the causal one": lambda d: d.mask != "causal",
     "changes embeddings or logits": lambda d: (
         bool(d.learned_positions or d.embed_norm or d.logit_cap) or d.embed_scale != 1.0
     ),
@@ -134,7 +139,88 @@ def _other_sections(d: Decoder) -> bool:
 
 _SECTIONS: dict[str, Callable[[Decoder], Value]] = {"rope.dimension_sections": lambda d: [*_rope(d).sections, 0]}
 
+
+def _far(d: Decoder) -> int:
+    """Every how many layers one sees all positions."""
+    full = [layer for layer in range(d.num_layers) if _windows(d)[layer] is None]
+    return full[0] + 1 if full else d.num_layers + 1
+
+
+def _windows(d: Decoder) -> list[int | None]:
+    """Each layer's window."""
+    mixers = (d.block(layer).mixers[0] for layer in range(d.num_layers))
+    return [mixer.window if isinstance(mixer, Attention) else None for mixer in mixers]
+
+
+def _window(d: Decoder) -> int:
+    return next(filter(None, _windows(d)))
+
+
+def _other_windows(d: Decoder) -> bool:
+    """Anything but the same window and RoPE "local" in each layer that is not the n-th, which sees all."""
+    wanted = [None if (layer + 1) % _far(d) == 0 else _window(d) for layer in range(d.num_layers)]
+    ropes = {(m.window is None, m.rope) for block in d.blocks for m in block.mixers if isinstance(m, Attention)}
+    return _windows(d) != wanted or not ropes <= {(True, "main"), (False, "local")}
+
+
+def _other_layers(d: Decoder) -> bool:
+    """Layers that differ in more than window and RoPE, or have other parts than norms of heads before the scale."""
+    a = attention(d)
+    alike = {replace(block, mixers=(replace(a, window=None, rope=None),)) for block in d.blocks}
+    plain = Attention(a.heads, a.kv_heads, a.head_dim, qk_norm=d.norm, scale=a.scale)
+    mixers = {replace(m, window=None, rope=None) for b in d.blocks for m in b.mixers if isinstance(m, Attention)}
+    return (
+        len(alike) > 1
+        or mixers != {plain}
+        or any(len(block.mixers) != 1 for block in d.blocks)
+        or (d.block(0).norm, d.block(0).gated) != (d.norm, False)
+        or (_mlp(d).act, _mlp(d).gated, _mlp(d).bias) != ("gelu_tanh", True, False)
+        or d.norm is None
+        or d.norm.kind != "rms"
+    )
+
+
+def _scale(d: Decoder) -> float:
+    """What llama.cpp multiplies scores by: its largest model of this architecture is known by its layers."""
+    a = attention(d)
+    return float((d.hidden_size / a.heads if d.num_layers == 62 else a.head_dim) ** -0.5)
+
+
+_WINDOWED: Refusals = {
+    "shows a prompt to itself, where llama.cpp is causal": lambda d: d.mask not in ("causal", "image"),
+    "has other windows than every layer's but the n-th": _other_windows,
+    "has other layers than this architecture of llama.cpp": _other_layers,
+    "scales scores in another way than llama.cpp": lambda d: (
+        not math.isclose(attention(d).scale or 0, _scale(d), rel_tol=1e-6)
+    ),
+    "has another RoPE than this architecture of llama.cpp": lambda d: (
+        any(
+            rope.size != attention(d).head_dim or rope.scaling is not None or rope.sections or rope.size % 2
+            for rope in d.ropes.values()
+        )
+        or d.ropes["local"].factor != 1
+    ),
+    # llama.cpp takes the root itself; a checkpoint may have rounded it to bfloat16.
+    "scales embeddings by another number than the root of their width": lambda d: (
+        not math.isclose(d.embed_scale, d.hidden_size**0.5, rel_tol=2**-8)
+    ),
+    "changes embeddings or logits": lambda d: bool(d.learned_positions or d.embed_norm or d.logit_cap or d.deepstack),
+}
+
 _ARCHS = (
+    TextArch(
+        names.WINDOWED,
+        fits=lambda d, a: d.block(0).places == "sandwich" and not d.windows <= {None},
+        refusals=_WINDOWED,
+        more_keys={
+            "attention.sliding_window": _window,
+            "attention.sliding_window_pattern": _far,
+            "rope.freq_base_swa": lambda d: float(d.ropes["local"].theta),
+            "rope.scaling.type": lambda d: "none" if _rope(d).factor == 1 else "linear",
+            "rope.scaling.factor": lambda d: float(_rope(d).factor),
+        },
+        plain=False,
+    ),
     TextArch(
         "lfm2",
         lambda d, a: bool(_of(d, ShortConv)),

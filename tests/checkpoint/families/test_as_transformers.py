@@ -20,7 +20,7 @@ from edgevlm.runtimes.eager import EagerDecoder, encode_view
 from edgevlm.types import F32, I64
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tiny import deepseek_vl, internvl, llava15, nanovlm, qwen2_5_vl
+from tiny import deepseek_vl, gemma3, internvl, llava15, nanovlm, qwen2_5_vl
 from tiny.common import Answer, ask, picture
 
 QUESTION = "What is in the picture?"
@@ -47,6 +47,8 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "deepseek_vl-hub": (deepseek_vl, {}),
     "deepseek_vl-saved": (deepseek_vl, {"layout": "saved"}),
     "deepseek_vl-memory": (deepseek_vl, {"layout": "memory"}),
+    "gemma3-hub": (gemma3, {}),
+    "gemma3-saved": (gemma3, {"layout": "saved"}),
     "nanovlm": (nanovlm, {}),
     "nanovlm-untied": (nanovlm, {"tie": False}),
 }

@@ -1,0 +1,96 @@
+"""Gemma 3 with pictures (arXiv 2503.19786): a SigLIP tower, its patches averaged, and a decoder with windows."""
+
+from __future__ import annotations
+
+import math
+
+from edgevlm.checkpoint.checkpoint import Checkpoint
+from edgevlm.checkpoint.families import names
+from edgevlm.checkpoint.families.family import Family
+from edgevlm.checkpoint.families.gemma_text import gemma_names, read_gemma
+from edgevlm.checkpoint.families.tensors import Names, PlusOne, Transposed, prefix_of
+from edgevlm.checkpoint.families.towers import read_vit
+from edgevlm.checkpoint.processor.files import ProcessorFiles
+from edgevlm.checkpoint.processor.images import check_side, image_spec, processor_type
+from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
+from edgevlm.inputs.rules import Stretch
+from edgevlm.inputs.spec import ImageSpec, PictureText
+from edgevlm.io.json import JsonFile
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.projector import Linear, Normalize, Pool
+from edgevlm.models.spec import Norm
+
+PATCHES, PROJECTOR = "embeddings.patch_embedding.weight", "mm_soft_emb_norm.weight"
+
+
+def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
+    section, text = config.section("vision_config"), config.section("text_config")
+    section.choice("model_type", "siglip_vision_model", {"siglip_vision_model": "siglip"})
+    if text.flag("use_bidirectional_attention", False):
+        raise text.wrong("use_bidirectional_attention", "false")
+    vision = read_vit(section, image_size=224, patch_size=16, hidden_size=768, heads=12)
+    tokens, side = config.count("mm_tokens_per_image", 256), vision.patches_per_side
+    scale = max(1, side // math.isqrt(tokens))
+    if (side // scale) ** 2 != tokens or side % scale:
+        raise config.wrong("mm_tokens_per_image", f"a square number that divides the tower's {side} x {side} patches")
+    tied = config.flag("tie_word_embeddings", True)
+    decoder = read_gemma(checkpoint, text, mask="image", default="gemma3_text", tied=tied)
+    key = "image_token_index" if config.value("image_token_id") is None else "image_token_id"
+    return ModelSpec(
+        name=checkpoint.name,
+        family="gemma3",
+        vision=vision,
+        projector=(
+            Pool(scale, vision.hidden_size),
+            Normalize(Norm("rms", vision.block.norm.eps)),
+            Linear("linear", decoder.hidden_size, bias=False),
+        ),
+        decoder=decoder,
+        image_token_id=config.count(key, 262144, least=0),
+    )
+
+
+def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
+    projector = prefix_of(checkpoint, PROJECTOR)
+    return {
+        **names.siglip(prefix_of(checkpoint, PATCHES)),
+        "projector.norm": PlusOne(f"{projector}mm_soft_emb_norm"),
+        "projector.linear": Transposed(f"{projector}mm_input_projection_weight"),
+        **gemma_names(checkpoint, spec.decoder),
+    }
+
+
+def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
+    return (f"{prefix_of(checkpoint, PATCHES)}head.",)  # SigLIP's pooling
+
+
+def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+    file = files.image
+    processor_type(file, "Gemma3ImageProcessor")
+    if not file.flag("do_resize", True):
+        raise file.wrong("do_resize", "true")
+    if file.flag("do_pan_and_scan", False):  # crops beside the picture, which no published file asks for
+        raise file.wrong("do_pan_and_scan", "false")
+    return image_spec(files, model, Stretch(check_side(file, "size", file.square("size"), model)), usual=2)
+
+
+def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
+    """The chat template writes a picture's first token alone; the processor writes the whole picture for it."""
+    files.check_tokens("image_seq_length", model.image_tokens)
+    first, last = (_token(files, key, usual) for key, usual in (("boi", 255999), ("eoi", 256000)))
+    text = PictureText(open=f"\n\n{first}", close=f"{last}\n\n")
+    return prompt_spec(files, model, picture=text, needed=(first, last), placeholder=first)
+
+
+def _token(files: ProcessorFiles, name: str, usual: int) -> str:
+    key = f"{name}_token_index" if files.config.value(f"{name}_token_id") is None else f"{name}_token_id"
+    found = files.tokenizer.id_to_token(files.config.count(key, usual, least=0))
+    if found is None:
+        raise files.config.wrong(key, "a token of tokenizer.json")
+    return str(found)
+
+
+FAMILY = Family(
+    ("gemma3",), "Gemma 3 with pictures", read, tensor_names, image, prompt, unused,
+    towers=("siglip_vision_model",), decoders=("gemma3_text",),
+)  # fmt: skip
