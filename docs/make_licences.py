@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "licences.md"
 ASSETS = ROOT / "edgevlm" / "assets"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 BASE = "base"
-EXTRAS = ("export", "gguf", "coreml", "eval", "llama", "train", "test", "heavy")
+EXTRAS = ("export", "gguf", "coreml", "eval", "llama", "train", "video", "test", "heavy")
 
 # What packages without a licence expression call their licence, and its SPDX name.
 SPDX = {
@@ -64,7 +64,8 @@ is not in its wheels.
 
 *Comes with* names the base install, or the extras that ask for a package, themselves or through another one. torch's
 build for CUDA brings NVIDIA's libraries, and the extra `coreai` Apple's beta, each under its maker's own terms: neither
-is free software.
+is free software. The wheels of av, which the extra `video` brings, hold FFmpeg with x264 and x265, which makes these
+libraries GPL-2.0-or-later: whoever passes them on does so under that licence. They are loaded when a video is read.
 
 | package | licence | comes with |
 |---|---|---|
@@ -157,7 +158,7 @@ def assets() -> Iterator[tuple[str, str, str]]:
             yield ", ".join(f"`{folder}/{name}`" for name in re.findall(r"`([^`]+)`", cells[0])), cells[-1], folder
         for cells in rows(page, "font"):
             yield f"`{folder}/glyphs.png`: {cells[1]}", cells[-1], folder
-    yield "`report.css`, `merges.json`, `views.json`", "Apache-2.0", ""
+    yield "`report.css`, `merges.json`, `packing.json`, `views.json`", "Apache-2.0", ""
 
 
 def page(found: dict[str, tuple[str, str]]) -> str:

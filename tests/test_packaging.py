@@ -39,7 +39,7 @@ WITNESS = "edgevlm/verify/peft_merge.py"  # peft's own merge: a program of its o
 MAY_IMPORT_TRAINING_LAZILY = {f"edgevlm/commands/{verb}.py" for verb in ("train", "distill", "compose")}
 BASE_PACKAGES = {"numpy", "PIL", "tokenizers", "click", "edgevlm"}
 # Engines, and what only long work shows: imported when they are asked for.
-LAZY_PACKAGES = {"onnxruntime", "llama_cpp", "coremltools", "rich", "huggingface_hub", "pyarrow", "onnx"}
+LAZY_PACKAGES = {"onnxruntime", "llama_cpp", "coremltools", "rich", "huggingface_hub", "pyarrow", "onnx", "av"}
 
 
 def sources() -> list[Path]:

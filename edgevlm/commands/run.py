@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgevlm.commands.arguments import bundle_folder, pictures_and_question, warn_if_failed
+from edgevlm.commands.arguments import bundle_folder, given, pictures_and_question, warn_if_failed
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, seconds, size, table, write, write_json
 from edgevlm.io.files import check_new, writing
 
 if TYPE_CHECKING:
     from edgevlm.generate.loop import Answer, GenerateOptions, Pipeline, Timings
+    from edgevlm.inputs.prompt import Conversation
 
 
 @click.command()
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True, metavar="R", help="1: off.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="For sampling.")
 @click.option("--tiles", type=int, metavar="N", help="Most tiles per picture; 1 is fastest.  [default: the model's]")
+@click.option("--video", metavar="FILE", help="A video to ask about, after the pictures: MP4, MOV, MKV, WebM, AVI.")
+@click.option("--fps", type=float, metavar="F", help="Frames per second of a video.  [default: the model's]")
+@click.option("--max-frames", type=int, metavar="N", help="Most frames of a video.  [default: the model's]")
 @click.option("--draw", metavar="FILE", help="Write the picture with the answer's boxes and points drawn on it.")
 @click.option("--force", is_flag=True, help="Replace FILE.")
 @click.option("--timings", is_flag=True, help="Show the four stages on standard error.")
@@ -56,6 +60,9 @@ def run(
     repetition_penalty: float,
     seed: int,
     tiles: int | None,
+    video: str | None,
+    fps: float | None,
+    max_frames: int | None,
     draw: str | None,
     force: bool,
     timings: bool,
@@ -70,6 +77,8 @@ def run(
     folder = bundle_folder(bundle)
     if draw is not None:
         _check_drawing(Path(draw), pictures, force)
+    if video is None and (extra := given("fps", "max_frames")):
+        raise EdgeVLMError(f"{extra[0]} is of a video: add --video FILE, or leave it out.")
 
     from edgevlm.generate.sampling import GenerateOptions
 
@@ -81,7 +90,12 @@ def run(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    answer = ask(folder, pictures, question, options, runtime, device, threads, tiles, not as_json, storage)
+    asked: Conversation = question
+    if video is not None:
+        clip = {"type": "video", "video": video, "fps": fps, "max_frames": max_frames}
+        content = [*({"type": "image"} for _ in pictures), clip, {"type": "text", "text": question}]
+        asked = [{"role": "user", "content": content}]
+    answer = ask(folder, pictures, asked, options, runtime, device, threads, tiles, not as_json, storage)
     if as_json:
         figures = {**dataclasses.asdict(answer.timings), "finish_reason": answer.finish_reason}
         places = {name: [dataclasses.asdict(p) for p in getattr(answer, name)] for name in ("boxes", "points")}
@@ -120,7 +134,7 @@ def _draw(path: Path, picture: str, answer: Answer, force: bool) -> None:
 def ask(
     folder: Path,
     pictures: Sequence[str | Path],
-    question: str,
+    question: Conversation,
     options: GenerateOptions,
     runtime: str | None = None,
     device: str = "cpu",
@@ -148,7 +162,7 @@ def ask(
 def show_answer(
     pipeline: Pipeline,
     pictures: Sequence[str | Path],
-    question: str,
+    question: Conversation,
     options: GenerateOptions,
     tiles: int | None = None,
 ) -> Answer:

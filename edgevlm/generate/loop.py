@@ -14,6 +14,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.answer import Answer, AnswerStream, Timings
 from edgevlm.generate.given import Pictures, conversation_of, open_picture, pictures_of
 from edgevlm.generate.sampling import GenerateOptions, Sampler
+from edgevlm.generate.videos import VideoFrame, with_videos
 from edgevlm.inputs.grounding import Box, Frame, Point, find, frame_of
 from edgevlm.inputs.layout import Layout, merge
 from edgevlm.inputs.preprocess import cut_views, plan
@@ -70,7 +71,8 @@ class Pipeline:
         is given as frame[:, :, ::-1].
         question: text, which comes after the images, or chat messages. Their image items without a picture of their
         own take `images` in order; {"type": "image", "image": PICTURE}, also with "path" or "url", and
-        {"type": "image_url", "image_url": {"url": ADDRESS}} have their own.
+        {"type": "image_url", "image_url": {"url": ADDRESS}} have their own. {"type": "video", "video": PATH}, with
+        "fps" and "max_frames" where the model's own are not meant, is a video file.
         max_tiles: the most tiles a picture may take; None is the bundle's own rule.
 
         Raises EdgeVLMError here, before any work of the engine, for a bad picture or conversation, and for a
@@ -109,6 +111,7 @@ class Pipeline:
     ) -> Prompt:
         """Pictures and question to views and token ids, refused if they do not fit the context."""
         GenerateOptions(max_tokens)  # which checks it
+        question = with_videos(question, self.bundle.image_spec)
         conversation, pictures = conversation_of(question, pictures_of(images))
         rule, limit = self.bundle.image_spec.among(len(pictures)), self.bundle.manifest.spec.decoder.context_length
         placed: list[Views] = []
@@ -116,6 +119,12 @@ class Pipeline:
         frames: list[Frame] = []
         image_tokens = 0
         for source in pictures:
+            if isinstance(source, VideoFrame):
+                placed.append(source.tokens)
+                frames.append(source.frame)
+                views += source.views
+                image_tokens += sum(view.rows * view.cols for view in source.tokens)
+                continue
             picture = open_picture(source, rule.background)
             planned = plan(*picture.size, rule, max_tiles=max_tiles)
             placed.append(rule.view_tokens(planned, picture.size))

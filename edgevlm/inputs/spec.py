@@ -16,6 +16,7 @@ from edgevlm.inputs.grounding import Grounding
 from edgevlm.inputs.packing import Packed, Packing
 from edgevlm.inputs.resample import FILTERS
 from edgevlm.inputs.rules import Rule, TilesThenWhole
+from edgevlm.inputs.video import VideoSpec
 from edgevlm.inputs.views import Place, View
 from edgevlm.io import limits
 
@@ -39,6 +40,7 @@ class ImageSpec:
 
     packing: how the views' features become tokens; None: each view's stand for themselves (section 9).
     several: the rule for each picture of a prompt that has several; None: the same.
+    video: how a video becomes pictures and words; None: the model takes none.
     """
 
     version: int
@@ -52,6 +54,7 @@ class ImageSpec:
     tokens: int | None = None
     packing: Packing | None = None
     several: Rule | None = None
+    video: VideoSpec | None = None
 
     def __post_init__(self) -> None:
         check(self.version == IMAGE_SPEC_VERSION, "image", "version", IMAGE_SPEC_VERSION, self.version)
@@ -70,6 +73,10 @@ class ImageSpec:
             return 1, self.tokens or 0
         width, height = view.size
         return height // self.token_pixels, width // self.token_pixels
+
+    def frames(self, video: VideoSpec) -> ImageSpec:
+        """The rules for a frame of a video."""
+        return replace(self, rule=video.rule, resample=video.resample, several=None)
 
     def among(self, pictures: int) -> ImageSpec:
         """The rules for each of a prompt's `pictures`."""

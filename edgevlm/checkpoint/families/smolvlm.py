@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import count
+from dataclasses import replace
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
@@ -12,9 +12,10 @@ from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.tensors import Names, Rows
 from edgevlm.checkpoint.families.towers import bucketed_positions, read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
+from edgevlm.checkpoint.processor.grounding import loc_tokens
 from edgevlm.checkpoint.processor.images import check_side, image_spec, processor_type
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
-from edgevlm.inputs.grounding import Grounding
+from edgevlm.checkpoint.processor.videos import with_video
 from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec, PictureText
 from edgevlm.io import limits
@@ -81,7 +82,10 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
         short_edge_multiple=2,
         split=file.flag("do_image_splitting", True),
     )
-    return image_spec(files, model, rule)
+    made = image_spec(files, model, rule)
+    # Frames are whole pictures; what is said of them is in transformers' models/smolvlm/processing_smolvlm.py.
+    intro = "You are provided the following series of {count} frames from a {duration} [H:MM:SS] video.\n"
+    return with_video(made, files, "SmolVLMVideoProcessor", replace(rule, split=False), intro, "\nFrame from {time}:")
 
 
 FAKE, WHOLE = "<fake_token_around_image>", "<global-img>"
@@ -94,14 +98,7 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     files.check_tokens("image_seq_len", model.image_tokens)
     tile = f"{FAKE}<row_{{row}}_col_{{col}}>"
     text = PictureText(tile=tile, row_close="\n", whole=f"\n{FAKE}{WHOLE}", alone=f"{FAKE}{WHOLE}", close=FAKE)
-    return prompt_spec(files, model, picture=text, needed=(FAKE, END), grounding=_grounding(files))
-
-
-def _grounding(files: ProcessorFiles) -> Grounding | None:
-    """Of a model that was trained with <loc_N> tokens: N is a bin, or, where there is one more, both edges have a N."""
-    tokens = next(n for n in count() if files.tokenizer.token_to_id(f"<loc_{n}>") is None)
-    edges = tokens % 2
-    return Grounding("tokens", tokens - edges, middle=not edges, open="<loc_", close=">") if tokens else None
+    return prompt_spec(files, model, picture=text, needed=(FAKE, END), grounding=loc_tokens(files))
 
 
 COMPOSED = Composed(

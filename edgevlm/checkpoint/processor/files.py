@@ -37,6 +37,13 @@ class ProcessorFiles:
         return inner if inner.given else read_json_file(self.folder / "preprocessor_config.json")
 
     @cached_property
+    def video(self) -> JsonFile:
+        """The video processor's settings; where it has no file of its own, transformers takes the image processor's."""
+        inner = self.processor.section("video_processor")
+        own = inner if inner.given else read_json_file(self.folder / "video_preprocessor_config.json", required=False)
+        return own if own.given else self.image
+
+    @cached_property
     def tokenizer_config(self) -> JsonFile:
         return read_json_file(self.folder / "tokenizer_config.json", required=False)
 
