@@ -27,6 +27,14 @@ class Span:
     start: int  # position of the first one in the prompt
     grid: tuple[int, int]  # rows, columns
     packed: Packed | None = None
+    gap: int = 0  # tokens of text between two rows
+
+    @property
+    def places(self) -> I64:
+        """Positions of its tokens, row by row."""
+        rows, cols = np.indices(self.grid)
+        found: I64 = (self.start + rows * (self.grid[1] + self.gap) + cols).reshape(-1)
+        return found
 
     @property
     def tokens(self) -> int:
@@ -87,7 +95,7 @@ def merge(embeds: F32, layout: Layout, features: Sequence[F32]) -> F32:
     for span, rows in zip(layout.spans, image_tokens(layout, features), strict=True):
         if rows.shape != (span.tokens, merged.shape[1]):
             raise _disagree(rows.shape, (span.tokens, merged.shape[1]))
-        merged[span.start : span.start + span.tokens] = rows
+        merged[span.places] = rows
     return merged
 
 

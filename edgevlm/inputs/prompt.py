@@ -6,7 +6,7 @@ Needs `tokenizers` and nothing else: the checkpoint's chat template was turned i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -198,8 +198,7 @@ class Prompter:
                     if isinstance(part, str):
                         control(part)
                     else:
-                        start = text.token(spec.image_token_id, part.rows * part.cols) + spec.add_bos
-                        spans.append(Span(start, (part.rows, part.cols), part.packed))
+                        spans.append(_span(spec, text, control, part))
         ids = [spec.bos_id] * spec.add_bos + text.ids()
         return np.array(ids, dtype=np.int64), Layout(len(ids), tuple(spans))
 
@@ -228,6 +227,17 @@ def picture_parts(around: PictureText, views: Views) -> Iterator[str | ViewToken
         if place is not None and (following is None or following[0] != place[0]):
             yield around.row_close
     yield around.close
+
+
+def _span(spec: PromptSpec, text: _Text, control: Callable[[str], None], view: ViewTokens) -> Span:
+    """Write a view's image tokens, row by row where something stands between rows."""
+    lines = view.rows if spec.picture.line_break else 1
+    starts = []
+    for line in range(lines):
+        control(spec.picture.line_break if line else "")
+        starts.append(text.token(spec.image_token_id, view.rows * view.cols // lines) + spec.add_bos)
+    gap = starts[1] - starts[0] - view.cols if lines > 1 else 0
+    return Span(starts[0], (view.rows, view.cols), view.packed, gap)
 
 
 class _Text:

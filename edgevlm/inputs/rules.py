@@ -322,7 +322,39 @@ class NativeOrTiles(_CheckedRule):
         return [*tiles, whole] if self.thumbnail else tiles
 
 
-Rule = Stretch | Crop | Pad | Fit | TilesThenWhole | WholeThenTiles | RatioTiles | BestGrid | Native | NativeOrTiles
+@dataclass(frozen=True)
+class Within(_CheckedRule):
+    """The picture as it is, but no edge longer than `longest`; then edges stretched up to multiples of `unit`."""
+
+    unit: int
+    longest: int
+    kind: str = "within"
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        ratio = max(height / self.longest, width / self.longest)
+        size = (math.floor(width / ratio), math.floor(height / ratio)) if ratio > 1 else (width, height)
+        if min(size) < 1:
+            raise EdgeVLMError(
+                f"A picture of {width} x {height} is less than a pixel wide at {self.longest} pixels of length: cut it "
+                "into less elongated pieces first."
+            )
+        wide, high = (-(-edge // self.unit) * self.unit for edge in size)
+        return [View((ResizeTo(wide, high),))]
+
+
+Rule = (
+    Stretch
+    | Crop
+    | Pad
+    | Fit
+    | TilesThenWhole
+    | WholeThenTiles
+    | RatioTiles
+    | BestGrid
+    | Native
+    | NativeOrTiles
+    | Within
+)
 
 
 def _near(width: int, height: int, unit: int, least: int, most: int) -> tuple[int, int]:

@@ -160,6 +160,7 @@ class PictureText:
     open: str = ""
     tile: str = ""  # before a tile's image tokens; {row} and {col} count from 1
     row_close: str = ""  # after each row of tiles
+    line_break: str = ""  # between two rows of a view's image tokens
     whole: str = ""  # before the image tokens of the whole picture, where there are tiles too
     alone: str = ""  # ... where there are none
     close: str = ""

@@ -161,11 +161,18 @@ class JsonFile:
             raise self.wrong(key, f"a whole number from {least} to {most}")
         return int(value)
 
-    def number(self, key: str, default: float | None = None) -> float:
+    def number(self, key: str, default: float | None = None, *, least: float = 0.0, most: float = limits.REAL) -> float:
+        """A positive number from `least` to `most`."""
         value = self.value(key, default)
-        if not _is_number(value) or value <= 0:
-            raise self.wrong(key, f"a positive number up to {limits.REAL:g}")
+        if not _is_number(value) or value <= 0 or not least <= value <= most:
+            raise self.wrong(key, f"a positive number {f'from {least:g} ' if least else ''}up to {most:g}")
         return float(value)
+
+    def text(self, key: str, default: str) -> str:
+        value = self.value(key, default)
+        if not isinstance(value, str):
+            raise self.wrong(key, "a text")
+        return value
 
     def choice(self, key: str, default: Any, choices: dict[Any, str]) -> str:
         value = self.value(key, default)

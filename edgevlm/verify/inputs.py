@@ -234,7 +234,8 @@ def _text(spec: PromptSpec, question: str, pictures: Sequence[Views]) -> str:
                 parts.append(text.row_close)
             row = place[0] if place else 0
             name = text.tile.replace("{row}", str(row)).replace("{col}", str(place[1] if place else 0))
-            parts += [name if place else text.whole if len(views) > 1 else text.alone, spec.image_token * rows * cols]
+            parts.append(name if place else text.whole if len(views) > 1 else text.alone)
+            parts.append(text.line_break.join([spec.image_token * cols] * rows))
         parts += [text.row_close if row else "", text.close, chat.image_after]
     return "".join([*parts, chat.text_open, question, chat.text_close, chat.roles["user"].close, chat.generation])
 

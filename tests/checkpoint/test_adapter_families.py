@@ -17,7 +17,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import deepseek_vl, gemma3, internvl, janus, lfm2_vl, linked, llava15, nanovlm, qwen2_5_vl, qwen2_vl, qwen3_vl
+from tiny import (
+    deepseek_vl,
+    gemma3,
+    internvl,
+    janus,
+    lfm2_vl,
+    linked,
+    llava15,
+    mistral3,
+    nanovlm,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
+)
 
 from edgevlm.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from edgevlm.checkpoint.families import FAMILIES, adapter_base, read_model
@@ -72,6 +85,13 @@ CASES = {
         r".*multi_modal_projector\.linear_.*",
     ),
     "janus": Case(janus.build, LAYOUTS, r".*vision_model.*\.(v_proj|fc1)", r".*model\.aligner\.fc1"),
+    "mistral3": Case(mistral3.build, LAYOUTS, r".*vision_tower.*\.(v_proj|gate_proj)", r".*projector\.linear_1"),
+    "lighton_ocr": Case(
+        partial(mistral3.build, kind="lighton_ocr"),
+        LAYOUTS,
+        r".*vision_encoder.*\.(q_proj|up_proj)",
+        r".*vision_projection\.(linear_2|patch_merger\.merging_layer)",
+    ),
     "vipllava": Case(
         partial(linked.build, kind="vipllava", text="llama", layers=[-2, -3, 1]),
         LAYOUTS,
@@ -109,6 +129,8 @@ SAMPLE = [
     ("vipllava", "memory", "projector", "rsLoRA"),
     ("janus", "hub", "q and v", "LoRA"),
     ("gemma3 tied", "hub", "all linear layers", "LoRA"),
+    ("mistral3", "hub", "tower", "LoRA"),
+    ("lighton_ocr", "saved", "projector", "DoRA"),
 ]
 
 

@@ -237,7 +237,7 @@ def test_refuses(name: str, file: str, change: dict[str, Any], sentence: str, tm
             "internvl-hub",
             None,
             {"downsample_ratio": 1e9},
-            "downsample_ratio = 1000000000.0, expected a number from 1/64 to 1",
+            "downsample_ratio = 1000000000.0, expected a positive number from 0.015625 up to 1",
         ),
         ("internvl-hub", None, {"model_type": "x" * 9999}, "which edgevlm does not support"),
         ("qwen2_5_vl-hub", "vision_config", {"window_size": 1}, "at least the 16 pixels of a token"),

@@ -29,6 +29,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.utils import logging
@@ -46,6 +47,7 @@ PROCESSORS = {
     "Idefics3ImageProcessor": Idefics3ImageProcessorPil,
     "LlavaImageProcessor": LlavaImageProcessorPil,
     "LlavaOnevisionImageProcessor": LlavaOnevisionImageProcessorPil,
+    "PixtralImageProcessor": PixtralImageProcessorPil,
     "Qwen2VLImageProcessor": Qwen2VLImageProcessorPil,
     "SiglipImageProcessor": SiglipImageProcessorPil,
 }
@@ -76,6 +78,10 @@ def grids(side: int, offered: list[tuple[int, int]]) -> dict[str, Any]:
     return {"size": square(side), "image_grid_pinpoints": [[rows * side, cols * side] for rows, cols in offered]}
 
 
+def within(unit: int, longest: int) -> dict[str, Any]:
+    return {"size": {"longest_edge": longest}, "patch_size": square(unit)}
+
+
 def split(side: int, longest: int) -> dict[str, Any]:
     limits = {"size": {"longest_edge": longest}, "max_image_size": {"longest_edge": side}}
     return {"do_image_splitting": True, "do_pad": False, **limits}
@@ -99,6 +105,8 @@ SPECS: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "idefics3_small": ("Idefics3ImageProcessor", split(48, 192), 9),
     "llava_onevision": ("LlavaOnevisionImageProcessor", grids(384, GRIDS), 729),
     "llava_onevision_small": ("LlavaOnevisionImageProcessor", grids(48, GRIDS), 36),
+    "mistral3": ("PixtralImageProcessor", within(28, 1540), None),
+    "pixtral_small": ("PixtralImageProcessor", within(16, 512), None),
     "siglip": ("SiglipImageProcessor", {"size": square(384)}, 729),
     "siglip_small": ("SiglipImageProcessor", {"size": square(48)}, 36),
 }
@@ -135,6 +143,9 @@ def case(name: str, width: int, height: int) -> dict[str, Any]:
         views = unpatchify(np.asarray(out["pixel_values"]), rows, columns, settings["patch_size"])[None]
         found |= {"patches": [rows, columns]}
         tokens = rows * columns // 4
+    elif kind == "PixtralImageProcessor":
+        views = np.asarray(out["pixel_values"])
+        tokens = views.shape[2] * views.shape[3] // settings["patch_size"]["height"] ** 2
     else:
         nested = kind == "Idefics3ImageProcessor"
         views = np.stack(out["pixel_values"][0] if nested or kind.startswith("LlavaO") else out["pixel_values"])
@@ -217,6 +228,7 @@ RULES: dict[str, dict[str, Any]] = {
     },
     "internvl_small": {"kind": "ratio_tiles", "side": 48, "least": 1, "most": 6, "thumbnail": True},
     "llava_onevision_small": {"kind": "best_grid", "side": 48, "grids": GRIDS},
+    "pixtral_small": {"kind": "within", "unit": 16, "longest": 512},
     "qwen_small": {"kind": "native", "unit": 16, "least": 1024, "most": 10240},
 }  # fmt: skip
 NANOVLM = {

@@ -14,9 +14,11 @@ from edgevlm.checkpoint.families import (
     internvl,
     janus,
     lfm2_vl,
+    lighton_ocr,
     llava,
     llava_next,
     llava_onevision,
+    mistral3,
     nanovlm,
     qwen2_5_vl,
     qwen2_vl,
@@ -41,6 +43,7 @@ FAMILIES = (
     smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY, nanovlm.FAMILY,
     deepseek_vl.FAMILY, llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY, janus.FAMILY, lfm2_vl.FAMILY,
     gemma3.FAMILY,
+    mistral3.FAMILY, lighton_ocr.FAMILY,
 )  # fmt: skip
 
 

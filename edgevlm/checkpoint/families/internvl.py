@@ -41,9 +41,7 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
         post_norm=not pooled,
     )  # fmt: skip
     config.choice("select_layer" if remote else "vision_feature_layer", -1, {-1: "last"})
-    ratio = config.number("downsample_ratio", 0.5)
-    if not 1 / 64 <= ratio <= 1:
-        raise config.wrong("downsample_ratio", "a number from 1/64 to 1")
+    ratio = config.number("downsample_ratio", 0.5, least=1 / 64, most=1)
     return ModelSpec(
         name=checkpoint.name,
         family=str(checkpoint.config["model_type"]),
@@ -99,7 +97,9 @@ def _remote_image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
 def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     files.check_tokens("image_seq_length", model.image_tokens)
     text = PictureText(open="<img>", close="</img>")
-    chat = _remote_chat(files) if model.family == "internvl_chat" else None
+    chat = None
+    if model.family == "internvl_chat":  # its code writes its own conversation, whatever chat template there is
+        chat = ChatFormat(chatml(files.config.choice("template", None, _SYSTEM)), image_close="\n")
     return prompt_spec(files, model, picture=text, needed=("<img>", "</img>"), chat=chat, grounding=BOXES)
 
 
@@ -111,12 +111,6 @@ _SYSTEM = {
     "internvl2_5": "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"
     "多模态大语言模型。",
 }
-
-
-def _remote_chat(files: ProcessorFiles) -> ChatFormat:
-    """The remote code writes its own conversation, whatever chat template the tokenizer has."""
-    system = files.config.choice("template", None, _SYSTEM)
-    return ChatFormat(chatml(system), image_close="\n")
 
 
 TYPES, TOWERS = ("internvl", "internvl_chat"), ("internvl_vision", "intern_vit_6b")

@@ -8,7 +8,7 @@ from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import lfm2, names
 from edgevlm.checkpoint.families.decoders import is_tied
 from edgevlm.checkpoint.families.family import Family
-from edgevlm.checkpoint.families.tensors import ChannelsFirst, Names, prefix_of
+from edgevlm.checkpoint.families.tensors import Names, Swapped, prefix_of
 from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_siglip2
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import image_spec, processor_type, token_pixels
@@ -53,7 +53,7 @@ def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     tower, connector = prefix_of(checkpoint, TABLE), prefix_of(checkpoint, "linear_1.weight")
     return {
         **names.siglip(tower),
-        "vision.patch_embedding": ChannelsFirst(f"{tower}embeddings.patch_embedding", spec.vision.patch_size),
+        "vision.patch_embedding": Swapped(f"{tower}embeddings.patch_embedding", 3),
         "projector.norm": f"{connector}layer_norm",
         "projector.linear_1": f"{connector}linear_1",
         "projector.linear_2": f"{connector}linear_2",

@@ -10,17 +10,17 @@ from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.tensors import Names, prefix_of
-from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_vit
+from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_axial, read_vit
 from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
-from edgevlm.models.model import ModelSpec
+from edgevlm.models.model import ModelSpec, Tower
 from edgevlm.models.projector import Act, Linear, Step
 from edgevlm.models.spec import Decoder
 from edgevlm.models.towers.vit import Vit
 
 PATCHES = "embeddings.patch_embedding.weight"
-TOWERS = {"siglip_vision_model": "siglip", "clip_vision_model": "clip"}
-WHOLE = {"siglip": "full", "clip": "default"}  # every patch, and nothing else
+TOWERS = {"siglip_vision_model": "siglip", "clip_vision_model": "clip", "pixtral": "pixtral"}
+WHOLE = {"siglip": "full", "clip": "default", "pixtral": "full"}  # every patch, and nothing else
 
 
 def read_linked(
@@ -57,37 +57,47 @@ def two_maps(config: JsonFile, decoder: Decoder, bias: bool = True) -> tuple[Ste
     )
 
 
-def read_text(checkpoint: Checkpoint, config: JsonFile, kind: str = "llama") -> Decoder:
-    """The decoder of text_config, `kind` where it names none, which is tied where either config says so."""
+def read_text(checkpoint: Checkpoint, config: JsonFile, kind: str = "llama", tied: bool = False) -> Decoder:
+    """The decoder of text_config, which is tied where either config says so.
+
+    kind: where text_config names none. tied: where config.json does not say.
+    """
     text, prefix = config.section("text_config"), prefix_of(checkpoint, "embed_tokens.weight")
     says = text if text.flag("tie_word_embeddings", False) else config
-    tied = is_tied(checkpoint, says, text, f"{head_of(checkpoint)}.weight", f"{prefix}embed_tokens.weight")
+    head, embed = f"{head_of(checkpoint)}.weight", f"{prefix}embed_tokens.weight"
+    tied = is_tied(checkpoint, says, text, head, embed, tied)
     return read_decoder(text, tied=tied, usual=kind)
 
 
 def read_tower(
     config: JsonFile, kind: str = "clip_vision_model", select: str = "default", key: str = "vision_config"
-) -> Vit:
+) -> Tower:
     """The tower of vision_config, without its final norm and without the class token that CLIP's has."""
     vision = config.section(key)
     kind = vision.choice("model_type", kind, TOWERS)
     config.choice("vision_feature_select_strategy", select, {WHOLE[kind]: WHOLE[kind]})
     if kind == "siglip":
         return read_vit(vision, image_size=224, patch_size=16, hidden_size=768, heads=12, post_norm=False)
+    if kind == "pixtral":
+        return read_axial(vision, merge=1)
     return read_vit(
         vision, image_size=224, patch_size=32, hidden_size=768, heads=12, eps=1e-5, act="quick_gelu",
         patch_bias=False, class_token=True, pre_norm=True, post_norm=False,
     )  # fmt: skip
 
 
-def chosen_layers(vision: Vit, config: JsonFile, usual: Any) -> Vit:
+def chosen_layers(vision: Tower, config: JsonFile, usual: Any) -> Tower:
     """hidden_states[layer] of the tower: -1 is after its last layer, -2 after the one before; several side by side."""
     found = config.value("vision_feature_layer", usual)
     layers = [vision.num_layers + 1 + n if type(n) is int and n < 0 else n for n in _listed(found)]
     good = 1 <= len(layers) <= limits.TAPS and all(type(n) is int and 1 <= n <= vision.num_layers for n in layers)
     if not good:
         raise config.wrong("vision_feature_layer", f"one of the tower's {vision.num_layers} layers, or a list of them")
-    return replace(vision, num_layers=max(layers), taps=tuple(layers) if len(layers) > 1 else ())
+    if len(layers) == 1:
+        return replace(vision, num_layers=layers[0])
+    if not isinstance(vision, Vit):
+        raise config.wrong("vision_feature_layer", "one layer of a tower for any grid")
+    return replace(vision, num_layers=max(layers), taps=tuple(layers))
 
 
 def _listed(value: Any) -> list[Any]:
@@ -97,8 +107,10 @@ def _listed(value: Any) -> list[Any]:
 def linked_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     projector = prefix_of(checkpoint, "linear_1.weight")
     newline = {"newline": f"{prefix_of(checkpoint, 'image_newline')}image_newline"} if spec.newline else {}
+    width, patch = spec.vision.hidden_size, spec.vision.patch_size
+    square = isinstance(spec.vision, Vit)
     return {
-        **names.clip(prefix_of(checkpoint, PATCHES)),
+        **(names.clip(prefix_of(checkpoint, PATCHES)) if square else names.pixtral(checkpoint, patch, width)),
         **names.two_maps(projector),
         **newline,
         **names.llama(prefix_of(checkpoint, "embed_tokens.weight"), head_of(checkpoint)),
@@ -107,6 +119,8 @@ def linked_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
 
 def behind_the_layers(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
     """Tensors of the tower behind the layer whose states are used."""
+    if not isinstance(spec.vision, Vit):
+        return ()
     tower = prefix_of(checkpoint, PATCHES)
     layer = re.compile(rf"{re.escape(tower)}encoder\.layers\.([0-9]{{1,4}})\.")
     found = filter(None, map(layer.match, checkpoint.names()))

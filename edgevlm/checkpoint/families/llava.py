@@ -7,12 +7,13 @@ from edgevlm.checkpoint.families.composed import IMAGE, Composed
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.linked import TOWERS, behind_the_layers, linked_names, read_linked
 from edgevlm.checkpoint.processor.files import ProcessorFiles
-from edgevlm.checkpoint.processor.images import check_side, image_spec, mean_color, processor_type
-from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
+from edgevlm.checkpoint.processor.images import check_side, image_spec, mean_color, processor_type, within_spec
+from edgevlm.checkpoint.processor.prompts import ReadPrompt, broken_lines, prompt_spec
 from edgevlm.inputs.rules import Crop, Pad, Rule, Stretch
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
+from edgevlm.models.towers.vit import Vit
 
 
 def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
@@ -20,6 +21,8 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
 
 
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+    if not isinstance(model.vision, Vit):
+        return within_spec(files, model, "PixtralImageProcessor")
     file = files.image
     processor_type(file, "SiglipImageProcessor", "CLIPImageProcessor", "LlavaImageProcessor")
     file.require(True, "do_resize")
@@ -43,8 +46,9 @@ def _rule(file: JsonFile, model: ModelSpec) -> Rule:
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
-    if files.processor.value("processor_class", "LlavaProcessor") != "LlavaProcessor":
-        raise files.processor.wrong("processor_class", "LlavaProcessor")
+    if not isinstance(model.vision, Vit):
+        return broken_lines(files, model)
+    files.check_class("LlavaProcessor")
     return prompt_spec(files, model)
 
 

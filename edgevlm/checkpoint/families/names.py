@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgevlm.checkpoint.families.tensors import Plain, Scaled, Source, Split, SumFrames
+from edgevlm.checkpoint.checkpoint import Checkpoint
+from edgevlm.checkpoint.families.tensors import Plain, Scaled, Source, Split, SumFrames, prefix_of
 from edgevlm.models.towers.qwen_vit import QwenVit
 
 
@@ -44,6 +45,20 @@ def beit(prefix: str, positions: int, width: int) -> Entries:
         "vision.layers.{i}.fc1": f"{layer}.mlp.fc1",
         "vision.layers.{i}.fc2": scaled(f"{layer}.mlp.fc2", f"{layer}.lambda_2"),
         "vision.post_norm": f"{prefix}layernorm",
+    }
+
+
+def pixtral(checkpoint: Checkpoint, patch: int, width: int) -> Entries:
+    """transformers' PixtralVisionModel."""
+    prefix = prefix_of(checkpoint, "patch_conv.weight")
+    layer = f"{prefix}transformer.layers.{{i}}"
+    return {
+        "vision.patch_embedding": Plain(f"{prefix}patch_conv", (width, 3, patch, patch)),
+        "vision.pre_norm": f"{prefix}ln_pre",
+        "vision.layers.{i}.norm1": f"{layer}.attention_norm",
+        **{f"vision.layers.{{i}}.{part}": f"{layer}.attention.{part}_proj" for part in "qkvo"},
+        "vision.layers.{i}.norm2": f"{layer}.ffn_norm",
+        **{f"vision.layers.{{i}}.{part}": f"{layer}.feed_forward.{part}_proj" for part in ("gate", "up", "down")},
     }
 
 

@@ -92,9 +92,7 @@ FAKE, WHOLE = "<fake_token_around_image>", "<global-img>"
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
-    kind, known = files.processor.value("processor_class"), ("Idefics3Processor", "SmolVLMProcessor")
-    if kind not in (None, *known):
-        raise files.processor.wrong("processor_class", " or ".join(known))
+    files.check_class("Idefics3Processor", "SmolVLMProcessor")
     files.check_tokens("image_seq_len", model.image_tokens)
     tile = f"{FAKE}<row_{{row}}_col_{{col}}>"
     text = PictureText(tile=tile, row_close="\n", whole=f"\n{FAKE}{WHOLE}", alone=f"{FAKE}{WHOLE}", close=FAKE)

@@ -79,6 +79,21 @@ class Scaled:
 
 
 @dataclass(frozen=True)
+class Swapped:
+    """A map whose inputs stand in another order: stored as (.., n, `last`), read as (.., last, n)."""
+
+    stem: str
+    last: int
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {_name(self.stem, part): shape}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        found = read(_name(self.stem, part))
+        return found if part == "bias" else found.reshape(shape[0], -1, self.last).swapaxes(1, 2).reshape(shape)
+
+
+@dataclass(frozen=True)
 class Times:
     """A tensor multiplied by one number."""
 
@@ -132,23 +147,6 @@ class SumFrames:
     def make(self, read: Read, part: str, shape: Shape) -> F32:
         values = read(_name(self.stem, part))
         return values.sum(axis=2).reshape(shape) if part == "weight" else values
-
-
-@dataclass(frozen=True)
-class ChannelsFirst:
-    """A map of patches whose values are stored pixel by pixel (patch, patch, 3), for patches of whole channels."""
-
-    stem: str
-    patch: int
-
-    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
-        return {_name(self.stem, part): shape}
-
-    def make(self, read: Read, part: str, shape: Shape) -> F32:
-        values = read(_name(self.stem, part))
-        if part == "bias":
-            return values
-        return values.reshape(-1, self.patch**2, 3).swapaxes(1, 2).reshape(shape)
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,31 @@ def read_siglip2(config: JsonFile, merge: int) -> QwenVit:
     )
 
 
+def read_axial(config: JsonFile, merge: int) -> QwenVit:
+    """A tower of gated blocks without biases on any grid, a norm before the first, RoPE over rows and columns."""
+    hidden, count = config.count("hidden_size", 1024), config.count("num_attention_heads", 16)
+    config.choice("num_channels", 3, {3: "3"})
+    size = max(1, hidden // count)
+    config.choice("head_dim", size, {size: f"{size}"})
+    rope = config.section("rope_parameters")
+    rope.choice("rope_type", "axial", {"axial": "axial", "default": "axial"})
+    mlp = Mlp(
+        config.count("intermediate_size", 4096), config.choice("hidden_act", "gelu", ACTIVATIONS | {"silu": "silu"})
+    )
+    return QwenVit(
+        patch_size=config.side("patch_size", 16),
+        merge=merge,
+        window=None,
+        hidden_size=hidden,
+        num_layers=config.count("num_hidden_layers", 24, most=limits.LAYERS),
+        full=(),
+        block=Block((Attention(count, count, size, rope="patches"),), mlp, Norm("rms", 1e-5)),
+        theta=rope.number("rope_theta", config.number("rope_theta", 10000.0)),
+        pre_norm=True,
+        staggered=True,
+    )
+
+
 def bucketed_positions(side: int) -> npt.NDArray[np.int64]:
     """The row of the position table that each of side x side patches takes, in raster order (Idefics2 and its kin).
 

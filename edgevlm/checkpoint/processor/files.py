@@ -61,6 +61,11 @@ class ProcessorFiles:
         special = read_json_file(self.folder / "special_tokens_map.json", required=False)
         return special.data | self.tokenizer_config.data
 
+    def check_class(self, *known: str) -> None:
+        """Refuse a file that names another processor."""
+        if self.processor.value("processor_class") not in (None, *known):
+            raise self.processor.wrong("processor_class", " or ".join(known))
+
     def check_tokens(self, key: str, tokens: int) -> None:
         """Refuse a processor that gives a view another number of image tokens than config.json does."""
         if self.processor.value(key, tokens) != tokens:

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from edgevlm.checkpoint.processor.files import ProcessorFiles
-from edgevlm.inputs.rules import Native, Rule
+from edgevlm.inputs.rules import Native, Rule, Within
 from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
@@ -95,6 +95,17 @@ def token_pixels(model: ModelSpec) -> int:
         getattr(s, "scale", 1) * getattr(s, "side", 1) for s in model.projector if isinstance(s, Shuffle | Group | Pool)
     )
     return model.vision.patch_size * math.prod(merged)
+
+
+def within_spec(files: ProcessorFiles, model: ModelSpec, kind: str) -> ImageSpec:
+    """Pictures of no more than some length, in whole image tokens. kind: the image processor's class."""
+    file = files.image
+    processor_type(file, kind)
+    file.require(True, "do_resize")
+    file.require(False, "do_center_crop")
+    size = file.value("size", {"longest_edge": 1024})
+    longest = file.edge("size") if isinstance(size, dict) and "longest_edge" in size else file.square("size")
+    return image_spec(files, model, Within(token_pixels(model), longest), usual=3)
 
 
 def offered_grids(files: ProcessorFiles, side: int, usual: list[list[int]]) -> tuple[tuple[int, int], ...]:

@@ -67,6 +67,13 @@ def prompt_spec(
     return ReadPrompt(spec, f"{chat.image_open}{placeholder}{chat.image_close}")
 
 
+def broken_lines(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
+    """`prompt_spec` of a processor that writes one token between rows of image tokens and another behind the last."""
+    line = files.processor.text("image_break_token", "[IMG_BREAK]")
+    end = files.processor.text("image_end_token", "[IMG_END]")
+    return prompt_spec(files, model, picture=PictureText(line_break=line, close=end), needed=(line, end))
+
+
 def _image_token(files: ProcessorFiles, model: ModelSpec) -> str:
     added = files.tokenizer.get_added_tokens_decoder()
     token = added.get(model.image_token_id)
@@ -128,7 +135,7 @@ def _stop_ids(files: ProcessorFiles, model: ModelSpec, ids: dict[str, int], chat
 def _prove(spec: PromptSpec, files: ProcessorFiles) -> None:
     """Refuse a tokenizer that reads a whole prompt, as transformers gives it, in another way than piece by piece."""
     prompter, whole = Prompter(spec, files.tokenizer_json), files.tokenizer
-    views = [ViewTokens(None, 1, 2)]
+    views = [ViewTokens(None, 2, 2)]
     for probe in probes():
         if not takes(spec.chat, probe):
             continue
@@ -153,6 +160,6 @@ def _written(part: object, spec: PromptSpec, views: list[ViewTokens], count: int
         return part.text
     number = spec.picture.number.replace("{index}", str(part.index)) if count > 1 else ""
     return number + "".join(
-        piece if isinstance(piece, str) else spec.image_token * (piece.rows * piece.cols)
+        piece if isinstance(piece, str) else spec.picture.line_break.join([spec.image_token * piece.cols] * piece.rows)
         for piece in picture_parts(spec.picture, views)
     )

@@ -37,6 +37,8 @@ class QwenVit:
     resample: str = "corners"  # how: "corners" on corners, or by a triangle filter that "smooth"s where it shrinks
     post_norm: bool = False  # behind the last layer
     deepstack: tuple[int, ...] = ()  # layers whose states become further levels of features (arXiv 2406.04334)
+    pre_norm: bool = False  # before the first layer
+    staggered: bool = False  # a column's frequencies lie between a row's, not at the same places
     kind: str = "qwen_vit"
 
     @property
@@ -85,6 +87,7 @@ class QwenVit:
                 x = ops.add_shares(x, name, *shape, "table_shares")
             else:
                 x = ops.add_mixed(x, name, *shape, "table_rows", "table_shares")
+        x = ops.norm(x, "vision.pre_norm", self.block.norm) if self.pre_norm else x
         marked = []
         for i in range(self.num_layers):
             x = self._layer(ops, x, i)
@@ -183,7 +186,8 @@ class QwenVit:
     def _rope(self, row: I64, col: I64) -> tuple[F32, F32]:
         """cos and sin (P, head size / 2): a quarter of a head is rotated by row, a quarter by column."""
         quarter = self.attention.head_dim // 4
-        exponents = np.arange(quarter, dtype=np.float32) / np.float32(quarter)
+        exponents = np.arange(0, 1, 0.5 / quarter, dtype=np.float32)  # those of a whole head
         frequencies = (1.0 / np.power(np.float32(self.theta), exponents)).astype(np.float32)
-        angles = np.concatenate([place[:, None].astype(np.float32) * frequencies for place in (row, col)], -1)
+        own = frequencies[::2], frequencies[int(self.staggered) :: 2]
+        angles = np.concatenate([p[:, None].astype(np.float32) * f for p, f in zip((row, col), own, strict=True)], -1)
         return np.cos(angles), np.sin(angles)
