@@ -1,12 +1,25 @@
-"""Tiles: which grid of them a picture takes, and the views that they are."""
+"""Sizes in whole units, and tiles: which grid of them a picture takes, and the views that they are."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.views import Color, CropTo, PadTo, Step, View
+from edgevlm.inputs.views import Color, CropTo, PadTo, ResizeTo, Step, View
 from edgevlm.io import limits
+
+
+def near(width: int, height: int, unit: int, least: int, most: int) -> tuple[int, int]:
+    """Width and height near these: multiples of `unit`, at least one each, `least` to `most` pixels in all."""
+    wide, high = (max(unit, round(edge / unit) * unit) for edge in (width, height))
+    if wide * high > most:
+        beta = math.sqrt(height * width / most)
+        return max(unit, math.floor(width / beta / unit) * unit), max(unit, math.floor(height / beta / unit) * unit)
+    if wide * high < least:
+        beta = math.sqrt(least / (height * width))
+        return math.ceil(width * beta / unit) * unit, math.ceil(height * beta / unit) * unit
+    return wide, high
 
 
 def nearest_grid(width: int, height: int, side: int, least: int, most: int) -> tuple[int, int]:
@@ -19,6 +32,29 @@ def nearest_grid(width: int, height: int, side: int, least: int, most: int) -> t
         if off < gap or (off == gap and width * height > 0.5 * side * side * cols * rows):
             best, gap = (cols, rows), off
     return best
+
+
+def fullest_grid(width: int, height: int, side: int, offered: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Rows and columns of the grid that shows most pixels of the picture; of equal ones, that which leaves least empty,
+    and then the first."""
+
+    def worth(grid: tuple[int, int]) -> tuple[int, int]:
+        wide, high = grid[1] * side, grid[0] * side
+        scale = min(wide / width, high / height)
+        shown = min(int(width * scale) * int(height * scale), width * height)
+        return shown, shown - wide * high
+
+    return max(offered, key=worth)
+
+
+def centred(width: int, height: int, wide: int, high: int) -> tuple[ResizeTo, PadTo]:
+    """A picture of width x height in its own shape in the middle of a black canvas of wide x high."""
+    across, down = wide / width, high / height
+    if across < down:
+        size = wide, min(math.ceil(height * across), high)
+    else:
+        size = min(math.ceil(width * down), wide), high
+    return ResizeTo(*size), PadTo(wide, high, (wide - size[0]) // 2, (high - size[1]) // 2, (0, 0, 0))
 
 
 def count(canvas: tuple[Step, ...], side: int) -> int:

@@ -15,7 +15,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs import grids
 from edgevlm.inputs.check import check
 from edgevlm.inputs.resample import FILTERS
-from edgevlm.inputs.views import Color, CropTo, PadTo, ResizeTo, View
+from edgevlm.inputs.views import Color, CropTo, ResizeTo, View
 from edgevlm.io import limits
 
 
@@ -241,21 +241,8 @@ class BestGrid(_CheckedRule):
         fitting = [grid for grid in self.grids if budget is None or grid[0] * grid[1] < budget]
         if not fitting:
             return [whole]
-        rows, cols = max(fitting, key=lambda grid: self._worth(width, height, *grid))
-        wide, high = cols * side, rows * side
-        across, down = wide / width, high / height
-        size = (wide, min(math.ceil(height * across), high)) if across < down else (
-            min(math.ceil(width * down), wide), high
-        )  # fmt: skip
-        canvas = PadTo(wide, high, (wide - size[0]) // 2, (high - size[1]) // 2, (0, 0, 0))
-        return [whole, *grids.tiles((ResizeTo(*size), canvas), side)]
-
-    def _worth(self, width: int, height: int, rows: int, cols: int) -> tuple[int, int]:
-        """Pixels of the picture that a grid shows, and less of the canvas that stays empty: `max` takes the best."""
-        wide, high = cols * self.side, rows * self.side
-        scale = min(wide / width, high / height)
-        shown = min(int(width * scale) * int(height * scale), width * height)
-        return shown, shown - wide * high
+        rows, cols = grids.fullest_grid(width, height, side, fitting)
+        return [whole, *grids.tiles(grids.centred(width, height, cols * side, rows * side), side)]
 
 
 @dataclass(frozen=True)
@@ -312,7 +299,7 @@ class NativeOrTiles(_CheckedRule):
         return {"least": least, "most": most, "large": limits.COUNT} | tiles
 
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
-        whole = View((ResizeTo(*_near(width, height, self.unit, self.least, self.most)),))
+        whole = View((ResizeTo(*grids.near(width, height, self.unit, self.least, self.most)),))
         wide, high = (max(self.patch, round(edge / self.unit) * self.unit) for edge in (width, height))
         count = self.count if budget is None else min(self.count, budget - self.thumbnail)
         if wide * high <= self.large or count < max(2, self.fewest):
@@ -355,15 +342,3 @@ Rule = (
     | NativeOrTiles
     | Within
 )
-
-
-def _near(width: int, height: int, unit: int, least: int, most: int) -> tuple[int, int]:
-    """Width and height near these: multiples of `unit`, at least one each, `least` to `most` pixels in all."""
-    wide, high = (max(unit, round(edge / unit) * unit) for edge in (width, height))
-    if wide * high > most:
-        beta = math.sqrt(height * width / most)
-        return max(unit, math.floor(width / beta / unit) * unit), max(unit, math.floor(height / beta / unit) * unit)
-    if wide * high < least:
-        beta = math.sqrt(least / (height * width))
-        return math.ceil(width * beta / unit) * unit, math.ceil(height * beta / unit) * unit
-    return wide, high
