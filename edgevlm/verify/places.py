@@ -69,7 +69,8 @@ def _patches(tower: QwenVit, case: dict[str, Any]) -> str:
 
 def _angles(tower: QwenVit, places: I64) -> F32:
     quarter = tower.attention.head_dim // 4
-    frequencies = tower.theta ** (-np.arange(quarter) / quarter)
+    between = np.array([[0.0], [0.5 * tower.staggered]])  # of a row, of a column
+    frequencies = tower.theta ** (-(np.arange(quarter) + between) / quarter)
     return np.asarray(places[:, :, None] * frequencies, np.float32).reshape(len(places), -1)
 
 

@@ -24,7 +24,7 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Linear, Queries, Shuffle, Step
 from edgevlm.models.towers.vit import Vit
 
-HEAD = "lm_head"
+HEAD, FAKE, WHOLE = "lm_head", "<fake_token_around_image>", "<global-img>"
 
 
 def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
@@ -86,9 +86,6 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     # Frames are whole pictures; what is said of them is in transformers' models/smolvlm/processing_smolvlm.py.
     intro = "You are provided the following series of {count} frames from a {duration} [H:MM:SS] video.\n"
     return with_video(made, files, "SmolVLMVideoProcessor", replace(rule, split=False), intro, "\nFrame from {time}:")
-
-
-FAKE, WHOLE = "<fake_token_around_image>", "<global-img>"
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
