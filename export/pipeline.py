@@ -15,6 +15,7 @@ from edgevlm.bundle.qtensor import QTensor
 from edgevlm.bundle.targets import TargetEntry
 from edgevlm.checkpoint.checkpoint import Checkpoint, Weights
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt, read_prompt_spec
+from edgevlm.checkpoint.families.tensors import MappedWeights
 from edgevlm.checkpoint.opening import open_model
 from edgevlm.checkpoint.processor.images import with_newline
 from edgevlm.checkpoint.upstream import UPSTREAM, upstream_files
@@ -114,10 +115,9 @@ def _export(options: ExportOptions, output: Replacement, progress: Progress) -> 
         cache_dir=options.cache_dir,
         adapter=options.adapter,
         processor=options.processor,
+        judge=lambda remote: _read(remote, options),
     )
-    spec, weights = read_model(checkpoint)
-    for target in options.targets:  # before anything is written
-        TARGETS[target].check_model(spec, checkpoint.processor / "tokenizer.json", options.coreml)
+    spec, weights = _read(checkpoint, options)
     recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
     if options.calibration is not None and options.calibration.budget is not None:
         check_budget(spec, weights, recipe, options.targets, _shared_bytes(checkpoint), options.calibration.budget)
@@ -157,6 +157,14 @@ def _export(options: ExportOptions, output: Replacement, progress: Progress) -> 
     )
     error.report = report
     raise error
+
+
+def _read(checkpoint: Checkpoint, options: ExportOptions) -> tuple[ModelSpec, MappedWeights]:
+    """The model, refused where a target cannot hold it, before anything is fetched or written."""
+    spec, weights = read_model(checkpoint)
+    for target in options.targets:
+        TARGETS[target].check_model(spec, checkpoint.processor / "tokenizer.json", options.coreml)
+    return spec, weights
 
 
 def _shared_bytes(checkpoint: Checkpoint) -> int:

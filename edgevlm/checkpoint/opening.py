@@ -6,6 +6,7 @@ fetched or read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +67,14 @@ def open_model(
     cache_dir: Path | None = None,
     adapter: str | Path | None = None,
     processor: str | None = None,
+    judge: Callable[[Checkpoint], object] = read_checkpoint,
 ) -> Checkpoint:
     """Open `model`: a local folder, a Hub id "owner/name", or "default", the model that ships with edgevlm.
 
     revision and cache_dir matter to the Hub alone; a revision is of `model`. adapter: a LoRA folder or Hub id, merged
     tensor by tensor. processor: a folder or Hub id that the tokenizer and the processor's files are taken from, for
-    weights that a trainer saved alone. Raises EdgeVLMError.
+    weights that a trainer saved alone. judge: is shown a model of the Hub by its small files and headers, before its
+    weights are fetched, and raises EdgeVLMError for what is of no use; so does this function.
     """
     named = resolve(model, None if adapter is None else str(adapter), revision=revision, cache_dir=cache_dir)
     its_revision = revision if named.model == model else None
@@ -79,21 +82,26 @@ def open_model(
     name = name_of(named.model)
     find_family(read_config(folder), name or folder.resolve().name)
     if _is_remote(named.model, folder):
-        read_checkpoint(_by_headers(named.model, folder))
+        judge(_with_processor(_by_headers(named.model, folder), processor, cache_dir))
         folder = find_folder(named.model, "model", its_revision, cache_dir)
-    checkpoint = Checkpoint(folder, name=name)
+    checkpoint = _with_processor(Checkpoint(folder, name=name), processor, cache_dir)
+    if named.adapter is not None:
+        where = find_folder(named.adapter, "adapter", revision if named.adapter == model else None, cache_dir)
+        checkpoint.adapter = LoraAdapter(where, adapter_base(checkpoint))
+        checkpoint.adapter_name = named.adapter
+    return checkpoint
+
+
+def _with_processor(checkpoint: Checkpoint, processor: str | None, cache_dir: Path | None) -> Checkpoint:
+    """The checkpoint with the processor's files of elsewhere, where these are named."""
     if processor is not None:
         checkpoint.processor = find_folder(processor, "processor", None, cache_dir, weights=False)
-        upstream_files(folder, checkpoint.processor)
+        upstream_files(checkpoint.folder, checkpoint.processor)
     if not (checkpoint.processor / "tokenizer.json").exists():
         raise EdgeVLMError(
             f"{checkpoint.processor} has no tokenizer.json: if a trainer saved the weights alone, name the model that "
             "it began with, whose files then count: --processor BASE."
         )
-    if named.adapter is not None:
-        where = find_folder(named.adapter, "adapter", revision if named.adapter == model else None, cache_dir)
-        checkpoint.adapter = LoraAdapter(where, adapter_base(checkpoint))
-        checkpoint.adapter_name = named.adapter
     return checkpoint
 
 

@@ -139,6 +139,7 @@ def _inside(place: tuple[float, float], frame: Frame) -> bool:
 # Numbers of at most seven digits before the point: more is no place in a picture.
 _NUMBER = re.compile(r"(?<![\d.])-?\d{1,7}(?:\.\d{0,9})?(?![\d.])")
 _OBJECT = re.compile(r"\{[^{}]*\}")
+_WORDS = re.compile(r"(?:\s*<[^<>\s]{1,40}>)*\s*")  # what stands before a label: white space and other tokens
 _BETWEEN = re.compile(r"[\s()\[\],]*")
 _LIST = re.compile(r"\[[^\[\]]*\]")
 Found = Iterator[tuple[str, list[float]]]
@@ -188,7 +189,8 @@ def _tokens(text: str, grounding: Grounding) -> Found:
         row.append(number)
         between = text[end : following[0] if following else len(text)]
         if following is None or between.strip():
-            label = re.split(r"[;\n<]", between, maxsplit=1)[0]
+            label = _WORDS.sub("", between[: limits.LABEL * 16], count=1).partition(";")[0].partition("<")[0]
+            label = label.partition("\n")[0]
             size = 2 if len(row) == 2 else 4
             for start in range(0, len(row) - size + 1, size):
                 yield label, row[start : start + size]

@@ -215,6 +215,24 @@ def test_headers_say_what_the_weights_are(hub: Hub, tiny_checkpoint: Path) -> No
     assert open_headers("someone/lora").name == "someone/tiny"
 
 
+def test_a_target_that_cannot_hold_it_costs_no_download(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = hub.root / "someone" / "tiny" / "tokenizer.json"
+    tokenizer = json.loads(place.read_text())
+    tokenizer["normalizer"] = {"type": "Lowercase"}
+    place.write_text(json.dumps(tokenizer))
+    with pytest.raises(SystemExit):
+        main(["info", "someone/tiny", "--json"])
+    said = json.loads(capsys.readouterr().out)["targets"]
+    assert said["onnx"]["refusal"] is None and said["onnx"]["sizes"]["int4"] > 0
+    with pytest.raises(SystemExit):
+        main(["export", "someone/tiny", "--target", "onnx,gguf", "-o", str(tmp_path / "out")])
+    assert capsys.readouterr().err == f"Error: {said['gguf']['refusal']}\n" and not (tmp_path / "out").exists()
+    assert "(it normalizes text)" in said["gguf"]["refusal"]
+    assert "model.safetensors" not in hub.fetched
+
+
 def test_a_hub_that_is_not_there(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*names: Any, **rest: Any) -> Any:
         raise ConnectionError("no route")

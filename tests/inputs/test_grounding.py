@@ -236,6 +236,15 @@ def test_points() -> None:
     assert find('{"point_2d": [1001, 20]}', Grounding("json"), UNIT) == ((), ())
 
 
+def test_labels_behind_tokens_of_other_kinds() -> None:
+    """PaliGemma's masks stand between a box and its label (big_vision, paligemma_parse.py's example, shortened)."""
+    text = (
+        "<loc0000><loc0000><loc0930><loc1012> <seg114><seg074> wall ; <loc0722><loc0047><loc0895><loc0378> <seg068> car"
+    )
+    found = find(text, CONVENTIONS["loc 1024"].grounding, Frame(1024, 1024, 1.0, 1.0, 0.0, 0.0, (1024, 1024)))[0]
+    assert found == (Box("wall", 0, 0, 1012, 930), Box("car", 47, 722, 378, 895))
+
+
 def test_labels_hold_for_what_follows_them() -> None:
     text = "<ref>cat</ref><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box> and <ref>dog</ref> <box>[[1,1,9,9]]</box>"
     text += ", <box>[2,2,3,3]</box> then <box>[[4,4,5,5]]</box>"

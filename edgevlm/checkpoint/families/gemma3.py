@@ -13,6 +13,7 @@ from edgevlm.checkpoint.families.towers import read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, processor_type
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
+from edgevlm.inputs.grounding import Grounding
 from edgevlm.inputs.rules import Stretch
 from edgevlm.inputs.spec import ImageSpec, PictureText
 from edgevlm.io.json import JsonFile
@@ -79,7 +80,10 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     files.check_tokens("image_seq_length", model.image_tokens)
     first, last = (_token(files, key, usual) for key, usual in (("boi", 255999), ("eoi", 256000)))
     text = PictureText(open=f"\n\n{first}", close=f"{last}\n\n")
-    return prompt_spec(files, model, picture=text, needed=(first, last), placeholder=first)
+    return prompt_spec(files, model, picture=text, needed=(first, last), placeholder=first, grounding=BOXES)
+
+
+BOXES = Grounding("json", 1000, y_first=True)
 
 
 def _token(files: ProcessorFiles, name: str, usual: int) -> str:
