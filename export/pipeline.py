@@ -18,6 +18,7 @@ from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt
 from edgevlm.checkpoint.families.tensors import MappedWeights
 from edgevlm.checkpoint.opening import open_model
 from edgevlm.checkpoint.processor.images import with_newline
+from edgevlm.checkpoint.processor.prompts import with_markers
 from edgevlm.checkpoint.upstream import UPSTREAM, upstream_files
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.calibrate.choose import check_budget
@@ -183,7 +184,8 @@ def _calibrate(
     scratch: Path,
     progress: Progress,
 ) -> Calibration:
-    prompter = Prompter(read_prompt_spec(checkpoint.processor, spec), checkpoint.processor / "tokenizer.json")
+    prompt = with_markers(read_prompt_spec(checkpoint.processor, spec), spec, weights)
+    prompter = Prompter(prompt, checkpoint.processor / "tokenizer.json")
     shared = _shared_bytes(checkpoint)
     return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, progress)
 
@@ -200,6 +202,7 @@ def _write(
 ) -> Bundle:
     weights, recipe = expected.weights, expected.recipe
     prompt_spec, picture = read_prompt(checkpoint.processor, spec)
+    prompt_spec = with_markers(prompt_spec, spec, weights)
     write_upstream(checkpoint, folder, processor_template(prompt_spec.chat, picture))
     settle_tokenizer(folder / "tokenizer.json")
     write_json(folder / "preprocess.json", to_dict(image_spec))

@@ -8,6 +8,7 @@ from edgevlm.checkpoint.adapter import Base, LoraAdapter
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_prompt_spec
 from edgevlm.checkpoint.processor.images import with_newline
+from edgevlm.checkpoint.processor.prompts import with_markers
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.types import F32
@@ -18,7 +19,8 @@ from edgevlm.verify.inputs import Source
 def read_source(folder: Path, spec: ModelSpec, weights: Weights) -> Source:
     """The image rules, prompt rules and tokenizer of the checkpoint in `folder`, which has these weights."""
     image = with_newline(read_image_spec(folder, spec), weights)
-    return Source(image, read_prompt_spec(folder, spec), folder / "tokenizer.json")
+    prompt = with_markers(read_prompt_spec(folder, spec), spec, weights)
+    return Source(image, prompt, folder / "tokenizer.json")
 
 
 def read_adapter(checkpoint: Checkpoint) -> MergedAdapter | None:

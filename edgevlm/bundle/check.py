@@ -91,6 +91,9 @@ def check_prompt(prompt: PromptSpec, spec: ModelSpec) -> None:
     """Every token of prompt.json is one of the manifest's model."""
     if prompt.image_token_id != spec.image_token_id:
         raise _disagree("prompt.json", f"image_token_id {prompt.image_token_id}", f"{spec.image_token_id}")
+    found = {marker.token_id: len(marker.row) for marker in prompt.markers}
+    if found != dict.fromkeys(spec.markers, spec.decoder.hidden_size):
+        raise _disagree("prompt.json", f"rows for the tokens {sorted(found)}", f"whole ones for {sorted(spec.markers)}")
     for token in (*prompt.stop_ids, *([prompt.bos_id] if prompt.add_bos else [])):
         if token is not None and token >= spec.decoder.vocab_size:
             raise _disagree("prompt.json", f"the token {token}", f"ids below {spec.decoder.vocab_size}")

@@ -9,6 +9,8 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.views import Color, CropTo, PadTo, ResizeTo, Step, View
 from edgevlm.io import limits
 
+_ENOUGH = 0.9  # of a picture's pixels
+
 
 def near(width: int, height: int, unit: int, least: int, most: int) -> tuple[int, int]:
     """Width and height near these: multiples of `unit`, at least one each, `least` to `most` pixels in all."""
@@ -55,6 +57,29 @@ def centred(width: int, height: int, wide: int, high: int) -> tuple[ResizeTo, Pa
     else:
         size = min(math.ceil(width * down), wide), high
     return ResizeTo(*size), PadTo(wide, high, (wide - size[0]) // 2, (high - size[1]) // 2, (0, 0, 0))
+
+
+def covering_grid(width: int, height: int, side: int, most: int) -> tuple[int, int]:
+    """Columns and rows of the smallest grid of up to `most` tiles that shows enough of the picture, or of the one that
+    shows most. The share that counts for n columns and m rows is that of n rows and m columns, as in the processors
+    that cut pictures so.
+    """
+    grids = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1)]
+    shares = {grid: _shown(width, height, side, *grid) for grid in sorted(grids, key=math.prod)}
+    if enough := [grid for grid, share in shares.items() if share > _ENOUGH]:
+        return min(enough, key=lambda grid: (math.prod(grid), -shares[grid]))
+    return min(shares, key=lambda grid: (-shares[grid], math.prod(grid)))
+
+
+def _shown(width: int, height: int, side: int, rows: int, cols: int) -> float:
+    """Of the picture's pixels, those that its parts have once they are scaled down to `side`; the last parts take what
+    is left over.
+    """
+    heights = [height // rows] * (rows - 1) + [height - height // rows * (rows - 1)]
+    widths = [width // cols] * (cols - 1) + [width - width // cols * (cols - 1)]
+    parts = ((max(w, h), min(w, h)) for h in heights for w in widths)
+    kept = (side * (short / long * side) if long > side else long * short for long, short in parts)
+    return sum(kept) / (width * height)
 
 
 def count(canvas: tuple[Step, ...], side: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,11 +47,20 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Marker:
+    """A control token around a picture that has an embedding of its own, in place of its row of the table."""
+
+    start: int
+    row: F32 = field(compare=False, repr=False)  # (D,)
+
+
+@dataclass(frozen=True)
 class Layout:
     """A prompt of `length` tokens; what follows it is the answer."""
 
     length: int
     spans: tuple[Span, ...] = ()
+    markers: tuple[Marker, ...] = ()
 
 
 def split_features(features: F32, layout: Layout) -> list[F32]:
@@ -87,7 +96,8 @@ def _disagree(found: object, expected: object) -> EdgeVLMError:
 
 
 def merge(embeds: F32, layout: Layout, features: Sequence[F32]) -> F32:
-    """Embeddings (S, D) of a prompt with the views' features (tokens, D) in the places of its image tokens.
+    """Embeddings (S, D) of a prompt with the views' features (tokens, D) in the places of its image tokens, and with
+    its markers' own embeddings.
 
     Raises EdgeVLMError where an encoder gave others than the prompt has room for.
     """
@@ -96,6 +106,8 @@ def merge(embeds: F32, layout: Layout, features: Sequence[F32]) -> F32:
         if rows.shape != (span.tokens, merged.shape[1]):
             raise _disagree(rows.shape, (span.tokens, merged.shape[1]))
         merged[span.places] = rows
+    for marker in layout.markers:
+        merged[marker.start] = marker.row
     return merged
 
 

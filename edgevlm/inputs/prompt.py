@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.layout import Layout, Span
+from edgevlm.inputs.layout import Layout, Marker, Span
 from edgevlm.inputs.spec import Chat, PictureText, PromptSpec, ViewTokens
 from edgevlm.inputs.tokenizer import StreamDecoder, decode, encode, inner_tokenizer, load_tokenizer
 from edgevlm.types import Ids
@@ -199,8 +199,13 @@ class Prompter:
                         control(part)
                     else:
                         spans.append(_span(spec, text, control, part))
-        ids = [spec.bos_id] * spec.add_bos + text.ids()
-        return np.array(ids, dtype=np.int64), Layout(len(ids), tuple(spans))
+        ids = np.array([spec.bos_id] * spec.add_bos + text.ids(), dtype=np.int64)
+        markers = self._markers(ids) if pictures else ()
+        return ids, Layout(len(ids), tuple(spans), markers)
+
+    def _markers(self, ids: Ids) -> tuple[Marker, ...]:
+        rows = {marker.token_id: np.array(marker.row, np.float32) for marker in self.spec.markers}
+        return tuple(Marker(place, rows[i]) for place, i in enumerate(ids.tolist()) if i in rows)
 
     def decode(self, ids: Sequence[int] | Ids, *, special: bool = False) -> str:
         """The text of token ids; bytes that are not UTF-8 read as U+FFFD. special: with special tokens spelled."""
@@ -214,15 +219,21 @@ class Prompter:
 def picture_parts(around: PictureText, views: Views) -> Iterator[str | ViewTokens]:
     """The control text of one picture, and among it each view's image tokens."""
     yield around.open
+    before = None
     for number, view in enumerate(views):
         place = view.place
         if place is None:
             yield around.whole if len(views) > 1 else around.alone
         else:
+            if before is not None:
+                yield around.tile_join if before[0] == place[0] else around.row_join
             yield around.tile.replace("{row}", str(place[0])).replace("{col}", str(place[1]))
         if min(view.rows, view.cols) < 1:
             raise EdgeVLMError(f"A view of {view.rows} x {view.cols} image tokens is none: give a larger picture.")
         yield view
+        before = place
+        if place is None:
+            yield around.whole_close
         following = views[number + 1].place if number + 1 < len(views) else None
         if place is not None and (following is None or following[0] != place[0]):
             yield around.row_close

@@ -6,7 +6,6 @@ most views that a picture may have; None leaves it to the rule, and rules withou
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,88 +13,13 @@ from dataclasses import dataclass
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs import grids
 from edgevlm.inputs.check import check
-from edgevlm.inputs.resample import FILTERS
-from edgevlm.inputs.views import Color, CropTo, ResizeTo, View
+from edgevlm.inputs.squares import CheckedRule, Crop, Fit, Pad, Stretch
+from edgevlm.inputs.views import ResizeTo, View
 from edgevlm.io import limits
 
 
-class _CheckedRule:
-    """Every whole number of a rule is at least 1 and bounded."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if type(value) is int:
-                most = self.bounds().get(field.name, limits.VIEW_SIDE)
-                check(1 <= value <= most, "image", field.name, f"1 to {most}", value)
-            elif field.name == "whole_resample":
-                check(value in FILTERS, "image", field.name, " or ".join(FILTERS), value)
-            elif field.name == "color":
-                check(all(0 <= v <= 255 for v in value), "image", "color", "0 to 255", value)
-
-    def bounds(self) -> dict[str, int]:
-        """The largest value of a field, where it is no edge."""
-        return {}
-
-
 @dataclass(frozen=True)
-class Stretch(_CheckedRule):
-    """One square view, whatever the picture's shape (SigLIP)."""
-
-    side: int
-    kind: str = "stretch"
-
-    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
-        return [View((ResizeTo(self.side, self.side),))]
-
-
-@dataclass(frozen=True)
-class Crop(_CheckedRule):
-    """The short edge to `shortest`, then the square in the middle (CLIP)."""
-
-    shortest: int
-    side: int
-    kind: str = "crop"
-
-    def bounds(self) -> dict[str, int]:
-        return {"side": min(self.shortest, limits.VIEW_SIDE)}
-
-    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
-        long = int(self.shortest * max(width, height) / min(width, height))
-        size = (self.shortest, long) if width <= height else (long, self.shortest)
-        left, top = ((edge - self.side) // 2 for edge in size)
-        return [View((ResizeTo(*size), CropTo(left, top, self.side, self.side)))]
-
-
-@dataclass(frozen=True)
-class Pad(_CheckedRule):
-    """The picture in the middle of a square canvas, then that resized."""
-
-    side: int
-    color: Color
-    kind: str = "pad"
-
-    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
-        return [View((*grids.square(width, height, self.color), ResizeTo(self.side, self.side)))]
-
-
-@dataclass(frozen=True)
-class Fit(_CheckedRule):
-    """The long edge to `side`, the other to no less than `least`; then a square canvas around it."""
-
-    side: int
-    least: int
-    color: Color
-    kind: str = "fit"
-
-    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
-        scale = self.side / max(width, height)
-        size = max(round(width * scale), self.least), max(round(height * scale), self.least)
-        return [View((ResizeTo(*size), *grids.square(*size, self.color)))]
-
-
-@dataclass(frozen=True)
-class TilesThenWhole(_CheckedRule):
+class TilesThenWhole(CheckedRule):
     """A grid of tiles and then the whole picture.
 
     longest_edge: the picture is first scaled to it, and then, if that is larger, down to max_edge; None leaves it as it
@@ -166,7 +90,7 @@ class TilesThenWhole(_CheckedRule):
 
 
 @dataclass(frozen=True)
-class WholeThenTiles(_CheckedRule):
+class WholeThenTiles(CheckedRule):
     """The picture on a grid of whole tiles: first all of it on one, then the tiles.
 
     longest_edge: more is scaled down to it. enlarge: less is scaled up. whole_resample: of the whole picture.
@@ -194,7 +118,7 @@ class WholeThenTiles(_CheckedRule):
 
 
 @dataclass(frozen=True)
-class RatioTiles(_CheckedRule):
+class RatioTiles(CheckedRule):
     """The grid of `least` to `most` tiles whose shape is nearest to the picture's.
 
     thumbnail: the whole picture comes last, where there are several tiles.
@@ -220,7 +144,7 @@ class RatioTiles(_CheckedRule):
 
 
 @dataclass(frozen=True)
-class BestGrid(_CheckedRule):
+class BestGrid(CheckedRule):
     """The picture stretched to one view, then its tiles on the grid of `grids` that shows most of its pixels.
 
     There it keeps its shape, in the middle of a black canvas ("anyres").
@@ -246,7 +170,28 @@ class BestGrid(_CheckedRule):
 
 
 @dataclass(frozen=True)
-class Native(_CheckedRule):
+class CoveringTiles(CheckedRule):
+    """The picture stretched to one view; where that shows too little of it, then its tiles on the smallest grid that
+    shows enough.
+    """
+
+    side: int
+    most: int
+    kind: str = "covering_tiles"
+
+    def bounds(self) -> dict[str, int]:
+        return {"most": limits.GRID_TILES}
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        side, whole = self.side, View((ResizeTo(self.side, self.side),))
+        most = self.most if budget is None else max(1, min(self.most, budget - 1))
+        cols, rows = grids.covering_grid(width, height, side, most)
+        tiles = grids.tiles((ResizeTo(cols * side, rows * side),), side)
+        return [whole, *tiles] if cols * rows > 1 else [whole]
+
+
+@dataclass(frozen=True)
+class Native(CheckedRule):
     """Near the picture's own size: both edges multiples of `unit`, `least` to `most` pixels in all (Qwen2-VL)."""
 
     unit: int
@@ -274,7 +219,7 @@ class Native(_CheckedRule):
 
 
 @dataclass(frozen=True)
-class NativeOrTiles(_CheckedRule):
+class NativeOrTiles(CheckedRule):
     """A picture near its own size, as `Native`; a larger one in the grid of tiles whose shape is nearest to its own.
 
     patch, unit: pixels per side of a patch and of a token. least, most: pixels of a view near the picture's own size.
@@ -310,7 +255,7 @@ class NativeOrTiles(_CheckedRule):
 
 
 @dataclass(frozen=True)
-class Within(_CheckedRule):
+class Within(CheckedRule):
     """The picture as it is, but no edge longer than `longest`; then edges stretched up to multiples of `unit`."""
 
     unit: int
@@ -330,15 +275,6 @@ class Within(_CheckedRule):
 
 
 Rule = (
-    Stretch
-    | Crop
-    | Pad
-    | Fit
-    | TilesThenWhole
-    | WholeThenTiles
-    | RatioTiles
-    | BestGrid
-    | Native
-    | NativeOrTiles
-    | Within
-)
+    Stretch | Crop | Pad | Fit | TilesThenWhole | WholeThenTiles | RatioTiles | BestGrid | CoveringTiles | Within
+    | Native | NativeOrTiles
+)  # fmt: skip

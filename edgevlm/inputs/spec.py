@@ -159,10 +159,13 @@ class PictureText:
 
     open: str = ""
     tile: str = ""  # before a tile's image tokens; {row} and {col} count from 1
+    tile_join: str = ""  # between tiles of one row
+    row_join: str = ""  # between rows of tiles
     row_close: str = ""  # after each row of tiles
     line_break: str = ""  # between two rows of a view's image tokens
     whole: str = ""  # before the image tokens of the whole picture, where there are tiles too
     alone: str = ""  # ... where there are none
+    whole_close: str = ""  # after them, in both cases
     close: str = ""
     number: str = ""  # before `open`, where the prompt has several pictures; {index} counts from 0
 
@@ -170,6 +173,18 @@ class PictureText:
         for name, text in asdict(self).items():
             most = limits.PICTURE_TEXT
             check(len(text) <= most, "prompt", f"picture.{name}", f"at most {most} characters", text)
+
+
+@dataclass(frozen=True)
+class MarkerRow:
+    """The embedding that a control token has in a prompt with pictures, in place of its row of the table."""
+
+    token_id: int
+    row: tuple[float, ...]  # (D,)
+
+    def __post_init__(self) -> None:
+        check(0 <= self.token_id <= limits.COUNT, "prompt", "markers", "ids of 31 bits", self.token_id)
+        check(len(self.row) <= limits.WIDTH, "prompt", "markers", "rows of an embedding", len(self.row))
 
 
 @dataclass(frozen=True)
@@ -189,8 +204,11 @@ class PromptSpec:
     bos_id: int | None = None
     pad_id: int | None = None
     grounding: Grounding | None = None  # how answers have boxes, where they do
+    markers: tuple[MarkerRow, ...] = ()  # tokens of `picture` with embeddings of their own
 
     def __post_init__(self) -> None:
+        most = limits.MARKERS
+        check(len(self.markers) <= most, "prompt", "markers", f"at most {most} tokens", len(self.markers))
         check(self.version == PROMPT_SPEC_VERSION, "prompt", "version", PROMPT_SPEC_VERSION, self.version)
         for name in ("image_token_id", "stop_ids", "bos_id", "pad_id"):
             found = getattr(self, name)

@@ -74,6 +74,7 @@ FRAME_RATE = 1000.0  # frames per second: slow motion has 960
 VIDEO_FRAMES = 1 << 19  # of one file: two hours at 60 per second have 432,000
 
 # Text.
+MARKERS = 64  # tokens around a picture that have embeddings of their own: Ovis2 has 5
 TEXT = 1 << 16  # characters of any text of a bundle's JSON files: system prompts have some thousand
 PICTURE_TEXT = 1024  # characters around a picture or a tile: SmolVLM has 43
 ROLES = 16  # of a conversation: system, user, assistant, tool

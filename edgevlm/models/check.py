@@ -24,7 +24,7 @@ _POSITIVE = (TINY, limits.REAL)
 # By class and field: the least and the most of a number and of the numbers in a tuple, or the words that are known.
 # () is any text. A field that holds other parts has no entry.
 BOUNDS: dict[type, dict[str, Bound]] = {
-    ModelSpec: {"name": (), "family": (), "image_token_id": (0, limits.VOCABULARY)},
+    ModelSpec: {"name": (), "family": (), "image_token_id": (0, limits.VOCABULARY), "markers": (0, limits.VOCABULARY)},
     Norm: {"kind": ("rms", "layer"), "eps": (0.0, 1.0)},
     RopeScaling: {
         "factor": _POSITIVE, "low_freq_factor": _POSITIVE, "high_freq_factor": _POSITIVE,
@@ -56,7 +56,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "resample": ("corners", "smooth"), "deepstack": (0, limits.LAYERS), "kind": ("qwen_vit",),
     },
     Linear: {"name": (), "rows": (1, limits.MLP_WIDTH), "kind": ("linear",)},
-    Act: {"act": ACTS, "kind": ("act",)},
+    Act: {"act": (*ACTS, "softmax"), "kind": ("act",)},
     Normalize: {"kind": ("norm",)},
     Shuffle: {"scale": (1, limits.SHUFFLE), "width": (1, limits.WIDTH), "kind": ("shuffle",)},
     Pool: {"scale": (1, limits.SHUFFLE), "width": (1, limits.WIDTH), "kind": ("pool",)},
@@ -161,6 +161,8 @@ def _together(spec: ModelSpec) -> Iterator[str]:
         yield f"it keeps {kept} values per position, expected at most {limits.STATE_PER_POSITION}"
     if spec.image_token_id >= text.vocab_size:
         yield f"image_token_id {spec.image_token_id} is outside the vocabulary"
+    if len(spec.markers) > limits.MARKERS or max(spec.markers, default=0) >= text.vocab_size:
+        yield f"it has over {limits.MARKERS} tokens around pictures, or one outside the vocabulary"
     yield from _square(spec, vision) if isinstance(vision, Vit) else _windows(vision)
     yield from _projector(spec, spec.projector)
     if spec.deepstack:

@@ -220,6 +220,12 @@ def _tanh(x: F32) -> F32:
     return np.asarray(np.tanh(x), np.float32)
 
 
+def _softmax(x: F32) -> F32:
+    weights = np.exp(x - x.max(-1, keepdims=True))
+    return np.asarray(weights / weights.sum(-1, keepdims=True), np.float32)
+
+
 _ACTS: dict[str, Callable[[F32], F32]] = {
     "silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh, "quick_gelu": _quick_gelu, "relu": _relu, "tanh": _tanh,
+    "softmax": _softmax,
 }  # fmt: skip

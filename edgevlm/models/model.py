@@ -22,6 +22,7 @@ class ModelSpec:
     projector: tuple[Step, ...]
     decoder: Decoder
     image_token_id: int  # the placeholder that image features replace
+    markers: tuple[int, ...] = ()  # tokens around pictures whose embeddings in such a prompt are a weight of their own
     newline: bool = False  # a learned row ends each row of features: used beside the graphs (inputs/packing.py)
     deepstack: tuple[Step, ...] = ()  # from a marked layer of the tower to one more level of features, each by its own
 

@@ -90,7 +90,7 @@ class Ops:
         self._lacks("norm")
 
     def act(self, x: X, kind: str) -> X:
-        """ "silu", "gelu" (erf), "gelu_tanh", "quick_gelu" (x * sigmoid(1.702 x)), "relu" or "tanh"."""
+        """ "silu", "gelu" (erf), "gelu_tanh", "quick_gelu" (x * sigmoid(1.702 x)), "relu", "tanh" or "softmax"."""
         self._lacks("act")
 
     def add(self, x: X, y: X) -> X:

@@ -40,7 +40,12 @@ def weight_tree(spec: ModelSpec) -> dict[str, WeightInfo]:
 
 def host_tree(spec: ModelSpec) -> dict[str, WeightInfo]:
     """The weights that no graph has: they are used on the way from one to the next."""
-    return {"newline": WeightInfo("host", (spec.decoder.hidden_size,))} if spec.newline else {}
+    width = spec.decoder.hidden_size
+    shapes = {
+        "newline": (width,) if spec.newline else (),
+        "markers": (len(spec.markers), width) if spec.markers else (),
+    }
+    return {name: WeightInfo("host", shape) for name, shape in shapes.items() if shape}
 
 
 def decoder_tree(d: Decoder) -> dict[str, WeightInfo]:

@@ -232,10 +232,13 @@ def _text(spec: PromptSpec, question: str, pictures: Sequence[Views]) -> str:
         for place, rows, cols, _ in views:
             if row and (place is None or place[0] != row):
                 parts.append(text.row_close)
+            if row and place:
+                parts.append(text.tile_join if place[0] == row else text.row_join)
             row = place[0] if place else 0
             name = text.tile.replace("{row}", str(row)).replace("{col}", str(place[1] if place else 0))
             parts.append(name if place else text.whole if len(views) > 1 else text.alone)
             parts.append(text.line_break.join([spec.image_token * cols] * rows))
+            parts.append("" if place else text.whole_close)
         parts += [text.row_close if row else "", text.close, chat.image_after]
     return "".join([*parts, chat.text_open, question, chat.text_close, chat.roles["user"].close, chat.generation])
 

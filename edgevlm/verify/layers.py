@@ -28,7 +28,11 @@ class LayerOps(TracingOps):
 
     def keep_value(self, name: str, x: F32) -> F32:
         last = name.rpartition(".")[2]
-        return super().keep_value(name, x) if last.startswith(("norm", "pre_norm", "post_norm", "attention")) else x
+        return (
+            super().keep_value(name, x)
+            if last.startswith(("norm", "patch_norm", "pre_norm", "post_norm", "attention"))
+            else x
+        )
 
 
 class ResidualOps(EagerOps):

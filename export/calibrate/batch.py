@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm.inputs.layout import Layout, positions, rope_rows
+from edgevlm.inputs.layout import Layout, Marker, Span, positions, rope_rows
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.spec import Decoder
 from edgevlm.types import F32, I64
@@ -52,11 +52,12 @@ class Batch:
     @property
     def layout(self) -> Layout:
         """Of all rows together: where each picture's tokens lie in `ids`."""
-        spans, start = [], 0
+        spans, markers, start = list[Span](), list[Marker](), 0
         for group, layout in zip(self.groups, self.layouts, strict=True):
             spans += [replace(span, start=start + span.start) for span in layout.spans]
+            markers += [replace(marker, start=start + marker.start) for marker in layout.markers]
             start += group.prefix + sum(group.branches)
-        return Layout(len(self.ids), tuple(spans))
+        return Layout(len(self.ids), tuple(spans), tuple(markers))
 
     def rows(self, d: Decoder) -> dict[str, npt.NDArray[Any]]:
         """cos and sin (S, size / 2) of every row, by its position in its own sequence."""

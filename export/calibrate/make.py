@@ -182,7 +182,7 @@ def _pack(
             row += len(rest)
         groups.append(Group(prefix, tuple(branches)))
         # Positions after the last picture go up by one, in the prompt and in the answer, so one length serves all.
-        layouts.append(Layout(prefix + max(branches), sequences[0][1].spans))
+        layouts.append(replace(sequences[0][1], length=prefix + max(branches)))
     return Batch(
         feeds,
         tuple(layouts),

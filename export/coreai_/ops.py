@@ -136,7 +136,7 @@ class CoreAiOps(Ops):
             return self.a.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
         if kind == "quick_gelu":
             return self.mul(x, self.a.sigmoid(self.mul(x, 1.702)))
-        return getattr(self.a, kind)(x)
+        return self.a.softmax(x, len(x.type.shape) - 1) if kind == "softmax" else getattr(self.a, kind)(x)
 
     # Attention
 

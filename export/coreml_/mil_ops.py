@@ -194,6 +194,8 @@ class MilOps(StateOps):
         name = f"{x.name}_{kind}"
         if kind in _GELU:
             return self.mb.gelu(x=x, mode=_GELU[kind], name=name)
+        if kind == "softmax":
+            return self.mb.softmax(x=x, axis=self.channel_axis, name=name)
         return getattr(self.mb, kind)(x=x, name=name)
 
     def add(self, x: X, y: X) -> X:

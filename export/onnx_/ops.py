@@ -130,6 +130,8 @@ class OnnxOps(ProductOps):
         if kind == "quick_gelu":
             scaled = g.node("Mul", x, g.constant(1.702, np.float32))
             return g.node("Mul", x, g.node("Sigmoid", scaled))
+        if kind == "softmax":
+            return g.node("Softmax", x, axis=-1)
         return g.node({"relu": "Relu", "tanh": "Tanh"}[kind], x)
 
     def _silu(self, x: str) -> str:

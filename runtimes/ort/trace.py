@@ -18,7 +18,7 @@ from edgevlm.types import F32
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
 
-_NORMS = ("norm", "pre_norm", "post_norm")
+_NORMS = ("norm", "patch_norm", "pre_norm", "post_norm")
 
 
 def trace_onnx(bundle: Bundle, view: F32, embeds: F32, layout: Layout) -> dict[str, F32]:

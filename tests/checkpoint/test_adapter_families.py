@@ -27,6 +27,7 @@ from tiny import (
     llava15,
     mistral3,
     nanovlm,
+    ovis2,
     qwen2_5_vl,
     qwen2_vl,
     qwen3_vl,
@@ -103,6 +104,9 @@ CASES = {
     ),
     # Its projection is a bare parameter, which peft's layers do not take.
     "gemma3 tied": Case(gemma3.build, LAYOUTS, r".*vision_tower.*\.(k_proj|fc1)", r".*vision_tower.*\.fc2"),
+    "ovis2": Case(
+        partial(ovis2.build, tied=False), ("hub", "saved"), r".*vision_tower.*\.(v_proj|down_proj)", r".*head_linear"
+    ),
 }
 TIED = [name for name in CASES if name.endswith(" tied")]
 KINDS: dict[str, dict[str, Any]] = {
@@ -131,6 +135,7 @@ SAMPLE = [
     ("gemma3 tied", "hub", "all linear layers", "LoRA"),
     ("mistral3", "hub", "tower", "LoRA"),
     ("lighton_ocr", "saved", "projector", "DoRA"),
+    ("ovis2", "saved", "projector", "DoRA"),
 ]
 
 
@@ -200,8 +205,7 @@ def test_a_sample(family: str, layout: str, target: str, kind: str, tmp_path: Pa
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize(("family", "layout"), [(f, layout) for f, case in CASES.items() for layout in case.layouts])
 def test_every_combination(family: str, layout: str, target: str, kind: str, tmp_path: Path) -> None:
     if family in TIED and target == "tables":
         pytest.skip("refused: test_tied_tables")

@@ -22,7 +22,18 @@ from tiny import nanovlm
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs import preprocess as pre
-from edgevlm.inputs.rules import Crop, Fit, Native, Pad, RatioTiles, Rule, Stretch, TilesThenWhole, WholeThenTiles
+from edgevlm.inputs.rules import (
+    CoveringTiles,
+    Crop,
+    Fit,
+    Native,
+    Pad,
+    RatioTiles,
+    Rule,
+    Stretch,
+    TilesThenWhole,
+    WholeThenTiles,
+)
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.inputs.views import CropTo, PadTo, ResizeTo, View, cut
 from edgevlm.io.records import from_dict, to_dict
@@ -50,6 +61,8 @@ RULES: dict[str, tuple[Rule, int]] = {
     "deepseek_vl_small": (Fit(48, 14, CLIP_COLOR), 8),
     "idefics3": (TilesThenWhole(364, 1456, 4096, 2, split=True), 28),
     "idefics3_small": (TilesThenWhole(48, 192, 4096, 2, split=True), 16),
+    "ovis2": (CoveringTiles(448, 12), 28),
+    "ovis2_small": (CoveringTiles(48, 6), 16),
     "siglip": (Stretch(384), 14),
     "siglip_small": (Stretch(48), 8),
 }
@@ -71,10 +84,11 @@ def check(case: dict[str, Any]) -> None:
     assert len(planned) == case["views"] and {view.size for view in planned} == {tuple(case["size"])}
     assert sum(math.prod(spec.token_grid(view)) for view in planned) == case["tokens"]
     if "tiles" in case and len(planned) > 1:
-        assert [view.place for view in planned[:-1]] == [
+        assert [view.place for view in planned if view.place] == [
             (row, col) for row in range(1, case["tiles"][0] + 1) for col in range(1, case["tiles"][1] + 1)
         ]
-    assert planned[-1].place is None
+    whole_first = isinstance(spec.rule, CoveringTiles)
+    assert planned[0 if whole_first else -1].place is None
     views = pre.preprocess(Image.fromarray(make.picture(width, height)), spec)
     assert [(view.shape[1], view.shape[0]) for view in views] == [view.size for view in planned]
     assert hashlib.sha256(b"".join(view.tobytes() for view in views)).hexdigest() == case["sha256"]

@@ -29,6 +29,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil, get_min_tile_covering_grid
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -47,6 +48,7 @@ PROCESSORS = {
     "Idefics3ImageProcessor": Idefics3ImageProcessorPil,
     "LlavaImageProcessor": LlavaImageProcessorPil,
     "LlavaOnevisionImageProcessor": LlavaOnevisionImageProcessorPil,
+    "Ovis2ImageProcessor": Ovis2ImageProcessorPil,
     "PixtralImageProcessor": PixtralImageProcessorPil,
     "Qwen2VLImageProcessor": Qwen2VLImageProcessorPil,
     "SiglipImageProcessor": SiglipImageProcessorPil,
@@ -105,6 +107,8 @@ SPECS: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "idefics3_small": ("Idefics3ImageProcessor", split(48, 192), 9),
     "llava_onevision": ("LlavaOnevisionImageProcessor", grids(384, GRIDS), 729),
     "llava_onevision_small": ("LlavaOnevisionImageProcessor", grids(48, GRIDS), 36),
+    "ovis2": ("Ovis2ImageProcessor", tiles(448, 12), 256),
+    "ovis2_small": ("Ovis2ImageProcessor", tiles(48, 6), 9),
     "mistral3": ("PixtralImageProcessor", within(28, 1540), None),
     "pixtral_small": ("PixtralImageProcessor", within(16, 512), None),
     "siglip": ("SiglipImageProcessor", {"size": square(384)}, 729),
@@ -154,6 +158,10 @@ def case(name: str, width: int, height: int) -> dict[str, Any]:
         elif kind == "GotOcr2ImageProcessor":
             canvas = (settings["min_patches"], settings["max_patches"])
             columns, rows = get_optimal_tiled_canvas((height, width), views.shape[-2:], *canvas)
+            assert len(views) == rows * columns + (rows * columns > 1)
+            found["tiles"] = [rows, columns]
+        elif kind == "Ovis2ImageProcessor":
+            columns, rows = get_min_tile_covering_grid((height, width), views.shape[-1], settings["max_patches"])
             assert len(views) == rows * columns + (rows * columns > 1)
             found["tiles"] = [rows, columns]
     assert tokens is not None
@@ -228,6 +236,7 @@ RULES: dict[str, dict[str, Any]] = {
     },
     "internvl_small": {"kind": "ratio_tiles", "side": 48, "least": 1, "most": 6, "thumbnail": True},
     "llava_onevision_small": {"kind": "best_grid", "side": 48, "grids": GRIDS},
+    "ovis2_small": {"kind": "covering_tiles", "side": 48, "most": 6},
     "pixtral_small": {"kind": "within", "unit": 16, "longest": 512},
     "qwen_small": {"kind": "native", "unit": 16, "least": 1024, "most": 10240},
 }  # fmt: skip

@@ -241,11 +241,11 @@ RULES: dict[str, Rule] = {
     for rule in (
         rules.Stretch(48), rules.Crop(48, 48), rules.Pad(48, (1, 2, 3)), rules.Fit(48, 14, (1, 2, 3)),
         rules.TilesThenWhole(48, 192, 4096, 2, True), rules.WholeThenTiles(48, 144, False, "bilinear"),
-        rules.RatioTiles(48, 1, 6, True), rules.Native(16, 1024, 10240),
+        rules.RatioTiles(48, 1, 6, True), rules.CoveringTiles(48, 6), rules.Native(16, 1024, 10240),
         rules.NativeOrTiles(8, 16, 1024, 3072, 6144, 48, 2, 6, True),
     )
 }  # fmt: skip
-TILED = ("tiles_then_whole", "whole_then_tiles", "ratio_tiles", "native_or_tiles")
+TILED = ("tiles_then_whole", "whole_then_tiles", "ratio_tiles", "native_or_tiles", "covering_tiles")
 Planned = Callable[..., list[View]]
 
 
@@ -334,14 +334,14 @@ ROUNDING: dict[str, tuple[str, Callable[[float], int]]] = {
 @pytest.mark.parametrize("kind", ROUNDING)
 def test_a_rule_that_rounds_another_way_is_caught(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, (name, rounded) = type(RULES[kind]), ROUNDING[kind]
-    real = owner.views
+    real, module = owner.views, sys.modules[owner.__module__]
 
     def faulty(rule: Any, width: int, height: int, budget: int | None = None) -> list[View]:
         with pytest.MonkeyPatch.context() as patch:
             if name == "ceil":
-                patch.setattr(rules, "math", SimpleNamespace(**vars(math) | {name: rounded}))
+                patch.setattr(module, "math", SimpleNamespace(**vars(math) | {name: rounded}))
             else:
-                patch.setattr(rules, name, rounded, raising=False)
+                patch.setattr(module, name, rounded, raising=False)
             return real(rule, width, height)
 
     monkeypatch.setattr(owner, "views", faulty)

@@ -14,8 +14,8 @@ from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, processor_type
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
 from edgevlm.inputs.grounding import Grounding
-from edgevlm.inputs.rules import Stretch
 from edgevlm.inputs.spec import ImageSpec, PictureText
+from edgevlm.inputs.squares import Stretch
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Linear, Normalize, Pool

@@ -15,8 +15,9 @@ from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, make_spec, processor_type
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
 from edgevlm.inputs.grounding import Grounding
-from edgevlm.inputs.rules import RatioTiles, Stretch
+from edgevlm.inputs.rules import RatioTiles
 from edgevlm.inputs.spec import ImageSpec, PictureText
+from edgevlm.inputs.squares import Stretch
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Normalize, Shuffle

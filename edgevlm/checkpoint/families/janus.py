@@ -13,8 +13,8 @@ from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, mean_color, processor_type
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
-from edgevlm.inputs.rules import Fit
 from edgevlm.inputs.spec import ImageSpec, PictureText
+from edgevlm.inputs.squares import Fit
 from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec

@@ -9,8 +9,9 @@ from edgevlm.checkpoint.families.linked import TOWERS, behind_the_layers, linked
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, mean_color, processor_type, within_spec
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, broken_lines, prompt_spec
-from edgevlm.inputs.rules import Crop, Pad, Rule, Stretch
+from edgevlm.inputs.rules import Rule
 from edgevlm.inputs.spec import ImageSpec
+from edgevlm.inputs.squares import Crop, Pad, Stretch
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.towers.vit import Vit

@@ -12,8 +12,9 @@ from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, mean_color, offered_grids, processor_type
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
 from edgevlm.inputs.packing import Packing
-from edgevlm.inputs.rules import BestGrid, Pad
+from edgevlm.inputs.rules import BestGrid
 from edgevlm.inputs.spec import ImageSpec
+from edgevlm.inputs.squares import Pad
 from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec

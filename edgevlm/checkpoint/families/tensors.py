@@ -63,6 +63,19 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Turned:
+    """A map that is stored as a table: inputs by rows, outputs by columns."""
+
+    source: Source
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return self.source.stored(part, shape[::-1])
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        return np.ascontiguousarray(self.source.make(read, part, shape[::-1]).T)
+
+
+@dataclass(frozen=True)
 class Scaled:
     """A map whose every output is multiplied by a stored vector: layer scale, folded into the map before it."""
 

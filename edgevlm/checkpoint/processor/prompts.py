@@ -10,11 +10,12 @@ from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.grounding import Grounding
 from edgevlm.inputs.prompt import ControlText, Picture, Prompter, UserText, picture_parts, render, takes
-from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, Chat, PictureText, PromptSpec, ViewTokens
+from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, Chat, MarkerRow, PictureText, PromptSpec, ViewTokens
 from edgevlm.inputs.tokenizer import encode
 from edgevlm.inputs.tokenizer_file import read_tokenizer_file
 from edgevlm.io.json import read_json_file
 from edgevlm.models.model import ModelSpec
+from edgevlm.models.ops import Weights
 
 NO_PICTURE_TEXT = PictureText()
 
@@ -72,6 +73,14 @@ def broken_lines(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     line = files.processor.text("image_break_token", "[IMG_BREAK]")
     end = files.processor.text("image_end_token", "[IMG_END]")
     return prompt_spec(files, model, picture=PictureText(line_break=line, close=end), needed=(line, end))
+
+
+def with_markers(prompt: PromptSpec, model: ModelSpec, weights: Weights) -> PromptSpec:
+    """`prompt` with the weights that some tokens around pictures have for embeddings, where the model has such."""
+    if not model.markers:
+        return prompt
+    rows = zip(model.markers, weights.read("markers").tolist(), strict=True)
+    return replace(prompt, markers=tuple(MarkerRow(token, tuple(row)) for token, row in rows))
 
 
 def _image_token(files: ProcessorFiles, model: ModelSpec) -> str:

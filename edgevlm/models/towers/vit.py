@@ -23,6 +23,7 @@ class Vit:
     block: Block
     patch_bias: bool = True
     class_token: bool = False  # a learned first position, dropped at the end
+    patch_norm: bool = False  # of patches, before their positions are added (AIMv2)
     pre_norm: bool = False  # before the first layer (CLIP)
     post_norm: bool = True  # False: patch states are taken before the final norm
     masked_tiles: bool = False  # its ONNX graph takes pictures of as many tiles each, and a mask of those that are real
@@ -62,6 +63,7 @@ class Vit:
         x = ops.patch_embed(
             inputs["pixels"], "vision.patch_embedding", self.hidden_size, self.patch_size, self.patch_bias
         )
+        x = ops.norm(x, "vision.patch_norm", self.block.norm) if self.patch_norm else x
         x = ops.prepend(x, "vision.class_token", self.hidden_size) if self.class_token else x
         x = ops.add_table(x, "vision.position_embedding", self.num_patches + self.class_token, self.hidden_size)
         x = ops.norm(x, "vision.pre_norm", self.block.norm) if self.pre_norm else x
