@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgevlm.bundle.files import write_json
-from edgevlm.checkpoint.chat_template import find_template
+from edgevlm.checkpoint.chat_template import stored_template
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.upstream import copy_upstream
@@ -22,8 +22,8 @@ def write_upstream(checkpoint: Checkpoint, folder: Path, template: str) -> None:
     copy_upstream(checkpoint.folder, folder, checkpoint.processor)
     files = ProcessorFiles(checkpoint.processor)
     config = files.tokenizer_config.data
-    path, original = find_template(files.folder, files.processor, files.tokenizer_config)
-    own = original if path.name == TOKENIZER else config.get("chat_template")
+    found = stored_template(files.folder, files.processor, files.tokenizer_config)
+    own = found[1] if found and found[0].name == TOKENIZER else config.get("chat_template")
     if isinstance(own, str) and not (folder / JINJA).exists():
         (folder / JINJA).write_text(own, "utf-8")
     write_json(folder / TOKENIZER, config | {"chat_template": template})

@@ -57,7 +57,18 @@ def read_chat_template(
 
 
 def find_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFile) -> tuple[Path, str]:
-    """The file that holds the template, and the template."""
+    """The file that holds the template, and the template; EdgeVLMError where there is none."""
+    found = stored_template(folder, processor, tokenizer_config)
+    if found is None:
+        raise EdgeVLMError(
+            f"'{folder}' has no chat template: expected chat_template.jinja, chat_template.json or the "
+            "key chat_template in tokenizer_config.json; take these from the model it was tuned from."
+        )
+    return found
+
+
+def stored_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFile) -> tuple[Path, str] | None:
+    """The same, or None: some families write no chat."""
     jinja = folder / "chat_template.jinja"
     if jinja.exists():
         try:
@@ -74,10 +85,7 @@ def find_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFile)
             return file.path, value
         if file.data.get("chat_template") is not None:
             raise file.wrong("chat_template", "a template")
-    raise EdgeVLMError(
-        f"'{folder}' has no chat template: expected chat_template.jinja, chat_template.json or the "
-        "key chat_template in tokenizer_config.json; take these from the model it was tuned from."
-    )
+    return None
 
 
 def _played(path: Path, template: str, names: Mapping[str, Any], image_token: str) -> Render:

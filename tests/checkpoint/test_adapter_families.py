@@ -28,6 +28,7 @@ from tiny import (
     mistral3,
     nanovlm,
     ovis2,
+    paligemma,
     qwen2_5_vl,
     qwen2_vl,
     qwen3_vl,
@@ -107,6 +108,9 @@ CASES = {
     "ovis2": Case(
         partial(ovis2.build, tied=False), ("hub", "saved"), r".*vision_tower.*\.(v_proj|down_proj)", r".*head_linear"
     ),
+    "paligemma tied": Case(
+        paligemma.build, LAYOUTS, r".*vision_tower.*\.(q_proj|fc2)", r".*multi_modal_projector\.linear"
+    ),
 }
 TIED = [name for name in CASES if name.endswith(" tied")]
 KINDS: dict[str, dict[str, Any]] = {
@@ -136,6 +140,7 @@ SAMPLE = [
     ("mistral3", "hub", "tower", "LoRA"),
     ("lighton_ocr", "saved", "projector", "DoRA"),
     ("ovis2", "saved", "projector", "DoRA"),
+    ("paligemma tied", "saved", "projector", "rsLoRA"),
 ]
 
 

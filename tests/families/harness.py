@@ -251,12 +251,13 @@ class FamilyTests:
 
     variants: ClassVar[dict[str, Variant]]
     engines: ClassVar[dict[str, int]] = {"onnx": 64, "gguf": 64, "coreml": 32}  # greedy tokens by target
+    prompts: ClassVar[Sequence[str]] = tuple(PICTURES)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "any_made" in metafunc.fixturenames:
             metafunc.parametrize("any_made", self.variants, indirect=True, scope="class")
         if "pictures" in metafunc.fixturenames:
-            metafunc.parametrize("pictures", PICTURES)
+            metafunc.parametrize("pictures", self.prompts)
 
     @pytest.fixture(scope="class")
     def made(self, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:

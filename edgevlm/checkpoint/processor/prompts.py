@@ -59,7 +59,8 @@ def prompt_spec(
         image_token=image,
         image_token_id=model.image_token_id,
         stop_ids=_stop_ids(files, model, ids, chat.chat),
-        add_bos=_adds_bos(files, ids.get(bos)) and not (bos and chat.chat.prefix.startswith(bos)),
+        add_bos=_adds_bos(files, ids.get(bos))
+        and not (bos and bos in (chat.chat.prefix[: len(bos)], chat.chat.text_open)),
         bos_id=ids.get(bos),
         pad_id=ids.get(token_text(files.names, "pad_token")),
         grounding=grounding,
@@ -131,7 +132,7 @@ def _stop_ids(files: ProcessorFiles, model: ModelSpec, ids: dict[str, int], chat
     if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < model.decoder.vocab_size for i in eos):
         raise file.wrong("eos_token_id", f"token ids below the vocabulary's {model.decoder.vocab_size}")
     end = ids.get(token_text(files.names, "eos_token"))
-    close = chat.roles["assistant"].close.lstrip()
+    close = chat.roles.get("assistant", chat.roles["user"]).close.lstrip()
     closing = max((token for token in ids if token and close.startswith(token)), key=len, default=None)
     all_stops = {*(eos or ([] if end is None else [end])), *([] if closing is None else [ids[closing]])}
     if not all_stops:
