@@ -242,10 +242,11 @@ RULES: dict[str, Rule] = {
         rules.Stretch(48), rules.Crop(48, 48), rules.Pad(48, (1, 2, 3)), rules.Fit(48, 14, (1, 2, 3)),
         rules.TilesThenWhole(48, 192, 4096, 2, True), rules.WholeThenTiles(48, 144, False, "bilinear"),
         rules.RatioTiles(48, 1, 6, True), rules.CoveringTiles(48, 6), rules.Native(16, 1024, 10240),
-        rules.NativeOrTiles(8, 16, 1024, 3072, 6144, 48, 2, 6, True),
+        rules.NativeOrTiles(8, 16, 1024, 3072, 6144, 48, 2, 6, True), rules.Within(16, 512),
+        rules.BestGrid(48, ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (1, 3), (3, 3))),
     )
 }  # fmt: skip
-TILED = ("tiles_then_whole", "whole_then_tiles", "ratio_tiles", "native_or_tiles", "covering_tiles")
+TILED = ("tiles_then_whole", "whole_then_tiles", "ratio_tiles", "native_or_tiles", "covering_tiles", "best_grid")
 Planned = Callable[..., list[View]]
 
 
@@ -334,14 +335,15 @@ ROUNDING: dict[str, tuple[str, Callable[[float], int]]] = {
 @pytest.mark.parametrize("kind", ROUNDING)
 def test_a_rule_that_rounds_another_way_is_caught(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, (name, rounded) = type(RULES[kind]), ROUNDING[kind]
-    real, module = owner.views, sys.modules[owner.__module__]
+    real, modules = owner.views, (sys.modules[owner.__module__], grids)
 
     def faulty(rule: Any, width: int, height: int, budget: int | None = None) -> list[View]:
         with pytest.MonkeyPatch.context() as patch:
-            if name == "ceil":
-                patch.setattr(module, "math", SimpleNamespace(**vars(math) | {name: rounded}))
-            else:
-                patch.setattr(module, name, rounded, raising=False)
+            for module in modules:
+                if name == "ceil":
+                    patch.setattr(module, "math", SimpleNamespace(**vars(math) | {name: rounded}))
+                else:
+                    patch.setattr(module, name, rounded, raising=False)
             return real(rule, width, height)
 
     monkeypatch.setattr(owner, "views", faulty)
