@@ -15,14 +15,16 @@ from edgevlm.checkpoint.families.towers import read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, processor_type
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
-from edgevlm.inputs.rules import Stretch
+from edgevlm.inputs.grounding import Grounding
 from edgevlm.inputs.spec import Chat, ImageSpec, RoleText
+from edgevlm.inputs.squares import Stretch
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Linear
 
 PATCHES, PROJECTOR = "embeddings.patch_embedding.weight", "multi_modal_projector.linear.weight"
 DECODERS = ("gemma", "gemma2")
+BOXES = Grounding("tokens", 1024, y_first=True, open="<loc", close=">")
 
 
 def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
@@ -71,7 +73,7 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     if not bos:
         raise files.tokenizer_config.wrong("bos_token", "a token")
     chat = Chat("", {"user": RoleText("", "", "\n")}, "", images_first=True, text_open=bos)
-    return prompt_spec(files, model, needed=(bos,), chat=ChatFormat(chat))
+    return prompt_spec(files, model, needed=(bos,), chat=ChatFormat(chat), grounding=BOXES)
 
 
 FAMILY = Family(
