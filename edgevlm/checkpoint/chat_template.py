@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.checkpoint import template_player
+from edgevlm.checkpoint.thinking import with_switch
 from edgevlm.errors import EdgeVLMError, EdgeVLMWarning, install_hint
 from edgevlm.inputs.prompt import ControlText, UserText, render, takes
 from edgevlm.inputs.spec import Chat, RoleText
@@ -24,7 +25,7 @@ from edgevlm.io.json import JsonFile, read_json_file
 from edgevlm.io.regular import read_regular
 
 Message = Mapping[str, Any]
-Render = Callable[[Sequence[Message], bool], str]
+Render = Callable[..., str]  # of messages, whether an answer is asked for, and perhaps whether to think first
 
 PLAYER = Limits(seconds=10, memory=512 << 20)  # a template takes 0.1 s
 TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))  # as in transformers
@@ -53,7 +54,9 @@ def read_chat_template(
 ) -> ChatFormat:
     """The format of the chat template of the checkpoint in `folder`; names: its special tokens, by key."""
     path, template = find_template(folder, processor, tokenizer_config)
-    return literal_format(path, _played(path, template, names, image_token), image_token)
+    run = _played(path, template, names, image_token)
+    found = literal_format(path, run, image_token)
+    return replace(found, chat=with_switch(found.chat, run, probes()))
 
 
 def find_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFile) -> tuple[Path, str]:
@@ -90,8 +93,10 @@ def stored_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFil
 
 def _played(path: Path, template: str, names: Mapping[str, Any], image_token: str) -> Render:
     """What the template makes of every conversation of this module, rendered all at once in a second process."""
-    asked = [(messages, generation) for messages in _conversations() for generation in (True, False)]
-    plain = [(_flat(messages, image_token), generation) for messages, generation in asked]
+    asked: list[tuple[list[dict[str, Any]], bool, bool | None]]
+    asked = [(messages, generation, None) for messages in _conversations() for generation in (True, False)]
+    asked += [(messages, True, thinking) for messages in probes() for thinking in (True, False)]
+    plain = [(_flat(messages, image_token), generation, thinking) for messages, generation, thinking in asked]
     request = {
         "template": template,
         "tokens": {key: text for key in TOKENS if (text := token_text(names, key))},
@@ -115,12 +120,12 @@ def _played(path: Path, template: str, names: Mapping[str, Any], image_token: st
         )
     listed, flat = ({_key(*case): text for case, text in zip(asked, texts, strict=True)}
                     for texts in (answer["texts"][: len(asked)], answer["texts"][len(asked) :]))  # fmt: skip
-    first = listed[_key([_say("user", MARK)], True)]
+    first = listed[_key([_say("user", MARK)], True, None)]
     # A template of the decoder alone takes messages of plain text: it prints a list of items, or fails on it.
     texts = flat if isinstance(first, dict) or "'type'" in first else listed
 
-    def run(messages: Sequence[Message], generation: bool) -> str:
-        text = texts[_key(messages, generation)]
+    def run(messages: Sequence[Message], generation: bool, thinking: bool | None = None) -> str:
+        text = texts[_key(messages, generation, thinking)]
         if isinstance(text, dict):
             raise EdgeVLMError(
                 f"'{path}' cannot format a conversation ({_quoted(text['error'])}): use the chat template of the "
@@ -156,8 +161,8 @@ def _flat(messages: Sequence[Message], image_token: str) -> list[Message]:
     return [{**m, "content": "".join(i.get("text", image_token) for i in m["content"])} for m in messages]
 
 
-def _key(messages: Sequence[Message], generation: bool) -> str:
-    return json.dumps([messages, generation])
+def _key(messages: Sequence[Message], generation: bool, thinking: bool | None) -> str:
+    return json.dumps([messages, generation, thinking])
 
 
 def _quoted(said: str) -> str:

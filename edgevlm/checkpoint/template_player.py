@@ -16,7 +16,9 @@ NO_JINJA = b"jinja2 is not installed"
 
 
 def answer(request: bytes) -> bytes:
-    """{"template", "tokens", "conversations": [[messages, whether an answer is asked for], ...]}, as JSON -> JSON.
+    """{"template", "tokens", "conversations": [[messages, whether an answer is asked for, thinking], ...]} -> JSON.
+
+    thinking: what the template is told under `enable_thinking`; null: nothing.
 
     {"texts": the text of each, or {"error": what the template said}} or {"wrong": why it is no template}, and
     "today": whether it asked for the date; or NO_JINJA.
@@ -34,10 +36,11 @@ def answer(request: bytes) -> bytes:
     except Exception as error:  # of jinja2, and of Python's parser for what jinja2 makes of it
         return json.dumps({"wrong": _said(error)}).encode()
 
-    def play(messages: list[Any], generation: bool) -> str | dict[str, str]:
+    def play(messages: list[Any], generation: bool, thinking: bool | None) -> str | dict[str, str]:
+        told = asked["tokens"] if thinking is None else {**asked["tokens"], "enable_thinking": thinking}
         try:
             text: str = template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=generation, **asked["tokens"]
+                messages=messages, tools=None, documents=None, add_generation_prompt=generation, **told
             )
         except MemoryError:
             raise
@@ -51,7 +54,7 @@ def answer(request: bytes) -> bytes:
             return {"error": "it writes half of a surrogate pair, which is no character"}
         return text
 
-    texts = [play(messages, generation) for messages, generation in asked["conversations"]]
+    texts = [play(*conversation) for conversation in asked["conversations"]]
     return json.dumps({"texts": texts, "today": bool(dates)}).encode()
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 @click.option("--video", metavar="FILE", help="A video to ask about, after the pictures: MP4, MOV, MKV, WebM, AVI.")
 @click.option("--fps", type=float, metavar="F", help="Frames per second of a video.  [default: the model's]")
 @click.option("--max-frames", type=int, metavar="N", help="Most frames of a video.  [default: the model's]")
+@click.option("--thinking/--no-thinking", default=None, help="Think before the answer, where the model has a switch.")
 @click.option("--draw", metavar="FILE", help="Write the picture with the answer's boxes and points drawn on it.")
 @click.option("--force", is_flag=True, help="Replace FILE.")
 @click.option("--timings", is_flag=True, help="Show the four stages on standard error.")
@@ -63,6 +64,7 @@ def run(
     video: str | None,
     fps: float | None,
     max_frames: int | None,
+    thinking: bool | None,
     draw: str | None,
     force: bool,
     timings: bool,
@@ -95,7 +97,7 @@ def run(
         clip = {"type": "video", "video": video, "fps": fps, "max_frames": max_frames}
         content = [*({"type": "image"} for _ in pictures), clip, {"type": "text", "text": question}]
         asked = [{"role": "user", "content": content}]
-    answer = ask(folder, pictures, asked, options, runtime, device, threads, tiles, not as_json, storage)
+    answer = ask(folder, pictures, asked, options, runtime, device, threads, tiles, not as_json, storage, thinking)
     if as_json:
         figures = {**dataclasses.asdict(answer.timings), "finish_reason": answer.finish_reason}
         places = {name: [dataclasses.asdict(p) for p in getattr(answer, name)] for name in ("boxes", "points")}
@@ -142,6 +144,7 @@ def ask(
     tiles: int | None = None,
     stream: bool = True,
     storage: str = "fp16",
+    thinking: bool | None = None,
 ) -> Answer:
     """Open the bundle on an engine and put the question; `stream` writes the answer to standard output as it comes."""
     from edgevlm.bundle.manifest import open_bundle
@@ -153,8 +156,8 @@ def ask(
     try:
         pipeline = Pipeline(bundle, engine)
         if stream:
-            return show_answer(pipeline, pictures, question, options, tiles)
-        return pipeline.answer(list(pictures), question, options, max_tiles=tiles)
+            return show_answer(pipeline, pictures, question, options, tiles, thinking)
+        return pipeline.answer(list(pictures), question, options, max_tiles=tiles, thinking=thinking)
     finally:
         engine.close()
 
@@ -165,9 +168,10 @@ def show_answer(
     question: Conversation,
     options: GenerateOptions,
     tiles: int | None = None,
+    thinking: bool | None = None,
 ) -> Answer:
     """Put the question, write the answer to standard output as it comes."""
-    stream = pipeline.ask(list(pictures), question, options, max_tiles=tiles)
+    stream = pipeline.ask(list(pictures), question, options, max_tiles=tiles, thinking=thinking)
     for piece in stream:
         write(piece, end="")
     write("")

@@ -63,6 +63,7 @@ class Pipeline:
         options: GenerateOptions | None = None,
         *,
         max_tiles: int | None = None,
+        thinking: bool | None = None,
     ) -> AnswerStream:
         """Start an answer; the engine works while the stream is iterated.
 
@@ -74,6 +75,7 @@ class Pipeline:
         {"type": "image_url", "image_url": {"url": ADDRESS}} have their own. {"type": "video", "video": PATH}, with
         "fps" and "max_frames" where the model's own are not meant, is a video file.
         max_tiles: the most tiles a picture may take; None is the bundle's own rule.
+        thinking: whether the model is to think before it answers, where it has a switch; None leaves that to it.
 
         Raises EdgeVLMError here, before any work of the engine, for a bad picture or conversation, and for a
         prompt that leaves no room for an answer.
@@ -82,7 +84,7 @@ class Pipeline:
         if not isinstance(options, GenerateOptions):
             raise EdgeVLMError(f"The options are a {type(options).__name__}: give GenerateOptions(max_tokens=128).")
         start = time.perf_counter()
-        prompt = self.prepare(images, question, options.max_tokens, max_tiles=max_tiles)
+        prompt = self.prepare(images, question, options.max_tokens, max_tiles=max_tiles, thinking=thinking)
         timings = Timings(
             preprocess=time.perf_counter() - start,
             image_tokens=prompt.image_tokens,
@@ -97,9 +99,10 @@ class Pipeline:
         options: GenerateOptions | None = None,
         *,
         max_tiles: int | None = None,
+        thinking: bool | None = None,
     ) -> Answer:
         """As `ask`, run to the end."""
-        return self.ask(images, question, options, max_tiles=max_tiles).answer
+        return self.ask(images, question, options, max_tiles=max_tiles, thinking=thinking).answer
 
     def prepare(
         self,
@@ -108,6 +111,7 @@ class Pipeline:
         max_tokens: int = 1,
         *,
         max_tiles: int | None = None,
+        thinking: bool | None = None,
     ) -> Prompt:
         """Pictures and question to views and token ids, refused if they do not fit the context."""
         GenerateOptions(max_tokens)  # which checks it
@@ -134,7 +138,7 @@ class Pipeline:
             # in the sentence below, not in exhausted memory.
             if image_tokens < limit:
                 views += cut_views(picture, planned, rule)
-        ids, layout = self.prompter.encode(conversation, placed)
+        ids, layout = self.prompter.encode(conversation, placed, thinking=thinking)
         if len(ids) >= limit:
             raise EdgeVLMError(_too_long(len(ids), image_tokens, len(placed), max_tokens, limit))
         return Prompt(ids, layout, views, min(max_tokens, limit - len(ids)), tuple(frames))

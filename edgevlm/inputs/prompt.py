@@ -167,11 +167,16 @@ class Prompter:
         return self.spec.image_token_id
 
     def encode(
-        self, conversation: Conversation, pictures: Sequence[Views] = (), *, add_generation_prompt: bool = True
+        self,
+        conversation: Conversation,
+        pictures: Sequence[Views] = (),
+        *,
+        add_generation_prompt: bool = True,
+        thinking: bool | None = None,
     ) -> tuple[Ids, Layout]:
         """Token ids int64 (n,) of a question, or of messages [{"role", "content"}], and where its views' tokens lie.
 
-        pictures: of each, its views in order, as `ImageSpec.view_tokens` gives them.
+        pictures: of each, its views in order, as `ImageSpec.view_tokens` gives them. thinking: as `Chat.switched`.
         Equal to Hugging Face's processor and chat template, but for special tokens spelled out in the user's
         text: here they are text, so that a question can neither end its turn nor add an image.
         """
@@ -184,7 +189,8 @@ class Prompter:
                 else:
                     text.write(piece)
 
-        chat = render(spec.chat, conversation, len(pictures), add_generation_prompt=add_generation_prompt)
+        switched = spec.chat.switched(thinking)
+        chat = render(switched, conversation, len(pictures), add_generation_prompt=add_generation_prompt)
         spans = []
         for piece in chat:
             if isinstance(piece, ControlText):

@@ -132,6 +132,8 @@ class Chat:
     image_after: str = ""  # after one that is not the last
     trim: bool = False  # no white space at the beginning of a message that starts with text, or at the end
     trim_each: bool = False  # ... and none around any text, but a system message's, which is kept as it is
+    thinking: str | None = None  # in the place of `generation`, where the model is to think before it answers
+    direct: str | None = None  # ... and where it is not; both are None for a model that has no such switch
 
     def __post_init__(self) -> None:
         check("user" in self.roles, "prompt", "roles", "at least 'user'", sorted(self.roles))
@@ -149,8 +151,19 @@ class Chat:
             "image_after",
         ):
             texts[name] = getattr(self, name)
+        check((self.thinking is None) == (self.direct is None), "prompt", "thinking", "with direct", self.thinking)
+        texts |= {"thinking": self.thinking or "", "direct": self.direct or ""}
         for name, text in texts.items():
             check(len(text) <= limits.TEXT, "prompt", name, f"at most {limits.TEXT} characters", text)
+
+    def switched(self, thinking: bool | None) -> Chat:
+        """The same with the model's thinking turned on or off; None leaves it as the template has it."""
+        if thinking is None:
+            return self
+        generation = self.thinking if thinking else self.direct
+        if generation is None:
+            raise EdgeVLMError("This model has no switch for thinking: leave it as it is.")
+        return replace(self, generation=generation)
 
 
 @dataclass(frozen=True)

@@ -157,3 +157,49 @@ def test_what_a_template_says_is_cut_and_quoted(template: str, sentence: str, tm
     with pytest.raises(EdgeVLMError, match=sentence) as caught:
         read(template, tmp_path)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 600
+
+
+# How prompts end where an answer is asked for, and what `enable_thinking` makes of it: Qwen3's, Qwen3.5's and GLM's.
+SWITCHES = {
+    "thinks unless told": "<a>{% if enable_thinking is defined and enable_thinking is false %}"
+    "<think>\n\n</think>\n\n{% endif %}",
+    "always opens": "<a>{% if enable_thinking is defined and not enable_thinking %}<think></think>"
+    "{% else %}<think>\n{% endif %}",
+    "thinks when told": "<a>{% if enable_thinking %}<think>{% endif %}",
+}
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}{% if add_generation_prompt %}"
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_switches_of_thinking(name: str, tmp_path: Path) -> None:
+    template = f"{CHAT}{SWITCHES[name]}{{% endif %}}"
+    found = read(template, tmp_path)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, "a")), chat_template=template)
+    for thinking in (None, True, False):
+        told = {} if thinking is None else {"enable_thinking": thinking}
+        ours = ChatFormat(found.chat.switched(thinking))
+        for messages in CONVERSATIONS:
+            whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **told)
+            assert written(ours, messages, True) == whole
+    assert found.chat.thinking != found.chat.direct and found.chat.generation in (
+        found.chat.thinking,
+        found.chat.direct,
+    )
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "<a>",
+        "<a>{% if enable_thinking %}{{ messages | length }}{% else %}x{% endif %}",  # no fixed text
+        "{% if enable_thinking is defined %}{{ raise_exception('no') }}{% endif %}<a>",
+    ],
+)
+def test_templates_without_a_switch(end: str, tmp_path: Path) -> None:
+    try:
+        found = read(f"{CHAT}{end}{{% endif %}}", tmp_path).chat
+    except EdgeVLMError:
+        return  # text that changes by conversation is refused whatever the switch
+    assert (found.thinking, found.direct) == (None, None) and found.switched(None) == found
+    with pytest.raises(EdgeVLMError, match="This model has no switch for thinking"):
+        found.switched(False)

@@ -146,12 +146,14 @@ def _prove(spec: PromptSpec, files: ProcessorFiles) -> None:
     """Refuse a tokenizer that reads a whole prompt, as transformers gives it, in another way than piece by piece."""
     prompter, whole = Prompter(spec, files.tokenizer_json), files.tokenizer
     views = [ViewTokens(None, 2, 2)]
-    for probe in probes():
+    switches = (None,) if spec.chat.thinking is None else (None, True, False)
+    for probe, thinking in ((probe, thinking) for probe in probes() for thinking in switches):
         if not takes(spec.chat, probe):
             continue
         count = sum(item["type"] == "image" for message in probe for item in message["content"])
-        text = "".join(_written(part, spec, views, count) for part in render(spec.chat, probe, count))
-        ids, _ = prompter.encode(probe, [views] * count)
+        parts = render(spec.chat.switched(thinking), probe, count)
+        text = "".join(_written(part, spec, views, count) for part in parts)
+        ids, _ = prompter.encode(probe, [views] * count, thinking=thinking)
         whole.encode_special_tokens = False
         try:
             expected = encode(whole, text, add_special_tokens=spec.add_bos)
