@@ -349,7 +349,7 @@ def change(folder: Path, **tensors: torch.Tensor | None) -> None:
 
 
 REFUSED = [
-    ("model_type", "paligemma", "'paligemma', which edgevlm does not support: its vision tower 'smolvlm_vision' is "
+    ("model_type", "stranger", "'stranger', which edgevlm does not support: its vision tower 'smolvlm_vision' is "
                                 "known; its decoder 'llama' is known; docs/checkpoints.md lists"),
     ("model_type", None, "None, which edgevlm does not support"),
     ("model_type", ["smolvlm"], "which edgevlm does not support"),

@@ -109,8 +109,8 @@ def test_weights_that_a_trainer_saved_alone(tiny_checkpoint: Path, tmp_path: Pat
 
 
 def test_the_family_is_judged_before_the_weights(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "paligemma"}')
-    assert "is of the model family 'paligemma', which edgevlm does not support" in refused(
+    (tmp_path / "config.json").write_text('{"model_type": "stranger"}')
+    assert "is of the model family 'stranger', which edgevlm does not support" in refused(
         lambda: open_model(str(tmp_path))
     )
     parts = {"vision_config": {"model_type": "siglip_vision_model"}, "text_config": {"model_type": "mamba"}}
@@ -172,7 +172,7 @@ def hub(tmp_path: Path, tiny_checkpoint: Path, adapter: Path, monkeypatch: pytes
     (root / "someone" / "tiny" / "onnx").mkdir()
     shutil.copyfile(tiny_checkpoint / "config.json", root / "someone" / "tiny" / "onnx" / "config.json")
     shutil.copytree(tiny_checkpoint, root / "someone" / "other")
-    (root / "someone" / "other" / "config.json").write_text('{"model_type": "paligemma"}')
+    (root / "someone" / "other" / "config.json").write_text('{"model_type": "stranger"}')
     set_base(adapter, "someone/tiny")
     shutil.copytree(adapter, root / "someone" / "lora")
     made = Hub(root, tmp_path / "cache")
@@ -182,7 +182,7 @@ def hub(tmp_path: Path, tiny_checkpoint: Path, adapter: Path, monkeypatch: pytes
 
 
 def test_of_the_hub_small_files_come_first(hub: Hub) -> None:
-    assert "'paligemma'" in refused(lambda: open_model("someone/other"))
+    assert "'stranger'" in refused(lambda: open_model("someone/other"))
     assert "config.json" in hub.fetched and "model.safetensors" not in hub.fetched
     hub.fetched.clear()
     checkpoint = open_model("someone/tiny")
