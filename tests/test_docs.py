@@ -29,6 +29,14 @@ def test_the_command_reference_is_the_programs_own() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_page_of_checkpoints_names_every_family() -> None:
+    """By what its config.json calls it, or by the key that identifies it; types of edgevlm's own are no family."""
+    page = (ROOT / "docs" / "checkpoints.md").read_text()
+    for family in FAMILIES:
+        names = [family.mark] if family.mark else [name for name in family.model_types if "edgevlm" not in name]
+        assert all(f"`{name}`" in page for name in names), names
+
+
 def numbers(found: Any) -> Iterator[tuple[dict[str, Any], str]]:
     """Every number in nested objects, as the object and the key that hold it."""
     for key, value in found.items():
