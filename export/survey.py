@@ -72,19 +72,26 @@ def survey(checkpoint: Checkpoint) -> Survey:
         read_prompt_spec(checkpoint.processor, spec)
     except EdgeVLMError as error:
         problems.append(str(error))
-    parameters = dict.fromkeys(COMPONENTS, 0)
-    for name in weights.names():
-        parameters[component_of(name)] += math.prod(weights.shape(name))
     return Survey(
         spec,
         find_family(checkpoint.config, checkpoint.name).title,
         describe_parts(spec),
-        parameters,
+        _parameters(checkpoint, weights),
         checkpoint.stored_bytes(),
         image,
         tuple(problems),
         {target: _holding(target, checkpoint, spec, weights) for target in TARGETS},
     )
+
+
+def _parameters(checkpoint: Checkpoint, weights: MappedWeights) -> dict[str, int]:
+    """By component, of the tensors that the model is read from, as they are stored."""
+    found, counted = dict.fromkeys(COMPONENTS, 0), set[str]()
+    for name in weights.names():
+        for stored in set(weights.stored_names(name)) - counted:
+            found[component_of(name)] += math.prod(checkpoint.shape(stored))
+            counted.add(stored)
+    return found
 
 
 def _holding(target: str, checkpoint: Checkpoint, spec: ModelSpec, weights: MappedWeights) -> Holding:

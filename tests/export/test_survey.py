@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import llava15
+from tiny import llava15, qwen2_5_vl
 
 from edgevlm.bundle.manifest import open_bundle
 from edgevlm.checkpoint.opening import open_headers
@@ -49,6 +49,13 @@ def test_parameters_are_transformers(builder: ModuleType, tiny_checkpoint: Path)
         parts[part] += tensor.numel()
     assert found.parameters == parts and not found.problems
     assert found.stored == {"float32": 4 * sum(parts.values())}
+
+
+def test_stored_tensors_count_once(tmp_path: Path) -> None:
+    """Fused maps, and a convolution over two frames of which a still picture takes the sum."""
+    model = qwen2_5_vl.build(tmp_path / "model", layout="saved")
+    found = surveyed(tmp_path / "model").parameters
+    assert sum(found.values()) == sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("quantize", [pytest.param("fp16", marks=pytest.mark.heavy), "int8", "int4"])
