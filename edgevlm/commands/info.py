@@ -12,7 +12,7 @@ import click
 from edgevlm.commands.arguments import bundle_folder, is_model
 from edgevlm.commands.gate_table import gate_table
 from edgevlm.errors import EdgeVLMError
-from edgevlm.io.console import size, table, write, write_json
+from edgevlm.io.console import note, size, table, write, write_json
 from edgevlm.io.processor import processor_line
 
 if TYPE_CHECKING:
@@ -43,9 +43,11 @@ def info(model: str | None, as_json: bool, revision: str | None, devices: bool) 
         engines: Any = list_devices()
         shown, text = engines, _engines_text(engines)
     elif is_model(model):
-        from edgevlm.checkpoint.opening import open_headers
+        from edgevlm.checkpoint.opening import open_headers, resolve
         from edgevlm.export.survey import survey
 
+        if said := resolve(model, revision=revision).said:
+            note(said)
         surveyed = survey(open_headers(model, revision=revision))
         shown, text = surveyed.to_dict(), _survey_text(surveyed)
     else:

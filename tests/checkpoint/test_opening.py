@@ -233,6 +233,14 @@ def test_a_target_that_cannot_hold_it_costs_no_download(
     assert "model.safetensors" not in hub.fetched
 
 
+def test_info_of_an_adapter_is_of_its_base(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["info", "someone/lora", "--json"])
+    said = capsys.readouterr()
+    assert said.err == "'someone/lora' is a LoRA adapter: it is merged into its base model 'someone/tiny'.\n"
+    assert json.loads(said.out)["model"] == "someone/tiny" and "model.safetensors" not in hub.fetched
+
+
 def test_a_hub_that_is_not_there(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*names: Any, **rest: Any) -> Any:
         raise ConnectionError("no route")
