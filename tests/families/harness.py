@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny.common import Answer, ask, picture
+from tiny.common import Answer, ask, converse, picture
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.checkpoint.checkpoint import open_checkpoint
@@ -208,6 +208,25 @@ def check_tokens(made: Checkpoint, pictures: str, target: str, count: int) -> No
     near = None if features is None or said.features is None else cosine(features, said.features)
     equal = count if apart is None else apart
     made.note("tokens", target=made.container(target), quantize=quantize, equal=equal, count=count, cosine=near)
+
+
+def check_turns(made: Checkpoint, target: str = "onnx", count: int = 32) -> None:
+    """Ids and greedy tokens of a conversation of several turns with pictures in two of them equal transformers'."""
+    pictures, text = PICTURES["several"], {"type": "text", "text": QUESTION}
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "image"}, text]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A disc and a bar."}]},
+        {"role": "user", "content": [{"type": "image"}, text]},
+    ]
+    said = converse(made.model, made.processor, pictures, messages, tokens=count)
+    bundle = made.bundle("fp32", *dict.fromkeys(["onnx", target]))
+    with closing(open_runtime(bundle, engine_of(bundle, target))) as runtime:
+        pipeline = Pipeline(bundle, runtime)
+        assert pipeline.prepare(pictures, messages).ids.tolist() == said.input_ids
+        options = GenerateOptions(max_tokens=count, ignore_stop=True)
+        ours = list(pipeline.answer(pictures, messages, options).ids)
+    apart = next((i for i in range(count) if ours[i] != said.tokens[i]), None)
+    assert apart is None or said.margins[apart] < bound_of(target, "float").near_tie, f"token {apart}"
 
 
 def check_bits(made: Checkpoint, quantize: str, targets: Sequence[str] = ("onnx", "gguf", "coreml")) -> None:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import qwen2_vl
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import QuantizedFamilyTests, Variant
+from harness import Checkpoint, QuantizedFamilyTests, Variant, check_turns
 from test_qwen2_5_vl import SIZES, views
 
 VARIANTS = {
@@ -23,3 +23,6 @@ VARIANTS = {
 class TestQwen2VL(QuantizedFamilyTests):
     variants = VARIANTS
     passing = replace(VARIANTS["hub"], build=partial(qwen2_vl.build, seed=0, layout="hub"))
+
+    def test_turns_are_transformers(self, made: Checkpoint) -> None:
+        check_turns(made)

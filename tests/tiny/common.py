@@ -47,7 +47,6 @@ class Answer:
     text: str
 
 
-@torch.no_grad()
 def ask(
     model: Any,
     processor: Any,
@@ -62,6 +61,14 @@ def ask(
     messages = [{"role": "user", "content": content}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    return converse(model, processor, pictures, messages, tokens=tokens)
+
+
+@torch.no_grad()
+def converse(
+    model: Any, processor: Any, pictures: Sequence[Image.Image], messages: list[dict[str, Any]], *, tokens: int = 64
+) -> Answer:
+    """The same to a conversation."""
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     inputs = processor(text=prompt, images=list(pictures) or None, return_tensors="pt")
     features = image_features(model, inputs) if pictures else None
