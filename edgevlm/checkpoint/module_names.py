@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 WRAPPERS = frozenset({"model", "language_model", "vision_model"})
+RENAMED = {"mlp_AR": "projector"}  # what authors' files call a part that transformers names otherwise
 
 
 def inner_name(name: str) -> str:
     """`name` without the modules that wrap a part: what a tensor is called in every layout."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    return ".".join(RENAMED.get(part, part) for part in name.split(".") if part not in WRAPPERS)
 
 
 class StoredNames:

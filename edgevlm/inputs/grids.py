@@ -12,9 +12,12 @@ from edgevlm.io import limits
 _ENOUGH = 0.9  # of a picture's pixels
 
 
-def near(width: int, height: int, unit: int, least: int, most: int) -> tuple[int, int]:
-    """Width and height near these: multiples of `unit`, at least one each, `least` to `most` pixels in all."""
-    wide, high = (max(unit, round(edge / unit) * unit) for edge in (width, height))
+def near(width: int, height: int, unit: int, least: int, most: int, begin: int) -> tuple[int, int]:
+    """Width and height near these: multiples of `unit`, at least one each, `least` to `most` pixels in all.
+
+    begin: the least that an edge is rounded to before the pixels are counted.
+    """
+    wide, high = (max(begin, round(edge / unit) * unit) for edge in (width, height))
     if wide * high > most:
         beta = math.sqrt(height * width / most)
         return max(unit, math.floor(width / beta / unit) * unit), max(unit, math.floor(height / beta / unit) * unit)

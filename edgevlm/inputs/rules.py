@@ -202,20 +202,29 @@ class Native(CheckedRule):
     def bounds(self) -> dict[str, int]:
         return {"least": min(self.most, limits.NATIVE_PIXELS), "most": limits.NATIVE_PIXELS}
 
+    def edges(self, width: int, height: int) -> tuple[int, int]:
+        return width, height
+
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
-        if max(width, height) > 200 * min(width, height):
+        edges = self.edges(width, height)
+        if max(edges) > 200 * min(edges):
             raise EdgeVLMError(
                 f"A picture of {width} x {height} is more than 200 times as long as wide, which this model does not "
                 "take: cut it into less elongated pieces first."
             )
-        wide, high = (round(edge / self.unit) * self.unit for edge in (width, height))
-        if wide * high > self.most:
-            beta = math.sqrt(height * width / self.most)
-            wide, high = (max(self.unit, math.floor(e / beta / self.unit) * self.unit) for e in (width, height))
-        elif wide * high < self.least:
-            beta = math.sqrt(self.least / (height * width))
-            wide, high = (math.ceil(e * beta / self.unit) * self.unit for e in (width, height))
-        return [View((ResizeTo(wide, high),))]
+        return [View((ResizeTo(*grids.near(*edges, self.unit, self.least, self.most, begin=0)),))]
+
+
+@dataclass(frozen=True)
+class NativeGrown(Native):
+    """The same, of a picture whose edges are at least `unit`: a shorter one is first scaled up to it (PaddleOCR-VL)."""
+
+    kind: str = "native_grown"
+
+    def edges(self, width: int, height: int) -> tuple[int, int]:
+        if height < self.unit:
+            width, height = round(width * self.unit / height), self.unit
+        return (self.unit, round(height * self.unit / width)) if width < self.unit else (width, height)
 
 
 @dataclass(frozen=True)
@@ -244,7 +253,7 @@ class NativeOrTiles(CheckedRule):
         return {"least": least, "most": most, "large": limits.COUNT} | tiles
 
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
-        whole = View((ResizeTo(*grids.near(width, height, self.unit, self.least, self.most)),))
+        whole = View((ResizeTo(*grids.near(width, height, self.unit, self.least, self.most, begin=self.unit)),))
         wide, high = (max(self.patch, round(edge / self.unit) * self.unit) for edge in (width, height))
         count = self.count if budget is None else min(self.count, budget - self.thumbnail)
         if wide * high <= self.large or count < max(2, self.fewest):
@@ -276,5 +285,5 @@ class Within(CheckedRule):
 
 Rule = (
     Stretch | Crop | Pad | Fit | TilesThenWhole | WholeThenTiles | RatioTiles | BestGrid | CoveringTiles | Within
-    | Native | NativeOrTiles
+    | Native | NativeGrown | NativeOrTiles
 )  # fmt: skip

@@ -53,7 +53,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "patch_size": (1, limits.PATCH_SIDE), "merge": (1, limits.SHUFFLE), "window": (1, limits.WINDOW_SIDE),
         "hidden_size": (1, limits.WIDTH), "num_layers": (1, limits.LAYERS), "full": (0, limits.LAYERS),
         "theta": _POSITIVE, "table": (0, math.isqrt(limits.PATCHES)),
-        "resample": ("corners", "smooth"), "deepstack": (0, limits.LAYERS), "kind": ("qwen_vit",),
+        "resample": ("corners", "centers", "smooth"), "deepstack": (0, limits.LAYERS), "kind": ("qwen_vit",),
     },
     Linear: {"name": (), "rows": (1, limits.MLP_WIDTH), "kind": ("linear",)},
     Act: {"act": (*ACTS, "softmax"), "kind": ("act",)},

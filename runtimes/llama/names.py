@@ -122,6 +122,7 @@ TEXT = {
     "qwen2vl": Table(_TEXT),
     "qwen3": Table(_TEXT),
     "qwen3vl": Table(_TEXT),
+    "paddleocr": Table(_TEXT),
     "lfm2": Table(_TEXT | _SHORT_CONV | {"decoder.norm": "token_embd_norm"}),
 }
 # llama.cpp's own names of its projector types, by the steps that they hold.

@@ -28,6 +28,7 @@ from tiny import (
     mistral3,
     nanovlm,
     ovis2,
+    paddleocr_vl,
     paligemma,
     qwen2_5_vl,
     qwen2_vl,
@@ -75,6 +76,12 @@ CASES = {
         LAYOUTS,
         r".*visual\.(patch_embed\.proj|blocks.*\.(qkv|linear_fc1))",
         r".*merger(_list\.\d)?\.linear_fc[12]",
+    ),
+    "paddleocr_vl": Case(
+        paddleocr_vl.build,
+        LAYOUTS,
+        r".*vision_model.*\.(q_proj|fc2|patch_embedding)",
+        r".*(mlp_AR|projector)\.linear_[12]",
     ),
     "deepseek_vl": Case(
         deepseek_vl.build, LAYOUTS, r".*vision_model.*\.(v_proj|patch_embedding)", r".*aligner\.linear[12]"
@@ -129,6 +136,8 @@ SAMPLE = [
     ("qwen2_vl", "saved", "projector", "LoRA"),
     ("qwen3_vl", "hub", "projector", "LoRA"),
     ("qwen3_vl", "saved", "tower", "DoRA"),
+    ("paddleocr_vl", "hub", "tower", "LoRA"),
+    ("paddleocr_vl", "memory", "projector", "DoRA"),
     ("deepseek_vl", "hub", "tower", "LoRA"),
     ("deepseek_vl", "saved", "projector", "rsLoRA"),
     ("internvl", "hub", "q and v", "LoRA"),

@@ -5,7 +5,8 @@
 
 tokens: positions (time, row, column) of prompts with pictures, by get_rope_index. patches: row and column of each, four
 to a token. tables: sin(0), sin(1), ... as SIDE x SIDE rows of one value, resampled to each patch: with corners on
-corners, and by a triangle filter that smooths where it shrinks. Nothing here imports edgevlm.
+corners, with centers in proportion, and so by a triangle filter that smooths where it shrinks. Nothing here imports
+edgevlm.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def text() -> str:
         rows, shares = get_vision_interpolation_indices_and_weights(thw, SIDE, "bilinear", True, MERGE)
         small = torch.nn.functional.interpolate(table[None, None], grid, mode="bilinear", antialias=True)[0, 0]
         corners = (table.reshape(-1)[rows] * shares).sum(1)
-        values = {"corners": corners, "smooth": small[places[:, 0], places[:, 1]]}
+        rows, shares = get_vision_interpolation_indices_and_weights(thw, SIDE, "bilinear", False, MERGE)
+        values = {"corners": corners, "centers": (table.reshape(-1)[rows] * shares).sum(1)}
+        values |= {"smooth": small[places[:, 0], places[:, 1]]}
         rounded = {name: value.double().round(decimals=6).tolist() for name, value in values.items()}
         found["tables"].append({"grid": grid, **rounded})
     parts = (

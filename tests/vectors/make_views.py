@@ -31,6 +31,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil, get_min_tile_covering_grid
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
+from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import PaddleOCRVLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.utils import logging
@@ -50,6 +51,7 @@ PROCESSORS = {
     "LlavaOnevisionImageProcessor": LlavaOnevisionImageProcessorPil,
     "Ovis2ImageProcessor": Ovis2ImageProcessorPil,
     "PixtralImageProcessor": PixtralImageProcessorPil,
+    "PaddleOCRVLImageProcessor": PaddleOCRVLImageProcessorPil,
     "Qwen2VLImageProcessor": Qwen2VLImageProcessorPil,
     "SiglipImageProcessor": SiglipImageProcessorPil,
 }
@@ -101,6 +103,8 @@ SPECS: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "qwen2_5_vl": ("Qwen2VLImageProcessor", native(14, 56 * 56, 28 * 28 * 1280), None),
     "qwen3_vl": ("Qwen2VLImageProcessor", native(16, 65536, 16777216), None),
     "qwen_small": ("Qwen2VLImageProcessor", native(8, 4 * 256, 40 * 256), None),
+    "paddleocr_vl": ("PaddleOCRVLImageProcessor", native(14, 384 * 384, 1536 * 1536), None),
+    "paddleocr_vl_small": ("PaddleOCRVLImageProcessor", native(8, 4 * 256, 40 * 256), None),
     "deepseek_vl": ("DeepseekVLImageProcessor", {"size": square(384), "image_mean": [0.5] * 3}, 576),
     "deepseek_vl_small": ("DeepseekVLImageProcessor", {"size": square(48), "image_mean": CLIP_MEAN}, 36),
     "idefics3": ("Idefics3ImageProcessor", split(364, 1456), 169),
@@ -150,6 +154,13 @@ def case(name: str, width: int, height: int) -> dict[str, Any]:
     elif kind == "PixtralImageProcessor":
         views = np.asarray(out["pixel_values"])
         tokens = views.shape[2] * views.shape[3] // settings["patch_size"]["height"] ** 2
+    elif kind == "PaddleOCRVLImageProcessor":
+        _, rows, columns = (int(n) for n in out["image_grid_thw"][0])
+        patch = settings["patch_size"]
+        cells = np.asarray(out["pixel_values"]).reshape(rows, columns, 3, patch, patch)
+        views = cells.transpose(2, 0, 3, 1, 4).reshape(1, 3, rows * patch, columns * patch)
+        found |= {"patches": [rows, columns]}
+        tokens = rows * columns // 4
     else:
         nested = kind == "Idefics3ImageProcessor"
         views = np.stack(out["pixel_values"][0] if nested or kind.startswith("LlavaO") else out["pixel_values"])
@@ -239,6 +250,7 @@ RULES: dict[str, dict[str, Any]] = {
     "ovis2_small": {"kind": "covering_tiles", "side": 48, "most": 6},
     "pixtral_small": {"kind": "within", "unit": 16, "longest": 512},
     "qwen_small": {"kind": "native", "unit": 16, "least": 1024, "most": 10240},
+    "paddleocr_vl_small": {"kind": "native_grown", "unit": 16, "least": 1024, "most": 10240},
 }  # fmt: skip
 NANOVLM = {
     "kind": "whole_then_tiles", "side": nanovlm.TILE, "longest_edge": nanovlm.MAX_EDGE, "enlarge": False,

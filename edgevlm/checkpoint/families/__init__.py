@@ -21,6 +21,7 @@ from edgevlm.checkpoint.families import (
     mistral3,
     nanovlm,
     ovis2,
+    paddleocr_vl,
     paligemma,
     qwen2_5_vl,
     qwen2_vl,
@@ -44,7 +45,7 @@ from edgevlm.models.record import host_tree, weight_tree
 FAMILIES = (
     smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY, nanovlm.FAMILY,
     deepseek_vl.FAMILY, llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY, janus.FAMILY, lfm2_vl.FAMILY,
-    gemma3.FAMILY, paligemma.FAMILY,
+    gemma3.FAMILY, paligemma.FAMILY, paddleocr_vl.FAMILY,
     mistral3.FAMILY, lighton_ocr.FAMILY, ovis2.FAMILY,
 )  # fmt: skip
 

@@ -38,10 +38,10 @@ class Plain:
     """The stored tensor as it is, or as another shape of as many values."""
 
     stem: str
-    shape: Shape | None = None  # as it is stored, where that differs
+    shape: Shape | None = None  # as it is stored, where that differs; a bias is as it should be
 
     def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
-        return {_name(self.stem, part): self.shape or shape}
+        return {_name(self.stem, part): self.shape if self.shape and part != "bias" else shape}
 
     def make(self, read: Read, part: str, shape: Shape) -> F32:
         return read(_name(self.stem, part)).reshape(shape)

@@ -62,22 +62,26 @@ def with_newline(image: ImageSpec, weights: Weights) -> ImageSpec:
     return replace(image, packing=replace(image.packing, newline=row))
 
 
-def native_spec(files: ProcessorFiles, model: ModelSpec, *names: str) -> ImageSpec:
+def native_spec(
+    files: ProcessorFiles, model: ModelSpec, *names: str, least: int = 56 * 56, most: int = 28 * 28 * 1280,
+    frames: int = 2, kind: type[Native] = Native,
+) -> ImageSpec:  # fmt: skip
     """Views near a picture's own size, between two areas, by an image processor of one of the classes `names`.
 
+    least, most, frames: what the class takes where the file leaves them out. kind: of rule.
     transformers 4 has the areas under keys of their own, transformers 5 in size, where they are called edges.
     """
     file = files.image
     processor_type(file, *names)
     if not file.flag("do_resize", True):
         raise file.wrong("do_resize", "true")
-    file.choice("temporal_patch_size", 2, {2: "2"})
+    file.choice("temporal_patch_size", frames, {frames: ""})
     unit = file.count("patch_size", 14) * file.count("merge_size", 2)
     if unit != token_pixels(model):
         raise file.wrong("patch_size", f"with merge_size, the {token_pixels(model)} pixels of a token in config.json")
-    least = _area(file, "min_pixels", "shortest_edge", 56 * 56)
-    most = _area(file, "max_pixels", "longest_edge", 28 * 28 * 1280)
-    return image_spec(files, model, Native(unit, least, most), usual=3)
+    least = _area(file, "min_pixels", "shortest_edge", least)
+    most = _area(file, "max_pixels", "longest_edge", most)
+    return image_spec(files, model, kind(unit, least, most), usual=3)
 
 
 def _area(file: JsonFile, key: str, edge: str, usual: int) -> int:

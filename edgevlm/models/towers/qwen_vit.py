@@ -34,7 +34,7 @@ class QwenVit:
     theta: float = 10000.0
     patch_bias: bool = False
     table: int = 0  # rows per side of a learned square table of positions, resampled to each picture; 0: none
-    resample: str = "corners"  # how: "corners" on corners, or by a triangle filter that "smooth"s where it shrinks
+    resample: str = "corners"  # how: "corners" on corners, "centers" of rows in proportion, or these, "smooth"
     post_norm: bool = False  # behind the last layer
     deepstack: tuple[int, ...] = ()  # layers whose states become further levels of features (arXiv 2406.04334)
     pre_norm: bool = False  # before the first layer
@@ -162,14 +162,17 @@ class QwenVit:
         return order
 
     def _mixture(self, row: I64, rows: int, col: I64, cols: int) -> tuple[I64, F32]:
-        """The table's rows (P, 4) around each patch and their shares: bilinear, corners on corners, in float32."""
+        """The table's rows (P, 4) around each patch and their shares: bilinear, in float32."""
         last = self.table - 1
         low, share = [], []
         for place, count in ((row, rows), (col, cols)):
             exact = place.astype(np.float32) * np.float32(last) / np.float32(max(count - 1, 1))
+            if self.resample == "centers":
+                half = np.float32(0.5)
+                exact = (place.astype(np.float32) + half) * np.float32(self.table) / np.float32(count) - half
             low.append(np.floor(exact).astype(np.int64))
             share.append(exact - np.floor(exact))
-        places = [np.minimum(start[:, None] + (0, 1), last) for start in low]
+        places = [np.clip(start[:, None] + (0, 1), 0, last) for start in low]
         shares = [np.stack([1 - part, part], axis=1) for part in share]
         flat = places[0][:, :, None] * self.table + places[1][:, None]
         return flat.reshape(-1, 4), (shares[0][:, :, None] * shares[1][:, None]).reshape(-1, 4)

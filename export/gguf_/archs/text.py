@@ -268,6 +268,17 @@ _ARCHS = (
         },
         more_keys=_SECTIONS,
     ),
+    TextArch(
+        "paddleocr",
+        fits=lambda d, a: d.axes > 1 and not (_rope(d).interleaved or d.deepstack > 0) and not a.bias,
+        refusals=_NO_SCALING
+        | _NO_MORE_BIASES
+        | {
+            "normalizes its heads": lambda d: attention(d).qk_norm is not None,
+            "has other RoPE sections than three runs over the whole head": _other_sections,
+        },
+        more_keys=_SECTIONS,
+    ),
     TextArch("qwen3", lambda d, a: d.axes == 1 and a.qk_norm is not None, _NO_SCALING | _NO_MORE_BIASES | _ONE_LEVEL),
     TextArch(
         "qwen2",
