@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from alone import export_alone
-from tiny import internvl, qwen2_5_vl, qwen3_vl
+from tiny import gemma3, internvl, qwen2_5_vl, qwen3_vl
 
 QWEN = {  # Qwen2.5-VL-3B-Instruct
     "text_config": {
@@ -64,6 +64,30 @@ QWEN3 = {  # Qwen3-VL-2B-Instruct
         "patch_size": 16,
         "out_hidden_size": 2048,
     },
+    "tie_word_embeddings": True,
+}
+GEMMA = {  # Gemma 3 4B
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 1024,
+        "vocab_size": 262208,
+        "max_position_embeddings": 131072,
+    },
+    "vision_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+    },
+    "mm_tokens_per_image": 256,
     "tie_word_embeddings": True,
 }
 INTERNVL = {  # InternVL3-2B
@@ -129,7 +153,7 @@ def change_images(folder: Path, tokens: int | None = None, **settings: Any) -> N
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("target", ["onnx", "gguf", "coreml"])
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "internvl"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "internvl", "gemma3"])
 def test_memory_at_true_width(tmp_path: Path, family: str, target: str) -> None:
     folder = tmp_path / "wide"
     if family == "qwen2_5_vl":
@@ -140,6 +164,10 @@ def test_memory_at_true_width(tmp_path: Path, family: str, target: str) -> None:
         qwen3_vl.build(folder, layout="memory", tie=True)
         shapes = widen(folder, QWEN3)
         change_images(folder, patch_size=16)
+    elif family == "gemma3":
+        gemma3.build(folder, layout="memory")
+        shapes = widen(folder, GEMMA)
+        change_images(folder, 256, size={"height": 896, "width": 896})
     else:
         internvl.build(folder, layout="memory")
         shapes = widen(folder, INTERNVL)
