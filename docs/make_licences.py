@@ -158,7 +158,8 @@ def assets() -> Iterator[tuple[str, str, str]]:
             yield ", ".join(f"`{folder}/{name}`" for name in re.findall(r"`([^`]+)`", cells[0])), cells[-1], folder
         for cells in rows(page, "font"):
             yield f"`{folder}/glyphs.png`: {cells[1]}", cells[-1], folder
-    yield "`report.css`, `merges.json`, `packing.json`, `views.json`", "Apache-2.0", ""
+    own = sorted(path.name for path in ASSETS.iterdir() if path.suffix in (".json", ".css"))
+    yield ", ".join(f"`{name}`" for name in own), "Apache-2.0", ""
 
 
 def page(found: dict[str, tuple[str, str]]) -> str:
