@@ -18,6 +18,7 @@ from edgevlm.models.projector import Act, Group, Linear, Normalize, Pool, Shuffl
 from edgevlm.models.record import weight_tree
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.states import States
+from edgevlm.models.towers.conv_vit import ConvVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.eager import encode_view
@@ -61,6 +62,13 @@ def clip(decoder: Decoder = PLAIN) -> ModelSpec:
     return ModelSpec(
         "m", "llava", tower, (Linear("linear_1", WIDTH), Act("gelu"), Linear("linear_2", WIDTH)), decoder, 1
     )
+
+
+def convolved() -> ModelSpec:
+    """A tower of three stages of convolutions, the last of which attends."""
+    block = Block((Attention(2, 2, 8, out_bias=True),), Mlp(64, "gelu", gated=False, bias=True), Norm("layer", 1e-5))
+    tower = ConvVit(32, 16, 32, 4, block, widths=(8, 8, 16), depths=(1, 2, 1), attending=1, squeeze=4)
+    return replace(clip(), family="convolved", vision=tower)
 
 
 def intern() -> ModelSpec:

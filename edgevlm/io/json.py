@@ -161,6 +161,13 @@ class JsonFile:
             raise self.wrong(key, f"a whole number from {least} to {most}")
         return int(value)
 
+    def counts(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        """Some whole numbers of at least 1."""
+        value = self.value(key, list(default))
+        if not isinstance(value, list) or not value or not all(map(_is_count, value)):
+            raise self.wrong(key, "a list of whole numbers")
+        return tuple(value)
+
     def number(self, key: str, default: float | None = None, *, least: float = 0.0, most: float = limits.REAL) -> float:
         """A positive number from `least` to `most`."""
         value = self.value(key, default)

@@ -65,6 +65,7 @@ POSITION_AXES = 3  # of M-RoPE: time, row, column
 VIEW_SIDE = 16384  # pixels of an edge that a picture is scaled to: SmolVLM has 4096
 VIEWS = 1024  # of one picture: Idefics3 makes 145 of the largest one
 GRID_TILES = 256  # that a rule may ask for: InternVL has 40
+STAGES = 16  # of a tower of convolutions: FastVLM has 5
 TAPS = 64  # layers of a tower whose states are used: VipLLaVA has 5
 GRIDS = 1024  # that a rule chooses from: LLaVA-OneVision has 36
 NATIVE_PIXELS = 1 << 25  # of a view near the picture's own size: Qwen3-VL has 16.8 million

@@ -15,6 +15,7 @@ from edgevlm.io import limits
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Group, Linear, Normalize, Pool, Queries, Shuffle, Step, Take
 from edgevlm.models.spec import ACTS, Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling, ShortConv
+from edgevlm.models.towers.conv_vit import ConvVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
 
@@ -48,6 +49,12 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     Vit: {
         "image_size": (1, limits.IMAGE_SIDE), "patch_size": (1, limits.PATCH_SIDE), "hidden_size": (1, limits.WIDTH),
         "num_layers": (1, limits.LAYERS), "taps": (1, limits.LAYERS), "kind": ("vit",),
+    },
+    ConvVit: {
+        "image_size": (1, limits.IMAGE_SIDE), "patch_size": (1, limits.IMAGE_SIDE), "hidden_size": (1, limits.WIDTH),
+        "num_layers": (1, limits.LAYERS), "taps": (1, limits.LAYERS), "widths": (1, limits.WIDTH),
+        "depths": (0, limits.LAYERS), "attending": (0, limits.STAGES), "squeeze": (1, limits.WIDTH),
+        "kind": ("conv_vit",),
     },
     QwenVit: {
         "patch_size": (1, limits.PATCH_SIDE), "merge": (1, limits.SHUFFLE), "window": (1, limits.WINDOW_SIDE),
@@ -115,6 +122,8 @@ def _counts(spec: ModelSpec) -> Iterator[str]:
         yield "decoder.layers names a block that is not in decoder.blocks"
     if any(not 1 <= len(block.mixers) <= 2 for block in text.blocks):
         yield "a layer of the decoder has no mixer, or more than two"
+    if isinstance(vision, ConvVit) and not max(1, vision.attending) <= len(vision.widths) <= limits.STAGES:
+        yield f"its tower has {len(vision.widths)} stages, expected {max(1, vision.attending)} to {limits.STAGES}"
     if len(vision.block.mixers) != 1 or not isinstance(vision.block.mixers[0], Attention):
         yield "a layer of the tower is not one attention and an MLP"
     if not 1 <= len(spec.projector) <= limits.PROJECTOR_STEPS:
@@ -140,7 +149,8 @@ def _together(spec: ModelSpec) -> Iterator[str]:
     vision, text = spec.vision, spec.decoder
     tower, attentions = vision.block.mixers[0], _attentions(text)
     assert isinstance(tower, Attention)
-    if tower.heads * tower.head_dim != vision.hidden_size:
+    inner = vision.widths[-1] if isinstance(vision, ConvVit) else vision.hidden_size
+    if tower.heads * tower.head_dim != inner:
         yield "the vision hidden_size is no multiple of num_attention_heads"
     if any(a.heads % a.kv_heads for a in (tower, *attentions)):
         yield "num_attention_heads is no multiple of num_key_value_heads"
@@ -176,12 +186,28 @@ def _square(spec: ModelSpec, vision: Vit) -> Iterator[str]:
         yield f"its tower takes {vision.num_patches} patches, expected at most {limits.PATCHES}"
     if vision.taps and (len(vision.taps) > limits.TAPS or max(vision.taps) != vision.num_layers):
         yield "its tower takes states behind other layers than it has"
+    if isinstance(vision, ConvVit):
+        yield from _stages(vision)
     side = vision.patches_per_side
     for step in spec.projector:
         if isinstance(step, Shuffle | Pool):
             if side % step.scale:
                 yield f"{side} patches per side are no multiple of scale_factor"
             side //= step.scale
+
+
+def _stages(vision: ConvVit) -> Iterator[str]:
+    (last,), count = vision.block.mixers, len(vision.widths)
+    assert isinstance(last, Attention)
+    if count != len(vision.depths) or sum(vision.depths) != vision.num_layers:
+        yield "its tower has other numbers of stages and blocks than its widths and depths say"
+    pairs = zip(vision.widths, (*vision.widths[1:], vision.hidden_size), strict=True)
+    if any(wide % narrow for narrow, wide in pairs) or vision.hidden_size % vision.squeeze:
+        yield "channels of its tower's stages are no multiples of those before"
+    if vision.image_size % vision.patch_size or vision.patch_size != 2 ** (count + 1):
+        yield "its tower's pictures are no whole number of states"
+    if any(width % last.head_dim for width in vision.widths[count - vision.attending :]):
+        yield "channels of its tower's stages are no multiples of a head"
 
 
 def _windows(vision: QwenVit) -> Iterator[str]:

@@ -48,6 +48,27 @@ class EagerOps(Ops):
         flat = patches.reshape(t, rows * cols, -1) @ self._weight(f"{name}.weight").reshape(width, -1).T
         return flat + self._weight(f"{name}.bias") if bias else flat
 
+    def flatten(self, pixels: F32) -> F32:
+        return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1).swapaxes(1, 2))
+
+    def conv2d(
+        self, x: F32, name: str, grid: tuple[int, int], width: int, kernel: int, stride: int, groups: int
+    ) -> F32:
+        (rows, cols), pad = grid, kernel // 2
+        weight, own = self._weight(f"{name}.weight"), x.shape[-1] // groups  # (width, own, kernel, kernel)
+        cells = np.pad(x.reshape(len(x), rows, cols, -1), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        out = np.zeros((len(x), rows // stride, cols // stride, groups, width // groups), np.float32)
+        for i, j in np.ndindex(kernel, kernel):  # a tap at a time
+            seen = cells[:, i : i + rows : stride, j : j + cols : stride]
+            taps = weight[:, :, i, j].reshape(groups, width // groups, own)
+            out += np.einsum("brcgi,goi->brcgo", seen.reshape(*seen.shape[:3], groups, own), taps, optimize=True)
+        total: F32 = out.reshape(len(x), -1, width) + self._weight(f"{name}.bias")
+        return total
+
+    def mean(self, x: F32) -> F32:
+        found: F32 = x.mean(1, keepdims=True)
+        return found
+
     def patch_linear(self, x: F32, name: str, width: int, bias: bool = False) -> F32:
         out: F32 = x @ self._weight(f"{name}.weight").T
         return out + self._weight(f"{name}.bias") if bias else out
@@ -225,7 +246,12 @@ def _softmax(x: F32) -> F32:
     return np.asarray(weights / weights.sum(-1, keepdims=True), np.float32)
 
 
+def _sigmoid(x: F32) -> F32:
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-x)), np.float32)
+
+
 _ACTS: dict[str, Callable[[F32], F32]] = {
     "silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh, "quick_gelu": _quick_gelu, "relu": _relu, "tanh": _tanh,
-    "softmax": _softmax,
+    "softmax": _softmax, "sigmoid": _sigmoid,
 }  # fmt: skip

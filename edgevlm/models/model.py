@@ -8,10 +8,11 @@ from edgevlm.models.ops import Ops, X
 from edgevlm.models.projector import Grid, Step, projector
 from edgevlm.models.spec import Decoder
 from edgevlm.models.tensor import Tensor
+from edgevlm.models.towers.conv_vit import ConvVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
 
-Tower = Vit | QwenVit
+Tower = Vit | ConvVit | QwenVit
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,18 @@ class Ops:
         """Convolve (B, 3, height, width) with stride `patch` and flatten row by row to (B, S, D)."""
         self._lacks("patch_embed")
 
+    def flatten(self, pixels: X) -> X:
+        """(B, C, height, width) to (B, height * width, C), row by row."""
+        self._lacks("flatten")
+
+    def conv2d(self, x: X, name: str, grid: tuple[int, int], width: int, kernel: int, stride: int, groups: int) -> X:
+        """(B, S, D) on a grid to (B, S / stride^2, width), with zeros around it and a bias; `kernel` is odd."""
+        self._lacks("conv2d")
+
+    def mean(self, x: X) -> X:
+        """(B, S, D) to (B, 1, D): over positions."""
+        self._lacks("mean")
+
     def patch_linear(self, x: X, name: str, width: int, bias: bool = False) -> X:
         """Patches (B, S, 3 * patch * patch) to (B, S, D) by the weight `name`, which like a kernel is not quantized."""
         self._lacks("patch_linear")
@@ -90,7 +102,8 @@ class Ops:
         self._lacks("norm")
 
     def act(self, x: X, kind: str) -> X:
-        """ "silu", "gelu" (erf), "gelu_tanh", "quick_gelu" (x * sigmoid(1.702 x)), "relu", "tanh" or "softmax"."""
+        """ "silu", "gelu" (erf), "gelu_tanh", "quick_gelu" (x * sigmoid(1.702 x)), "relu", "tanh", "sigmoid" or
+        "softmax" (over the last axis)."""
         self._lacks("act")
 
     def add(self, x: X, y: X) -> X:

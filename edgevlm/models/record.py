@@ -80,6 +80,19 @@ class Record(Ops):
             self._add(f"{name}.bias", "vector", width)
         return (pixels[0], (pixels[2] // patch) * (pixels[3] // patch), width)
 
+    def flatten(self, pixels: Shape) -> Shape:
+        return (pixels[0], pixels[2] * pixels[3], pixels[1])
+
+    def conv2d(
+        self, x: Shape, name: str, grid: tuple[int, int], width: int, kernel: int, stride: int, groups: int
+    ) -> Shape:
+        self._add(f"{name}.weight", "kernel", width, x[-1] // groups, kernel, kernel)
+        self._add(f"{name}.bias", "vector", width)
+        return (x[0], (grid[0] // stride) * (grid[1] // stride), width)
+
+    def mean(self, x: Shape) -> Shape:
+        return (x[0], 1, x[-1])
+
     def patch_linear(self, x: Shape, name: str, width: int, bias: bool = False) -> Shape:
         self._add(f"{name}.weight", "kernel", width, x[-1])
         if bias:

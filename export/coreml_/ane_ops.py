@@ -45,6 +45,12 @@ class AneOps(MilOps):
         x = self._convolve(pixels, name, patch, bias)
         return self.mb.reshape(x=x, shape=[1, width, 1, x.shape[2] * x.shape[3]], name=mil_name(name))
 
+    def flatten(self, pixels: X) -> X:
+        return self.mb.reshape(x=pixels, shape=[1, pixels.shape[1], 1, pixels.shape[2] * pixels.shape[3]])
+
+    def _cells(self, x: X, grid: tuple[int, int]) -> X:
+        return self.mb.reshape(x=x, shape=[1, x.shape[1], *grid])
+
     def linear(self, x: X, *maps: tuple[str, int], bias: bool = False) -> list[X]:
         """The first value of a head with more outputs than an axis may have is a list: its parts."""
         ((name, total), *others) = maps

@@ -103,6 +103,28 @@ class MilOps(StateOps):
             inputs["bias"] = self._const(self.store.vector(f"{name}.bias"), f"{op}_bias")
         return self.mb.conv(x=pixels, strides=[patch, patch], pad_type="valid", **inputs)
 
+    def flatten(self, pixels: X) -> X:
+        x = self.mb.reshape(x=pixels, shape=[1, pixels.shape[1], pixels.shape[2] * pixels.shape[3]])
+        return self.mb.transpose(x=x, perm=[0, 2, 1])
+
+    def _cells(self, x: X, grid: tuple[int, int]) -> X:
+        """Positions on a grid, (1, D, rows, columns)."""
+        x = self.mb.transpose(x=x, perm=[0, 2, 1])
+        return self.mb.reshape(x=x, shape=[1, x.shape[1], *grid])
+
+    def conv2d(self, x: X, name: str, grid: tuple[int, int], width: int, kernel: int, stride: int, groups: int) -> X:
+        op = mil_name(name)
+        weight = self._const(self.store.vector(f"{name}.weight"), f"{op}_weight")
+        bias = self._const(self.store.vector(f"{name}.bias"), f"{op}_bias")
+        out = self.mb.conv(
+            x=self._cells(x, grid), weight=weight, bias=bias, strides=[stride] * 2, pad_type="custom",
+            pad=[kernel // 2] * 4, groups=groups,
+        )  # fmt: skip
+        return self.flatten(out)
+
+    def mean(self, x: X) -> X:
+        return self.mb.reduce_mean(x=x, axes=[self.position_axis], keep_dims=True)
+
     def patch_linear(self, x: X, name: str, width: int, bias: bool = False) -> X:
         op = mil_name(name)
         inputs = {"weight": self._const(self._shape_weight(self.store.vector(f"{name}.weight")), f"{op}_weight")}

@@ -41,6 +41,24 @@ class OnnxOps(ProductOps):
         flat = g.node("Reshape", x, g.constant([0, width, -1]))
         return g.node("Transpose", flat, perm=[0, 2, 1])
 
+    def flatten(self, pixels: str) -> str:
+        g = self.graph
+        return g.node("Transpose", g.node("Reshape", pixels, g.constant([0, 0, -1])), perm=[0, 2, 1])
+
+    def conv2d(
+        self, x: Value, name: str, grid: tuple[int, int], width: int, kernel: int, stride: int, groups: int
+    ) -> str:
+        g = self.graph
+        cells = g.node("Reshape", g.node("Transpose", self.value(x), perm=[0, 2, 1]), g.constant([0, -1, *grid]))
+        parts = [self.placement.plain(g, f"{name}.{part}") for part in ("weight", "bias")]
+        out = g.node(
+            "Conv", cells, *parts, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[kernel // 2] * 4, group=groups
+        )
+        return self.flatten(out)
+
+    def mean(self, x: Value) -> str:
+        return self.graph.node("ReduceMean", self.value(x), self.graph.constant([1]), keepdims=1)
+
     def patch_linear(self, x: str, name: str, width: int, bias: bool = False) -> str:
         g = self.graph
         matrix = g.node("Transpose", self.placement.plain(g, f"{name}.weight"), perm=[1, 0])
@@ -132,7 +150,7 @@ class OnnxOps(ProductOps):
             return g.node("Mul", x, g.node("Sigmoid", scaled))
         if kind == "softmax":
             return g.node("Softmax", x, axis=-1)
-        return g.node({"relu": "Relu", "tanh": "Tanh"}[kind], x)
+        return g.node({"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}[kind], x)
 
     def _silu(self, x: str) -> str:
         return self.graph.node("QuickGelu", x, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(1.0 * x)

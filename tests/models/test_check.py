@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_models import MROPE, PLAIN, clip, deep, gemma, intern, pooled, qwen
+from small_models import MROPE, PLAIN, clip, convolved, deep, gemma, intern, pooled, qwen
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
@@ -31,7 +31,7 @@ def scaled() -> ModelSpec:
     return replace(clip(decoder), projector=(Queries("qformer", 4),))
 
 
-MODELS = [clip(), intern(), pooled(), qwen(), deep(), clip(gemma()), clip(MROPE), scaled()]
+MODELS = [clip(), convolved(), intern(), pooled(), qwen(), deep(), clip(gemma()), clip(MROPE), scaled()]
 
 
 @pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.family)
@@ -148,3 +148,23 @@ def test_numbers_that_do_not_go_together_are_refused(change: Any, sentence: str)
     with pytest.raises(EdgeVLMError) as caught:
         check_model(change(clip()), "it", "try again")
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"depths": (1, 2)}, "other numbers of stages and blocks"),
+        ({"num_layers": 5}, "other numbers of stages and blocks"),
+        ({"widths": (8, 12, 16)}, "no multiples of those before"),
+        ({"squeeze": 5}, "no multiples of those before"),
+        ({"patch_size": 8}, "no whole number of states"),
+        ({"image_size": 40}, "no whole number of states"),
+        ({"widths": ()}, "its tower has 0 stages"),
+        ({"attending": 4}, "its tower has 3 stages, expected 4 to 16"),
+        ({"attending": 2, "widths": (4, 4, 16)}, "no multiples of a head"),
+    ],
+)
+def test_stages_that_do_not_fit_each_other(wrong: dict[str, Any], said: str) -> None:
+    spec = convolved()
+    with pytest.raises(EdgeVLMError, match=said):
+        check_model(replace(spec, vision=replace(spec.vision, **wrong)), "it", "try again")

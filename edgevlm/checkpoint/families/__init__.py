@@ -10,6 +10,7 @@ from edgevlm.checkpoint.adapter import Base
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import (
     deepseek_vl,
+    fast_vlm,
     gemma3,
     internvl,
     janus,
@@ -46,7 +47,7 @@ FAMILIES = (
     smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY, nanovlm.FAMILY,
     deepseek_vl.FAMILY, llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY, janus.FAMILY, lfm2_vl.FAMILY,
     gemma3.FAMILY, paligemma.FAMILY, paddleocr_vl.FAMILY,
-    mistral3.FAMILY, lighton_ocr.FAMILY, ovis2.FAMILY,
+    mistral3.FAMILY, lighton_ocr.FAMILY, ovis2.FAMILY, fast_vlm.FAMILY,
 )  # fmt: skip
 
 

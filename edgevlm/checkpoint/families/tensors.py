@@ -21,7 +21,7 @@ from edgevlm.types import F32
 Shape = tuple[int, ...]
 Read = Callable[[str], F32]
 # Buffers that old versions of transformers saved; all are computed.
-_COMPUTED = (".position_ids", ".inv_freq")
+_COMPUTED = (".position_ids", ".inv_freq", ".num_batches_tracked")
 
 
 class Source(Protocol):
@@ -81,9 +81,10 @@ class Scaled:
 
     source: Source
     scale: str
+    ones: int = 0  # axes of length 1 behind the vector's own
 
     def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
-        return self.source.stored(part, shape) | {self.scale: shape[:1]}
+        return self.source.stored(part, shape) | {self.scale: (*shape[:1], *(1,) * self.ones)}
 
     def make(self, read: Read, part: str, shape: Shape) -> F32:
         values = self.source.make(read, part, shape)
@@ -104,6 +105,40 @@ class Swapped:
     def make(self, read: Read, part: str, shape: Shape) -> F32:
         found = read(_name(self.stem, part))
         return found if part == "bias" else found.reshape(shape[0], -1, self.last).swapaxes(1, 2).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """A map that is stored as a convolution of 1 x 1."""
+
+    stem: str
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {_name(self.stem, part): (*shape, 1, 1) if part == "weight" else shape}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        return read(_name(self.stem, part)).reshape(shape)
+
+
+@dataclass(frozen=True)
+class BatchNormed:
+    """A kernel without bias and the batch norm behind it (arXiv 1502.03167), as one kernel with a bias."""
+
+    kernel: str
+    norm: str
+    eps: float = 1e-5
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        width = shape[:1]
+        norm = {f"{self.norm}.{name}": width for name in ("weight", "bias", "running_mean", "running_var")}
+        return norm | ({f"{self.kernel}.weight": shape} if part == "weight" else {})
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        gain = read(f"{self.norm}.weight") / np.sqrt(read(f"{self.norm}.running_var") + np.float32(self.eps))
+        if part == "bias":
+            return np.asarray(read(f"{self.norm}.bias") - read(f"{self.norm}.running_mean") * gain, np.float32)
+        kernel = read(f"{self.kernel}.weight")
+        return np.asarray(kernel * gain.reshape(-1, *(1,) * (kernel.ndim - 1)), np.float32)
 
 
 @dataclass(frozen=True)
