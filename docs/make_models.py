@@ -45,6 +45,10 @@ pictures and prompts that were tried:
 every picture are bit for bit those of the family's own processor, over the sizes that are counted, and all token ids
 are equal. What is read from a checkpoint: [checkpoints](checkpoints.md).
 """
+REASONS = (
+    "Of the first layout that was tested. Published models may differ in what is named here: `edgevlm info MODEL` tells "
+    "of each."
+)
 
 
 def measure(names: list[str]) -> list[dict[str, Any]]:
@@ -117,7 +121,7 @@ def page(found: dict[str, Any]) -> str:
             sizes.append(_row([family.title, *_tested(own["tested"])]))
             reasons += [f"- {family.title}: {reason}" for reason in _reasons(own)]
     parts = ["\n".join(lines), "## What was tested", "\n".join(sizes)]
-    parts += ["## What a target cannot hold", "\n".join(reasons)] if reasons else []
+    parts += ["## What a target did not hold", REASONS, "\n".join(reasons)] if reasons else []
     return "\n\n".join(parts) + "\n"
 
 

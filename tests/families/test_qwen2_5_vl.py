@@ -36,6 +36,10 @@ VARIANTS = {
     layout: Variant(layout, partial(qwen2_5_vl.build, layout=layout), qwen2_5_vl.load_processor, views, SIZES)
     for layout in ("hub", "saved", "memory")
 }
+# Pictures of the tests are hardly larger than windows of 112 pixels, which are the only ones that llama.cpp has.
+VARIANTS["windows of 112"] = replace(
+    VARIANTS["hub"], name="windows of 112", build=partial(qwen2_5_vl.build, window=112)
+)
 
 
 class TestQwen25VL(QuantizedFamilyTests):

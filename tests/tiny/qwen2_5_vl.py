@@ -52,12 +52,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = False) -> Any:
+def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = False, window: int = 32) -> Any:
     """Write a tiny Qwen2.5-VL into `folder`; returns its model in float32.
 
     layout: "hub": `visual.*`, `model.*`, `lm_head.*` with the flat config of 2025; "saved": what transformers 5 saves;
     "memory": `model.visual.*`, `model.language_model.*` with transformers 5's config.
-    tie: the 3B model has no lm_head, the 7B has one.
+    tie: the 3B model has no lm_head, the 7B has one. window: pixels; those of llama.cpp are 112, as the models' are.
     """
     tokenizer = tokenizers.qwen()
     ids = tokenizers.added_ids(tokenizer)
@@ -88,7 +88,7 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = Fa
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
         "tokens_per_second": 2,
-        "window_size": 32,
+        "window_size": window,
         "fullatt_block_indexes": [1],
     }
     places = {
