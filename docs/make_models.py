@@ -46,8 +46,8 @@ every picture are bit for bit those of the family's own processor, over the size
 are equal. What is read from a checkpoint: [checkpoints](checkpoints.md).
 """
 REASONS = (
-    "Of the first layout that was tested. Published models may differ in what is named here: `edgevlm info MODEL` tells "
-    "of each."
+    "Of the first layout that was tested. Published models may differ in what is named here: `edgevlm info MODEL` "
+    "tells of each."
 )
 
 
