@@ -226,7 +226,7 @@ def test_boxes_in_an_answer(cli: Any, bundle: Path, tmp_path: Path) -> None:
     (box,) = said["boxes"]
     found = (box["x0"], box["y0"], box["x1"], box["y1"])
     assert intersection_over_union(found, (52, 267, 122, 340)) > 0.5 and said["points"] == []
-    assert done.err == f"{tmp_path / 'out.png'} has 1 boxes and 0 points\n"
+    assert done.err == f"Boxes drawn in {tmp_path / 'out.png'}: 1, points: 0.\n"
     with Image.open(DEMO) as before, Image.open(tmp_path / "out.png") as after:
         changed = np.abs(np.subtract(before.convert("RGB"), after, dtype=np.int64)).max(-1) > 0
     rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))

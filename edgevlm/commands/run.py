@@ -130,7 +130,7 @@ def _draw(path: Path, picture: str, answer: Answer, force: bool) -> None:
     drawn = draw(open_picture(picture, (255, 255, 255)), answer.boxes, answer.points)
     with writing(path, force) as new:
         drawn.save(new, format={".jpg": "JPEG"}.get(path.suffix.lower(), path.suffix[1:].upper()))
-    note(f"{path} has {len(answer.boxes)} boxes and {len(answer.points)} points")
+    note(f"Boxes drawn in {path}: {len(answer.boxes)}, points: {len(answer.points)}.")
 
 
 def ask(
