@@ -128,6 +128,7 @@ TEXT = {
 # llama.cpp's own names of its projector types, by the steps that they hold.
 SHUFFLE_LINEAR, TWO_LINEAR, SHUFFLE_TWO_LINEAR, GROUP_TWO_LINEAR = "idefics3", "mlp", "internvl", "qwen2.5vl_merger"
 GROUP_WHOLE, GROUP_DEEP = "qwen2vl_merger", "qwen3vl_merger"  # without windows; with a table of positions, too
+POOLED = "gemma3"
 GROUP_SMOOTH = "lfm2"  # with a table that is resampled smoothly, and no RoPE
 PROJECTORS = {
     SHUFFLE_LINEAR: Table(_VIT | {"projector.linear": "mm.model.fc"}),

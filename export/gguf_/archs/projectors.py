@@ -216,6 +216,14 @@ def _pattern(vision: QwenVit) -> int:
 
 _TYPES = (
     ProjectorType(
+        names.POOLED, "vit", ("pool", "norm", "linear"),
+        refusals={
+            "projection stands by columns in llama.cpp's type, and a quantized matrix has its blocks along rows": (
+                lambda spec: True
+            ),
+        },
+    ),
+    ProjectorType(
         names.SHUFFLE_LINEAR, "vit", ("shuffle", "linear"),
         refusals=_SWAPPED | {
             "projector shuffles by 1, and llama.cpp's type needs 2 or more": lambda spec: _scale(spec) < 2,
