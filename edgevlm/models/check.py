@@ -14,7 +14,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Group, Linear, Normalize, Pool, Queries, Shuffle, Step, Take
-from edgevlm.models.spec import ACTS, Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling, ShortConv
+from edgevlm.models.spec import ACTS, Attention, Block, Decoder, DeltaRule, Mlp, Norm, Rope, RopeScaling, ShortConv
 from edgevlm.models.towers.conv_vit import ConvVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
@@ -37,7 +37,11 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "scale": _POSITIVE, "softcap": _POSITIVE, "window": (1, limits.CONTEXT), "reads": ("self", "memory"),
         "kind": ("attention",),
     },
-    ShortConv: {"kernel": (1, limits.KERNEL), "kind": ("short_conv",)},
+    ShortConv: {"kernel": (2, limits.KERNEL), "kind": ("short_conv",)},
+    DeltaRule: {
+        "key_heads": (1, limits.HEADS), "value_heads": (1, limits.HEADS), "key_dim": (1, limits.HEAD_DIM),
+        "value_dim": (1, limits.HEAD_DIM), "kernel": (2, limits.KERNEL), "kind": ("delta_rule",),
+    },
     Mlp: {"size": (1, limits.MLP_WIDTH), "act": ACTS},
     Block: {"places": ("pre", "sandwich", "post")},
     Decoder: {
@@ -152,6 +156,11 @@ def _together(spec: ModelSpec) -> Iterator[str]:
     inner = vision.widths[-1] if isinstance(vision, ConvVit) else vision.hidden_size
     if tower.heads * tower.head_dim != inner:
         yield "the vision hidden_size is no multiple of num_attention_heads"
+    rules = [mixer for block in text.blocks for mixer in block.mixers if isinstance(mixer, DeltaRule)]
+    if any(rule.value_heads % rule.key_heads for rule in rules):
+        yield "the value heads of its linear attention are no multiple of its key heads"
+    if tower.gated:
+        yield "the attention of its tower is gated"
     if any(a.heads % a.kv_heads for a in (tower, *attentions)):
         yield "num_attention_heads is no multiple of num_key_value_heads"
     for rope in text.ropes.values():

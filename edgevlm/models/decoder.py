@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgevlm.models.blocks import mask_input, mixer_name, residual
 from edgevlm.models.ops import Ops, X
-from edgevlm.models.spec import Attention, Decoder, Mixer, head_name, state_name
+from edgevlm.models.spec import Attention, Decoder, DeltaRule, Mixer, ShortConv, head_name, state_name
 
 
 def embed_tokens(ops: Ops, ids: X, d: Decoder) -> X:
@@ -56,7 +56,9 @@ def _layer(ops: Ops, x: X, layer: int, d: Decoder) -> X:
 
 def _mix(ops: Ops, x: X, layer: int, m: int, mixer: Mixer, d: Decoder) -> X:
     w, state = mixer_name(f"decoder.layers.{layer}", m), state_name(layer, m)
-    if not isinstance(mixer, Attention):
+    if isinstance(mixer, ShortConv):
         return ops.short_conv(x, w, mixer, d.hidden_size, state)
+    if isinstance(mixer, DeltaRule):
+        return ops.delta_rule(x, w, mixer, d.hidden_size, state)
     mask = "memory_mask" if mixer.reads == "memory" else mask_input(mixer.window)
     return ops.attention(x, w, mixer, d.hidden_size, state, mask)

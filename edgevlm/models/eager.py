@@ -10,7 +10,7 @@ import numpy as np
 
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.ops import Ops, Weights
-from edgevlm.models.spec import Attention, Norm
+from edgevlm.models.spec import Attention, DeltaRule, Norm
 from edgevlm.models.states import States
 from edgevlm.types import F32, I64
 
@@ -153,6 +153,24 @@ class EagerOps(Ops):
         assert self.states is not None, "a decoder needs states"
         return self.states.memory[state]
 
+    def correct(self, x: F32, decay: F32, rate: F32, r: DeltaRule, state: str) -> F32:
+        """By its definition, position by position."""
+        assert self.states is not None, "a decoder needs states"
+        keys = r.key_heads * r.key_dim
+        q, k, v = np.split(x, [keys, 2 * keys], axis=-1)
+        q, k = (_unit(part.reshape(len(x), r.key_heads, r.key_dim)) for part in (q, k))
+        q, k = (np.repeat(part, r.value_heads // r.key_heads, axis=1) for part in (q * np.float32(r.key_dim**-0.5), k))
+        v = v.reshape(len(x), r.value_heads, r.value_dim)
+        held = self.states.replaced.get(state, np.zeros((r.value_heads, r.key_dim, r.value_dim), np.float32))
+        out = np.empty_like(v)
+        for i, forgets in enumerate(np.exp(decay)):
+            held = held * forgets[:, None, None]
+            missing = (v[i] - (k[i, :, None] @ held)[:, 0]) * rate[i, :, None]
+            held = held + k[i, :, :, None] * missing[:, None]
+            out[i] = (q[i, :, None] @ held)[:, 0]
+        self.states.replaced[state] = held
+        return out.swapaxes(0, 1)
+
     def causal_conv(self, x: F32, name: str, width: int, kernel: int, state: str) -> F32:
         assert self.states is not None, "a decoder needs states"
         past = self.states.replaced.get(state)
@@ -213,6 +231,21 @@ def attend(q: F32, k: F32, v: F32, a: Attention, allowed: Any) -> F32:
     return out.reshape(q.shape)
 
 
+def _unit(x: F32) -> F32:
+    """Rows of length one, as transformers' l2norm."""
+    found: F32 = x / np.sqrt(np.square(x).sum(-1, keepdims=True) + np.float32(1e-6))
+    return found
+
+
+def _sigmoid(x: F32) -> F32:
+    with np.errstate(over="ignore"):
+        return np.asarray(1.0 / (1.0 + np.exp(-x)), np.float32)
+
+
+def _softplus(x: F32) -> F32:
+    return np.asarray(np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), np.float32)
+
+
 def _silu(x: F32) -> F32:
     with np.errstate(over="ignore"):  # exp overflows to inf for very negative values, and 1/inf is the right 0
         return np.asarray(x / (1.0 + np.exp(-x)), np.float32)
@@ -246,12 +279,7 @@ def _softmax(x: F32) -> F32:
     return np.asarray(weights / weights.sum(-1, keepdims=True), np.float32)
 
 
-def _sigmoid(x: F32) -> F32:
-    with np.errstate(over="ignore"):
-        return np.asarray(1 / (1 + np.exp(-x)), np.float32)
-
-
 _ACTS: dict[str, Callable[[F32], F32]] = {
     "silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh, "quick_gelu": _quick_gelu, "relu": _relu, "tanh": _tanh,
-    "softmax": _softmax, "sigmoid": _sigmoid,
+    "softmax": _softmax, "sigmoid": _sigmoid, "softplus": _softplus,
 }  # fmt: skip

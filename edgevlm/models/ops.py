@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, NoReturn, Protocol
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.spec import Attention, Mlp, Norm, ShortConv
+from edgevlm.models.spec import Attention, DeltaRule, Mlp, Norm, ShortConv
 from edgevlm.types import F32
 
 X = Any
@@ -102,8 +102,8 @@ class Ops:
         self._lacks("norm")
 
     def act(self, x: X, kind: str) -> X:
-        """ "silu", "gelu" (erf), "gelu_tanh", "quick_gelu" (x * sigmoid(1.702 x)), "relu", "tanh", "sigmoid" or
-        "softmax" (over the last axis)."""
+        """ "silu", "gelu" (erf), "gelu_tanh", "quick_gelu" (x * sigmoid(1.702 x)), "relu", "tanh", "sigmoid",
+        "softplus" or "softmax" (over the last axis)."""
         self._lacks("act")
 
     def add(self, x: X, y: X) -> X:
@@ -143,6 +143,19 @@ class Ops:
     def held(self, state: str) -> X:
         """A state of kind "memory" as it is."""
         self._lacks("held")
+
+    def correct(self, x: X, decay: X, rate: X, r: DeltaRule, state: str) -> X:
+        """The delta rule over positions in their order: (B, value heads, S, value dim).
+
+        x (B, S, channels): queries, keys and values. Per value head, with queries and keys of unit length: the state
+        M (key dim, value dim) becomes e^decay M, then M + k (rate (v - M^T k))^T; the result is M^T q / sqrt(key dim).
+        decay, rate: (B, S, value heads).
+        """
+        self._lacks("correct")
+
+    def norm_heads(self, x: X, name: str, spec: Norm) -> X:
+        """The norm of each head by itself, (B, H, S, d)."""
+        return self.norm(x, name, spec)
 
     def causal_conv(self, x: X, name: str, width: int, kernel: int, state: str) -> X:
         """Depthwise causal convolution over positions with the weight `name` (D, kernel); keeps its last inputs."""
@@ -188,8 +201,14 @@ class Ops:
     def attention(self, x: X, w: str, a: Attention, width: int, state: str | None, mask: str | None) -> X:
         """(B, S, D) to (B, S, D) by the maps w.q, w.k, w.v and w.o; state: where keys and values grow, or None."""
         q, k, v = self._qkv(x, w, a, state)
-        out = self.merge(self.attend(q, k, v, a, mask))
-        return self.linear(self.named(f"{w}.attention", out), (f"{w}.o", width), bias=a.out_bias)[0]
+        out = self.named(f"{w}.attention", self.merge(self.attend(q, k, v, a, mask)))
+        return self.linear(self._gated(out, x, w, a), (f"{w}.o", width), bias=a.out_bias)[0]
+
+    def _gated(self, out: X, x: X, w: str, a: Attention) -> X:
+        """What an attention to x gives, times the gate that x gives, where there is one."""
+        if not a.gated:
+            return out
+        return self.mul(out, self.act(self.linear(x, (f"{w}.o_gate", a.heads * a.head_dim))[0], "sigmoid"))
 
     def window_attention(self, x: X, w: str, a: Attention, width: int, size: int, mask: str) -> X:
         """As `attention`, inside groups of `size` positions."""
@@ -217,6 +236,19 @@ class Ops:
         b, gate, x = self.linear(x, (f"{w}.b", width), (f"{w}.c", width), (f"{w}.x", width))
         y = self.causal_conv(self.mul(b, x), f"{w}.conv", width, c.kernel, f"{state}.conv")
         return self.linear(self.mul(gate, y), (f"{w}.out", width))[0]
+
+    def delta_rule(self, x: X, w: str, r: DeltaRule, width: int, state: str) -> X:
+        """Gated DeltaNet: how much a head forgets and learns at a position is a map of the input, as is its gate."""
+        values, heads = r.value_heads * r.value_dim, r.value_heads
+        mixed, gate, rate, step = self.linear(
+            x, (f"{w}.qkv", r.channels), (f"{w}.z", values), (f"{w}.rate", heads), (f"{w}.step", heads)
+        )
+        mixed = self.act(self.causal_conv(mixed, f"{w}.conv", r.channels, r.kernel, f"{state}.conv"), "silu")
+        step = self.act(self.add(step, self.vector(f"{w}.step_bias", heads)), "softplus")
+        decay = self.mul(step, self.vector(f"{w}.decay", heads))
+        out = self.correct(mixed, decay, self.act(rate, "sigmoid"), r, f"{state}.delta")
+        out = self.merge(self.norm_heads(out, f"{w}.delta_norm", r.norm))
+        return self.linear(self.mul(out, self.act(gate, "silu")), (f"{w}.out", width))[0]
 
     def mlp(self, x: X, w: str, m: Mlp, width: int) -> X:
         """Gated: w.gate, w.up and w.down; otherwise w.fc1 and w.fc2."""

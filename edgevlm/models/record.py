@@ -8,7 +8,7 @@ from edgevlm.models.decoder import decoder, embed_tokens, memory
 from edgevlm.models.model import ModelSpec, image_features
 from edgevlm.models.ops import Ops
 from edgevlm.models.projector import Queries
-from edgevlm.models.spec import Attention, Decoder, Norm
+from edgevlm.models.spec import Attention, Decoder, DeltaRule, Norm
 
 Shape = tuple[int, ...]
 
@@ -167,6 +167,9 @@ class Record(Ops):
 
     def held(self, state: str) -> Shape:
         return (1, 1, 1, 1)
+
+    def correct(self, x: Shape, decay: Shape, rate: Shape, r: DeltaRule, state: str) -> Shape:
+        return (*x[:-2], r.value_heads, x[-2], r.value_dim)
 
     def causal_conv(self, x: Shape, name: str, width: int, kernel: int, state: str) -> Shape:
         self._add(f"{name}.weight", "kernel", width, kernel)

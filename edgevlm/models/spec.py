@@ -59,6 +59,7 @@ class Attention:
     scale: float | None = None  # None: head_dim ** -0.5
     softcap: float | None = None
     window: int | None = None  # positions that a query looks back, its own included; None: all
+    gated: bool = False  # what it gives is multiplied by the sigmoid of one more map of its input, before `o`
     reads: str = "self"  # "self" | "memory": keys and values of the encoder or the picture, made once per prompt
 
     kind: str = "attention"
@@ -72,7 +73,28 @@ class ShortConv:
     kind: str = "short_conv"
 
 
-Mixer = Attention | ShortConv
+@dataclass(frozen=True)
+class DeltaRule:
+    """Linear attention (arXiv 2412.06464) behind a short convolution: per value head one matrix from keys to values.
+
+    The matrix decays, and what it says of the next key is corrected towards that key's value.
+    """
+
+    key_heads: int  # of queries, too; each serves value_heads / key_heads value heads
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    norm: Norm  # of each head of what it gives
+    kind: str = "delta_rule"
+
+    @property
+    def channels(self) -> int:
+        """Values of a position that the convolution takes: queries, keys and values."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
+Mixer = Attention | ShortConv | DeltaRule
 
 
 @dataclass(frozen=True)
@@ -164,6 +186,10 @@ def states(decoder: Decoder) -> list[State]:
             name = state_name(layer, m)
             if isinstance(mixer, ShortConv):
                 found.append(State(f"{name}.conv", (mixer.kernel - 1, decoder.hidden_size), "replace"))
+            elif isinstance(mixer, DeltaRule):
+                found.append(State(f"{name}.conv", (mixer.kernel - 1, mixer.channels), "replace"))
+                shape = (mixer.value_heads, mixer.key_dim, mixer.value_dim)
+                found.append(State(f"{name}.delta", shape, "replace"))
             else:
                 kind = "append" if mixer.reads == "self" else "memory"
                 shape = (mixer.kv_heads, None, mixer.head_dim)

@@ -73,7 +73,7 @@ def source_of(linear: str, spec: ModelSpec) -> tuple[str, int] | None:
     down. GELU is not proportional, and a tied head shares its columns with the embedding: no source.
     """
     stem, _, part = linear.rpartition(".")
-    if part in ("q", "k", "v"):
+    if part in ("q", "k", "v", "o_gate"):
         return f"{stem}.norm1", 1
     if part in ("gate", "up", "fc1"):
         return f"{stem}.norm2", 1

@@ -10,7 +10,8 @@ from onnx import TensorProto
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.onnx_.graph import MICROSOFT, Graph
 from edgevlm.export.onnx_.placement import OnnxWeights
-from edgevlm.export.onnx_.products import PendingSum, ProductOps, Value
+from edgevlm.export.onnx_.products import PendingSum, Value
+from edgevlm.export.onnx_.recurrent import RecurrentOps
 from edgevlm.inputs.layout import rope_rows
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.spec import Attention, Decoder, Norm
@@ -24,7 +25,7 @@ def optional_attributes(a: Attention) -> dict[str, Any]:
     return {name: value for name, value in (("scale", a.scale), ("softcap", a.softcap)) if value is not None}
 
 
-class OnnxOps(ProductOps):
+class OnnxOps(RecurrentOps):
     """Emits nodes into `graph`; handles are value names. Activations are (batch, positions, channels) float32."""
 
     def __init__(self, graph: Graph, placement: OnnxWeights, decoder: Decoder | None = None) -> None:
@@ -150,7 +151,7 @@ class OnnxOps(ProductOps):
             return g.node("Mul", x, g.node("Sigmoid", scaled))
         if kind == "softmax":
             return g.node("Softmax", x, axis=-1)
-        return g.node({"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}[kind], x)
+        return g.node({"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid", "softplus": "Softplus"}[kind], x)
 
     def _silu(self, x: str) -> str:
         return self.graph.node("QuickGelu", x, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(1.0 * x)
@@ -168,7 +169,7 @@ class OnnxOps(ProductOps):
         if state is None:
             return self._encoder_attention(x, w, a, width, mask, None)
         self._check_decoder(a)
-        out = self._cached_attention(self.value(x), w, a, state, mask)
+        out = self._gated(self._cached_attention(self.value(x), w, a, state, mask), x, w, a)
         return self.linear(out, (f"{w}.o", width), bias=a.out_bias)[0]
 
     def window_attention(self, x: Value, w: str, a: Attention, width: int, size: int, mask: str) -> Value:
@@ -310,20 +311,6 @@ class OnnxOps(ProductOps):
             **optional_attributes(a),
         )
         return out
-
-    def causal_conv(self, x: Value, name: str, width: int, kernel: int, state: str) -> str:
-        outputs = [f"{name}.out", f"present.{state}"]
-        # An activation of its own would be one node less, and the portable graph has none.
-        out, _ = self.graph.nodes(
-            "CausalConvWithState", self.value(x), self._taps(name), "", f"past_key_values.{state}", outputs=outputs,
-            domain=MICROSOFT, activation="none", channels_last=1,
-        )  # fmt: skip
-        return out
-
-    def _taps(self, name: str) -> str:
-        """The weight (D, kernel) of a depthwise convolution as (D, 1, kernel)."""
-        g = self.graph
-        return g.node("Unsqueeze", self.placement.plain(g, f"{name}.weight"), g.constant([1]))
 
     def last(self, x: Value) -> str:
         """Right-padded rows end before the last position: gather by length, not by shape."""

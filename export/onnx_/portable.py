@@ -11,7 +11,8 @@ from edgevlm.bundle.qtensor import BLOCK
 from edgevlm.export.onnx_.ops import OnnxOps, optional_attributes
 from edgevlm.export.onnx_.placement import Linear
 from edgevlm.export.onnx_.products import PendingSum, Value
-from edgevlm.models.spec import Attention
+from edgevlm.export.onnx_.scan import delta_step
+from edgevlm.models.spec import Attention, DeltaRule
 
 
 class PortableOps(OnnxOps):
@@ -122,6 +123,21 @@ class PortableOps(OnnxOps):
         turned = g.node("Transpose", whole, perm=[0, 2, 1])
         out = g.node("Conv", turned, self._taps(name), group=width, kernel_shape=[kernel])
         return g.node("Transpose", out, perm=[0, 2, 1])
+
+    def correct(self, x: Value, decay: Value, rate: Value, r: DeltaRule, state: str) -> str:
+        """Position by position, as the rule says."""
+        g, (q, k, v) = self.graph, self._unit_keys(x, r)
+        served = g.constant(np.arange(r.value_heads) // (r.value_heads // r.key_heads))
+        q, k = (g.node("Gather", part, served, axis=2) for part in (q, k))
+        q = g.node("Mul", q, g.constant(r.key_dim**-0.5, np.float32))
+        v = g.node("Reshape", v, g.constant([0, 0, r.value_heads, r.value_dim]))
+        kept = g.node("Exp", self.value(decay))
+        _, out = g.nodes(
+            "Scan", f"past_key_values.{state}", q, k, v, kept, self.value(rate),
+            outputs=[f"present.{state}", f"{state}.out"], body=delta_step(g), num_scan_inputs=5,
+            scan_input_axes=[1] * 5, scan_output_axes=[1],
+        )  # fmt: skip
+        return out
 
     def _turned(self, a: Attention) -> dict[str, Any]:
         """The attribute of heads that turn in part."""

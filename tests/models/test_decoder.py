@@ -21,7 +21,7 @@ from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.decoder import decoder, memory
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.record import decoder_tree
-from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, ShortConv, states
+from edgevlm.models.spec import Attention, Block, Decoder, DeltaRule, Mlp, Norm, Rope, ShortConv, states
 from edgevlm.models.states import States
 
 VOCAB, WIDTH, HEADS, KV, HEAD, INNER, LENGTH = 50, 64, 4, 2, 16, 96, 20
@@ -178,6 +178,44 @@ def lfm2() -> Case:
     return Case(spec, weights, model(inputs_embeds=_embeddings()).logits[0].detach().numpy(), Layout(LENGTH))
 
 
+def qwen3_5() -> Case:
+    """Three heads of values for one of keys; the gate of full attention stands behind each head's query."""
+    from transformers.models.qwen3_5 import modeling_qwen3_5 as module
+
+    rope = {
+        "rope_type": "default", "rope_theta": 1e5, "mrope_section": [2, 1, 1], "mrope_interleaved": True,
+        "partial_rotary_factor": 0.5,
+    }  # fmt: skip
+    rule = DeltaRule(2, 6, 8, 12, 4, Norm(eps=1e-5))
+    config = module.Qwen3_5TextConfig(
+        **SIZES, head_dim=HEAD, num_hidden_layers=4, rope_parameters=rope, linear_conv_kernel_dim=4, rms_norm_eps=1e-5,
+        linear_key_head_dim=8, linear_value_head_dim=12, linear_num_key_heads=2, linear_num_value_heads=6,
+        layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    )  # fmt: skip
+    model, tensors = _model(module.Qwen3_5TextModel(config))
+    weights = _top(_layers(tensors, 4, LLAMA, 1), tensors, plus=1)
+    q = tensors["layers.1.self_attn.q_proj.weight"].reshape(HEADS, 2, HEAD, WIDTH)
+    for name, part in (("q", q[:, 0]), ("o_gate", q[:, 1])):
+        weights[f"decoder.layers.1.{name}.weight"] = part.reshape(HEADS * HEAD, WIDTH)
+    for i in (0, 2, 3):
+        w, source = f"decoder.layers.{i}", f"layers.{i}.linear_attn"
+        maps = {"qkv": "in_proj_qkv", "z": "in_proj_z", "rate": "in_proj_b", "step": "in_proj_a", "out": "out_proj"}
+        for ours, theirs in (maps | {"delta_norm": "norm"}).items():
+            weights[f"{w}.{ours}.weight"] = tensors[f"{source}.{theirs}.weight"]
+        weights[f"{w}.conv.weight"] = tensors[f"{source}.conv1d.weight"][:, 0]
+        weights[f"{w}.step_bias"] = tensors[f"{source}.dt_bias"]
+        weights[f"{w}.decay"] = -np.exp(tensors[f"{source}.A_log"])
+    blocks = (
+        Block((rule,), Mlp(INNER), Norm(eps=1e-5)),
+        Block((_attention(qk_norm=Norm(eps=1e-5), gated=True),), Mlp(INNER), Norm(eps=1e-5)),
+    )
+    ropes = {"main": Rope(1e5, 8, sections=(2, 1, 1), interleaved=True)}
+    spec = _spec(*blocks, layers=(0, 1, 0, 0), norm=Norm(eps=1e-5), ropes=ropes)
+    places = torch.tensor(positions(LAYOUT, 3))[:, None]
+    out = model(inputs_embeds=_embeddings(), position_ids=places).last_hidden_state
+    return Case(spec, weights, _tied(out, weights))
+
+
 def gemma3() -> Case:
     from transformers.models.gemma3 import modeling_gemma3 as module
 
@@ -318,7 +356,7 @@ def opt() -> Case:
     return Case(spec, weights, _tied(model(inputs_embeds=_embeddings()).last_hidden_state, weights), Layout(LENGTH))
 
 
-CASES = (qwen2_5_vl, qwen3_vl, lfm2, gemma3, paligemma2, mllama, bart, opt)
+CASES = (qwen2_5_vl, qwen3_vl, qwen3_5, lfm2, gemma3, paligemma2, mllama, bart, opt)
 
 
 def _play(case: Case, held: States, start: int, stop: int) -> np.ndarray:

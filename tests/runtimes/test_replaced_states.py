@@ -23,7 +23,7 @@ from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import Layout
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Block, Norm, ShortConv
+from edgevlm.models.spec import Block, DeltaRule, Mixer, Norm, ShortConv
 from edgevlm.runtimes.base import Decoder, EngineOptions
 from edgevlm.runtimes.eager import EagerDecoder
 from edgevlm.runtimes.ort.runtime import open_decoder
@@ -31,7 +31,7 @@ from edgevlm.types import F32
 
 NORM = Norm("rms", 1e-6)
 ATTENTION, *_ = PLAIN.blocks
-MIXERS = {"short_conv": ShortConv(3)}
+MIXERS: dict[str, Mixer] = {"short_conv": ShortConv(3), "delta_rule": DeltaRule(2, 6, 8, 12, 4, NORM)}
 
 
 def model(mixer: str) -> ModelSpec:
