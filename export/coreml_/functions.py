@@ -20,7 +20,7 @@ from edgevlm.models.model import Tower
 from edgevlm.models.ops import X
 from edgevlm.models.spec import Decoder
 from edgevlm.models.tensor import Tensor
-from edgevlm.runtimes.coreml.inputs import axis_sizes, decoder_tensors, package_inputs, package_tensor
+from edgevlm.runtimes.coreml.inputs import axis_sizes, decoder_tensors, most_rows, package_inputs, package_tensor
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def decoder_functions(
         for call, rows in calls.items():
             name = call if flexible else f"{call}_ctx{context}"
             given = tensors | (select if not flexible and rows > 1 else {})
-            size = Range(context, 1) if flexible else rows
+            size = Range(min(context, most_rows(d) or context), 1) if flexible else rows
             sizes = {"rows": size, "end": Range(context, 1) if flexible else context}
             functions[name] = _decoder_function(mil, store, component, given, sizes, cache, profile)
             table[name] = {"context": context, "rows": rows}

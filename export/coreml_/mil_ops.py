@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from edgevlm.bundle.qtensor import PALETTES
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.coreml_.state_ops import StateOps, mil_name
+from edgevlm.export.coreml_.delta_ops import DeltaOps
+from edgevlm.export.coreml_.state_ops import mil_name
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.ops import X
 from edgevlm.models.spec import Attention, Norm
@@ -23,7 +24,7 @@ from edgevlm.models.trace import linear_name
 _GELU = {"gelu": "EXACT", "gelu_tanh": "TANH_APPROXIMATION", "quick_gelu": "SIGMOID_APPROXIMATION"}
 
 
-class MilOps(StateOps):
+class MilOps(DeltaOps):
     """Emits one function of the `gpu` profile. X is a pymil Var: activations are (1, S, D), heads (1, H, S, d)."""
 
     backend = "The CoreML target"
@@ -211,6 +212,9 @@ class MilOps(StateOps):
         end[axis] = len(gain)
         mask = [other != axis % x.rank for other in range(x.rank)]
         return mb.slice_by_index(x=normed, begin=begin, end=end, end_mask=mask, name=op)
+
+    def norm_heads(self, x: X, name: str, spec: Norm) -> X:
+        return self._norm(x, name, spec, 3)
 
     def act(self, x: X, kind: str) -> X:
         name = f"{x.name}_{kind}"

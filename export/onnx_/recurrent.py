@@ -47,10 +47,8 @@ class RecurrentOps(ProductOps):
         g, keys = self.graph, r.key_heads * r.key_dim
         sizes = g.constant([keys, keys, r.value_heads * r.value_dim])
         *turned, v = g.nodes("Split", self.value(x), sizes, outputs=3, axis=-1)
-        shape, weight = (
-            g.constant([0, 0, r.key_heads, r.key_dim]),
-            g.constant([r.key_dim**-0.5] * r.key_dim, np.float32),
-        )
+        shape = g.constant([0, 0, r.key_heads, r.key_dim])
+        weight = g.constant([r.key_dim**-0.5] * r.key_dim, np.float32)
         heads = [g.node("Reshape", part, shape) for part in turned]
         unit = [g.node("RMSNormalization", part, weight, axis=-1, epsilon=1e-6 / r.key_dim) for part in heads]
         return [*unit, v]

@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.blocks import mask_input, rope_inputs
-from edgevlm.models.spec import Decoder
+from edgevlm.models.spec import Decoder, DeltaRule
 from edgevlm.models.tensor import Tensor
 
 Array = npt.NDArray[Any]
 Shape = tuple[int | str, ...]
+CHUNK_ROWS = 64  # prompt rows per call at most where a state is corrected row by row: programs hold squares of them
 MASK_VALUE = -1e4  # finite: the Neural Engine mishandles -inf (ml-ane-transformers, coreai-models' rules)
 
 
@@ -29,6 +30,12 @@ def decoder_tensors(d: Decoder) -> dict[str, Tensor]:
     for name, rope in d.ropes.items():
         found |= {part: Tensor("float32", ("rows", rope.size // 2)) for part in rope_inputs(name)}
     return found
+
+
+def most_rows(d: Decoder) -> int | None:
+    """The most rows that a call of a decoder may have; None leaves that to the context."""
+    mixers = (mixer for block in d.blocks for mixer in block.mixers)
+    return CHUNK_ROWS if any(isinstance(mixer, DeltaRule) for mixer in mixers) else None
 
 
 def axis_sizes(tensors: Mapping[str, Tensor], values: Mapping[str, Array]) -> dict[str, int]:

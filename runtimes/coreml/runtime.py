@@ -25,7 +25,7 @@ from edgevlm.runtimes.coreml.engines import (
     PredictedVision,
     VisionEngine,
 )
-from edgevlm.runtimes.coreml.inputs import package_inputs
+from edgevlm.runtimes.coreml.inputs import most_rows, package_inputs
 from edgevlm.runtimes.coreml.table import EmbeddingTable
 from edgevlm.runtimes.mil.file import open_package
 from edgevlm.types import F32, I64, U8
@@ -144,7 +144,7 @@ class CoreMLDecoder:
         """Prompt rows that one call takes without padding: `wanted` where lengths are flexible, within bounds."""
         if not self._flexible:
             return max(info.rows for info in self._functions.values())
-        return max(1, min(wanted, PROMPT_ROWS))
+        return max(1, min(wanted, most_rows(self._spec) or PROMPT_ROWS))
 
     def _rows(self, left: int) -> int:
         """How many rows the next call takes.

@@ -246,6 +246,7 @@ OPS: dict[str, Callable[[Inputs], Any]] = {
     "silu": lambda i: i["x"] * _sigmoid(i["x"]),
     "sigmoid": lambda i: _sigmoid(i["x"]),
     "tanh": lambda i: np.tanh(i["x"]),
+    "softplus": lambda i: np.maximum(i["x"], 0) + np.log1p(np.exp(-np.abs(i["x"]))),
     "erf": lambda i: erf(i["x"]),
     "relu": lambda i: np.maximum(i["x"], 0),
     "exp": lambda i: np.exp(i["x"]),
