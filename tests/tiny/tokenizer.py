@@ -27,6 +27,7 @@ didn't stop, and we've seen it before (twice!). Prices: 10, 25, 730 and 8961. Wh
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN3_5_PATTERN = QWEN_PATTERN.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 QWEN_SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
     "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
@@ -44,11 +45,13 @@ def _train(model: models.BPE, split: pre_tokenizers.PreTokenizer, size: int, alp
     return json.loads(tokenizer.to_str())["model"]
 
 
-def qwen(specials: Sequence[str] = (*QWEN_SPECIALS, *QWEN_WORDS), words: int = 340) -> Tokenizer:
+def qwen(
+    specials: Sequence[str] = (*QWEN_SPECIALS, *QWEN_WORDS), words: int = 340, pattern: str = QWEN_PATTERN
+) -> Tokenizer:
     """Qwen2's byte-level BPE of `words` tokens, then the added tokens; QWEN_WORDS are not special, as there."""
     split = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(QWEN_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -27,7 +27,7 @@ from edgevlm.models.towers.qwen_vit import QwenVit
 def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     text, embed = text_of(config), f"{prefix_of(checkpoint, 'embed_tokens.weight')}embed_tokens.weight"
     tied = is_tied(checkpoint, config, text, "lm_head.weight", embed)
-    tower = _tower(config.section("vision_config"))
+    tower = read_tower(config.section("vision_config"), levels=[8, 16, 24])
     decoder = read_decoder(
         text, tied=tied, kind="qwen3", sections=mrope_sections(text), context=128000, theta=5e5, eps=1e-6
     )
@@ -45,8 +45,9 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     )
 
 
-def _tower(config: JsonFile) -> QwenVit:
-    marked = config.value("deepstack_visual_indexes", [8, 16, 24])
+def read_tower(config: JsonFile, levels: list[int]) -> QwenVit:
+    """levels: the layers that give further levels of features, where config.json does not say."""
+    marked = config.value("deepstack_visual_indexes", levels)
     if not (isinstance(marked, list) and all(type(i) is int and i >= 0 for i in marked)):
         raise config.wrong("deepstack_visual_indexes", "a list of layers")
     rows = config.count("num_position_embeddings", 2304)
@@ -67,6 +68,10 @@ def _tower(config: JsonFile) -> QwenVit:
 
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
+    return {**tower_names(checkpoint, spec), **names.llama(prefix_of(checkpoint, "embed_tokens.weight"))}
+
+
+def tower_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     tower, vision = prefix_of(checkpoint, "patch_embed.proj.weight"), spec.vision
     assert isinstance(vision, QwenVit)
 
@@ -79,7 +84,6 @@ def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
         "vision.position_embedding": Plain(f"{tower}pos_embed.weight"),
         **{f"projector.{ours}": f"{tower}merger.{theirs}" for ours, theirs in parts.items()},
         **{f"projector.deepstack.{{i}}.{ours}": level(theirs) for ours, theirs in parts.items()},
-        **names.llama(prefix_of(checkpoint, "embed_tokens.weight")),
     }
 
 
