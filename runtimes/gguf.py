@@ -198,15 +198,22 @@ class GgufWeights:
         values = file.read(found)
         if table.square_patches and name == "vision.patch_embedding.weight":
             values = values.reshape(len(values), -1)
+        by_head = table.by_head(name, self._spec)
+        if by_head is not None:
+            values = _undone(values, by_head)
         part, parts = table.part(name)
         if parts > 1:
             values = np.ascontiguousarray(np.split(values, parts)[part])
-        order = table.order(name, self._spec)
-        if order is None:
-            return values
-        original = np.empty_like(values)
-        original[order] = values
-        return original
+        order, columns = table.order(name, self._spec), table.columns(name, self._spec)
+        values = values if columns is None else _undone(values.T, columns).T
+        return np.ascontiguousarray(values if order is None else _undone(values, order))
+
+
+def _undone(values: F32, order: npt.NDArray[np.intp]) -> F32:
+    """Rows where they stood before they were taken in that order."""
+    original = np.empty_like(values)
+    original[order] = values
+    return original
 
 
 def _table(file: GgufFile, key: str, tables: dict[str, Table]) -> Table:

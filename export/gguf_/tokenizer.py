@@ -17,7 +17,9 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLITS = {_LLAMA3: "llama-bpe", _LLAMA3.replace("{1,3}", ""): "qwen2"}
+_QWEN2 = _LLAMA3.replace("{1,3}", "")
+_QWEN35 = _QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
+_SPLITS = {_LLAMA3: "llama-bpe", _QWEN2: "qwen2", _QWEN35: "qwen35"}
 _SPACE = "\u2581"  # SentencePiece's
 
 
@@ -68,7 +70,7 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
         pre = _pre_tokenizer(path, data.get("pre_tokenizer"))
         normalizer = data.get("normalizer")
         # Qwen2's composes characters first (NFC), llama.cpp's does not: only decomposed text tells them apart.
-        if normalizer is not None and (pre, normalizer) != ("qwen2", {"type": "NFC"}):
+        if normalizer is not None and (pre not in ("qwen2", "qwen35") or normalizer != {"type": "NFC"}):
             raise _refuse(path, "it normalizes text")
         if bool(model.get("ignore_merges")) != (pre == "llama-bpe"):
             raise _refuse(path, f"ignore_merges is {bool(model.get('ignore_merges'))}")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gguf import GGUFWriter
 
-from edgevlm.bundle.qtensor import QTensor
+from edgevlm.bundle.qtensor import BLOCK, QTensor
 from edgevlm.bundle.targets import GgufTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.gguf_ import metadata
@@ -123,6 +123,11 @@ def _tensor(
         if order is not None:
             scale = None if tensor.scale is None else tensor.scale[order]
             tensor = QTensor(tensor.kind, tensor.codes[order], scale)
+        columns = table.columns(weight, spec)
+        if columns is not None:
+            scale, by_block = tensor.scale, tensor.scale is not None and tensor.scale.shape[1] > 1
+            scale = scale[:, columns[::BLOCK] // BLOCK] if scale is not None and by_block else scale
+            tensor = QTensor(tensor.kind, tensor.codes[:, columns], scale)
         parts.append(tensor)
     if len({tensor.kind for tensor in parts}) > 1:
         parts = [QTensor("fp32", tensor.dequantize()) for tensor in parts]
@@ -132,9 +137,10 @@ def _tensor(
             f"The weight '{entry.weights[0]}' has the shape {parts[0].codes.shape}, but config.json implies "
             f"{entry.shape}: download the checkpoint again."
         )
-    return (
-        np.concatenate([pack(tensor, entry.kind) for tensor in parts]) if len(parts) > 1 else pack(parts[0], entry.kind)
-    )
+    packed = [pack(tensor, entry.kind) for tensor in parts]
+    whole = np.concatenate(packed) if len(packed) > 1 else packed[0]
+    by_head = table.by_head(entry.weights[0], spec)
+    return whole if by_head is None else whole[by_head]
 
 
 def _write(writer: GGUFWriter, entries: list[Entry], data: Callable[[Entry], np.ndarray[Any, Any]]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Attention
+from edgevlm.models.spec import Attention, DeltaRule
 
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1's, computed from the spec: no weight of the model
 EMBEDDINGS = "token_embd.weight"  # in every architecture
@@ -44,13 +44,53 @@ class Table:
         part = weight.split(".")
         if self.class_last and weight == "vision.position_embedding":
             return np.roll(np.arange(spec.vision.num_patches + 1), -1)  # type: ignore[union-attr]
-        if not self.pairs or part[:2] != ["decoder", "layers"] or part[3] not in ("q", "k"):
+        if part[:2] != ["decoder", "layers"]:
             return None
         attention = spec.decoder.block(int(part[2])).mixers[0]
+        if isinstance(attention, DeltaRule):
+            return _turned_rows(attention, part[3])
+        if not self.pairs or part[3] not in ("q", "k"):
+            return None
         assert isinstance(attention, Attention)
         rows = (attention.heads if part[3] == "q" else attention.kv_heads) * attention.head_dim
         # `LlamaModel.permute` of llama.cpp's converter
         return np.arange(rows).reshape(-1, 2, attention.head_dim // 2).swapaxes(1, 2).reshape(-1)
+
+    def columns(self, weight: str, spec: ModelSpec) -> npt.NDArray[np.intp] | None:
+        """The same of its columns."""
+        part = weight.split(".")
+        if part[:2] != ["decoder", "layers"] or part[3] != "out":
+            return None
+        mixer = spec.decoder.block(int(part[2])).mixers[0]
+        return _turned_rows(mixer, "z") if isinstance(mixer, DeltaRule) else None
+
+    def by_head(self, weight: str, spec: ModelSpec) -> npt.NDArray[np.intp] | None:
+        """Row i of a tensor whose two weights take turns, head by head, is row `by_head[i]` of one on top of the other.
+
+        None where they do not.
+        """
+        part = weight.split(".")
+        if part[:2] != ["decoder", "layers"] or part[3] not in ("q", "o_gate"):
+            return None
+        mixer = spec.decoder.block(int(part[2])).mixers[0]
+        if not isinstance(mixer, Attention) or not mixer.gated:
+            return None
+        rows = 2 * mixer.heads * mixer.head_dim
+        return np.arange(rows).reshape(2, mixer.heads, -1).swapaxes(0, 1).reshape(-1)
+
+
+def _turned_rows(rule: DeltaRule, part: str) -> npt.NDArray[np.intp] | None:
+    """llama.cpp has value heads in turns of key heads: the first ones of all key heads, then the second ones.
+
+    `_LinearAttentionVReorderBase` of its converter.
+    """
+    each = rule.value_heads // rule.key_heads
+    sizes = {"qkv": rule.value_dim, "conv": rule.value_dim, "z": rule.value_dim}
+    if each == 1 or part not in {*sizes, "rate", "step", "step_bias", "decay"}:
+        return None
+    before = rule.channels - rule.value_heads * rule.value_dim if part in ("qkv", "conv") else 0
+    rows = np.arange(rule.value_heads * sizes.get(part, 1)).reshape(rule.key_heads, each, -1)
+    return np.concatenate([np.arange(before), before + rows.swapaxes(0, 1).reshape(-1)])
 
 
 def _pattern(weight: str) -> tuple[str, str, str]:
@@ -80,6 +120,19 @@ _SHORT_CONV = {
     **{f"decoder.layers.{{i}}.{part}": "blk.{i}.shortconv.in_proj" for part in "bcx"},
     "decoder.layers.{i}.conv": "blk.{i}.shortconv.conv",
     "decoder.layers.{i}.out": "blk.{i}.shortconv.out_proj",
+}
+_DELTA_RULE = {
+    "decoder.layers.{i}.norm2": "blk.{i}.post_attention_norm",
+    "decoder.layers.{i}.o_gate": "blk.{i}.attn_q",
+    "decoder.layers.{i}.qkv": "blk.{i}.attn_qkv",
+    "decoder.layers.{i}.z": "blk.{i}.attn_gate",
+    "decoder.layers.{i}.rate": "blk.{i}.ssm_beta",
+    "decoder.layers.{i}.step": "blk.{i}.ssm_alpha",
+    "decoder.layers.{i}.step_bias": "blk.{i}.ssm_dt.bias",
+    "decoder.layers.{i}.decay": "blk.{i}.ssm_a",
+    "decoder.layers.{i}.conv": "blk.{i}.ssm_conv1d",
+    "decoder.layers.{i}.delta_norm": "blk.{i}.ssm_norm",
+    "decoder.layers.{i}.out": "blk.{i}.ssm_out",
 }
 _LAYER = {
     "vision.patch_embedding": "v.patch_embd",
@@ -123,6 +176,7 @@ TEXT = {
     "qwen3": Table(_TEXT),
     "qwen3vl": Table(_TEXT),
     "paddleocr": Table(_TEXT),
+    "qwen35": Table(_TEXT | _DELTA_RULE),
     "lfm2": Table(_TEXT | _SHORT_CONV | {"decoder.norm": "token_embd_norm"}),
 }
 # llama.cpp's own names of its projector types, by the steps that they hold.

@@ -89,7 +89,9 @@ def check_agreement(file: GgufFile, spec: ModelSpec) -> None:
     wanted: dict[str, object] = {"embedding_length": d.hidden_size, "block_count": d.num_layers}
     if attention is not None:
         kv = [mixer.kv_heads if isinstance(mixer, Attention) else 0 for mixer in mixers]
-        wanted |= {"attention.head_count": attention.heads, "attention.head_count_kv": kv if 0 in kv else kv[0]}
+        listed = isinstance(file.keys.get(f"{file.keys.get('general.architecture')}.attention.head_count_kv"), list)
+        wanted |= {"attention.head_count": attention.heads}
+        wanted["attention.head_count_kv"] = kv if listed else attention.kv_heads
         wanted["attention.key_length"] = attention.head_dim
     sections = [rope.sections for rope in d.ropes.values() if rope.sections]
     wanted["rope.dimension_sections"] = [*sections[0], 0] if sections else None

@@ -33,6 +33,7 @@ from tiny import (
     paligemma,
     qwen2_5_vl,
     qwen2_vl,
+    qwen3_5,
     qwen3_vl,
 )
 
@@ -72,6 +73,7 @@ CASES = {
         partial(qwen2_5_vl.build, tie=True), LAYOUTS, r".*visual\.patch_embed\.proj", r".*merger\.mlp\.0"
     ),
     "qwen2_vl": Case(qwen2_vl.build, LAYOUTS, r".*visual\.blocks.*\.(qkv|fc2)", r".*merger\.mlp\.[02]"),
+    "qwen3_5": Case(qwen3_5.build, LAYOUTS, r".*visual\.blocks.*\.(qkv|linear_fc2)", r".*merger\.linear_fc[12]"),
     "qwen3_vl": Case(
         qwen3_vl.build,
         LAYOUTS,

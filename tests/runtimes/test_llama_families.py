@@ -23,7 +23,7 @@ from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.eager import encode_view
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import internvl, lfm2_vl, llava15, nanovlm, qwen2_5_vl
+from tiny import internvl, lfm2_vl, llava15, nanovlm, qwen2_5_vl, qwen3_5
 from tiny.common import ask, picture
 
 pytestmark = pytest.mark.skipif(
@@ -34,6 +34,7 @@ CASES = {
     "qwen2_5_vl": (qwen2_5_vl, {}, "qwen2vl", None),  # windows of 32 pixels, llama.cpp's have 112 (test_gguf_archs.py)
     "internvl": (internvl, {}, "qwen2", "internvl"),
     "internvl-qwen3": (internvl, {"decoder": "qwen3", "layout": "remote"}, "qwen3", "internvl"),
+    "qwen3_5": (qwen3_5, {}, "qwen35", "qwen3vl_merger"),
     "lfm2_vl": (lfm2_vl, {}, "lfm2", "lfm2"),
     "lfm2_vl-saved": (lfm2_vl, {"layout": "saved"}, "lfm2", "lfm2"),  # without the projector's norm
     "llava15": (llava15, {}, "llama", None),  # CLIP's class token: docs/gguf.md

@@ -23,20 +23,21 @@ from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import Layout
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Block, DeltaRule, Mixer, Norm, ShortConv
+from edgevlm.models.spec import Attention, Block, DeltaRule, Mixer, Mlp, Norm, ShortConv
 from edgevlm.runtimes.base import Decoder, EngineOptions
 from edgevlm.runtimes.eager import EagerDecoder
 from edgevlm.runtimes.ort.runtime import open_decoder
 from edgevlm.types import F32
 
 NORM = Norm("rms", 1e-6)
-ATTENTION, *_ = PLAIN.blocks
+GATED = Block((Attention(4, 2, 16, rope="main", qk_norm=NORM, gated=True),), Mlp(80), NORM)
 MIXERS: dict[str, Mixer] = {"short_conv": ShortConv(3), "delta_rule": DeltaRule(2, 6, 8, 12, 4, NORM)}
 
 
 def model(mixer: str) -> ModelSpec:
-    block = Block((MIXERS[mixer],), ATTENTION.mlp, NORM)
-    return clip(replace(PLAIN, blocks=(block, ATTENTION), layers=(0, 1, 0, 0)))
+    """With layers of gated attention among those of the mixer."""
+    block = Block((MIXERS[mixer],), Mlp(80), NORM)
+    return clip(replace(PLAIN, blocks=(block, GATED), layers=(0, 1, 0, 0)))
 
 
 def onnx(folder: Path, spec: ModelSpec, weights: Drawn, *, portable: bool = False) -> Decoder:

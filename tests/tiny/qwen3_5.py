@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import GenerationConfig, Qwen3_5Config, Qwen3_5ForConditionalGeneration, Qwen3VLProcessor
 
 from tiny import qwen2_5_vl, qwen3_vl
 from tiny import tokenizer as tokenizers
-from tiny.common import padded, randomize, write_json, write_tensors
+from tiny.common import padded, randomize, write_json, write_safetensors, write_tensors
 from tiny.qwen2_5_vl import SETTINGS, Layout, write_processor_files
 from tiny.qwen3_vl import HALF
 
@@ -93,6 +94,8 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = Tr
         model.save_pretrained(folder)
     else:
         write_tensors(folder, model)
+        if layout == "hub":
+            write_safetensors(folder, load_file(folder / "model.safetensors") | {"mtp.fc.weight": torch.ones(96, 192)})
         config.architectures = ["Qwen3_5ForConditionalGeneration"]
         config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)

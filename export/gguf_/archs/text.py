@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.spec import Attention, Decoder, Mixer, Mlp, Rope, ShortConv
+from edgevlm.models.spec import Attention, Decoder, DeltaRule, Mixer, Mlp, Rope, ShortConv
 from edgevlm.runtimes.llama import names
 
 Value = bool | int | float | str | list[int] | list[float] | list[bool]
@@ -88,14 +88,34 @@ _KEYS: dict[str, Callable[[Decoder], Value]] = {
 
 def _other_mixer(d: Decoder) -> bool:
     """Anything but full softmax attention to all earlier positions, with RoPE over whole heads."""
-    return len(d.blocks[0].mixers) > 1 or _other_attention(d) or bool(_of(d, ShortConv))
+    return any(len(block.mixers) > 1 for block in d.blocks) or _other_attention(d) or _strange(d)
 
 
-def _other_attention(d: Decoder) -> bool:
+def _strange(d: Decoder, *known: type[Mixer]) -> bool:
+    """Whether it has a mixer that is neither attention nor of a known kind."""
+    return any(not isinstance(mixer, (Attention, *known)) for block in d.blocks for mixer in block.mixers)
+
+
+def _other_attention(d: Decoder, gated: bool = False) -> bool:
+    """gated: of attention with a gate, whose RoPE may turn a part of each head."""
     a = attention(d)
-    plain = Attention(a.heads, a.kv_heads, a.head_dim, a.bias, a.out_bias, "main", a.qk_norm)
-    turns = set(d.ropes) == {"main"} and _rope(d).size == a.head_dim and _rope(d).factor == 1
+    plain = Attention(a.heads, a.kv_heads, a.head_dim, a.bias, a.out_bias, "main", a.qk_norm, gated=gated)
+    whole = gated or ("main" in d.ropes and _rope(d).size == a.head_dim)
+    turns = set(d.ropes) == {"main"} and whole and _rope(d).factor == 1
     return set(_of(d, Attention)) != {plain} or not turns
+
+
+def _uneven(d: Decoder, kind: type[Mixer]) -> bool:
+    """Whether layers differ in more than that some have attention and the others one mixer of that kind."""
+    return (
+        len({(block.mlp, block.norm, block.places, block.gated) for block in d.blocks}) > 1
+        or any(len(block.mixers) > 1 for block in d.blocks)
+        or len(set(_of(d, kind))) > 1
+    )
+
+
+def _rule(d: Decoder) -> DeltaRule:
+    return _of(d, DeltaRule)[0]
 
 
 _KINDS, _MIXERS = "has layers of different kinds", "has other mixers than full attention with RoPE"
@@ -229,15 +249,48 @@ _ARCHS = (
         | _SQUARE
         | _ONE_LEVEL
         | {
-            _KINDS: lambda d: (
-                len({(block.mlp, block.norm, block.places, block.gated) for block in d.blocks}) > 1
-                or any(len(block.mixers) > 1 for block in d.blocks)
-                or len(set(_of(d, ShortConv))) > 1
-            ),
-            _MIXERS: lambda d: _other_attention(d) or attention(d).bias,
+            _KINDS: lambda d: _uneven(d, ShortConv),
+            _MIXERS: lambda d: _other_attention(d) or attention(d).bias or _strange(d, ShortConv),
             "has no norms of queries and keys": lambda d: attention(d).qk_norm is None,
         },
         more_keys={"shortconv.l_cache": lambda d: next(m.kernel for m in _of(d, ShortConv))},
+    ),
+    TextArch(
+        "qwen35",
+        lambda d, a: bool(_of(d, DeltaRule)),
+        _NO_SCALING
+        | _NO_MORE_BIASES
+        | _ONE_LEVEL
+        | {
+            _KINDS: lambda d: _uneven(d, DeltaRule),
+            _MIXERS: lambda d: _other_attention(d, gated=True) or attention(d).bias or _strange(d, DeltaRule),
+            "has no norms of queries and keys": lambda d: attention(d).qk_norm is None,
+            "has other RoPE sections than three that take turns": lambda d: (
+                not _rope(d).interleaved or _other_sections(d)
+            ),
+            "has linear attention with keys and values of different sizes": lambda d: (
+                _rule(d).key_dim != _rule(d).value_dim
+            ),
+            "has linear attention whose values, which llama.cpp sorts by head, are no multiples of 32": lambda d: (
+                _rule(d).key_heads != _rule(d).value_heads and _rule(d).value_dim % 32 > 0
+            ),
+            "has norms with another epsilon than 1e-6, which llama.cpp also takes for keys": lambda d: (
+                {d.block(0).norm.eps, _rule(d).norm.eps} != {1e-6} or _rule(d).norm.kind != "rms"
+            ),
+        },
+        more_keys=_SECTIONS
+        | {
+            "n_deepstack_layers": lambda d: d.deepstack,
+            "attention.head_count_kv": lambda d: attention(d).kv_heads,
+            "attention.recurrent_layers": lambda d: [
+                isinstance(d.block(layer).mixers[0], DeltaRule) for layer in range(d.num_layers)
+            ],
+            "ssm.conv_kernel": lambda d: _rule(d).kernel,
+            "ssm.state_size": lambda d: _rule(d).key_dim,
+            "ssm.group_count": lambda d: _rule(d).key_heads,
+            "ssm.time_step_rank": lambda d: _rule(d).value_heads,
+            "ssm.inner_size": lambda d: _rule(d).value_heads * _rule(d).value_dim,
+        },
     ),
     TextArch(
         "qwen3vl",
