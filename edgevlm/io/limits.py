@@ -50,6 +50,7 @@ VOCABULARY = 1 << 20  # Gemma 3 has 262208
 CONTEXT = 1 << 20  # positions: Qwen2.5-1M has 1010000
 ROPE_TABLE = 1 << 27  # values of cos and sin together, context times rotated size: Qwen2.5-1M has 129 million
 STATE_PER_POSITION = 1 << 20  # values of keys and values over all layers: LLaVA 1.5 13B has 409600
+STATE_VALUES = 1 << 28  # carried beside keys and values, whatever the position: Qwen3.5 27B has 39 million
 IMAGE_SIDE = 8192  # of a tower's square: Pixtral has 1540
 INPUT_VALUES = 1 << 28  # of a CoreML encoder's input of fixed size: 4.8 million
 PATCHES = 1 << 14  # of a square: PaliGemma at 896 pixels has 4096

@@ -14,7 +14,19 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Group, Linear, Normalize, Pool, Queries, Shuffle, Step, Take
-from edgevlm.models.spec import ACTS, Attention, Block, Decoder, DeltaRule, Mlp, Norm, Rope, RopeScaling, ShortConv
+from edgevlm.models.spec import (
+    ACTS,
+    Attention,
+    Block,
+    Decoder,
+    DeltaRule,
+    Mlp,
+    Norm,
+    Rope,
+    RopeScaling,
+    ShortConv,
+    states,
+)
 from edgevlm.models.towers.conv_vit import ConvVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
@@ -178,6 +190,9 @@ def _together(spec: ModelSpec) -> Iterator[str]:
     kept = sum(2 * m.kv_heads * m.head_dim for block in layers for m in block.mixers if isinstance(m, Attention))
     if kept > limits.STATE_PER_POSITION:
         yield f"it keeps {kept} values per position, expected at most {limits.STATE_PER_POSITION}"
+    carried = sum(math.prod(n or 0 for n in state.shape) for state in states(text) if state.kind == "replace")
+    if carried > limits.STATE_VALUES:
+        yield f"it carries {carried} values beside keys and values, expected at most {limits.STATE_VALUES}"
     if spec.image_token_id >= text.vocab_size:
         yield f"image_token_id {spec.image_token_id} is outside the vocabulary"
     if len(spec.markers) > limits.MARKERS or max(spec.markers, default=0) >= text.vocab_size:

@@ -188,8 +188,8 @@ def states(decoder: Decoder) -> list[State]:
                 found.append(State(f"{name}.conv", (mixer.kernel - 1, decoder.hidden_size), "replace"))
             elif isinstance(mixer, DeltaRule):
                 found.append(State(f"{name}.conv", (mixer.kernel - 1, mixer.channels), "replace"))
-                shape = (mixer.value_heads, mixer.key_dim, mixer.value_dim)
-                found.append(State(f"{name}.delta", shape, "replace"))
+                matrices = (mixer.value_heads, mixer.key_dim, mixer.value_dim)
+                found.append(State(f"{name}.delta", matrices, "replace"))
             else:
                 kind = "append" if mixer.reads == "self" else "memory"
                 shape = (mixer.kv_heads, None, mixer.head_dim)

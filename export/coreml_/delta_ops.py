@@ -93,10 +93,10 @@ def _pattern(kind: str) -> F32:
     the others; "halves of n" is of blocks of n rows the lower half's rows at the upper half's columns."""
     row, column = np.arange(CHUNK_ROWS)[:, None], np.arange(CHUNK_ROWS)[None]
     if kind == "unseen":
-        return np.where(column <= row, np.float32(0), np.float32(MASK_VALUE))
+        return np.asarray(np.where(column <= row, 0, MASK_VALUE), np.float32)
     if kind.startswith("halves of "):
         size = int(kind.removeprefix("halves of "))
         seen = (row // size == column // size) & (row % size >= size // 2) & (column % size < size // 2)
     else:
         seen = {"lower": column <= row, "before": column < row, "same": column == row}[kind]
-    return seen.astype(np.float32)
+    return np.asarray(seen, np.float32)

@@ -155,6 +155,9 @@ SAMPLE = [
     ("lighton_ocr", "saved", "projector", "DoRA"),
     ("ovis2", "saved", "projector", "DoRA"),
     ("paligemma tied", "saved", "projector", "rsLoRA"),
+    ("lfm2_vl", "hub", "all linear layers", "LoRA"),
+    ("lfm2_vl", "saved", "tower", "DoRA"),
+    ("qwen3_5", "hub", "all linear layers", "rsLoRA"),
 ]
 
 

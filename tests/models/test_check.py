@@ -21,13 +21,15 @@ from edgevlm.io import limits
 from edgevlm.models.check import BOUNDS, check_model
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Queries
-from edgevlm.models.spec import Attention, Decoder, RopeScaling, ShortConv
+from edgevlm.models.spec import Attention, Decoder, DeltaRule, Norm, RopeScaling, ShortConv
 
 
 def scaled() -> ModelSpec:
     rope = replace(PLAIN.ropes["main"], scaling=RopeScaling(8.0, 1.0, 4.0, 64))
     conv = replace(PLAIN.blocks[0], mixers=(ShortConv(3),))
-    decoder = replace(PLAIN, ropes={"main": rope}, blocks=(*PLAIN.blocks, conv), layers=(0, 1, 0), learned_positions=9)
+    rule = replace(PLAIN.blocks[0], mixers=(DeltaRule(2, 4, 8, 8, 4, Norm()),))
+    blocks = (*PLAIN.blocks, conv, rule)
+    decoder = replace(PLAIN, ropes={"main": rope}, blocks=blocks, layers=(0, 1, 2), learned_positions=9)
     return replace(clip(decoder), projector=(Queries("qformer", 4),))
 
 
@@ -120,6 +122,11 @@ TOGETHER: list[tuple[Any, str]] = [
     (lambda m: replace(m, projector=m.projector * 20), "its projector has 60 steps"),
     (lambda m: replace(m, decoder=replace(m.decoder, ropes={})), "the RoPE 'main', which is not in decoder.ropes"),
     (lambda m: deep(m, mixers=()), "has no mixer, or more than two"),
+    (lambda m: deep(m, mixers=(DeltaRule(1024, 1024, 1024, 1024, 4, Norm()),)), "beside keys and values, expected at"),
+    (
+        lambda m: deep(m, mixers=(DeltaRule(3, 4, 8, 8, 4, Norm()),)),
+        "linear attention are no multiple of its key heads",
+    ),
     (lambda m: deep(m, mixers=(WIDE,)), "keeps 6291456 values per position, expected at most 1048576"),
     (
         lambda m: deep(

@@ -29,9 +29,9 @@ assert CHAT_TEMPLATE != qwen3_vl.CHAT_TEMPLATE
 def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = True) -> Any:
     """Write a tiny Qwen3.5 into `folder`; returns its model in float32.
 
-    layout: "hub": a config with full_attention_interval, and the layers that guess further tokens; "saved": what
-    transformers 5 saves; "memory": its config with the names of `state_dict`.
-    tie: the small models have no lm_head, the 9B has one.
+    layout: "hub": a config with full_attention_interval; "saved": what transformers 5 saves; "memory": its config with
+    the names of `state_dict`.
+    tie: the small models have no lm_head, the 9B has one; here with layers that guess further tokens beside it.
     """
     tokenizer = tokenizers.qwen(pattern=tokenizers.QWEN3_5_PATTERN)
     ids = tokenizers.added_ids(tokenizer)
@@ -94,7 +94,7 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = Tr
         model.save_pretrained(folder)
     else:
         write_tensors(folder, model)
-        if layout == "hub":
+        if not tie:
             write_safetensors(folder, load_file(folder / "model.safetensors") | {"mtp.fc.weight": torch.ones(96, 192)})
         config.architectures = ["Qwen3_5ForConditionalGeneration"]
         config.save_pretrained(folder)
