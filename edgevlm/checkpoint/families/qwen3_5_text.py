@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgevlm.checkpoint.families.names import llama
-from edgevlm.checkpoint.families.tensors import HeadRows, MinusExp, Names, Plain, PlusOne, Source
+from edgevlm.checkpoint.families.tensors import Names, Plain, PlusOne, Source
+from edgevlm.checkpoint.families.transforms import HeadRows, MinusExp
 from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
 from edgevlm.models.spec import Attention, Block, Decoder, DeltaRule, Mlp, Norm, Rope

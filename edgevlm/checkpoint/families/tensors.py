@@ -76,37 +76,6 @@ class Turned:
 
 
 @dataclass(frozen=True)
-class HeadRows:
-    """The rows of one of several maps that stand in one tensor head by head: part `number` of `parts` of each head."""
-
-    stem: str
-    heads: int
-    number: int
-    parts: int
-
-    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
-        return {_name(self.stem, part): (self.parts * shape[0], *shape[1:])}
-
-    def make(self, read: Read, part: str, shape: Shape) -> F32:
-        rows = read(_name(self.stem, part)).reshape(self.heads, self.parts, -1, *shape[1:])
-        return np.ascontiguousarray(rows[:, self.number]).reshape(shape)
-
-
-@dataclass(frozen=True)
-class MinusExp:
-    """A negative number that is stored as the logarithm of its size."""
-
-    stem: str
-
-    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
-        return {_name(self.stem, part): shape}
-
-    def make(self, read: Read, part: str, shape: Shape) -> F32:
-        values: F32 = -np.exp(read(_name(self.stem, part)))
-        return values
-
-
-@dataclass(frozen=True)
 class Scaled:
     """A map whose every output is multiplied by a stored vector: layer scale, folded into the map before it."""
 
