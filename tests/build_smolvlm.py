@@ -62,12 +62,13 @@ def build_tiny(
     vocab_size: int = 512,
     attention_bias: bool = False,
     rope_scaling: dict[str, Any] | None = None,
+    decoder: dict[str, Any] | None = None,
     published: bool = True,
 ) -> Path:
     """A tiny random SmolVLM ("smolvlm") or Idefics3 ("idefics3"): 4 query heads over 2 key-value heads.
 
     published: config.json and the processor files as the Hub's SmolVLMs have them; otherwise as
-    transformers 5 saves.
+    transformers 5 saves. decoder: fields of text_config in place of these.
     """
 
     def build(out: Path) -> None:
@@ -95,6 +96,7 @@ def build_tiny(
             "max_position_embeddings": 2048,
             "attention_bias": attention_bias,
             "tie_word_embeddings": tie,
+            **(decoder or {}),
         }
         tokenizer = _tiny_tokenizer(vocab_size)
         config = _config(tokenizer, family, vision, text, scale_factor, tie)

@@ -26,10 +26,15 @@ def build(folder: Path, **options: Any) -> Any:
     return load_model(folder)
 
 
+GRANITE = {
+    "model_type": "granite", "embedding_multiplier": 2.0, "residual_multiplier": 0.7, "attention_multiplier": 0.2,
+    "logits_scaling": 1.5,
+}  # fmt: skip
 VARIANTS = {
     "hub": Variant("hub", build, load_processor, views),
     "idefics3": Variant("idefics3", partial(build, family="idefics3", seed=1), load_processor, views),
     "saved": Variant("saved", partial(build, published=False, tie=False), load_processor, views),
+    "granite": Variant("granite", partial(build, family="idefics3", decoder=GRANITE), load_processor, views),
 }
 
 
