@@ -44,6 +44,12 @@ def decoder(*, qk_norm=False, sections=(), tied=True, head_dim=16, scaling=None,
     )  # fmt: skip
 
 
+def deep_decoder(*, sections=(4, 2, 2), **options):
+    made = decoder(qk_norm=True, sections=sections, **options)
+    turning = {"main": dataclasses.replace(made.ropes["main"], interleaved=True)}
+    return dataclasses.replace(made, ropes=turning, deepstack=2)
+
+
 def vit(*, act="gelu", image=56, patch=7, **options):
     attention = Attention(4, 4, 16, bias=True, out_bias=True)
     mlp = Mlp(96, act, gated=False, bias=True)
@@ -53,6 +59,19 @@ def vit(*, act="gelu", image=56, patch=7, **options):
 def qwen_vit(full=(1, 3), layers=4, window=8, patch=14, mlp=96):
     attention = Attention(4, 4, 16, bias=True, out_bias=True, rope="patches")
     return QwenVit(patch, 2, window, EYES, layers, full, Block((attention,), Mlp(mlp, bias=True)))
+
+
+LAYER = Norm("layer", 1e-6)
+
+
+def plain_qwen_vit(**options):
+    attention = Attention(4, 4, 16, bias=True, out_bias=True, rope="patches")
+    block = Block((attention,), Mlp(96, "quick_gelu", gated=False, bias=True), LAYER)
+    return QwenVit(14, 2, None, EYES, 2, (), block, **options)
+
+
+def plain_merger(norm=LAYER):
+    return (Normalize(norm), *merger()[1:-1])
 
 
 def two_maps(bias=True):
@@ -237,6 +256,10 @@ BLOCK = decoder().block(0)
         (decoder(qk_norm=True, out_bias=True), "has biases"),
         (decoder(sections=(2, 3, 3), head_dim=32), "do not add up to its hidden size|RoPE sections"),
         (decoder(sections=(4, 4)), "other RoPE sections"),
+        (dataclasses.replace(deep_decoder(), deepstack=3), "behind its last layer"),
+        (deep_decoder(bias=True), "has biases on q, k and v"),
+        (deep_decoder(sections=(8, 0)), "other RoPE sections"),
+        (dataclasses.replace(decoder(), deepstack=1), "takes further levels of image features"),
     ],
 )  # fmt: skip
 def test_decoders_that_llama_cpp_cannot_compute_are_refused(spec, reason):
@@ -259,6 +282,14 @@ NO_PICTURES = {
     "a bias": (vit(), (Shuffle(2, EYES), Linear("linear", WIDTH)), "projector has a bias"),
     "another chain": (vit(), (Linear("linear_1", WIDTH),), "no projector type for the tower 'vit' with linear"),
     "another pattern": (qwen_vit(full=(0, 3)), merger(), "other layers than every n-th"),
+    "a table, qwen2vl_merger": (
+        plain_qwen_vit(table=4), plain_merger(), "a table of positions, a bias of patches or further levels",
+    ),
+    "a table by its centers": (
+        plain_qwen_vit(table=4, patch_bias=True, resample="centers"), plain_merger(),
+        "resamples its table in another way",
+    ),
+    "another norm": (plain_qwen_vit(), plain_merger(Norm("layer", 1e-5)), "projector has another norm than its tower"),
     "other windows": (qwen_vit(window=4), merger(), "other windows than llama.cpp's of 112 pixels"),
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.eager import encode_view
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import internvl, lfm2_vl, llava15, nanovlm, qwen2_5_vl, qwen3_5
+from tiny import internvl, lfm2_vl, llava15, nanovlm, qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl
 from tiny.common import ask, picture
 
 pytestmark = pytest.mark.skipif(
@@ -31,6 +31,8 @@ pytestmark = pytest.mark.skipif(
     reason="llama-cpp-python is not installed (it compiles for minutes: `pip install llama-cpp-python==0.3.36`)",
 )
 CASES = {
+    "qwen2_vl": (qwen2_vl, {}, "qwen2vl", "qwen2vl_merger"),
+    "qwen3_vl": (qwen3_vl, {}, "qwen3vl", "qwen3vl_merger"),
     "qwen2_5_vl": (qwen2_5_vl, {}, "qwen2vl", None),  # windows of 32 pixels, llama.cpp's have 112 (test_gguf_archs.py)
     "internvl": (internvl, {}, "qwen2", "internvl"),
     "internvl-qwen3": (internvl, {"decoder": "qwen3", "layout": "remote"}, "qwen3", "internvl"),

@@ -185,7 +185,7 @@ _GRID: Refusals = {
         _qwen_vit(spec).theta != 10000.0 or _attention(spec).head_dim % 4 != 0
     ),
     "vision tower has no biases on q, k and v, which llama.cpp's type asks for": lambda spec: not _attention(spec).bias,
-    "vision tower has a norm behind its layers, or resamples its table smoothly": lambda spec: (
+    "vision tower has a norm behind its layers, or resamples its table in another way": lambda spec: (
         _qwen_vit(spec).post_norm or _qwen_vit(spec).resample != "corners"
     ),
     "projector has another norm than its tower": lambda spec: any(
