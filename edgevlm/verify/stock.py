@@ -28,6 +28,8 @@ def stock_note(projector_type: str, spec: ImageSpec) -> str:
         does.append("cuts every picture into tiles and adds an overview where this model takes one view")
     elif spec.resample != "lanczos":
         does.append(f"resamples with lanczos where this model has {spec.resample}")
+    if spec.packing is not None:
+        does.append("shows one view where this model has tiles too, without newlines behind rows of features")
     said = ", and ".join(does)
     return f"llama.cpp without edgevlm {said}: its answers about pictures can differ from edgevlm's."
 

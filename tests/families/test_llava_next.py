@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,11 @@ from tiny import linked
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import SIZES, FamilyTests, QuantizedFamilyTests, Variant
 
+from edgevlm.inputs.packing import Packing
+from edgevlm.inputs.rules import BestGrid
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.types import F32
+from edgevlm.verify.stock import stock_note
 
 LONG = [*SIZES, (200, 1), (1, 200), (4100, 60)]
 
@@ -46,3 +51,9 @@ class TestGraniteVision(FamilyTests):
         "granite": variant("granite", **GRANITE),
         "tied": variant("tied", layout="saved", tie=True, **GRANITE),
     }
+
+
+def test_llama_cpp_alone_is_said_to_pack_nothing() -> None:
+    image = ImageSpec(2, BestGrid(48, ((1, 2),)), "bicubic", (0, 0, 0), 1 / 255, (0, 0, 0), (1, 1, 1), 8)
+    assert "without newlines" in stock_note("mlp", replace(image, packing=Packing()))
+    assert "newlines" not in stock_note("mlp", image)
