@@ -81,9 +81,8 @@ def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     tower, words = f"{head}transformer.", next(step.rows for step in spec.projector if isinstance(step, Linear))
     layer, total = f"{tower}encoder.layers.{{i}}.", words + len(spec.markers)
     stored = {
-        "norm1": "rms_norm1", "q": "attention.q_proj", "k": "attention.k_proj", "v": "attention.v_proj",
-        "o": "attention.out_proj", "norm2": "rms_norm2", "gate": "ffn.gate_proj", "up": "ffn.up_proj",
-        "down": "ffn.down_proj",
+        "norm1": "rms_norm1", "q": "attention.q_proj", "k": "attention.k_proj", "v": "attention.v_proj", "norm2":
+        "rms_norm2", "o": "attention.out_proj", "gate": "ffn.gate_proj", "up": "ffn.up_proj", "down": "ffn.down_proj",
     }  # fmt: skip
     return {
         "vision.patch_embedding": f"{tower}embeddings.patch_embedding",
@@ -104,9 +103,9 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     processor_type(file, "Ovis2ImageProcessor")
     if not file.flag("do_resize", True):
         raise file.wrong("do_resize", "true")
-    side, most = check_side(file, "size", file.square("size"), model), file.count("max_patches", 12)
     if not file.flag("use_covering_area_grid", True):
         raise file.wrong("use_covering_area_grid", "true")
+    side, most = check_side(file, "size", file.square("size"), model), file.count("max_patches", 12)
     tiled = file.flag("crop_to_patches", False) and most > 1
     return image_spec(files, model, CoveringTiles(side, most) if tiled else Stretch(side), usual=3)
 
