@@ -132,7 +132,7 @@ def _kinds(config: Any) -> list[str]:
 def _place(path: Path, tokens: list[str], types: list[int], i: int, token: str, kind: TokenType) -> None:
     if not 0 <= i < len(tokens):
         raise EdgeVLMError(
-            f"{path} gives '{token}' the id {i}, but the model has {len(tokens)} embeddings: "
+            f"'{path}' gives the token {token[:40]!a} the id {i}, but the model has {len(tokens)} embeddings: "
             "the tokenizer belongs to another model; download the checkpoint again."
         )
     tokens[i], types[i] = token, int(kind)

@@ -305,7 +305,7 @@ BAD_PROMPT: list[tuple[Callable[[Path], Any], str]] = [
     (_template("{% for"), r"chat_template\.jinja' is not a chat template"),
     (_template("{{ raise_exception('no') }}"), "cannot format a conversation"),
     (_template("constant"), "does not put fixed text around each message"),
-    (_template(CHATML.replace("{{line['text']}}", "{{line['text'] | trim}}")), "does not put fixed text"),
+    (_template(CHATML.replace("{{line['text']}}", "{{line['text'] | upper}}")), "does not put fixed text"),
     (_template(CHATML.replace("{{ '<|im_end|>\n' }}", "{{ loop.index }}")), "does not put fixed text around"),
     (lambda f: edit(f / "tokenizer.json", lambda d: d.update(post_processor=_ends_with(IDS["<|im_end|>"]))),
      r"adds the special tokens \[\d+\] to every text, expected the bos_token alone"),

@@ -46,9 +46,8 @@ import os, signal, sys, time
 from pathlib import Path
 from edgevlm.io.claims import claimed
 with claimed(Path(sys.argv[1])):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)
     signal.pause()
 """
 

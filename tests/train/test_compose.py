@@ -172,9 +172,10 @@ def test_an_earlier_feature_layer_leaves_the_last_ones_out(halves: tuple[Path, P
             theirs = torch.stack(model.get_image_features(torch.from_numpy(pixels)).pooler_output).numpy()
         ours = [encode_view(spec, weights, view) for view in pixels]
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
-    (folder / "config.json").write_text(json.dumps(config | {"vision_feature_layer": [-1, -2]}))
-    with pytest.raises(EdgeVLMError, match=r"vision_feature_layer = .* one of the tower's 3 layers"):
-        read_model(open_checkpoint(str(folder)))
+    for layers, sentence in ([-1, -2], "where its config.json asks for"), (4, "expected one of the tower's 3 layers"):
+        (folder / "config.json").write_text(json.dumps(config | {"vision_feature_layer": layers}))
+        with pytest.raises(EdgeVLMError, match=sentence):
+            read_model(open_checkpoint(str(folder)))
 
 
 def test_halves_come_from_vlms_too(tiny_checkpoint: Path, tmp_path: Path) -> None:

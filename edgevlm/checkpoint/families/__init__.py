@@ -38,6 +38,7 @@ from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.prompts import ReadPrompt
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
+from edgevlm.inputs.tokenizer_file import read_tokenizer_file
 from edgevlm.io.json import JsonFile
 from edgevlm.models.check import check_model
 from edgevlm.models.model import ModelSpec
@@ -94,7 +95,9 @@ def read_prompt_spec(folder: Path, model: ModelSpec) -> PromptSpec:
 
 def read_prompt(folder: Path, model: ModelSpec) -> ReadPrompt:
     """The same, and what its chat template writes for a picture."""
-    return _family(model.family, model.name).prompt(ProcessorFiles(folder), model)
+    files = ProcessorFiles(folder)
+    read_tokenizer_file(files.tokenizer_json, model.decoder.vocab_size)  # each token has a row of the embedding table
+    return _family(model.family, model.name).prompt(files, model)
 
 
 def find_family(config: Mapping[str, Any], name: str) -> Family:

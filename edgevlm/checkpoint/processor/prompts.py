@@ -12,7 +12,6 @@ from edgevlm.inputs.grounding import Grounding
 from edgevlm.inputs.prompt import ControlText, Picture, Prompter, UserText, picture_parts, render, takes
 from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, Chat, MarkerRow, PictureText, PromptSpec, ViewTokens
 from edgevlm.inputs.tokenizer import encode
-from edgevlm.inputs.tokenizer_file import read_tokenizer_file
 from edgevlm.io.json import read_json_file
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
@@ -45,7 +44,6 @@ def prompt_spec(
     grounding: how the model writes boxes.
     placeholder: what that writes for a picture, and the processor replaces; None is the image token.
     """
-    read_tokenizer_file(files.tokenizer_json, model.decoder.vocab_size)  # each token has a row of the embedding table
     image = _image_token(files, model)
     ids, placeholder = _special_tokens(files, needed), placeholder or image
     if chat is None:
