@@ -17,6 +17,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from build_smolvlm import build_tiny
+
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.generate.loop import Pipeline
@@ -148,16 +150,19 @@ def test_transformers_js_answers_the_same(place: Path, node_modules: Path, named
 
 
 @pytest.mark.heavy
-def test_transformers_js_answers_the_same_for_llava(node_modules: Path, tmp_path: Path) -> None:
-    """The page's code, with the lines that LLaVA needs in place of the processor's call."""
+@pytest.mark.parametrize("family", ["llava", "idefics3"])
+def test_transformers_js_answers_the_same_for_other_families(node_modules: Path, tmp_path: Path, family: str) -> None:
+    """The page's code; for LLaVA, with the lines that it needs in place of the processor's call."""
     code, _, llava = blocks("transformers.js", "js")
-    code, count = re.subn(r"^const prompt = .*\nconst inputs = .*\n", llava, code, flags=re.MULTILINE)
+    if family == "llava":
+        code, count = re.subn(r"^const prompt = .*\nconst inputs = .*\n", llava, code, flags=re.MULTILINE)
+        assert count == 1
+        importlib.import_module("tiny.llava15").build(tmp_path / "checkpoint")
+    else:
+        build_tiny(tmp_path / "checkpoint", family="idefics3", seed=1)
+    shown = "console.log(JSON.stringify(answer.tolist()[0].map(Number)));"
+    code, count = re.subn(r"^console.log.*$", shown, code, flags=re.MULTILINE)
     assert count == 1
-    code, count = re.subn(
-        r"^console.log.*$", "console.log(JSON.stringify(answer.tolist()[0].map(Number)));", code, flags=re.M
-    )
-    assert count == 1
-    importlib.import_module("tiny.llava15").build(tmp_path / "checkpoint")
     export_model(ExportOptions(str(tmp_path / "checkpoint"), tmp_path / "bundle", quantize="fp32", gate=False))
     # Of one colour, so that both programs' filters give the same pixels; a JPEG's colour is not exactly this one.
     Image.new("RGB", (60, 48), (100, 60, 30)).save(tmp_path / "photo.jpg")
