@@ -73,7 +73,7 @@ CASES = {
         partial(qwen2_5_vl.build, tie=True), LAYOUTS, r".*visual\.patch_embed\.proj", r".*merger\.mlp\.0"
     ),
     "qwen2_vl": Case(qwen2_vl.build, LAYOUTS, r".*visual\.blocks.*\.(qkv|fc2)", r".*merger\.mlp\.[02]"),
-    "qwen3_5": Case(qwen3_5.build, LAYOUTS, r".*visual\.blocks.*\.(qkv|linear_fc2)", r".*merger\.linear_fc[12]"),
+    "qwen3_5 tied": Case(qwen3_5.build, LAYOUTS, r".*visual\.blocks.*\.(qkv|linear_fc2)", r".*merger\.linear_fc[12]"),
     "qwen3_vl": Case(
         qwen3_vl.build,
         LAYOUTS,
@@ -111,7 +111,7 @@ CASES = {
         r".*vision_tower.*\.(q_proj|fc1)",
         r".*multi_modal_projector\.linear_.*",
     ),
-    "lfm2_vl": Case(
+    "lfm2_vl tied": Case(
         lfm2_vl.build, LAYOUTS, r".*vision_tower.*\.(k_proj|patch_embedding)", r".*multi_modal_projector\.linear_.*"
     ),
     # Its projection is a bare parameter, which peft's layers do not take.
@@ -155,9 +155,9 @@ SAMPLE = [
     ("lighton_ocr", "saved", "projector", "DoRA"),
     ("ovis2", "saved", "projector", "DoRA"),
     ("paligemma tied", "saved", "projector", "rsLoRA"),
-    ("lfm2_vl", "hub", "all linear layers", "LoRA"),
-    ("lfm2_vl", "saved", "tower", "DoRA"),
-    ("qwen3_5", "hub", "all linear layers", "rsLoRA"),
+    ("lfm2_vl tied", "hub", "all linear layers", "LoRA"),
+    ("lfm2_vl tied", "saved", "tower", "DoRA"),
+    ("qwen3_5 tied", "hub", "all linear layers", "rsLoRA"),
 ]
 
 

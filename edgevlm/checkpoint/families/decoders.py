@@ -147,6 +147,13 @@ def read_rope(config: JsonFile, size: int, theta: float, sections: tuple[int, ..
     return Rope(base, size, scaling, sections)
 
 
+def is_parted(checkpoint: Checkpoint, head: str, embed: str) -> bool:
+    """Whether an adapter has trained embedding and head of a tied model as two copies."""
+    adapter = checkpoint.adapter
+    trained = adapter is not None and (adapter.changes(head) or adapter.changes(embed))
+    return trained and not checkpoint.same(head, embed)
+
+
 def is_tied(
     checkpoint: Checkpoint, config: JsonFile, text: JsonFile, head: str, embed: str, default: bool = False
 ) -> bool:

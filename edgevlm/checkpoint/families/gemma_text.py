@@ -9,6 +9,7 @@ import numpy as np
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
+from edgevlm.checkpoint.families.decoders import is_parted
 from edgevlm.checkpoint.families.tensors import Names, PlusOne, Source, prefix_of
 from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
@@ -34,10 +35,11 @@ KINDS = tuple(_DEFAULTS)
 def read_gemma(checkpoint: Checkpoint, config: JsonFile, *, mask: str, default: str, tied: bool) -> Decoder:
     """The decoder of a text_config. mask: `Decoder.mask`. default: the kind where the file names none.
 
-    tied: a head that is stored beside the embedding is then not read, even where the two differ.
+    tied: a head that is stored beside the embedding is then not read, even where the two differ, unless an adapter has
+    trained them as two.
     """
     kind = config.choice("model_type", default, {name: name for name in KINDS})
-    usual = _DEFAULTS[kind]
+    usual, embed = _DEFAULTS[kind], f"{prefix_of(checkpoint, EMBED)}{EMBED}"
     config.choice("hidden_activation", "gelu_pytorch_tanh", {"gelu_pytorch_tanh": "gelu_tanh"})
     config.choice("hidden_act", "gelu_pytorch_tanh", {"gelu_pytorch_tanh": "", "gelu": ""})  # tanh's form, both
     norm, bias = Norm("rms", config.number("rms_norm_eps", 1e-6)), config.flag("attention_bias", False)
@@ -71,9 +73,9 @@ def read_gemma(checkpoint: Checkpoint, config: JsonFile, *, mask: str, default: 
         norm=norm,
         ropes=_ropes(config, size, kinds) if kind == "gemma3_text" else {"main": _rope(config, "", config, size, 1e4)},
         mask=mask,
-        embed_scale=_rounded(hidden**0.5, checkpoint.dtype(f"{prefix_of(checkpoint, EMBED)}{EMBED}")),
+        embed_scale=_rounded(hidden**0.5, checkpoint.dtype(embed)),
         logit_cap=None if kind == "gemma" else _cap(config, "final_logit_softcapping", usual.get("logit_cap")),
-        tie_embeddings=tied,
+        tie_embeddings=tied and not is_parted(checkpoint, _head(checkpoint), embed),
     )
 
 
@@ -141,9 +143,13 @@ def gemma_names(checkpoint: Checkpoint, decoder: Decoder) -> Names:
         own |= {"norm1_after": "post_attention_layernorm", "norm2": "pre_feedforward_layernorm"}
         own |= {"norm2_after": "post_feedforward_layernorm"}
     own |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
-    head = next((name for name in checkpoint.names() if name.endswith(HEAD)), HEAD).removesuffix(".weight")
+    head = _head(checkpoint).removesuffix(".weight")
     return {
         **names.llama(prefix, head),
         **{f"decoder.layers.{{i}}.{ours}": norm(theirs) for ours, theirs in own.items()},
         "decoder.norm": PlusOne(f"{prefix}norm"),
     }
+
+
+def _head(checkpoint: Checkpoint) -> str:
+    return next((name for name in checkpoint.names() if name.endswith(HEAD)), HEAD)
