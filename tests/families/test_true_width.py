@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from alone import export_alone
-from tiny import gemma3, internvl, qwen2_5_vl, qwen3_vl
+from tiny import gemma3, internvl, lfm2_vl, qwen2_5_vl, qwen3_5, qwen3_vl
 
 QWEN = {  # Qwen2.5-VL-3B-Instruct
     "text_config": {
@@ -64,6 +64,64 @@ QWEN3 = {  # Qwen3-VL-2B-Instruct
         "patch_size": 16,
         "out_hidden_size": 2048,
     },
+    "tie_word_embeddings": True,
+}
+QWEN3_5 = {  # Qwen3.5-0.8B
+    "text_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 3584,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 16,
+        "vocab_size": 248320,
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e7,
+            "mrope_section": [11, 11, 10],
+            "mrope_interleaved": True,
+            "partial_rotary_factor": 0.25,
+        },
+    },
+    "vision_config": {
+        "depth": 2,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_heads": 12,
+        "num_position_embeddings": 2304,
+        "patch_size": 16,
+        "out_hidden_size": 1024,
+    },
+    "tie_word_embeddings": True,
+}
+LFM2 = {  # LFM2.5-VL-1.6B
+    "text_config": {
+        "hidden_size": 2048,
+        "intermediate_size": 12288,
+        "block_auto_adjust_ff_dim": True,
+        "block_multiple_of": 256,
+        "block_ffn_dim_multiplier": 1.0,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 65536,
+        "tie_word_embeddings": True,
+    },
+    "vision_config": {
+        "num_hidden_layers": 2,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_attention_heads": 16,
+        "num_patches": 256,
+        "patch_size": 16,
+    },
+    "projector_hidden_size": 2048,
+    "projector_use_layernorm": False,
+    "encoder_patch_size": 16,
+    "tile_size": 512,
     "tie_word_embeddings": True,
 }
 GEMMA = {  # Gemma 3 4B
@@ -153,7 +211,7 @@ def change_images(folder: Path, tokens: int | None = None, **settings: Any) -> N
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("target", ["onnx", "gguf", "coreml"])
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "internvl", "gemma3"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "lfm2_vl", "internvl", "gemma3"])
 def test_memory_at_true_width(tmp_path: Path, family: str, target: str) -> None:
     folder = tmp_path / "wide"
     if family == "qwen2_5_vl":
@@ -164,6 +222,14 @@ def test_memory_at_true_width(tmp_path: Path, family: str, target: str) -> None:
         qwen3_vl.build(folder, layout="memory", tie=True)
         shapes = widen(folder, QWEN3)
         change_images(folder, patch_size=16)
+    elif family == "qwen3_5":
+        qwen3_5.build(folder, layout="memory")
+        shapes = widen(folder, QWEN3_5)
+        change_images(folder, patch_size=16)
+    elif family == "lfm2_vl":
+        lfm2_vl.build(folder, layout="memory")
+        shapes = widen(folder, LFM2)
+        change_images(folder, encoder_patch_size=16, tile_size=512)
     elif family == "gemma3":
         gemma3.build(folder, layout="memory")
         shapes = widen(folder, GEMMA)
