@@ -29,14 +29,19 @@ def near(width: int, height: int, unit: int, least: int, most: int, begin: int) 
 
 def nearest_grid(width: int, height: int, side: int, least: int, most: int) -> tuple[int, int]:
     """Columns and rows, `least` to `most` tiles in all, whose shape is nearest to the picture's."""
-    grids = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1) if c * r >= least]
     best, gap = (1, 1), math.inf
-    for cols, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+    for cols, rows in _grids(least, most):
         off = abs(width / height - cols / rows)
         # Of grids that fit equally well, the larger one, as long as the picture has half its pixels.
         if off < gap or (off == gap and width * height > 0.5 * side * side * cols * rows):
             best, gap = (cols, rows), off
     return best
+
+
+def _grids(least: int, most: int) -> list[tuple[int, int]]:
+    """Columns and rows of every grid of `least` to `most` tiles, by their number, then by columns."""
+    found = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1) if c * r >= least]
+    return sorted(found, key=math.prod)
 
 
 def fullest_grid(width: int, height: int, side: int, offered: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -67,8 +72,7 @@ def covering_grid(width: int, height: int, side: int, most: int) -> tuple[int, i
     shows most. The share that counts for n columns and m rows is that of n rows and m columns, as in the processors
     that cut pictures so.
     """
-    grids = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1)]
-    shares = {grid: _shown(width, height, side, *grid) for grid in sorted(grids, key=math.prod)}
+    shares = {grid: _shown(width, height, side, *grid) for grid in _grids(1, most)}
     if enough := [grid for grid, share in shares.items() if share > _ENOUGH]:
         return min(enough, key=lambda grid: (math.prod(grid), -shares[grid]))
     return min(shares, key=lambda grid: (-shares[grid], math.prod(grid)))

@@ -17,7 +17,7 @@ from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Linear
 
-HEAD, TEXT, PATCHES = "lm_head", "model.language_model.", "embeddings.patch_embedding.weight"
+HEAD, TEXT = "lm_head", "model.language_model."
 
 
 def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
@@ -38,15 +38,11 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     return {
-        **names.siglip(prefix_of(checkpoint, PATCHES)),
+        **names.siglip(prefix_of(checkpoint, names.PATCHES)),
         "projector.linear_1": "model.aligner.linear1",
         "projector.linear_2": "model.aligner.linear2",
         **names.llama(TEXT, HEAD),
     }
-
-
-def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
-    return (f"{prefix_of(checkpoint, PATCHES)}head.",)  # SigLIP's pooling
 
 
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
@@ -63,4 +59,6 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
 
 
 TOWERS = ("siglip_vision_model",)
-FAMILY = Family(("deepseek_vl",), "DeepSeek-VL 1.3B", read, tensor_names, image, prompt, unused, towers=TOWERS)
+FAMILY = Family(
+    ("deepseek_vl",), "DeepSeek-VL 1.3B", read, tensor_names, image, prompt, names.siglip_pooling, towers=TOWERS
+)

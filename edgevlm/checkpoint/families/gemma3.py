@@ -8,7 +8,8 @@ from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.gemma_text import gemma_names, read_gemma
-from edgevlm.checkpoint.families.tensors import Names, PlusOne, Transposed, prefix_of
+from edgevlm.checkpoint.families.tensors import Names, Plain, PlusOne, Transposed, prefix_of
+from edgevlm.checkpoint.families.tokens import token_key
 from edgevlm.checkpoint.families.towers import read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, processor_type
@@ -21,14 +22,13 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Linear, Normalize, Pool
 from edgevlm.models.spec import Norm
 
-PATCHES, PROJECTOR = "embeddings.patch_embedding.weight", "mm_soft_emb_norm.weight"
+PROJECTOR = "mm_soft_emb_norm.weight"
 
 
 def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     section, text = config.section("vision_config"), config.section("text_config")
     section.choice("model_type", "siglip_vision_model", {"siglip_vision_model": "siglip"})
-    if text.flag("use_bidirectional_attention", False):
-        raise text.wrong("use_bidirectional_attention", "false")
+    text.require(False, "use_bidirectional_attention")
     vision = read_vit(section, image_size=224, patch_size=16, hidden_size=768, heads=12)
     tokens, side = config.count("mm_tokens_per_image", 256), vision.patches_per_side
     scale = max(1, side // math.isqrt(tokens))
@@ -36,7 +36,6 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
         raise config.wrong("mm_tokens_per_image", f"a square number that divides the tower's {side} x {side} patches")
     tied = config.flag("tie_word_embeddings", True)
     decoder = read_gemma(checkpoint, text, mask="image", default="gemma3_text", tied=tied)
-    key = "image_token_index" if config.value("image_token_id") is None else "image_token_id"
     return ModelSpec(
         name=checkpoint.name,
         family="gemma3",
@@ -47,31 +46,25 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
             Linear("linear", decoder.hidden_size, bias=False),
         ),
         decoder=decoder,
-        image_token_id=config.count(key, 262144, least=0),
+        image_token_id=config.count(token_key(config, "image"), 262144, least=0),
     )
 
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     projector = prefix_of(checkpoint, PROJECTOR)
     return {
-        **names.siglip(prefix_of(checkpoint, PATCHES)),
+        **names.siglip(prefix_of(checkpoint, names.PATCHES)),
         "projector.norm": PlusOne(f"{projector}mm_soft_emb_norm"),
-        "projector.linear": Transposed(f"{projector}mm_input_projection_weight"),
+        "projector.linear": Transposed(Plain(f"{projector}mm_input_projection_weight")),
         **gemma_names(checkpoint, spec.decoder),
     }
-
-
-def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
-    return (f"{prefix_of(checkpoint, PATCHES)}head.",)  # SigLIP's pooling
 
 
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     file = files.image
     processor_type(file, "Gemma3ImageProcessor")
-    if not file.flag("do_resize", True):
-        raise file.wrong("do_resize", "true")
-    if file.flag("do_pan_and_scan", False):  # crops beside the picture, which no published file asks for
-        raise file.wrong("do_pan_and_scan", "false")
+    file.require(True, "do_resize")
+    file.require(False, "do_pan_and_scan")  # crops beside the picture, which no published file asks for
     return image_spec(files, model, Stretch(check_side(file, "size", file.square("size"), model)), usual=2)
 
 
@@ -87,7 +80,7 @@ BOXES = Grounding("json", 1000, y_first=True)
 
 
 def _token(files: ProcessorFiles, name: str, usual: int) -> str:
-    key = f"{name}_token_index" if files.config.value(f"{name}_token_id") is None else f"{name}_token_id"
+    key = token_key(files.config, name)
     found = files.tokenizer.id_to_token(files.config.count(key, usual, least=0))
     if found is None:
         raise files.config.wrong(key, "a token of tokenizer.json")
@@ -95,6 +88,6 @@ def _token(files: ProcessorFiles, name: str, usual: int) -> str:
 
 
 FAMILY = Family(
-    ("gemma3",), "Gemma 3 with pictures", read, tensor_names, image, prompt, unused,
+    ("gemma3",), "Gemma 3 with pictures", read, tensor_names, image, prompt, names.siglip_pooling,
     towers=("siglip_vision_model",), decoders=("gemma3_text",),
 )  # fmt: skip

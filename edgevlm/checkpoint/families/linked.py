@@ -10,6 +10,7 @@ from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.tensors import Names, prefix_of
+from edgevlm.checkpoint.families.tokens import token_key
 from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_axial, read_vit
 from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
@@ -18,7 +19,6 @@ from edgevlm.models.projector import Act, Linear, Step
 from edgevlm.models.spec import Decoder
 from edgevlm.models.towers.vit import Vit
 
-PATCHES = "embeddings.patch_embedding.weight"
 TOWERS = {"siglip_vision_model": "siglip", "clip_vision_model": "clip", "pixtral": "pixtral"}
 WHOLE = {"siglip": "full", "clip": "default", "pixtral": "full"}  # every patch, and nothing else
 
@@ -38,14 +38,13 @@ def read_linked(
     """
     decoder = read_text(checkpoint, config)
     tower = chosen_layers(read_tower(config, **options), config, layer)
-    key = "image_token_index" if config.value("image_token_id") is None else "image_token_id"
     return ModelSpec(
         name=checkpoint.name,
         family=family,
         vision=tower,
         projector=two_maps(config, decoder, config.flag("multimodal_projector_bias", True)),
         decoder=decoder,
-        image_token_id=config.count(key, image, least=0),
+        image_token_id=config.count(token_key(config, "image"), image, least=0),
     )
 
 
@@ -110,7 +109,7 @@ def linked_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     width, patch = spec.vision.hidden_size, spec.vision.patch_size
     square = isinstance(spec.vision, Vit)
     return {
-        **(names.clip(prefix_of(checkpoint, PATCHES)) if square else names.pixtral(checkpoint, patch, width)),
+        **(names.clip(prefix_of(checkpoint, names.PATCHES)) if square else names.pixtral(checkpoint, patch, width)),
         **names.two_maps(projector),
         **newline,
         **names.llama(prefix_of(checkpoint, "embed_tokens.weight"), head_of(checkpoint)),
@@ -121,7 +120,7 @@ def behind_the_layers(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...
     """Tensors of the tower behind the layer whose states are used."""
     if not isinstance(spec.vision, Vit):
         return ()
-    tower = prefix_of(checkpoint, PATCHES)
+    tower = prefix_of(checkpoint, names.PATCHES)
     layer = re.compile(rf"{re.escape(tower)}encoder\.layers\.([0-9]{{1,4}})\.")
     found = filter(None, map(layer.match, checkpoint.names()))
     behind = {match[0] for match in found if int(match[1]) >= spec.vision.num_layers}

@@ -9,6 +9,7 @@ from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.linked import head_of, read_text, two_maps
 from edgevlm.checkpoint.families.tensors import Names, Swapped, prefix_of
+from edgevlm.checkpoint.families.tokens import token_key
 from edgevlm.checkpoint.families.towers import read_axial
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import within_spec
@@ -23,9 +24,9 @@ from edgevlm.models.spec import Norm
 
 def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     config.choice("vision_feature_layer", -1, {-1: "last"})
-    key = "image_token_index" if config.value("image_token_id") is None else "image_token_id"
+    image = config.count(token_key(config, "image"), 10, least=0)
     bias = config.flag("multimodal_projector_bias", False)
-    return read_merged(checkpoint, config, "mistral3", "mistral", config.count(key, 10, least=0), bias)
+    return read_merged(checkpoint, config, "mistral3", "mistral", image, bias)
 
 
 def read_merged(

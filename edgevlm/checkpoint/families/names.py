@@ -6,7 +6,15 @@ from collections.abc import Callable
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families.tensors import Plain, Scaled, Source, Split, SumFrames, prefix_of
+from edgevlm.models.model import ModelSpec
 from edgevlm.models.towers.qwen_vit import QwenVit
+
+PATCHES = "embeddings.patch_embedding.weight"  # the end of one name in such a tower
+
+
+def siglip_pooling(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
+    """What files hold of SigLIP's pooling head, which no family reads."""
+    return (f"{prefix_of(checkpoint, PATCHES)}head.",)
 
 
 def siglip(prefix: str) -> dict[str, str | Source]:

@@ -8,7 +8,7 @@ from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.decoders import is_tied, read_decoder
 from edgevlm.checkpoint.families.family import Family
-from edgevlm.checkpoint.families.tensors import Names, Plain, Split, Turned, prefix_of
+from edgevlm.checkpoint.families.tensors import Names, Plain, Split, Transposed, prefix_of
 from edgevlm.checkpoint.families.towers import read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, processor_type
@@ -92,7 +92,7 @@ def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
         "vision.post_norm": f"{tower}rms_norm",
         "projector.linear_1": f"{head}head_linear",
         "projector.norm": f"{head}head_norm",
-        "projector.linear_2": Turned(Split(table, 0, total)),
+        "projector.linear_2": Transposed(Split(f"{table}.weight", 0, total)),
         "markers": Split(f"{table}.weight", words, total),
         **names.llama(prefix_of(checkpoint, "embed_tokens.weight"), HEAD),
     }
@@ -101,10 +101,7 @@ def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     file = files.image
     processor_type(file, "Ovis2ImageProcessor")
-    if not file.flag("do_resize", True):
-        raise file.wrong("do_resize", "true")
-    if not file.flag("use_covering_area_grid", True):
-        raise file.wrong("use_covering_area_grid", "true")
+    file.require(True, "do_resize", "use_covering_area_grid")
     side, most = check_side(file, "size", file.square("size"), model), file.count("max_patches", 12)
     tiled = file.flag("crop_to_patches", False) and most > 1
     return image_spec(files, model, CoveringTiles(side, most) if tiled else Stretch(side), usual=3)

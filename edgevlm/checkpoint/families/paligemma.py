@@ -11,6 +11,7 @@ from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.gemma_text import gemma_names, read_gemma
 from edgevlm.checkpoint.families.tensors import Names, prefix_of
+from edgevlm.checkpoint.families.tokens import token_key
 from edgevlm.checkpoint.families.towers import read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, processor_type
@@ -22,7 +23,7 @@ from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Linear
 
-PATCHES, PROJECTOR = "embeddings.patch_embedding.weight", "multi_modal_projector.linear.weight"
+PROJECTOR = "multi_modal_projector.linear.weight"
 DECODERS = ("gemma", "gemma2")
 BOXES = Grounding("tokens", 1024, y_first=True, open="<loc", close=">")
 
@@ -31,37 +32,30 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     section, text = config.section("vision_config"), config.section("text_config")
     section.choice("model_type", "siglip_vision_model", {"siglip_vision_model": "siglip"})
     text.choice("model_type", "gemma", {name: name for name in DECODERS})
-    if not text.flag("use_bidirectional_attention", True):
-        raise text.wrong("use_bidirectional_attention", "true")
+    text.require(True, "use_bidirectional_attention")
     tied = config.flag("tie_word_embeddings", True)
-    key = "image_token_index" if config.value("image_token_id") is None else "image_token_id"
     return ModelSpec(
         name=checkpoint.name,
         family="paligemma",
         vision=read_vit(section, image_size=224, patch_size=16, hidden_size=768, heads=12),
         projector=(Linear("linear", config.count("projection_dim", 2048)),),
         decoder=read_gemma(checkpoint, text, mask="prompt", default="gemma", tied=tied),
-        image_token_id=config.count(key, 256000, least=0),
+        image_token_id=config.count(token_key(config, "image"), 256000, least=0),
     )
 
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     return {
-        **names.siglip(prefix_of(checkpoint, PATCHES)),
+        **names.siglip(prefix_of(checkpoint, names.PATCHES)),
         "projector.linear": f"{prefix_of(checkpoint, PROJECTOR)}{PROJECTOR.removesuffix('.weight')}",
         **gemma_names(checkpoint, spec.decoder),
     }
 
 
-def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
-    return (f"{prefix_of(checkpoint, PATCHES)}head.",)  # SigLIP's pooling
-
-
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     file = files.image
     processor_type(file, "SiglipImageProcessor")
-    if not file.flag("do_resize", True):
-        raise file.wrong("do_resize", "true")
+    file.require(True, "do_resize")
     if file.value("image_seq_length", model.image_tokens) != model.image_tokens:
         raise file.wrong("image_seq_length", f"the {model.image_tokens} image tokens of a picture in config.json")
     return image_spec(files, model, Stretch(check_side(file, "size", file.square("size"), model)), usual=3)
@@ -77,6 +71,6 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
 
 
 FAMILY = Family(
-    ("paligemma",), "PaliGemma 1 and 2", read, tensor_names, image, prompt, unused,
+    ("paligemma",), "PaliGemma 1 and 2", read, tensor_names, image, prompt, names.siglip_pooling,
     towers=("siglip_vision_model",), decoders=DECODERS,
 )  # fmt: skip

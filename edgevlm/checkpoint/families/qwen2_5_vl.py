@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
-from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.decoders import is_tied, mrope_sections, read_decoder, text_of
 from edgevlm.checkpoint.families.family import Family
-from edgevlm.checkpoint.families.qwen2_vl import TEXT, image
+from edgevlm.checkpoint.families.qwen2_vl import TEXT, image, merged_names
 from edgevlm.checkpoint.families.tensors import Names, prefix_of
 from edgevlm.checkpoint.families.towers import merger, read_grid
 from edgevlm.checkpoint.processor.files import ProcessorFiles
@@ -55,15 +54,7 @@ def _tower(config: JsonFile) -> QwenVit:
 
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
-    tower = prefix_of(checkpoint, "patch_embed.proj.weight")
-    assert isinstance(spec.vision, QwenVit)
-    return {
-        **names.grid(tower, spec.vision, gate="gate_proj", up="up_proj", down="down_proj"),
-        "projector.norm": f"{tower}merger.ln_q",
-        "projector.linear_1": f"{tower}merger.mlp.0",
-        "projector.linear_2": f"{tower}merger.mlp.2",
-        **names.llama(prefix_of(checkpoint, "embed_tokens.weight")),
-    }
+    return merged_names(checkpoint, spec, gate="gate_proj", up="up_proj", down="down_proj")
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:

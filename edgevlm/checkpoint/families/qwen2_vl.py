@@ -49,10 +49,15 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
 
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
+    return merged_names(checkpoint, spec, fc1="fc1", fc2="fc2")
+
+
+def merged_names(checkpoint: Checkpoint, spec: ModelSpec, **mlp: str) -> Names:
+    """mlp: the tower's maps in a layer's MLP, and their stored names."""
     tower = prefix_of(checkpoint, "patch_embed.proj.weight")
     assert isinstance(spec.vision, QwenVit)
     return {
-        **names.grid(tower, spec.vision, fc1="fc1", fc2="fc2"),
+        **names.grid(tower, spec.vision, **mlp),
         "projector.norm": f"{tower}merger.ln_q",
         "projector.linear_1": f"{tower}merger.mlp.0",
         "projector.linear_2": f"{tower}merger.mlp.2",

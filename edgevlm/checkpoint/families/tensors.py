@@ -63,19 +63,6 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Turned:
-    """A map that is stored as a table: inputs by rows, outputs by columns."""
-
-    source: Source
-
-    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
-        return self.source.stored(part, shape[::-1])
-
-    def make(self, read: Read, part: str, shape: Shape) -> F32:
-        return np.ascontiguousarray(self.source.make(read, part, shape[::-1]).T)
-
-
-@dataclass(frozen=True)
 class Scaled:
     """A map whose every output is multiplied by a stored vector: layer scale, folded into the map before it."""
 
@@ -170,15 +157,15 @@ class PlusOne:
 
 @dataclass(frozen=True)
 class Transposed:
-    """A bare tensor that holds a linear map's matrix as (inputs, outputs)."""
+    """A linear map's matrix, without bias, out of a bare tensor (inputs, outputs)."""
 
-    name: str
+    source: Source
 
     def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
-        return {self.name: shape[::-1]}
+        return self.source.stored("", shape[::-1])
 
     def make(self, read: Read, part: str, shape: Shape) -> F32:
-        return np.ascontiguousarray(read(self.name).T)
+        return np.ascontiguousarray(self.source.make(read, "", shape[::-1]).T)
 
 
 @dataclass(frozen=True)

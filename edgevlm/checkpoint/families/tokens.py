@@ -1,11 +1,16 @@
-"""Ids of tokens that a config.json leaves to the tokenizer."""
+"""Ids of tokens: under which key a config.json has them, and those that it leaves to the tokenizer."""
 
 from __future__ import annotations
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
-from edgevlm.io.json import read_json_file
+from edgevlm.io.json import JsonFile, read_json_file
+
+
+def token_key(config: JsonFile, name: str) -> str:
+    """The key of the id of the token `name`, "image" or another: transformers 4 ends it in index, 5 in id."""
+    return f"{name}_token_index" if config.value(f"{name}_token_id") is None else f"{name}_token_id"
 
 
 def token_id(checkpoint: Checkpoint, token: str) -> int:

@@ -73,8 +73,7 @@ def native_spec(
     """
     file = files.image
     processor_type(file, *names)
-    if not file.flag("do_resize", True):
-        raise file.wrong("do_resize", "true")
+    file.require(True, "do_resize")
     file.choice("temporal_patch_size", frames, {frames: ""})
     unit = file.count("patch_size", 14) * file.count("merge_size", 2)
     if unit != token_pixels(model):
