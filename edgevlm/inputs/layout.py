@@ -170,6 +170,8 @@ def rope_frequencies(rope: Rope) -> F32:
     """(size / 2) radians per position, before scaling."""
     exponents = np.arange(0, rope.size, 2, dtype=np.float32) / np.float32(rope.size)
     frequencies: F32 = (1.0 / np.power(np.float32(rope.theta), exponents)).astype(np.float32)
+    if rope.turning is not None:
+        frequencies[rope.turning :] = 0
     return frequencies
 
 

@@ -43,7 +43,10 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "factor": _POSITIVE, "low_freq_factor": _POSITIVE, "high_freq_factor": _POSITIVE,
         "original_context": (1, limits.CONTEXT),
     },
-    Rope: {"theta": _POSITIVE, "size": (2, limits.HEAD_DIM), "sections": (0, limits.HEAD_DIM), "factor": _POSITIVE},
+    Rope: {
+        "theta": _POSITIVE, "size": (2, limits.HEAD_DIM), "sections": (0, limits.HEAD_DIM), "factor": _POSITIVE,
+        "turning": (1, limits.HEAD_DIM),
+    },
     Attention: {
         "heads": (1, limits.HEADS), "kv_heads": (1, limits.HEADS), "head_dim": (1, limits.HEAD_DIM), "rope": (),
         "scale": _POSITIVE, "softcap": _POSITIVE, "window": (1, limits.CONTEXT), "reads": ("self", "memory"),

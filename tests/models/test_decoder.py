@@ -434,3 +434,16 @@ def test_rope_rows_are_those_of_transformers() -> None:
     np.testing.assert_allclose(ours[0], cos[0, :, : HEAD // 2], atol=1e-6)
     np.testing.assert_allclose(ours[1], sin[0, :, : HEAD // 2], atol=1e-6)
     assert rope_inputs("main") == ("cos", "sin")
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_proportional_rope_rows_are_those_of_transformers(share: float) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": share}
+    config = hf.LlamaConfig(hidden_size=WIDTH, num_attention_heads=HEADS, head_dim=64, rope_parameters=rope)
+    theirs, _ = ROPE_INIT_FUNCTIONS["proportional"](config)
+    angles = np.arange(300)[:, None] * theirs.numpy()
+    ours = rope_rows(Rope(1e6, 64, turning=int(share * 32)), np.arange(300)[None])
+    np.testing.assert_allclose(ours[0], np.cos(angles), atol=2e-5)
+    np.testing.assert_allclose(ours[1], np.sin(angles), atol=2e-5)

@@ -101,7 +101,7 @@ def _other_attention(d: Decoder, gated: bool = False) -> bool:
     a = attention(d)
     plain = Attention(a.heads, a.kv_heads, a.head_dim, a.bias, a.out_bias, "main", a.qk_norm, gated=gated)
     whole = gated or ("main" in d.ropes and _rope(d).size == a.head_dim)
-    turns = set(d.ropes) == {"main"} and whole and _rope(d).factor == 1
+    turns = set(d.ropes) == {"main"} and whole and (_rope(d).factor, _rope(d).turning) == (1, None)
     return set(_of(d, Attention)) != {plain} or not turns
 
 
@@ -215,7 +215,7 @@ _WINDOWED: Refusals = {
     ),
     "has another RoPE than this architecture of llama.cpp": lambda d: (
         any(
-            rope.size != attention(d).head_dim or rope.scaling is not None or rope.sections or rope.size % 2
+            replace(rope, theta=1.0, factor=1.0) != Rope(1.0, attention(d).head_dim) or rope.size % 2
             for rope in d.ropes.values()
         )
         or d.ropes["local"].factor != 1
