@@ -114,6 +114,14 @@ def deep() -> ModelSpec:
     return ModelSpec("m", "qwen3_vl", tower, (norm, group, *head), decoder, 1, deepstack=(group, norm, *head))
 
 
+def woven() -> ModelSpec:
+    """LFM3-VL's tower: convolutions over the grid before and behind attention whose heads share keys."""
+    norm = Norm("rms", 1e-5)
+    attention = Attention(4, 2, 16, rope="patches", qk_norm=norm)
+    tower = QwenVit(4, 2, None, 64, 3, (), Block((attention,), Mlp(96), norm), pre_norm=True, convolving=(0, 2))
+    return replace(qwen(), vision=tower, projector=deep().projector)
+
+
 LAYOUT = Layout(24, (Span(3, (2, 5)), Span(15, (3, 2))))
 # Pixels from -1 to 1; views are given, so the rule that would make them plays no part.
 IMAGE = ImageSpec(

@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 WRAPPERS = frozenset({"model", "language_model", "vision_model"})
-RENAMED = {"mlp_AR": "projector"}  # what authors' files call a part that transformers names otherwise
+# What authors' files call a part that transformers names otherwise.
+RENAMED = {
+    "mlp_AR": "projector",
+    "patchifier": "patch_embed",
+    "q_layernorm": "q_norm",
+    "k_layernorm": "k_norm",
+    "gate_proj": "g_proj",
+}
 
 
 def inner_name(name: str) -> str:

@@ -57,6 +57,7 @@ PATCHES = 1 << 14  # of a square: PaliGemma at 896 pixels has 4096
 PATCH_SIDE = 256  # of a patch: CLIP has 32
 WINDOW_SIDE = 128  # patches per side of an attention window: Qwen2.5-VL has 8
 KERNEL = 64  # of a short convolution: LFM2 has 3
+GRID_KERNEL = 15  # patches per side of a tower's convolution: LFM3-VL has 3
 BLOCK_KINDS = 64  # different layers of one decoder: Gemma 3 has 2
 PROJECTOR_STEPS = 32  # of a projector: Qwen2.5-VL has 6
 SHUFFLE = 64  # neighbours per side that become one token: 4

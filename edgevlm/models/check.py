@@ -50,7 +50,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     Attention: {
         "heads": (1, limits.HEADS), "kv_heads": (1, limits.HEADS), "head_dim": (1, limits.HEAD_DIM), "rope": (),
         "scale": _POSITIVE, "softcap": _POSITIVE, "window": (1, limits.CONTEXT), "reads": ("self", "memory"),
-        "kind": ("attention",),
+        "gated": ("values", "heads"), "kind": ("attention",),
     },
     ShortConv: {"kernel": (2, limits.KERNEL), "kind": ("short_conv",)},
     DeltaRule: {
@@ -79,7 +79,8 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "patch_size": (1, limits.PATCH_SIDE), "merge": (1, limits.SHUFFLE), "window": (1, limits.WINDOW_SIDE),
         "hidden_size": (1, limits.WIDTH), "num_layers": (1, limits.LAYERS), "full": (0, limits.LAYERS),
         "theta": _POSITIVE, "table": (0, math.isqrt(limits.PATCHES)),
-        "resample": ("corners", "centers", "smooth"), "deepstack": (0, limits.LAYERS), "kind": ("qwen_vit",),
+        "resample": ("corners", "centers", "smooth"), "deepstack": (0, limits.LAYERS),
+        "convolving": (0, limits.LAYERS), "kernel": (1, limits.GRID_KERNEL), "kind": ("qwen_vit",),
     },
     Linear: {"name": (), "rows": (1, limits.MLP_WIDTH), "kind": ("linear",)},
     Act: {"act": (*ACTS, "softmax"), "kind": ("act",)},
@@ -154,8 +155,9 @@ def _counts(spec: ModelSpec) -> Iterator[str]:
     for rope in (attention.rope for attention in _attentions(text)):
         if rope is not None and rope not in text.ropes:
             yield f"an attention turns by the RoPE {rope[:80]!r}, which is not in decoder.ropes"
-    if isinstance(vision, QwenVit) and len(vision.full) > limits.LAYERS:
-        yield f"vision.full names {len(vision.full)} layers, expected at most {limits.LAYERS}"
+    for field in ("full", "convolving") if isinstance(vision, QwenVit) else ():
+        if (count := len(getattr(vision, field))) > limits.LAYERS:
+            yield f"vision.{field} names {count} layers, expected at most {limits.LAYERS}"
     marked = getattr(vision, "deepstack", ())
     if list(marked) != sorted(set(marked)) or any(layer >= vision.num_layers for layer in marked):
         yield "its levels of features come from layers that the tower has not, or not in order"
@@ -240,6 +242,8 @@ def _stages(vision: ConvVit) -> Iterator[str]:
 def _windows(vision: QwenVit) -> Iterator[str]:
     if vision.window is not None and vision.window % vision.merge:
         yield "the window of its tower is no multiple of spatial_merge_size"
+    if vision.kernel % 2 == 0:
+        yield f"the convolution of its tower takes {vision.kernel} patches per side, expected an odd number"
     if vision.hidden_size // vision.attention.heads % 4:
         yield "heads of its tower are no multiple of 4, for RoPE over rows and columns"
 

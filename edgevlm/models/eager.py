@@ -65,6 +65,13 @@ class EagerOps(Ops):
         total: F32 = out.reshape(len(x), -1, width) + self._weight(f"{name}.bias")
         return total
 
+    def conv_at(self, x: F32, name: str, width: int, kernel: int, places: str) -> F32:
+        padded, at = np.pad(x, ((0, 0), (1, 0), (0, 0))), self.inputs[places]
+        out = np.zeros_like(x)
+        for number, tap in enumerate(self._weight(f"{name}.weight").T):
+            out += padded[:, at[:, number]] * tap
+        return out
+
     def mean(self, x: F32) -> F32:
         found: F32 = x.mean(1, keepdims=True)
         return found
@@ -115,6 +122,9 @@ class EagerOps(Ops):
 
     def mul(self, x: F32, y: F32 | float) -> F32:
         return x * (np.float32(y) if isinstance(y, float) else y)
+
+    def mul_heads(self, x: F32, y: F32, count: int, size: int) -> F32:
+        return (x.reshape(*y.shape, size) * y[..., None]).reshape(x.shape)
 
     def split(self, x: F32, count: int, width: int) -> list[F32]:
         return np.split(x, count, axis=-1)

@@ -10,6 +10,7 @@ Shapes: B batch (tiles, windows; absent in eager's decoder), S positions, D chan
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 from edgevlm.errors import EdgeVLMError
@@ -54,6 +55,13 @@ class Ops:
     def conv2d(self, x: X, name: str, grid: tuple[int, int], width: int, kernel: int, stride: int, groups: int) -> X:
         """(B, S, D) on a grid to (B, S / stride^2, width), with zeros around it and a bias; `kernel` is odd."""
         self._lacks("conv2d")
+
+    def conv_at(self, x: X, name: str, width: int, kernel: int, places: str) -> X:
+        """Depthwise convolution of (1, S, D) over any grid with the weight `name` (D, kernel^2).
+
+        The input `places` (S, kernel^2) says at which position, counted from 1, each tap finds its value; 0: nowhere.
+        """
+        self._lacks("conv_at")
 
     def mean(self, x: X) -> X:
         """(B, S, D) to (B, 1, D): over positions."""
@@ -111,6 +119,10 @@ class Ops:
 
     def mul(self, x: X, y: X | float) -> X:
         self._lacks("mul")
+
+    def mul_heads(self, x: X, y: X, count: int, size: int) -> X:
+        """(B, S, count * size), each head by its own of y (B, S, count)."""
+        self._lacks("mul_heads")
 
     def split(self, x: X, count: int, width: int) -> list[X]:
         """(B, S, count * width) to `count` values (B, S, width)."""
@@ -206,9 +218,11 @@ class Ops:
 
     def _gated(self, out: X, x: X, w: str, a: Attention) -> X:
         """What an attention to x gives, times the gate that x gives, where there is one."""
-        if not a.gated:
+        if a.gated is None:
             return out
-        return self.mul(out, self.act(self.linear(x, (f"{w}.o_gate", a.heads * a.head_dim))[0], "sigmoid"))
+        rows = a.heads * (a.head_dim if a.gated == "values" else 1)
+        gate = self.act(self.linear(x, (f"{w}.o_gate", rows))[0], "sigmoid")
+        return self.mul(out, gate) if a.gated == "values" else self.mul_heads(out, gate, a.heads, a.head_dim)
 
     def window_attention(self, x: X, w: str, a: Attention, width: int, size: int, mask: str) -> X:
         """As `attention`, inside groups of `size` positions."""
@@ -233,9 +247,17 @@ class Ops:
 
     def short_conv(self, x: X, w: str, c: ShortConv, width: int, state: str) -> X:
         """LFM2's mixer: y = C * conv(B * x), each a linear map of the input."""
+        return self._gated_conv(
+            x, w, width, lambda y: self.causal_conv(y, f"{w}.conv", width, c.kernel, f"{state}.conv")
+        )
+
+    def grid_conv(self, x: X, w: str, width: int, kernel: int, places: str) -> X:
+        """The same over patches on a grid."""
+        return self._gated_conv(x, w, width, lambda y: self.conv_at(y, f"{w}.conv", width, kernel, places))
+
+    def _gated_conv(self, x: X, w: str, width: int, conv: Callable[[X], X]) -> X:
         b, gate, x = self.linear(x, (f"{w}.b", width), (f"{w}.c", width), (f"{w}.x", width))
-        y = self.causal_conv(self.mul(b, x), f"{w}.conv", width, c.kernel, f"{state}.conv")
-        return self.linear(self.mul(gate, y), (f"{w}.out", width))[0]
+        return self.linear(self.mul(gate, conv(self.mul(b, x))), (f"{w}.out", width))[0]
 
     def delta_rule(self, x: X, w: str, r: DeltaRule, width: int, state: str) -> X:
         """Gated DeltaNet: how much a head forgets and learns at a position is a map of the input, as is its gate."""

@@ -90,6 +90,10 @@ class Record(Ops):
         self._add(f"{name}.bias", "vector", width)
         return (x[0], (grid[0] // stride) * (grid[1] // stride), width)
 
+    def conv_at(self, x: Shape, name: str, width: int, kernel: int, places: str) -> Shape:
+        self._add(f"{name}.weight", "kernel", width, kernel**2)
+        return x
+
     def mean(self, x: Shape) -> Shape:
         return (x[0], 1, x[-1])
 
@@ -142,6 +146,9 @@ class Record(Ops):
         return x
 
     def mul(self, x: Shape, y: Shape | float) -> Shape:
+        return x
+
+    def mul_heads(self, x: Shape, y: Shape, count: int, size: int) -> Shape:
         return x
 
     def split(self, x: Shape, count: int, width: int) -> list[Shape]:

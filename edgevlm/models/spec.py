@@ -60,7 +60,8 @@ class Attention:
     scale: float | None = None  # None: head_dim ** -0.5
     softcap: float | None = None
     window: int | None = None  # positions that a query looks back, its own included; None: all
-    gated: bool = False  # what it gives is multiplied by the sigmoid of one more map of its input, before `o`
+    gated: str | None = None  # what it gives is multiplied, before `o`, by the sigmoid of one more map of its input,
+    # which has an output for each of its "values" or for each of its "heads"
     reads: str = "self"  # "self" | "memory": keys and values of the encoder or the picture, made once per prompt
 
     kind: str = "attention"

@@ -86,6 +86,11 @@ class AneOps(MilOps):
         """(1, D, 1, S) to (1, S, D)."""
         return self.mb.transpose(x=self.mb.squeeze(x=x, axes=[2]), perm=[0, 2, 1])
 
+    def mul_heads(self, x: X, y: X, count: int, size: int) -> X:
+        heads = self.mb.reshape(x=x, shape=[1, count, size, x.shape[3]])
+        scaled = self.mb.mul(x=heads, y=self.mb.reshape(x=y, shape=[1, count, 1, y.shape[3]]))
+        return self.mb.reshape(x=scaled, shape=list(x.shape))
+
     # Attention
 
     def attention(self, x: X, w: str, a: Attention, width: int, state: str | None, mask: str | None) -> X:

@@ -123,6 +123,21 @@ class MilOps(DeltaOps):
         )  # fmt: skip
         return self.flatten(out)
 
+    def conv_at(self, x: X, name: str, width: int, kernel: int, places: str) -> X:
+        """A tap at a time: a position of zeros stands before all others."""
+        mb, op = self.mb, mil_name(name)
+        nothing = self._const(self._shape_vector(np.zeros((1, width), np.float16)), f"{op}_nothing")
+        padded = mb.concat(values=[nothing, x], axis=self.position_axis)
+        out = None
+        for number, tap in enumerate(self.store.vector(f"{name}.weight").T):
+            if (key := f"{places}_{number}") not in self._shared:
+                column = self._part(self.inputs[places], 1, number, number + 1)
+                self._shared[key] = mb.squeeze(x=column, axes=[1])
+            found = mb.gather(x=padded, indices=self._shared[key], axis=self.position_axis)
+            part = mb.mul(x=found, y=self._const(self._shape_vector(tap[None]), f"{op}_{number}"))
+            out = part if out is None else mb.add(x=out, y=part)
+        return out
+
     def mean(self, x: X) -> X:
         return self.mb.reduce_mean(x=x, axes=[self.position_axis], keep_dims=True)
 
@@ -230,6 +245,10 @@ class MilOps(DeltaOps):
     def mul(self, x: X, y: X | float) -> X:
         return self.mb.mul(x=x, y=np.float16(y) if isinstance(y, float) else y)
 
+    def mul_heads(self, x: X, y: X, count: int, size: int) -> X:
+        mb, heads = self.mb, self.mb.reshape(x=x, shape=[1, -1, count, size])
+        return mb.reshape(x=mb.mul(x=heads, y=mb.expand_dims(x=y, axes=[3])), shape=[1, -1, count * size])
+
     # Attention
 
     def heads(self, x: X, count: int, size: int) -> X:
@@ -305,7 +324,7 @@ class MilOps(DeltaOps):
     def _mask(self, name: str, a: Attention) -> X:
         """The input `name`, repeated where query heads became rows; one for all layers that need the same."""
         group = a.heads // a.kv_heads
-        if group == 1:
+        if group == 1 or self.inputs[name].shape[2] == 1:  # a mask with one row is every row's
             return self.inputs[name]
         key = f"{name}_of_{group}_heads"
         if key not in self._shared:

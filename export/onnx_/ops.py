@@ -57,6 +57,17 @@ class OnnxOps(RecurrentOps):
         )
         return self.flatten(out)
 
+    def conv_at(self, x: Value, name: str, width: int, kernel: int, places: str) -> str:
+        """A tap at a time: a row of zeros stands before all others."""
+        g, taps = self.graph, self.placement.plain(self.graph, f"{name}.weight")
+        padded = g.node("Concat", g.constant(np.zeros((1, 1, width)), np.float32), self.value(x), axis=1)
+        parts = []
+        for number in range(kernel**2):
+            column = g.constant(number)
+            found = g.node("Gather", padded, g.node("Gather", places, column, axis=1), axis=1)
+            parts.append(g.node("Mul", found, g.node("Gather", taps, column, axis=1)))
+        return g.node("Sum", *parts)
+
     def mean(self, x: Value) -> str:
         return self.graph.node("ReduceMean", self.value(x), self.graph.constant([1]), keepdims=1)
 
@@ -162,6 +173,12 @@ class OnnxOps(RecurrentOps):
     def mul(self, x: Value, y: Value | float) -> str:
         factor = self.graph.constant(y, np.float32) if isinstance(y, float) else self.value(y)
         return self.graph.node("Mul", self.value(x), factor)
+
+    def mul_heads(self, x: Value, y: Value, count: int, size: int) -> str:
+        g = self.graph
+        heads = g.node("Reshape", self.value(x), g.constant([0, 0, count, size]))
+        scaled = g.node("Mul", heads, g.node("Unsqueeze", self.value(y), g.constant([-1])))
+        return g.node("Reshape", scaled, g.constant([0, 0, -1]))
 
     # Attention
 

@@ -24,6 +24,7 @@ from tiny import (
     internvl,
     janus,
     lfm2_vl,
+    lfm3_vl,
     linked,
     llava15,
     mistral3,
@@ -114,6 +115,9 @@ CASES = {
     "lfm2_vl tied": Case(
         lfm2_vl.build, LAYOUTS, r".*vision_tower.*\.(k_proj|patch_embedding)", r".*multi_modal_projector\.linear_.*"
     ),
+    "lfm3_vl tied": Case(
+        lfm3_vl.build, LAYOUTS, r".*vision_tower.*\.(k_proj|conv\.in_proj|w2)", r".*multi_modal_projector\.linear_.*"
+    ),
     # Its projection is a bare parameter, which peft's layers do not take.
     "gemma3 tied": Case(gemma3.build, LAYOUTS, r".*vision_tower.*\.(k_proj|fc1)", r".*vision_tower.*\.fc2"),
     "ovis2": Case(
@@ -158,6 +162,8 @@ SAMPLE = [
     ("lfm2_vl tied", "hub", "all linear layers", "LoRA"),
     ("lfm2_vl tied", "saved", "tower", "DoRA"),
     ("qwen3_5 tied", "hub", "all linear layers", "rsLoRA"),
+    ("lfm3_vl tied", "hub", "tower", "rsLoRA"),
+    ("lfm3_vl tied", "memory", "all linear layers", "LoRA"),
 ]
 
 

@@ -207,7 +207,7 @@ def qwen3_5() -> Case:
         weights[f"{w}.decay"] = -np.exp(tensors[f"{source}.A_log"])
     blocks = (
         Block((rule,), Mlp(INNER), Norm(eps=1e-5)),
-        Block((_attention(qk_norm=Norm(eps=1e-5), gated=True),), Mlp(INNER), Norm(eps=1e-5)),
+        Block((_attention(qk_norm=Norm(eps=1e-5), gated="values"),), Mlp(INNER), Norm(eps=1e-5)),
     )
     ropes = {"main": Rope(1e5, 8, sections=(2, 1, 1), interleaved=True)}
     spec = _spec(*blocks, layers=(0, 1, 0, 0), norm=Norm(eps=1e-5), ropes=ropes)

@@ -30,14 +30,15 @@ from edgevlm.runtimes.ort.runtime import open_decoder
 from edgevlm.types import F32
 
 NORM = Norm("rms", 1e-6)
-GATED = Block((Attention(4, 2, 16, rope="main", qk_norm=NORM, gated=True),), Mlp(80), NORM)
 MIXERS: dict[str, Mixer] = {"short_conv": ShortConv(3), "delta_rule": DeltaRule(2, 6, 8, 12, 4, NORM)}
 
 
 def model(mixer: str) -> ModelSpec:
     """With layers of gated attention among those of the mixer."""
-    block = Block((MIXERS[mixer],), Mlp(80), NORM)
-    return clip(replace(PLAIN, blocks=(block, GATED), layers=(0, 1, 0, 0)))
+    gates = "heads" if mixer == "short_conv" else "values"
+    attention = Attention(4, 2, 16, rope="main", qk_norm=NORM, gated=gates)
+    blocks = (Block((mixer,), Mlp(80), NORM) for mixer in (MIXERS[mixer], attention))
+    return clip(replace(PLAIN, blocks=tuple(blocks), layers=(0, 1, 0, 0)))
 
 
 def onnx(folder: Path, spec: ModelSpec, weights: Drawn, *, portable: bool = False) -> Decoder:

@@ -15,6 +15,7 @@ from edgevlm.checkpoint.families import (
     internvl,
     janus,
     lfm2_vl,
+    lfm3_vl,
     lighton_ocr,
     llava,
     llava_next,
@@ -49,7 +50,7 @@ FAMILIES = (
     smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY, nanovlm.FAMILY,
     deepseek_vl.FAMILY, llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY, janus.FAMILY, lfm2_vl.FAMILY,
     gemma3.FAMILY, paligemma.FAMILY, paddleocr_vl.FAMILY,
-    mistral3.FAMILY, lighton_ocr.FAMILY, ovis2.FAMILY, fast_vlm.FAMILY, qwen3_5.FAMILY,
+    mistral3.FAMILY, lighton_ocr.FAMILY, ovis2.FAMILY, fast_vlm.FAMILY, qwen3_5.FAMILY, lfm3_vl.FAMILY,
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def read(config: JsonFile, *, tied: bool) -> Decoder:
         size,
         rope="main",
         qk_norm=norm,
-        gated=True,
+        gated="values",
     )
     rule = DeltaRule(
         key_heads=config.count("linear_num_key_heads", 16),

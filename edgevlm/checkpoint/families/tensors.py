@@ -6,6 +6,7 @@ that missing, extra and misshapen tensors are found without a second list.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -174,14 +175,16 @@ class SumFrames:
 
     stem: str
     patch: int
+    flat: bool = False  # stored as a map of the frames' values one behind the other
 
     def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
-        kernel = (shape[0], 3, 2, self.patch, self.patch)
+        kernel: Shape = (shape[0], 3, 2, self.patch, self.patch)
+        kernel = (shape[0], math.prod(kernel[1:])) if self.flat else kernel
         return {_name(self.stem, part): kernel if part == "weight" else shape}
 
     def make(self, read: Read, part: str, shape: Shape) -> F32:
         values = read(_name(self.stem, part))
-        return values.sum(axis=2).reshape(shape) if part == "weight" else values
+        return values.reshape(shape[0], 3, 2, -1).sum(axis=2).reshape(shape) if part == "weight" else values
 
 
 @dataclass(frozen=True)
@@ -290,6 +293,11 @@ def prefix_of(checkpoint: Checkpoint, mark: str) -> str:
             "download it again."
         )
     return found[0]
+
+
+def either(checkpoint: Checkpoint, *parts: str) -> str:
+    """The one of these parts that a tensor's name has, where layouts differ in it; the first where none has any."""
+    return next((part for part in parts if any(f"{part}." in name for name in checkpoint.names())), parts[0])
 
 
 def _source(name: str, names: Names) -> Source:

@@ -66,13 +66,15 @@ def native_spec(
     files: ProcessorFiles, model: ModelSpec, *names: str, least: int = 56 * 56, most: int = 28 * 28 * 1280,
     frames: int = 2, kind: type[Native] = Native,
 ) -> ImageSpec:  # fmt: skip
-    """Views near a picture's own size, between two areas, by an image processor of one of the classes `names`.
+    """Views near a picture's own size, between two areas, by an image processor of one of the classes `names`, or of
+    any where there are none.
 
     least, most, frames: what the class takes where the file leaves them out. kind: of rule.
     transformers 4 has the areas under keys of their own, transformers 5 in size, where they are called edges.
     """
     file = files.image
-    processor_type(file, *names)
+    if names:
+        processor_type(file, *names)
     file.require(True, "do_resize")
     file.choice("temporal_patch_size", frames, {frames: ""})
     unit = file.count("patch_size", 14) * file.count("merge_size", 2)

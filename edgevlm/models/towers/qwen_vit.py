@@ -19,6 +19,7 @@ from edgevlm.models.blocks import residual, rope_inputs
 from edgevlm.models.ops import Ops, X
 from edgevlm.models.spec import Attention, Block
 from edgevlm.models.tensor import Tensor
+from edgevlm.models.towers.neighbours import moved, neighbours
 from edgevlm.types import F32, I64
 
 
@@ -39,6 +40,8 @@ class QwenVit:
     deepstack: tuple[int, ...] = ()  # layers whose states become further levels of features (arXiv 2406.04334)
     pre_norm: bool = False  # before the first layer
     staggered: bool = False  # a column's frequencies lie between a row's, not at the same places
+    convolving: tuple[int, ...] = ()  # layers with a gated convolution over the grid in the place of attention
+    kernel: int = 3  # patches per side that it takes, an odd number
     kind: str = "qwen_vit"
 
     @property
@@ -64,6 +67,8 @@ class QwenVit:
         if self.attention.rope:
             found |= {cos: Tensor("float32", ("patches", half)), sin: Tensor("float32", ("patches", half))}
         found["mask"] = Tensor("bool", (1, 1, 1, "patches"))
+        if self.convolving:
+            found["neighbours"] = Tensor("int64", ("patches", self.kernel**2))
         if self.table and self.resample == "smooth":
             found["table_shares"] = Tensor("float32", ("patches", self.table**2))
         elif self.table:
@@ -96,7 +101,9 @@ class QwenVit:
 
     def _layer(self, ops: Ops, x: X, i: int) -> X:
         w, block, width = f"vision.layers.{i}", self.block, self.hidden_size
-        if self.window is None or i in self.full:
+        if i in self.convolving:
+            x = residual(ops, x, block, w, 1, lambda h: ops.grid_conv(h, w, width, self.kernel, "neighbours"))
+        elif self.window is None or i in self.full:
             x = residual(ops, x, block, w, 1, lambda h: ops.attention(h, w, self.attention, width, None, "mask"))
         else:
             size = self.window**2
@@ -118,6 +125,8 @@ class QwenVit:
         if self.attention.rope:
             found |= dict(zip(rope_inputs("patches"), self._rope(row, col), strict=True))
         found["mask"] = real[None, None, None]
+        if self.convolving:
+            found["neighbours"] = neighbours(at.reshape(-1), rows, cols, self.kernel)
         if self.table and self.resample == "smooth":
             down, across = (self._triangle(place, count) for place, count in ((row, rows), (col, cols)))
             found["table_shares"] = (down[:, :, None] * across[:, None]).reshape(len(row), -1)
@@ -133,14 +142,18 @@ class QwenVit:
         joined = {
             name: np.concatenate([each[name] for each in feeds], axis=1 if name == "patches" else 0)
             for name in feeds[0]
-            if name not in ("mask", "order")
+            if name not in ("mask", "order", "neighbours")
         }
         view = np.repeat(np.arange(len(feeds)), [each["mask"].size for each in feeds])
         real = np.concatenate([each["mask"].reshape(-1) for each in feeds])
         joined["mask"] = ((view[:, None] == view[None]) & real[None])[None, None]
+        starts = np.cumsum([0] + [each["mask"].size for each in feeds])[:-1]
         if self.window:
-            starts = np.cumsum([0] + [each["mask"].size // self.merge**2 for each in feeds])
-            joined["order"] = np.concatenate([e["order"] + start for e, start in zip(feeds, starts, strict=False)])
+            parts = [e["order"] + start // self.merge**2 for e, start in zip(feeds, starts, strict=True)]
+            joined["order"] = np.concatenate(parts)
+        if self.convolving:
+            near = [moved(each["neighbours"], start) for each, start in zip(feeds, starts, strict=True)]
+            joined["neighbours"] = np.concatenate(near)
         return joined
 
     def _window_order(self, rows: int, cols: int) -> I64:

@@ -143,6 +143,7 @@ def _other_layers(spec: ModelSpec, gated: bool, turned: bool) -> bool:
     block = spec.vision.block
     return (
         block.mixers != (plain,)
+        or bool(getattr(spec.vision, "convolving", ()))
         or block.mlp.gated != gated
         or block.norm.kind != ("rms" if gated else "layer")
         or block.places != "pre"

@@ -96,11 +96,11 @@ def _strange(d: Decoder, *known: type[Mixer]) -> bool:
     return any(not isinstance(mixer, (Attention, *known)) for block in d.blocks for mixer in block.mixers)
 
 
-def _other_attention(d: Decoder, gated: bool = False) -> bool:
-    """gated: of attention with a gate, whose RoPE may turn a part of each head."""
+def _other_attention(d: Decoder, gated: str | None = None) -> bool:
+    """gated: of attention with such a gate, whose RoPE may turn a part of each head."""
     a = attention(d)
     plain = Attention(a.heads, a.kv_heads, a.head_dim, a.bias, a.out_bias, "main", a.qk_norm, gated=gated)
-    whole = gated or ("main" in d.ropes and _rope(d).size == a.head_dim)
+    whole = gated is not None or ("main" in d.ropes and _rope(d).size == a.head_dim)
     turns = set(d.ropes) == {"main"} and whole and (_rope(d).factor, _rope(d).turning) == (1, None)
     return set(_of(d, Attention)) != {plain} or not turns
 
@@ -230,7 +230,7 @@ _WINDOWED: Refusals = {
 _ARCHS = (
     TextArch(
         names.WINDOWED,
-        fits=lambda d, a: d.block(0).places == "sandwich" and not d.windows <= {None},
+        fits=lambda d, a: d.block(0).places == "sandwich" and not (d.windows <= {None} or _strange(d)),
         refusals=_WINDOWED,
         more_keys={
             "attention.sliding_window": _window,
@@ -263,7 +263,7 @@ _ARCHS = (
         | _ONE_LEVEL
         | {
             _KINDS: lambda d: _uneven(d, DeltaRule),
-            _MIXERS: lambda d: _other_attention(d, gated=True) or attention(d).bias or _strange(d, DeltaRule),
+            _MIXERS: lambda d: _other_attention(d, gated="values") or attention(d).bias or _strange(d, DeltaRule),
             "has no norms of queries and keys": lambda d: attention(d).qk_norm is None,
             "has other RoPE sections than three that take turns": lambda d: (
                 not _rope(d).interleaved or _other_sections(d)
