@@ -70,9 +70,7 @@ def converse(
 ) -> Answer:
     """The same to a conversation."""
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    bos = processor.tokenizer.bos_token
-    begun = {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}  # as apply_chat_template tokenizes
-    inputs = processor(text=prompt, images=list(pictures) or None, return_tensors="pt", **begun)
+    inputs = processor(text=prompt, images=list(pictures) or None, return_tensors="pt")
     features = image_features(model, inputs) if pictures else None
     logits = model(**inputs).logits[0]
     stops = model.generation_config.eos_token_id

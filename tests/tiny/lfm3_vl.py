@@ -110,5 +110,10 @@ def _write_processor(folder: Path, tokenizer: Any, layout: Layout) -> None:
 
 
 def load_processor(folder: Path) -> Any:
-    """transformers' processor with the Pillow image processor, and no videos."""
-    return qwen2_5_vl.load_processor(folder, Lfm3VlProcessor, CHAT_TEMPLATE)
+    """transformers' processor with the Pillow image processor, and no videos.
+
+    A prompt that begins with BOS gets no second one, as where apply_chat_template tokenizes it.
+    """
+    processor = qwen2_5_vl.load_processor(folder, Lfm3VlProcessor, CHAT_TEMPLATE)
+    processor.text_kwargs = {**processor.text_kwargs, "add_special_tokens": False}
+    return processor
