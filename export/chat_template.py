@@ -127,7 +127,8 @@ class _Writer:
             f"{_between('not loop.last', chat.image_after)}"
         )
         return (
-            f"{{% for part in {parts} %}}{{% if {self.is_picture('part')} %}}{picture}{{% else %}}"
+            f"{{% for part in {parts} %}}{_between('not loop.first', chat.join)}"
+            f"{{% if {self.is_picture('part')} %}}{picture}{{% else %}}"
             f"{{% set text = part['text'] %}}{trim if trims else ''}{join if chat.text_join else ''}"
             f"{_print(chat.text_open)}{{{{ text }}}}{_print(chat.text_close)}{{% endif %}}{{% endfor %}}"
         )

@@ -19,6 +19,7 @@ from edgevlm.models.record import weight_tree
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.states import States
 from edgevlm.models.towers.conv_vit import ConvVit
+from edgevlm.models.towers.halved_vit import HalvedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.eager import encode_view
@@ -91,6 +92,9 @@ def pooled() -> ModelSpec:
     return replace(intern(), projector=steps)
 
 
+LAYER = Norm("layer", 1e-6)
+
+
 def qwen(decoder: Decoder = MROPE) -> ModelSpec:
     """Qwen2.5-VL's tower: windows of 4 x 4 patches, 2 x 2 patches to a token."""
     attention = Attention(4, 4, 16, bias=True, out_bias=True, rope="patches")
@@ -100,6 +104,14 @@ def qwen(decoder: Decoder = MROPE) -> ModelSpec:
         Take("order"),
     )  # fmt: skip
     return ModelSpec("m", "qwen2_5_vl", tower, steps, decoder, 1)
+
+
+def halved() -> ModelSpec:
+    """MiniCPM-V 4.6's: 2 x 2 patches joined behind the second layer, then 2 x 2 of these; the nearest positions."""
+    block = Block((Attention(4, 4, 16, bias=True, out_bias=True),), Mlp(96, "gelu_tanh", gated=False, bias=True), LAYER)
+    tower = HalvedVit(4, 2, None, 64, 3, (), block, patch_bias=True, table=5, resample="nearest", halved=1)
+    steps = Group(2, 64), Normalize(LAYER), Linear("linear_1", 256), Act("gelu"), Linear("linear_2", WIDTH)
+    return ModelSpec("m", "minicpmv4_6", tower, steps, PLAIN, 1)
 
 
 def deep() -> ModelSpec:

@@ -118,6 +118,7 @@ FAMILIES = (
     "deepseek",
     "nanovlm",
     "gemma3",
+    "minicpm",
     "paligemma",
 )
 NAMING = {"edgevlm.runtimes.llama.names", "edgevlm.train.conversations", "edgevlm.io.limits"}

@@ -74,7 +74,7 @@ def check_image(image: ImageSpec, spec: ModelSpec) -> None:
         expected = f"views of the {side} pixels of the tower"
     else:
         unit = getattr(image.rule, "unit", None)
-        side = spec.vision.patch_size * spec.vision.merge
+        side = spec.vision.patch_size * spec.vision.unit
         good = unit is not None and unit % side == 0
         expected = f"views of any number of units of {side} pixels"
     if not good:

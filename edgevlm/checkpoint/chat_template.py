@@ -241,6 +241,10 @@ def _candidates(run: Render, image: str) -> Iterator[ChatFormat]:
                 user = replace(chat.roles["user"], open_image=before_image.removeprefix(base))
                 between_items = replace(between_items, roles={**chat.roles, "user": user})
                 yield ChatFormat(_with_images(between_items, run, image, ""))
+            if between and between == image_close and not (text_open or text_close):  # between any two items
+                user = replace(chat.roles["user"], open_image=before_image.removeprefix(base))
+                joined = replace(chat, text_join="", join=between, roles={**chat.roles, "user": user})
+                yield ChatFormat(_with_images(joined, run, image, ""))
 
 
 def _with_system(chat: Chat, run: Render, s: Message, u: Message) -> Chat:

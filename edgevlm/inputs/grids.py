@@ -95,15 +95,20 @@ def count(canvas: tuple[Step, ...], side: int) -> int:
 
 
 def tiles(canvas: tuple[Step, ...], side: int) -> list[View]:
-    """Row by row."""
-    if (number := count(canvas, side)) > limits.VIEWS:
+    """Squares, row by row."""
+    return parts(canvas, side, side)
+
+
+def parts(canvas: tuple[Step, ...], wide: int, high: int) -> list[View]:
+    """Rectangles, row by row."""
+    cols, rows = canvas[-1].width // wide, canvas[-1].height // high
+    if (number := cols * rows) > limits.VIEWS:
         raise EdgeVLMError(
-            f"A picture would be cut into {number} tiles of {side} pixels, at most {limits.VIEWS} are made: "
+            f"A picture would be cut into {number} tiles of {wide} x {high} pixels, at most {limits.VIEWS} are made: "
             "scale it down first, or export the bundle again."
         )
-    cols, rows = canvas[-1].width // side, canvas[-1].height // side
     return [
-        View((*canvas, CropTo(col * side, row * side, side, side)), (row + 1, col + 1))
+        View((*canvas, CropTo(col * wide, row * high, wide, high)), (row + 1, col + 1))
         for row in range(rows)
         for col in range(cols)
     ]

@@ -111,14 +111,15 @@ def merge(embeds: F32, layout: Layout, features: Sequence[F32]) -> F32:
     return merged
 
 
-def positions(layout: Layout, axes: int, start: int = 0, stop: int | None = None) -> I64:
+def positions(layout: Layout, axes: int, start: int = 0, stop: int | None = None, places: str = "grid") -> I64:
     """(axes, stop - start) positions of the tokens from `start` to `stop` (None: the prompt's end), answer included.
 
-    Of three axes (time, row, column), a view takes as many positions as its longer side has tokens (arXiv 2409.12191).
+    Of three axes (time, row, column), a view takes as many positions as its longer side has tokens (arXiv 2409.12191),
+    or, with `places` "line", as many as it has tokens.
     """
     stop = layout.length if stop is None else stop
-    if axes == 1:
-        return np.arange(start, stop)[None]
+    if axes == 1 or places == "line":
+        return np.arange(start, stop)[None].repeat(axes, axis=0)
     prompt = _prompt_positions(layout, axes)
     answer = int(prompt.max(initial=-1)) + 1 + np.arange(max(0, stop - layout.length))
     return np.concatenate([prompt, np.broadcast_to(answer, (axes, len(answer)))], axis=1)[:, start:stop]
@@ -238,9 +239,8 @@ def decoder_inputs(d: Decoder, layout: Layout, past: int, new: int) -> dict[str,
     """Everything that a decoder call of `new` positions after `past` takes beside embeddings and states."""
     found: dict[str, npt.NDArray[Any]] = {}
     for name, rope in d.ropes.items():
-        found |= dict(
-            zip(rope_inputs(name), rope_rows(rope, positions(layout, rope.axes, past, past + new)), strict=True)
-        )
+        at = positions(layout, rope.axes, past, past + new, d.places)
+        found |= dict(zip(rope_inputs(name), rope_rows(rope, at), strict=True))
     for window in d.windows:
         found[mask_input(window)] = visible(layout, d.mask, past, new, window)
     if d.learned_positions:

@@ -126,6 +126,7 @@ def _items(
 ) -> Iterator[ControlText | UserText | Picture]:
     last, trims = len(content) - 1, chat.trim and not (chat.trim_each and role == "system")
     for place, item in enumerate(content):
+        yield ControlText(chat.join if place else "")
         if item["type"] == "image":
             yield ControlText(chat.image_before if place else "")
             yield Picture(next(number))
@@ -200,7 +201,7 @@ class Prompter:
             else:
                 if len(pictures) > 1:
                     control(spec.picture.number.replace("{index}", str(piece.index)))
-                for part in picture_parts(spec.picture, pictures[piece.index]):
+                for part in picture_parts(spec.picture, pictures[piece.index], piece.index):
                     if isinstance(part, str):
                         control(part)
                     else:
@@ -222,9 +223,9 @@ class Prompter:
         return StreamDecoder(self.tokenizer)
 
 
-def picture_parts(around: PictureText, views: Views) -> Iterator[str | ViewTokens]:
-    """The control text of one picture, and among it each view's image tokens."""
-    yield around.open
+def picture_parts(around: PictureText, views: Views, index: int) -> Iterator[str | ViewTokens]:
+    """The control text of the prompt's `index`-th picture, from 0, and among it each view's image tokens."""
+    yield around.open.replace("{index}", str(index))
     before = None
     for number, view in enumerate(views):
         place = view.place

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs import grids
 from edgevlm.inputs.check import check
+from edgevlm.inputs.slices import WholeThenSlices
 from edgevlm.inputs.squares import CheckedRule, Crop, Fit, Pad, Stretch
 from edgevlm.inputs.views import ResizeTo, View
 from edgevlm.io import limits
@@ -285,5 +286,5 @@ class Within(CheckedRule):
 
 Rule = (
     Stretch | Crop | Pad | Fit | TilesThenWhole | WholeThenTiles | RatioTiles | BestGrid | CoveringTiles | Within
-    | Native | NativeGrown | NativeOrTiles
+    | Native | NativeGrown | NativeOrTiles | WholeThenSlices
 )  # fmt: skip

@@ -134,6 +134,7 @@ class Chat:
     trim_each: bool = False  # ... and none around any text, but a system message's, which is kept as it is
     thinking: str | None = None  # in the place of `generation`, where the model is to think before it answers
     direct: str | None = None  # ... and where it is not; both are None for a model that has no such switch
+    join: str = ""  # between any two items of one message
 
     def __post_init__(self) -> None:
         check("user" in self.roles, "prompt", "roles", "at least 'user'", sorted(self.roles))
@@ -147,6 +148,7 @@ class Chat:
             "text_open",
             "text_close",
             "text_join",
+            "join",
             "image_before",
             "image_after",
         ):
@@ -170,7 +172,7 @@ class Chat:
 class PictureText:
     """The control text around a picture's image tokens."""
 
-    open: str = ""
+    open: str = ""  # {index} counts the prompt's pictures from 0
     tile: str = ""  # before a tile's image tokens; {row} and {col} count from 1
     tile_join: str = ""  # between tiles of one row
     row_join: str = ""  # between rows of tiles
@@ -180,7 +182,7 @@ class PictureText:
     alone: str = ""  # ... where there are none
     whole_close: str = ""  # after them, in both cases
     close: str = ""
-    number: str = ""  # before `open`, where the prompt has several pictures; {index} counts from 0
+    number: str = ""  # before `open`, where the prompt has several pictures; {index} as there
 
     def __post_init__(self) -> None:
         for name, text in asdict(self).items():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from edgevlm.models.ops import Ops, X
 from edgevlm.models.spec import Block
@@ -32,3 +35,11 @@ def rope_inputs(rope: str) -> tuple[str, str]:
 def mask_input(window: int | None) -> str:
     """The decoder's attention mask input, (S, T) over all T positions so far."""
     return "mask" if window is None else f"mask_{window}"
+
+
+def mask_apart(masks: Sequence[npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:
+    """One mask (1, 1, S, S) for several views in one sequence, of each view's own (1, 1, 1, its states)."""
+    view = np.repeat(np.arange(len(masks)), [mask.size for mask in masks])
+    real = np.concatenate([mask.reshape(-1) for mask in masks])
+    found: npt.NDArray[np.bool_] = ((view[:, None] == view[None]) & real[None])[None, None]
+    return found

@@ -28,6 +28,7 @@ from edgevlm.models.spec import (
     states,
 )
 from edgevlm.models.towers.conv_vit import ConvVit
+from edgevlm.models.towers.halved_vit import HalvedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
 
@@ -61,7 +62,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     Block: {"places": ("pre", "sandwich", "post")},
     Decoder: {
         "vocab_size": (1, limits.VOCABULARY), "hidden_size": (1, limits.WIDTH), "context_length": (1, limits.CONTEXT),
-        "layers": (0, limits.BLOCK_KINDS), "mask": ("causal", "image", "prompt"),
+        "layers": (0, limits.BLOCK_KINDS), "mask": ("causal", "image", "prompt"), "places": ("grid", "line"),
         "learned_positions": (0, limits.CONTEXT), "embed_scale": _POSITIVE, "logit_cap": _POSITIVE,
         "deepstack": (0, limits.LAYERS),
     },
@@ -79,7 +80,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "patch_size": (1, limits.PATCH_SIDE), "merge": (1, limits.SHUFFLE), "window": (1, limits.WINDOW_SIDE),
         "hidden_size": (1, limits.WIDTH), "num_layers": (1, limits.LAYERS), "full": (0, limits.LAYERS),
         "theta": _POSITIVE, "table": (0, math.isqrt(limits.PATCHES)),
-        "resample": ("corners", "centers", "smooth"), "deepstack": (0, limits.LAYERS),
+        "resample": ("corners", "centers", "smooth", "nearest"), "deepstack": (0, limits.LAYERS),
         "convolving": (0, limits.LAYERS), "kernel": (1, limits.GRID_KERNEL), "kind": ("qwen_vit",),
     },
     Linear: {"name": (), "rows": (1, limits.MLP_WIDTH), "kind": ("linear",)},
@@ -91,6 +92,9 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     Take: {"index": (), "kind": ("take",)},
     Queries: {"connector": ("qformer", "resampler"), "count": (1, limits.PATCHES), "kind": ("queries",)},
 }  # fmt: skip
+
+
+BOUNDS[HalvedVit] = BOUNDS[QwenVit] | {"halved": (0, limits.LAYERS), "kind": ("halved_vit",)}
 
 
 def check_model(spec: ModelSpec, where: str, advice: str) -> None:
@@ -246,6 +250,8 @@ def _windows(vision: QwenVit) -> Iterator[str]:
         yield f"the convolution of its tower takes {vision.kernel} patches per side, expected an odd number"
     if vision.hidden_size // vision.attention.heads % 4:
         yield "heads of its tower are no multiple of 4, for RoPE over rows and columns"
+    if isinstance(vision, HalvedVit) and (vision.halved >= vision.num_layers or vision.window or vision.deepstack):
+        yield "its tower joins neighbours behind a layer that it has not, or has windows or further levels beside that"
 
 
 def _projector(spec: ModelSpec, steps: tuple[Step, ...]) -> Iterator[str]:

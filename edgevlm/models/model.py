@@ -9,10 +9,11 @@ from edgevlm.models.projector import Grid, Step, projector
 from edgevlm.models.spec import Decoder
 from edgevlm.models.tensor import Tensor
 from edgevlm.models.towers.conv_vit import ConvVit
+from edgevlm.models.towers.halved_vit import HalvedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
 
-Tower = Vit | ConvVit | QwenVit
+Tower = Vit | ConvVit | QwenVit | HalvedVit
 
 
 @dataclass(frozen=True)

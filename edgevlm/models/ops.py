@@ -224,7 +224,7 @@ class Ops:
         gate = self.act(self.linear(x, (f"{w}.o_gate", rows))[0], "sigmoid")
         return self.mul(out, gate) if a.gated == "values" else self.mul_heads(out, gate, a.heads, a.head_dim)
 
-    def window_attention(self, x: X, w: str, a: Attention, width: int, size: int, mask: str) -> X:
+    def window_attention(self, x: X, w: str, a: Attention, width: int, size: int, mask: str | None) -> X:
         """As `attention`, inside groups of `size` positions."""
         q, k, v = (self.windows(part, size) for part in self._qkv(x, w, a, None))
         out = self.merge(self.unwindow(self.attend(q, k, v, a, mask)))

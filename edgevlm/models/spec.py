@@ -134,6 +134,7 @@ class Decoder:
     embed_norm: Norm | None = None  # of embeddings with their positions (BART)
     embed_scale: float = 1.0
     logit_cap: float | None = None
+    places: str = "grid"  # where several axes have a picture's tokens: "grid" (of each view) | "line" (as text)
     deepstack: int = 0  # levels of extra image features, added behind the first layers (Qwen3-VL)
     tie_embeddings: bool = False
 

@@ -227,7 +227,8 @@ def _text(spec: PromptSpec, question: str, pictures: Sequence[Views]) -> str:
     parts = [chat.prefix, chat.default_system, chat.roles["user"].open_image or ""]
     for number, views in enumerate(pictures):
         parts += [chat.image_before if number else ""]
-        parts += [text.number.replace("{index}", str(number)) if len(pictures) > 1 else "", text.open]
+        parts += [text.number.replace("{index}", str(number)) if len(pictures) > 1 else ""]
+        parts += [text.open.replace("{index}", str(number))]
         row = 0
         for place, rows, cols, _ in views:
             if row and (place is None or place[0] != row):
@@ -239,7 +240,7 @@ def _text(spec: PromptSpec, question: str, pictures: Sequence[Views]) -> str:
             parts.append(name if place else text.whole if len(views) > 1 else text.alone)
             parts.append(text.line_break.join([spec.image_token * cols] * rows))
             parts.append("" if place else text.whole_close)
-        parts += [text.row_close if row else "", text.close, chat.image_after]
+        parts += [text.row_close if row else "", text.close, chat.image_after, chat.join]
     return "".join([*parts, chat.text_open, question, chat.text_close, chat.roles["user"].close, chat.generation])
 
 

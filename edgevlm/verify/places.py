@@ -31,11 +31,12 @@ def check_places(spec: ModelSpec) -> Iterator[Row]:
     recorded = json.loads((importlib.resources.files("edgevlm") / "assets" / "places.json").read_text("utf-8"))
     tower, decoder = spec.vision, spec.decoder
     if isinstance(tower, QwenVit) and tower.merge == recorded["merge"]:
-        yield _row("grids", "patches", recorded["patches"], lambda case: _patches(tower, case))
+        halved = "halved_" if tower.unit > tower.merge else ""
+        yield _row("grids", "patches", recorded[f"{halved}patches"], lambda case: _patches(tower, case))
         if tower.table:
             side = replace(tower, table=recorded["side"])
-            yield _row("grids", "table of positions", recorded["tables"], lambda case: _table(side, case))
-    if decoder.axes == 3:
+            yield _row("grids", "table of positions", recorded[f"{halved}tables"], lambda case: _table(side, case))
+    if decoder.axes == 3 and decoder.places == "grid":
         yield _row("prompts", "positions of tokens", recorded["tokens"], _tokens)
     if decoder.deepstack:
         yield _row("prompts", "levels of features", recorded["tokens"], lambda case: _levels(decoder, case))
@@ -50,7 +51,7 @@ def _row(of: str, what: str, cases: list[dict[str, Any]], fault: Callable[[dict[
 
 def _patches(tower: QwenVit, case: dict[str, Any]) -> str:
     """Patches hold their own number: those of each token, in reading order, and the angles that go with them."""
-    (rows, cols), p, group = case["grid"], tower.patch_size, tower.merge**2
+    (rows, cols), p, group = case["grid"], tower.patch_size, tower.unit**2
     places = np.array(case["places"])
     numbers = np.arange(rows * cols, dtype=np.float32).reshape(rows, cols)
     feeds = tower.feeds(np.broadcast_to(np.kron(numbers, np.ones((p, p), np.float32)), (3, rows * p, cols * p)))
@@ -90,7 +91,7 @@ def _windows(tower: QwenVit, feeds: dict[str, Any], cols: int) -> str:
 def _table(tower: QwenVit, case: dict[str, Any]) -> str:
     (rows, cols), p = case["grid"], tower.patch_size
     feeds = tower.feeds(np.zeros((3, rows * p, cols * p), np.float32))
-    group = tower.merge**2
+    group = tower.unit**2
     order = feeds.get("order", np.arange(rows * cols // group))
     shares, lines = feeds["table_shares"], feeds.get("table_rows", np.arange(tower.table**2)[None])
     wanted, table = np.array(case[tower.resample]), np.sin(np.arange(tower.table**2)).reshape(tower.table, -1)

@@ -66,7 +66,7 @@ class Batch:
             spans = [(0, group.prefix)] + [(group.prefix, group.prefix + n) for n in group.branches]
             for start, stop in spans:
                 for name, rope in d.ropes.items():
-                    both = rope_rows(rope, positions(layout, rope.axes, start, stop))
+                    both = rope_rows(rope, positions(layout, rope.axes, start, stop, d.places))
                     for key, part in zip(rope_inputs(name), both, strict=True):
                         found.setdefault(key, []).append(part)
         return {name: np.concatenate(parts) for name, parts in found.items()}

@@ -66,7 +66,7 @@ def _view_sizes(tensors: dict[str, Tensor], tower: Tower, profile: str, side: in
     def of(pixels: int) -> dict[str, int]:
         return axis_sizes(tensors, package_inputs(tower.feeds(np.zeros((3, pixels, pixels), np.float32))))
 
-    unit = tower.patch_size * getattr(tower, "merge", 1)
+    unit = tower.patch_size * getattr(tower, "unit", 1)
     if side < unit or side % unit:
         raise EdgeVLMError(
             f"A CoreML encoder for pictures of {side} x {side} pixels is not possible: this model's views have sides "

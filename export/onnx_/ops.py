@@ -189,7 +189,7 @@ class OnnxOps(RecurrentOps):
         out = self._gated(self._cached_attention(self.value(x), w, a, state, mask), x, w, a)
         return self.linear(out, (f"{w}.o", width), bias=a.out_bias)[0]
 
-    def window_attention(self, x: Value, w: str, a: Attention, width: int, size: int, mask: str) -> Value:
+    def window_attention(self, x: Value, w: str, a: Attention, width: int, size: int, mask: str | None) -> Value:
         return self._encoder_attention(x, w, a, width, mask, size)
 
     def _encoder_attention(

@@ -183,6 +183,7 @@ TEXT = {
 SHUFFLE_LINEAR, TWO_LINEAR, SHUFFLE_TWO_LINEAR, GROUP_TWO_LINEAR = "idefics3", "mlp", "internvl", "qwen2.5vl_merger"
 GROUP_WHOLE, GROUP_DEEP = "qwen2vl_merger", "qwen3vl_merger"  # without windows; with a table of positions, too
 POOLED = "gemma3"
+GROUP_HALVED = "minicpmv4_6"  # of a tower that joins neighbours on the way
 GROUP_SMOOTH = "lfm2"  # with a table that is resampled smoothly, and no RoPE
 PROJECTORS = {
     SHUFFLE_LINEAR: Table(_VIT | {"projector.linear": "mm.model.fc"}),

@@ -250,8 +250,8 @@ class LlamaDecoder:
 
         Under M-RoPE, embeddings have four rows of them: time, row, column and nothing. A token of text has one.
         """
-        axes = self._spec.axes
-        found = positions(self._layout, axes, self._position, self._position + count).astype(np.int32)
+        axes, start, places = self._spec.axes, self._position, self._spec.places
+        found = positions(self._layout, axes, start, start + count, places).astype(np.int32)
         if axes == 1 or not rows:
             return np.ascontiguousarray(found[0])
         return np.concatenate([found, np.zeros((4 - axes, count), np.int32)])
@@ -294,7 +294,8 @@ class LlamaDecoder:
         if length == self._position:
             return
         axes, start = self._spec.axes, max(0, length - 1)
-        before, cut = positions(self._layout, axes, start, start + 2)[0] if length else (-1, 0)
+        found = positions(self._layout, axes, start, start + 2, self._spec.places)
+        before, cut = found[0] if length else (-1, 0)
         if before == cut:
             raise EdgeVLMError(
                 "llama.cpp cannot forget a part of a picture, whose tokens share one position: forget all of it."

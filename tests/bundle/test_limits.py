@@ -115,7 +115,7 @@ def test_tiles_are_bounded_before_they_are_cut(folder: Path) -> None:
     edit(folder, "preprocess.json", lambda d: d["rule"].update(side=8, longest_edge=16384, max_edge=16384))
     edit(folder, "preprocess.json", lambda d: d.update(token_pixels=8))
     image = open_bundle(folder).image_spec
-    refused(lambda: plan(640, 480, image), "would be cut into 3145728 tiles of 8 pixels, at most 1024 are made")
+    refused(lambda: plan(640, 480, image), "would be cut into 3145728 tiles of 8 x 8 pixels, at most 1024 are made")
 
 
 def test_opening_a_hostile_bundle_takes_little_memory(folder: Path) -> None:

@@ -27,6 +27,7 @@ from tiny import (
     lfm3_vl,
     linked,
     llava15,
+    minicpmv4_6,
     mistral3,
     nanovlm,
     ovis2,
@@ -75,6 +76,9 @@ CASES = {
     ),
     "qwen2_vl": Case(qwen2_vl.build, LAYOUTS, r".*visual\.blocks.*\.(qkv|fc2)", r".*merger\.mlp\.[02]"),
     "qwen3_5 tied": Case(qwen3_5.build, LAYOUTS, r".*visual\.blocks.*\.(qkv|linear_fc2)", r".*merger\.linear_fc[12]"),
+    "minicpmv4_6 tied": Case(
+        minicpmv4_6.build, LAYOUTS, r".*(vision_tower.*\.(v_proj|fc1)|vit_merger\.linear_2)", r".*mlp\.0\.linear_[12]"
+    ),
     "qwen3_vl": Case(
         qwen3_vl.build,
         LAYOUTS,
@@ -164,6 +168,7 @@ SAMPLE = [
     ("qwen3_5 tied", "hub", "all linear layers", "rsLoRA"),
     ("lfm3_vl tied", "hub", "tower", "rsLoRA"),
     ("lfm3_vl tied", "memory", "all linear layers", "LoRA"),
+    ("minicpmv4_6 tied", "saved", "tower", "LoRA"),
 ]
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from build_smolvlm import CHAT_TEMPLATE
-from tiny import deepseek_vl, gemma3, internvl, llava15, nanovlm, qwen2_5_vl, qwen3_vl
+from tiny import deepseek_vl, gemma3, internvl, llava15, minicpmv4_6, nanovlm, qwen2_5_vl, qwen3_vl
 
 from edgevlm.checkpoint.chat_template import ChatFormat, probes, read_chat_template
 from edgevlm.export.chat_template import llama_cpp_template, processor_template
@@ -47,6 +47,7 @@ ORIGINALS = {
     "qwen3_vl": (qwen3_vl.CHAT_TEMPLATE, "<|image_pad|>"),
     "nanovlm": (nanovlm.CHAT_TEMPLATE, "<|image|>"),
     "gemma3": (gemma3.CHAT_TEMPLATE, "<start_of_image>"),
+    "minicpmv4_6": (minicpmv4_6.CHAT_TEMPLATE, "<|image_pad|>"),
     "llama2": (LLAMA2, "<image>"),
 }
 
@@ -193,7 +194,7 @@ ROLE = st.builds(RoleText, TEXT, st.none() | TEXT, TEXT)
 ROLES = st.fixed_dictionaries({"user": ROLE, "assistant": ROLE}, optional={"system": ROLE})
 CHATS = st.builds(
     Chat, TEXT, ROLES, TEXT, TEXT, st.sampled_from(["turn", "in_first_user"]), st.booleans(), TEXT, TEXT, TEXT,
-    TEXT, TEXT, st.booleans(),
+    TEXT, TEXT, st.booleans(), join=TEXT,
 )  # fmt: skip
 ITEM = st.one_of(st.just({"type": "image"}), st.builds(lambda text: {"type": "text", "text": text}, TEXT))
 MESSAGE = st.builds(

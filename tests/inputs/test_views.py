@@ -185,7 +185,7 @@ def test_a_canvas_to_pad_is_bounded() -> None:
 
 @pytest.mark.parametrize("rule", [TilesThenWhole(1, 16384, 16384, 1, True), WholeThenTiles(1, 16384, True, "lanczos")])
 def test_tiles_are_bounded(rule: TilesThenWhole | WholeThenTiles) -> None:
-    with pytest.raises(EdgeVLMError, match="tiles of 1 pixels, at most 1024 are made"):
+    with pytest.raises(EdgeVLMError, match="tiles of 1 x 1 pixels, at most 1024 are made"):
         rule.views(640, 480)
     assert len(rule.views(640, 480, 5)) <= 5
 

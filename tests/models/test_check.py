@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_models import MROPE, PLAIN, clip, convolved, deep, gemma, intern, pooled, qwen
+from small_models import MROPE, PLAIN, clip, convolved, deep, gemma, halved, intern, pooled, qwen
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
@@ -33,7 +33,7 @@ def scaled() -> ModelSpec:
     return replace(clip(decoder), projector=(Queries("qformer", 4),))
 
 
-MODELS = [clip(), convolved(), intern(), pooled(), qwen(), deep(), clip(gemma()), clip(MROPE), scaled()]
+MODELS = [clip(), convolved(), intern(), pooled(), qwen(), deep(), halved(), clip(gemma()), clip(MROPE), scaled()]
 
 
 @pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.family)
@@ -137,6 +137,10 @@ TOGETHER: list[tuple[Any, str]] = [
     (lambda m: replace(m, vision=replace(m.vision, image_size=8192, patch_size=1)), "takes 67108864 patches"),
     (lambda m: replace(m, vision=replace(m.vision, hidden_size=63)), "no multiple of num_attention_heads"),
     (lambda m: replace(m, decoder=replace(m.decoder, hidden_size=49)), "gives 48 channels and the decoder takes 49"),
+    (
+        lambda m: replace(halved(), vision=replace(halved().vision, halved=3)),
+        "joins neighbours behind a layer that it has not",
+    ),
     (lambda m: replace(m, image_token_id=90), "image_token_id 90 is outside the vocabulary"),
 ]
 

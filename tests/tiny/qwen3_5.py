@@ -24,6 +24,27 @@ THINK = """    {%- if enable_thinking is defined and enable_thinking is false %}
 ASKS = "    {{- '<|im_start|>assistant\\n' }}\n"
 CHAT_TEMPLATE = qwen3_vl.CHAT_TEMPLATE.replace(ASKS, ASKS + THINK)
 assert CHAT_TEMPLATE != qwen3_vl.CHAT_TEMPLATE
+ROPE = {
+    "mrope_interleaved": True, "mrope_section": [3, 3, 2], "rope_type": "default", "rope_theta": 1e7,
+    "partial_rotary_factor": 0.25,
+}  # fmt: skip
+TEXT = {
+    "attention_bias": False,
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+}
 
 
 def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = True) -> Any:
@@ -35,29 +56,7 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = Tr
     """
     tokenizer = tokenizers.qwen(pattern=tokenizers.QWEN3_5_PATTERN)
     ids = tokenizers.added_ids(tokenizer)
-    rope = {
-        "mrope_interleaved": True, "mrope_section": [3, 3, 2], "rope_type": "default", "rope_theta": 1e7,
-        "partial_rotary_factor": 0.25,
-    }  # fmt: skip
-    text = {
-        "attention_bias": False,
-        "hidden_size": 96,
-        "intermediate_size": 160,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 64,
-        "hidden_act": "silu",
-        "linear_conv_kernel_dim": 4,
-        "linear_key_head_dim": 32,
-        "linear_value_head_dim": 32,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
-        "vocab_size": padded(tokenizer.get_vocab_size()),
-        "eos_token_id": ids["<|endoftext|>"],
-    }
+    text = TEXT | {"vocab_size": padded(tokenizer.get_vocab_size()), "eos_token_id": ids["<|endoftext|>"]}
     vision = {
         "depth": 3,
         "hidden_act": "gelu_pytorch_tanh",
@@ -78,12 +77,12 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = Tr
         "video_token_id": ids["<|video_pad|>"],
     }
     config = Qwen3_5Config(
-        text_config=text | {"rope_parameters": rope, "tie_word_embeddings": tie}, vision_config=dict(vision),
+        text_config=text | {"rope_parameters": ROPE, "tie_word_embeddings": tie}, vision_config=dict(vision),
         tie_word_embeddings=tie, **places,
     )  # fmt: skip
     model = Qwen3_5ForConditionalGeneration(config).eval()
     randomize(model, seed, list(ids.values()))
-    _settle(model, seed)
+    settle(model, seed)
     model.generation_config = GenerationConfig(
         bos_token_id=ids["<|endoftext|>"],
         pad_token_id=ids["<|endoftext|>"],
@@ -100,7 +99,7 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = Tr
         config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
     if layout == "hub":
-        more = {"model_type": "qwen3_5_text", "rope_parameters": rope, "full_attention_interval": 4, "dtype": "float32"}
+        more = {"model_type": "qwen3_5_text", "rope_parameters": ROPE, "full_attention_interval": 4, "dtype": "float32"}
         parts = {"text_config": text | more, "vision_config": vision | {"model_type": "qwen3_5"}}
         kind = {"architectures": config.architectures, "model_type": "qwen3_5", "tie_word_embeddings": tie}
         write_json(folder / "config.json", kind | places | parts)
@@ -110,7 +109,7 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = Tr
 
 
 @torch.no_grad()
-def _settle(model: Any, seed: int) -> None:
+def settle(model: Any, seed: int) -> None:
     """What `randomize` cannot know: norms that are stored less one, and heads that remember for a few positions or
     for hundreds."""
     random = torch.Generator().manual_seed(seed + 1)

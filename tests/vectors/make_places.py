@@ -5,8 +5,8 @@
 
 tokens: positions (time, row, column) of prompts with pictures, by get_rope_index. patches: row and column of each, four
 to a token. tables: sin(0), sin(1), ... as SIDE x SIDE rows of one value, resampled to each patch: with corners on
-corners, with centers in proportion, and so by a triangle filter that smooths where it shrinks. Nothing here imports
-edgevlm.
+corners, with centers in proportion, so by a triangle filter that smooths where it shrinks, and the nearest. halved: the
+same of towers that join 2 x 2 patches on the way, and then 2 x 2 of these. Nothing here imports edgevlm.
 """
 
 from __future__ import annotations
@@ -19,12 +19,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from transformers.models.minicpmv4_6.modeling_minicpmv4_6 import MiniCPMV4_6Merger
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
-from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
+from transformers.vision_utils import (
+    get_vision_interpolation_indices_and_weights,
+    get_vision_nearest_position_ids,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
 
 SHIPPED = Path(__file__).parents[2] / "edgevlm" / "assets" / "places.json"
 MERGE, SIDE = 2, 5
 GRIDS = [(2, 2), (2, 6), (6, 4), (4, 10), (10, 14), (22, 18)]
+HALVED_GRIDS = [(4, 4), (4, 12), (8, 4), (12, 20)]
 PROMPTS = [(9, []), (20, [(3, 2, 5)]), (40, [(0, 3, 2), (10, 1, 6), (18, 4, 4)])]  # length; start, rows, columns
 
 
@@ -42,9 +49,28 @@ def tokens(length: int, spans: list[tuple[int, int, int]]) -> dict[str, Any]:
     return {"length": length, "spans": spans, "places": places[:, 0].tolist()}
 
 
+def halved(rows: int, cols: int) -> list[list[int]]:
+    """Row and column of each patch, in the order in which they become the rows of one map of each token."""
+    order, _ = get_vision_window_index(torch.tensor([[1, rows, cols]]), 1, window_size=MERGE, patch_size=1)
+    numbers = order.reshape(1, rows * cols // MERGE**2, MERGE**2).float()
+    merger = SimpleNamespace(merge_kernel_size=(MERGE, MERGE), merger_times=1, mlp=[lambda joined: joined])
+    (found,) = MiniCPMV4_6Merger.forward(merger, numbers, torch.tensor([[rows // MERGE, cols // MERGE]]))
+    return [[number // cols, number % cols] for number in found.reshape(-1).long().tolist()]
+
+
+def nearest(table: torch.Tensor, grid: tuple[int, int], places: torch.Tensor) -> torch.Tensor:
+    rows = get_vision_nearest_position_ids(torch.tensor([grid]), SIDE).reshape(grid)
+    found: torch.Tensor = table.reshape(-1)[rows[places[:, 0], places[:, 1]]]
+    return found
+
+
+def rounded(values: dict[str, torch.Tensor]) -> dict[str, list[float]]:
+    return {name: value.double().round(decimals=6).tolist() for name, value in values.items()}
+
+
 def text() -> str:
     found: dict[str, list[dict[str, Any]]] = {"tokens": [tokens(*prompt) for prompt in PROMPTS]}
-    found |= {"patches": [], "tables": []}
+    found |= {"patches": [], "tables": [], "halved_patches": [], "halved_tables": []}
     table = torch.sin(torch.arange(SIDE**2, dtype=torch.float32)).reshape(SIDE, SIDE)
     for grid in GRIDS:
         thw = torch.tensor([[1, *grid]])
@@ -55,9 +81,12 @@ def text() -> str:
         corners = (table.reshape(-1)[rows] * shares).sum(1)
         rows, shares = get_vision_interpolation_indices_and_weights(thw, SIDE, "bilinear", False, MERGE)
         values = {"corners": corners, "centers": (table.reshape(-1)[rows] * shares).sum(1)}
-        values |= {"smooth": small[places[:, 0], places[:, 1]]}
-        rounded = {name: value.double().round(decimals=6).tolist() for name, value in values.items()}
-        found["tables"].append({"grid": grid, **rounded})
+        values |= {"smooth": small[places[:, 0], places[:, 1]], "nearest": nearest(table, grid, places)}
+        found["tables"].append({"grid": grid, **rounded(values)})
+    for grid in HALVED_GRIDS:
+        at = halved(*grid)
+        found["halved_patches"].append({"grid": grid, "places": at})
+        found["halved_tables"].append({"grid": grid, **rounded({"nearest": nearest(table, grid, torch.tensor(at))})})
     parts = (
         f' "{name}": [\n  ' + ",\n  ".join(json.dumps(entry) for entry in entries) + "\n ]"
         for name, entries in found.items()

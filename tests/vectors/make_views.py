@@ -29,6 +29,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
 from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil, get_min_tile_covering_grid
 from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import PaddleOCRVLImageProcessorPil
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
@@ -37,7 +38,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import lfm2_vl, nanovlm
+from tiny import lfm2_vl, minicpmv4_6, nanovlm
 
 HERE = Path(__file__).parent
 U8 = npt.NDArray[np.uint8]
@@ -219,6 +220,22 @@ def lfm2_case(width: int, height: int) -> dict[str, Any]:
     }
 
 
+def slices_case(width: int, height: int) -> dict[str, Any]:
+    """What MiniCPM-V 4.6's processor makes of the picture: views of sizes of their own."""
+    settings = {"patch_size": minicpmv4_6.PATCH, "scale_resolution": minicpmv4_6.SIDE, "max_slice_nums": 6}
+    plain = {"do_rescale": False, "do_normalize": False}
+    out = MiniCPMV4_6ImageProcessorPil(**settings)(Image.fromarray(picture(width, height)), **plain)
+    pixels = [np.asarray(view).astype(np.uint8).transpose(1, 2, 0) for view in minicpmv4_6.views(out)]
+    sizes = [[view.shape[1], view.shape[0]] for view in pixels]
+    found = {"spec": "minicpmv4_6", "width": width, "height": height, "tiles": list(out["grids"][0])}
+    return found | {
+        "views": len(pixels),
+        "sizes": sizes,
+        "tokens": sum(wide * high // (4 * minicpmv4_6.PATCH) ** 2 for wide, high in sizes),
+        "sha256": hashlib.sha256(b"".join(view.tobytes() for view in pixels)).hexdigest(),
+    }
+
+
 def unpatchify(patches: npt.NDArray[Any], rows: int, columns: int, patch: int) -> npt.NDArray[Any]:
     """(3, height, width) from Qwen's patches: merged 2x2, and each twice, since a still picture is two frames."""
     cells = patches.reshape(rows // 2, columns // 2, 2, 2, 3, 2, patch, patch)
@@ -260,6 +277,7 @@ LFM2_VL = {
     "kind": "native_or_tiles", "patch": 8, "unit": 16, "least": 1024, "most": 3072, "large": 6144, "side": 48,
     "fewest": 2, "count": 6, "thumbnail": True,
 }  # fmt: skip
+SLICES = {"kind": "whole_then_slices", "unit": 32, "side": 48, "most": 6}
 WITNESSED = [(1, 1), (1, 97), (50, 3), (61, 43), (96, 48), (101, 103), (127, 211), (449, 448), (997, 601)]
 
 
@@ -267,7 +285,8 @@ def witness() -> dict[str, Any]:
     """What the gate of a bundle replays: for each kind of rule, some of the cases."""
     whole_then_tiles = {"rule": NANOVLM, "resample": "bicubic", "cases": [nanovlm_case(*size) for size in WITNESSED]}
     near = {"rule": LFM2_VL, "resample": "bilinear", "cases": [lfm2_case(*size) for size in WITNESSED]}
-    return {NANOVLM["kind"]: whole_then_tiles, LFM2_VL["kind"]: near} | {
+    sliced = {"rule": SLICES, "resample": "bicubic", "cases": [slices_case(*size) for size in WITNESSED]}
+    return {NANOVLM["kind"]: whole_then_tiles, LFM2_VL["kind"]: near, SLICES["kind"]: sliced} | {
         rule["kind"]: {
             "rule": rule,
             "resample": "lanczos" if SPECS[name][0] == "Idefics3ImageProcessor" else "bicubic",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_models import deep, qwen
+from small_models import deep, halved, qwen
 from tiny import qwen3_vl
 
 from edgevlm.errors import GateError
@@ -22,6 +22,7 @@ from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.generate import loop
 from edgevlm.inputs import layout
 from edgevlm.models.model import ModelSpec
+from edgevlm.models.towers.halved_vit import HalvedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.verify import places, reference, runtime
 from edgevlm.verify.report import Row
@@ -56,13 +57,14 @@ def turned_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def swapped_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens column by column."""
-    real = QwenVit._window_order
+    for kind in (QwenVit, HalvedVit):
+        real = kind._window_order
 
-    def by_column(tower: QwenVit, rows: int, cols: int) -> Any:
-        groups = real(tower, cols, rows)
-        return np.where(groups >= 0, groups % rows * cols + groups // rows, -1)
+        def by_column(tower: QwenVit, rows: int, cols: int, real: Any = real) -> Any:
+            groups = real(tower, cols, rows)
+            return np.where(groups >= 0, groups % rows * cols + groups // rows, -1)
 
-    monkeypatch.setattr(QwenVit, "_window_order", by_column)
+        monkeypatch.setattr(kind, "_window_order", by_column)
 
 
 def shifted_window(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +104,8 @@ PLANTS: list[tuple[ModelSpec, Plant, str]] = [
     (deep(), dropped_levels, "levels of features: dropped"),
     (deep(), swapped_features, "levels of features: rows in another order"),
     (qwen(), turned_patches, "patches: rows and columns exchanged"),
+    (halved(), turned_table, "table of positions: rows and columns exchanged"),
+    (halved(), swapped_rows, "patches: tokens in another order"),
     (qwen(), shifted_window, "patches: windows that hold or hide others' patches"),
 ]
 

@@ -14,6 +14,7 @@ from edgevlm.io.json import JsonFile
 from edgevlm.models.projector import Act, Group, Linear, Normalize, Step
 from edgevlm.models.spec import Attention, Block, Mlp, Norm
 from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.models.towers.tables import buckets
 from edgevlm.models.towers.vit import Vit
 
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}
@@ -133,21 +134,6 @@ def bucketed_positions(side: int) -> npt.NDArray[np.int64]:
     32 patches per side) every patch has its own row.
     """
     fractions = np.arange(side, dtype=np.float32) * (np.float32(1.0) / np.float32(side))
-    fractions = np.minimum(fractions, np.float32(1.0 - 1e-6))
-    buckets = np.searchsorted(_torch_arange(1 / side, 1.0, 1 / side), fractions, side="right")
-    rows: npt.NDArray[np.int64] = (buckets[:, None] * side + buckets[None, :]).reshape(-1).astype(np.int64)
+    lines = buckets(side, np.minimum(fractions, np.float32(1.0 - 1e-6)))
+    rows: npt.NDArray[np.int64] = (lines[:, None] * side + lines[None, :]).reshape(-1)
     return rows
-
-
-def _torch_arange(start: float, end: float, step: float) -> npt.NDArray[np.float32]:
-    """torch.arange in float32 as its AVX2 kernel computes it (aten/src/ATen/native/cpu/RangeFactoriesKernel.cpp).
-
-    Whole pairs of 8-lane vectors round their first lane to float32 before the lanes are added in double; the rest is
-    computed in double. That moves some boundaries by one unit in the last place, which decides between buckets.
-    """
-    count = math.ceil((end - start) / step)
-    index = np.arange(count)
-    exact = start + step * index
-    bases = exact[index // 8 * 8].astype(np.float32).astype(np.float64)
-    in_vectors = index < count // 16 * 16
-    return np.where(in_vectors, bases + step * (index % 8), exact).astype(np.float32)

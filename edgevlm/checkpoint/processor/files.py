@@ -61,6 +61,11 @@ class ProcessorFiles:
         special = read_json_file(self.folder / "special_tokens_map.json", required=False)
         return special.data | self.tokenizer_config.data
 
+    def token(self, key: str, usual: str) -> str:
+        """A token that tokenizer_config.json names by `key`, at its top or among extra_special_tokens."""
+        extra = self.tokenizer_config.section("extra_special_tokens")
+        return (extra if extra.value(key) is not None else self.tokenizer_config).text(key, usual)
+
     def check_class(self, *known: str) -> None:
         """Refuse a file that names another processor."""
         if self.processor.value("processor_class") not in (None, *known):

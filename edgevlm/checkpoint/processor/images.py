@@ -11,7 +11,8 @@ from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
-from edgevlm.models.projector import Group, Pool, Queries, Shuffle
+from edgevlm.models.projector import Pool, Queries, Shuffle
+from edgevlm.models.towers.qwen_vit import QwenVit
 
 RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
 BACKGROUND = (255, 255, 255)  # a constant of the processors' code
@@ -96,10 +97,10 @@ def _area(file: JsonFile, key: str, edge: str, usual: int) -> int:
 
 def token_pixels(model: ModelSpec) -> int:
     """Pixels per side that one image token covers."""
-    merged = (
-        getattr(s, "scale", 1) * getattr(s, "side", 1) for s in model.projector if isinstance(s, Shuffle | Group | Pool)
-    )
-    return model.vision.patch_size * math.prod(merged)
+    if isinstance(model.vision, QwenVit):
+        return model.vision.patch_size * model.vision.unit
+    merged = math.prod(step.scale for step in model.projector if isinstance(step, Shuffle | Pool))
+    return model.vision.patch_size * merged
 
 
 def within_spec(files: ProcessorFiles, model: ModelSpec, kind: str) -> ImageSpec:

@@ -171,5 +171,5 @@ def _written(part: object, spec: PromptSpec, views: list[ViewTokens], count: int
     number = spec.picture.number.replace("{index}", str(part.index)) if count > 1 else ""
     return number + "".join(
         piece if isinstance(piece, str) else spec.picture.line_break.join([spec.image_token * piece.cols] * piece.rows)
-        for piece in picture_parts(spec.picture, views)
+        for piece in picture_parts(spec.picture, views, part.index)
     )

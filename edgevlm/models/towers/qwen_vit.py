@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm.models.blocks import residual, rope_inputs
+from edgevlm.models.blocks import mask_apart, residual, rope_inputs
 from edgevlm.models.ops import Ops, X
 from edgevlm.models.spec import Attention, Block
 from edgevlm.models.tensor import Tensor
+from edgevlm.models.towers import tables
 from edgevlm.models.towers.neighbours import moved, neighbours
 from edgevlm.types import F32, I64
 
@@ -26,7 +27,7 @@ from edgevlm.types import F32, I64
 @dataclass(frozen=True)
 class QwenVit:
     patch_size: int  # pixels per side of one patch
-    merge: int  # patches per side that the projector makes one token of
+    merge: int  # states per side that the projector makes one token of: patches, but where a tower joins some before
     window: int | None  # patches per side of a window; None: every layer sees the whole picture
     hidden_size: int
     num_layers: int
@@ -35,7 +36,7 @@ class QwenVit:
     theta: float = 10000.0
     patch_bias: bool = False
     table: int = 0  # rows per side of a learned square table of positions, resampled to each picture; 0: none
-    resample: str = "corners"  # how: "corners" on corners, "centers" of rows in proportion, or these, "smooth"
+    resample: str = "corners"  # how: "corners" on corners, "centers" of rows in proportion, these "smooth", "nearest"
     post_norm: bool = False  # behind the last layer
     deepstack: tuple[int, ...] = ()  # layers whose states become further levels of features (arXiv 2406.04334)
     pre_norm: bool = False  # before the first layer
@@ -49,6 +50,11 @@ class QwenVit:
         (attention,) = self.block.mixers
         assert isinstance(attention, Attention)
         return attention
+
+    @property
+    def unit(self) -> int:
+        """Patches per side of a view that become one token."""
+        return self.merge
 
     @property
     def typical_patches(self) -> int:
@@ -72,8 +78,9 @@ class QwenVit:
         if self.table and self.resample == "smooth":
             found["table_shares"] = Tensor("float32", ("patches", self.table**2))
         elif self.table:
-            found["table_rows"] = Tensor("int64", ("patches", 4))
-            found["table_shares"] = Tensor("float32", ("patches", 4))
+            several = 1 if self.resample == "nearest" else 4
+            found["table_rows"] = Tensor("int64", ("patches", several))
+            found["table_shares"] = Tensor("float32", ("patches", several))
         if self.window:
             found["window_mask"] = Tensor("bool", ("windows", 1, 1, self.window**2))
             found["order"] = Tensor("int64", ("tokens",))
@@ -104,7 +111,8 @@ class QwenVit:
         if i in self.convolving:
             x = residual(ops, x, block, w, 1, lambda h: ops.grid_conv(h, w, width, self.kernel, "neighbours"))
         elif self.window is None or i in self.full:
-            x = residual(ops, x, block, w, 1, lambda h: ops.attention(h, w, self.attention, width, None, "mask"))
+            mask = self._mask(i)
+            x = residual(ops, x, block, w, 1, lambda h: ops.attention(h, w, self.attention, width, None, mask))
         else:
             size = self.window**2
             x = residual(
@@ -113,10 +121,14 @@ class QwenVit:
             )  # fmt: skip
         return residual(ops, x, block, w, 2, lambda h: ops.mlp(h, w, block.mlp, width))
 
+    def _mask(self, layer: int) -> str:
+        """The input that says which states a layer sees."""
+        return "mask"
+
     def feeds(self, pixels: F32) -> dict[str, npt.NDArray[Any]]:
-        """The inputs for normalized pixels (3, height, width), sides multiples of patch_size * merge."""
+        """The inputs for normalized pixels (3, height, width), sides multiples of patch_size * unit."""
         p = self.patch_size
-        rows, cols = self.grid(*pixels.shape[1:])
+        rows, cols = (edge // p for edge in pixels.shape[1:])
         cells = pixels.reshape(3, rows, p, cols, p).transpose(1, 3, 0, 2, 4).reshape(rows * cols, -1)
         at = self._window_order(rows, cols)  # (W, L) indices of patches in raster order, -1 for padding
         flat, real = np.maximum(at, 0).reshape(-1), (at >= 0).reshape(-1)
@@ -128,7 +140,7 @@ class QwenVit:
         if self.convolving:
             found["neighbours"] = neighbours(at.reshape(-1), rows, cols, self.kernel)
         if self.table and self.resample == "smooth":
-            down, across = (self._triangle(place, count) for place, count in ((row, rows), (col, cols)))
+            down, across = (tables.triangle(self.table, *axis) for axis in ((row, rows), (col, cols)))
             found["table_shares"] = (down[:, :, None] * across[:, None]).reshape(len(row), -1)
         elif self.table:
             found["table_rows"], found["table_shares"] = self._mixture(row, rows, col, cols)
@@ -144,9 +156,7 @@ class QwenVit:
             for name in feeds[0]
             if name not in ("mask", "order", "neighbours")
         }
-        view = np.repeat(np.arange(len(feeds)), [each["mask"].size for each in feeds])
-        real = np.concatenate([each["mask"].reshape(-1) for each in feeds])
-        joined["mask"] = ((view[:, None] == view[None]) & real[None])[None, None]
+        joined["mask"] = mask_apart([each["mask"] for each in feeds])
         starts = np.cumsum([0] + [each["mask"].size for each in feeds])[:-1]
         if self.window:
             parts = [e["order"] + start // self.merge**2 for e, start in zip(feeds, starts, strict=True)]
@@ -175,29 +185,7 @@ class QwenVit:
         return order
 
     def _mixture(self, row: I64, rows: int, col: I64, cols: int) -> tuple[I64, F32]:
-        """The table's rows (P, 4) around each patch and their shares: bilinear, in float32."""
-        last = self.table - 1
-        low, share = [], []
-        for place, count in ((row, rows), (col, cols)):
-            exact = place.astype(np.float32) * np.float32(last) / np.float32(max(count - 1, 1))
-            if self.resample == "centers":
-                half = np.float32(0.5)
-                exact = (place.astype(np.float32) + half) * np.float32(self.table) / np.float32(count) - half
-            low.append(np.floor(exact).astype(np.int64))
-            share.append(exact - np.floor(exact))
-        places = [np.clip(start[:, None] + (0, 1), 0, last) for start in low]
-        shares = [np.stack([1 - part, part], axis=1) for part in share]
-        flat = places[0][:, :, None] * self.table + places[1][:, None]
-        return flat.reshape(-1, 4), (shares[0][:, :, None] * shares[1][:, None]).reshape(-1, 4)
-
-    def _triangle(self, place: I64, count: int) -> F32:
-        """Shares (P, table) of the table's lines along one axis, as Siglip2VisionEmbeddings takes them, in float32."""
-        scale = np.float32(self.table) / np.float32(count)
-        centre = (place.astype(np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
-        off = np.abs(np.arange(self.table, dtype=np.float32) - centre[:, None])
-        shares = np.maximum(1 - off / max(scale, np.float32(1)), np.float32(0))
-        found: F32 = shares / shares.sum(-1, keepdims=True)
-        return found
+        return tables.mixture(self.table, self.resample, row, rows, col, cols)
 
     def _rope(self, row: I64, col: I64) -> tuple[F32, F32]:
         """cos and sin (P, head size / 2): a quarter of a head is rotated by row, a quarter by column."""

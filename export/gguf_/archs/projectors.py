@@ -258,6 +258,14 @@ _TYPES = (
             "preproc_max_tiles": lambda spec, image: image.rule.most if isinstance(image.rule, RatioTiles) else 1,
         },
     ),
+    ProjectorType(
+        names.GROUP_HALVED, "halved_vit", ("group", "norm", "linear", "act", "linear"),
+        refusals={
+            "views have shapes of their own, and llama.cpp's type stretches one to a square or scales it to an area": (
+                lambda spec: True
+            ),
+        },
+    ),
     *(
         ProjectorType(
             names.GROUP_SMOOTH, "qwen_vit", ("group", *norm, "linear", "act", "linear"),

@@ -1,0 +1,125 @@
+"""MiniCPM-V 4.6: SigLIP's tower on any grid, joined to half of it on the way, and Qwen3.5's decoder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from edgevlm.checkpoint.checkpoint import Checkpoint
+from edgevlm.checkpoint.families import names, qwen3_5_text
+from edgevlm.checkpoint.families.decoders import is_tied
+from edgevlm.checkpoint.families.family import Family
+from edgevlm.checkpoint.families.tensors import Names, Plain, prefix_of
+from edgevlm.checkpoint.families.towers import read_vit
+from edgevlm.checkpoint.processor.files import ProcessorFiles
+from edgevlm.checkpoint.processor.images import image_spec, processor_type, token_pixels
+from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
+from edgevlm.inputs.slices import WholeThenSlices
+from edgevlm.inputs.spec import ImageSpec, PictureText
+from edgevlm.io.json import JsonFile
+from edgevlm.models.model import ModelSpec
+from edgevlm.models.projector import Act, Group, Linear, Normalize
+from edgevlm.models.spec import Norm
+from edgevlm.models.towers.halved_vit import HalvedVit
+from edgevlm.models.towers.qwen_vit import QwenVit
+
+EMBED, HEAD, MERGER = "embed_tokens.weight", "lm_head", "merger.mlp.0."
+MODES = {"16x": "16", "4x": "4"}  # patches that become one token
+
+
+def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
+    text, prefix = config.section("text_config"), prefix_of(checkpoint, EMBED)
+    tied = is_tied(checkpoint, config, text, f"{HEAD}.weight", f"{prefix}{EMBED}")
+    decoder, tower = qwen3_5_text.read(text, tied=tied), _tower(config)
+    config.choice("merger_times", 1, {1: "1"})
+    return ModelSpec(
+        name=checkpoint.name,
+        family="minicpmv4_6",
+        vision=tower,
+        projector=(
+            Group(2, tower.hidden_size),
+            Normalize(Norm("layer", 1e-6)),
+            Linear("linear_1", 4 * tower.hidden_size),
+            Act("gelu"),
+            Linear("linear_2", decoder.hidden_size),
+        ),
+        decoder=replace(decoder, places="line"),
+        image_token_id=config.count("image_token_id", least=0),
+    )
+
+
+def _tower(config: JsonFile) -> QwenVit:
+    section = config.section("vision_config")
+    section.choice("hidden_act", "gelu_pytorch_tanh", {"gelu_pytorch_tanh": "gelu_tanh"})
+    for file, key in ((config, "merge_kernel_size"), (section, "window_kernel_size")):
+        if file.value(key, [2, 2]) != [2, 2]:
+            raise file.wrong(key, "[2, 2]")
+    config.require(False, "drop_vision_last_layer")
+    shape = read_vit(section, image_size=224, patch_size=16, hidden_size=768, heads=12)
+    options: dict[str, Any] = {
+        "patch_size": shape.patch_size, "merge": 2, "window": None, "hidden_size": shape.hidden_size,
+        "num_layers": shape.num_layers, "full": (), "block": shape.block, "patch_bias": True,
+        "table": shape.patches_per_side, "resample": "nearest", "post_norm": True,
+    }  # fmt: skip
+    if config.choice("downsample_mode", "16x", MODES) == "4":
+        return QwenVit(**options)
+    return HalvedVit(**options, halved=config.count("insert_layer_id", 6, least=0))
+
+
+def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
+    tower, merger, vision = (
+        prefix_of(checkpoint, names.PATCHES),
+        prefix_of(checkpoint, f"{MERGER}linear_1.weight"),
+        spec.vision,
+    )
+    kernel = (vision.hidden_size, 3, vision.patch_size, vision.patch_size)
+    joined = {
+        "norm1": "layer_norm1", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
+        "o": "self_attn.out_proj", "norm2": "pre_norm", "fc1": "linear_1", "fc2": "linear_2",
+    }  # fmt: skip
+    return {
+        **names.siglip(tower),
+        "vision.patch_embedding": Plain(f"{tower}embeddings.patch_embedding", kernel),
+        **{f"vision.join.{ours}": f"{tower}vit_merger.{theirs}" for ours, theirs in joined.items()},
+        **names.two_maps(f"{merger}{MERGER}", "pre_norm"),
+        **qwen3_5_text.tensor_names(prefix_of(checkpoint, EMBED), HEAD, spec.decoder),
+    }
+
+
+def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
+    further = ("mtp.",)  # layers that guess further tokens
+    whole = isinstance(spec.vision, HalvedVit)
+    return further if whole else (*further, f"{prefix_of(checkpoint, names.PATCHES)}vit_merger.")
+
+
+def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+    file, unit = files.image, token_pixels(model)
+    processor_type(file, "MiniCPMV4_6ImageProcessor")
+    file.require(True, "do_resize")
+    side = 2 if file.choice("downsample_mode", "16x", MODES) == "4" else 4
+    if file.count("patch_size", 14) * side != unit:
+        raise file.wrong("downsample_mode", f"with patch_size, the {unit} pixels of a token in config.json")
+    most = file.count("max_slice_nums", 9) if file.flag("slice_mode", True) else 1
+    rule = WholeThenSlices(unit, file.count("scale_resolution", 448), most)
+    return image_spec(files, model, rule, usual=3)
+
+
+def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
+    open_, close, tile, tile_close, number, number_close = needed = tuple(
+        files.token(f"{part}_token", usual)
+        for part, usual in (
+            ("image_start", "<image>"), ("image_end", "</image>"), ("slice_start", "<slice>"),
+            ("slice_end", "</slice>"), ("image_id_start", "<image_id>"), ("image_id_end", "</image_id>"),
+        )
+    )  # fmt: skip
+    numbered = files.processor.flag("use_image_id", files.image.flag("use_image_id", True))
+    text = PictureText(
+        open=f"{number}{{index}}{number_close}" if numbered else "",
+        whole=open_, alone=open_, whole_close=close, tile=tile, tile_join=tile_close, row_join="\n",
+        row_close=tile_close,
+    )  # fmt: skip
+    return prompt_spec(files, model, picture=text, needed=needed)
+
+
+TYPES, TITLE, TOWERS, DECODERS = ("minicpmv4_6",), "MiniCPM-V 4.6", ("minicpmv4_6_vision",), ("qwen3_5_text",)
+FAMILY = Family(TYPES, TITLE, read, tensor_names, image, prompt, unused, towers=TOWERS, decoders=DECODERS)

@@ -1,0 +1,67 @@
+"""How a learned square table of positions is spread over a grid of patches: rows of the table, and shares of them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edgevlm.types import F32, I64
+
+
+def mixture(side: int, resample: str, row: I64, rows: int, col: I64, cols: int) -> tuple[I64, F32]:
+    """The table's rows (P, K) around each patch and their shares: one where the nearest counts, else four, bilinear.
+
+    side: of the table. row, col: of each patch, in a grid of `rows` x `cols`. In float32.
+    """
+    if resample == "nearest":
+        flat = nearest(side, row, rows) * side + nearest(side, col, cols)
+        return flat[:, None], np.ones((len(flat), 1), np.float32)
+    last = side - 1
+    low, share = [], []
+    for place, count in ((row, rows), (col, cols)):
+        exact = place.astype(np.float32) * np.float32(last) / np.float32(max(count - 1, 1))
+        if resample == "centers":
+            half = np.float32(0.5)
+            exact = (place.astype(np.float32) + half) * np.float32(side) / np.float32(count) - half
+        low.append(np.floor(exact).astype(np.int64))
+        share.append(exact - np.floor(exact))
+    places = [np.clip(start[:, None] + (0, 1), 0, last) for start in low]
+    shares = [np.stack([1 - part, part], axis=1) for part in share]
+    flat = places[0][:, :, None] * side + places[1][:, None]
+    return flat.reshape(-1, 4), (shares[0][:, :, None] * shares[1][:, None]).reshape(-1, 4)
+
+
+def triangle(side: int, place: I64, count: int) -> F32:
+    """Shares (P, side) of the table's lines along one axis, as Siglip2VisionEmbeddings takes them, in float32."""
+    scale = np.float32(side) / np.float32(count)
+    centre = (place.astype(np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    off = np.abs(np.arange(side, dtype=np.float32) - centre[:, None])
+    shares = np.maximum(1 - off / max(scale, np.float32(1)), np.float32(0))
+    found: F32 = shares / shares.sum(-1, keepdims=True)
+    return found
+
+
+def nearest(side: int, place: I64, count: int) -> I64:
+    """The line of the table (P,) in whose bucket the fraction place / count lies: get_vision_nearest_position_ids."""
+    return buckets(side, place.astype(np.float32) / np.float32(count))
+
+
+def buckets(side: int, fractions: F32) -> I64:
+    """Which of `side` equal buckets each of some float32 fractions is in, by bounds that are rounded as torch's are."""
+    found: I64 = np.searchsorted(_torch_arange(1 / side, 1.0, 1 / side), fractions, side="right").astype(np.int64)
+    return found
+
+
+def _torch_arange(start: float, end: float, step: float) -> F32:
+    """torch.arange in float32 as its AVX2 kernel computes it (aten/src/ATen/native/cpu/RangeFactoriesKernel.cpp).
+
+    Whole pairs of 8-lane vectors round their first lane to float32 before the lanes are added in double; the rest is
+    computed in double. That moves some boundaries by one unit in the last place, which decides between buckets.
+    """
+    count = math.ceil((end - start) / step)
+    index = np.arange(count)
+    exact = start + step * index
+    bases = exact[index // 8 * 8].astype(np.float32).astype(np.float64)
+    in_vectors = index < count // 16 * 16
+    return np.where(in_vectors, bases + step * (index % 8), exact).astype(np.float32)
