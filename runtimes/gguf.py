@@ -198,6 +198,7 @@ class GgufWeights:
         values = file.read(found)
         if table.square_patches and name == "vision.patch_embedding.weight":
             values = values.reshape(len(values), -1)
+        values = values.T if table.turns(name) else values
         by_head = table.by_head(name, self._spec)
         if by_head is not None:
             values = _undone(values, by_head)

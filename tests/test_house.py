@@ -104,8 +104,8 @@ def test_no_module_is_long() -> None:
     assert long == LONG_MODULES
 
 
-# Who may name families: each family's own file, llama.cpp's names of its projectors, the reader of training data in the
-# form that a family's authors published, and the table of limits, whose reasons are real models.
+# Who may name families: each family's own file, llama.cpp's names of its projectors and pre-tokenizers, the reader of
+# training data in the form that a family's authors published, and the table of limits, whose reasons are real models.
 FAMILIES = (
     "smolvlm",
     "idefics3",
@@ -121,7 +121,12 @@ FAMILIES = (
     "minicpm",
     "paligemma",
 )
-NAMING = {"edgevlm.runtimes.llama.names", "edgevlm.train.conversations", "edgevlm.io.limits"}
+NAMING = {
+    "edgevlm.export.gguf_.pre_tokenizers",
+    "edgevlm.runtimes.llama.names",
+    "edgevlm.train.conversations",
+    "edgevlm.io.limits",
+}
 
 
 def test_a_family_is_named_in_its_own_file_only() -> None:

@@ -32,7 +32,7 @@ class GgufTarget:
     projector_type: str | None
     bytes: dict[str, int]  # by tensor type
     no_pictures: str | None = None  # why there is no mmproj, where there is none
-    alone: str | None = None  # what llama.cpp without edgevlm does otherwise with pictures
+    alone: str | None = None  # what llama.cpp without edgevlm does otherwise with pictures or words
     kind: str = "gguf"
 
 

@@ -14,15 +14,18 @@ from edgevlm.inputs.decode import open_image
 from edgevlm.inputs.preprocess import plan
 from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec
+from edgevlm.inputs.squares import Stretch
 from edgevlm.inputs.views import ResizeTo
 from edgevlm.runtimes.gguf import GgufFile, gguf_files
-from edgevlm.runtimes.llama.names import SHUFFLE_LINEAR
+from edgevlm.runtimes.llama.names import SHUFFLE_LINEAR, SQUARES
 
 
 def stock_note(projector_type: str, spec: ImageSpec) -> str:
     """One sentence on pictures of all kinds, for whoever takes the GGUF files alone."""
     does = ["ignores EXIF orientation and transparency"]
-    if projector_type != SHUFFLE_LINEAR or not isinstance(spec.rule, TilesThenWhole):
+    if projector_type in SQUARES and isinstance(spec.rule, Stretch):
+        does.append("lays pictures on a square where this model stretches them")
+    elif projector_type != SHUFFLE_LINEAR or not isinstance(spec.rule, TilesThenWhole):
         does.append("scales pictures in a way of its own")
     elif not spec.rule.split:
         does.append("cuts every picture into tiles and adds an overview where this model takes one view")

@@ -26,6 +26,7 @@ class Entry:
     weights: tuple[str, ...] = ()  # the canonical weights that it holds, one on top of the other
     linear: bool = False
     constant: F32 | None = None  # its values, where they are no weight of the model
+    row: int | None = None  # the one row of the weight that it holds
 
 
 def decoder_entries(spec: ModelSpec, arch: TextArch, recipe: Recipe) -> list[Entry]:
@@ -36,11 +37,15 @@ def decoder_entries(spec: ModelSpec, arch: TextArch, recipe: Recipe) -> list[Ent
     return [first, *factors, *rest]
 
 
-def mmproj_entries(spec: ModelSpec, projector: ProjectorType, recipe: Recipe) -> list[Entry]:
-    """The vision tower's and the projector's tensors."""
+def mmproj_entries(spec: ModelSpec, projector: ProjectorType, recipe: Recipe, line_break: int | None) -> list[Entry]:
+    """The vision tower's and the projector's tensors. line_break: the token between rows of image tokens."""
     table = PROJECTORS[projector.name]
     entries = [entry for part in ("vision.", "projector.") for entry in _entries(spec, part, table, recipe)]
-    return entries + [_constant(name, values) for name, values in projector.constants(spec).items()]
+    entries += [_constant(name, values) for name, values in projector.constants(spec).items()]
+    if projector.line_break:
+        width, embed = (spec.decoder.hidden_size,), ("decoder.embed.weight",)
+        entries.append(Entry(projector.line_break, width, GGMLQuantizationType.F32, embed, row=line_break))
+    return entries
 
 
 def _entries(spec: ModelSpec, part: str, table: Table, recipe: Recipe) -> list[Entry]:
@@ -50,9 +55,12 @@ def _entries(spec: ModelSpec, part: str, table: Table, recipe: Recipe) -> list[E
             continue
         shape, kind = info.shape, GGMLQuantizationType.F32
         if info.is_linear:
-            kind = ggml_type(recipe.form(weight).kind, shape[-1])
+            form = recipe.form(weight).kind
+            moved = table.turns(weight) or (table.scatters(weight) and form == "int4")
+            kind = ggml_type("fp32" if moved and form.startswith("int") else form, shape[-1])
         if table.square_patches and weight == "vision.patch_embedding.weight":
             shape = (shape[0], 3, spec.vision.patch_size, spec.vision.patch_size)
+        shape = shape[::-1] if table.turns(weight) else shape
         name, weights = table.name(weight), tuple([weight])
         if above := found.get(name):
             weights, shape = (*above.weights, weight), (above.shape[0] + shape[0], *shape[1:])

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
+from tokenizers import Tokenizer
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.export.gguf_.pre_tokenizers import SINGLE_DIGITS, WHOLE_WORDS, pre_tokenizer
 from edgevlm.io import limits
 from edgevlm.io.json import read_object
 
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace("{1,3}", "")
-_QWEN35 = _QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
-_SPLITS = {_LLAMA3: "llama-bpe", _QWEN2: "qwen2", _QWEN35: "qwen35"}
 _SPACE = "\u2581"  # SentencePiece's
+_DIGITS = re.compile("[0-9]{2}")
 
 
 @dataclass(frozen=True)
@@ -67,13 +64,18 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
             return _sentencepiece(path, data, tokens, types, merges)
         if model.get("byte_fallback") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
             raise _refuse(path, "its BPE has byte fallback or affixes")
-        pre = _pre_tokenizer(path, data.get("pre_tokenizer"))
-        normalizer = data.get("normalizer")
+        pre = pre_tokenizer(_steps(data.get("pre_tokenizer"), "pretokenizers"))
+        if pre is None:
+            raise _refuse(path, f"its pre-tokenizer is {' + '.join(_kinds(data.get('pre_tokenizer'))) or 'missing'}")
+        normalizer = _steps(data.get("normalizer"), "normalizers")
         # Qwen2's composes characters first (NFC), llama.cpp's does not: only decomposed text tells them apart.
-        if normalizer is not None and (pre not in ("qwen2", "qwen35") or normalizer != {"type": "NFC"}):
+        if normalizer and (pre not in ("qwen2", "qwen35") or normalizer != [{"type": "NFC"}]):
             raise _refuse(path, "it normalizes text")
-        if bool(model.get("ignore_merges")) != (pre == "llama-bpe"):
-            raise _refuse(path, f"ignore_merges is {bool(model.get('ignore_merges'))}")
+        if bool(model.get("ignore_merges")) != (pre in WHOLE_WORDS) and (token := _unmade(data)) is not None:
+            raise _refuse(path, f"ignore_merges is {bool(model.get('ignore_merges'))}, and no merges make {token!a}")
+        joined = (merge.replace(" ", "", 1) for merge in merges)
+        if pre in SINGLE_DIGITS and (merge := next(filter(_DIGITS.search, joined), None)):
+            raise _refuse(path, f"its pre-tokenizer takes digits one by one, and the merge {merge!a} joins them")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise EdgeVLMError(
             f"{path} is no usable tokenizer.json ({repr(error)[:120]}): download the checkpoint again."
@@ -138,21 +140,17 @@ def _place(path: Path, tokens: list[str], types: list[int], i: int, token: str, 
     tokens[i], types[i] = token, int(kind)
 
 
-def _pre_tokenizer(path: Path, config: Any) -> str:
-    """llama.cpp knows pre-tokenizers by name only: the name whose regular expressions do what `config` does."""
-    steps, kinds = _steps(config, "pretokenizers"), _kinds(config)
-    last = steps[-1] if steps else {}
-    if kinds[-1:] == ["ByteLevel"] and not last.get("add_prefix_space"):
-        regex = last.get("use_regex", True)
-        if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and regex:
-            return "smollm"
-        if kinds == ["ByteLevel"] and regex:
-            return "gpt-2"
-        if kinds == ["Split", "ByteLevel"] and not regex:
-            found = _SPLITS.get(steps[0].get("pattern", {}).get("Regex"))
-            if found:
-                return found
-    raise _refuse(path, f"its pre-tokenizer is {' + '.join(kinds) or 'missing'}")
+def _unmade(data: dict[str, Any]) -> str | None:
+    """A token of the model that its merges do not make: only there does `ignore_merges` matter."""
+    added = {token["content"] for token in data.get("added_tokens") or []}
+    bare = {"version": "1.0", "added_tokens": [], "model": data["model"] | {"ignore_merges": False}}
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(bare))
+    except Exception as error:  # tokenizers raises no narrower one
+        raise ValueError(str(error)) from None
+    found = [(token, i) for token, i in data["model"]["vocab"].items() if token not in added]
+    made = tokenizer.encode_batch_fast([token for token, _ in found])
+    return next((token for (token, i), said in zip(found, made, strict=True) if said.ids != [i]), None)
 
 
 def _refuse(path: Path, reason: str) -> EdgeVLMError:

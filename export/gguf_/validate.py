@@ -27,19 +27,20 @@ _VOCABULARY = ("tokens", "token_type", "pre", "eos_token_id")
 
 def validate_gguf(model: Path, mmproj: Path | None, spec: ModelSpec, image: ImageSpec, prompt: PromptSpec) -> None:
     """Compare both files with `spec`, key by key and tensor by tensor; EdgeVLMError names the first thing wrong."""
-    fp32, arch, projector = make_recipe("fp32"), text_arch(spec.decoder), projector_type(spec)
+    fp32, arch, projector = make_recipe("fp32"), text_arch(spec.decoder), projector_type(spec, image, prompt)
     file = GgufFile(model)
     _check_keys(file, arch.keys(spec.decoder) | {"tokenizer.ggml.add_bos_token": prompt.add_bos})
     vocabulary = _check_vocabulary(file, spec)
     _check_tensors(file, decoder_entries(spec, arch, fp32))
     if mmproj is None or projector is None:
         return
-    for text in projector.markers:
+    line_break = prompt.picture.line_break if projector.line_break else ""
+    for text in (*projector.markers, *filter(None, [line_break])):
         if vocabulary.single(text) is None:
             raise _wrong(file, f"the tokenizer has no single token for {text!r}, where llama.cpp would insert token -1")
     file = GgufFile(mmproj)
     _check_keys(file, projector.keys(spec, image))
-    _check_tensors(file, mmproj_entries(spec, projector, fp32))
+    _check_tensors(file, mmproj_entries(spec, projector, fp32, vocabulary.single(line_break)))
 
 
 def _check_keys(file: GgufFile, expected: dict[str, Value]) -> None:

@@ -16,6 +16,7 @@ from edgevlm.export.gguf_ import metadata
 from edgevlm.export.gguf_.archs import ProjectorType, TextArch, projector_type, text_arch, why_no_pictures
 from edgevlm.export.gguf_.blocks import nbytes, pack
 from edgevlm.export.gguf_.entries import Entry, decoder_entries, mmproj_entries
+from edgevlm.export.gguf_.pre_tokenizers import APART
 from edgevlm.export.gguf_.tokenizer import Vocabulary, read_vocabulary
 from edgevlm.export.gguf_.validate import validate_gguf
 from edgevlm.export.quantize.recipe import Recipe
@@ -47,9 +48,10 @@ def write_gguf(
     there is no mmproj where there is none, and what stock llama.cpp does otherwise with pictures. Raises EdgeVLMError
     when llama.cpp cannot hold the decoder or the tokenizer.
     """
-    arch, projector, vocabulary, reason = plan(spec, tokenizer_json)
+    arch, projector, vocabulary, reason = plan(spec, tokenizer_json, image, prompt)
     texts = decoder_entries(spec, arch, recipe)
-    pictures = mmproj_entries(spec, projector, recipe) if projector else []
+    line_break = vocabulary.single(prompt.picture.line_break)
+    pictures = mmproj_entries(spec, projector, recipe, line_break) if projector else []
     paths = [folder / MODEL, *([folder / MMPROJ] if projector else [])]
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -78,8 +80,15 @@ def write_gguf(
         projector_type=projector.name if projector else None,
         bytes=sizes,
         no_pictures=reason,
-        alone=stock_note(projector.name, image) if projector else None,
+        alone=_alone(projector, vocabulary, image),
     )
+
+
+def _alone(projector: ProjectorType | None, vocabulary: Vocabulary, image: ImageSpec) -> str | None:
+    words = APART.get(vocabulary.pre)
+    notes = [stock_note(projector.name, image)] if projector else []
+    notes += [f"llama.cpp without edgevlm {words}, which changes their tokens."] if words else []
+    return " ".join(notes) or None
 
 
 class Plan(NamedTuple):
@@ -91,19 +100,23 @@ class Plan(NamedTuple):
     no_pictures: str | None
 
 
-def plan(spec: ModelSpec, tokenizer_json: Path) -> Plan:
-    """EdgeVLMError where llama.cpp cannot hold the decoder or the tokenizer."""
-    arch, projector = text_arch(spec.decoder), projector_type(spec)
+def plan(
+    spec: ModelSpec, tokenizer_json: Path, image: ImageSpec | None = None, prompt: PromptSpec | None = None
+) -> Plan:
+    """EdgeVLMError where llama.cpp cannot hold the decoder or the tokenizer. image, prompt: as `projector_type`'s."""
+    arch, projector = text_arch(spec.decoder), projector_type(spec, image, prompt)
     vocabulary = read_vocabulary(tokenizer_json, spec.decoder.vocab_size)
-    reason = why_no_pictures(spec) or _missing_marker(projector, vocabulary)
+    breaks = [prompt.picture.line_break] if projector and projector.line_break and prompt else []
+    reason = why_no_pictures(spec) or _missing_marker(projector, vocabulary, breaks)
     if reason is None:
         return Plan(arch, projector, vocabulary, None)
     return Plan(arch, None, vocabulary, f"llama.cpp cannot encode this model's pictures: {reason}")
 
 
-def _missing_marker(projector: ProjectorType | None, vocabulary: Vocabulary) -> str | None:
+def _missing_marker(projector: ProjectorType | None, vocabulary: Vocabulary, breaks: list[str]) -> str | None:
     """llama.cpp puts such texts around pictures itself, and inserts token -1 for one that is no single token."""
-    missing = [text for text in projector.markers if vocabulary.single(text) is None] if projector else []
+    markers = [*projector.markers, *breaks] if projector else []
+    missing = [text for text in markers if vocabulary.single(text) is None]
     return f"its tokenizer has no single token for {missing[0]!r}" if missing else None
 
 
@@ -113,6 +126,10 @@ def _tensor(
     """The bytes of one tensor. Blocks run along a row, so moving rows changes no bit of any value."""
     if entry.constant is not None:
         return pack(QTensor("fp32", entry.constant), entry.kind)
+    if entry.row is not None:
+        embed, row = quantized(entry.weights[0]), slice(entry.row, entry.row + 1)
+        scale = None if embed.scale is None else embed.scale[row]
+        return pack(QTensor(embed.kind, embed.codes[row], scale), entry.kind).reshape(-1)
     parts = []
     for weight in entry.weights:
         if entry.linear:
@@ -124,6 +141,9 @@ def _tensor(
             scale = None if tensor.scale is None else tensor.scale[order]
             tensor = QTensor(tensor.kind, tensor.codes[order], scale)
         columns = table.columns(weight, spec)
+        if table.turns(weight) or (table.scatters(weight) and tensor.kind == "int4"):
+            tensor = QTensor("fp16" if tensor.kind == "fp16" else "fp32", tensor.dequantize())
+        tensor = QTensor(tensor.kind, tensor.codes.T) if table.turns(weight) else tensor
         if columns is not None:
             scale, by_block = tensor.scale, tensor.scale is not None and tensor.scale.shape[1] > 1
             scale = scale[:, columns[::BLOCK] // BLOCK] if scale is not None and by_block else scale

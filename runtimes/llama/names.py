@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.models.model import ModelSpec
+from edgevlm.models.projector import Group
 from edgevlm.models.spec import Attention, DeltaRule
 
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1's, computed from the spec: no weight of the model
@@ -27,6 +28,11 @@ class Table:
     pairs: bool = False  # RoPE rotates neighbouring rows of q and k; a checkpoint's rotates split halves
     class_last: bool = False  # the class token and its row of the position table come after the patches
     square_patches: bool = False  # the patch embedding is stored as a convolution (D, 3, p, p)
+    tower_pairs: bool = False  # RoPE rotates neighbouring rows of the tower's q and k
+    by_channel: str = ""  # a map whose columns stand channel by channel, where a checkpoint's stand patch by patch
+    transposed: str = ""  # a map that is stored as (inputs, outputs)
+    line_break: bool = False  # the encoder gives a row more for each line of image tokens but the last
+    longest_edge: bool = False  # mtmd scales every picture to some length, unless no more tokens are allowed
 
     def name(self, weight: str) -> str:
         """The tensor that holds a canonical weight; KeyError where the table has none."""
@@ -44,21 +50,33 @@ class Table:
         part = weight.split(".")
         if self.class_last and weight == "vision.position_embedding":
             return np.roll(np.arange(spec.vision.num_patches + 1), -1)  # type: ignore[union-attr]
-        if part[:2] != ["decoder", "layers"]:
+        if part[1:2] != ["layers"]:
             return None
-        attention = spec.decoder.block(int(part[2])).mixers[0]
+        tower = part[0] == "vision"
+        attention = spec.vision.block.mixers[0] if tower else spec.decoder.block(int(part[2])).mixers[0]
         if isinstance(attention, DeltaRule):
             return _turned_rows(attention, part[3])
-        if not self.pairs or part[3] not in ("q", "k"):
+        if not (self.tower_pairs if tower else self.pairs) or part[3] not in ("q", "k"):
             return None
         assert isinstance(attention, Attention)
         rows = (attention.heads if part[3] == "q" else attention.kv_heads) * attention.head_dim
         # `LlamaModel.permute` of llama.cpp's converter
         return np.arange(rows).reshape(-1, 2, attention.head_dim // 2).swapaxes(1, 2).reshape(-1)
 
+    def scatters(self, weight: str) -> bool:
+        """Whether columns leave their blocks: what has a scale for each block can only be stored as values."""
+        return weight == f"{self.by_channel}.weight"
+
+    def turns(self, weight: str) -> bool:
+        """Whether it is stored as (inputs, outputs): what has a scale for each row can only be stored as values."""
+        return weight == f"{self.transposed}.weight"
+
     def columns(self, weight: str, spec: ModelSpec) -> npt.NDArray[np.intp] | None:
         """The same of its columns."""
         part = weight.split(".")
+        if self.scatters(weight):
+            group = next(step for step in spec.projector if isinstance(step, Group))
+            return np.arange(group.side**2 * group.width).reshape(-1, group.width).T.reshape(-1)
         if part[:2] != ["decoder", "layers"] or part[3] != "out":
             return None
         mixer = spec.decoder.block(int(part[2])).mixers[0]
@@ -158,6 +176,8 @@ _QWEN_VIT = _LAYER | {
     "vision.layers.{i}.down": "v.blk.{i}.ffn_down",
 }
 _TWO_MAPS = {"projector.linear_1": "mm.0", "projector.linear_2": "mm.2"}
+_NORM_AND_MAPS = {"projector.norm": "mm.input_norm", "projector.linear_1": "mm.1", "projector.linear_2": "mm.2"}
+_ROWS = _QWEN_VIT | _NORM_AND_MAPS | {"vision.pre_norm": "v.pre_ln", "projector.merger": "mm.patch_merger"}
 _GROUPS = {"projector.norm": "v.post_ln"} | _TWO_MAPS
 
 # llama.cpp's own name of its text architecture whose layers have windows and norms on both sides.
@@ -181,13 +201,25 @@ TEXT = {
 }
 # llama.cpp's own names of its projector types, by the steps that they hold.
 SHUFFLE_LINEAR, TWO_LINEAR, SHUFFLE_TWO_LINEAR, GROUP_TWO_LINEAR = "idefics3", "mlp", "internvl", "qwen2.5vl_merger"
+TWO_LINEAR_GREY = "janus_pro"  # the same, and grey around pictures that are not square
+BROKEN_ROWS, WHOLE_ROWS = "pixtral", "lightonocr"  # staggered RoPE; a break between rows of image tokens, or none
+GROUP_TURNED = "paddleocr"  # with a table that is resampled smoothly, and RoPE
 GROUP_WHOLE, GROUP_DEEP = "qwen2vl_merger", "qwen3vl_merger"  # without windows; with a table of positions, too
 POOLED = "gemma3"
 GROUP_HALVED = "minicpmv4_6"  # of a tower that joins neighbours on the way
+SQUARES = (TWO_LINEAR, TWO_LINEAR_GREY, POOLED)  # for which mtmd pads every picture to a square
 GROUP_SMOOTH = "lfm2"  # with a table that is resampled smoothly, and no RoPE
 PROJECTORS = {
     SHUFFLE_LINEAR: Table(_VIT | {"projector.linear": "mm.model.fc"}),
     TWO_LINEAR: Table(_VIT | _TWO_MAPS),
+    TWO_LINEAR_GREY: Table(_VIT | {"projector.linear_1": "mm.0", "projector.linear_2": "mm.1"}),
+    POOLED: Table(
+        _VIT | {"projector.norm": "mm.soft_emb_norm", "projector.linear": "mm.input_projection"},
+        transposed="projector.linear",
+    ),
+    BROKEN_ROWS: Table(_ROWS, square_patches=True, tower_pairs=True, by_channel="projector.merger", line_break=True),
+    WHOLE_ROWS: Table(_ROWS, square_patches=True, tower_pairs=True, by_channel="projector.merger", longest_edge=True),
+    GROUP_TURNED: Table(_VIT | _NORM_AND_MAPS, square_patches=True),
     SHUFFLE_TWO_LINEAR: Table(
         _VIT
         | {
@@ -198,10 +230,7 @@ PROJECTORS = {
         class_last=True,
     ),
     GROUP_TWO_LINEAR: Table(_QWEN_VIT | _GROUPS, square_patches=True),
-    GROUP_SMOOTH: Table(
-        _VIT | {"projector.norm": "mm.input_norm", "projector.linear_1": "mm.1", "projector.linear_2": "mm.2"},
-        square_patches=True,
-    ),
+    GROUP_SMOOTH: Table(_VIT | _NORM_AND_MAPS, square_patches=True),
     GROUP_WHOLE: Table(_LAYER | _MAPS | _GROUPS, square_patches=True),
     GROUP_DEEP: Table(
         {

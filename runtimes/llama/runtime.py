@@ -22,7 +22,7 @@ from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, rewound
 from edgevlm.runtimes.devices import llama_device
 from edgevlm.runtimes.gguf import GgufFile, gguf_files
 from edgevlm.runtimes.llama.engine import load_engine, probe_in_child
-from edgevlm.runtimes.llama.names import EMBEDDINGS
+from edgevlm.runtimes.llama.names import EMBEDDINGS, PROJECTORS, Table
 from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ class LlamaEncoder:
         self._no_pictures = target_of(bundle, GgufTarget).no_pictures
         self._spec, self._engine, self.device = bundle.manifest.spec, files.engine, files.device
         self._files: LlamaFiles | None = files.hold()
+        self._table = PROJECTORS.get(target_of(bundle, GgufTarget).projector_type or "", Table({}))
+        self._limits = range(0)
         self._mtmd: Any = None
 
     def encode(self, views: Sequence[U8]) -> list[F32]:
@@ -128,12 +130,16 @@ class LlamaEncoder:
         features = []
         for view in views:
             rows, cols = spec.token_grid(*view.shape[:2])
-            if self._mtmd is None:
-                fixed = isinstance(spec.vision, Vit)
-                limits = range(rows * cols, rows * cols + 1) if fixed else range(1, MOST_TOKENS + 1)
+            exact = isinstance(spec.vision, Vit) or self._table.longest_edge
+            limits = range(rows * cols, rows * cols + 1) if exact else range(1, MOST_TOKENS + 1)
+            if limits != self._limits:
+                self._free()
                 self._mtmd = self._engine.load_mmproj(files.mmproj, files.handle, limits, files.threads, files.gpu)
-            features.append(np.empty((rows * cols, spec.decoder.embed_width), np.float32))
-            self._encode_tile(np.ascontiguousarray(view), features[-1])
+                self._limits = limits
+            breaks = rows - 1 if self._table.line_break else 0
+            found = np.empty((rows * cols + breaks, spec.decoder.embed_width), np.float32)
+            self._encode_tile(np.ascontiguousarray(view), found)
+            features.append(np.delete(found, np.arange(1, breaks + 1) * (cols + 1) - 1, axis=0) if breaks else found)
         return features
 
     def _encode_tile(self, tile: np.ndarray[Any, Any], out: F32) -> None:
@@ -170,12 +176,16 @@ class LlamaEncoder:
             mtmd.mtmd_input_chunks_free(chunks)
             mtmd.mtmd_bitmap_free(bitmap)
 
-    def close(self) -> None:
+    def _free(self) -> None:
         if self._mtmd:
             self._engine.mtmd.mtmd_free(self._mtmd)
+        self._mtmd = None
+
+    def close(self) -> None:
+        self._free()
         if self._files:
             self._files.release()
-        self._mtmd = self._files = None
+        self._files = None
 
 
 class LlamaDecoder:

@@ -332,7 +332,7 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     [
         (change(model__type="Unigram"), "its model is 'Unigram'"),
         (change(model__byte_fallback=True), "byte fallback"),
-        (change(model__ignore_merges=True), "ignore_merges"),
+        (change(model__ignore_merges=True, model__vocab__zq=511), "ignore_merges is True, and no merges make 'zq'"),
         (change(normalizer={"type": "NFC"}), "it normalizes text"),
         (change(pre_tokenizer=None), "its pre-tokenizer is missing"),
         (change(pre_tokenizer={"type": "Metaspace"}), "its pre-tokenizer is Metaspace"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import gguf
@@ -18,10 +20,10 @@ from edgevlm.export.gguf_.archs import projector_type, text_arch, why_no_picture
 from edgevlm.export.quantize.recipe import fit, make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import Layout, Span
-from edgevlm.inputs.rules import RatioTiles, Stretch, TilesThenWhole
+from edgevlm.inputs.rules import Pad, RatioTiles, Stretch, TilesThenWhole
 from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec, RoleText
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.projector import Act, Group, Linear, Normalize, Shuffle, Take
+from edgevlm.models.projector import Act, Group, Linear, Normalize, Pool, Shuffle, Take
 from edgevlm.models.record import weight_tree
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling, ShortConv
 from edgevlm.models.towers.qwen_vit import QwenVit
@@ -29,6 +31,9 @@ from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.eager import eager_runtime
 from edgevlm.runtimes.gguf import GgufFile, GgufWeights
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny.tokenizer import DEEPSEEK_CUTS, LFM2_PATTERN, TEKKEN_PATTERN, bytes_alone, isolated
 
 VOCAB, WIDTH, EYES = 608, 64, 64
 needs_llama = pytest.mark.skipif(
@@ -68,6 +73,28 @@ def plain_qwen_vit(**options):
     attention = Attention(4, 4, 16, bias=True, out_bias=True, rope="patches")
     block = Block((attention,), Mlp(96, "quick_gelu", gated=False, bias=True), LAYER)
     return QwenVit(14, 2, None, EYES, 2, (), block, **options)
+
+
+def turned_vit(**options):
+    """SigLIP's layers with RoPE and a table on any grid."""
+    attention = Attention(4, 4, 16, bias=True, out_bias=True, rope="patches")
+    block = Block((attention,), Mlp(96, "gelu_tanh", gated=False, bias=True), LAYER)
+    table = {"patch_bias": True, "table": 3, "resample": "smooth", "post_norm": True}
+    return QwenVit(14, 2, None, EYES, 2, (), block, **{**table, **options})
+
+
+def axial_vit(merge=2, act="gelu_tanh"):
+    """Gated layers without biases, a norm before them, staggered RoPE."""
+    block = Block((Attention(4, 4, 16, rope="patches"),), Mlp(96, act), Norm("rms", 1e-5))
+    return QwenVit(14, merge, None, EYES, 3, (), block, pre_norm=True, staggered=True)
+
+
+def axial_merger(eps=1e-5, bias=False):
+    return Normalize(Norm("rms", eps)), Group(2, EYES), Linear("merger", EYES, bias=False), *two_maps(bias)
+
+
+def pooled():
+    return Pool(2, EYES), Normalize(Norm("rms", 1e-6)), Linear("linear", WIDTH, bias=False)
 
 
 def plain_merger(norm=LAYER):
@@ -113,12 +140,31 @@ TOWERS = {
     "internvl": (vit(class_token=True, post_norm=False), internvl()),
     "internvl with a last norm": (vit(class_token=True), internvl(scale=4)),
     "qwen2.5vl_merger": (qwen_vit(), merger()),
+    "gemma3": (vit(act="gelu_tanh"), pooled()),
+    "janus_pro": (vit(), two_maps()),
+    "janus_pro without biases": (vit(), two_maps(bias=False)),
+    "paddleocr": (turned_vit(), plain_merger(Norm("layer", 1e-5))),
+    "pixtral": (axial_vit(1), two_maps()),
+    "pixtral with groups": (axial_vit(), axial_merger()),
+    "lightonocr": (axial_vit(act="silu"), axial_merger(eps=1e-6)),
 }  # fmt: skip
+# Sizes of pictures: of a grid tower one window, several with a rest on both sides, and one token.
+GRIDS = {name: [(112, 112), (140, 308), (28, 28)] for name in TOWERS if TOWERS[name][0].kind == "qwen_vit"}
 
 
 def model(text="llama", tower="idefics3"):
     vision, steps = TOWERS[tower]
     return ModelSpec(f"{text}, {tower}", "any", vision, steps, TEXTS[text][1], 600)
+
+
+def rules(tower):
+    """What decides between types that compute the same: the colour around pictures, breaks between rows of tokens."""
+    image, prompt = IMAGE, PROMPT
+    if tower.startswith("janus_pro"):
+        image = dataclasses.replace(IMAGE, rule=Pad(56, (127, 127, 127)))
+    if tower.startswith("pixtral"):
+        prompt = dataclasses.replace(PROMPT, picture=PictureText(line_break="<global-img>"))
+    return image, prompt
 
 
 class Arrays(dict):
@@ -189,6 +235,7 @@ def write(tmp_path, tokenizer_json):
     """write(spec, weights, kind) -> (bundle, the quantizer's weights)."""
 
     def make(spec, weights, kind="fp32", tokenizer=tokenizer_json):
+        image, prompt = rules(spec.name.split(", ")[-1])
         recipe = fit(make_recipe(kind), weights)
         quantized = {}
 
@@ -197,10 +244,10 @@ def write(tmp_path, tokenizer_json):
             return quantized[name]
 
         folder = tmp_path / "gguf"
-        entry = write_gguf(folder, spec, weights, recipe, IMAGE, PROMPT, tokenizer, code)
+        entry = write_gguf(folder, spec, weights, recipe, image, prompt, tokenizer, code)
         manifest = SimpleNamespace(targets={"gguf": entry}, spec=spec, recipe={"decoder": {"kind": kind}})
         bundle = SimpleNamespace(
-            manifest=manifest, folder=tmp_path, image_spec=IMAGE, prompt_spec=PROMPT, path=lambda name: tmp_path / name
+            manifest=manifest, folder=tmp_path, image_spec=image, prompt_spec=prompt, path=lambda name: tmp_path / name
         )
         expected = {n: quantized[n].dequantize() if n in quantized else weights[n] for n in weights}
         return bundle, expected
@@ -225,7 +272,7 @@ def test_the_architecture_follows_from_the_decoder(text):
 @pytest.mark.parametrize("tower", TOWERS)
 def test_the_projector_type_follows_from_tower_and_steps(tower):
     spec = model(tower=tower)
-    found = projector_type(spec)
+    found = projector_type(spec, *rules(tower))
     assert found is not None and found.name == tower.split()[0] and why_no_pictures(spec) is None
 
 
@@ -286,10 +333,17 @@ NO_PICTURES = {
         plain_qwen_vit(table=4), plain_merger(), "a table of positions, a bias of patches or further levels",
     ),
     "a table by its centers": (
-        plain_qwen_vit(table=4, patch_bias=True, resample="centers"), plain_merger(),
-        "resamples its table in another way",
+        turned_vit(resample="centers"), plain_merger(Norm("layer", 1e-5)),
+        "resamples its table between the centers of rows, where llama.cpp also averages",
     ),
     "another norm": (plain_qwen_vit(), plain_merger(Norm("layer", 1e-5)), "projector has another norm than its tower"),
+    "a row's and a column's frequencies alike": (
+        dataclasses.replace(axial_vit(), staggered=False), axial_merger(), "another RoPE than llama.cpp's",
+    ),
+    "a merger with another epsilon": (axial_vit(), axial_merger(eps=1e-3), "another norm than llama.cpp's"),
+    "no merger before groups": (axial_vit(2), two_maps(), "projector joins patches in another way"),
+    "a mean's bias": (vit(), (*pooled()[:2], Linear("linear", WIDTH)), "projector has a bias"),
+    "a mean's other norm": (vit(), (Pool(2, EYES), Normalize(Norm("rms", 1e-5)), pooled()[2]), "another norm than its"),
     "other windows": (qwen_vit(window=4), merger(), "other windows than llama.cpp's of 112 pixels"),
 }  # fmt: skip
 
@@ -337,7 +391,16 @@ def test_stock_llama_cpp_adds_bos_where_the_prompt_says_so(tmp_path, tokenizer_j
 @pytest.mark.parametrize("kind", ["int4", "int8", "fp32"])
 @pytest.mark.parametrize(
     ("text", "tower"),
-    [("llama", "mlp"), ("qwen2", "internvl"), ("qwen3", "internvl with a last norm"), ("qwen2vl", "qwen2.5vl_merger")],
+    [
+        ("llama", "mlp"),
+        ("qwen2", "internvl"),
+        ("qwen3", "internvl with a last norm"),
+        ("qwen2vl", "qwen2.5vl_merger"),
+        ("llama", "gemma3"),
+        ("llama", "janus_pro"),
+        ("llama", "pixtral with groups"),
+        ("qwen3", "lightonocr"),
+    ],
 )
 def test_every_weight_is_read_back_bit_for_bit(write, text, tower, kind):
     spec = model(text, tower)
@@ -356,6 +419,11 @@ def test_names_are_llama_cpps_own(write):
         ("qwen2", "internvl"),
         ("qwen3", "idefics3"),
         ("qwen2vl", "qwen2.5vl_merger"),
+        ("llama", "gemma3"),
+        ("llama", "janus_pro"),
+        ("llama", "pixtral with groups"),
+        ("qwen3", "lightonocr"),
+        ("llama", "paddleocr"),
     ):
         spec = model(text, tower)
         bundle, _ = write(spec, Arrays(spec))
@@ -366,7 +434,7 @@ def test_names_are_llama_cpps_own(write):
             }
             for name in GgufFile(path).tensors:
                 stem = name.removesuffix(".1").rpartition(".")[0] if name.split(".")[-1] != "class_embd" else name
-                assert stem in known, (text, tower, name)
+                assert {stem, name} & known, (text, tower, name)
 
 
 # --- the same numbers ------------------------------------------------------------------------------------------
@@ -465,8 +533,7 @@ def test_features_are_eagers(engines, tower):
     text = "qwen2vl" if tower == "qwen2.5vl_merger" else "qwen2"
     ours, eager = engines(model(text, tower))
     random = np.random.default_rng(2)
-    # Of a grid tower: one window, several with a rest on both sides, and one token.
-    sizes = [(112, 112), (140, 308), (28, 28)] if tower == "qwen2.5vl_merger" else [(56, 56)]
+    sizes = GRIDS.get(tower, [(56, 56)])
     for height, width in sizes:
         views = list(random.integers(0, 256, (1 if len(sizes) > 1 else 2, height, width, 3)).astype(np.uint8))
         one, two = (np.stack(runtime.encoder.encode(views)) for runtime in (ours, eager))
@@ -487,6 +554,7 @@ def test_a_decoder_alone_names_the_engine_that_encodes(engines):
 
 # --- tokenizers ------------------------------------------------------------------------------------------------
 
+MARKED = "\n\u0939\u093f\u0928\u094d\u0926\u0940 \u092e\u0947\u0902 \u092a\u093e\u0920" + " ÉCOLE" * 9
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -544,25 +612,85 @@ SAMPLES = (
 )  # fmt: skip
 
 
-@needs_llama
-@pytest.mark.parametrize("kind", ["qwen2", "prepend", "always", "never"])
-def test_llama_cpp_tokenizes_as_the_tokenizer_does(write, tmp_path, kind):
+@pytest.fixture
+def stock(write, tmp_path):
+    """stock(tokenizer) -> llama.cpp's own tokenizer in a file of ours."""
     from llama_cpp import Llama
 
+    def make(tokenizer):
+        path = tmp_path / "tokenizer.json"
+        tokenizer.save(str(path))
+        spec = model("qwen2", "mlp")
+        bundle, _ = write(spec, Arrays(spec), tokenizer=path)
+        return Llama(str(files(bundle)[0]), vocab_only=True, verbose=False)
+
+    return make
+
+
+@needs_llama
+@pytest.mark.parametrize("kind", ["qwen2", "prepend", "always", "never"])
+def test_llama_cpp_tokenizes_as_the_tokenizer_does(stock, kind):
     tokenizer = qwen2_tokenizer() if kind == "qwen2" else llama_tokenizer(kind)
-    path = tmp_path / "tokenizer.json"
-    tokenizer.save(str(path))
-    spec = model("qwen2", "mlp")
-    bundle, _ = write(spec, Arrays(spec), tokenizer=path)
-    stock = Llama(str(files(bundle)[0]), vocab_only=True, verbose=False)
+    theirs = stock(tokenizer)
     special = ("user<image>\nwhat</s>", "<image><image>", "a <image>b", "a <image> b") if kind != "qwen2" else ()
     for text in (*SAMPLES, *special):
         if kind == "always" and (text.startswith(" ") or "> " in text):
             continue  # this form puts no second space before these, llama.cpp does
-        theirs = tokenizer.encode(text, add_special_tokens=False).ids
-        assert stock.tokenize(text.encode(), add_bos=False, special=True) == theirs, text
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        assert theirs.tokenize(text.encode(), add_bos=False, special=True) == ids, text
     if special:
-        assert stock.detokenize([3 + 0xC3, 3 + 0xA9]).decode() == "é"
+        assert theirs.detokenize([3 + 0xC3, 3 + 0xA9]).decode() == "é"
+
+
+WORDS = """Où est l'été? Élan vital; Größe, straße. Привет, как дела? ПРИВЕТ Ελληνικά ΕΛΛΗΝΙΚΑ 中文句子在這裡 日本語
+한국어 문장 iPhone camelCase HTTPServer XMLHttp 100 2026 3.14 ½ ² ٣٤ \U0001f600 a/b//c path/to/file \t x   y
+«text» (it's) [WHAT'S] נוסח"""
+# Each with texts that llama.cpp is known to cut elsewhere.
+PUBLISHED = {
+    "llama-bpe": (((LFM2_PATTERN,), True), ()),
+    "tekken": (((TEKKEN_PATTERN,), True), ("\u0939\u093f\u0928\u094d\u0926\u0940", "une ÉCOLE")),
+    "deepseek-llm": (((*DEEPSEEK_CUTS, "digits"), False), ()),
+}
+
+
+def published_tokenizer(cuts, whole_words):
+    """Trained on WORDS, with more merges than any text below has letters."""
+    steps = [*isolated(*(cut for cut in cuts if cut != "digits")), bytes_alone()]
+    if "digits" in cuts:
+        steps.insert(-1, pre_tokenizers.Digits(individual_digits=True))
+    tokenizer = Tokenizer(models.BPE(ignore_merges=whole_words))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator((WORDS + MARKED + TEXT).split("\n"), trainer)
+    return tokenizer
+
+
+@needs_llama
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_llama_cpp_tokenizes_as_published_tokenizers_do(stock, kind):
+    """Texts of words, of letters of many scripts, and of white space, digits and marks in any order."""
+    options, apart = PUBLISHED[kind]
+    tokenizer = published_tokenizer(*options)
+    theirs = stock(tokenizer)
+    assert theirs.metadata["tokenizer.ggml.pre"] == kind
+
+    def same(text):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        return theirs.tokenize(text.encode(), add_bos=False, special=False) == ids
+
+    random = np.random.default_rng(0)
+    words, letters = WORDS.split(), [*WORDS, *" \n\r\t", "\r\n", "  "]
+    if apart:
+        letters = [letter for letter in letters if letter.isascii() or not letter.isupper()]
+    else:
+        words, letters = words + MARKED.split(), [*letters, *MARKED]
+    texts = [*SAMPLES]
+    for _ in range(400):
+        texts.append(" ".join(random.choice(words, random.integers(1, 9))))
+        texts.append("".join(random.choice(letters, random.integers(1, 20))))
+    assert not [text for text in texts if not same(text)]
+    assert not [text for text in apart if same(text)]
 
 
 @pytest.mark.parametrize(

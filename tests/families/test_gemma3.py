@@ -20,7 +20,6 @@ from harness import SIZES, Checkpoint, QuantizedFamilyTests, Variant, check_toke
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.gguf_.archs import why_no_pictures
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ViewTokens
 from edgevlm.types import F32
@@ -48,12 +47,6 @@ class TestGemma3(QuantizedFamilyTests):
 @pytest.fixture(scope="module", params=OTHERS)
 def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return Checkpoint(OTHERS[request.param], tmp_path_factory.mktemp(request.param))
-
-
-def test_why_llama_cpp_encodes_no_pictures(tmp_path: Path) -> None:
-    gemma3.build(tmp_path)
-    spec, _ = read_model(open_checkpoint(str(tmp_path)))
-    assert "its projection stands by columns in llama.cpp's type" in str(why_no_pictures(spec))
 
 
 @pytest.mark.heavy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import janus
@@ -29,4 +29,3 @@ VARIANTS = {
 
 class TestJanus(FamilyTests):
     variants = VARIANTS
-    engines: ClassVar = {"onnx": 64, "coreml": 32}  # llama.cpp lacks its tokenizer

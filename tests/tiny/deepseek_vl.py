@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers import Regex, pre_tokenizers
 from transformers import (
     DeepseekVLConfig,
     DeepseekVLForConditionalGeneration,
@@ -36,14 +35,6 @@ CHAT_TEMPLATE = (
     "{% if message['role']|lower == 'user' %}{{ seps[0] }}{% else %}{{ seps[1] }}{% endif %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-# Most of DeepSeek-LLM's cuts: line ends, words, punctuation, spaces at the end, ideographs, single digits.
-CUTS = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"\s+$", "[一-龥ࠀ-一가-퟿]+")
-
-
-def splits() -> list[pre_tokenizers.PreTokenizer]:
-    cuts = [pre_tokenizers.Split(Regex(cut), behavior="isolated") for cut in CUTS]
-    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return [*cuts, pre_tokenizers.Digits(individual_digits=True), last]
 
 
 def build(folder: Path, *, seed: int = 0, layout: Layout = "hub") -> Any:
@@ -52,7 +43,7 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub") -> Any:
     layout: "hub": `model.vision_model.vision_model.*`, `model.aligner.*`, `model.language_model.*`, `lm_head.*`, as
     transformers 4 wrote; "saved": what transformers 5 saves; "memory": without the second `vision_model`.
     """
-    tokenizer = tokenizers.byte_level((), (BOS, EOS, IMAGE), splits(), bos=BOS)
+    tokenizer = tokenizers.deepseek((BOS, EOS, IMAGE), BOS)
     ids = tokenizers.added_ids(tokenizer)
     text = {
         "model_type": "llama",

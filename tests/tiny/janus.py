@@ -16,7 +16,6 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from tiny import tokenizer as tokenizers
 from tiny.common import padded, randomize, write_json, write_processor, write_tensors, write_tokenizer
-from tiny.deepseek_vl import splits
 
 Layout = Literal["hub", "saved"]
 SIZE, TOKENS = 48, 36  # pixels of the square, image tokens
@@ -44,7 +43,7 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", depth: int = 2
     layout: "hub": the conversion's files of transformers 4, whose names are those in memory; "saved": what transformers
     5 saves. depth: linear maps of the projector.
     """
-    tokenizer = tokenizers.byte_level((), (BOS, EOS, IMAGE, START, END), splits(), bos=BOS)
+    tokenizer = tokenizers.deepseek((BOS, EOS, IMAGE, START, END), BOS)
     ids = tokenizers.added_ids(tokenizer)
     text = {
         "model_type": "llama",

@@ -69,7 +69,8 @@ def build(folder: Path, *, kind: Kind = "mistral3", seed: int = 0, layout: Layou
     layout: "hub": as transformers 4 wrote it, `vision_tower.*`, `language_model.model.*`, `language_model.lm_head.*`;
     "saved": what transformers 5 saves; "memory": `model.*` and `lm_head.*`.
     """
-    tokenizer = tokenizers.qwen((*tokenizers.QWEN_SPECIALS, *TOKENS))
+    added = (*tokenizers.QWEN_SPECIALS, *TOKENS)
+    tokenizer = tokenizers.qwen(added) if kind == "lighton_ocr" else tokenizers.tekken(added)
     ids = tokenizers.added_ids(tokenizer)
     merge = 1 if kind == "llava" else 2
     text = {
