@@ -92,7 +92,8 @@ class Onnx:
 
         entry, tensors = write_onnx(job.folder / self.name, job.spec, job.weights, job.recipe, job.quantized)
         write_json(job.folder / "weights.json", {"tensors": tensors})
-        if job.spec.decoder.is_plain and not job.spec.decoder.replaces:
+        decoder = job.spec.decoder
+        if decoder.is_plain and not decoder.replaces and not decoder.per_layer:
             write_json(job.folder / "genai_config.json", genai_config(job.spec, job.prompt, entry))
         return entry
 

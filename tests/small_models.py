@@ -14,7 +14,7 @@ from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
 from edgevlm.models.decoder import decoder
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.projector import Act, Group, Linear, Normalize, Pool, Shuffle, Take
+from edgevlm.models.projector import Act, Average, Group, Linear, Normalize, Pool, Shuffle, Take
 from edgevlm.models.record import weight_tree
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.states import States
@@ -36,7 +36,10 @@ class Drawn:
         self._values = {}
         for name, info in weight_tree(spec).items():
             scale = 0.3 if len(info.shape) == 1 else float(np.prod(info.shape[1:])) ** -0.5
-            values = rng.normal(0, scale, info.shape) + ("norm" in name and name.endswith(".weight"))
+            near_one = ("norm" in name and name.endswith(".weight")) or name.endswith(".scale")
+            values = rng.normal(0, scale, info.shape) + near_one
+            if name.endswith(("_min", "_max")):  # some values reach these bounds
+                values = (1 + abs(values)) * (-1 if name.endswith("_min") else 1)
             self._values[name] = values.astype(np.float16).astype(np.float32)
 
     def read(self, name: str) -> F32:
@@ -132,6 +135,31 @@ def woven() -> ModelSpec:
     attention = Attention(4, 2, 16, rope="patches", qk_norm=norm)
     tower = QwenVit(4, 2, None, 64, 3, (), Block((attention,), Mlp(96), norm), pre_norm=True, convolving=(0, 2))
     return replace(qwen(), vision=tower, projector=deep().projector)
+
+
+def averaged() -> ModelSpec:
+    """Gemma 4's: a tower whose maps have bounds and whose patches are averaged, a table for columns and one for rows,
+    and `sharing` behind it."""
+    norm, bare = Norm("rms", 1e-6), Norm("rms", 1e-6, weight=False)
+    attention = Attention(4, 4, 16, rope="patches", qk_norm=norm, scale=0.3, v_norm=bare, clipped=True)
+    block = Block((attention,), Mlp(96, "gelu_tanh", clipped=True), norm, places="sandwich")
+    tower = QwenVit(4, 2, None, 64, 2, (), block, theta=100.0, table=20, resample="none")
+    steps = Average(2, 64), Normalize(bare), Linear("linear", WIDTH, bias=False)
+    return ModelSpec("m", "averaged", tower, steps, sharing(), 1)
+
+
+def sharing() -> Decoder:
+    """Heads of two sizes, layers that read others' keys and values, per-layer embeddings, layers times a number."""
+    norm, bare = Norm("rms", 1e-6), Norm("rms", 1e-6, weight=False)
+    near = Attention(4, 2, 16, rope="local", qk_norm=norm, scale=0.3, window=8, v_norm=bare)
+    far = replace(near, head_dim=32, rope="main", window=None)
+    reading = [replace(attention, reads="earlier", v_norm=None) for attention in (near, far)]
+    blocks = tuple(
+        Block((attention,), Mlp(80 if attention.v_norm else 112, "gelu_tanh"), norm, places="sandwich", scaled=True)
+        for attention in (near, far, *reading)
+    )
+    ropes = {"main": Rope(1e4, 32, turning=4), "local": Rope(1e3, 16)}
+    return Decoder(90, WIDTH, 128, blocks, (0, 1, 0, 2, 3), ropes=ropes, logit_cap=10.0, embed_scale=6.5, per_layer=8)
 
 
 LAYOUT = Layout(24, (Span(3, (2, 5)), Span(15, (3, 2))))

@@ -58,11 +58,14 @@ def check_target(target: TargetEntry, spec: ModelSpec) -> None:
     for name, function in target.decoder.functions.items():
         if not 1 <= function.rows <= function.context <= limits.CONTEXT:
             raise _wrong(f"targets.coreml.decoder.functions.{name}", function, "rows within a context within limits")
-    text = spec.decoder
-    if target.embedding.shape != (text.vocab_size, text.hidden_size):
-        raise _wrong(
-            "targets.coreml.embedding.shape", target.embedding.shape, f"{[text.vocab_size, text.hidden_size]} of spec"
-        )
+    text, second = spec.decoder, target.per_layer_embedding
+    rows = text.vocab_size
+    for name, found, wanted in (
+        ("embedding", target.embedding.shape, [rows, text.hidden_size]),
+        ("per_layer_embedding", second.shape if second else (), [rows, text.per_layer_width] if text.per_layer else []),
+    ):
+        if list(found) != wanted:
+            raise _wrong(f"targets.coreml.{name}.shape", found, f"{wanted} of spec")
 
 
 def check_image(image: ImageSpec, spec: ModelSpec) -> None:

@@ -99,6 +99,7 @@ class CoreMLTarget:
     decoder: CoreMLDecoder
     embedding: EmbeddingFile
     weights: dict[str, CoreMLPlace]
+    per_layer_embedding: EmbeddingFile | None = None  # the second table, where each layer takes a part of a token's row
     kind: str = "coreml"
 
 

@@ -97,15 +97,15 @@ def _disagree(found: object, expected: object) -> EdgeVLMError:
 
 def merge(embeds: F32, layout: Layout, features: Sequence[F32]) -> F32:
     """Embeddings (S, D) of a prompt with the views' features (tokens, D) in the places of its image tokens, and with
-    its markers' own embeddings.
+    its markers' own embeddings. What lies behind the features' width stays as it is.
 
     Raises EdgeVLMError where an encoder gave others than the prompt has room for.
     """
     merged = np.array(embeds)  # an engine's own array may be read-only
     for span, rows in zip(layout.spans, image_tokens(layout, features), strict=True):
-        if rows.shape != (span.tokens, merged.shape[1]):
+        if len(rows) != span.tokens or rows.shape[1] > merged.shape[1]:
             raise _disagree(rows.shape, (span.tokens, merged.shape[1]))
-        merged[span.places] = rows
+        merged[span.places, : rows.shape[1]] = rows
     for marker in layout.markers:
         merged[marker.start] = marker.row
     return merged

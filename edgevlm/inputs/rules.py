@@ -229,6 +229,30 @@ class NativeGrown(Native):
 
 
 @dataclass(frozen=True)
+class Filled(CheckedRule):
+    """The largest view of the picture's shape whose edges are multiples of `unit` and that has at most `tokens` units.
+
+    Smaller pictures are enlarged. One that would be less than a unit wide becomes a unit wide.
+    """
+
+    unit: int
+    tokens: int
+    kind: str = "filled"
+
+    def bounds(self) -> dict[str, int]:
+        return {"tokens": min(limits.VIEW_SIDE // self.unit, limits.NATIVE_PIXELS // self.unit**2)}
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        factor = math.sqrt(self.tokens * self.unit**2 / (width * height))
+        wide, high = (math.floor(factor * edge / self.unit) for edge in (width, height))
+        if high == 0:
+            wide, high = min(width // height, self.tokens), 1
+        elif wide == 0:
+            wide, high = 1, min(height // width, self.tokens)
+        return [View((ResizeTo(wide * self.unit, high * self.unit),))]
+
+
+@dataclass(frozen=True)
 class NativeOrTiles(CheckedRule):
     """A picture near its own size, as `Native`; a larger one in the grid of tiles whose shape is nearest to its own.
 
@@ -286,5 +310,5 @@ class Within(CheckedRule):
 
 Rule = (
     Stretch | Crop | Pad | Fit | TilesThenWhole | WholeThenTiles | RatioTiles | BestGrid | CoveringTiles | Within
-    | Native | NativeGrown | NativeOrTiles | WholeThenSlices
+    | Native | NativeGrown | NativeOrTiles | WholeThenSlices | Filled
 )  # fmt: skip

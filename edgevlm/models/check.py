@@ -13,7 +13,7 @@ from typing import Any
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.projector import Act, Group, Linear, Normalize, Pool, Queries, Shuffle, Step, Take
+from edgevlm.models.projector import Act, Average, Group, Linear, Normalize, Pool, Queries, Shuffle, Step, Take
 from edgevlm.models.spec import (
     ACTS,
     Attention,
@@ -25,6 +25,7 @@ from edgevlm.models.spec import (
     Rope,
     RopeScaling,
     ShortConv,
+    keeps,
     states,
 )
 from edgevlm.models.towers.conv_vit import ConvVit
@@ -50,8 +51,8 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     },
     Attention: {
         "heads": (1, limits.HEADS), "kv_heads": (1, limits.HEADS), "head_dim": (1, limits.HEAD_DIM), "rope": (),
-        "scale": _POSITIVE, "softcap": _POSITIVE, "window": (1, limits.CONTEXT), "reads": ("self", "memory"),
-        "gated": ("values", "heads"), "kind": ("attention",),
+        "scale": _POSITIVE, "softcap": _POSITIVE, "window": (1, limits.CONTEXT),
+        "reads": ("self", "memory", "earlier"), "gated": ("values", "heads"), "kind": ("attention",),
     },
     ShortConv: {"kernel": (2, limits.KERNEL), "kind": ("short_conv",)},
     DeltaRule: {
@@ -64,7 +65,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "vocab_size": (1, limits.VOCABULARY), "hidden_size": (1, limits.WIDTH), "context_length": (1, limits.CONTEXT),
         "layers": (0, limits.BLOCK_KINDS), "mask": ("causal", "image", "prompt"), "places": ("grid", "line"),
         "learned_positions": (0, limits.CONTEXT), "embed_scale": _POSITIVE, "logit_cap": _POSITIVE,
-        "deepstack": (0, limits.LAYERS),
+        "deepstack": (0, limits.LAYERS), "per_layer": (0, limits.WIDTH),
     },
     Vit: {
         "image_size": (1, limits.IMAGE_SIDE), "patch_size": (1, limits.PATCH_SIDE), "hidden_size": (1, limits.WIDTH),
@@ -79,8 +80,8 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     QwenVit: {
         "patch_size": (1, limits.PATCH_SIDE), "merge": (1, limits.SHUFFLE), "window": (1, limits.WINDOW_SIDE),
         "hidden_size": (1, limits.WIDTH), "num_layers": (1, limits.LAYERS), "full": (0, limits.LAYERS),
-        "theta": _POSITIVE, "table": (0, math.isqrt(limits.PATCHES)),
-        "resample": ("corners", "centers", "smooth", "nearest"), "deepstack": (0, limits.LAYERS),
+        "theta": _POSITIVE, "table": (0, limits.TABLE_ROWS),
+        "resample": ("corners", "centers", "smooth", "nearest", "none"), "deepstack": (0, limits.LAYERS),
         "convolving": (0, limits.LAYERS), "kernel": (1, limits.GRID_KERNEL), "kind": ("qwen_vit",),
     },
     Linear: {"name": (), "rows": (1, limits.MLP_WIDTH), "kind": ("linear",)},
@@ -89,6 +90,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     Shuffle: {"scale": (1, limits.SHUFFLE), "width": (1, limits.WIDTH), "kind": ("shuffle",)},
     Pool: {"scale": (1, limits.SHUFFLE), "width": (1, limits.WIDTH), "kind": ("pool",)},
     Group: {"side": (1, limits.SHUFFLE), "width": (1, limits.MLP_WIDTH), "kind": ("group",)},
+    Average: {"side": (1, limits.SHUFFLE), "width": (1, limits.WIDTH), "kind": ("average",)},
     Take: {"index": (), "kind": ("take",)},
     Queries: {"connector": ("qformer", "resampler"), "count": (1, limits.PATCHES), "kind": ("queries",)},
 }  # fmt: skip
@@ -180,8 +182,10 @@ def _together(spec: ModelSpec) -> Iterator[str]:
     rules = [mixer for block in text.blocks for mixer in block.mixers if isinstance(mixer, DeltaRule)]
     if any(rule.value_heads % rule.key_heads for rule in rules):
         yield "the value heads of its linear attention are no multiple of its key heads"
-    if tower.gated:
-        yield "the attention of its tower is gated"
+    if tower.gated or tower.reads != "self":
+        yield "the attention of its tower is gated, or does not read its own states"
+    if any(not norm.weight and norm.kind != "rms" for norm in _norms(spec)):
+        yield "a layer norm of it has no weight"
     if any(a.heads % a.kv_heads for a in (tower, *attentions)):
         yield "num_attention_heads is no multiple of num_key_value_heads"
     for rope in text.ropes.values():
@@ -195,13 +199,15 @@ def _together(spec: ModelSpec) -> Iterator[str]:
         yield "RoPE turns more values than a head has"
     if text.context_length * sum(rope.size for rope in text.ropes.values()) > limits.ROPE_TABLE:
         yield f"its context of {text.context_length} positions needs RoPE tables of over {limits.ROPE_TABLE} values"
-    layers = [text.block(layer) for layer in range(text.num_layers)]
-    kept = sum(2 * m.kv_heads * m.head_dim for block in layers for m in block.mixers if isinstance(m, Attention))
+    kept = sum(math.prod(n or 1 for n in state.shape) for state in states(text) if None in state.shape)
     if kept > limits.STATE_PER_POSITION:
         yield f"it keeps {kept} values per position, expected at most {limits.STATE_PER_POSITION}"
     carried = sum(math.prod(n or 0 for n in state.shape) for state in states(text) if state.kind == "replace")
     if carried > limits.STATE_VALUES:
         yield f"it carries {carried} values beside keys and values, expected at most {limits.STATE_VALUES}"
+    yield from _shared(text)
+    if text.per_layer_width > limits.MLP_WIDTH or (text.per_layer and (text.deepstack or text.norm is None)):
+        yield f"its layers take {text.per_layer_width} values of a token, or further levels of features beside them"
     if spec.image_token_id >= text.vocab_size:
         yield f"image_token_id {spec.image_token_id} is outside the vocabulary"
     if len(spec.markers) > limits.MARKERS or max(spec.markers, default=0) >= text.vocab_size:
@@ -210,6 +216,32 @@ def _together(spec: ModelSpec) -> Iterator[str]:
     yield from _projector(spec, spec.projector)
     if spec.deepstack:
         yield from _projector(spec, spec.deepstack)
+
+
+def _shared(text: Decoder) -> Iterator[str]:
+    """Layers that read an earlier one's keys and values find one whose heads are theirs."""
+    for layer in range(text.num_layers):
+        for m, mixer in enumerate(text.block(layer).mixers):
+            if not isinstance(mixer, Attention) or mixer.reads != "earlier":
+                continue
+            found = keeps(text, layer, m)
+            other = text.block(found).mixers[m] if found >= 0 else None
+            heads = (other.kv_heads, other.head_dim) if isinstance(other, Attention) else None
+            if heads != (mixer.kv_heads, mixer.head_dim):
+                yield f"layer {layer} reads keys and values of an earlier layer, and there is none with its heads"
+                return
+
+
+def _norms(value: Any) -> Iterator[Norm]:
+    """Every norm of a description."""
+    if isinstance(value, Norm):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _norms(item)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _norms(getattr(value, field.name))
 
 
 def _square(spec: ModelSpec, vision: Vit) -> Iterator[str]:
@@ -252,15 +284,17 @@ def _windows(vision: QwenVit) -> Iterator[str]:
         yield "heads of its tower are no multiple of 4, for RoPE over rows and columns"
     if isinstance(vision, HalvedVit) and (vision.halved >= vision.num_layers or vision.window or vision.deepstack):
         yield "its tower joins neighbours behind a layer that it has not, or has windows or further levels beside that"
+    if vision.resample != "none" and vision.table**2 > limits.PATCHES:
+        yield f"its tower has a table of {vision.table} x {vision.table} positions, expected at most {limits.PATCHES}"
 
 
 def _projector(spec: ModelSpec, steps: tuple[Step, ...]) -> Iterator[str]:
     width = spec.vision.hidden_size * max(1, len(getattr(spec.vision, "taps", ())))
     for step in steps:
-        if isinstance(step, Shuffle | Group | Pool):
+        if isinstance(step, Shuffle | Group | Pool | Average):
             if step.width != width:
                 yield f"its projector takes {step.width} channels together where {width} come"
-            if not isinstance(step, Pool):
+            if not isinstance(step, Pool | Average):
                 width *= (step.scale if isinstance(step, Shuffle) else step.side) ** 2
         elif isinstance(step, Linear):
             width = step.rows

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from edgevlm.models.blocks import mask_input, mixer_name, residual
 from edgevlm.models.ops import Ops, X
-from edgevlm.models.spec import Attention, Decoder, DeltaRule, Mixer, ShortConv, head_name, state_name
+from edgevlm.models.spec import Attention, Decoder, DeltaRule, Mixer, ShortConv, head_name, keeps, state_name
 
 
 def embed_tokens(ops: Ops, ids: X, d: Decoder) -> X:
-    """Ids (S,) to embeddings (S, D), with zeros behind them where image tokens have more levels of features."""
+    """Ids (S,) to embeddings (S, D), with zeros behind them where image tokens have more levels of features, and with
+    what each layer takes of the token where there is a second table."""
     x = ops.embed(ids, "decoder.embed", d.vocab_size, d.hidden_size)
     x = ops.mul(x, d.embed_scale) if d.embed_scale != 1.0 else x
+    if d.per_layer:
+        rows = ops.embed(ids, "decoder.per_layer_embed", d.vocab_size, d.per_layer_width)
+        return ops.beside([x, ops.mul(rows, d.per_layer**0.5)])
     return ops.widen(x, d.embed_width) if d.deepstack else x
 
 
@@ -33,13 +37,15 @@ def decoder(ops: Ops, x: X, d: Decoder) -> X:
 
     What is kept for later calls stays in the backend's states.
     """
-    x, *levels = ops.split(x, 1 + d.deepstack, d.hidden_size) if d.deepstack else (x,)
+    widths = [d.hidden_size] * (1 + d.deepstack) + [d.per_layer_width] * bool(d.per_layer)
+    x, *levels = ops.split(x, *widths) if len(widths) > 1 else (x,)
+    given = _per_layer(ops, x, levels.pop(), d) if d.per_layer else [None] * d.num_layers
     if d.learned_positions:
         table = ops.embed(ops.input("positions"), "decoder.positions", d.learned_positions, d.hidden_size)
         x = ops.add(x, table)
     x = ops.norm(x, "decoder.embed_norm", d.embed_norm) if d.embed_norm else x
     for layer in range(d.num_layers):
-        x = _layer(ops, x, layer, d)
+        x = _layer(ops, x, layer, d, given[layer])
         if layer < d.deepstack:
             x = ops.add(x, levels[layer])  # zeros where a position is no image token
     x = ops.last(ops.norm(x, "decoder.norm", d.norm) if d.norm else x)
@@ -47,15 +53,30 @@ def decoder(ops: Ops, x: X, d: Decoder) -> X:
     return ops.mul(ops.act(ops.mul(logits, 1 / d.logit_cap), "tanh"), d.logit_cap) if d.logit_cap else logits
 
 
-def _layer(ops: Ops, x: X, layer: int, d: Decoder) -> X:
+def _per_layer(ops: Ops, x: X, rows: X, d: Decoder) -> list[X]:
+    """What each layer is given of every position: its token's row (S, layers * P) and a map of its embedding."""
+    assert d.norm is not None
+    made = ops.linear(x, ("decoder.per_layer_map", d.per_layer_width))[0]
+    made = ops.mul(made, d.hidden_size**-0.5)
+    made = ops.norm_parts(made, "decoder.per_layer_norm", d.norm, d.num_layers, d.per_layer)
+    both = ops.mul(ops.add(made, rows), 0.5**0.5)
+    return ops.split(both, *[d.per_layer] * d.num_layers) if d.num_layers > 1 else [both]
+
+
+def _layer(ops: Ops, x: X, layer: int, d: Decoder, given: X | None) -> X:
     block, w = d.block(layer), f"decoder.layers.{layer}"
     for m, mixer in enumerate(block.mixers):
         x = residual(ops, x, block, mixer_name(w, m), 1, lambda h, m=m, mixer=mixer: _mix(ops, h, layer, m, mixer, d))  # type: ignore[misc]
-    return residual(ops, x, block, w, 2, lambda h: ops.mlp(h, w, block.mlp, d.hidden_size))
+    x = residual(ops, x, block, w, 2, lambda h: ops.mlp(h, w, block.mlp, d.hidden_size))
+    if given is not None:
+        gate = ops.act(ops.linear(x, (f"{w}.per_layer_gate", d.per_layer))[0], block.mlp.act)
+        added = ops.linear(ops.mul(gate, given), (f"{w}.per_layer_up", d.hidden_size))[0]
+        x = ops.add(x, ops.norm(added, f"{w}.per_layer_norm", block.norm))
+    return ops.mul(x, ops.vector(f"{w}.scale", 1)) if block.scaled else x
 
 
 def _mix(ops: Ops, x: X, layer: int, m: int, mixer: Mixer, d: Decoder) -> X:
-    w, state = mixer_name(f"decoder.layers.{layer}", m), state_name(layer, m)
+    w, state = mixer_name(f"decoder.layers.{layer}", m), state_name(keeps(d, layer, m), m)
     if isinstance(mixer, ShortConv):
         return ops.short_conv(x, w, mixer, d.hidden_size, state)
     if isinstance(mixer, DeltaRule):

@@ -111,7 +111,8 @@ class EagerOps(Ops):
     def norm(self, x: F32, name: str, spec: Norm) -> F32:
         x = x - x.mean(-1, keepdims=True) if spec.kind == "layer" else x
         mean_square = np.square(x).mean(-1, keepdims=True)
-        normed: F32 = x / np.sqrt(mean_square + np.float32(spec.eps)) * self._weight(f"{name}.weight")
+        normed: F32 = x / np.sqrt(mean_square + np.float32(spec.eps))
+        normed = normed * self._weight(f"{name}.weight") if spec.weight else normed
         return normed + self._weight(f"{name}.bias") if spec.kind == "layer" else normed
 
     def act(self, x: F32, kind: str) -> F32:
@@ -126,8 +127,11 @@ class EagerOps(Ops):
     def mul_heads(self, x: F32, y: F32, count: int, size: int) -> F32:
         return (x.reshape(*y.shape, size) * y[..., None]).reshape(x.shape)
 
-    def split(self, x: F32, count: int, width: int) -> list[F32]:
-        return np.split(x, count, axis=-1)
+    def split(self, x: F32, *widths: int) -> list[F32]:
+        return np.split(x, np.cumsum(widths)[:-1], axis=-1)
+
+    def clip(self, x: F32, low: F32, high: F32) -> F32:
+        return np.clip(x, low, high)
 
     def widen(self, x: F32, width: int) -> F32:
         return widen(x, width)
@@ -158,6 +162,10 @@ class EagerOps(Ops):
     def append(self, state: str, x: F32) -> F32:
         assert self.states is not None, "a decoder needs states"
         return self.states.append(state, x)
+
+    def grown(self, state: str) -> F32:
+        assert self.states is not None, "a decoder needs states"
+        return self.states.growing[state]
 
     def held(self, state: str) -> F32:
         assert self.states is not None, "a decoder needs states"

@@ -63,7 +63,7 @@ def image_features(ops: Ops, spec: ModelSpec, inputs: dict[str, X]) -> X:
 
 
 def feature_shape(spec: ModelSpec) -> Tensor:
-    width = spec.decoder.embed_width
+    width = spec.decoder.feature_width
     if isinstance(spec.vision, Vit):
         return Tensor("float32", ("tiles", spec.image_tokens, width))
     return Tensor("float32", (1, "tokens", width))

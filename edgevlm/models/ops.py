@@ -124,9 +124,17 @@ class Ops:
         """(B, S, count * size), each head by its own of y (B, S, count)."""
         self._lacks("mul_heads")
 
-    def split(self, x: X, count: int, width: int) -> list[X]:
-        """(B, S, count * width) to `count` values (B, S, width)."""
+    def split(self, x: X, *widths: int) -> list[X]:
+        """(B, S, sum of widths) to one value (B, S, width) for each."""
         self._lacks("split")
+
+    def bound(self, name: str) -> X:
+        """The weight `name` (1,) as a value, which may be infinite."""
+        return self.vector(name, 1)
+
+    def clip(self, x: X, low: X, high: X) -> X:
+        """No value below `low` or above `high`, of one value each."""
+        self._lacks("clip")
 
     def widen(self, x: X, width: int) -> X:
         """(B, S, D) to (B, S, width) with zeros behind."""
@@ -152,6 +160,10 @@ class Ops:
         """Write (B, kv heads, S, d) at the end of a growing state; all that it holds."""
         self._lacks("append")
 
+    def grown(self, state: str) -> X:
+        """What `append` gave for a growing state in this call: all that it holds."""
+        self._lacks("grown")
+
     def held(self, state: str) -> X:
         """A state of kind "memory" as it is."""
         self._lacks("held")
@@ -168,6 +180,10 @@ class Ops:
     def norm_heads(self, x: X, name: str, spec: Norm) -> X:
         """The norm of each head by itself, (B, H, S, d)."""
         return self.norm(x, name, spec)
+
+    def norm_parts(self, x: X, name: str, spec: Norm, count: int, size: int) -> X:
+        """(B, S, count * size): the norm of each part by itself."""
+        return self.merge(self.norm_heads(self.heads(x, count, size), name, spec))
 
     def causal_conv(self, x: X, name: str, width: int, kernel: int, state: str) -> X:
         """Depthwise causal convolution over positions with the weight `name` (D, kernel); keeps its last inputs."""
@@ -193,6 +209,13 @@ class Ops:
         """(B, S, D) to (B, S / count, count * D): consecutive positions become channels."""
         self._lacks("group")
 
+    def mean_group(self, x: X, count: int, width: int) -> X:
+        """(B, S, D) to (B, S / count, D): the mean of consecutive positions."""
+        first, *rest = self.split(self.group(x, count, width), *[width] * count)
+        for part in rest:
+            first = self.add(first, part)
+        return self.mul(first, 1 / count)
+
     def take(self, x: X, index: str) -> X:
         """(1, S, D) to (1, N, D): the rows that the input `index` (N,) names."""
         self._lacks("take")
@@ -214,7 +237,20 @@ class Ops:
         """(B, S, D) to (B, S, D) by the maps w.q, w.k, w.v and w.o; state: where keys and values grow, or None."""
         q, k, v = self._qkv(x, w, a, state)
         out = self.named(f"{w}.attention", self.merge(self.attend(q, k, v, a, mask)))
-        return self.linear(self._gated(out, x, w, a), (f"{w}.o", width), bias=a.out_bias)[0]
+        return self.maps(self._gated(out, x, w, a), (f"{w}.o", width), bias=a.out_bias, clipped=a.clipped)[0]
+
+    def maps(self, x: X, *maps: tuple[str, int], bias: bool, clipped: bool) -> list[X]:
+        """`linear`; clipped: each map by itself, with its input and its output within its own bounds."""
+        if not clipped:
+            return self.linear(x, *maps, bias=bias)
+        found = []
+        for name, rows in maps:
+            low, high, least, most = (
+                self.bound(f"{name}.{side}") for side in ("input_min", "input_max", "output_min", "output_max")
+            )
+            out = self.linear(self.clip(x, low, high), (name, rows), bias=bias)[0]
+            found.append(self.clip(out, least, most))
+        return found
 
     def _gated(self, out: X, x: X, w: str, a: Attention) -> X:
         """What an attention to x gives, times the gate that x gives, where there is one."""
@@ -228,21 +264,27 @@ class Ops:
         """As `attention`, inside groups of `size` positions."""
         q, k, v = (self.windows(part, size) for part in self._qkv(x, w, a, None))
         out = self.merge(self.unwindow(self.attend(q, k, v, a, mask)))
-        return self.linear(self.named(f"{w}.attention", out), (f"{w}.o", width), bias=a.out_bias)[0]
+        out = self.named(f"{w}.attention", out)
+        return self.maps(out, (f"{w}.o", width), bias=a.out_bias, clipped=a.clipped)[0]
 
     def _qkv(self, x: X, w: str, a: Attention, state: str | None) -> tuple[X, X, X]:
         rows, kv_rows = a.heads * a.head_dim, a.kv_heads * a.head_dim
         if a.reads == "memory":
             q = self.linear(x, (f"{w}.q", rows), bias=a.bias)[0]
             return self._rotated(q, f"{w}.q_norm", a, a.heads), self.held(f"{state}.key"), self.held(f"{state}.value")
-        q, k, v = self.linear(x, (f"{w}.q", rows), (f"{w}.k", kv_rows), (f"{w}.v", kv_rows), bias=a.bias)
+        if a.reads == "earlier":
+            q = self.linear(x, (f"{w}.q", rows), bias=a.bias)[0]
+            return self._rotated(q, f"{w}.q_norm", a, a.heads), self.grown(f"{state}.key"), self.grown(f"{state}.value")
+        maps = ((f"{w}.q", rows), (f"{w}.k", kv_rows), (f"{w}.v", kv_rows))
+        q, k, v = self.maps(x, *maps, bias=a.bias, clipped=a.clipped)
         q, k = self._rotated(q, f"{w}.q_norm", a, a.heads), self._rotated(k, f"{w}.k_norm", a, a.kv_heads)
         v = self.heads(v, a.kv_heads, a.head_dim)
+        v = self.norm_heads(v, f"{w}.v_norm", a.v_norm) if a.v_norm else v
         return (q, k, v) if state is None else (q, self.append(f"{state}.key", k), self.append(f"{state}.value", v))
 
     def _rotated(self, x: X, norm: str, a: Attention, count: int) -> X:
         x = self.heads(x, count, a.head_dim)
-        x = self.norm(x, norm, a.qk_norm) if a.qk_norm else x
+        x = self.norm_heads(x, norm, a.qk_norm) if a.qk_norm else x
         return self.rotate(x, a.rope, a.head_dim) if a.rope else x
 
     def short_conv(self, x: X, w: str, c: ShortConv, width: int, state: str) -> X:
@@ -275,7 +317,8 @@ class Ops:
     def mlp(self, x: X, w: str, m: Mlp, width: int) -> X:
         """Gated: w.gate, w.up and w.down; otherwise w.fc1 and w.fc2."""
         if m.gated:
-            gate, up = self.linear(x, (f"{w}.gate", m.size), (f"{w}.up", m.size), bias=m.bias)
-            return self.linear(self.mul(self.act(gate, m.act), up), (f"{w}.down", width), bias=m.bias)[0]
-        h = self.act(self.linear(x, (f"{w}.fc1", m.size), bias=m.bias)[0], m.act)
-        return self.linear(h, (f"{w}.fc2", width), bias=m.bias)[0]
+            gate, up = self.maps(x, (f"{w}.gate", m.size), (f"{w}.up", m.size), bias=m.bias, clipped=m.clipped)
+            h = self.mul(self.act(gate, m.act), up)
+            return self.maps(h, (f"{w}.down", width), bias=m.bias, clipped=m.clipped)[0]
+        h = self.act(self.maps(x, (f"{w}.fc1", m.size), bias=m.bias, clipped=m.clipped)[0], m.act)
+        return self.maps(h, (f"{w}.fc2", width), bias=m.bias, clipped=m.clipped)[0]

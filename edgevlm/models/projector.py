@@ -92,6 +92,21 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Average:
+    """side x side neighbours, which a grid tower leaves next to each other, become their mean."""
+
+    side: int
+    width: int  # channels
+    kind: str = "average"
+
+    def walk(self, ops: Ops, x: X, grid: Grid, w: str) -> X:
+        return ops.mean_group(x, self.side**2, self.width)
+
+    def grid(self, grid: Grid) -> Grid:
+        return grid[0] // self.side, grid[1] // self.side
+
+
+@dataclass(frozen=True)
 class Take(_SameGrid):
     """Tokens in reading order: the rows that an input of the tower names."""
 
@@ -117,7 +132,7 @@ class Queries:
         return 1, self.count
 
 
-Step = Linear | Act | Normalize | Shuffle | Pool | Group | Take | Queries
+Step = Linear | Act | Normalize | Shuffle | Pool | Group | Average | Take | Queries
 
 
 def projector(ops: Ops, x: X, steps: tuple[Step, ...], grid: Grid, w: str = "projector") -> X:

@@ -23,7 +23,7 @@ class WeightInfo:
 
     @property
     def is_linear(self) -> bool:
-        """What is quantized: matrices of linear maps, and the embedding, which is a tied head's matrix."""
+        """What is quantized: matrices of linear maps, and tables of tokens, of which one is a tied head's matrix."""
         return self.role in ("matrix", "table")
 
 
@@ -104,7 +104,7 @@ class Record(Ops):
         return (*x[:-1], width)
 
     def embed(self, ids: Shape, name: str, rows: int, width: int) -> Shape:
-        self._add(f"{name}.weight", "table" if name == "decoder.embed" else "positions", rows, width)
+        self._add(f"{name}.weight", "positions" if name == "decoder.positions" else "table", rows, width)
         return (*ids, width)
 
     def add_table(self, x: Shape, name: str, rows: int, width: int) -> Shape:
@@ -134,7 +134,8 @@ class Record(Ops):
         return (size,)
 
     def norm(self, x: Shape, name: str, spec: Norm) -> Shape:
-        self._add(f"{name}.weight", "vector", x[-1])
+        if spec.weight:
+            self._add(f"{name}.weight", "vector", x[-1])
         if spec.kind == "layer":
             self._add(f"{name}.bias", "vector", x[-1])
         return x
@@ -151,8 +152,11 @@ class Record(Ops):
     def mul_heads(self, x: Shape, y: Shape, count: int, size: int) -> Shape:
         return x
 
-    def split(self, x: Shape, count: int, width: int) -> list[Shape]:
-        return [(*x[:-1], width)] * count
+    def split(self, x: Shape, *widths: int) -> list[Shape]:
+        return [(*x[:-1], width) for width in widths]
+
+    def clip(self, x: Shape, low: Shape, high: Shape) -> Shape:
+        return x
 
     def widen(self, x: Shape, width: int) -> Shape:
         return (*x[:-1], width)
@@ -171,6 +175,9 @@ class Record(Ops):
 
     def append(self, state: str, x: Shape) -> Shape:
         return x
+
+    def grown(self, state: str) -> Shape:
+        return (1, 1, 1, 1)
 
     def held(self, state: str) -> Shape:
         return (1, 1, 1, 1)

@@ -17,6 +17,7 @@ class Norm:
 
     kind: str = "rms"  # "rms" | "layer"; a layer norm has a bias
     eps: float = 1e-6
+    weight: bool = True  # False: the bare norm, of a root mean square alone
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,11 @@ class Attention:
     window: int | None = None  # positions that a query looks back, its own included; None: all
     gated: str | None = None  # what it gives is multiplied, before `o`, by the sigmoid of one more map of its input,
     # which has an output for each of its "values" or for each of its "heads"
-    reads: str = "self"  # "self" | "memory": keys and values of the encoder or the picture, made once per prompt
+    # "self" | "memory": keys and values of the encoder or the picture, made once per prompt | "earlier": those of the
+    # last layer before with the same window that makes its own
+    reads: str = "self"
+    v_norm: Norm | None = None  # of values, per head
+    clipped: bool = False  # what goes into each map and comes out of it is kept within bounds of its own
 
     kind: str = "attention"
 
@@ -105,6 +110,7 @@ class Mlp:
     act: str = "silu"  # of ACTS
     gated: bool = True  # act(gate) * up (arXiv 2002.05202); otherwise two maps with the activation between
     bias: bool = False
+    clipped: bool = False  # as in Attention
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,7 @@ class Block:
     norm: Norm = Norm()
     places: str = "pre"  # where norms stand: "pre" | "sandwich" (also behind each part, Gemma 2) | "post" (BART)
     gated: bool = False  # tanh(gate) before each residual sum (Llama 3.2 Vision)
+    scaled: bool = False  # what the layer gives is multiplied by a number of its own
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,7 @@ class Decoder:
     logit_cap: float | None = None
     places: str = "grid"  # where several axes have a picture's tokens: "grid" (of each view) | "line" (as text)
     deepstack: int = 0  # levels of extra image features, added behind the first layers (Qwen3-VL)
+    per_layer: int = 0  # values that each layer takes of a token's row of a second table (per-layer embeddings)
     tie_embeddings: bool = False
 
     @property
@@ -144,8 +152,19 @@ class Decoder:
 
     @property
     def embed_width(self) -> int:
-        """Values of a position that comes in: its embedding, and behind it what each level of `deepstack` adds."""
+        """Values of a position that comes in: its embedding, and behind it what each level of `deepstack` adds, or
+        what `per_layer` gives each layer."""
+        return self.feature_width + self.per_layer_width
+
+    @property
+    def feature_width(self) -> int:
+        """Values of an image token's features, which come in the place of as many of its embedding's."""
         return self.hidden_size * (1 + self.deepstack)
+
+    @property
+    def per_layer_width(self) -> int:
+        """Values of a row of the second table."""
+        return self.per_layer * self.num_layers
 
     def block(self, layer: int) -> Block:
         return self.blocks[self.layers[layer]]
@@ -159,7 +178,7 @@ class Decoder:
     def windows(self) -> frozenset[int | None]:
         """The different windows of attention to the decoder's own positions; None sees all."""
         mixers = (mixer for block in self.blocks for mixer in block.mixers)
-        return frozenset(m.window for m in mixers if isinstance(m, Attention) and m.reads == "self")
+        return frozenset(m.window for m in mixers if isinstance(m, Attention) and m.reads != "memory")
 
     @cached_property  # asked for at every token
     def is_plain(self) -> bool:
@@ -193,11 +212,23 @@ def states(decoder: Decoder) -> list[State]:
                 found.append(State(f"{name}.conv", (mixer.kernel - 1, mixer.channels), "replace"))
                 matrices = (mixer.value_heads, mixer.key_dim, mixer.value_dim)
                 found.append(State(f"{name}.delta", matrices, "replace"))
-            else:
+            elif mixer.reads != "earlier":
                 kind = "append" if mixer.reads == "self" else "memory"
                 shape = (mixer.kv_heads, None, mixer.head_dim)
                 found += [State(f"{name}.{side}", shape, kind) for side in ("key", "value")]
     return found
+
+
+def keeps(decoder: Decoder, layer: int, m: int) -> int:
+    """The layer whose keys and values a layer's mixer reads: its own, or an earlier one's; -1 where there is none."""
+    mixer = decoder.block(layer).mixers[m]
+    if not isinstance(mixer, Attention) or mixer.reads != "earlier":
+        return layer
+    for before in range(layer - 1, -1, -1):
+        other = decoder.block(before).mixers[m] if m < len(decoder.block(before).mixers) else None
+        if isinstance(other, Attention) and other.reads == "self" and other.window == mixer.window:
+            return before
+    return -1
 
 
 def state_name(layer: int, mixer: int) -> str:

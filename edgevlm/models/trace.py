@@ -39,7 +39,7 @@ class TracingOps(EagerOps):
 
     def norm(self, x: F32, name: str, spec: Norm) -> F32:
         out = super().norm(x, name, spec)
-        return self.keep_value(name, out) if not name.endswith(("q_norm", "k_norm")) else out
+        return self.keep_value(name, out) if not name.endswith(("q_norm", "k_norm", "v_norm")) else out
 
     def linear(self, x: F32, *maps: tuple[str, int], bias: bool = False) -> list[F32]:
         outs = super().linear(x, *maps, bias=bias)

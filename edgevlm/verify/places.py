@@ -33,7 +33,7 @@ def check_places(spec: ModelSpec) -> Iterator[Row]:
     if isinstance(tower, QwenVit) and tower.merge == recorded["merge"]:
         halved = "halved_" if tower.unit > tower.merge else ""
         yield _row("grids", "patches", recorded[f"{halved}patches"], lambda case: _patches(tower, case))
-        if tower.table:
+        if tower.table and tower.resample != "none":
             side = replace(tower, table=recorded["side"])
             yield _row("grids", "table of positions", recorded[f"{halved}tables"], lambda case: _table(side, case))
     if decoder.axes == 3 and decoder.places == "grid":

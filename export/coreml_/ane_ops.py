@@ -94,7 +94,7 @@ class AneOps(MilOps):
     # Attention
 
     def attention(self, x: X, w: str, a: Attention, width: int, state: str | None, mask: str | None) -> X:
-        if state or mask or a.rope or a.qk_norm or a.softcap or a.heads != a.kv_heads:
+        if state or mask or a.rope or a.qk_norm or a.softcap or a.heads != a.kv_heads or a.v_norm or a.clipped:
             return super().attention(x, w, a, width, state, mask)
         # Heads as channels, (1, H, d, S): nothing is transposed.
         mb, rows = self.mb, a.heads * a.head_dim
@@ -122,7 +122,9 @@ class AneOps(MilOps):
         """A layer of the state over the whole fixed context; the mask hides what is not written yet."""
         assert self.cache is not None
         layer = self.cache.places[state][1]
-        return self.mb.slice_by_index(x=held, begin=[layer, 0, 0, 0], end=[layer + 1, *held.shape[1:]])
+        read = self.mb.slice_by_index(x=held, begin=[layer, 0, 0, 0], end=[layer + 1, *held.shape[1:]])
+        self._grown[state] = read
+        return read
 
     def _end(self) -> X:
         rows = self.inputs["embeddings"].shape[1]

@@ -13,8 +13,8 @@ from edgevlm.export.coreml_.store import half
 from edgevlm.runtimes.coreml.table import ALIGN
 
 
-def write_embedding(path: Path, table: QTensor) -> dict[str, Any]:
-    """Write the embedding table to `path`: codes row by row, then fp16 scales at a multiple of ALIGN.
+def write_embedding(path: Path, table: QTensor, name: str) -> dict[str, Any]:
+    """Write the table `name` of tokens to `path`: codes row by row, then fp16 scales at a multiple of ALIGN.
 
     int4 codes are two's complement, two to a byte, the first in the low half. Returns kind, shape and offsets.
     """
@@ -24,7 +24,7 @@ def write_embedding(path: Path, table: QTensor) -> dict[str, Any]:
         step = max(1, (8 << 20) // columns)
         for start in range(0, rows, step):
             part = table.codes[start : start + step]
-            stream.write(_table_bytes(part, kind).tobytes())
+            stream.write(_table_bytes(part, kind, name).tobytes())
         entry: dict[str, Any] = {"kind": kind, "shape": [rows, columns], "codes": [0, stream.tell()]}
         if table.scale is not None:
             stream.write(bytes(-stream.tell() % ALIGN))
@@ -35,9 +35,9 @@ def write_embedding(path: Path, table: QTensor) -> dict[str, Any]:
     return entry
 
 
-def _table_bytes(codes: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:
+def _table_bytes(codes: npt.NDArray[Any], kind: str, name: str) -> npt.NDArray[Any]:
     if kind == "fp16":
-        return half(codes, "decoder.embed.weight")
+        return half(codes, name)
     codes = codes.astype(np.int8, copy=False)
     if kind == "int4":
         nibbles = codes.view(np.uint8) & 15

@@ -67,6 +67,8 @@ def _view_sizes(tensors: dict[str, Tensor], tower: Tower, profile: str, side: in
         return axis_sizes(tensors, package_inputs(tower.feeds(np.zeros((3, pixels, pixels), np.float32))))
 
     unit = tower.patch_size * getattr(tower, "unit", 1)
+    if profile == "gpu":  # which plans for such pictures and takes any
+        side = max(unit, side // unit * unit)
     if side < unit or side % unit:
         raise EdgeVLMError(
             f"A CoreML encoder for pictures of {side} x {side} pixels is not possible: this model's views have sides "

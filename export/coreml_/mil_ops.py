@@ -21,6 +21,7 @@ from edgevlm.models.ops import X
 from edgevlm.models.spec import Attention, Norm
 from edgevlm.models.trace import linear_name
 
+LEAST = 2.0**-24  # of fp16's numbers that are more than 0
 _GELU = {"gelu": "EXACT", "gelu_tanh": "TANH_APPROXIMATION", "quick_gelu": "SIGMOID_APPROXIMATION"}
 
 
@@ -179,8 +180,15 @@ class MilOps(DeltaOps):
     def beside(self, parts: list[X]) -> X:
         return self.mb.concat(values=parts, axis=self.channel_axis)
 
-    def split(self, x: X, count: int, width: int) -> list[X]:
-        return list(self.mb.split(x=x, split_sizes=[width] * count, axis=self.channel_axis))
+    def split(self, x: X, *widths: int) -> list[X]:
+        return list(self.mb.split(x=x, split_sizes=list(widths), axis=self.channel_axis))
+
+    def bound(self, name: str) -> X:
+        """fp16 holds no value beyond its own bounds."""
+        return self._const(self._shape_vector(self.store.bound(name)[None]), mil_name(name))
+
+    def clip(self, x: X, low: X, high: X) -> X:
+        return self.mb.minimum(x=self.mb.maximum(x=x, y=low), y=high)
 
     def last(self, x: X) -> X:
         return self.mb.slice_by_index(x=x, begin=[0, -1, 0], end=[0, 0, 0], end_mask=[True] * 3)
@@ -214,8 +222,8 @@ class MilOps(DeltaOps):
 
         A hand-written x * rsqrt(mean(x^2)) returns zeros in fp16 as soon as |x| reaches 256. The form is Anemll's.
         """
-        op, mb, epsilon = mil_name(name), self.mb, np.float16(spec.eps)
-        gain = self.store.vector(f"{name}.weight")
+        op, mb, epsilon = mil_name(name), self.mb, np.float16(max(spec.eps, LEAST))
+        gain = self.store.vector(f"{name}.weight") if spec.weight else np.ones(x.shape[axis], np.float16)
         if spec.kind == "layer":
             gamma = self._const(gain, f"{op}_gamma")
             beta = self._const(self.store.vector(f"{name}.bias"), f"{op}_beta")
@@ -281,6 +289,8 @@ class MilOps(DeltaOps):
         """One product for all three, one rotation for queries and keys."""
         if a.reads == "memory":
             self._lacks("attention to a memory")
+        if a.reads == "earlier" or a.clipped:
+            return super()._qkv(x, w, a, state)
         h, kv, size, mb = a.heads, a.kv_heads, a.head_dim, self.mb
         maps = ((f"{w}.q", h * size), (f"{w}.k", kv * size), (f"{w}.v", kv * size))
         all_heads = self.heads(self._product(x, maps, a.bias), h + 2 * kv, size)
@@ -293,6 +303,7 @@ class MilOps(DeltaOps):
         else:
             qk, v = mb.split(x=all_heads, split_sizes=[h + kv, kv], axis=1)
             q, k = mb.split(x=self.rotate(qk, a.rope, size), split_sizes=[h, kv], axis=1)
+        v = self._norm(v, f"{w}.v_norm", a.v_norm, 3) if a.v_norm else v
         return (q, k, v) if state is None else (q, *self._grow(state, k, v))
 
     def attend(self, q: X, k: X, v: X, a: Attention, mask: str | None) -> X:

@@ -27,6 +27,7 @@ class StateOps(Ops):
         """inputs: the function's, by name. cache: where the decoder's growing states lie."""
         self.mil, self.mb, self.store, self.inputs, self.cache = mil, mil.mb, store, inputs or {}, cache
         self._shared: dict[str, X] = {}
+        self._grown: dict[str, X] = {}
 
     def load(self, x: X) -> X:
         """An input (1, S, D) as the operations take it."""
@@ -49,6 +50,9 @@ class StateOps(Ops):
         held, end = self._write(state, x)
         return self._read(held, state, end)
 
+    def grown(self, state: str) -> X:
+        return self._grown[state]
+
     def _grow(self, state: str, k: X, v: X) -> tuple[X, X]:
         """Where one state holds both, both are written before either is read, so that it does without a copy."""
         assert self.cache is not None, "a decoder needs a cache"
@@ -62,7 +66,9 @@ class StateOps(Ops):
     def _read(self, held: X, state: str, end: X) -> X:
         """What a layer of a packed state holds so far, (1, kv heads, end, head size)."""
         assert self.cache is not None
-        return self.mb.slice_by_index(x=held, begin=[self.cache.places[state][1], 0, 0, 0], end=end)
+        read = self.mb.slice_by_index(x=held, begin=[self.cache.places[state][1], 0, 0, 0], end=end)
+        self._grown[state] = read
+        return read
 
     def _write(self, state: str, rows: X) -> tuple[X, X]:
         """The packed state with `rows` at `position` of its layer, and the corner after the last written element."""

@@ -53,6 +53,10 @@ class WeightStore:
     def vector(self, name: str) -> F16:
         return half(self.weights.read(name), name)
 
+    def bound(self, name: str) -> F16:
+        """A bound on values that fp16 holds."""
+        return np.clip(self.weights.read(name), -FP16_MAX, FP16_MAX).astype(np.float16)
+
 
 class Unread(WeightStore):
     """Weights without values, in fp16, for functions that are built to see whether they can be: no memory is taken."""
@@ -68,6 +72,9 @@ class Unread(WeightStore):
 
     def vector(self, name: str) -> F16:
         return np.broadcast_to(np.float16(0), self._tree[name].shape)
+
+    def bound(self, name: str) -> F16:
+        return self.vector(name)
 
 
 def half(values: npt.NDArray[Any], name: str) -> F16:

@@ -45,8 +45,10 @@ def write_coreml(
     for component in components(spec):
         store = WeightStore(weights, quantized)
         if component.name == "embed_tokens":
-            table = write_embedding(folder / "embedding.bin", quantized("decoder.embed.weight"))
-            entries["embedding"] = {"file": "coreml/embedding.bin", **table}
+            for name in ("embedding", *["per_layer_embedding"] * bool(spec.decoder.per_layer)):
+                weight = f"decoder.{name.removesuffix('ding')}.weight"
+                table = write_embedding(folder / f"{name}.bin", quantized(weight), weight)
+                entries[name] = {"file": f"coreml/{name}.bin", **table}
             continue
         key, file = _PACKAGES[component.name]
         functions, entry = _functions(mil, store, component, spec, options)

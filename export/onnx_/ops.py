@@ -11,7 +11,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.export.onnx_.graph import MICROSOFT, Graph
 from edgevlm.export.onnx_.placement import OnnxWeights
 from edgevlm.export.onnx_.products import PendingSum, Value
-from edgevlm.export.onnx_.recurrent import RecurrentOps
+from edgevlm.export.onnx_.tower import TowerOps
 from edgevlm.inputs.layout import rope_rows
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.spec import Attention, Decoder, Norm
@@ -25,7 +25,7 @@ def optional_attributes(a: Attention) -> dict[str, Any]:
     return {name: value for name, value in (("scale", a.scale), ("softcap", a.softcap)) if value is not None}
 
 
-class OnnxOps(RecurrentOps):
+class OnnxOps(TowerOps):
     """Emits nodes into `graph`; handles are value names. Activations are (batch, positions, channels) float32."""
 
     def __init__(self, graph: Graph, placement: OnnxWeights, decoder: Decoder | None = None) -> None:
@@ -33,95 +33,16 @@ class OnnxOps(RecurrentOps):
         self.decoder = decoder
         self._masks: dict[str, str] = {}
 
-    # Towers
-
-    def patch_embed(self, pixels: str, name: str, width: int, patch: int, bias: bool = True) -> str:
-        g = self.graph
-        inputs = [self.placement.plain(g, f"{name}.{part}") for part in ("weight", "bias")[: 1 + bias]]
-        x = g.node("Conv", pixels, *inputs, kernel_shape=[patch] * 2, strides=[patch] * 2)
-        flat = g.node("Reshape", x, g.constant([0, width, -1]))
-        return g.node("Transpose", flat, perm=[0, 2, 1])
-
-    def flatten(self, pixels: str) -> str:
-        g = self.graph
-        return g.node("Transpose", g.node("Reshape", pixels, g.constant([0, 0, -1])), perm=[0, 2, 1])
-
-    def conv2d(
-        self, x: Value, name: str, grid: tuple[int, int], width: int, kernel: int, stride: int, groups: int
-    ) -> str:
-        g = self.graph
-        cells = g.node("Reshape", g.node("Transpose", self.value(x), perm=[0, 2, 1]), g.constant([0, -1, *grid]))
-        parts = [self.placement.plain(g, f"{name}.{part}") for part in ("weight", "bias")]
-        out = g.node(
-            "Conv", cells, *parts, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[kernel // 2] * 4, group=groups
-        )
-        return self.flatten(out)
-
-    def conv_at(self, x: Value, name: str, width: int, kernel: int, places: str) -> str:
-        """A tap at a time: a row of zeros stands before all others."""
-        g, taps = self.graph, self.placement.plain(self.graph, f"{name}.weight")
-        padded = g.node("Concat", g.constant(np.zeros((1, 1, width)), np.float32), self.value(x), axis=1)
-        parts = []
-        for number in range(kernel**2):
-            column = g.constant(number)
-            found = g.node("Gather", padded, g.node("Gather", places, column, axis=1), axis=1)
-            parts.append(g.node("Mul", found, g.node("Gather", taps, column, axis=1)))
-        return g.node("Sum", *parts)
-
-    def mean(self, x: Value) -> str:
-        return self.graph.node("ReduceMean", self.value(x), self.graph.constant([1]), keepdims=1)
-
-    def patch_linear(self, x: str, name: str, width: int, bias: bool = False) -> str:
-        g = self.graph
-        matrix = g.node("Transpose", self.placement.plain(g, f"{name}.weight"), perm=[1, 0])
-        out = g.node("MatMul", x, matrix)
-        return g.node("Add", out, self.placement.plain(g, f"{name}.bias")) if bias else out
-
-    def add_table(self, x: Value, name: str, rows: int, width: int) -> str:
-        return self.graph.node("Add", self.value(x), self.placement.plain(self.graph, name))
-
-    def add_mixed(self, x: Value, name: str, rows: int, width: int, places: str, shares: str) -> str:
-        g = self.graph
-        found = g.node("Gather", self.placement.plain(g, name), places)
-        parts = g.node("Mul", found, g.node("Unsqueeze", shares, g.constant([-1])))
-        return g.node("Add", self.value(x), g.node("ReduceSum", parts, g.constant([1]), keepdims=0))
-
-    def add_shares(self, x: Value, name: str, rows: int, width: int, shares: str) -> str:
-        g = self.graph
-        return g.node("Add", self.value(x), g.node("MatMul", shares, self.placement.plain(g, name)))
-
-    def prepend(self, x: Value, name: str, width: int) -> str:
-        g, x = self.graph, self.value(x)
-        shape = g.node("Concat", g.node("Shape", x, start=0, end=1), g.constant([1, width]), axis=0)
-        return g.node("Concat", g.node("Expand", self.placement.plain(g, name), shape), x, axis=1)
-
-    def drop_first(self, x: Value) -> str:
-        g = self.graph
-        return g.node("Slice", self.value(x), g.constant([1]), g.constant([np.iinfo(np.int64).max]), g.constant([1]))
-
     def beside(self, parts: list[Value]) -> str:
         return self.graph.node("Concat", *map(self.value, parts), axis=-1)
 
-    def pixel_shuffle(self, x: Value, grid: tuple[int, int], scale: int, width: int) -> str:
-        g, (rows, cols) = self.graph, (side // scale for side in grid)
-        split = g.node("Reshape", self.value(x), g.constant([-1, rows, scale, cols, scale, width]))
-        moved = g.node("Transpose", split, perm=[0, 1, 3, 2, 4, 5])
-        return g.node("Reshape", moved, g.constant([-1, rows * cols, width * scale**2]))
+    def split(self, x: Value, *widths: int) -> list[Value]:
+        g = self.graph
+        return list(g.nodes("Split", self.value(x), g.constant(widths), outputs=len(widths), axis=-1))
 
-    def mean_pool(self, x: Value, grid: tuple[int, int], scale: int, width: int) -> str:
-        g, (rows, cols) = self.graph, (side // scale for side in grid)
-        split = g.node("Reshape", self.value(x), g.constant([-1, rows, scale, cols, scale, width]))
-        means = g.node("ReduceMean", split, g.constant([2, 4]), keepdims=0)
-        return g.node("Reshape", means, g.constant([-1, rows * cols, width]))
-
-    def group(self, x: Value, count: int, width: int) -> str:
-        return self.graph.node("Reshape", self.value(x), self.graph.constant([0, -1, count * width]))
-
-    def take(self, x: Value, index: str) -> str:
-        return self.graph.node("Gather", self.value(x), index, axis=1)
-
-    def split(self, x: Value, count: int, width: int) -> list[Value]:
-        return list(self.graph.nodes("Split", self.value(x), outputs=count, axis=-1, num_outputs=count))
+    def clip(self, x: Value, low: Value, high: Value) -> str:
+        g = self.graph
+        return g.node("Min", g.node("Max", self.value(x), self.value(low)), self.value(high))
 
     def widen(self, x: Value, width: int) -> str:
         g, x = self.graph, self.value(x)
@@ -136,6 +57,9 @@ class OnnxOps(RecurrentOps):
 
     def norm(self, x: Value, name: str, spec: Norm) -> str:
         g, p = self.graph, self.placement
+        if not spec.weight:
+            ones = g.constant([1], np.float32)
+            return g.node("RMSNormalization", self.value(x), ones, axis=-1, epsilon=spec.eps)
         weight = p.plain(g, f"{name}.weight")
         if spec.kind == "layer":
             bias = p.plain(g, f"{name}.bias")
@@ -186,7 +110,8 @@ class OnnxOps(RecurrentOps):
         if state is None:
             return self._encoder_attention(x, w, a, width, mask, None)
         self._check_decoder(a)
-        out = self._gated(self._cached_attention(self.value(x), w, a, state, mask), x, w, a)
+        attend = self._shared_attention if a.reads == "earlier" else self._cached_attention
+        out: Value = self._gated(attend(self.value(x), w, a, state, mask), x, w, a)
         return self.linear(out, (f"{w}.o", width), bias=a.out_bias)[0]
 
     def window_attention(self, x: Value, w: str, a: Attention, width: int, size: int, mask: str | None) -> Value:
@@ -197,8 +122,7 @@ class OnnxOps(RecurrentOps):
     ) -> Value:
         g, channels = self.graph, [a.heads * a.head_dim, *[a.kv_heads * a.head_dim] * 2]
         maps = [(f"{w}.{name}", rows) for name, rows in zip("qkv", channels, strict=True)]
-        q, k, v = (self.value(part) for part in self.linear(x, *maps, bias=a.bias))
-        q, k = self._head_norm(q, f"{w}.q_norm", a, a.heads), self._head_norm(k, f"{w}.k_norm", a, a.kv_heads)
+        q, k, v = self._normed(self.maps(x, *maps, bias=a.bias, clipped=a.clipped), w, a)
         if a.rope is not None:
             rows = [g.node("Unsqueeze", name, g.constant([0])) for name in rope_inputs(a.rope)]
             q = g.node("RotaryEmbedding", q, *rows, num_heads=a.heads)
@@ -218,7 +142,8 @@ class OnnxOps(RecurrentOps):
             **optional_attributes(a),
         )
         out = g.node("Reshape", out, g.constant([1, -1, channels[0]])) if window is not None else out
-        return self.linear(out, (f"{w}.o", width), bias=a.out_bias)[0]
+        given: list[Value] = self.maps(out, (f"{w}.o", width), bias=a.out_bias, clipped=a.clipped)
+        return given[0]
 
     def _query_rows(self, mask: str, q: str, window: int | None) -> str:
         """A mask of keys (B, 1, 1, T) with a row for each query, which the operator asks for."""
@@ -229,18 +154,23 @@ class OnnxOps(RecurrentOps):
             self._masks[mask] = g.node("Expand", mask, shape)
         return self._masks[mask]
 
-    def _head_norm(self, x: str, name: str, a: Attention, count: int) -> str:
-        """The norm of each head by itself, where the model has one."""
-        if a.qk_norm is None:
-            return x
+    def norm_parts(self, x: Value, name: str, spec: Norm, count: int, size: int) -> str:
         g = self.graph
-        split = g.node("Reshape", x, g.constant([0, 0, count, a.head_dim]))
-        return g.node("Reshape", self.norm(split, name, a.qk_norm), g.constant([0, 0, -1]))
+        split = g.node("Reshape", self.value(x), g.constant([0, 0, count, size]))
+        return g.node("Reshape", self.norm(split, name, spec), g.constant([0, 0, -1]))
+
+    def _normed(self, parts: list[Value], w: str, a: Attention) -> list[str]:
+        """Queries, keys and values, or the first of them, with the norm of each head where the model has one."""
+        found = []
+        for part, x in zip("qkv", parts, strict=False):
+            norm, count = a.v_norm if part == "v" else a.qk_norm, a.heads if part == "q" else a.kv_heads
+            found.append(self.norm_parts(x, f"{w}.{part}_norm", norm, count, a.head_dim) if norm else self.value(x))
+        return found
 
     def _check_decoder(self, a: Attention) -> None:
         d = self.decoder
         assert d is not None, "a decoder graph needs its spec"
-        if a.reads != "self" or a.rope is None:
+        if a.reads == "memory" or a.rope is None or a.clipped:
             raise EdgeVLMError(
                 "The ONNX target writes decoders with self-attention and RoPE, and this model asks for more: use the "
                 "eager runtime."
@@ -303,12 +233,22 @@ class OnnxOps(RecurrentOps):
         past = [f"past_key_values.{state}.{side}" for side in sides]
         present = [f"present.{state}.{side}" for side in sides]
         names = tuple(f"{w}.{name}" for name in "qkv")
-        if a.qk_norm is None:
+        if a.qk_norm is None and a.v_norm is None:
             parts = [self._product(x, names), "", ""]
         else:
             rows = (a.heads * a.head_dim, *(a.kv_heads * a.head_dim,) * 2)
-            q, k, v = (self.value(p) for p in self.linear(x, *zip(names, rows, strict=True), bias=a.bias))
-            parts = [self._head_norm(q, f"{w}.q_norm", a, a.heads), self._head_norm(k, f"{w}.k_norm", a, a.kv_heads), v]
+            parts = self._normed(self.linear(x, *zip(names, rows, strict=True), bias=a.bias), w, a)
+        return self._attended(parts, past, [f"{w}.attention", *present], a, mask)
+
+    def _shared_attention(self, x: str, w: str, a: Attention, state: str, mask: str | None) -> str:
+        """Over another layer's keys and values, to which this one adds none: the kernel takes no more of length 0."""
+        g, rows = self.graph, a.heads * a.head_dim
+        (q,) = self._normed(self.linear(x, (f"{w}.q", rows), bias=a.bias), w, a)
+        none = g.node("Slice", q, g.constant([0, 0]), g.constant([0, a.kv_heads * a.head_dim]), g.constant([1, 2]))
+        past = [f"present.{state}.{side}" for side in ("key", "value")]
+        return self._attended([q, none, none], past, [f"{w}.attention"], a, mask)
+
+    def _attended(self, parts: list[str], past: list[str], outputs: list[str], a: Attention, mask: str | None) -> str:
         seen, rule = self._visibility(a, mask)
         out, *_ = self.graph.nodes(
             "GroupQueryAttention",
@@ -319,7 +259,7 @@ class OnnxOps(RecurrentOps):
             self._rope(a.rope, 0),
             self._rope(a.rope, 1),
             *seen,
-            outputs=[f"{w}.attention", *present],
+            outputs=outputs,
             domain=MICROSOFT,
             num_heads=a.heads,
             kv_num_heads=a.kv_heads,

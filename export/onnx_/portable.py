@@ -87,17 +87,8 @@ class PortableOps(OnnxOps):
     def _cached_attention(self, x: str, w: str, a: Attention, state: str, mask: str | None) -> str:
         g, sizes = self.graph, (a.heads * a.head_dim, *(a.kv_heads * a.head_dim,) * 2)
         names = tuple(f"{w}.{name}" for name in "qkv")
-        q, k, v = (self.value(part) for part in self.linear(x, *zip(names, sizes, strict=True), bias=a.bias))
-        q, k = self._head_norm(q, f"{w}.q_norm", a, a.heads), self._head_norm(k, f"{w}.k_norm", a, a.kv_heads)
-        if self._spec.is_plain:
-            tables = [self._rope(a.rope, 0), self._rope(a.rope, 1), self._positions]
-        else:
-            rows = [g.node("Slice", self._rope(a.rope, part), self._past, self._total) for part in (0, 1)]
-            tables = [g.node("Unsqueeze", part, g.constant([0])) for part in rows]
-        q, k = (
-            g.node("RotaryEmbedding", part, *tables, num_heads=count, **self._turned(a))
-            for part, count in ((q, a.heads), (k, a.kv_heads))
-        )
+        q, k, v = self._normed(self.linear(x, *zip(names, sizes, strict=True), bias=a.bias), w, a)
+        q, k = self._rotate(q, a, a.heads), self._rotate(k, a, a.kv_heads)
         past = [f"past_key_values.{state}.{side}" for side in ("key", "value")]
         present = [f"present.{state}.{side}" for side in ("key", "value")]
         out, *_ = g.nodes(
@@ -105,7 +96,7 @@ class PortableOps(OnnxOps):
             q,
             k,
             v,
-            self._visible[a.window] if self._spec.mask == "causal" else str(mask),
+            self._seen(a, mask),
             *past,
             outputs=[f"{w}.attention", *present],
             q_num_heads=a.heads,
@@ -113,6 +104,29 @@ class PortableOps(OnnxOps):
             **optional_attributes(a),
         )
         return out
+
+    def _shared_attention(self, x: str, w: str, a: Attention, state: str, mask: str | None) -> str:
+        """Heads apart, as another layer's keys and values are."""
+        g, rows = self.graph, a.heads * a.head_dim
+        (q,) = self._normed(self.linear(x, (f"{w}.q", rows), bias=a.bias), w, a)
+        heads = g.node("Reshape", self._rotate(q, a, a.heads), g.constant([0, 0, a.heads, a.head_dim]))
+        heads = g.node("Transpose", heads, perm=[0, 2, 1, 3])
+        held = [f"present.{state}.{side}" for side in ("key", "value")]
+        out = g.node("Attention", heads, *held, self._seen(a, mask), **optional_attributes(a))
+        merged = g.node("Transpose", out, perm=[0, 2, 1, 3])
+        return g.nodes("Reshape", merged, g.constant([0, 0, -1]), outputs=[f"{w}.attention"])[0]
+
+    def _seen(self, a: Attention, mask: str | None) -> str:
+        return self._visible[a.window] if self._spec.mask == "causal" else str(mask)
+
+    def _rotate(self, x: str, a: Attention, count: int) -> str:
+        g = self.graph
+        if self._spec.is_plain:
+            tables = [self._rope(a.rope, 0), self._rope(a.rope, 1), self._positions]
+        else:
+            rows = [g.node("Slice", self._rope(a.rope, part), self._past, self._total) for part in (0, 1)]
+            tables = [g.node("Unsqueeze", part, g.constant([0])) for part in rows]
+        return g.node("RotaryEmbedding", x, *tables, num_heads=count, **self._turned(a))
 
     def causal_conv(self, x: Value, name: str, width: int, kernel: int, state: str) -> str:
         g = self.graph

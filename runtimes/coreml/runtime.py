@@ -102,6 +102,8 @@ class CoreMLDecoder:
         check_decoder(package, target, bundle.manifest.spec)
         self._outputs, self._mask_value = target.decoder.outputs, target.decoder.mask_value
         self._table = EmbeddingTable(bundle.path(target.embedding.file), target.embedding)
+        second = target.per_layer_embedding
+        self._second = None if second is None else EmbeddingTable(bundle.path(second.file), second)
         self._functions = _of_context(target.decoder.functions, context)
         names = list(self._functions)
         self.engine: DecoderEngine
@@ -118,7 +120,10 @@ class CoreMLDecoder:
     def embed(self, ids: I64) -> F32:
         rows = self._table.rows(ids)
         scale = self._spec.embed_scale
-        return widen(rows if scale == 1.0 else rows * np.float32(scale), self._spec.embed_width)
+        rows = rows if scale == 1.0 else rows * np.float32(scale)
+        if self._second is not None:
+            return np.concatenate([rows, self._second.rows(ids) * np.float32(self._spec.per_layer**0.5)], axis=1)
+        return widen(rows, self._spec.embed_width)
 
     def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
         total = self._position + len(embeds)

@@ -21,6 +21,7 @@ from tiny import (
     deepseek_vl,
     fast_vlm,
     gemma3,
+    gemma4,
     internvl,
     janus,
     lfm2_vl,
@@ -53,6 +54,7 @@ class Case:
     """How a family's checkpoint is built in each layout, and which layers an adapter can change.
 
     module: the class that peft wraps, from the model that was built; None where it is the model itself.
+    queries: and values, where those names also mean what peft cannot wrap.
     """
 
     build: Callable[..., Any]
@@ -61,6 +63,7 @@ class Case:
     projector: str
     embed: str = "embed_tokens"
     head: str = "lm_head"
+    queries: tuple[str, ...] | str = ("q_proj", "v_proj")
 
     def make(self, folder: Path, layout: str | None) -> Any:
         return self.build(folder) if layout is None else self.build(folder, layout=layout)
@@ -124,6 +127,13 @@ CASES = {
     ),
     # Its projection is a bare parameter, which peft's layers do not take.
     "gemma3 tied": Case(gemma3.build, LAYOUTS, r".*vision_tower.*\.(k_proj|fc1)", r".*vision_tower.*\.fc2"),
+    "gemma4 tied": Case(
+        partial(gemma4.build, unread=False),
+        LAYOUTS,
+        r".*vision_tower.*\.(v_proj|down_proj)\.linear",
+        r".*embed_vision\.embedding_projection",
+        queries=r".*language_model.*\.(q_proj|v_proj|per_layer_input_gate)",
+    ),
     "ovis2": Case(
         partial(ovis2.build, tied=False), ("hub", "saved"), r".*vision_tower.*\.(v_proj|down_proj)", r".*head_linear"
     ),
@@ -158,6 +168,7 @@ SAMPLE = [
     ("vipllava", "memory", "projector", "rsLoRA"),
     ("janus", "hub", "q and v", "LoRA"),
     ("gemma3 tied", "hub", "all linear layers", "LoRA"),
+    ("gemma4 tied", "saved", "all linear layers", "LoRA"),
     ("mistral3", "hub", "tower", "LoRA"),
     ("fast_vlm", "hub", "tower", "LoRA"),
     ("lighton_ocr", "saved", "projector", "DoRA"),
@@ -175,7 +186,7 @@ SAMPLE = [
 def options_of(case: Case, target: str) -> dict[str, Any]:
     text = r".*(language_model|text_model|decoder).*\.(q_proj|v_proj)"
     return {
-        "q and v": {"target_modules": ["q_proj", "v_proj"]},
+        "q and v": {"target_modules": case.queries if isinstance(case.queries, str) else list(case.queries)},
         "all linear layers": {"target_modules": "all-linear"},
         "tower": {"target_modules": case.tower},
         "projector": {"target_modules": case.projector},

@@ -18,6 +18,7 @@ from small_models import (
     PLAIN,
     WIDTH,
     Drawn,
+    averaged,
     clip,
     cosine,
     deep,
@@ -195,6 +196,25 @@ def test_windows_caps_and_norms_behind_parts(tmp_path: Path, profile: str) -> No
     np.testing.assert_array_equal(decoder.embed(np.array([3])), model.weights.read("decoder.embed.weight")[3:4] * 6.5)
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_heads_of_two_sizes_and_layers_that_share(tmp_path: Path, profile: str) -> None:
+    """Gemma 4's: two packed states, keys and values of other layers, a second table, maps with bounds."""
+    model, ids = Exported(tmp_path, averaged(), PROFILES[profile]), np.array([3, 5])
+    view = picture(8, 6, 4)
+    wanted = model.features(view)
+    assert cosine(model.encoder().encode([view])[0], wanted) >= 0.99999
+    assert cosine(model.encoder("fp16").encode([view])[0], wanted) >= 0.9999
+    embeds, decoder = _embeds(model, 30), model.decoder()
+    logits = model.logits(embeds, Layout(30), keep=30)
+    assert cosine(decoder.forward(embeds[:24]), logits[23]) >= 0.99999
+    decoder.rewind(17)
+    for i in range(17, 30):
+        assert cosine(decoder.forward(embeds[i : i + 1]), logits[i]) >= 0.99999
+    first, second = (model.weights.read(f"decoder.{name}.weight")[ids] for name in ("embed", "per_layer_embed"))
+    rows = np.concatenate([first * np.float32(6.5), second * np.float32(8**0.5)], axis=1)
+    np.testing.assert_array_equal(decoder.embed(ids), rows)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -205,8 +225,12 @@ def test_windows_caps_and_norms_behind_parts(tmp_path: Path, profile: str) -> No
             r"'1.key' \(memory\)",
         ),
         (
-            replace(PLAIN, blocks=(*PLAIN.blocks, Block((Attention(4, 1, 16),), Mlp(80))), layers=(0, 1)),
-            "different numbers",
+            replace(
+                PLAIN,
+                blocks=(*PLAIN.blocks, *(Block((Attention(4, n, 16),), Mlp(80)) for n in (1, 4))),
+                layers=(0, 1, 2),
+            ),
+            "heads of more numbers or sizes",
         ),
         (replace(PLAIN, learned_positions=128), "no operation 'positions'"),
     ],

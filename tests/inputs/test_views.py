@@ -25,6 +25,7 @@ from edgevlm.inputs import preprocess as pre
 from edgevlm.inputs.rules import (
     CoveringTiles,
     Crop,
+    Filled,
     Fit,
     Native,
     NativeGrown,
@@ -60,6 +61,8 @@ RULES: dict[str, tuple[Rule, int]] = {
     "qwen_small": (Native(16, 4 * 256, 40 * 256), 16),
     "paddleocr_vl": (NativeGrown(28, 384 * 384, 1536 * 1536), 28),
     "paddleocr_vl_small": (NativeGrown(16, 4 * 256, 40 * 256), 16),
+    "gemma4": (Filled(48, 280), 48),
+    "gemma4_small": (Filled(12, 70), 12),
     "deepseek_vl": (Fit(384, 14, GREY), 16),
     "deepseek_vl_small": (Fit(48, 14, CLIP_COLOR), 8),
     "idefics3": (TilesThenWhole(364, 1456, 4096, 2, split=True), 28),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_models import MROPE, PLAIN, clip, convolved, deep, gemma, halved, intern, pooled, qwen
+from small_models import MROPE, PLAIN, averaged, clip, convolved, deep, gemma, halved, intern, pooled, qwen
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
@@ -33,7 +33,9 @@ def scaled() -> ModelSpec:
     return replace(clip(decoder), projector=(Queries("qformer", 4),))
 
 
-MODELS = [clip(), convolved(), intern(), pooled(), qwen(), deep(), halved(), clip(gemma()), clip(MROPE), scaled()]
+MODELS = [
+    clip(), convolved(), intern(), pooled(), qwen(), deep(), halved(), clip(gemma()), clip(MROPE), scaled(), averaged(),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("spec", MODELS, ids=lambda spec: spec.family)
@@ -159,6 +161,27 @@ def test_numbers_that_do_not_go_together_are_refused(change: Any, sentence: str)
     with pytest.raises(EdgeVLMError) as caught:
         check_model(change(clip()), "it", "try again")
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            {"layers": (2, 0, 1, 3)},
+            "layer 0 reads keys and values of an earlier layer, and there is none",
+        ),
+        (
+            {"layers": (0, 2, 3, 1)},
+            "layer 2 reads keys and values of an earlier layer, and there is none",
+        ),
+        ({"norm": None}, "its layers take 40 values of a token, or further levels"),
+        ({"norm": Norm("layer", weight=False)}, "a layer norm of it has no weight"),
+    ],
+)
+def test_layers_that_share_find_what_they_share(wrong: dict[str, Any], said: str) -> None:
+    spec = averaged()
+    with pytest.raises(EdgeVLMError, match=said):
+        check_model(replace(spec, decoder=replace(spec.decoder, **wrong)), "it", "try again")
 
 
 @pytest.mark.parametrize(

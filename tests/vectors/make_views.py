@@ -22,6 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
     GotOcr2ImageProcessorPil,
     get_optimal_tiled_canvas,
@@ -46,6 +47,7 @@ U8 = npt.NDArray[np.uint8]
 PROCESSORS = {
     "CLIPImageProcessor": CLIPImageProcessorPil,
     "DeepseekVLImageProcessor": DeepseekVLImageProcessorPil,
+    "Gemma4ImageProcessor": Gemma4ImageProcessorPil,
     "GotOcr2ImageProcessor": GotOcr2ImageProcessorPil,
     "Idefics3ImageProcessor": Idefics3ImageProcessorPil,
     "LlavaImageProcessor": LlavaImageProcessorPil,
@@ -106,6 +108,8 @@ SPECS: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "qwen_small": ("Qwen2VLImageProcessor", native(8, 4 * 256, 40 * 256), None),
     "paddleocr_vl": ("PaddleOCRVLImageProcessor", native(14, 384 * 384, 1536 * 1536), None),
     "paddleocr_vl_small": ("PaddleOCRVLImageProcessor", native(8, 4 * 256, 40 * 256), None),
+    "gemma4": ("Gemma4ImageProcessor", {"patch_size": 16, "max_soft_tokens": 280}, None),
+    "gemma4_small": ("Gemma4ImageProcessor", {"patch_size": 4, "max_soft_tokens": 70}, None),
     "deepseek_vl": ("DeepseekVLImageProcessor", {"size": square(384), "image_mean": [0.5] * 3}, 576),
     "deepseek_vl_small": ("DeepseekVLImageProcessor", {"size": square(48), "image_mean": CLIP_MEAN}, 36),
     "idefics3": ("Idefics3ImageProcessor", split(364, 1456), 169),
@@ -155,6 +159,12 @@ def case(name: str, width: int, height: int) -> dict[str, Any]:
     elif kind == "PixtralImageProcessor":
         views = np.asarray(out["pixel_values"])
         tokens = views.shape[2] * views.shape[3] // settings["patch_size"]["height"] ** 2
+    elif kind == "Gemma4ImageProcessor":
+        columns, rows = (int(n) + 1 for n in np.asarray(out["image_position_ids"][0]).max(0))
+        patch, count = settings["patch_size"], rows * columns
+        cells = np.asarray(out["pixel_values"][0])[:count].reshape(rows, columns, patch, patch, 3)
+        views = cells.transpose(4, 0, 2, 1, 3).reshape(1, 3, rows * patch, columns * patch)
+        tokens = count // 9
     elif kind == "PaddleOCRVLImageProcessor":
         _, rows, columns = (int(n) for n in out["image_grid_thw"][0])
         patch = settings["patch_size"]
@@ -268,6 +278,7 @@ RULES: dict[str, dict[str, Any]] = {
     "pixtral_small": {"kind": "within", "unit": 16, "longest": 512},
     "qwen_small": {"kind": "native", "unit": 16, "least": 1024, "most": 10240},
     "paddleocr_vl_small": {"kind": "native_grown", "unit": 16, "least": 1024, "most": 10240},
+    "gemma4_small": {"kind": "filled", "unit": 12, "tokens": 70},
 }  # fmt: skip
 NANOVLM = {
     "kind": "whole_then_tiles", "side": nanovlm.TILE, "longest_edge": nanovlm.MAX_EDGE, "enlarge": False,

@@ -150,8 +150,8 @@ def test_a_graph_without_the_levels_is_caught(
 ) -> None:
     real = OnnxOps.split
 
-    def without(ops: OnnxOps, x: Any, count: int, width: int) -> Any:
-        first, *levels = real(ops, x, count, width)
+    def without(ops: OnnxOps, x: Any, *widths: int) -> Any:
+        first, *levels = real(ops, x, *widths)
         return [first, *(ops.mul(level, 0.0) for level in levels)]
 
     monkeypatch.setattr(OnnxOps, "split", without)

@@ -12,6 +12,7 @@ from edgevlm.checkpoint.families import (
     deepseek_vl,
     fast_vlm,
     gemma3,
+    gemma4,
     internvl,
     janus,
     lfm2_vl,
@@ -52,7 +53,7 @@ FAMILIES = (
     deepseek_vl.FAMILY, llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY, janus.FAMILY, lfm2_vl.FAMILY,
     gemma3.FAMILY, paligemma.FAMILY, paddleocr_vl.FAMILY,
     mistral3.FAMILY, lighton_ocr.FAMILY, ovis2.FAMILY, fast_vlm.FAMILY, qwen3_5.FAMILY, lfm3_vl.FAMILY,
-    minicpmv4_6.FAMILY,
+    minicpmv4_6.FAMILY, gemma4.FAMILY,
 )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def read_gemma(checkpoint: Checkpoint, config: JsonFile, *, mask: str, default: 
             rope="local" if window is not None and kind == "gemma3_text" else "main",
             qk_norm=norm if kind == "gemma3_text" else None,
             scale=None if kind == "gemma" else config.number("query_pre_attn_scalar", 256) ** -0.5,
-            softcap=None if kind == "gemma" else _cap(config, "attn_logit_softcapping", usual.get("cap")),
+            softcap=None if kind == "gemma" else cap(config, "attn_logit_softcapping", usual.get("cap")),
             window=window,
         )
         mlp = Mlp(config.count("intermediate_size", usual["inner"]), "gelu_tanh")
@@ -73,9 +73,9 @@ def read_gemma(checkpoint: Checkpoint, config: JsonFile, *, mask: str, default: 
         norm=norm,
         ropes=_ropes(config, size, kinds) if kind == "gemma3_text" else {"main": _rope(config, "", config, size, 1e4)},
         mask=mask,
-        embed_scale=_rounded(hidden**0.5, checkpoint.dtype(embed)),
-        logit_cap=None if kind == "gemma" else _cap(config, "final_logit_softcapping", usual.get("logit_cap")),
-        tie_embeddings=tied and not is_parted(checkpoint, _head(checkpoint), embed),
+        embed_scale=rounded(hidden**0.5, checkpoint.dtype(embed)),
+        logit_cap=None if kind == "gemma" else cap(config, "final_logit_softcapping", usual.get("logit_cap")),
+        tie_embeddings=tied and not is_parted(checkpoint, head_of(checkpoint), embed),
     )
 
 
@@ -115,14 +115,14 @@ def _rope(config: JsonFile, key: str, scaling: JsonFile, size: int, theta: float
     return Rope(base, size, factor=scaling.number("factor") if kind == "linear" else 1.0)
 
 
-def _cap(config: JsonFile, key: str, usual: float | None) -> float | None:
+def cap(config: JsonFile, key: str, usual: float | None) -> float | None:
     """A soft cap; null says that there is none."""
     if key in config.data or usual is None:
         return None if config.value(key) is None else config.number(key)
     return usual
 
 
-def _rounded(value: float, dtype: str) -> float:
+def rounded(value: float, dtype: str) -> float:
     """A number as a tensor of that type holds it: transformers multiplies embeddings by it in their own type."""
     if dtype == "bfloat16":  # to nearest, ties to even
         bits = int(np.float32(value).view(np.uint32))
@@ -143,7 +143,7 @@ def gemma_names(checkpoint: Checkpoint, decoder: Decoder) -> Names:
         own |= {"norm1_after": "post_attention_layernorm", "norm2": "pre_feedforward_layernorm"}
         own |= {"norm2_after": "post_feedforward_layernorm"}
     own |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
-    head = _head(checkpoint).removesuffix(".weight")
+    head = head_of(checkpoint).removesuffix(".weight")
     return {
         **names.llama(prefix, head),
         **{f"decoder.layers.{{i}}.{ours}": norm(theirs) for ours, theirs in own.items()},
@@ -151,5 +151,5 @@ def gemma_names(checkpoint: Checkpoint, decoder: Decoder) -> Names:
     }
 
 
-def _head(checkpoint: Checkpoint) -> str:
+def head_of(checkpoint: Checkpoint) -> str:
     return next((name for name in checkpoint.names() if name.endswith(HEAD)), HEAD)

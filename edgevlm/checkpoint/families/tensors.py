@@ -42,7 +42,7 @@ class Plain:
     shape: Shape | None = None  # as it is stored, where that differs; a bias is as it should be
 
     def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
-        return {_name(self.stem, part): self.shape if self.shape and part != "bias" else shape}
+        return {_name(self.stem, part): shape if self.shape is None or part == "bias" else self.shape}
 
     def make(self, read: Read, part: str, shape: Shape) -> F32:
         return read(_name(self.stem, part)).reshape(shape)

@@ -41,5 +41,22 @@ class MinusExp:
         return values
 
 
+@dataclass(frozen=True)
+class Copied:
+    """A table some of whose rows are copies of another one: tokens that a model looks up as if they were that one."""
+
+    stem: str
+    rows: tuple[int, ...]
+    source: int
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {_name(self.stem, part): shape}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        values = np.array(read(_name(self.stem, part)))
+        values[list(self.rows)] = values[self.source]
+        return values
+
+
 def _name(stem: str, part: str) -> str:
     return f"{stem}.{part}" if part else stem

@@ -47,7 +47,7 @@ class HalvedVit(QwenVit):
         w, block, width = "vision.join", self.block, self.hidden_size
         x = residual(ops, x, block, w, 1, lambda h: ops.window_attention(h, w, self.attention, width, 4, None))
         x = ops.group(x, 4, width)
-        first, *others = ops.split(x, 4, width)
+        first, *others = ops.split(x, *[width] * 4)
         for other in others:
             first = ops.add(first, other)
         h = ops.mlp(ops.norm(x, f"{w}.norm2", block.norm), w, replace(block.mlp, size=4 * block.mlp.size), width)

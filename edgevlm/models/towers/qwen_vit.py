@@ -36,7 +36,9 @@ class QwenVit:
     theta: float = 10000.0
     patch_bias: bool = False
     table: int = 0  # rows per side of a learned square table of positions, resampled to each picture; 0: none
-    resample: str = "corners"  # how: "corners" on corners, "centers" of rows in proportion, these "smooth", "nearest"
+    # how: "corners" on corners, "centers" of rows in proportion, these "smooth", "nearest"; "none": a table of columns
+    # and one of rows behind it, whose rows are added as they are
+    resample: str = "corners"
     post_norm: bool = False  # behind the last layer
     deepstack: tuple[int, ...] = ()  # layers whose states become further levels of features (arXiv 2406.04334)
     pre_norm: bool = False  # before the first layer
@@ -78,7 +80,7 @@ class QwenVit:
         if self.table and self.resample == "smooth":
             found["table_shares"] = Tensor("float32", ("patches", self.table**2))
         elif self.table:
-            several = 1 if self.resample == "nearest" else 4
+            several = {"nearest": 1, "none": 2}.get(self.resample, 4)
             found["table_rows"] = Tensor("int64", ("patches", several))
             found["table_shares"] = Tensor("float32", ("patches", several))
         if self.window:
@@ -94,7 +96,8 @@ class QwenVit:
         """The same, and then those behind each layer of `deepstack`."""
         x = ops.patch_linear(inputs["patches"], "vision.patch_embedding", self.hidden_size, self.patch_bias)
         if self.table:
-            name, shape = "vision.position_embedding", (self.table**2, self.hidden_size)
+            rows = 2 * self.table if self.resample == "none" else self.table**2
+            name, shape = "vision.position_embedding", (rows, self.hidden_size)
             if self.resample == "smooth":
                 x = ops.add_shares(x, name, *shape, "table_shares")
             else:

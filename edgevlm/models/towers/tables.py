@@ -10,13 +10,16 @@ from edgevlm.types import F32, I64
 
 
 def mixture(side: int, resample: str, row: I64, rows: int, col: I64, cols: int) -> tuple[I64, F32]:
-    """The table's rows (P, K) around each patch and their shares: one where the nearest counts, else four, bilinear.
+    """The table's rows (P, K) around each patch and their shares: one where the nearest counts, two where one table is
+    of columns and one, behind it, of rows, else four, bilinear.
 
     side: of the table. row, col: of each patch, in a grid of `rows` x `cols`. In float32.
     """
     if resample == "nearest":
         flat = nearest(side, row, rows) * side + nearest(side, col, cols)
         return flat[:, None], np.ones((len(flat), 1), np.float32)
+    if resample == "none":
+        return np.stack([col, side + row], axis=1), np.ones((len(row), 2), np.float32)
     last = side - 1
     low, share = [], []
     for place, count in ((row, rows), (col, cols)):
