@@ -21,6 +21,7 @@ from edgevlm.models.states import States
 from edgevlm.models.towers.conv_vit import ConvVit
 from edgevlm.models.towers.halved_vit import HalvedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.models.towers.sheet_vit import SheetVit
 from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.eager import encode_view
 from edgevlm.types import F32, U8
@@ -192,6 +193,19 @@ def cosine(ours: F32, theirs: F32) -> float:
 def picture(rows: int, columns: int, patch: int) -> U8:
     """A view (rows * patch, columns * patch, 3)."""
     return np.random.default_rng(rows).integers(0, 256, (rows * patch, columns * patch, 3), np.uint8)
+
+
+def sheet() -> ModelSpec:
+    """Moondream's: a sheet of squares of 4 x 4 patches, parallel layers, a bias of the head."""
+    attention = Attention(4, 4, 16, bias=True, out_bias=True)
+    norm, mlp = Norm("layer", 1e-5), Mlp(96, "gelu_tanh", gated=False, bias=True)
+    tower = SheetVit(
+        4, 1, 4, 64, 2, (), Block((attention,), mlp, norm), patch_bias=True, table=4, post_norm=True, margin=1
+    )
+    block = Block((replace(attention, kv_heads=2, rope="main"),), mlp, norm, places="parallel")
+    decoder = Decoder(90, 64, 128, (block,), (0, 0), norm, {"main": Rope(1e4, 8)}, "prefix", head_bias=True)
+    projector = (Linear("linear_1", 96), Act("gelu_tanh"), Linear("linear_2", 64))
+    return ModelSpec("m", "moondream1", tower, projector, decoder, 0)
 
 
 def gemma() -> Decoder:

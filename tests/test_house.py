@@ -120,6 +120,7 @@ FAMILIES = (
     "gemma3",
     "minicpm",
     "paligemma",
+    "moondream",
 )
 NAMING = {
     "edgevlm.export.gguf_.pre_tokenizers",

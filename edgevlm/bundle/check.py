@@ -8,10 +8,12 @@ from typing import Any
 from edgevlm.bundle.qtensor import KINDS
 from edgevlm.bundle.targets import CoreMLTarget, TargetEntry
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.rules import OverlappingTiles
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.inputs.views import ResizeTo, View
 from edgevlm.io import limits
 from edgevlm.models.model import ModelSpec
+from edgevlm.models.towers.sheet_vit import SheetVit
 from edgevlm.models.towers.vit import Vit
 
 AGAIN = "export or copy the bundle again"
@@ -75,6 +77,10 @@ def check_image(image: ImageSpec, spec: ModelSpec) -> None:
         rules = [rule for rule in (image.rule, image.several) if rule is not None]
         good = all(getattr(rule, "side", None) == side for rule in rules)
         expected = f"views of the {side} pixels of the tower"
+    elif isinstance(spec.vision, SheetVit):
+        rule, side, margin = image.rule, spec.vision.side, spec.vision.margin * spec.vision.patch_size
+        good = isinstance(rule, OverlappingTiles) and (rule.side, rule.margin) == (side, margin)
+        expected = f"squares of {side} pixels with margins of {margin}"
     else:
         unit = getattr(image.rule, "unit", None)
         side = spec.vision.patch_size * spec.vision.unit

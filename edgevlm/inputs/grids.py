@@ -89,6 +89,23 @@ def _shown(width: int, height: int, side: int, rows: int, cols: int) -> float:
     return sum(kept) / (width * height)
 
 
+def overlapping_grid(width: int, height: int, step: int, most: int) -> tuple[int, int]:
+    """Rows and columns of up to `most` crops that are `step` pixels apart, for a picture without its margins of that
+    size: as many as its pixels fill, or else more of the picture's shape.
+    """
+    if height <= step or width <= step:
+        return 1, 1
+    high, wide = math.ceil(height / step), math.ceil(width / step)
+    if high * wide > most:
+        ratio = math.sqrt(most / (high * wide))
+        return max(1, math.floor(high * ratio)), max(1, math.floor(wide * ratio))
+    rows = max(math.floor(math.sqrt(most * height / width)), high)
+    cols = max(math.floor(math.sqrt(most * width / height)), wide)
+    if rows * cols > most:
+        rows, cols = (rows, most // rows) if cols > rows else (most // cols, cols)
+    return max(1, rows), max(1, cols)
+
+
 def count(canvas: tuple[Step, ...], side: int) -> int:
     """Tiles on a canvas."""
     return (canvas[-1].width // side) * (canvas[-1].height // side)

@@ -189,7 +189,7 @@ def visible(layout: Layout, rule: str, past: int, new: int, window: int | None =
         seen |= _within(blocks, row, col)
     if window is not None:
         seen &= col > row - window
-    if rule == "prompt":
+    if rule in ("prompt", "prefix"):
         seen |= _within(blocks, row, col)
     return seen
 
@@ -198,6 +198,8 @@ def _blocks(layout: Layout, rule: str) -> list[tuple[int, int]]:
     """First and last + 1 of positions that see each other, later ones too."""
     if rule == "prompt":
         return [(0, layout.length)]
+    if rule == "prefix":
+        return [(0, max(span.start + span.tokens for span in layout.spans))] if layout.spans else []
     return [(span.start, span.start + span.tokens) for span in layout.spans] if rule == "image" else []
 
 

@@ -83,6 +83,11 @@ def render(
 ) -> Iterator[ControlText | UserText | Picture]:
     """The conversation in the checkpoint's chat format, image places not yet filled."""
     messages = messages_of(conversation, num_images)
+    if chat.pictures is not None and num_images > chat.pictures:
+        raise EdgeVLMError(
+            f"This model looks at {chat.pictures} picture{'s' if chat.pictures > 1 else ''} at a time, and was given "
+            f"{num_images}: ask about each by itself."
+        )
     yield ControlText(chat.prefix)
     if messages[0][0] != "system":
         yield ControlText(chat.default_system)
@@ -110,8 +115,9 @@ def render(
 
 
 def takes(chat: Chat, conversation: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the format has each message's role, and pictures in it where the message has some."""
-    return all(
+    """Whether the format has each message's role, and pictures in it where the message has some, but not too many."""
+    count = sum(item["type"] == "image" for message in conversation for item in message["content"])
+    return (chat.pictures is None or count <= chat.pictures) and all(
         message["role"] in chat.roles
         and (
             chat.roles[message["role"]].open_image is not None

@@ -10,12 +10,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs import grids
 from edgevlm.inputs.check import check
 from edgevlm.inputs.slices import WholeThenSlices
 from edgevlm.inputs.squares import CheckedRule, Crop, Fit, Pad, Stretch
-from edgevlm.inputs.views import ResizeTo, View
+from edgevlm.inputs.views import CropTo, ResizeTo, Sheet, View
 from edgevlm.io import limits
 
 
@@ -192,6 +194,28 @@ class CoveringTiles(CheckedRule):
 
 
 @dataclass(frozen=True)
+class OverlappingTiles(CheckedRule):
+    """One sheet: the picture stretched to a square, and up to `most` crops of it that overlap by two margins."""
+
+    side: int
+    margin: int
+    most: int
+    kind: str = "overlapping_tiles"
+
+    def bounds(self) -> dict[str, int]:
+        return {"margin": (self.side - 1) // 2, "most": limits.GRID_TILES}
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        side, both = self.side, 2 * self.margin
+        most = self.most if budget is None else max(1, min(self.most, budget - 1))
+        rows, cols = grids.overlapping_grid(width - both, height - both, side - both, most)
+        canvas = ResizeTo(cols * (side - both) + both, rows * (side - both) + both)
+        crops = (CropTo(col * (side - both), row * (side - both), side, side) for row, col in np.ndindex(rows, cols))
+        parts = (View((ResizeTo(side, side),)), *(View((canvas, crop)) for crop in crops))
+        return [View((Sheet(parts, cols),))]
+
+
+@dataclass(frozen=True)
 class Native(CheckedRule):
     """Near the picture's own size: both edges multiples of `unit`, `least` to `most` pixels in all (Qwen2-VL)."""
 
@@ -311,4 +335,5 @@ class Within(CheckedRule):
 Rule = (
     Stretch | Crop | Pad | Fit | TilesThenWhole | WholeThenTiles | RatioTiles | BestGrid | CoveringTiles | Within
     | Native | NativeGrown | NativeOrTiles | WholeThenSlices | Filled
+    | OverlappingTiles
 )  # fmt: skip

@@ -132,6 +132,7 @@ class Chat:
     image_after: str = ""  # after one that is not the last
     trim: bool = False  # no white space at the beginning of a message that starts with text, or at the end
     trim_each: bool = False  # ... and none around any text, but a system message's, which is kept as it is
+    pictures: int | None = None  # the most that a conversation has; None: any number
     thinking: str | None = None  # in the place of `generation`, where the model is to think before it answers
     direct: str | None = None  # ... and where it is not; both are None for a model that has no such switch
     join: str = ""  # between any two items of one message
@@ -139,6 +140,8 @@ class Chat:
     def __post_init__(self) -> None:
         check("user" in self.roles, "prompt", "roles", "at least 'user'", sorted(self.roles))
         check(self.system in SYSTEM_PLACES, "prompt", "system", " or ".join(SYSTEM_PLACES), self.system)
+        good = self.pictures is None or 1 <= self.pictures <= limits.COUNT
+        check(good, "prompt", "pictures", "1 or more", self.pictures)
         check(len(self.roles) <= limits.ROLES, "prompt", "roles", f"at most {limits.ROLES}", sorted(self.roles))
         texts = {f"roles.{name}": "".join(filter(None, astuple(role))) for name, role in self.roles.items()}
         for name in (

@@ -65,7 +65,34 @@ class CropTo:
         return picture.crop((self.left, self.top, self.left + self.width, self.top + self.height))
 
 
-Step = ResizeTo | PadTo | CropTo
+@dataclass(frozen=True)
+class Sheet:
+    """Square views of a picture side by side as one: the first at the left of the first row, which is black otherwise,
+    and the others in rows of `columns` below."""
+
+    parts: tuple[View, ...]
+    columns: int
+
+    @property
+    def width(self) -> int:
+        return self.columns * self.parts[0].size[0]
+
+    @property
+    def height(self) -> int:
+        return (1 + (len(self.parts) - 1) // self.columns) * self.parts[0].size[0]
+
+    def places(self) -> list[tuple[int, int]]:
+        """Left and top edge of each part."""
+        side = self.parts[0].size[0]
+        rest = (divmod(number, self.columns) for number in range(len(self.parts) - 1))
+        return [(0, 0), *((col * side, (row + 1) * side) for row, col in rest)]
+
+    def run(self, picture: Image.Image, resample: str) -> Image.Image:
+        _check_pixels(picture, self.width, self.height)
+        canvas = Image.new("RGB", (self.width, self.height))
+        for part, place in zip(cut(picture, self.parts, resample), self.places(), strict=True):
+            canvas.paste(Image.fromarray(part), place)
+        return canvas
 
 
 @dataclass(frozen=True)
@@ -79,6 +106,9 @@ class View:
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         return self.steps[-1].width, self.steps[-1].height
+
+
+Step = ResizeTo | PadTo | CropTo | Sheet
 
 
 def cut(picture: Image.Image, views: Sequence[View], resample: str) -> list[U8]:

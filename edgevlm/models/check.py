@@ -31,6 +31,7 @@ from edgevlm.models.spec import (
 from edgevlm.models.towers.conv_vit import ConvVit
 from edgevlm.models.towers.halved_vit import HalvedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.models.towers.sheet_vit import SheetVit
 from edgevlm.models.towers.vit import Vit
 
 TINY = 1e-18  # a number that is divided by
@@ -60,10 +61,10 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "value_dim": (1, limits.HEAD_DIM), "kernel": (2, limits.KERNEL), "kind": ("delta_rule",),
     },
     Mlp: {"size": (1, limits.MLP_WIDTH), "act": ACTS},
-    Block: {"places": ("pre", "sandwich", "post")},
+    Block: {"places": ("pre", "sandwich", "post", "parallel")},
     Decoder: {
         "vocab_size": (1, limits.VOCABULARY), "hidden_size": (1, limits.WIDTH), "context_length": (1, limits.CONTEXT),
-        "layers": (0, limits.BLOCK_KINDS), "mask": ("causal", "image", "prompt"), "places": ("grid", "line"),
+        "layers": (0, limits.BLOCK_KINDS), "mask": ("causal", "image", "prompt", "prefix"), "places": ("grid", "line"),
         "learned_positions": (0, limits.CONTEXT), "embed_scale": _POSITIVE, "logit_cap": _POSITIVE,
         "deepstack": (0, limits.LAYERS), "per_layer": (0, limits.WIDTH),
     },
@@ -97,6 +98,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
 
 
 BOUNDS[HalvedVit] = BOUNDS[QwenVit] | {"halved": (0, limits.LAYERS), "kind": ("halved_vit",)}
+BOUNDS[SheetVit] = BOUNDS[QwenVit] | {"margin": (0, limits.WINDOW_SIDE), "kind": ("sheet_vit",)}
 
 
 def check_model(spec: ModelSpec, where: str, advice: str) -> None:
@@ -276,6 +278,11 @@ def _stages(vision: ConvVit) -> Iterator[str]:
 
 
 def _windows(vision: QwenVit) -> Iterator[str]:
+    if isinstance(vision, SheetVit):
+        if vision.window is None or vision.table != vision.window or vision.full or vision.deepstack:
+            yield "the squares of its tower's sheet are no windows with a row of the table for each patch"
+        elif 2 * vision.margin >= vision.window:
+            yield "its tower's crops have nothing but margins"
     if vision.window is not None and vision.window % vision.merge:
         yield "the window of its tower is no multiple of spatial_merge_size"
     if vision.kernel % 2 == 0:
@@ -289,7 +296,8 @@ def _windows(vision: QwenVit) -> Iterator[str]:
 
 
 def _projector(spec: ModelSpec, steps: tuple[Step, ...]) -> Iterator[str]:
-    width = spec.vision.hidden_size * max(1, len(getattr(spec.vision, "taps", ())))
+    vision = spec.vision
+    width = getattr(vision, "width", vision.hidden_size * max(1, len(getattr(vision, "taps", ()))))
     for step in steps:
         if isinstance(step, Shuffle | Group | Pool | Average):
             if step.width != width:

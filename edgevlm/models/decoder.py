@@ -49,7 +49,7 @@ def decoder(ops: Ops, x: X, d: Decoder) -> X:
         if layer < d.deepstack:
             x = ops.add(x, levels[layer])  # zeros where a position is no image token
     x = ops.last(ops.norm(x, "decoder.norm", d.norm) if d.norm else x)
-    logits = ops.linear(x, (head_name(d), d.vocab_size))[0]
+    logits = ops.linear(x, (head_name(d), d.vocab_size), bias=d.head_bias)[0]
     return ops.mul(ops.act(ops.mul(logits, 1 / d.logit_cap), "tanh"), d.logit_cap) if d.logit_cap else logits
 
 
@@ -65,6 +65,10 @@ def _per_layer(ops: Ops, x: X, rows: X, d: Decoder) -> list[X]:
 
 def _layer(ops: Ops, x: X, layer: int, d: Decoder, given: X | None) -> X:
     block, w = d.block(layer), f"decoder.layers.{layer}"
+    if block.places == "parallel":
+        h = ops.norm(x, f"{w}.norm1", block.norm)
+        x = ops.add(x, _mix(ops, h, layer, 0, block.mixers[0], d))
+        return ops.add(x, ops.mlp(h, w, block.mlp, d.hidden_size))
     for m, mixer in enumerate(block.mixers):
         x = residual(ops, x, block, mixer_name(w, m), 1, lambda h, m=m, mixer=mixer: _mix(ops, h, layer, m, mixer, d))  # type: ignore[misc]
     x = residual(ops, x, block, w, 2, lambda h: ops.mlp(h, w, block.mlp, d.hidden_size))

@@ -223,6 +223,10 @@ class EagerOps(Ops):
     def take(self, x: F32, index: str) -> F32:
         return x[:, self.inputs[index]]
 
+    def mix(self, x: F32, places: str, shares: str) -> F32:
+        mixed: F32 = np.einsum("bnkd,nk->bnd", x[:, self.inputs[places]], self.inputs[shares])
+        return mixed
+
     def input(self, name: str) -> Any:
         return self.inputs[name]
 

@@ -11,9 +11,10 @@ from edgevlm.models.tensor import Tensor
 from edgevlm.models.towers.conv_vit import ConvVit
 from edgevlm.models.towers.halved_vit import HalvedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.models.towers.sheet_vit import SheetVit
 from edgevlm.models.towers.vit import Vit
 
-Tower = Vit | ConvVit | QwenVit | HalvedVit
+Tower = Vit | ConvVit | QwenVit | HalvedVit | SheetVit
 
 
 @dataclass(frozen=True)
@@ -66,4 +67,5 @@ def feature_shape(spec: ModelSpec) -> Tensor:
     width = spec.decoder.feature_width
     if isinstance(spec.vision, Vit):
         return Tensor("float32", ("tiles", spec.image_tokens, width))
-    return Tensor("float32", (1, "tokens", width))
+    tokens = spec.vision.unit**2 if isinstance(spec.vision, SheetVit) else "tokens"
+    return Tensor("float32", (1, tokens, width))

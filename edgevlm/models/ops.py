@@ -220,6 +220,10 @@ class Ops:
         """(1, S, D) to (1, N, D): the rows that the input `index` (N,) names."""
         self._lacks("take")
 
+    def mix(self, x: X, places: str, shares: str) -> X:
+        """(1, S, D) to (1, N, D): each a sum of the rows that the input `places` (N, K) names, times its `shares`."""
+        self._lacks("mix")
+
     def input(self, name: str) -> X:
         self._lacks("input")
 

@@ -120,7 +120,9 @@ class Block:
     mixers: tuple[Mixer, ...]  # one; two in an encoder-decoder: attention to itself, then to the memory
     mlp: Mlp
     norm: Norm = Norm()
-    places: str = "pre"  # where norms stand: "pre" | "sandwich" (also behind each part, Gemma 2) | "post" (BART)
+    # Where norms stand: "pre" | "sandwich" (also behind each part, Gemma 2) | "post" (BART) | "parallel" (one, whose
+    # result mixer and MLP both take, Phi).
+    places: str = "pre"
     gated: bool = False  # tanh(gate) before each residual sum (Llama 3.2 Vision)
     scaled: bool = False  # what the layer gives is multiplied by a number of its own
 
@@ -136,7 +138,9 @@ class Decoder:
     layers: tuple[int, ...]  # which of `blocks` each layer is
     norm: Norm | None = Norm()  # before the head
     ropes: dict[str, Rope] = field(default_factory=dict)
-    mask: str = "causal"  # "causal" | "image" (image tokens see their whole picture) | "prompt" (a prompt sees itself)
+    # "causal" | "image" (image tokens see their whole picture) | "prompt" (a prompt sees itself) | "prefix" (what comes
+    # up to the end of a picture sees itself).
+    mask: str = "causal"
     learned_positions: int = 0  # rows of a table of positions (OPT, BART); 0: none
     embed_norm: Norm | None = None  # of embeddings with their positions (BART)
     embed_scale: float = 1.0
@@ -145,6 +149,7 @@ class Decoder:
     deepstack: int = 0  # levels of extra image features, added behind the first layers (Qwen3-VL)
     per_layer: int = 0  # values that each layer takes of a token's row of a second table (per-layer embeddings)
     tie_embeddings: bool = False
+    head_bias: bool = False
 
     @property
     def num_layers(self) -> int:

@@ -249,16 +249,19 @@ def _cases(bundle: Bundle) -> list[Case]:
 
     singles = [prepare(image, bundle.image_spec, max_tiles=1) for image in images]
     cases = [case("one tile", singles[:1])]
-    if is_large(spec.vision) and bundle.image_spec.packing is None:
+    alone = bundle.prompt_spec.chat.pictures == 1
+    if is_large(spec.vision) and bundle.image_spec.packing is None and not alone:
         different = [part.views[0] for part in singles]
         whole = singles[0].tokens[0]
         tiles = [whole._replace(place=(row, col)) for row in range(1, 4) for col in range(1, 5)]
         many = Prepared([different[i % len(different)] for i in range(max(TILE_COUNTS))], [*tiles, whole])
         cases.append(case("tiled", [many]))
     else:
-        cases.append(case("two pictures", singles))
-        cut = prepare(images[0], tiled(bundle.image_spec), max_tiles=max(TILE_COUNTS))
-        cases += [case("tiled", [cut])] if len(cut.views) > 1 else []
+        cases.append(case("other picture", singles[1:]) if alone else case("two pictures", singles))
+        most = 3 if is_large(spec.vision) else max(TILE_COUNTS)
+        cut = prepare(images[0], tiled(bundle.image_spec), max_tiles=most)
+        cut_up = [view.shape for view in cut.views] != [view.shape for view in singles[0].views]
+        cases += [case("tiled", [cut])] if cut_up else []
     limit = spec.decoder.context_length - TOKENS
     return [c for c in cases if len(c.ids) <= limit]
 

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from edgevlm.inputs.preprocess import normalize, plan, preprocess
 from edgevlm.inputs.prompt import Prompter, Views
 from edgevlm.inputs.spec import ImageSpec, PromptSpec, ViewTokens, tiled
 from edgevlm.inputs.tokenizer import load_tokenizer
-from edgevlm.inputs.views import PadTo, ResizeTo, Step
+from edgevlm.inputs.views import PadTo, ResizeTo, Sheet, Step
 from edgevlm.io.json import read_json
 from edgevlm.io.processor import processor_line
 from edgevlm.types import F32
@@ -73,7 +74,7 @@ def check_inputs(bundle: Bundle, source: Source | None, picture: Image.Image, qu
     tokenizer = load_tokenizer(source.tokenizer if source else bundle.path("tokenizer.json"))
     tokenizer.encode_special_tokens = False
     (rows, cols) = image.token_grid(plan(*picture.size, image, max_tiles=1)[0])
-    for grids in GRIDS:
+    for grids in (grids for grids in GRIDS if len(grids) <= (measure.chat.pictures or len(grids))):
         pictures = [views_of_grid(*grid, rows, cols) for grid in grids]
         name = " and ".join(f"{grid[0]} x {grid[1]}" if grid[0] else "one tile" for grid in grids)
         yield _check_ids(prompter, measure, tokenizer, question, pictures, name)
@@ -181,6 +182,11 @@ def _same(ours: F32, theirs: F32) -> bool:
 
 
 def _by_pillow(picture: Image.Image, step: Step, spec: ImageSpec) -> Image.Image:
+    if isinstance(step, Sheet):
+        canvas = Image.new("RGB", (step.width, step.height))
+        for part, place in zip(step.parts, step.places(), strict=True):
+            canvas.paste(reduce(lambda made, each: _by_pillow(made, each, spec), part.steps, picture), place)
+        return canvas
     if isinstance(step, ResizeTo):
         return picture.resize((step.width, step.height), _FILTERS[step.resample or spec.resample])
     if isinstance(step, PadTo):

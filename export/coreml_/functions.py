@@ -20,6 +20,7 @@ from edgevlm.models.model import Tower
 from edgevlm.models.ops import X
 from edgevlm.models.spec import Decoder
 from edgevlm.models.tensor import Tensor
+from edgevlm.models.towers.sheet_vit import SheetVit
 from edgevlm.runtimes.coreml.inputs import axis_sizes, decoder_tensors, most_rows, package_inputs, package_tensor
 
 
@@ -67,12 +68,13 @@ def _view_sizes(tensors: dict[str, Tensor], tower: Tower, profile: str, side: in
         return axis_sizes(tensors, package_inputs(tower.feeds(np.zeros((3, pixels, pixels), np.float32))))
 
     unit = tower.patch_size * getattr(tower, "unit", 1)
+    least = unit * (2 if isinstance(tower, SheetVit) else 1)  # a sheet has two rows of squares and more
     if profile == "gpu":  # which plans for such pictures and takes any
-        side = max(unit, side // unit * unit)
-    if side < unit or side % unit:
+        side = max(least, side // unit * unit)
+    if side < least or side % unit:
         raise EdgeVLMError(
             f"A CoreML encoder for pictures of {side} x {side} pixels is not possible: this model's views have sides "
-            f"that are multiples of {unit}; give {max(unit, side // unit * unit)}."
+            f"that are multiples of {unit}; give {max(least, side // unit * unit)}."
         )
     usual = of(side)
     if profile == "ane":

@@ -159,11 +159,16 @@ class MilOps(DeltaOps):
         return self.mb.add(x=x, y=table, name=mil_name(name))
 
     def add_mixed(self, x: X, name: str, rows: int, width: int, places: str, shares: str) -> X:
-        mb, table = self.mb, self._const(self.store.vector(name), f"{mil_name(name)}_table")
-        found = mb.gather(x=table, indices=self.inputs[places], axis=0)
-        parts = mb.mul(x=found, y=mb.expand_dims(x=self.inputs[shares], axes=[2]))
-        mixed = mb.expand_dims(x=mb.reduce_sum(x=parts, axes=[1], keep_dims=False), axes=[0])
-        return mb.add(x=x, y=self.load(mixed), name=mil_name(name))
+        table = self._const(self.store.vector(name), f"{mil_name(name)}_table")
+        return self.mb.add(x=x, y=self._mixed(table, places, shares), name=mil_name(name))
+
+    def mix(self, x: X, places: str, shares: str) -> X:
+        return self._mixed(self.mb.squeeze(x=self._rows(x), axes=[0]), places, shares)
+
+    def _mixed(self, table: X, places: str, shares: str) -> X:
+        found = self.mb.gather(x=table, indices=self.inputs[places], axis=0)
+        parts = self.mb.mul(x=found, y=self.mb.expand_dims(x=self.inputs[shares], axes=[2]))
+        return self.load(self.mb.expand_dims(x=self.mb.reduce_sum(x=parts, axes=[1], keep_dims=False), axes=[0]))
 
     def prepend(self, x: X, name: str, width: int) -> X:
         return self.mb.concat(values=[self.vector(name, width), x], axis=self.position_axis)

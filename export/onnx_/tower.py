@@ -90,5 +90,11 @@ class TowerOps(RecurrentOps):
     def group(self, x: Value, count: int, width: int) -> str:
         return self.graph.node("Reshape", self.value(x), self.graph.constant([0, -1, count * width]))
 
+    def mix(self, x: Value, places: str, shares: str) -> str:
+        g = self.graph
+        found = g.node("Gather", self.value(x), places, axis=1)
+        parts = g.node("Mul", found, g.node("Unsqueeze", shares, g.constant([-1])))
+        return g.node("ReduceSum", parts, g.constant([2]), keepdims=0)
+
     def take(self, x: Value, index: str) -> str:
         return self.graph.node("Gather", self.value(x), index, axis=1)

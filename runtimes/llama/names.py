@@ -190,6 +190,10 @@ TEXT = {
             "decoder.layers.{i}.norm2_after": "blk.{i}.post_ffw_norm",
         }
     ),
+    "phi2": Table(
+        {name: theirs for name, theirs in _TEXT.items() if theirs not in ("blk.{i}.ffn_up", "blk.{i}.ffn_down")}
+        | {"decoder.layers.{i}.fc1": "blk.{i}.ffn_up", "decoder.layers.{i}.fc2": "blk.{i}.ffn_down"}
+    ),
     "llama": Table(_TEXT, pairs=True),
     "qwen2": Table(_TEXT),
     "qwen2vl": Table(_TEXT),

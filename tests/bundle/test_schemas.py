@@ -49,6 +49,7 @@ RULES = [
     {"kind": "fit", "side": 48, "least": 14, "color": [1, 2, 3]},
     {"kind": "ratio_tiles", "side": 48, "least": 1, "most": 6, "thumbnail": True},
     {"kind": "covering_tiles", "side": 48, "most": 6},
+    {"kind": "overlapping_tiles", "side": 48, "margin": 8, "most": 6},
     {"kind": "native", "unit": 16, "least": 1024, "most": 10240},
     {"kind": "whole_then_tiles", "side": 48, "longest_edge": 144, "enlarge": False, "whole_resample": "bilinear"},
     {

@@ -30,6 +30,7 @@ from tiny import (
     llava15,
     minicpmv4_6,
     mistral3,
+    moondream,
     nanovlm,
     ovis2,
     paddleocr_vl,
@@ -347,8 +348,10 @@ def put(at: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
             at.add_module(module, torch.nn.Module())
         at = at.get_submodule(module)
     if last not in dict(at.named_children()):
-        if last in ("embed_tokens", "token_embedding"):
-            layer: torch.nn.Module = torch.nn.Embedding(*tensor.shape)
+        if part != "weight":
+            layer: torch.nn.Module = torch.nn.Module()
+        elif last in ("embed_tokens", "token_embedding"):
+            layer = torch.nn.Embedding(*tensor.shape)
         else:
             layer = torch.nn.Linear(*tensor.shape[::-1], bias=False) if tensor.ndim == 2 else torch.nn.Module()
         at.add_module(last, layer)
@@ -386,8 +389,18 @@ def test_internvl_as_its_authors_publish_it(kind: str, tmp_path: Path) -> None:
     assert_merged(open_model(str(tmp_path / "model"), adapter=tmp_path / "adapter"), base, expected)
 
 
+@pytest.mark.parametrize("layout", ["hub", "own"])
+def test_moondream(layout: Any, tmp_path: Path) -> None:
+    moondream.build(tmp_path / "model", layout=layout)
+    base = open_checkpoint(str(tmp_path / "model"))
+    options = {"target_modules": ["qkv", "proj", "fc1", "fc2", "lm_head"], **KINDS["rsLoRA"]}
+    expected = adapt(plain(base), tmp_path / "adapter", **options)
+    assert_merged(open_model(str(tmp_path / "model"), adapter=tmp_path / "adapter"), base, expected)
+
+
 ALL = {f"{name} {layout}": (case.build, {"layout": layout}) for name, case in CASES.items() for layout in case.layouts}
 ALL |= {"nanovlm": (nanovlm.build, {}), "internvl remote": (internvl.build, {"layout": "remote"})}
+ALL |= {f"moondream1 {layout}": (moondream.build, {"layout": layout}) for layout in ("hub", "own")}
 
 
 @pytest.mark.parametrize("name", ALL)

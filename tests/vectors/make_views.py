@@ -39,7 +39,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import lfm2_vl, minicpmv4_6, nanovlm
+from tiny import lfm2_vl, minicpmv4_6, moondream, nanovlm
 
 HERE = Path(__file__).parent
 U8 = npt.NDArray[np.uint8]
@@ -246,6 +246,16 @@ def slices_case(width: int, height: int) -> dict[str, Any]:
     }
 
 
+def moondream_case(width: int, height: int) -> dict[str, Any]:
+    """What Moondream's code makes of the picture, its squares as one sheet: see tests/tiny/moondream.py."""
+    made = moondream.sheet(*moondream.crops(Image.fromarray(picture(width, height))))
+    return {"spec": "moondream", "width": width, "height": height, "views": 1} | {
+        "size": [made.shape[1], made.shape[0]],
+        "tokens": moondream.GRID**2,
+        "sha256": hashlib.sha256(np.ascontiguousarray(made).tobytes()).hexdigest(),
+    }
+
+
 def unpatchify(patches: npt.NDArray[Any], rows: int, columns: int, patch: int) -> npt.NDArray[Any]:
     """(3, height, width) from Qwen's patches: merged 2x2, and each twice, since a still picture is two frames."""
     cells = patches.reshape(rows // 2, columns // 2, 2, 2, 3, 2, patch, patch)
@@ -289,6 +299,10 @@ LFM2_VL = {
     "fewest": 2, "count": 6, "thumbnail": True,
 }  # fmt: skip
 SLICES = {"kind": "whole_then_slices", "unit": 32, "side": 48, "most": 6}
+MOONDREAM = {
+    "kind": "overlapping_tiles", "side": moondream.SIDE, "margin": moondream.MARGIN * moondream.PATCH,
+    "most": moondream.CROPS,
+}  # fmt: skip
 WITNESSED = [(1, 1), (1, 97), (50, 3), (61, 43), (96, 48), (101, 103), (127, 211), (449, 448), (997, 601)]
 
 
@@ -297,14 +311,20 @@ def witness() -> dict[str, Any]:
     whole_then_tiles = {"rule": NANOVLM, "resample": "bicubic", "cases": [nanovlm_case(*size) for size in WITNESSED]}
     near = {"rule": LFM2_VL, "resample": "bilinear", "cases": [lfm2_case(*size) for size in WITNESSED]}
     sliced = {"rule": SLICES, "resample": "bicubic", "cases": [slices_case(*size) for size in WITNESSED]}
-    return {NANOVLM["kind"]: whole_then_tiles, LFM2_VL["kind"]: near, SLICES["kind"]: sliced} | {
-        rule["kind"]: {
-            "rule": rule,
-            "resample": "lanczos" if SPECS[name][0] == "Idefics3ImageProcessor" else "bicubic",
-            "cases": [case(name, *size) for size in WITNESSED],
+    sheets = {"rule": MOONDREAM, "resample": "lanczos", "cases": [moondream_case(*size) for size in WITNESSED]}
+    apart = {NANOVLM["kind"]: whole_then_tiles, LFM2_VL["kind"]: near, SLICES["kind"]: sliced}
+    return (
+        apart
+        | {MOONDREAM["kind"]: sheets}
+        | {
+            rule["kind"]: {
+                "rule": rule,
+                "resample": "lanczos" if SPECS[name][0] == "Idefics3ImageProcessor" else "bicubic",
+                "cases": [case(name, *size) for size in WITNESSED],
+            }
+            for name, rule in RULES.items()
         }
-        for name, rule in RULES.items()
-    }
+    )
 
 
 def rgb_raw(folder: Path) -> dict[str, Any]:

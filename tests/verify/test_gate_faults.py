@@ -35,7 +35,7 @@ from edgevlm.inputs import grids, preprocess, rules
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.rules import Rule, TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
-from edgevlm.inputs.views import ResizeTo, Step, View
+from edgevlm.inputs.views import ResizeTo, Sheet, Step, View
 from edgevlm.verify import gate
 from edgevlm.verify.gate import GateOptions, run_gate
 from edgevlm.verify.report import GateReport, Row, divergence, kl_divergence
@@ -242,7 +242,7 @@ RULES: dict[str, Rule] = {
         rules.Stretch(48), rules.Crop(48, 48), rules.Pad(48, (1, 2, 3)), rules.Fit(48, 14, (1, 2, 3)),
         rules.TilesThenWhole(48, 192, 4096, 2, True), rules.WholeThenTiles(48, 144, False, "bilinear"),
         rules.RatioTiles(48, 1, 6, True), rules.CoveringTiles(48, 6), rules.Native(16, 1024, 10240),
-        rules.NativeGrown(16, 1024, 10240), rules.Filled(12, 70),
+        rules.NativeGrown(16, 1024, 10240), rules.Filled(12, 70), rules.OverlappingTiles(48, 8, 6),
         rules.NativeOrTiles(8, 16, 1024, 3072, 6144, 48, 2, 6, True), rules.Within(16, 512),
         rules.BestGrid(48, ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (1, 3), (3, 3))),
     )
@@ -258,10 +258,21 @@ def test_every_rule_has_its_witness(kind: str) -> None:
 
 
 def change_steps(change: Callable[[Step], Step]) -> Callable[[Planned, Any, int, int], list[View]]:
-    def fault(real: Planned, rule: Any, width: int, height: int) -> list[View]:
-        return [replace(view, steps=tuple(map(change, view.steps))) for view in real(rule, width, height)]
+    def changed(view: View) -> View:
+        return replace(view, steps=tuple(map(inside, view.steps)))
 
-    return fault
+    def inside(step: Step) -> Step:
+        return replace(step, parts=tuple(map(changed, step.parts))) if isinstance(step, Sheet) else change(step)
+
+    return lambda real, rule, width, height: [changed(view) for view in real(rule, width, height)]
+
+
+def sheet_in_another_order(real: Planned, rule: Any, width: int, height: int) -> list[View]:
+    (view,) = real(rule, width, height)
+    (sheet,) = view.steps
+    assert isinstance(sheet, Sheet)
+    whole, *crops = sheet.parts
+    return [replace(view, steps=(replace(sheet, parts=(whole, *crops[::-1])),))]
 
 
 def one_view_fewer(real: Planned, rule: Any, width: int, height: int) -> list[View]:
@@ -285,7 +296,7 @@ PLAN_FAULTS: dict[str, tuple[Callable[[Planned, Any, int, int], list[View]], tup
     ),
     "cut or laid one pixel too far right": (
         change_steps(lambda step: step if isinstance(step, ResizeTo) else replace(step, left=step.left + 1)),
-        ("crop", "pad", "fit", *TILED),
+        ("crop", "pad", "fit", "overlapping_tiles", *TILED),
     ),
     "tiles column by column": (
         lambda real, rule, width, height: sorted(
@@ -297,6 +308,7 @@ PLAN_FAULTS: dict[str, tuple[Callable[[Planned, Any, int, int], list[View]], tup
         lambda real, rule, width, height: exchanged(real(rule, width, height)), TILED
     ),
     "the whole picture at the other end": (whole_picture_elsewhere, TILED),
+    "crops of a sheet in another order": (sheet_in_another_order, ("overlapping_tiles",)),
     "the next smaller grid": (one_view_fewer, TILED),
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ from edgevlm.checkpoint.families import (
     llava_onevision,
     minicpmv4_6,
     mistral3,
+    moondream,
     nanovlm,
     ovis2,
     paddleocr_vl,
@@ -53,7 +54,7 @@ FAMILIES = (
     deepseek_vl.FAMILY, llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY, janus.FAMILY, lfm2_vl.FAMILY,
     gemma3.FAMILY, paligemma.FAMILY, paddleocr_vl.FAMILY,
     mistral3.FAMILY, lighton_ocr.FAMILY, ovis2.FAMILY, fast_vlm.FAMILY, qwen3_5.FAMILY, lfm3_vl.FAMILY,
-    minicpmv4_6.FAMILY, gemma4.FAMILY,
+    minicpmv4_6.FAMILY, gemma4.FAMILY, moondream.FAMILY,
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families.tensors import Plain, Scaled, Source, Split, SumFrames, prefix_of
@@ -127,10 +127,18 @@ def grid(prefix: str, tower: QwenVit, **mlp: str) -> dict[str, str | Source | Ca
 def fused_qkv(layers: str, rest: str, width: int) -> dict[str, Callable[[int], Source]]:
     """A tower whose layer i keeps its q, k and v maps of `width` rows each in one tensor, `layers`i`rest`."""
 
-    def rows(start: int) -> Callable[[int], Source]:
-        return lambda i: Split(f"{layers}{i}{rest}", start, 3 * width)
+    return stacked(f"{layers}{{i}}{rest}", {part: number * width for number, part in enumerate("qkv")}, 3 * width)
 
-    return {f"vision.layers.{{i}}.{part}": rows(number * width) for number, part in enumerate("qkv")}
+
+def stacked(
+    stem: str, starts: Mapping[str, int], total: int, part: str = "vision"
+) -> dict[str, Callable[[int], Source]]:
+    """Maps of layer {i} that stand in one tensor of `total` rows, each from a row of it on."""
+
+    def rows(start: int) -> Callable[[int], Source]:
+        return lambda i: Split(stem.replace("{i}", str(i)), start, total)
+
+    return {f"{part}.layers.{{i}}.{name}": rows(start) for name, start in starts.items()}
 
 
 _CLIP_LAYER = {

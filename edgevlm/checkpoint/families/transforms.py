@@ -28,6 +28,19 @@ class HeadRows:
 
 
 @dataclass(frozen=True)
+class Bare:
+    """A matrix or table that is stored without the ending ".weight"."""
+
+    name: str
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {self.name: shape}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        return read(self.name)
+
+
+@dataclass(frozen=True)
 class MinusExp:
     """A negative number that is stored as the logarithm of its size."""
 

@@ -39,9 +39,10 @@ def make_spec(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     rescale_factor: float = 1 / 255,
+    tokens: int | None = None,
 ) -> ImageSpec:
-    """The same, from values that no file has."""
-    queries = [step.count for step in model.projector if isinstance(step, Queries)]
+    """The same, from values that no file has. tokens: of a view of any size; None: by its pixels."""
+    queries = [step.count for step in model.projector if isinstance(step, Queries)] or ([tokens] if tokens else [])
     return ImageSpec(
         version=IMAGE_SPEC_VERSION,
         rule=rule,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.export.gguf_.archs.parallel import PARALLEL
 from edgevlm.models.spec import Attention, Decoder, DeltaRule, Mixer, Mlp, Rope, ShortConv
 from edgevlm.runtimes.llama import names
 
@@ -25,7 +26,8 @@ class TextArch:
     plain: bool = True  # its layers are all the same, and `_REFUSALS` holds, too
 
     def keys(self, d: Decoder) -> dict[str, Value]:
-        made = {"general.architecture": self.name}
+        name, norm = self.name, d.block(0).norm
+        made: dict[str, Value] = {"general.architecture": name, f"{name}.{_EPSILON[norm.kind]}": norm.eps}
         return made | {f"{self.name}.{key}": value(d) for key, value in {**_KEYS, **self.more_keys}.items()}
 
     def refusal(self, d: Decoder) -> str | None:
@@ -82,8 +84,8 @@ _KEYS: dict[str, Callable[[Decoder], Value]] = {
     "attention.value_length": lambda d: attention(d).head_dim,
     "rope.dimension_count": lambda d: _rope(d).size,
     "rope.freq_base": lambda d: float(_rope(d).theta),
-    "attention.layer_norm_rms_epsilon": lambda d: d.block(0).norm.eps,
 }
+_EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
 
 
 def _other_mixer(d: Decoder) -> bool:
@@ -133,7 +135,7 @@ _REFUSALS: Refusals = {
     ),
     "has another MLP than a gated one with SiLU": lambda d: (_mlp(d).act, _mlp(d).gated) != ("silu", True),
     "changes embeddings or logits": lambda d: (
-        bool(d.learned_positions or d.embed_norm or d.logit_cap) or d.embed_scale != 1.0
+        bool(d.learned_positions or d.embed_norm or d.logit_cap or d.head_bias) or d.embed_scale != 1.0
     ),
 }
 _NO_SCALING: Refusals = {
@@ -224,10 +226,14 @@ _WINDOWED: Refusals = {
     "scales embeddings by another number than the root of their width": lambda d: (
         not math.isclose(d.embed_scale, d.hidden_size**0.5, rel_tol=2**-8)
     ),
-    "changes embeddings or logits": lambda d: bool(d.learned_positions or d.embed_norm or d.logit_cap or d.deepstack),
+    "changes embeddings or logits": lambda d: bool(
+        d.learned_positions or d.embed_norm or d.logit_cap or d.deepstack or d.head_bias
+    ),
 }
 
+
 _ARCHS = (
+    TextArch("phi2", lambda d, a: d.block(0).places == "parallel", PARALLEL | _SQUARE, plain=False),
     TextArch(
         names.WINDOWED,
         fits=lambda d, a: d.block(0).places == "sandwich" and not (d.windows <= {None} or _strange(d)),
