@@ -21,7 +21,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.io.regular import open_regular
 from edgevlm.models.model import ModelSpec
-from edgevlm.runtimes.llama.names import PROJECTORS, TEXT, Table
+from edgevlm.runtimes.llama.names import PROJECTORS, TEXT, Table, frame_name
 from edgevlm.types import F32
 
 if TYPE_CHECKING:
@@ -197,7 +197,9 @@ class GgufWeights:
         file, table, found = self._find(name)
         values = file.read(found)
         if table.square_patches and name == "vision.patch_embedding.weight":
-            values = values.reshape(len(values), -1)
+            later = range(1, getattr(self._spec.vision, "frames", 1))
+            kernels = [values, *(file.read(frame_name(found, frame)) for frame in later)]
+            values = np.stack(kernels, axis=2).reshape(len(values), -1)
         values = values.T if table.turns(name) else values
         by_head = table.by_head(name, self._spec)
         if by_head is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.clip import Clip
 from edgevlm.inputs.decode import Source, decode_image
 from edgevlm.inputs.prompt import Conversation
 from edgevlm.types import U8
@@ -62,7 +63,10 @@ def conversation_of(question: Any, pictures: Sequence[Any]) -> tuple[Conversatio
         plain = []
         for item in items:
             kind = item.get("type") if isinstance(item, Mapping) else None
-            if kind in ("image", "image_url"):
+            if kind == "video" and isinstance(clip := item.get("video"), Clip):
+                order.append(clip)
+                item = {"type": "video", "like_text": clip.tokens.like_text}
+            elif kind in ("image", "image_url"):
                 own = _own(item)
                 order += [own] if own is not None else [next(waiting, None)]
                 item = {"type": "image"}

@@ -14,11 +14,13 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.answer import Answer, AnswerStream, Timings
 from edgevlm.generate.given import Pictures, conversation_of, open_picture, pictures_of
 from edgevlm.generate.sampling import GenerateOptions, Sampler
-from edgevlm.generate.videos import VideoFrame, with_videos
+from edgevlm.generate.videos import with_videos
+from edgevlm.inputs.clip import Clip
 from edgevlm.inputs.grounding import Box, Frame, Point, find, frame_of
 from edgevlm.inputs.layout import Layout, merge
 from edgevlm.inputs.preprocess import cut_views, plan
 from edgevlm.inputs.prompt import Conversation, Views
+from edgevlm.inputs.spec import VideoTokens
 from edgevlm.runtimes.base import Runtime
 from edgevlm.types import F32, U8, Ids
 
@@ -115,25 +117,25 @@ class Pipeline:
     ) -> Prompt:
         """Pictures and question to views and token ids, refused if they do not fit the context."""
         GenerateOptions(max_tokens)  # which checks it
-        question = with_videos(question, self.bundle.image_spec)
-        conversation, pictures = conversation_of(question, pictures_of(images))
-        rule, limit = self.bundle.image_spec.among(len(pictures)), self.bundle.manifest.spec.decoder.context_length
-        placed: list[Views] = []
+        spec, limit = self.bundle.image_spec, self.bundle.manifest.spec.decoder.context_length
+        conversation, pictures = conversation_of(with_videos(question, spec, limit), pictures_of(images))
+        rule = spec.among(sum(not isinstance(picture, Clip) for picture in pictures))
+        placed: list[Views | VideoTokens] = []
         views: list[U8] = []
         frames: list[Frame] = []
         image_tokens = 0
         for source in pictures:
-            if isinstance(source, VideoFrame):
+            if isinstance(source, Clip):
                 placed.append(source.tokens)
-                frames.append(source.frame)
+                frames += source.frames
                 views += source.views
-                image_tokens += sum(view.rows * view.cols for view in source.tokens)
+                image_tokens += source.tokens.count
                 continue
             picture = open_picture(source, rule.background)
             planned = plan(*picture.size, rule, max_tiles=max_tiles)
-            placed.append(rule.view_tokens(planned, picture.size))
+            placed.append(tokens := rule.view_tokens(planned, picture.size))
             frames.append(frame_of(picture.size, planned))
-            image_tokens += sum(view.rows * view.cols for view in placed[-1])
+            image_tokens += sum(view.rows * view.cols for view in tokens)
             # Once the pictures alone are too many, only their sizes still matter: a thousand of them must end
             # in the sentence below, not in exhausted memory.
             if image_tokens < limit:

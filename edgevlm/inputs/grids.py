@@ -12,17 +12,21 @@ from edgevlm.io import limits
 _ENOUGH = 0.9  # of a picture's pixels
 
 
-def near(width: int, height: int, unit: int, least: int, most: int, begin: int) -> tuple[int, int]:
+def near(
+    width: int, height: int, unit: int, least: int, most: int, begin: int, frames: int = 1, group: int = 1
+) -> tuple[int, int]:
     """Width and height near these: multiples of `unit`, at least one each, `least` to `most` pixels in all.
 
-    begin: the least that an edge is rounded to before the pixels are counted.
+    begin: the least that an edge is rounded to before the pixels are counted. frames: so many pictures have the pixels
+    together, which are first counted in whole groups of `group`.
     """
     wide, high = (max(begin, round(edge / unit) * unit) for edge in (width, height))
-    if wide * high > most:
-        beta = math.sqrt(height * width / most)
+    pixels = round(frames / group) * group * wide * high
+    if pixels > most:
+        beta = math.sqrt(frames * height * width / most)
         return max(unit, math.floor(width / beta / unit) * unit), max(unit, math.floor(height / beta / unit) * unit)
-    if wide * high < least:
-        beta = math.sqrt(least / (height * width))
+    if pixels < least:
+        beta = math.sqrt(least / (frames * height * width))
         return math.ceil(width * beta / unit) * unit, math.ceil(height * beta / unit) * unit
     return wide, high
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.packing import Packed
+from edgevlm.inputs.packing import Packed, Pooled
 from edgevlm.models.blocks import mask_input, rope_inputs
 from edgevlm.models.spec import Decoder, Rope
 from edgevlm.types import F32, I64
@@ -22,28 +22,32 @@ from edgevlm.types import F32, I64
 
 @dataclass(frozen=True)
 class Span:
-    """The image tokens of one view, or of a picture whose views are packed."""
+    """The image tokens of one view, of a picture whose views are packed, or of a video's views one behind the other."""
 
     start: int  # position of the first one in the prompt
     grid: tuple[int, int]  # rows, columns
-    packed: Packed | None = None
+    packed: Packed | Pooled | None = None
     gap: int = 0  # tokens of text between two rows
+    frames: int = 1  # views of that grid, one behind the other
+    step: float = 1.0  # positions of time from one of them to the next
 
     @property
     def places(self) -> I64:
         """Positions of its tokens, row by row."""
-        rows, cols = np.indices(self.grid)
-        found: I64 = (self.start + rows * (self.grid[1] + self.gap) + cols).reshape(-1)
+        number = np.arange(self.tokens)
+        found: I64 = self.start + number + number // max(1, self.grid[1]) * self.gap
         return found
 
     @property
     def tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
+        return self.frames * self.grid[0] * self.grid[1]
 
     @property
     def features(self) -> tuple[int, ...]:
         """Rows of features that an encoder gives for each of its views."""
-        return (self.tokens,) if self.packed is None else (math.prod(self.packed.side),) * self.packed.views
+        if self.packed is None:
+            return (math.prod(self.grid),) * self.frames
+        return (math.prod(self.packed.side),) * self.packed.views
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def image_tokens(layout: Layout, features: Sequence[F32]) -> list[F32]:
         for rows, size in zip(own, span.features, strict=True):
             if len(rows) != size:
                 raise _disagree(rows.shape, (size, *rows.shape[1:]))
-        found.append(own[0] if span.packed is None else span.packed.run(own))
+        found.append(np.concatenate(own) if span.packed is None else span.packed.run(own))
     if left:
         raise _disagree(left[0].shape, "no more")
     return found
@@ -115,7 +119,8 @@ def positions(layout: Layout, axes: int, start: int = 0, stop: int | None = None
     """(axes, stop - start) positions of the tokens from `start` to `stop` (None: the prompt's end), answer included.
 
     Of three axes (time, row, column), a view takes as many positions as its longer side has tokens (arXiv 2409.12191),
-    or, with `places` "line", as many as it has tokens.
+    and so do a video's: what follows starts behind their rows and columns, and the answer behind every position. With
+    `places` "line", it takes as many as it has tokens.
     """
     stop = layout.length if stop is None else stop
     if axes == 1 or places == "line":
@@ -131,7 +136,9 @@ def _prompt_positions(layout: Layout, axes: int) -> I64:
         text = span.start - place
         out[:, place : span.start] = at + np.arange(text)
         at, (rows, cols) = at + text, span.grid
-        out[:, span.start : span.start + span.tokens] = at + np.indices((1, rows, cols)).reshape(3, -1)[-axes:]
+        inside = np.indices((span.frames, rows, cols)).reshape(3, -1)
+        inside[0] = (inside[0].astype(np.float32) * np.float32(span.step)).astype(np.int64)
+        out[:, span.start : span.start + span.tokens] = at + inside[-axes:]
         at, place = at + max(rows, cols), span.start + span.tokens
     return out
 

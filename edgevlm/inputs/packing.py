@@ -99,6 +99,31 @@ class Packed:
         return np.concatenate([whole, np.concatenate([kept, ends], axis=1).reshape(-1, width)])
 
 
+@dataclass(frozen=True)
+class Pooled:
+    """How a video's frames become tokens: each frame's map at half its sides, one behind the other, then a newline."""
+
+    side: Grid  # of a frame's features
+    views: int
+    newline: F32 = field(compare=False, repr=False)
+
+    @property
+    def map(self) -> Grid:
+        return -(-self.side[0] // 2), -(-self.side[1] // 2)
+
+    @property
+    def tokens(self) -> int:
+        return self.views * math.prod(self.map) + 1
+
+    def run(self, features: Sequence[F32]) -> F32:
+        """Each frame's features (side rows * columns, D), in order, to the video's tokens (N, D)."""
+        width = features[0].shape[-1]
+        maps = (
+            _resized(_resized(rows.reshape(*self.side, width), 0, self.map[0]), 1, self.map[1]) for rows in features
+        )
+        return np.concatenate([*(each.reshape(-1, width) for each in maps), self.newline[None]])
+
+
 def _resized(x: F32, axis: int, size: int) -> F32:
     """Along one axis, bilinear between sample centres and without a wider filter for scaling down.
 

@@ -63,18 +63,19 @@ def prepare(image: U8 | Image.Image, spec: ImageSpec, *, max_tiles: int | None =
 
 
 def normalize(view: U8, spec: ImageSpec) -> F32:
-    """uint8 (H, W, 3) -> float32 (3, H, W), through a table of 256 values per channel."""
+    """uint8 (H, W, 3) -> float32 (3, H, W), through a table of 256 values per channel; frames' channels each so."""
     pixels: F32 = normalize_all([view], spec)[0]
     return pixels
 
 
 def normalize_all(views: Sequence[U8], spec: ImageSpec) -> F32:
-    """T views of one size, each uint8 (H, W, 3) -> float32 (T, 3, H, W)."""
+    """T views of one size, each uint8 (H, W, 3) -> float32 (T, 3, H, W); so several frames' channels, one by one."""
     tables = normalize_tables(spec)
-    pixels = np.empty((len(views), 3, *views[0].shape[:2]), np.float32)
+    height, width, channels = views[0].shape
+    pixels = np.empty((len(views), channels, height, width), np.float32)
     for view, out in zip(views, pixels, strict=True):
-        for channel in range(3):
-            np.take(tables[channel], view[:, :, channel], out=out[channel], mode="clip")
+        for channel in range(channels):
+            np.take(tables[channel % 3], view[:, :, channel], out=out[channel], mode="clip")
     return pixels
 
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, Marker, Span
-from edgevlm.inputs.spec import Chat, PictureText, PromptSpec, ViewTokens
+from edgevlm.inputs.spec import Chat, PictureText, PromptSpec, VideoTokens, ViewTokens
 from edgevlm.inputs.tokenizer import StreamDecoder, decode, encode, inner_tokenizer, load_tokenizer
 from edgevlm.types import Ids
 
@@ -26,6 +26,7 @@ MOST_TEXT = 4 << 20  # characters of a prompt: the longest context is of a milli
 Conversation = str | Sequence[Mapping[str, Any]]
 
 Views = Sequence[ViewTokens]
+PICTURES = ("image", "video")  # types of items that are not text
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def messages_of(conversation: Conversation, num_images: int) -> list[tuple[str, 
         messages.append((str(message.get("role")), list(content)))
     if not messages:
         raise EdgeVLMError("The conversation is empty: ask at least one question.")
-    found = sum(item["type"] == "image" for _, content in messages for item in content)
+    found = sum(item["type"] in PICTURES for _, content in messages for item in content)
     if found != num_images:
         raise EdgeVLMError(
             f"The conversation has {found} image items for {num_images} pictures: give one picture for each."
@@ -97,10 +98,11 @@ def render(
             raise EdgeVLMError(f"The role '{role}' is unknown to this model: use {', '.join(sorted(chat.roles))}.")
         around = chat.roles[role]
         if chat.images_first:
-            content = sorted(content, key=lambda item: item["type"] != "image")
-        if around.open_image is None and any(item["type"] == "image" for item in content):
+            content = sorted(content, key=lambda item: item["type"] not in PICTURES)
+        if around.open_image is None and any(item["type"] in PICTURES for item in content):
             raise EdgeVLMError(f"The role '{role}' takes no pictures in this model: put them into a user's message.")
-        opening = ControlText((around.open_image or "") if content[0]["type"] == "image" else around.open_text)
+        as_image = content[0]["type"] in PICTURES and not content[0].get("like_text")
+        opening = ControlText((around.open_image or "") if as_image else around.open_text)
         parts, close = list(_items(chat, role, content, number)), ControlText(around.close)
         if role == "system" and chat.system == "in_first_user":
             system += [opening, *parts, close]
@@ -121,7 +123,7 @@ def takes(chat: Chat, conversation: Sequence[Mapping[str, Any]]) -> bool:
         message["role"] in chat.roles
         and (
             chat.roles[message["role"]].open_image is not None
-            or all(item["type"] != "image" for item in message["content"])
+            or all(item["type"] not in PICTURES for item in message["content"])
         )
         for message in conversation
     )
@@ -133,6 +135,9 @@ def _items(
     last, trims = len(content) - 1, chat.trim and not (chat.trim_each and role == "system")
     for place, item in enumerate(content):
         yield ControlText(chat.join if place else "")
+        if item["type"] == "video":
+            yield Picture(next(number))
+            continue
         if item["type"] == "image":
             yield ControlText(chat.image_before if place else "")
             yield Picture(next(number))
@@ -176,14 +181,15 @@ class Prompter:
     def encode(
         self,
         conversation: Conversation,
-        pictures: Sequence[Views] = (),
+        pictures: Sequence[Views | VideoTokens] = (),
         *,
         add_generation_prompt: bool = True,
         thinking: bool | None = None,
     ) -> tuple[Ids, Layout]:
         """Token ids int64 (n,) of a question, or of messages [{"role", "content"}], and where its views' tokens lie.
 
-        pictures: of each, its views in order, as `ImageSpec.view_tokens` gives them. thinking: as `Chat.switched`.
+        pictures: of each, its views in order, as `ImageSpec.view_tokens` gives them, or a video (`make_clip`).
+        thinking: as `Chat.switched`.
         Equal to Hugging Face's processor and chat template, but for special tokens spelled out in the user's
         text: here they are text, so that a question can neither end its turn nor add an image.
         """
@@ -205,16 +211,30 @@ class Prompter:
             elif isinstance(piece, UserText):
                 text.write(piece.text)
             else:
-                if len(pictures) > 1:
-                    control(spec.picture.number.replace("{index}", str(piece.index)))
-                for part in picture_parts(spec.picture, pictures[piece.index], piece.index):
+                own, token = pictures[piece.index], spec.image_token_id
+                if isinstance(own, VideoTokens):
+                    token, parts = self._token(own.token), iter(own.parts)
+                else:
+                    if len(pictures) > 1:
+                        control(spec.picture.number.replace("{index}", str(piece.index)))
+                    parts = picture_parts(spec.picture, own, piece.index)
+                for part in parts:
                     if isinstance(part, str):
                         control(part)
                     else:
-                        spans.append(_span(spec, text, control, part))
+                        spans.append(_span(spec, text, control, part, token))
         ids = np.array([spec.bos_id] * spec.add_bos + text.ids(), dtype=np.int64)
         markers = self._markers(ids) if pictures else ()
         return ids, Layout(len(ids), tuple(spans), markers)
+
+    def _token(self, token: str) -> int:
+        """The id of a video's token; of none, the image token's."""
+        found = self._special.get(token) if token else self.image_token_id
+        if found is None:
+            raise EdgeVLMError(
+                f"The tokenizer has no special token '{token[:100]}' for videos: export the bundle again."
+            )
+        return found
 
     def _markers(self, ids: Ids) -> tuple[Marker, ...]:
         rows = {marker.token_id: np.array(marker.row, np.float32) for marker in self.spec.markers}
@@ -253,15 +273,16 @@ def picture_parts(around: PictureText, views: Views, index: int) -> Iterator[str
     yield around.close
 
 
-def _span(spec: PromptSpec, text: _Text, control: Callable[[str], None], view: ViewTokens) -> Span:
+def _span(spec: PromptSpec, text: _Text, control: Callable[[str], None], view: ViewTokens, token: int) -> Span:
     """Write a view's image tokens, row by row where something stands between rows."""
     lines = view.rows if spec.picture.line_break else 1
+    count = view.frames * view.rows * view.cols
     starts = []
     for line in range(lines):
         control(spec.picture.line_break if line else "")
-        starts.append(text.token(spec.image_token_id, view.rows * view.cols // lines) + spec.add_bos)
+        starts.append(text.token(token, count // lines) + spec.add_bos)
     gap = starts[1] - starts[0] - view.cols if lines > 1 else 0
-    return Span(starts[0], (view.rows, view.cols), view.packed, gap)
+    return Span(starts[0], (view.rows, view.cols), view.packed, gap, view.frames, view.step)
 
 
 class _Text:
@@ -303,7 +324,7 @@ def _check_length(characters: int) -> None:
 def _is_item(item: Any) -> bool:
     if not isinstance(item, Mapping):
         return False
-    if item.get("type") == "image":
+    if item.get("type") == "image" or (item.get("type") == "video" and "like_text" in item):
         return True
     text = item.get("text")
     if item.get("type") != "text" or not isinstance(text, str):

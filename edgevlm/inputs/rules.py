@@ -237,7 +237,10 @@ class Native(CheckedRule):
                 f"A picture of {width} x {height} is more than 200 times as long as wide, which this model does not "
                 "take: cut it into less elongated pieces first."
             )
-        return [View((ResizeTo(*grids.near(*edges, self.unit, self.least, self.most, begin=0)),))]
+        return [View((ResizeTo(*self.near(*edges)),))]
+
+    def near(self, width: int, height: int) -> tuple[int, int]:
+        return grids.near(width, height, self.unit, self.least, self.most, begin=0)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.check import check
+from edgevlm.inputs.frame_rules import NativeFrames
 from edgevlm.inputs.grounding import Grounding
-from edgevlm.inputs.packing import Packed, Packing
+from edgevlm.inputs.packing import Packed, Packing, Pooled
 from edgevlm.inputs.resample import FILTERS
 from edgevlm.inputs.rules import Rule, TilesThenWhole
 from edgevlm.inputs.video import VideoSpec
@@ -26,12 +27,31 @@ SYSTEM_PLACES = ("turn", "in_first_user")
 
 
 class ViewTokens(NamedTuple):
-    """A view's image tokens in a prompt, or those of a picture whose views are packed."""
+    """A view's image tokens in a prompt, those of a picture whose views are packed, or of a video in one run."""
 
     place: Place | None  # row and column of a tile, from 1; None is the whole picture
     rows: int  # of image tokens
     cols: int
-    packed: Packed | None = None
+    packed: Packed | Pooled | None = None
+    frames: int = 1  # as in `Span`
+    step: float = 1.0
+
+
+@dataclass(frozen=True)
+class VideoTokens:
+    """A video in a prompt: control text, and among it its views' tokens.
+
+    token: the special token that stands there; empty: the image token. like_text: as in `VideoSpec`.
+    """
+
+    parts: tuple[str | ViewTokens, ...]
+    token: str
+    like_text: bool
+
+    @property
+    def count(self) -> int:
+        """Of its views' tokens."""
+        return sum(part.frames * part.rows * part.cols for part in self.parts if isinstance(part, ViewTokens))
 
 
 @dataclass(frozen=True)
@@ -44,7 +64,7 @@ class ImageSpec:
     """
 
     version: int
-    rule: Rule
+    rule: Rule | NativeFrames
     resample: str  # "bilinear" | "bicubic" | "lanczos"
     background: tuple[int, int, int]  # RGB under transparent pixels
     rescale_factor: float
@@ -74,9 +94,10 @@ class ImageSpec:
         width, height = view.size
         return height // self.token_pixels, width // self.token_pixels
 
-    def frames(self, video: VideoSpec) -> ImageSpec:
-        """The rules for a frame of a video."""
-        return replace(self, rule=video.rule, resample=video.resample, several=None)
+    def frames(self, video: VideoSpec, count: int) -> ImageSpec:
+        """The rules for each of `count` frames of a video."""
+        rule = replace(video.rule, count=count) if isinstance(video.rule, NativeFrames) else video.rule
+        return replace(self, rule=rule, resample=video.resample, several=None)
 
     def among(self, pictures: int) -> ImageSpec:
         """The rules for each of a prompt's `pictures`."""

@@ -7,58 +7,107 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgevlm.inputs.check import check
+from edgevlm.inputs.frame_rules import NativeFrames
 from edgevlm.inputs.resample import FILTERS
 from edgevlm.inputs.rules import Rule
 from edgevlm.io import limits
 from edgevlm.types import Ids
 
+SPREADS = ("ends", "nearest", "starts", "middles")
+
 
 @dataclass(frozen=True)
 class VideoSpec:
-    """Frames are spread evenly from the first to the last, `fps` for each second of the video, at most `most`.
+    """How frames are chosen, cut and written into a prompt: docs/preprocessing.md, section 7.
 
-    skip: seconds left out at both ends of a video that is longer than `most` * `fps` seconds without them.
-    rule, resample: of a frame, which is one view. {count} is the number of frames in words, {duration} H:MM:SS, {time}
-    MM:SS of a frame.
+    fps: frames for each second of the video; None: `most` of them. spread: from the first frame to the last, rounded
+    down ("ends") or to the nearest ("nearest"); or of as many equal parts, each one's first ("starts") or middle frame.
+    skip: of "ends", seconds left out at both ends of a video that is longer than `most` * `fps` seconds without them.
+    rule, resample: of a frame, which is one view.
+    group: frames that are one view together: its channels are theirs, one behind the other; the last fills it up.
+    apart: each view's tokens are by themselves, with `stamp`, `open`, `close` and `join`; False: all are one run.
+    pace: of a run, positions of time in a second; None: one for each view. pooled: of a run, as `Pooled`.
+    token: the special token that stands for the views'; empty: the image token.
+    like_text: a message that begins with a video begins as one that begins with text, not with an image.
+
+    In `intro`, {count} is the number of frames in words and {duration} the video's H:MM:SS; in `stamp`, {time} is MM:SS
+    of a view's frame, {seconds} the middle of the first's and the last's, and {number} the view's, from 1.
     """
 
-    fps: float
+    fps: float | None
     most: int
-    skip: int
-    rule: Rule
+    rule: Rule | NativeFrames
     resample: str
-    intro: str  # before the frames
-    stamp: str  # before each frame
-    outro: str  # after them
+    open: str  # before each view's tokens
+    close: str = ""  # after them
+    stamp: str = ""  # before a view
+    join: str = ""  # between two views
+    intro: str = ""  # before all
+    outro: str = ""  # after them
+    least: int = 1
+    spread: str = "ends"
+    skip: int = 0
+    group: int = 1
+    apart: bool = True
+    pace: float | None = None
+    pooled: bool = False
+    token: str = ""
+    like_text: bool = False
 
     def __post_init__(self) -> None:
-        check(0 < self.fps <= limits.FRAME_RATE, "image", "video.fps", f"up to {limits.FRAME_RATE}", self.fps)
+        fps = self.fps is None or 0 < self.fps <= limits.FRAME_RATE
+        check(fps, "image", "video.fps", f"up to {limits.FRAME_RATE}", self.fps)
         check(1 <= self.most <= limits.FRAMES, "image", "video.most", f"1 to {limits.FRAMES}", self.most)
+        check(1 <= self.least <= limits.FRAMES, "image", "video.least", f"1 to {limits.FRAMES}", self.least)
         check(0 <= self.skip <= 60, "image", "video.skip", "0 to 60", self.skip)
+        check(1 <= self.group <= limits.GROUP, "image", "video.group", f"1 to {limits.GROUP}", self.group)
+        check(self.pace is None or 0 < self.pace <= 1000, "image", "video.pace", "up to 1000", self.pace)
+        check(self.spread in SPREADS, "image", "video.spread", " or ".join(SPREADS), self.spread)
         check(self.resample in FILTERS, "image", "video.resample", " or ".join(FILTERS), self.resample)
-        for name in ("intro", "stamp", "outro"):
+        check(not (self.apart and self.pooled), "image", "video.pooled", "false where apart is true", self.pooled)
+        for name in ("intro", "stamp", "open", "close", "join", "outro", "token"):
             text, long = getattr(self, name), limits.PICTURE_TEXT
             check(len(text) <= long, "image", f"video.{name}", f"at most {long} characters", text)
 
     def frames(self, total: int, rate: float) -> Ids:
         """Which of a video's `total` frames are taken, int64 (n,), rising; rate: of its frames per second."""
-        seconds = total / rate
-        count = max(1, min(round(self.fps * seconds), self.most))
+        seconds, spread = total / rate, self.spread
+        count = self.most
+        if self.fps is not None:
+            count = round(self.fps * seconds) if spread == "ends" else int(seconds * self.fps)
+        count = max(1, min(max(count, self.least), self.most, total))
         first, last = 0, total - 1
-        if self.skip and seconds - 2 * self.skip > self.most * self.fps:
+        if spread in ("starts", "middles"):
+            count = max(1, count // self.group * self.group)
+            number = np.arange(count, dtype=np.int64)
+            return number * total // count if spread == "starts" else (2 * number + 1) * total // (2 * count)
+        if spread == "nearest":
+            return np.linspace(first, last, count).round().astype(np.int64)
+        if self.skip and self.fps and seconds - 2 * self.skip > self.most * self.fps:
             first, last = int(self.skip * rate), min(int(total - self.skip * rate), total - 1)
         if first >= last:
             first, last = 0, total - 1
         return np.unique(np.linspace(first, last, count, dtype=np.int64))
 
     def texts(self, frames: Ids, total: int, rate: float) -> list[str]:
-        """What stands before each frame, and behind the last."""
+        """What stands before each view's tokens, and behind the last; of a run, before and behind it."""
         whole = int(total / rate)
         duration = f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
         intro = self.intro.replace("{count}", in_words(len(frames))).replace("{duration}", duration)
+        if not self.apart:
+            return [intro, self.outro]
         times = [int(frame) / rate for frame in frames]
-        stamps = [self.stamp.replace("{time}", f"{int(t // 60):02}:{int(t % 60):02}") for t in times]
-        return [intro + stamps[0], *stamps[1:], self.outro]
+        stamps = []
+        for number, start in enumerate(range(0, len(times), self.group), 1):
+            first, last = times[start], times[min(start + self.group, len(times)) - 1]
+            text = self.stamp.replace("{time}", f"{int(first // 60):02}:{int(first % 60):02}")
+            stamps.append(text.replace("{seconds}", f"{(first + last) / 2:.1f}").replace("{number}", str(number)))
+        between = [f"{self.close}{self.join}{stamp}{self.open}" for stamp in stamps[1:]]
+        return [f"{intro}{stamps[0]}{self.open}", *between, self.close + self.outro]
+
+    def step(self, frames: Ids, total: int, rate: float) -> float:
+        """Positions of time from one view of a run to the next."""
+        return 1.0 if self.pace is None else self.pace * float(np.float32(self.group / (len(frames) / total * rate)))
 
 
 _SMALL = (

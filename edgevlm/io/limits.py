@@ -73,7 +73,8 @@ TAPS = 64  # layers of a tower whose states are used: VipLLaVA has 5
 GRIDS = 1024  # that a rule chooses from: LLaVA-OneVision has 36
 NATIVE_PIXELS = 1 << 25  # of a view near the picture's own size: Qwen3-VL has 16.8 million
 PICTURE_TOKENS = 1 << 20  # of one picture: more than any context holds
-FRAMES = 512  # of one video in a prompt: SmolVLM2 takes 64
+FRAMES = 768  # of one video in a prompt: as many as Qwen2-VL takes; SmolVLM2 takes 64
+GROUP = 16  # frames that a tower takes as one view: Qwen2-VL takes 2
 FRAME_RATE = 1000.0  # frames per second: slow motion has 960
 VIDEO_FRAMES = 1 << 19  # of one file: two hours at 60 per second have 432,000
 

@@ -81,7 +81,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     QwenVit: {
         "patch_size": (1, limits.PATCH_SIDE), "merge": (1, limits.SHUFFLE), "window": (1, limits.WINDOW_SIDE),
         "hidden_size": (1, limits.WIDTH), "num_layers": (1, limits.LAYERS), "full": (0, limits.LAYERS),
-        "theta": _POSITIVE, "table": (0, limits.TABLE_ROWS),
+        "theta": _POSITIVE, "table": (0, limits.TABLE_ROWS), "frames": (1, limits.GROUP),
         "resample": ("corners", "centers", "smooth", "nearest", "none"), "deepstack": (0, limits.LAYERS),
         "convolving": (0, limits.LAYERS), "kernel": (1, limits.GRID_KERNEL), "kind": ("qwen_vit",),
     },

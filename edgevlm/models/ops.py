@@ -68,7 +68,7 @@ class Ops:
         self._lacks("mean")
 
     def patch_linear(self, x: X, name: str, width: int, bias: bool = False) -> X:
-        """Patches (B, S, 3 * patch * patch) to (B, S, D) by the weight `name`, which like a kernel is not quantized."""
+        """Patches (B, S, 3 * frames * patch^2) to (B, S, D) by the weight `name`, like a kernel not quantized."""
         self._lacks("patch_linear")
 
     def embed(self, ids: X, name: str, rows: int, width: int) -> X:

@@ -236,7 +236,7 @@ def _text(spec: PromptSpec, question: str, pictures: Sequence[Views]) -> str:
         parts += [text.number.replace("{index}", str(number)) if len(pictures) > 1 else ""]
         parts += [text.open.replace("{index}", str(number))]
         row = 0
-        for place, rows, cols, _ in views:
+        for place, rows, cols, *_ in views:
             if row and (place is None or place[0] != row):
                 parts.append(text.row_close)
             if row and place:

@@ -12,7 +12,7 @@ from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.inputs.layout import rope_factors
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.record import weight_tree
-from edgevlm.runtimes.llama.names import PROJECTORS, ROPE_FACTORS, TEXT, Table
+from edgevlm.runtimes.llama.names import PROJECTORS, ROPE_FACTORS, TEXT, Table, frame_name
 from edgevlm.types import F32
 
 
@@ -27,6 +27,7 @@ class Entry:
     linear: bool = False
     constant: F32 | None = None  # its values, where they are no weight of the model
     row: int | None = None  # the one row of the weight that it holds
+    frame: int | None = None  # whose kernel it is, of a patch embedding of several frames
 
 
 def decoder_entries(spec: ModelSpec, arch: TextArch, recipe: Recipe) -> list[Entry]:
@@ -60,6 +61,12 @@ def _entries(spec: ModelSpec, part: str, table: Table, recipe: Recipe) -> list[E
             kind = ggml_type("fp32" if moved and form.startswith("int") else form, shape[-1])
         if table.square_patches and weight == "vision.patch_embedding.weight":
             shape = (shape[0], 3, spec.vision.patch_size, spec.vision.patch_size)
+            frames, name = getattr(spec.vision, "frames", 1), table.name(weight)
+            for frame in range(frames) if frames > 1 else ():
+                one = frame_name(name, frame)
+                found[one] = Entry(one, shape, kind, (weight,), frame=frame)
+            if frames > 1:
+                continue
         shape = shape[::-1] if table.turns(weight) else shape
         name, weights = table.name(weight), tuple([weight])
         if above := found.get(name):

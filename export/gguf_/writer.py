@@ -135,7 +135,10 @@ def _tensor(
         if entry.linear:
             tensor = quantized(weight)
         else:
-            tensor = QTensor("fp32", np.ascontiguousarray(weights.read(weight), np.float32))
+            values = weights.read(weight)
+            if entry.frame is not None:
+                values = values.reshape(len(values), 3, -1, *entry.shape[2:])[:, :, entry.frame]
+            tensor = QTensor("fp32", np.ascontiguousarray(values, np.float32))
         order = table.order(weight, spec)
         if order is not None:
             scale = None if tensor.scale is None else tensor.scale[order]

@@ -97,6 +97,11 @@ class Table:
         return np.arange(rows).reshape(2, mixer.heads, -1).swapaxes(0, 1).reshape(-1)
 
 
+def frame_name(kernel: str, frame: int) -> str:
+    """The tensor of one frame's kernel, of a patch embedding of several frames."""
+    return f"{kernel}.{frame}" if frame else kernel
+
+
 def _turned_rows(rule: DeltaRule, part: str) -> npt.NDArray[np.intp] | None:
     """llama.cpp has value heads in turns of key heads: the first ones of all key heads, then the second ones.
 

@@ -127,6 +127,11 @@ class LlamaEncoder:
                 f"{self._no_pictures or 'The GGUF files hold no vision tower'}: encode them with another engine, "
                 "--runtime onnxruntime+llama.cpp."
             )
+        if any(view.shape[2] > 3 for view in views):
+            raise EdgeVLMError(
+                "llama.cpp encodes single pictures, and this model sees a video's frames two by two: encode them with "
+                "another engine, --runtime onnxruntime+llama.cpp."
+            )
         features = []
         for view in views:
             rows, cols = spec.token_grid(*view.shape[:2])

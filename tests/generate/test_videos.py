@@ -9,16 +9,23 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import SizeDict
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
 from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 from transformers.video_utils import VideoMetadata, read_video_pyav
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny.videos import video_class, write_video
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.cli import main
@@ -27,6 +34,7 @@ from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.generate.loop import Pipeline, Prompt
 from edgevlm.generate.videos import with_videos
 from edgevlm.inputs import video_file
+from edgevlm.inputs.frame_rules import NativeFrames
 from edgevlm.inputs.preprocess import normalize
 from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.inputs.video import VideoSpec, in_words
@@ -35,22 +43,9 @@ from edgevlm.runtimes import open_runtime
 
 av = pytest.importorskip("av")
 QUESTION = "What happens?"
-SPEC = VideoSpec(1.0, 64, 1, TilesThenWhole(64, 256, 4096, 2, False), "lanczos", "{count} {duration}", "{time}", "")
-
-
-def write_video(path: Path, frames: int = 30, rate: int = 10, size: tuple[int, int] = (96, 64)) -> Path:
-    """A moving square on a ground that brightens, in MPEG-4."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        for number in range(frames):
-            picture = np.full((size[1], size[0], 3), number * 200 // frames, np.uint8)
-            picture[10:30, number % 60 : number % 60 + 20, 0] = 250
-            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-    return path
+INTERNVL, ONEVISION = ("internvl", "InternVLVideoProcessor"), ("llava_onevision", "LlavaOnevisionVideoProcessor")
+QWEN2, QWEN3 = ("qwen2_vl", "Qwen2VLVideoProcessor"), ("qwen3_vl", "Qwen3VLVideoProcessor")
+RULE = TilesThenWhole(64, 256, 4096, 2, False)
 
 
 @settings(max_examples=300, deadline=None)
@@ -63,8 +58,77 @@ def write_video(path: Path, frames: int = 30, rate: int = 10, size: tuple[int, i
 def test_the_frames_are_transformers(total: int, rate: float, fps: float, most: int) -> None:
     metadata = VideoMetadata(total_num_frames=total, fps=rate, duration=total / rate)
     expected = SmolVLMVideoProcessor.sample_frames(SimpleNamespace(num_frames=most, fps=fps), metadata)
-    spec = VideoSpec(fps, most, 1, SPEC.rule, "lanczos", "", "", "")
+    spec = VideoSpec(fps, most, RULE, "lanczos", "", skip=1)
     np.testing.assert_array_equal(spec.frames(total, rate), expected)
+
+
+SAMPLED = st.tuples(
+    st.integers(4, 20000),
+    st.sampled_from([1.0, 10.0, 23.976, 24.0, 29.97, 30.0, 60.0]),
+    st.sampled_from([0.3, 1.0, 2.0, 5.0]),
+    st.integers(4, 768),
+)
+
+
+def _metadata(total: int, rate: float) -> VideoMetadata:
+    return VideoMetadata(total_num_frames=total, fps=rate, duration=total / rate)
+
+
+def _apart(ours: Any, theirs: Any, step: float) -> None:
+    """Equal, but where a frame lies on a whole number: torch.arange's float32 may stop just before it."""
+    theirs = np.asarray(theirs)[: len(ours)]  # by rounding, torch.arange may have one more, behind the last frame
+    off = np.flatnonzero(ours != theirs)
+    assert len(ours) == len(theirs) and (ours[off] == theirs[off] + 1).all()
+    assert np.abs(off * step - np.round(off * step)).max(initial=0) < 1e-6
+
+
+@settings(max_examples=300, deadline=None)
+@given(SAMPLED)
+def test_the_frames_of_pairs_are_transformers(case: tuple[int, float, float, int]) -> None:
+    (total, rate, fps, most), qwen2, qwen3 = case, video_class(*QWEN2), video_class(*QWEN3)
+    given = {"fps": fps, "most": most, "rule": RULE, "resample": "bicubic", "open": "", "least": 4, "group": 2}
+    ours = VideoSpec(**given, spread="starts").frames(total, rate)
+    theirs = qwen2(max_frames=most).sample_frames(_metadata(total, rate), fps=fps)
+    _apart(ours, theirs, total / len(ours))
+    theirs = qwen3(max_frames=most).sample_frames(_metadata(total, rate), fps=fps)
+    np.testing.assert_array_equal(VideoSpec(**given, spread="nearest").frames(total, rate), theirs)
+
+
+@settings(max_examples=300, deadline=None)
+@given(SAMPLED)
+def test_the_frames_of_parts_are_transformers(case: tuple[int, float, float, int]) -> None:
+    total, rate, _, most = case
+    count, internvl, onevision = min(most, total), video_class(*INTERNVL), video_class(*ONEVISION)
+    given = {"fps": None, "most": most, "rule": RULE, "resample": "bicubic", "open": ""}
+    ours = VideoSpec(**given, spread="starts").frames(total, rate)
+    theirs = onevision().sample_frames(_metadata(total, rate), num_frames=count)
+    np.testing.assert_array_equal(ours, theirs)
+    ours = VideoSpec(**given, spread="middles").frames(total, rate)
+    theirs = np.asarray(internvl().sample_frames(_metadata(total, rate), num_frames=count))[:count]
+    off = np.flatnonzero(ours != theirs)
+    assert (ours[off] == theirs[off] + 1).all()
+    assert ((2 * off + 1) * total % (2 * count) == 0).all()  # as above
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(1, 4000), st.integers(1, 4000), st.integers(2, 768), st.booleans())
+def test_sizes_of_frames_are_transformers(width: int, height: int, count: int, capped: bool) -> None:
+    kinds = ((QWEN2, False, 28, 128000 * 28**2 * 9 // 10), (QWEN3, True, 32, 768 * 32**2))
+    for name, together, unit, cap in kinds:
+        processor, least, most = video_class(*name)(), 20 * unit**2, 300 * unit**2 * (20 if together else 1)
+        wanted = SizeDict(shortest_edge=least, longest_edge=most)
+        video = torch.empty(1, count, 3, height, width, device="meta")
+        rule = NativeFrames(unit, least, most, together=together, cap=cap if capped else None, count=count)
+        given = {"size": wanted, "resample": 3, "factor": unit, "temporal_factor": 2, "cap_pixels_per_frame": capped}
+        with mock.patch.object(TorchvisionBackend, "resize", lambda self, image, size, **_: size):
+            try:
+                asked = processor.resize(video, **given)
+            except ValueError:
+                with pytest.raises(EdgeVLMError, match="more than 200 times"):
+                    rule.views(width, height)
+                continue
+        (view,) = rule.views(width, height)
+        assert view.size == (asked.width, asked.height)
 
 
 @pytest.mark.parametrize("ending", ["mp4", "mov", "mkv", "avi"])
@@ -209,7 +273,7 @@ def test_damaged_files_are_a_sentence_or_an_answer(bundle: Bundle, tmp_path: Pat
         path = tmp_path / f"{number}.{ending}"
         path.write_bytes(damaged)
         try:
-            (message,) = with_videos([{"content": [{"type": "video", "video": path}]}], bundle.image_spec)
+            (message,) = with_videos([{"content": [{"type": "video", "video": path}]}], bundle.image_spec, 8192)
             assert message["content"]
         except EdgeVLMError as error:
             assert "\n" not in str(error)

@@ -43,6 +43,14 @@ def _copy(weights: Arrays, ours: str, tensors: dict[str, np.ndarray], theirs: st
             weights[f"{ours}.{part}"] = tensors[f"{theirs}.{part}"]
 
 
+def _patches(pixels: np.ndarray) -> np.ndarray:
+    """Two frames' channels (6, H, W) in the processor's order: groups of 2 x 2 patches of 4 x 4 pixels, row by row; in
+    each patch its channels, then the two frames."""
+    rows, cols = pixels.shape[1] // 4, pixels.shape[2] // 4
+    cells = pixels.reshape(2, 3, rows // 2, 2, 4, cols // 2, 2, 4)
+    return np.ascontiguousarray(cells.transpose(2, 5, 3, 6, 1, 0, 4, 7)).reshape(rows * cols, -1)
+
+
 @pytest.mark.parametrize("grid", [(6, 10), (4, 4), (8, 8), (2, 14), (12, 2)])
 def test_qwen_vit_is_the_tower_of_transformers(grid: tuple[int, int]) -> None:
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as module
@@ -54,7 +62,7 @@ def test_qwen_vit_is_the_tower_of_transformers(grid: tuple[int, int]) -> None:
     )  # fmt: skip
     model = module.Qwen2_5_VisionTransformerPretrainedModel(config)
     tensors = _random(model)
-    weights = Arrays({"vision.patch_embedding.weight": tensors["patch_embed.proj.weight"].sum(2).reshape(width, -1)})
+    weights = Arrays({"vision.patch_embedding.weight": tensors["patch_embed.proj.weight"].reshape(width, -1)})
     for i in range(3):
         w, source = f"vision.layers.{i}", f"blocks.{i}"
         _copy(weights, f"{w}.norm1", tensors, f"{source}.norm1")
@@ -70,7 +78,7 @@ def test_qwen_vit_is_the_tower_of_transformers(grid: tuple[int, int]) -> None:
     _copy(weights, "projector.linear_2", tensors, "merger.mlp.2")
     attention = Attention(4, 4, 16, bias=True, out_bias=True, rope="patches")
     block = Block((attention,), Mlp(inner, bias=True), Norm("rms", 1e-6))
-    tower = QwenVit(4, 2, 4, width, 3, (1,), block)
+    tower = QwenVit(4, 2, 4, width, 3, (1,), block, frames=2)
     steps = (
         Normalize(Norm("rms", 1e-6)), Group(2, width), Linear("linear_1", 4 * width), Act("gelu"),
         Linear("linear_2", out), Take("order"),
@@ -78,10 +86,8 @@ def test_qwen_vit_is_the_tower_of_transformers(grid: tuple[int, int]) -> None:
 
     rng = np.random.default_rng(0)
     rows, cols = grid
-    pixels = rng.standard_normal((3, rows * 4, cols * 4)).astype(np.float32)
-    # The processor's order: groups of 2 x 2 patches, row by row; channels, then two equal frames, then the patch.
-    cells = pixels.reshape(3, rows // 2, 2, 4, cols // 2, 2, 4).transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, 3, 1, 16)
-    patches = np.repeat(cells, 2, axis=2).reshape(rows * cols, -1)
+    pixels = rng.standard_normal((6, rows * 4, cols * 4)).astype(np.float32)
+    patches = _patches(pixels)
     with torch.no_grad():
         found = model(torch.from_numpy(patches), grid_thw=torch.tensor([[1, rows, cols]]))
     expected = found.pooler_output.numpy() if hasattr(found, "pooler_output") else found.numpy()
@@ -118,7 +124,7 @@ def test_a_tower_without_windows_is_that_of_transformers(family: str, grid: tupl
         model = module.Qwen2VisionTransformerPretrainedModel(config)
     tensors = _random(model)
     fc = ("linear_fc1", "linear_fc2") if deep else ("fc1", "fc2")
-    weights = Arrays({"vision.patch_embedding.weight": tensors["patch_embed.proj.weight"].sum(2).reshape(width, -1)})
+    weights = Arrays({"vision.patch_embedding.weight": tensors["patch_embed.proj.weight"].reshape(width, -1)})
     for i in range(3):
         w, source = f"vision.layers.{i}", f"blocks.{i}"
         for part in ("weight", "bias"):
@@ -142,7 +148,7 @@ def test_a_tower_without_windows_is_that_of_transformers(family: str, grid: tupl
     mlp = Mlp(96, "gelu_tanh", gated=False, bias=True) if deep else Mlp(128, "quick_gelu", gated=False, bias=True)
     block = Block((attention,), mlp, Norm("layer", 1e-6))
     more = {"patch_bias": True, "table": 5, "deepstack": (0, 1)} if deep else {}
-    tower = QwenVit(4, 2, None, width, 3, (), block, **more)
+    tower = QwenVit(4, 2, None, width, 3, (), block, frames=2, **more)
     norm, group = Normalize(Norm("layer", 1e-6)), Group(2, width)
     head = (Linear("linear_1", 4 * width), Act("gelu"), Linear("linear_2", out))
     rope = Rope(1e4, 12, sections=(2, 2, 2))
@@ -155,9 +161,8 @@ def test_a_tower_without_windows_is_that_of_transformers(family: str, grid: tupl
     }
 
     rows, cols = grid
-    pixels = np.random.default_rng(0).standard_normal((3, rows * 4, cols * 4)).astype(np.float32)
-    cells = pixels.reshape(3, rows // 2, 2, 4, cols // 2, 2, 4).transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, 3, 1, 16)
-    patches = np.repeat(cells, 2, axis=2).reshape(rows * cols, -1)
+    pixels = np.random.default_rng(0).standard_normal((6, rows * 4, cols * 4)).astype(np.float32)
+    patches = _patches(pixels)
     with torch.no_grad():
         found = model(torch.from_numpy(patches), grid_thw=torch.tensor([[1, rows, cols]]))
     expected = np.concatenate([found.pooler_output.numpy(), *(found.deepstack_features if deep else ())], axis=1)

@@ -14,6 +14,7 @@ from edgevlm.checkpoint.families.towers import read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, make_spec, processor_type
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
+from edgevlm.checkpoint.processor.videos import with_squares
 from edgevlm.inputs.grounding import Grounding
 from edgevlm.inputs.rules import RatioTiles
 from edgevlm.inputs.spec import ImageSpec, PictureText
@@ -81,7 +82,10 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     side = check_side(file, "size", file.square("size"), model)
     # crop_to_patches is false in the files, and InternVLProcessor turns it on.
     rule = RatioTiles(side, file.count("min_patches", 1), file.count("max_patches", 12), thumbnail=True)
-    return image_spec(files, model, rule, usual=3)
+    return with_squares(
+        image_spec(files, model, rule, usual=3), files, model, "InternVLVideoProcessor", most=8, spread="middles",
+        stamp="Frame{number}: ", open="<img>", close="</img>", join="\n", outro="\n",
+    )  # fmt: skip
 
 
 def _remote_image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:

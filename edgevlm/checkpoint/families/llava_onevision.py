@@ -11,6 +11,7 @@ from edgevlm.checkpoint.families.linked import TOWERS, behind_the_layers, linked
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, mean_color, offered_grids, processor_type
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
+from edgevlm.checkpoint.processor.videos import with_squares
 from edgevlm.inputs.packing import Packing
 from edgevlm.inputs.rules import BestGrid
 from edgevlm.inputs.spec import ImageSpec
@@ -35,7 +36,11 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     side = check_side(file, "size", file.square("size"), model)
     rule = BestGrid(side, offered_grids(files, side, PINPOINTS))
     spec = image_spec(files, model, rule, usual=3)
-    return replace(spec, packing=Packing(_most(files)), several=Pad(side, mean_color(file)))
+    spec = replace(spec, packing=Packing(_most(files)), several=Pad(side, mean_color(file)))
+    return with_squares(
+        spec, files, model, "LlavaOnevisionVideoProcessor", most=32, spread="starts", apart=False, pooled=True, open="",
+        token="<video>",
+    )  # fmt: skip
 
 
 def _most(files: ProcessorFiles) -> int:

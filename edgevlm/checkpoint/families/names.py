@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
-from edgevlm.checkpoint.families.tensors import Plain, Scaled, Source, Split, SumFrames, prefix_of
+from edgevlm.checkpoint.families.tensors import Plain, Scaled, Source, Split, prefix_of
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.towers.qwen_vit import QwenVit
 
@@ -115,8 +115,9 @@ def llama(prefix: str, head: str = "lm_head") -> dict[str, str | Source]:
 def grid(prefix: str, tower: QwenVit, **mlp: str) -> dict[str, str | Source | Callable[[int], Source]]:
     """A tower on any grid, whose q, k and v are one tensor, without its projector. mlp: theirs by our names."""
     block = f"{prefix}blocks."
+    kernel = (tower.hidden_size, 3, tower.frames, tower.patch_size, tower.patch_size)
     return {
-        "vision.patch_embedding": SumFrames(f"{prefix}patch_embed.proj", tower.patch_size),
+        "vision.patch_embedding": Plain(f"{prefix}patch_embed.proj", kernel),
         **{f"vision.layers.{{i}}.{part}": f"{block}{{i}}.{part}" for part in ("norm1", "norm2")},
         **fused_qkv(block, ".attn.qkv", tower.hidden_size),
         "vision.layers.{i}.o": f"{block}{{i}}.attn.proj",

@@ -52,6 +52,7 @@ def _tower(config: JsonFile) -> QwenVit:
         # A still picture is one frame, whatever older files say of videos.
         config.without("temporal_patch_size").renamed(num_heads="num_attention_heads", depth="num_hidden_layers"),
         hidden_size=1152,
+        frames=1,
         depth=27,
         mlp=Mlp(config.count("intermediate_size", 4304), act, gated=False, bias=True),
         norm=Norm("layer", config.number("layer_norm_eps", 1e-6)),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families.decoders import is_tied, mrope_sections, read_decoder, text_of
 from edgevlm.checkpoint.families.family import Family
-from edgevlm.checkpoint.families.qwen2_vl import TEXT, image, merged_names
+from edgevlm.checkpoint.families.qwen2_vl import TEXT, merged_names, still, with_run
 from edgevlm.checkpoint.families.tensors import Names, prefix_of
 from edgevlm.checkpoint.families.towers import merger, read_grid
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
 from edgevlm.inputs.grounding import Grounding
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Take
@@ -55,6 +56,11 @@ def _tower(config: JsonFile) -> QwenVit:
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
     return merged_names(checkpoint, spec, gate="gate_proj", up="up_proj", down="down_proj")
+
+
+def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+    pace = files.config.section("vision_config").number("tokens_per_second", 4.0, least=1e-3, most=1000.0)
+    return with_run(files, still(files, model), pace)
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:

@@ -13,6 +13,7 @@ from edgevlm.checkpoint.families.towers import ACTIVATIONS, merger, read_grid
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import native_spec
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
+from edgevlm.checkpoint.processor.videos import with_pairs
 from edgevlm.inputs.grounding import Grounding
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.json import JsonFile
@@ -24,6 +25,7 @@ BOXES = Grounding(
     "tagged", 1000, open="<|box_start|>", close="<|box_end|>", label_open="<|object_ref_start|>",
     label_close="<|object_ref_end|>",
 )  # fmt: skip
+AROUND_VIDEO: dict[str, Any] = {"intro": "<|vision_start|>", "outro": "<|vision_end|>", "token": "<|video_pad|>"}
 TEXT: dict[str, Any] = {
     "hidden": 8192, "inner": 29568, "layers": 80, "heads": 64, "kv_heads": 8, "vocab": 152064, "theta": 1e6,
     "eps": 1e-5,
@@ -66,7 +68,19 @@ def merged_names(checkpoint: Checkpoint, spec: ModelSpec, **mlp: str) -> Names:
 
 
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+    return with_run(files, still(files, model))
+
+
+def still(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     return native_spec(files, model, "Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor")
+
+
+def with_run(files: ProcessorFiles, image: ImageSpec, pace: float | None = None) -> ImageSpec:
+    """A video as one run of tokens. pace: positions of time in a second."""
+    return with_pairs(
+        image, files, "Qwen2VLVideoProcessor", unit=28, tokens=128000, spread="starts", apart=False, pace=pace,
+        open="", **AROUND_VIDEO,
+    )  # fmt: skip
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:

@@ -6,7 +6,6 @@ from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import qwen3_5_text, qwen3_vl
 from edgevlm.checkpoint.families.decoders import is_tied, text_of
 from edgevlm.checkpoint.families.family import Family
-from edgevlm.checkpoint.families.qwen2_vl import image
 from edgevlm.checkpoint.families.tensors import Names, prefix_of
 from edgevlm.checkpoint.families.towers import merger
 from edgevlm.io.json import JsonFile
@@ -41,4 +40,6 @@ def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
 
 
 TYPES, TOWERS, DECODERS = ("qwen3_5",), ("qwen3_5", "qwen3_5_vision"), ("qwen3_5_text",)
-FAMILY = Family(TYPES, "Qwen3.5", read, tensor_names, image, qwen3_vl.prompt, unused, towers=TOWERS, decoders=DECODERS)
+FAMILY = Family(
+    TYPES, "Qwen3.5", read, tensor_names, qwen3_vl.image, qwen3_vl.prompt, unused, towers=TOWERS, decoders=DECODERS
+)

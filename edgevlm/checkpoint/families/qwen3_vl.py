@@ -11,12 +11,14 @@ from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.decoders import is_tied, mrope_sections, read_decoder, text_of
 from edgevlm.checkpoint.families.family import Family
-from edgevlm.checkpoint.families.qwen2_vl import image
+from edgevlm.checkpoint.families.qwen2_vl import AROUND_VIDEO, still
 from edgevlm.checkpoint.families.tensors import Names, Plain, Source, prefix_of
 from edgevlm.checkpoint.families.towers import ACTIVATIONS, merger, read_grid
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
+from edgevlm.checkpoint.processor.videos import with_pairs
 from edgevlm.inputs.grounding import Grounding
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Normalize
@@ -85,6 +87,14 @@ def tower_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
         **{f"projector.{ours}": f"{tower}merger.{theirs}" for ours, theirs in parts.items()},
         **{f"projector.deepstack.{{i}}.{ours}": level(theirs) for ours, theirs in parts.items()},
     }
+
+
+def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+    around = {"open": "<|vision_start|>", "close": "<|vision_end|>", **AROUND_VIDEO}
+    return with_pairs(
+        still(files, model), files, "Qwen3VLVideoProcessor", unit=32, tokens=768, together=True, spread="nearest",
+        stamp="<{seconds} seconds>", **around,
+    )  # fmt: skip
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:

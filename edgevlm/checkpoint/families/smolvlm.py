@@ -84,8 +84,11 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     )
     made = image_spec(files, model, rule)
     # Frames are whole pictures; what is said of them is in transformers' models/smolvlm/processing_smolvlm.py.
-    intro = "You are provided the following series of {count} frames from a {duration} [H:MM:SS] video.\n"
-    return with_video(made, files, "SmolVLMVideoProcessor", replace(rule, split=False), intro, "\nFrame from {time}:")
+    return with_video(
+        made, files, "SmolVLMVideoProcessor", replace(rule, split=False),
+        intro="You are provided the following series of {count} frames from a {duration} [H:MM:SS] video.\n",
+        stamp="\nFrame from {time}:", open=f"{FAKE}{WHOLE}", close=FAKE, outro="\n\n",
+    )  # fmt: skip
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:

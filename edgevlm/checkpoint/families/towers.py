@@ -43,14 +43,15 @@ def read_vit(
 
 def read_grid(
     config: JsonFile, *, hidden_size: int, mlp: Mlp, norm: Norm, patch_size: int = 14, depth: int = 32, heads: int = 16,
-    window: int | None = None, full: tuple[int, ...] = (), **options: Any,
+    window: int | None = None, full: tuple[int, ...] = (), frames: int = 2, **options: Any,
 ) -> QwenVit:  # fmt: skip
-    """A tower on any grid of patches, with biases, RoPE over rows and columns, and two equal frames for a picture.
+    """A tower on any grid of patches, with biases and RoPE over rows and columns.
 
-    hidden_size, patch_size, depth, heads: the family's defaults. window and the rest: fields of `QwenVit`.
+    hidden_size, patch_size, depth, heads: the family's defaults. frames: what it must have. window and the rest: fields
+    of `QwenVit`.
     """
     hidden, count = config.count("hidden_size", hidden_size), config.count("num_heads", heads)
-    config.choice("temporal_patch_size", 2, {2: "2"})
+    config.choice("temporal_patch_size", frames, {frames: f"{frames}"})
     for key in ("in_channels", "in_chans"):
         config.choice(key, 3, {3: "3"})
     rope = config.section("rope_parameters")
@@ -64,6 +65,7 @@ def read_grid(
         num_layers=config.count("depth", depth, most=limits.LAYERS),
         full=full,
         block=Block((attention,), mlp, norm),
+        frames=frames,
         theta=rope.number("rope_theta", 10000.0),
         **options,
     )

@@ -26,7 +26,7 @@ def image_spec(files: ProcessorFiles, model: ModelSpec, rule: Rule, *, usual: in
     file = files.image
     mean, std = mean_std(file)
     return make_spec(
-        model, rule, resample=_resample(file, usual), mean=mean, std=std,
+        model, rule, resample=resample_of(file, usual), mean=mean, std=std,
         rescale_factor=file.number("rescale_factor", 1 / 255) if file.flag("do_rescale", True) else 1.0,
     )  # fmt: skip
 
@@ -82,9 +82,12 @@ def native_spec(
     unit = file.count("patch_size", 14) * file.count("merge_size", 2)
     if unit != token_pixels(model):
         raise file.wrong("patch_size", f"with merge_size, the {token_pixels(model)} pixels of a token in config.json")
-    least = _area(file, "min_pixels", "shortest_edge", least)
-    most = _area(file, "max_pixels", "longest_edge", most)
-    return image_spec(files, model, kind(unit, least, most), usual=3)
+    return image_spec(files, model, kind(unit, *areas(file, least, most)), usual=3)
+
+
+def areas(file: JsonFile, least: int, most: int) -> tuple[int, int]:
+    """The least and the most pixels of a view; the arguments are what its class takes where the file has none."""
+    return _area(file, "min_pixels", "shortest_edge", least), _area(file, "max_pixels", "longest_edge", most)
 
 
 def _area(file: JsonFile, key: str, edge: str, usual: int) -> int:
@@ -149,7 +152,8 @@ def check_side(file: JsonFile, key: str, found: int, model: ModelSpec) -> int:
     return found
 
 
-def _resample(file: JsonFile, usual: int | None) -> str:
+def resample_of(file: JsonFile, usual: int | None) -> str:
+    """The filter. usual: of the processor's class; None where a file has to name one."""
     value = file.value("resample", usual)
     if type(value) is not int or value not in RESAMPLE:
         raise file.wrong("resample", "1 (lanczos), 2 (bilinear) or 3 (bicubic)")

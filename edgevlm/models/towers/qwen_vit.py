@@ -42,6 +42,7 @@ class QwenVit:
     post_norm: bool = False  # behind the last layer
     deepstack: tuple[int, ...] = ()  # layers whose states become further levels of features (arXiv 2406.04334)
     pre_norm: bool = False  # before the first layer
+    frames: int = 1  # of a patch: those of a video, of which a still picture is as many equal ones
     staggered: bool = False  # a column's frequencies lie between a row's, not at the same places
     convolving: tuple[int, ...] = ()  # layers with a gated convolution over the grid in the place of attention
     kernel: int = 3  # patches per side that it takes, an odd number
@@ -69,7 +70,7 @@ class QwenVit:
 
     def inputs(self) -> dict[str, Tensor]:
         """P patches, W windows of L = window^2 patches, N image tokens. P = W * L, padding included."""
-        size, half = 3 * self.patch_size**2, self.attention.head_dim // 2
+        size, half = 3 * self.frames * self.patch_size**2, self.attention.head_dim // 2
         cos, sin = rope_inputs("patches")
         found = {"patches": Tensor("float32", (1, "patches", size))}
         if self.attention.rope:
@@ -129,10 +130,12 @@ class QwenVit:
         return "mask"
 
     def feeds(self, pixels: F32) -> dict[str, npt.NDArray[Any]]:
-        """The inputs for normalized pixels (3, height, width), sides multiples of patch_size * unit."""
+        """The inputs for normalized pixels, sides multiples of patch_size * unit: a picture's (3, height, width), or
+        those of `frames` pictures, (3 * frames, height, width)."""
         p = self.patch_size
         rows, cols = (edge // p for edge in pixels.shape[1:])
-        cells = pixels.reshape(3, rows, p, cols, p).transpose(1, 3, 0, 2, 4).reshape(rows * cols, -1)
+        shown = np.broadcast_to(pixels.reshape(-1, 3, rows, p, cols, p), (self.frames, 3, rows, p, cols, p))
+        cells = shown.transpose(2, 4, 1, 0, 3, 5).reshape(rows * cols, -1)
         at = self._window_order(rows, cols)  # (W, L) indices of patches in raster order, -1 for padding
         flat, real = np.maximum(at, 0).reshape(-1), (at >= 0).reshape(-1)
         row, col = flat // cols, flat % cols

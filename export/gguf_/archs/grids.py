@@ -27,7 +27,9 @@ def _qwen_vit(spec: ModelSpec) -> QwenVit:
 
 
 def _second_frame(spec: ModelSpec) -> dict[str, F32]:
-    """The other frame's convolution, which llama.cpp adds for a still picture: ours is the sum of both already."""
+    """Another frame's convolution, which llama.cpp adds for a still picture, where the model has one for all frames."""
+    if _qwen_vit(spec).frames > 1:
+        return missing_biases(spec)
     p = spec.vision.patch_size
     return {"v.patch_embd.weight.1": np.zeros((spec.vision.hidden_size, 3, p, p), np.float32)} | missing_biases(spec)
 

@@ -1,0 +1,158 @@
+"""Videos in every family that takes them: transformers' own video processors and models, on files made here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import internvl, linked, qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl
+from tiny.videos import on_pillow, read, video_class, write_video
+
+from edgevlm.bundle.manifest import Bundle, open_bundle
+from edgevlm.export.pipeline import ExportOptions, export_model
+from edgevlm.generate.loop import Pipeline
+from edgevlm.generate.sampling import GenerateOptions
+from edgevlm.inputs.layout import image_tokens, positions
+from edgevlm.inputs.preprocess import normalize
+from edgevlm.runtimes import open_runtime
+from edgevlm.types import F32
+
+pytest.importorskip("av")
+QUESTION = "What happens?"
+INTERNVL = video_class("internvl", "InternVLVideoProcessor")
+LLAVA_ONEVISION = video_class("llava_onevision", "LlavaOnevisionVideoProcessor")
+QWEN2, QWEN3 = video_class("qwen2_vl", "Qwen2VLVideoProcessor"), video_class("qwen3_vl", "Qwen3VLVideoProcessor")
+ONEVISION: dict[str, Any] = {"kind": "llava_onevision", "text": "qwen2"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """sampled: what transformers' call is given where its class does not sample by itself, as our defaults are."""
+
+    name: str
+    build: Callable[[Path], Any]
+    processor: Callable[[Path], Any]
+    videos: type
+    sampled: dict[str, Any] = field(default_factory=dict)
+    patch: int | None = None
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("qwen2_vl", qwen2_vl.build, qwen2_vl.load_processor, QWEN2, {"fps": 2.0}, 8),
+        Family("qwen2_5_vl", qwen2_5_vl.build, qwen2_5_vl.load_processor, QWEN2, {"fps": 2.0}, 8),
+        Family("qwen3_vl", qwen3_vl.build, qwen3_vl.load_processor, QWEN3, {}, 8),
+        Family("qwen3_5", qwen3_5.build, qwen3_5.load_processor, QWEN3, {}, 8),
+        Family("internvl", internvl.build, internvl.load_processor, INTERNVL, {"num_frames": 8}),
+        Family(
+            "llava_onevision", partial(linked.build, tower="siglip", layers=-1, **ONEVISION),
+            partial(linked.load_processor, tower="siglip", **ONEVISION), LLAVA_ONEVISION,
+            {"num_frames": 32},
+        ),
+    )
+}  # fmt: skip
+
+
+class Made:
+    def __init__(self, family: Family, place: Path) -> None:
+        self.family, self.place = family, place
+        self.model = family.build(place / "checkpoint")
+        self.bundle: Bundle = open_bundle(self.export())
+        self.processor = family.processor(place / "checkpoint")
+        self.processor.video_processor = family.videos.from_pretrained(place / "checkpoint")
+
+    def export(self, *targets: str) -> Path:
+        out = self.place / "-".join(["out", *targets])
+        options = ExportOptions(str(self.place / "checkpoint"), out, targets or ("onnx",), quantize="fp32", gate=False)
+        return export_model(options).folder
+
+    def inputs(self, path: Path, messages: list[dict[str, Any]], **sampling: Any) -> Any:
+        """transformers' arrays for a conversation with that video in it."""
+        video, metadata = read(path)
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        with on_pillow():
+            return self.processor(
+                text=[text], videos=[video], video_metadata=[metadata], do_sample_frames=True, return_tensors="pt",
+                **(sampling or self.family.sampled),
+            )  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(FAMILIES[request.param], tmp_path_factory.mktemp(request.param))
+
+
+def conversation(path: Path | None = None, **asked: Any) -> list[dict[str, Any]]:
+    video = {"type": "video"} | ({"video": str(path), **asked} if path else {})
+    return [{"role": "user", "content": [video, {"type": "text", "text": QUESTION}]}]
+
+
+def pixels(made: Made, inputs: Any) -> list[F32]:
+    """transformers' pixels, one array (3 * frames, H, W) for each of our views."""
+    if made.family.patch is None:
+        found = inputs["pixel_values_videos"][0] if "pixel_values_videos" in inputs else inputs["pixel_values"]
+        return list(found.numpy())
+    (times, rows, cols), p = inputs["video_grid_thw"][0].tolist(), made.family.patch
+    cells = inputs["pixel_values_videos"].numpy().reshape(times, rows // 2, cols // 2, 2, 2, 3, 2, p, p)
+    return list(cells.transpose(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(times, 6, rows * p, cols * p))
+
+
+FILES = {
+    "short": {"frames": 33, "rate": 10, "size": (96, 64)},
+    "long": {"frames": 250, "rate": 25, "size": (50, 120)},
+    "wide": {"frames": 45, "rate": 30, "size": (320, 32)},
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_prompts_and_pixels_are_transformers(made: Made, file: str, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", **FILES[file])
+    said = made.inputs(path, conversation())
+    ours = Pipeline(made.bundle, open_runtime(made.bundle)).prepare([], conversation(path))
+    assert ours.ids.tolist() == said["input_ids"][0].tolist()
+    expected = pixels(made, said)
+    assert len(ours.views) == len(expected)
+    for view, theirs in zip(ours.views, expected, strict=True):
+        np.testing.assert_array_equal(normalize(view, made.bundle.image_spec), theirs)
+    if made.family.patch is not None:
+        takes = ("mm_token_type_ids", "video_grid_thw", "second_per_grid_ts", "attention_mask")
+        given = {name: said[name] for name in takes if name in said}
+        places, delta = made.model.model.get_rope_index(said["input_ids"], **given)
+        np.testing.assert_array_equal(positions(ours.layout, 3), places[:, 0].numpy())
+        after = positions(ours.layout, 3, len(ours.ids), len(ours.ids) + 2)
+        assert (after == len(ours.ids) + int(delta) + np.arange(2)).all()
+
+
+@torch.no_grad()
+def test_features_and_tokens_are_transformers(made: Made, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", **FILES["short"])
+    said = made.inputs(path, conversation())
+    takes = {name: said[name] for name in ("pixel_values_videos", "video_grid_thw") if name in said}
+    of = made.model.model
+    found = of.get_video_features(**takes) if takes else of.get_image_features(said["pixel_values"])
+    levels = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
+    rows = [torch.cat([r.reshape(-1, r.shape[-1]) for r in level]).numpy() for level in levels]
+    features = np.concatenate(rows, axis=-1)
+    stops, made.model.generation_config.eos_token_id = made.model.generation_config.eos_token_id, None
+    tokens = made.model.generate(**said, max_new_tokens=64, do_sample=False)[0, said["input_ids"].shape[1] :].tolist()
+    made.model.generation_config.eos_token_id = stops
+    with closing(open_runtime(made.bundle)) as runtime:
+        pipeline = Pipeline(made.bundle, runtime)
+        prompt = pipeline.prepare([], conversation(path))
+        ours = np.concatenate(image_tokens(prompt.layout, runtime.encoder.encode(prompt.views)))
+        assert ours.shape == features.shape
+        cosine = (ours * features).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(features, axis=-1)
+        assert cosine.min() >= 0.99999
+        options = GenerateOptions(max_tokens=64, ignore_stop=True)
+        assert list(pipeline.answer([], conversation(path), options).ids) == tokens
