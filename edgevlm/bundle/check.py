@@ -72,9 +72,10 @@ def check_target(target: TargetEntry, spec: ModelSpec) -> None:
 
 def check_image(image: ImageSpec, spec: ModelSpec) -> None:
     """Every view of preprocess.json is one that the manifest's model takes, and stands for as many tokens."""
+    video = image.video
+    rules = [rule for rule in (image.rule, image.several, video and video.rule) if rule is not None]
     if isinstance(spec.vision, Vit):
         side = spec.vision.image_size
-        rules = [rule for rule in (image.rule, image.several) if rule is not None]
         good = all(getattr(rule, "side", None) == side for rule in rules)
         expected = f"views of the {side} pixels of the tower"
     elif isinstance(spec.vision, SheetVit):
@@ -82,12 +83,15 @@ def check_image(image: ImageSpec, spec: ModelSpec) -> None:
         good = isinstance(rule, OverlappingTiles) and (rule.side, rule.margin) == (side, margin)
         expected = f"squares of {side} pixels with margins of {margin}"
     else:
-        unit = getattr(image.rule, "unit", None)
         side = spec.vision.patch_size * spec.vision.unit
-        good = unit is not None and unit % side == 0
+        good = all(unit is not None and unit % side == 0 for unit in (getattr(rule, "unit", None) for rule in rules))
         expected = f"views of any number of units of {side} pixels"
     if not good:
         raise _disagree("preprocess.json", f"the rule {image.rule}", expected)
+    if video and video.group != (frames := getattr(spec.vision, "frames", 1)):
+        raise _disagree("preprocess.json", f"{video.group} frames in a view of a video", f"{frames}")
+    if video and video.pooled and not spec.newline:
+        raise _disagree("preprocess.json", "a video that ends in a newline", "none")
     tokens, ours = image.token_grid(View((ResizeTo(side, side),))), spec.token_grid(side, side)
     if tokens != ours:
         raise _disagree("preprocess.json", f"{tokens} image tokens in {side} x {side} pixels", f"{ours}")

@@ -17,18 +17,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+from PIL import Image
+
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError, install_hint
+from edgevlm.inputs.clip import make_clip
 from edgevlm.inputs.decode import decode_image, open_image
 from edgevlm.inputs.preprocess import Prepared, normalize, prepare
 from edgevlm.inputs.spec import ImageSpec, tiled
+from edgevlm.io import limits
 from edgevlm.io.options import check_types
 from edgevlm.io.processor import processor
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
-from edgevlm.types import F32, Progress
+from edgevlm.types import F32, U8, Progress
 from edgevlm.verify.adapter import MergedAdapter, check_adapter
 from edgevlm.verify.advice import advice, notes
 from edgevlm.verify.bounds import LOSS_BOUNDS, bound_of
@@ -49,6 +54,7 @@ PICTURES = ("coffee.jpg", "scene-tall.png")
 QUESTION = "What is in the picture?"
 
 UNJUDGED = "NOT JUDGED"
+UNJUDGED_VIDEO = "videos, not judged"
 
 
 @dataclass(frozen=True)
@@ -148,9 +154,13 @@ def run_gate(
         runtime = open_runtime(bundle, this.engine(bundle))
         try:
             judge = prompt if target == "onnx" else reference  # only this target has a second decoder
+            own = [case for case in cases if case.frames == 1 or runtime.encoder.name != "llama.cpp"]
+            if len(own) < len(cases):
+                note = "llama.cpp encodes single pictures: another engine encodes frames that are one view together"
+                rows.append(Row(target, UNJUDGED_VIDEO, 0, None, True, note))
             together = options.thorough or not is_large(spec.vision)
             found = list(
-                check_runtime(bundle, target, runtime, judge, cases, answers, *bounds(target), together=together)
+                check_runtime(bundle, target, runtime, judge, own, answers, *bounds(target), together=together)
             )
             if questions is not None:
                 begin("answers")
@@ -263,7 +273,22 @@ def _cases(bundle: Bundle) -> list[Case]:
         cut_up = [view.shape for view in cut.views] != [view.shape for view in singles[0].views]
         cases += [case("tiled", [cut])] if cut_up else []
     limit = spec.decoder.context_length - TOKENS
-    return [c for c in cases if len(c.ids) <= limit]
+    return [c for c in [*cases, *_video(bundle, images)] if len(c.ids) <= limit]
+
+
+def _video(bundle: Bundle, images: list[U8]) -> list[Case]:
+    """A prompt over the pictures as frames, where the model takes videos: each view's frames differ."""
+    image, video = bundle.image_spec, bundle.image_spec.video
+    if video is None:
+        return []
+    pictures = [Image.fromarray(image) for image in images]
+    # A single frame may be a view of the other prompts, which is encoded once; pairs are not, so these are small.
+    frames = pictures if video.group == 1 else [picture.reduce(2) for picture in (*pictures, *pictures[::-1])]
+    numbers = np.arange(len(frames))
+    clip = make_clip(frames, numbers, len(frames), 2.0, image, video, limits.PICTURE_TOKENS)
+    content = [{"type": "video", "like_text": video.like_text}, {"type": "text", "text": QUESTION}]
+    ids, layout = bundle.prompter().encode([{"role": "user", "content": content}], [clip.tokens])
+    return [Case("video", ids, clip.views, layout)]
 
 
 def _numerics(bundle: Bundle, *components: str) -> str:

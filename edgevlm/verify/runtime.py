@@ -31,8 +31,13 @@ class Case:
 
     name: str
     ids: np.ndarray[Any, np.dtype[np.int64]]
-    views: list[U8]  # (H, W, 3) each
+    views: list[U8]  # (H, W, 3 * frames) each
     layout: Layout
+
+    @property
+    def frames(self) -> int:
+        """Of each view."""
+        return max((view.shape[2] // 3 for view in self.views), default=1)
 
 
 def is_large(vision: Tower) -> bool:

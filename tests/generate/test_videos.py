@@ -74,12 +74,12 @@ def _metadata(total: int, rate: float) -> VideoMetadata:
     return VideoMetadata(total_num_frames=total, fps=rate, duration=total / rate)
 
 
-def _apart(ours: Any, theirs: Any, step: float) -> None:
-    """Equal, but where a frame lies on a whole number: torch.arange's float32 may stop just before it."""
+def _near(ours: Any, theirs: Any, exact: Any) -> None:
+    """Equal, but beside a whole number, where torch.arange's float32 may round to the other side of it."""
     theirs = np.asarray(theirs)[: len(ours)]  # by rounding, torch.arange may have one more, behind the last frame
     off = np.flatnonzero(ours != theirs)
-    assert len(ours) == len(theirs) and (ours[off] == theirs[off] + 1).all()
-    assert np.abs(off * step - np.round(off * step)).max(initial=0) < 1e-6
+    assert len(ours) == len(theirs) and (np.abs(ours[off] - theirs[off]) == 1).all()
+    assert np.abs(exact[off] - np.round(exact[off])).max(initial=0) < 2e-3
 
 
 @settings(max_examples=300, deadline=None)
@@ -89,7 +89,7 @@ def test_the_frames_of_pairs_are_transformers(case: tuple[int, float, float, int
     given = {"fps": fps, "most": most, "rule": RULE, "resample": "bicubic", "open": "", "least": 4, "group": 2}
     ours = VideoSpec(**given, spread="starts").frames(total, rate)
     theirs = qwen2(max_frames=most).sample_frames(_metadata(total, rate), fps=fps)
-    _apart(ours, theirs, total / len(ours))
+    _near(ours, theirs, np.arange(len(ours)) * total / len(ours))
     theirs = qwen3(max_frames=most).sample_frames(_metadata(total, rate), fps=fps)
     np.testing.assert_array_equal(VideoSpec(**given, spread="nearest").frames(total, rate), theirs)
 
@@ -104,10 +104,8 @@ def test_the_frames_of_parts_are_transformers(case: tuple[int, float, float, int
     theirs = onevision().sample_frames(_metadata(total, rate), num_frames=count)
     np.testing.assert_array_equal(ours, theirs)
     ours = VideoSpec(**given, spread="middles").frames(total, rate)
-    theirs = np.asarray(internvl().sample_frames(_metadata(total, rate), num_frames=count))[:count]
-    off = np.flatnonzero(ours != theirs)
-    assert (ours[off] == theirs[off] + 1).all()
-    assert ((2 * off + 1) * total % (2 * count) == 0).all()  # as above
+    theirs = internvl().sample_frames(_metadata(total, rate), num_frames=count)
+    _near(ours, theirs, (2 * np.arange(count) + 1) * total / (2 * count))
 
 
 @settings(max_examples=500, deadline=None)

@@ -51,6 +51,7 @@ _GRID: Refusals = (
     _turn(staggered=False)
     | _ONE_NORM
     | {
+        "vision tower takes more than two frames at once": lambda spec: _qwen_vit(spec).frames > 2,
         "vision tower makes a token of other than 2 x 2 patches": lambda spec: _qwen_vit(spec).merge != 2,
         "vision tower has no biases on q, k and v, which llama.cpp's type asks for": lambda spec: (
             not attention(spec).bias
