@@ -126,7 +126,7 @@ def deep() -> ModelSpec:
     head = (Linear("linear_1", 256), Act("gelu"), Linear("linear_2", WIDTH))
     norm, group = Normalize(Norm("layer", 1e-6)), Group(2, 64)
     rope = Rope(1e5, 16, sections=(4, 2, 2), interleaved=True)
-    decoder = text(Attention(4, 2, 16, qk_norm=Norm("rms", 1e-6)), rope, deepstack=2)
+    decoder = text(Attention(4, 2, 16, qk_norm=Norm("rms", 1e-6)), rope, deepstack=(0, 1))
     return ModelSpec("m", "qwen3_vl", tower, (norm, group, *head), decoder, 1, deepstack=(group, norm, *head))
 
 

@@ -31,10 +31,14 @@ def near(
     return wide, high
 
 
-def nearest_grid(width: int, height: int, side: int, least: int, most: int) -> tuple[int, int]:
-    """Columns and rows, `least` to `most` tiles in all, whose shape is nearest to the picture's."""
+def nearest_grid(
+    width: int, height: int, side: int, least: int, most: int, longest: int | None = None
+) -> tuple[int, int]:
+    """Columns and rows, `least` to `most` tiles in all, `longest` per side, whose shape is nearest to the picture's."""
     best, gap = (1, 1), math.inf
     for cols, rows in _grids(least, most):
+        if longest is not None and max(cols, rows) > longest:
+            continue
         off = abs(width / height - cols / rows)
         # Of grids that fit equally well, the larger one, as long as the picture has half its pixels.
         if off < gap or (off == gap and width * height > 0.5 * side * side * cols * rows):

@@ -124,26 +124,29 @@ class WholeThenTiles(CheckedRule):
 class RatioTiles(CheckedRule):
     """The grid of `least` to `most` tiles whose shape is nearest to the picture's.
 
-    thumbnail: the whole picture comes last, where there are several tiles.
+    thumbnail: the whole picture comes last, where there are several tiles. longest: tiles per side, at most.
+    numbered: a single view is the tile in row 1, column 1.
     """
 
     side: int
     least: int
     most: int
     thumbnail: bool
+    longest: int | None = None
+    numbered: bool = False
     kind: str = "ratio_tiles"
 
     def bounds(self) -> dict[str, int]:
-        return {"least": min(self.most, limits.GRID_TILES), "most": limits.GRID_TILES}
+        return dict.fromkeys(("most", "longest"), limits.GRID_TILES) | {"least": min(self.most, limits.GRID_TILES)}
 
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
         most = self.most if budget is None else min(self.most, max(1, budget - self.thumbnail))
-        cols, rows = grids.nearest_grid(width, height, self.side, min(self.least, most), most)
+        cols, rows = grids.nearest_grid(width, height, self.side, min(self.least, most), most, self.longest)
         whole = View((ResizeTo(self.side, self.side),))
-        if cols * rows == 1:
+        if cols * rows == 1 and not self.numbered:
             return [whole]
         tiles = grids.tiles((ResizeTo(cols * self.side, rows * self.side),), self.side)
-        return [*tiles, whole] if self.thumbnail else tiles
+        return [*tiles, whole] if self.thumbnail and len(tiles) > 1 else tiles
 
 
 @dataclass(frozen=True)

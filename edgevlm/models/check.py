@@ -13,7 +13,19 @@ from typing import Any
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.projector import Act, Average, Group, Linear, Normalize, Pool, Queries, Shuffle, Step, Take
+from edgevlm.models.projector import (
+    Act,
+    Average,
+    Group,
+    Linear,
+    Normalize,
+    Pool,
+    Positions,
+    Queries,
+    Shuffle,
+    Step,
+    Take,
+)
 from edgevlm.models.spec import (
     ACTS,
     Attention,
@@ -70,11 +82,12 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     },
     Vit: {
         "image_size": (1, limits.IMAGE_SIDE), "patch_size": (1, limits.PATCH_SIDE), "hidden_size": (1, limits.WIDTH),
-        "num_layers": (1, limits.LAYERS), "taps": (1, limits.LAYERS), "kind": ("vit",),
+        "num_layers": (1, limits.LAYERS), "taps": (1, limits.LAYERS), "deepstack": (0, limits.LAYERS), "kind": ("vit",),
     },
     ConvVit: {
         "image_size": (1, limits.IMAGE_SIDE), "patch_size": (1, limits.IMAGE_SIDE), "hidden_size": (1, limits.WIDTH),
-        "num_layers": (1, limits.LAYERS), "taps": (1, limits.LAYERS), "widths": (1, limits.WIDTH),
+        "num_layers": (1, limits.LAYERS), "taps": (1, limits.LAYERS), "deepstack": (0, limits.LAYERS),
+        "widths": (1, limits.WIDTH),
         "depths": (0, limits.LAYERS), "attending": (0, limits.STAGES), "squeeze": (1, limits.WIDTH),
         "kind": ("conv_vit",),
     },
@@ -87,7 +100,8 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     },
     Linear: {"name": (), "rows": (1, limits.MLP_WIDTH), "kind": ("linear",)},
     Act: {"act": (*ACTS, "softmax"), "kind": ("act",)},
-    Normalize: {"kind": ("norm",)},
+    Normalize: {"name": (), "kind": ("norm",)},
+    Positions: {"rows": (1, limits.PATCHES), "width": (1, limits.WIDTH), "kind": ("positions",)},
     Shuffle: {"scale": (1, limits.SHUFFLE), "width": (1, limits.WIDTH), "kind": ("shuffle",)},
     Pool: {"scale": (1, limits.SHUFFLE), "width": (1, limits.WIDTH), "kind": ("pool",)},
     Group: {"side": (1, limits.SHUFFLE), "width": (1, limits.MLP_WIDTH), "kind": ("group",)},
@@ -169,8 +183,10 @@ def _counts(spec: ModelSpec) -> Iterator[str]:
     marked = getattr(vision, "deepstack", ())
     if list(marked) != sorted(set(marked)) or any(layer >= vision.num_layers for layer in marked):
         yield "its levels of features come from layers that the tower has not, or not in order"
-    if len(marked) != text.deepstack or text.deepstack > text.num_layers or bool(marked) != bool(spec.deepstack):
-        yield f"its tower gives {len(marked)} further levels of features and the decoder takes {text.deepstack}"
+    if len(marked) != len(text.deepstack) or bool(marked) != bool(spec.deepstack):
+        yield f"its tower gives {len(marked)} further levels of features and the decoder takes {len(text.deepstack)}"
+    if list(text.deepstack) != sorted(set(text.deepstack)) or any(i >= text.num_layers for i in text.deepstack):
+        yield "its decoder takes levels of features behind layers that it has not, or not in order"
 
 
 def _together(spec: ModelSpec) -> Iterator[str]:
@@ -255,12 +271,15 @@ def _square(spec: ModelSpec, vision: Vit) -> Iterator[str]:
         yield "its tower takes states behind other layers than it has"
     if isinstance(vision, ConvVit):
         yield from _stages(vision)
-    side = vision.patches_per_side
-    for step in spec.projector:
-        if isinstance(step, Shuffle | Pool):
-            if side % step.scale:
-                yield f"{side} patches per side are no multiple of scale_factor"
-            side //= step.scale
+    for steps in (spec.projector, spec.deepstack):
+        side = vision.patches_per_side
+        for step in steps:
+            if isinstance(step, Shuffle | Pool):
+                if side % step.scale:
+                    yield f"{side} patches per side are no multiple of scale_factor"
+                side //= step.scale
+            if isinstance(step, Positions) and step.rows != side**2:
+                yield f"its projector adds {step.rows} positions where {side**2} are"
 
 
 def _stages(vision: ConvVit) -> Iterator[str]:
@@ -273,6 +292,8 @@ def _stages(vision: ConvVit) -> Iterator[str]:
         yield "channels of its tower's stages are no multiples of those before"
     if vision.image_size % vision.patch_size or vision.patch_size != 2 ** (count + 1):
         yield "its tower's pictures are no whole number of states"
+    if vision.deepstack:
+        yield "a tower of convolutions gives no further levels of features"
     if any(width % last.head_dim for width in vision.widths[count - vision.attending :]):
         yield "channels of its tower's stages are no multiples of a head"
 
@@ -297,7 +318,8 @@ def _windows(vision: QwenVit) -> Iterator[str]:
 
 def _projector(spec: ModelSpec, steps: tuple[Step, ...]) -> Iterator[str]:
     vision = spec.vision
-    width = getattr(vision, "width", vision.hidden_size * max(1, len(getattr(vision, "taps", ()))))
+    taps = getattr(vision, "taps", ()) if steps is spec.projector else ()
+    width = getattr(vision, "width", vision.hidden_size * max(1, len(taps)))
     for step in steps:
         if isinstance(step, Shuffle | Group | Pool | Average):
             if step.width != width:
@@ -306,6 +328,8 @@ def _projector(spec: ModelSpec, steps: tuple[Step, ...]) -> Iterator[str]:
                 width *= (step.scale if isinstance(step, Shuffle) else step.side) ** 2
         elif isinstance(step, Linear):
             width = step.rows
+        elif isinstance(step, Positions) and step.width != width:
+            yield f"its projector adds positions of {step.width} channels where {width} come"
         elif isinstance(step, Queries):
             return
     if width != spec.decoder.hidden_size:

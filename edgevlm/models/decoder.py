@@ -37,7 +37,7 @@ def decoder(ops: Ops, x: X, d: Decoder) -> X:
 
     What is kept for later calls stays in the backend's states.
     """
-    widths = [d.hidden_size] * (1 + d.deepstack) + [d.per_layer_width] * bool(d.per_layer)
+    widths = [d.hidden_size] * (1 + len(d.deepstack)) + [d.per_layer_width] * bool(d.per_layer)
     x, *levels = ops.split(x, *widths) if len(widths) > 1 else (x,)
     given = _per_layer(ops, x, levels.pop(), d) if d.per_layer else [None] * d.num_layers
     if d.learned_positions:
@@ -46,8 +46,8 @@ def decoder(ops: Ops, x: X, d: Decoder) -> X:
     x = ops.norm(x, "decoder.embed_norm", d.embed_norm) if d.embed_norm else x
     for layer in range(d.num_layers):
         x = _layer(ops, x, layer, d, given[layer])
-        if layer < d.deepstack:
-            x = ops.add(x, levels[layer])  # zeros where a position is no image token
+        if layer in d.deepstack:
+            x = ops.add(x, levels[d.deepstack.index(layer)])  # zeros where a position is no image token
     x = ops.last(ops.norm(x, "decoder.norm", d.norm) if d.norm else x)
     logits = ops.linear(x, (head_name(d), d.vocab_size), bias=d.head_bias)[0]
     return ops.mul(ops.act(ops.mul(logits, 1 / d.logit_cap), "tanh"), d.logit_cap) if d.logit_cap else logits

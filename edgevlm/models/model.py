@@ -51,15 +51,14 @@ class ModelSpec:
 
 def image_features(ops: Ops, spec: ModelSpec, inputs: dict[str, X]) -> X:
     """The tower's inputs to features (B, tokens, decoder hidden size), and behind them those of further levels."""
-    if isinstance(spec.vision, Vit):
-        return projector(ops, spec.vision.walk(ops, inputs), spec.projector, (spec.vision.patches_per_side,) * 2)
     # Only towers of one size have steps that need the grid of the states.
+    grid = (spec.vision.patches_per_side,) * 2 if isinstance(spec.vision, Vit) else (0, 0)
     states, *marked = spec.vision.states(ops, inputs)
     levels = [
-        projector(ops, x, spec.deepstack, (0, 0), f"projector.deepstack.{layer}")
+        projector(ops, x, spec.deepstack, grid, f"projector.deepstack.{layer}")
         for layer, x in zip(spec.vision.deepstack, marked, strict=True)
     ]
-    features = projector(ops, states, spec.projector, (0, 0))
+    features = projector(ops, states, spec.projector, grid)
     return ops.beside([features, *levels]) if levels else features
 
 

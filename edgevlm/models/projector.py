@@ -40,10 +40,23 @@ class Act(_SameGrid):
 @dataclass(frozen=True)
 class Normalize(_SameGrid):
     norm: Norm
+    name: str = "norm"  # the weight is <projector>.<name>
     kind: str = "norm"
 
     def walk(self, ops: Ops, x: X, grid: Grid, w: str) -> X:
-        return ops.norm(x, f"{w}.norm", self.norm)
+        return ops.norm(x, f"{w}.{self.name}", self.norm)
+
+
+@dataclass(frozen=True)
+class Positions(_SameGrid):
+    """A table of positions is added."""
+
+    rows: int
+    width: int
+    kind: str = "positions"
+
+    def walk(self, ops: Ops, x: X, grid: Grid, w: str) -> X:
+        return ops.add_table(x, f"{w}.positions", self.rows, self.width)
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,7 @@ class Queries:
         return 1, self.count
 
 
-Step = Linear | Act | Normalize | Shuffle | Pool | Group | Average | Take | Queries
+Step = Linear | Act | Normalize | Positions | Shuffle | Pool | Group | Average | Take | Queries
 
 
 def projector(ops: Ops, x: X, steps: tuple[Step, ...], grid: Grid, w: str = "projector") -> X:

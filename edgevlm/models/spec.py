@@ -146,7 +146,7 @@ class Decoder:
     embed_scale: float = 1.0
     logit_cap: float | None = None
     places: str = "grid"  # where several axes have a picture's tokens: "grid" (of each view) | "line" (as text)
-    deepstack: int = 0  # levels of extra image features, added behind the first layers (Qwen3-VL)
+    deepstack: tuple[int, ...] = ()  # behind which layers one more level of image features each is added (Qwen3-VL)
     per_layer: int = 0  # values that each layer takes of a token's row of a second table (per-layer embeddings)
     tie_embeddings: bool = False
     head_bias: bool = False
@@ -164,7 +164,7 @@ class Decoder:
     @property
     def feature_width(self) -> int:
         """Values of an image token's features, which come in the place of as many of its embedding's."""
-        return self.hidden_size * (1 + self.deepstack)
+        return self.hidden_size * (1 + len(self.deepstack))
 
     @property
     def per_layer_width(self) -> int:

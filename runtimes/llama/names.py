@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Group
-from edgevlm.models.spec import Attention, DeltaRule
+from edgevlm.models.spec import Attention, Decoder, DeltaRule
 
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1's, computed from the spec: no weight of the model
 EMBEDDINGS = "token_embd.weight"  # in every architecture
@@ -102,6 +102,11 @@ def frame_name(kernel: str, frame: int) -> str:
     return f"{kernel}.{frame}" if frame else kernel
 
 
+def level_before_layers(d: Decoder) -> list[int]:
+    """Which part of an incoming position is added before each layer, the embedding being part 0; -1: none."""
+    return [1 + d.deepstack.index(i - 1) if i - 1 in d.deepstack else -1 for i in range(d.num_layers)]
+
+
 def _turned_rows(rule: DeltaRule, part: str) -> npt.NDArray[np.intp] | None:
     """llama.cpp has value heads in turns of key heads: the first ones of all key heads, then the second ones.
 
@@ -187,6 +192,8 @@ _GROUPS = {"projector.norm": "v.post_ln"} | _TWO_MAPS
 
 # llama.cpp's own name of its text architecture whose layers have windows and norms on both sides.
 WINDOWED = "gemma3"
+# ... of the one that adds further levels of features before any layers.
+LEVELS = "granite"
 TEXT = {
     WINDOWED: Table(
         _TEXT
@@ -200,6 +207,7 @@ TEXT = {
         | {"decoder.layers.{i}.fc1": "blk.{i}.ffn_up", "decoder.layers.{i}.fc2": "blk.{i}.ffn_down"}
     ),
     "llama": Table(_TEXT, pairs=True),
+    LEVELS: Table(_TEXT, pairs=True),
     "qwen2": Table(_TEXT),
     "qwen2vl": Table(_TEXT),
     "qwen3": Table(_TEXT),

@@ -22,7 +22,7 @@ from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, rewound
 from edgevlm.runtimes.devices import llama_device
 from edgevlm.runtimes.gguf import GgufFile, gguf_files
 from edgevlm.runtimes.llama.engine import load_engine, probe_in_child
-from edgevlm.runtimes.llama.names import EMBEDDINGS, PROJECTORS, Table
+from edgevlm.runtimes.llama.names import EMBEDDINGS, PROJECTORS, Table, level_before_layers
 from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def check_agreement(file: GgufFile, spec: ModelSpec) -> None:
         wanted["attention.key_length"] = attention.head_dim
     sections = [rope.sections for rope in d.ropes.values() if rope.sections]
     wanted["rope.dimension_sections"] = [*sections[0], 0] if sections else None
-    wanted["n_deepstack_layers"] = d.deepstack if sections and d.ropes["main"].interleaved else None
+    wanted["n_deepstack_layers"] = len(d.deepstack) if sections and d.ropes["main"].interleaved else None
+    wanted["deepstack_mapping"] = level_before_layers(d) if d.deepstack and not sections else None
     found = {key: file.keys.get(f"{file.keys.get('general.architecture')}.{key}") for key in wanted}
     wanted["embeddings"], found["embeddings"] = (d.vocab_size, d.hidden_size), table.shape if table else None
     for key in wanted:

@@ -22,6 +22,7 @@ from tiny import (
     fast_vlm,
     gemma3,
     gemma4,
+    granite_docling,
     internvl,
     janus,
     lfm2_vl,
@@ -123,6 +124,12 @@ CASES = {
     "lfm2_vl tied": Case(
         lfm2_vl.build, LAYOUTS, r".*vision_tower.*\.(k_proj|patch_embedding)", r".*multi_modal_projector\.linear_.*"
     ),
+    "granite_docling tied": Case(
+        granite_docling.build,
+        LAYOUTS,
+        r".*vision_model\.encoder.*\.(k_proj|fc1)",
+        r".*connector\.(mlp_fc2|coarse\.projection|coarse.*\.linear_[12])",
+    ),
     "lfm3_vl tied": Case(
         lfm3_vl.build, LAYOUTS, r".*vision_tower.*\.(k_proj|conv\.in_proj|w2)", r".*multi_modal_projector\.linear_.*"
     ),
@@ -179,6 +186,8 @@ SAMPLE = [
     ("lfm2_vl tied", "saved", "tower", "DoRA"),
     ("qwen3_5 tied", "hub", "all linear layers", "rsLoRA"),
     ("lfm3_vl tied", "hub", "tower", "rsLoRA"),
+    ("granite_docling tied", "hub", "projector", "LoRA"),
+    ("granite_docling tied", "saved", "trained tables", "DoRA"),
     ("lfm3_vl tied", "memory", "all linear layers", "LoRA"),
     ("minicpmv4_6 tied", "saved", "tower", "LoRA"),
 ]

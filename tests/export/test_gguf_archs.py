@@ -52,7 +52,7 @@ def decoder(*, qk_norm=False, sections=(), tied=True, head_dim=16, scaling=None,
 def deep_decoder(*, sections=(4, 2, 2), **options):
     made = decoder(qk_norm=True, sections=sections, **options)
     turning = {"main": dataclasses.replace(made.ropes["main"], interleaved=True)}
-    return dataclasses.replace(made, ropes=turning, deepstack=2)
+    return dataclasses.replace(made, ropes=turning, deepstack=(0, 1))
 
 
 def vit(*, act="gelu", image=56, patch=7, **options):
@@ -303,10 +303,12 @@ BLOCK = decoder().block(0)
         (decoder(qk_norm=True, out_bias=True), "has biases"),
         (decoder(sections=(2, 3, 3), head_dim=32), "do not add up to its hidden size|RoPE sections"),
         (decoder(sections=(4, 4)), "other RoPE sections"),
-        (dataclasses.replace(deep_decoder(), deepstack=3), "behind its last layer"),
+        (dataclasses.replace(deep_decoder(), deepstack=(0, 1, 2)), "or behind its last"),
         (deep_decoder(bias=True), "has biases on q, k and v"),
         (deep_decoder(sections=(8, 0)), "other RoPE sections"),
-        (dataclasses.replace(decoder(), deepstack=1), "takes further levels of image features"),
+        (dataclasses.replace(decoder(qk_norm=True), deepstack=(0,)), "takes further levels of image features"),
+        (dataclasses.replace(decoder(), deepstack=(0, 2)), "takes image features behind its last layer"),
+        (dataclasses.replace(deep_decoder(), deepstack=(1,)), "behind other layers than its first"),
     ],
 )  # fmt: skip
 def test_decoders_that_llama_cpp_cannot_compute_are_refused(spec, reason):

@@ -143,7 +143,7 @@ def qwen3_vl() -> Case:
     model, tensors = _model(module.Qwen3VLTextModel(config))
     weights = _top(_layers(tensors, 3, LLAMA), tensors)
     block = Block((_attention(qk_norm=Norm()),), Mlp(INNER))
-    spec = _spec(block, layers=(0,) * 3, deepstack=2, ropes=_rope(5e6, sections=(4, 2, 2), interleaved=True))
+    spec = _spec(block, layers=(0,) * 3, deepstack=(0, 1), ropes=_rope(5e6, sections=(4, 2, 2), interleaved=True))
     image = torch.zeros(1, LENGTH, dtype=torch.bool)
     for span in LAYOUT.spans:
         image[0, span.start : span.start + span.tokens] = True

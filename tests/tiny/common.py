@@ -107,8 +107,10 @@ def image_features(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tens
         whole = [parts] if isinstance(parts, torch.Tensor) else list(parts)
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in whole])
 
-    levels = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
-    return torch.cat([joined(level) for level in levels], dim=-1)
+    # What a Granite multiplies embeddings by is inside of ours.
+    scale = getattr(getattr(model.config, "text_config", None), "embedding_multiplier", 1.0)
+    levels = [joined(level) for level in (found.pooler_output, *(getattr(found, "deepstack_features", None) or ()))]
+    return torch.cat([levels[0] * scale, *levels[1:]], dim=-1)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from edgevlm.checkpoint.families import (
     fast_vlm,
     gemma3,
     gemma4,
+    granite_docling,
     internvl,
     janus,
     lfm2_vl,
@@ -54,7 +55,7 @@ FAMILIES = (
     deepseek_vl.FAMILY, llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY, janus.FAMILY, lfm2_vl.FAMILY,
     gemma3.FAMILY, paligemma.FAMILY, paddleocr_vl.FAMILY,
     mistral3.FAMILY, lighton_ocr.FAMILY, ovis2.FAMILY, fast_vlm.FAMILY, qwen3_5.FAMILY, lfm3_vl.FAMILY,
-    minicpmv4_6.FAMILY, gemma4.FAMILY, moondream.FAMILY,
+    minicpmv4_6.FAMILY, gemma4.FAMILY, moondream.FAMILY, granite_docling.FAMILY,
 )  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
     check_model(spec, f"{checkpoint.folder}: config.json", "download it again")
     unused = family.unused(checkpoint, spec)
     text = next((key for key in _DECODER_KEYS if config.section(key).given), "text_config")
-    names = fold_multipliers(config.section(text), spec, family.tensor_names(checkpoint, spec))
+    names = fold_multipliers(config.section(text), spec, family.tensor_names(checkpoint, spec), family.multipliers)
     head = names["decoder.head"]
     tied = (f"{head}.weight",) if spec.decoder.tie_embeddings else ()
     tree = weight_tree(spec) | host_tree(spec)

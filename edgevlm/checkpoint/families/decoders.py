@@ -5,6 +5,7 @@ Options and defaults follow transformers' config classes: a field that config.js
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
@@ -12,7 +13,7 @@ from edgevlm.checkpoint.families.tensors import Names, times
 from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.projector import Linear
+from edgevlm.models.projector import Linear, Normalize
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling
 
 
@@ -82,27 +83,26 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "granite": {"inner": 11008, "vocab": 32000, "context": 2048, "theta": 10000},
 }
 DECODERS = tuple(_DEFAULTS)  # by their model_type
+MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 
 
-def fold_multipliers(text: JsonFile, spec: ModelSpec, names: Names) -> Names:
+def fold_multipliers(text: JsonFile, spec: ModelSpec, names: Names, usual: Mapping[str, float] | None) -> Names:
     """`names` with a Granite's four multipliers inside its weights, which makes it a Llama; others' as they are.
 
-    It multiplies embeddings whatever they are of: so does the projector's last map, and a newline.
+    It multiplies embeddings whatever they are of: so does the projector's last step with weights, and a newline.
+    usual: what the multipliers are where the file leaves them out, in a family whose decoders all have them.
     """
     d = spec.decoder
-    if text.value("model_type") != "granite":
+    if text.value("model_type") != "granite" and usual is None:
         return names
-    embedding, residual, attention, logits = (
-        text.number(key, 1.0)
-        for key in ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
-    )
+    embedding, residual, attention, logits = (text.number(key, (usual or {}).get(key, 1.0)) for key in MULTIPLIERS)
     if min(embedding, logits) <= 0:
         raise text.wrong("embedding_multiplier" if embedding <= 0 else "logits_scaling", "more than 0")
     (mixer,) = d.block(0).mixers
     assert isinstance(mixer, Attention)
-    layer, maps = "decoder.layers.{i}.", [step.name for step in spec.projector if isinstance(step, Linear)]
+    layer, last = "decoder.layers.{i}.", [s.name for s in spec.projector if isinstance(s, Linear | Normalize)][-1]
     factors = {
-        **dict.fromkeys(("decoder.embed", f"projector.{maps[-1]}", "newline"), embedding),
+        **dict.fromkeys(("decoder.embed", f"projector.{last}", "newline"), embedding),
         f"{layer}q": attention * mixer.head_dim**0.5,  # RoPE commutes with it
         **dict.fromkeys((f"{layer}o", f"{layer}down"), residual),
         "decoder.norm": 1 / (logits * (embedding if d.tie_embeddings else 1)),

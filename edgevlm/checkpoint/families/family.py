@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
@@ -28,6 +28,7 @@ class Family:
     mark: a key of config.json that identifies the family where there is no model_type.
     embed: the embedding table's stem in memory, where files of a tied model keep the head alone.
     towers, decoders: what vision_config and text_config call the parts that it takes, beside `read_decoder`'s.
+    multipliers: what a decoder's `MULTIPLIERS` are where the file leaves them out, if all its decoders have them.
     composed: how `edgevlm compose` writes a model of this family, where it does.
     """
 
@@ -42,4 +43,5 @@ class Family:
     embed: str | None = None
     towers: tuple[str, ...] = ()
     decoders: tuple[str, ...] = ()
+    multipliers: Mapping[str, float] | None = None
     composed: Composed | None = None

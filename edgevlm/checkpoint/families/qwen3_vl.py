@@ -13,7 +13,7 @@ from edgevlm.checkpoint.families.decoders import is_tied, mrope_sections, read_d
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.qwen2_vl import AROUND_VIDEO, still
 from edgevlm.checkpoint.families.tensors import Names, Plain, Source, prefix_of
-from edgevlm.checkpoint.families.towers import ACTIVATIONS, merger, read_grid
+from edgevlm.checkpoint.families.towers import ACTIVATIONS, marked_layers, merger, read_grid
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
 from edgevlm.checkpoint.processor.videos import with_pairs
@@ -34,7 +34,7 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
         text, tied=tied, kind="qwen3", sections=mrope_sections(text), context=128000, theta=5e5, eps=1e-6
     )
     turning = {name: replace(rope, interleaved=True) for name, rope in decoder.ropes.items()}
-    decoder = replace(decoder, ropes=turning, deepstack=len(tower.deepstack))
+    decoder = replace(decoder, ropes=turning, deepstack=tuple(range(len(tower.deepstack))))
     norm, group, *maps = merger(tower, decoder.hidden_size)
     return ModelSpec(
         name=checkpoint.name,
@@ -49,9 +49,6 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
 
 def read_tower(config: JsonFile, levels: list[int]) -> QwenVit:
     """levels: the layers that give further levels of features, where config.json does not say."""
-    marked = config.value("deepstack_visual_indexes", levels)
-    if not (isinstance(marked, list) and all(type(i) is int and i >= 0 for i in marked)):
-        raise config.wrong("deepstack_visual_indexes", "a list of layers")
     rows = config.count("num_position_embeddings", 2304)
     if math.isqrt(rows) ** 2 != rows:
         raise config.wrong("num_position_embeddings", "the square of a whole number")
@@ -65,7 +62,7 @@ def read_tower(config: JsonFile, levels: list[int]) -> QwenVit:
         norm=Norm("layer", 1e-6),
         patch_bias=True,
         table=math.isqrt(rows),
-        deepstack=tuple(marked),
+        deepstack=marked_layers(config, levels),
     )
 
 

@@ -201,6 +201,19 @@ class Rows:
         return read(_name(self.stem, part))[self.rows()]
 
 
+@dataclass(frozen=True)
+class Computed:
+    """A tensor that no file has."""
+
+    values: Callable[[], F32]
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        return self.values().reshape(shape)
+
+
 def _name(stem: str, part: str) -> str:
     return f"{stem}.{part}" if part else stem
 
@@ -241,7 +254,8 @@ class MappedWeights:
 
     def dtype(self, name: str) -> str:
         """How the checkpoint stores the tensor: "float32", "float16" or "bfloat16"."""
-        return self._checkpoint.dtype(self.stored_names(name)[0])
+        stored = self.stored_names(name)
+        return self._checkpoint.dtype(stored[0]) if stored else "float32"
 
     def read(self, name: str) -> F32:
         """One tensor as a new C-contiguous float32 array."""

@@ -77,6 +77,14 @@ def merger(tower: QwenVit, out: int) -> tuple[Step, ...]:
     return norm, group, Linear("linear_1", tower.hidden_size * tower.merge**2), Act("gelu"), Linear("linear_2", out)
 
 
+def marked_layers(config: JsonFile, usual: list[int]) -> tuple[int, ...]:
+    """Layers of a tower that give further levels of features."""
+    marked = config.value("deepstack_visual_indexes", usual)
+    if not (isinstance(marked, list) and all(type(i) is int and i >= 0 for i in marked)):
+        raise config.wrong("deepstack_visual_indexes", "a list of layers")
+    return tuple(marked)
+
+
 def read_siglip2(config: JsonFile, merge: int) -> QwenVit:
     """SigLIP2's tower on any grid (arXiv 2502.14786). merge: patches per side that the projector makes one token of."""
     config.choice("model_type", "siglip2_vision_model", {"siglip2_vision_model": "siglip2"})

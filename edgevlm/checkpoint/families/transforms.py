@@ -73,3 +73,14 @@ class Copied:
 
 def _name(stem: str, part: str) -> str:
     return f"{stem}.{part}" if part else stem
+
+
+def sincos(side: int, width: int) -> F32:
+    """A fixed table (side^2, width) of positions on a square: sines and cosines of the column, then of the row.
+
+    In float64, as transformers' build_2d_sinusoidal_position_embedding.
+    """
+    angles = np.arange(side)[:, None] / 10000.0 ** (np.arange(width // 4) / (width // 4))
+    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    row, col = np.divmod(np.arange(side**2), side)
+    return np.concatenate([waves[col], waves[row]], axis=1).astype(np.float32)

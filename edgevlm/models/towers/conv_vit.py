@@ -27,8 +27,8 @@ class ConvVit(Vit):
     squeeze: int = 16  # channels per inner one of the gate behind the last kernel
     kind: str = "conv_vit"
 
-    def walk(self, ops: Ops, inputs: dict[str, X]) -> X:
-        """Normalized tiles (B, 3, S, S) to states (B, patches, D)."""
+    def states(self, ops: Ops, inputs: dict[str, X]) -> list[X]:
+        """Normalized tiles (B, 3, S, S) to states (B, patches, D), alone."""
         x, grid, first = ops.flatten(inputs["pixels"]), (self.image_size,) * 2, self.widths[0]
         x, grid = self._conv(ops, x, "vision.stem_1", grid, first, 3, stride=2)
         x, grid = self._conv(ops, x, "vision.stem_2", grid, first, 3, stride=2, groups=first)
@@ -47,7 +47,7 @@ class ConvVit(Vit):
         x = ops.conv2d(x, "vision.last", grid, self.hidden_size, 3, 1, self.widths[-1])
         gate = ops.linear(ops.mean(x), ("vision.squeeze", self.hidden_size // self.squeeze), bias=True)[0]
         gate = ops.linear(ops.act(gate, "relu"), ("vision.excite", self.hidden_size), bias=True)[0]
-        return ops.act(ops.mul(x, ops.act(gate, "sigmoid")), self.block.mlp.act)
+        return [ops.act(ops.mul(x, ops.act(gate, "sigmoid")), self.block.mlp.act)]
 
     def _attends(self, stage: int) -> bool:
         return stage >= len(self.widths) - self.attending

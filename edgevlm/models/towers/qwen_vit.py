@@ -89,12 +89,8 @@ class QwenVit:
             found["order"] = Tensor("int64", ("tokens",))
         return found
 
-    def walk(self, ops: Ops, inputs: dict[str, X]) -> X:
-        """To patch states (1, P, D), group by group."""
-        return self.states(ops, inputs)[0]
-
     def states(self, ops: Ops, inputs: dict[str, X]) -> list[X]:
-        """The same, and then those behind each layer of `deepstack`."""
+        """To patch states (1, P, D), group by group, and then those behind each layer of `deepstack`."""
         x = ops.patch_linear(inputs["patches"], "vision.patch_embedding", self.hidden_size, self.patch_bias)
         if self.table:
             rows = 2 * self.table if self.resample == "none" else self.table**2

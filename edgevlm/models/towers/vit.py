@@ -28,6 +28,7 @@ class Vit:
     post_norm: bool = True  # False: patch states are taken before the final norm
     masked_tiles: bool = False  # its ONNX graph takes pictures of as many tiles each, and a mask of those that are real
     taps: tuple[int, ...] = ()  # the layers behind which states are taken, side by side; (): behind the last alone
+    deepstack: tuple[int, ...] = ()  # layers whose states become further levels of features (arXiv 2406.04334)
     kind: str = "vit"
 
     @property
@@ -58,8 +59,8 @@ class Vit:
         """The inputs for several views at once."""
         return {"pixels": np.concatenate([each["pixels"] for each in feeds])}
 
-    def walk(self, ops: Ops, inputs: dict[str, X]) -> X:
-        """Normalized tiles (B, 3, S, S) to patch states (B, patches, D)."""
+    def states(self, ops: Ops, inputs: dict[str, X]) -> list[X]:
+        """Normalized tiles (B, 3, S, S) to patch states (B, patches, D), then those behind layers of `deepstack`."""
         x = ops.patch_embed(
             inputs["pixels"], "vision.patch_embedding", self.hidden_size, self.patch_size, self.patch_bias
         )
@@ -71,8 +72,9 @@ class Vit:
         for i in range(self.num_layers):
             x = taken[i + 1] = self._layer(ops, x, f"vision.layers.{i}")
         x = ops.beside([taken[layer] for layer in self.taps]) if self.taps else x
-        x = ops.drop_first(x) if self.class_token else x
-        return ops.norm(x, "vision.post_norm", self.block.norm) if self.post_norm else x
+        found = [x, *(taken[layer + 1] for layer in self.deepstack)]
+        x, *marked = map(ops.drop_first, found) if self.class_token else found
+        return [ops.norm(x, "vision.post_norm", self.block.norm) if self.post_norm else x, *marked]
 
     def _layer(self, ops: Ops, x: X, w: str) -> X:
         block, width = self.block, self.hidden_size

@@ -101,6 +101,9 @@ def _other_layers(spec: ModelSpec, gated: bool, turned: bool) -> bool:
 
 
 _REFUSALS: Refusals = {
+    "vision tower gives further levels of features": lambda spec: (
+        isinstance(spec.vision, Vit) and bool(spec.vision.deepstack)
+    ),
     "vision tower has an activation that llama.cpp's towers lack": lambda spec: spec.vision.block.mlp.act not in _ACTS,
     "projector has another activation than GELU": lambda spec: any(
         step.act not in ("gelu", "gelu_tanh") for step in spec.projector if isinstance(step, Act)

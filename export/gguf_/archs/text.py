@@ -151,7 +151,7 @@ _SQUARE: Refusals = {
 }
 
 _ONE_LEVEL: Refusals = {
-    "takes further levels of image features, which this architecture of llama.cpp lacks": lambda d: d.deepstack > 0
+    "takes further levels of image features, which this architecture of llama.cpp lacks": lambda d: bool(d.deepstack)
 }
 
 
@@ -286,7 +286,7 @@ _ARCHS = (
         },
         more_keys=_SECTIONS
         | {
-            "n_deepstack_layers": lambda d: d.deepstack,
+            "n_deepstack_layers": lambda d: len(d.deepstack),
             "attention.head_count_kv": lambda d: attention(d).kv_heads,
             "attention.recurrent_layers": lambda d: [
                 isinstance(d.block(layer).mixers[0], DeltaRule) for layer in range(d.num_layers)
@@ -300,7 +300,7 @@ _ARCHS = (
     ),
     TextArch(
         "qwen3vl",
-        fits=lambda d, a: d.axes > 1 and (_rope(d).interleaved or d.deepstack > 0),
+        fits=lambda d, a: d.axes > 1 and (_rope(d).interleaved or bool(d.deepstack)),
         refusals=_NO_SCALING
         | _NO_MORE_BIASES
         | {
@@ -309,15 +309,15 @@ _ARCHS = (
             "has other RoPE sections than three that take turns over the whole head": lambda d: (
                 not _rope(d).interleaved or _other_sections(d)
             ),
-            "takes image features behind its last layer, where llama.cpp keeps one position": lambda d: (
-                d.deepstack >= d.num_layers
+            "takes image features behind other layers than its first, or behind its last": lambda d: (
+                d.deepstack != tuple(range(min(len(d.deepstack), d.num_layers - 1)))
             ),
         },
-        more_keys=_SECTIONS | {"n_deepstack_layers": lambda d: d.deepstack},
+        more_keys=_SECTIONS | {"n_deepstack_layers": lambda d: len(d.deepstack)},
     ),
     TextArch(
         "qwen2vl",
-        fits=lambda d, a: d.axes > 1 and not (_rope(d).interleaved or d.deepstack > 0),
+        fits=lambda d, a: d.axes > 1 and not (_rope(d).interleaved or d.deepstack),
         refusals=_NO_SCALING
         | _NO_MORE_BIASES
         | _SQUARE
@@ -329,7 +329,7 @@ _ARCHS = (
     ),
     TextArch(
         "paddleocr",
-        fits=lambda d, a: d.axes > 1 and not (_rope(d).interleaved or d.deepstack > 0) and not a.bias,
+        fits=lambda d, a: d.axes > 1 and not (_rope(d).interleaved or d.deepstack) and not a.bias,
         refusals=_NO_SCALING
         | _NO_MORE_BIASES
         | {
@@ -337,6 +337,12 @@ _ARCHS = (
             "has other RoPE sections than three runs over the whole head": _other_sections,
         },
         more_keys=_SECTIONS,
+    ),
+    TextArch(
+        names.LEVELS,
+        lambda d, a: d.axes == 1 and a.qk_norm is None and not a.bias and bool(d.deepstack),
+        _NO_MORE_BIASES | {"takes image features behind its last layer": lambda d: d.num_layers - 1 in d.deepstack},
+        more_keys={"logit_scale": lambda d: 1.0, "deepstack_mapping": names.level_before_layers},
     ),
     TextArch("qwen3", lambda d, a: d.axes == 1 and a.qk_norm is not None, _NO_SCALING | _NO_MORE_BIASES | _ONE_LEVEL),
     TextArch(
