@@ -14,7 +14,7 @@ from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
 from edgevlm.models.decoder import decoder
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.projector import Act, Average, Group, Linear, Normalize, Pool, Shuffle, Take
+from edgevlm.models.projector import Act, Average, Group, Linear, Normalize, Pool, Positions, Shuffle, Take
 from edgevlm.models.record import weight_tree
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.states import States
@@ -88,6 +88,15 @@ def intern() -> ModelSpec:
         Linear("linear_2", WIDTH),
     )
     return ModelSpec("m", "internvl", tower, steps, PLAIN, 1)
+
+
+def levels() -> ModelSpec:
+    """A tower of one size that gives two further levels of features, and a projector that adds positions."""
+    spec, norm = intern(), Norm("layer", 1e-5)
+    steps = (Shuffle(2, 64), Linear("linear", WIDTH, bias=False), Positions(4, WIDTH), Normalize(norm, "norm_out"))
+    deepstack = (Shuffle(2, 64), Normalize(norm), Linear("linear", WIDTH))
+    tower = replace(spec.vision, deepstack=(0, 1))
+    return replace(spec, vision=tower, projector=steps, deepstack=deepstack, decoder=replace(PLAIN, deepstack=(0, 2)))
 
 
 def pooled() -> ModelSpec:

@@ -25,6 +25,7 @@ from small_models import (
     features,
     gemma,
     intern,
+    levels,
     logits,
     picture,
     pooled,
@@ -91,7 +92,7 @@ PROFILES = {"gpu": CoreMLOptions("gpu", (64,)), "ane": CoreMLOptions("ane", (64,
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("spec", [clip(), intern(), pooled()], ids=["clip", "intern", "pooled"])
+@pytest.mark.parametrize("spec", [clip(), intern(), pooled(), levels()], ids=["clip", "intern", "pooled", "levels"])
 def test_square_towers(tmp_path: Path, spec: ModelSpec, profile: str) -> None:
     model = Exported(tmp_path, spec, PROFILES[profile])
     assert isinstance(spec.vision, Vit)

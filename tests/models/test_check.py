@@ -14,7 +14,21 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_models import MROPE, PLAIN, averaged, clip, convolved, deep, gemma, halved, intern, pooled, qwen, sheet
+from small_models import (
+    MROPE,
+    PLAIN,
+    averaged,
+    clip,
+    convolved,
+    deep,
+    gemma,
+    halved,
+    intern,
+    levels,
+    pooled,
+    qwen,
+    sheet,
+)
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
@@ -34,7 +48,7 @@ def scaled() -> ModelSpec:
 
 
 MODELS = [
-    clip(), convolved(), intern(), pooled(), sheet(), qwen(), deep(), halved(),
+    clip(), convolved(), intern(), pooled(), levels(), sheet(), qwen(), deep(), halved(),
     clip(gemma()), clip(MROPE), scaled(), averaged(),
 ]  # fmt: skip
 

@@ -100,7 +100,7 @@ def test_qwen_vit_is_the_tower_of_transformers(grid: tuple[int, int]) -> None:
 
     record = Record()
     shapes = {name: tensor.sizes(1) for name, tensor in tower.inputs().items()}
-    projector(record, tower.walk(record, shapes), steps, (0, 0))
+    projector(record, tower.states(record, shapes)[0], steps, (0, 0))
     assert {name: info.shape for name, info in record.found.items()} == {n: w.shape for n, w in weights.items()}
 
 
@@ -197,8 +197,8 @@ def test_vit_is_clip_and_its_last_layers_can_be_left_out() -> None:
     pixels = np.random.default_rng(0).standard_normal((2, 3, 24, 24)).astype(np.float32)
     with torch.no_grad():
         expected = model(torch.from_numpy(pixels), output_hidden_states=True).hidden_states[-2][:, 1:].numpy()
-    ours = tower.walk(EagerOps(weights), {"pixels": pixels})
+    ours = tower.states(EagerOps(weights), {"pixels": pixels})[0]
     assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max()
     record = Record()
-    tower.walk(record, {"pixels": (1, 3, 24, 24)})
+    tower.states(record, {"pixels": (1, 3, 24, 24)})
     assert {name: info.shape for name, info in record.found.items()} == {n: w.shape for n, w in weights.items()}
