@@ -7,6 +7,7 @@ compared with it operation by operation.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, NoReturn
 
 import numpy as np
@@ -126,18 +127,16 @@ class MilOps(PlaceOps):
 
     def conv_at(self, x: X, name: str, width: int, kernel: int, places: str) -> X:
         """A tap at a time: a position of zeros stands before all others."""
-        mb, op = self.mb, mil_name(name)
-        nothing = self._const(self._shape_vector(np.zeros((1, width), np.float16)), f"{op}_nothing")
-        padded = mb.concat(values=[nothing, x], axis=self.position_axis)
-        out = None
+        mb, op, nothing = self.mb, mil_name(name), self._shape_vector(np.zeros((1, width), np.float16))
+        padded = mb.concat(values=[self._const(nothing, f"{op}_nothing"), x], axis=self.position_axis)
+        parts: list[X] = []
         for number, tap in enumerate(self.store.vector(f"{name}.weight").T):
             if (key := f"{places}_{number}") not in self._shared:
                 column = self._part(self.inputs[places], 1, number, number + 1)
                 self._shared[key] = mb.squeeze(x=column, axes=[1])
             found = mb.gather(x=padded, indices=self._shared[key], axis=self.position_axis)
-            part = mb.mul(x=found, y=self._const(self._shape_vector(tap[None]), f"{op}_{number}"))
-            out = part if out is None else mb.add(x=out, y=part)
-        return out
+            parts.append(mb.mul(x=found, y=self._const(self._shape_vector(tap[None]), f"{op}_{number}")))
+        return reduce(lambda total, part: mb.add(x=total, y=part), parts)
 
     def mean(self, x: X) -> X:
         return self.mb.reduce_mean(x=x, axes=[self.position_axis], keep_dims=True)

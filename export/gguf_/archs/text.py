@@ -144,6 +144,7 @@ _NO_SCALING: Refusals = {
 _NO_MORE_BIASES: Refusals = {
     "has biases that this architecture of llama.cpp lacks": lambda d: attention(d).out_bias or _mlp(d).bias
 }
+_BARE = _NO_SCALING | _NO_MORE_BIASES
 _SQUARE: Refusals = {
     "has heads that do not add up to its hidden size": lambda d: (
         attention(d).heads * attention(d).head_dim != d.hidden_size
@@ -250,8 +251,7 @@ _ARCHS = (
     TextArch(
         "lfm2",
         lambda d, a: bool(_of(d, ShortConv)),
-        _NO_SCALING
-        | _NO_MORE_BIASES
+        _BARE
         | _SQUARE
         | _ONE_LEVEL
         | {
@@ -264,8 +264,7 @@ _ARCHS = (
     TextArch(
         "qwen35",
         lambda d, a: bool(_of(d, DeltaRule)),
-        _NO_SCALING
-        | _NO_MORE_BIASES
+        _BARE
         | _ONE_LEVEL
         | {
             _KINDS: lambda d: _uneven(d, DeltaRule),
@@ -301,8 +300,7 @@ _ARCHS = (
     TextArch(
         "qwen3vl",
         fits=lambda d, a: d.axes > 1 and (_rope(d).interleaved or bool(d.deepstack)),
-        refusals=_NO_SCALING
-        | _NO_MORE_BIASES
+        refusals=_BARE
         | {
             "has biases on q, k and v, which this architecture of llama.cpp lacks": lambda d: attention(d).bias,
             "does not normalize its heads": lambda d: attention(d).qk_norm is None,
@@ -318,8 +316,7 @@ _ARCHS = (
     TextArch(
         "qwen2vl",
         fits=lambda d, a: d.axes > 1 and not (_rope(d).interleaved or d.deepstack),
-        refusals=_NO_SCALING
-        | _NO_MORE_BIASES
+        refusals=_BARE
         | _SQUARE
         | {
             "normalizes its heads": lambda d: attention(d).qk_norm is not None,
@@ -330,8 +327,7 @@ _ARCHS = (
     TextArch(
         "paddleocr",
         fits=lambda d, a: d.axes > 1 and not (_rope(d).interleaved or d.deepstack) and not a.bias,
-        refusals=_NO_SCALING
-        | _NO_MORE_BIASES
+        refusals=_BARE
         | {
             "normalizes its heads": lambda d: attention(d).qk_norm is not None,
             "has other RoPE sections than three runs over the whole head": _other_sections,
@@ -344,11 +340,7 @@ _ARCHS = (
         _NO_MORE_BIASES | {"takes image features behind its last layer": lambda d: d.num_layers - 1 in d.deepstack},
         more_keys={"logit_scale": lambda d: 1.0, "deepstack_mapping": names.level_before_layers},
     ),
-    TextArch("qwen3", lambda d, a: d.axes == 1 and a.qk_norm is not None, _NO_SCALING | _NO_MORE_BIASES | _ONE_LEVEL),
-    TextArch(
-        "qwen2",
-        lambda d, a: d.axes == 1 and a.qk_norm is None and a.bias,
-        _NO_SCALING | _NO_MORE_BIASES | _SQUARE | _ONE_LEVEL,
-    ),
+    TextArch("qwen3", lambda d, a: d.axes == 1 and a.qk_norm is not None, _BARE | _ONE_LEVEL),
+    TextArch("qwen2", lambda d, a: d.axes == 1 and a.qk_norm is None and a.bias, _BARE | _SQUARE | _ONE_LEVEL),
     TextArch("llama", lambda d, a: d.axes == 1 and a.qk_norm is None, _ONE_LEVEL),
 )
