@@ -71,8 +71,9 @@ class _Writer:
     ) -> str:
         """Statements that write the message in the variable `name`; trims: None is the format's own way."""
         parts, trims = f"{name}_parts", self.chat.trim if trims is None else trims
+        trim = _choose(name, {role: self.trim() if trims or text.trim else "" for role, text in roles.items()})
         return (
-            f"{self.items(name, parts)}{self.opening(name, parts, roles)}{after_opening}{self.content(parts, trims)}"
+            f"{self.items(name, parts)}{self.opening(name, parts, roles)}{after_opening}{self.content(parts, trim)}"
             f"{_choose(name, {role: _print(text.close) for role, text in roles.items()})}"
         )
 
@@ -110,14 +111,17 @@ class _Writer:
         known = ", ".join(sorted(self.chat.roles))
         return _choose(name, openings, f"{{{{ raise_exception({_quote(f'Roles are {known}.')}) }}}}")
 
-    def content(self, parts: str, trims: bool) -> str:
-        chat, before = self.chat, f"{parts}[loop.index0 - 1]"
-        trim = (
-            "{% set text = text.lstrip() %}{% set text = text.rstrip() %}"
-            if chat.trim_each
-            else "{% if loop.first %}{% set text = text.lstrip() %}{% endif %}"
+    def trim(self) -> str:
+        """Statements that take the white space from the variable `text`."""
+        if self.chat.trim_each:
+            return "{% set text = text.lstrip() %}{% set text = text.rstrip() %}"
+        return (
+            "{% if loop.first %}{% set text = text.lstrip() %}{% endif %}"
             "{% if loop.last %}{% set text = text.rstrip() %}{% endif %}"
         )
+
+    def content(self, parts: str, trim: str) -> str:
+        chat, before = self.chat, f"{parts}[loop.index0 - 1]"
         join = (
             f"{{% if not loop.first %}}{{% if not ({self.is_picture(before)}) %}}{_print(chat.text_join)}"
             "{% endif %}{% endif %}"
@@ -129,7 +133,7 @@ class _Writer:
         return (
             f"{{% for part in {parts} %}}{_between('not loop.first', chat.join)}"
             f"{{% if {self.is_picture('part')} %}}{picture}{{% else %}}"
-            f"{{% set text = part['text'] %}}{trim if trims else ''}{join if chat.text_join else ''}"
+            f"{{% set text = part['text'] %}}{trim}{join if chat.text_join else ''}"
             f"{_print(chat.text_open)}{{{{ text }}}}{_print(chat.text_close)}{{% endif %}}{{% endfor %}}"
         )
 

@@ -200,6 +200,8 @@ class GgufWeights:
             later = range(1, getattr(self._spec.vision, "frames", 1))
             kernels = [values, *(file.read(frame_name(found, frame)) for frame in later)]
             values = np.stack(kernels, axis=2).reshape(len(values), -1)
+        if table.scatters(name):
+            values = values.reshape(len(values), -1)
         values = values.T if table.turns(name) else values
         by_head = table.by_head(name, self._spec)
         if by_head is not None:

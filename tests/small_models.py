@@ -14,7 +14,7 @@ from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
 from edgevlm.models.decoder import decoder
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.projector import Act, Average, Group, Linear, Normalize, Pool, Positions, Shuffle, Take
+from edgevlm.models.projector import Act, Average, Gated, Group, Linear, Normalize, Pool, Positions, Shuffle, Take
 from edgevlm.models.record import weight_tree
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.states import States
@@ -137,6 +137,23 @@ def deep() -> ModelSpec:
     rope = Rope(1e5, 16, sections=(4, 2, 2), interleaved=True)
     decoder = text(Attention(4, 2, 16, qk_norm=Norm("rms", 1e-6)), rope, deepstack=(0, 1))
     return ModelSpec("m", "qwen3_vl", tower, (norm, group, *head), decoder, 1, deepstack=(group, norm, *head))
+
+
+def gated() -> ModelSpec:
+    """GLM-4V's: a norm of patches, a table by a bicubic, norms of heads, a gated MLP behind two maps; norms on both
+    sides of the decoder's parts, RoPE over half of a head.
+    """
+    norm = Norm("rms", 1e-5)
+    attention = Attention(4, 4, 16, rope="patches", qk_norm=norm)
+    tower = QwenVit(
+        4, 2, None, 64, 2, (), Block((attention,), Mlp(96), norm), patch_bias=True, table=5, resample="cubic",
+        post_norm=True, pre_norm=True,
+    )  # fmt: skip
+    maps = Linear("linear_1", WIDTH), Linear("linear_2", WIDTH, bias=False), Normalize(Norm("layer", 1e-5))
+    steps = (Group(2, 64), *maps, Act("gelu"), Gated(Mlp(160), WIDTH))
+    decoder = text(Attention(4, 2, 32, bias=True), Rope(1e4, 16, sections=(2, 3, 3)))
+    decoder = replace(decoder, blocks=tuple(replace(block, places="sandwich") for block in decoder.blocks))
+    return ModelSpec("m", "glm4v", tower, steps, decoder, 1)
 
 
 def woven() -> ModelSpec:

@@ -56,7 +56,11 @@ def read_chat_template(
     path, template = find_template(folder, processor, tokenizer_config)
     run = _played(path, template, names, image_token)
     found = literal_format(path, run, image_token)
-    return replace(found, chat=with_switch(found.chat, run, probes()))
+
+    def holds(chat: Chat, thinking: bool) -> bool:
+        return _reproduces(replace(found, chat=chat), run, image_token, generation=True, thinking=thinking)
+
+    return replace(found, chat=with_switch(found.chat, run, probes(), holds))
 
 
 def find_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFile) -> tuple[Path, str]:
@@ -152,7 +156,7 @@ def _conversations() -> list[list[dict[str, Any]]]:
         [u], [u, a], [u, a, u], [s, u], [u, s, u],
         [_say("user", MARK, MARK)], [_say("user", f"  {MARK}  ")], [_say("user", f"  {MARK}  ", f"  {MARK}  ")],
         [_say("user", IMAGE, MARK)], [_say("user", IMAGE, IMAGE, MARK)], [_say("user", MARK, IMAGE)],
-        *([u, _say(role, IMAGE, MARK), u] for role in ("assistant", "system")),
+        *([u, _say(role, IMAGE, MARK), u] for role in ("assistant", "system")), [u, _say("assistant", f"  {MARK}  ")],
         *probes(),
     ]  # fmt: skip
 
@@ -194,7 +198,10 @@ def _candidates(run: Render, image: str) -> Iterator[ChatFormat]:
     u, a, s = (_say(role, MARK) for role in ("user", "assistant", "system"))
     (head, u_a, a_u, end), (_, _, a_end) = _cut(run([u, a, u], True), 4), _cut(run([u, a], True), 3)
     _, between, _ = _cut(run([_say("user", MARK, MARK)], True), 3)
-    trim = f"  {MARK}  " not in run([_say("user", f"  {MARK}  ")], True)
+    trim, trim_answers = (
+        f"  {MARK}  " not in run([*before, _say(role, f"  {MARK}  ")], True)
+        for role, before in (("user", []), ("assistant", [u]))
+    )
     apart = run([_say("user", f"  {MARK}  ", f"  {MARK}  ")], True)
     with_image = run([_say("user", IMAGE, MARK)], True)
     images = _cut(run([_say("user", IMAGE, IMAGE, MARK)], True), 3, image)
@@ -217,12 +224,13 @@ def _candidates(run: Render, image: str) -> Iterator[ChatFormat]:
             if not (parts[1].startswith(assistant_close) and head.endswith(opening + text_open)):
                 continue
             base = head.removesuffix(opening + text_open)  # what comes before the first message
+            answering = parts[0][len(close) :]
             image_opening = before_image.removeprefix(base).removesuffix(image_open)
             chat = Chat(
                 prefix=base,
                 roles={
                     "user": RoleText(opening, image_opening, close),
-                    "assistant": RoleText(parts[0][len(close) :], parts[0][len(close) :], assistant_close),
+                    "assistant": RoleText(answering, answering, assistant_close, trim_answers and not trim),
                 },
                 generation=generation,
                 images_first=images_first,
@@ -284,16 +292,16 @@ def _with_images(chat: Chat, run: Render, image: str, image_open: str) -> Chat:
     return replace(chat, roles=roles)
 
 
-def _reproduces(found: ChatFormat, run: Render, image: str, *, generation: bool) -> bool:
+def _reproduces(found: ChatFormat, run: Render, image: str, *, generation: bool, thinking: bool | None = None) -> bool:
     for probe in probes():
         if not takes(found.chat, probe):
             continue
         images = sum(item["type"] == "image" for message in probe for item in message["content"])
-        pieces = render(found.chat, probe, images, add_generation_prompt=generation)
+        pieces = render(found.chat.switched(thinking), probe, images, add_generation_prompt=generation)
         picture = f"{found.image_open}{image}{found.image_close}"
         ours = "".join(p.text if isinstance(p, ControlText | UserText) else picture for p in pieces)
         try:
-            if ours != run(probe, generation):
+            if ours != run(probe, generation, thinking):
                 return False
         except EdgeVLMError:
             if not any(m["role"] == "assistant" and IMAGE in m["content"] for m in probe):

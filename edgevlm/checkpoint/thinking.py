@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.prompt import takes
 from edgevlm.inputs.spec import Chat
 
+MOST_MARK = 64  # characters behind a message
 
-def with_switch(chat: Chat, run: Callable[..., str], conversations: Sequence[Any]) -> Chat:
+
+def with_switch(
+    chat: Chat, run: Callable[..., str], conversations: Sequence[Any], holds: Callable[[Chat, bool], bool]
+) -> Chat:
     """The format with what asks for an answer with and without thinking, where the template is told by a switch.
 
     run: what the template makes of a conversation, whether an answer is asked for, and the switch. This may change the
-    end of a prompt alone, and by the same text in every conversation.
+    end of a prompt, and put a mark behind each of the user's messages where the model is not to think.
+    holds: whether a format writes all conversations as the template does with the switch turned on, or off.
     """
-    ends: dict[bool, set[str | None]] = {True: set(), False: set()}
-    for messages, thinking in ((messages, thinking) for messages in conversations for thinking in ends):
-        try:
-            plain, switched = run(messages, True), run(messages, True, thinking)
-        except EdgeVLMError:
-            continue
-        whole, base = plain.endswith(chat.generation), plain.removesuffix(chat.generation)
-        ends[thinking].add(switched.removeprefix(base) if whole and switched.startswith(base) else None)
-    (on, *more), (off, *others) = ends[True] or {None}, ends[False] or {None}
-    if more or others or on is None or off is None or on == off:
+    first = next((messages for messages in conversations if takes(chat, messages)), None)
+    if first is None:
         return chat
-    return replace(chat, thinking=on, direct=off)
+    try:
+        plain, switched = run(first, True), [run(first, True, thinking) for thinking in (True, False)]
+    except EdgeVLMError:
+        return chat
+    for made in _candidates(chat, plain, *switched):
+        try:
+            if holds(made, True) and holds(made, False):
+                return made
+        except EdgeVLMError:
+            return chat
+    return chat
+
+
+def _candidates(chat: Chat, plain: str, on: str, off: str) -> Iterator[Chat]:
+    """Every way to cut the ends of a question, as it is and with the switch turned on and off."""
+    close, base = chat.roles["user"].close, plain.removesuffix(chat.roles["user"].close + chat.generation)
+    if on == off or not (on.startswith(base + close) and off.startswith(base)):
+        return
+    end = off.removeprefix(base)
+    for size in range(min(len(end), MOST_MARK) + 1):
+        mark, rest = end[:size], end[size:]
+        if rest.startswith(close):
+            yield replace(
+                chat, thinking=on.removeprefix(base + close), direct=rest.removeprefix(close), direct_mark=mark
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgevlm.inputs import grids
-from edgevlm.inputs.rules import Native
+from edgevlm.inputs.native import Native
 from edgevlm.io import limits
 
 _MORE = 1.05  # of the least pixels: a share is never smaller

@@ -132,7 +132,8 @@ def takes(chat: Chat, conversation: Sequence[Mapping[str, Any]]) -> bool:
 def _items(
     chat: Chat, role: str, content: Sequence[Mapping[str, Any]], number: Iterator[int]
 ) -> Iterator[ControlText | UserText | Picture]:
-    last, trims = len(content) - 1, chat.trim and not (chat.trim_each and role == "system")
+    last = len(content) - 1
+    trims = chat.roles[role].trim or (chat.trim and not (chat.trim_each and role == "system"))
     for place, item in enumerate(content):
         yield ControlText(chat.join if place else "")
         if item["type"] == "video":

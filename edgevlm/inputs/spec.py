@@ -7,7 +7,7 @@ document (docs/preprocessing.md) and hold no rule of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from edgevlm.errors import EdgeVLMError
@@ -131,6 +131,11 @@ class RoleText:
     open_text: str  # before a message whose first item is text
     open_image: str | None  # before a message whose first item is an image; None: it takes none
     close: str
+    trim: bool = False  # as `Chat.trim`, of this role's messages alone
+
+    def __post_init__(self) -> None:
+        found = len(self.open_text) + len(self.open_image or "") + len(self.close)
+        check(found <= limits.TEXT, "prompt", "roles", f"at most {limits.TEXT} characters each", found)
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,7 @@ class Chat:
     thinking: str | None = None  # in the place of `generation`, where the model is to think before it answers
     direct: str | None = None  # ... and where it is not; both are None for a model that has no such switch
     join: str = ""  # between any two items of one message
+    direct_mark: str = ""  # behind each of the user's messages, where it is not
 
     def __post_init__(self) -> None:
         check("user" in self.roles, "prompt", "roles", "at least 'user'", sorted(self.roles))
@@ -164,7 +170,7 @@ class Chat:
         good = self.pictures is None or 1 <= self.pictures <= limits.COUNT
         check(good, "prompt", "pictures", "1 or more", self.pictures)
         check(len(self.roles) <= limits.ROLES, "prompt", "roles", f"at most {limits.ROLES}", sorted(self.roles))
-        texts = {f"roles.{name}": "".join(filter(None, astuple(role))) for name, role in self.roles.items()}
+        texts = {}
         for name in (
             "prefix",
             "generation",
@@ -175,6 +181,7 @@ class Chat:
             "join",
             "image_before",
             "image_after",
+            "direct_mark",
         ):
             texts[name] = getattr(self, name)
         check((self.thinking is None) == (self.direct is None), "prompt", "thinking", "with direct", self.thinking)
@@ -189,7 +196,9 @@ class Chat:
         generation = self.thinking if thinking else self.direct
         if generation is None:
             raise EdgeVLMError("This model has no switch for thinking: leave it as it is.")
-        return replace(self, generation=generation)
+        user = self.roles["user"]
+        user = user if thinking else replace(user, close=self.direct_mark + user.close)
+        return replace(self, generation=generation, roles={**self.roles, "user": user})
 
 
 @dataclass(frozen=True)

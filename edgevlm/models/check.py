@@ -16,6 +16,7 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import (
     Act,
     Average,
+    Gated,
     Group,
     Linear,
     Normalize,
@@ -40,6 +41,7 @@ from edgevlm.models.spec import (
     keeps,
     states,
 )
+from edgevlm.models.towers import tables
 from edgevlm.models.towers.conv_vit import ConvVit
 from edgevlm.models.towers.halved_vit import HalvedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
@@ -95,10 +97,11 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "patch_size": (1, limits.PATCH_SIDE), "merge": (1, limits.SHUFFLE), "window": (1, limits.WINDOW_SIDE),
         "hidden_size": (1, limits.WIDTH), "num_layers": (1, limits.LAYERS), "full": (0, limits.LAYERS),
         "theta": _POSITIVE, "table": (0, limits.TABLE_ROWS), "frames": (1, limits.GROUP),
-        "resample": ("corners", "centers", "smooth", "nearest", "none"), "deepstack": (0, limits.LAYERS),
+        "resample": tables.KINDS, "deepstack": (0, limits.LAYERS),
         "convolving": (0, limits.LAYERS), "kernel": (1, limits.GRID_KERNEL), "kind": ("qwen_vit",),
     },
     Linear: {"name": (), "rows": (1, limits.MLP_WIDTH), "kind": ("linear",)},
+    Gated: {"rows": (1, limits.MLP_WIDTH), "kind": ("gated",)},
     Act: {"act": (*ACTS, "softmax"), "kind": ("act",)},
     Normalize: {"name": (), "kind": ("norm",)},
     Positions: {"rows": (1, limits.PATCHES), "width": (1, limits.WIDTH), "kind": ("positions",)},
@@ -326,7 +329,7 @@ def _projector(spec: ModelSpec, steps: tuple[Step, ...]) -> Iterator[str]:
                 yield f"its projector takes {step.width} channels together where {width} come"
             if not isinstance(step, Pool | Average):
                 width *= (step.scale if isinstance(step, Shuffle) else step.side) ** 2
-        elif isinstance(step, Linear):
+        elif isinstance(step, Linear | Gated):
             width = step.rows
         elif isinstance(step, Positions) and step.width != width:
             yield f"its projector adds positions of {step.width} channels where {width} come"

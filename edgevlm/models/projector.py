@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgevlm.models.ops import Ops, X
-from edgevlm.models.spec import Norm
+from edgevlm.models.spec import Mlp, Norm
 
 Grid = tuple[int, int]  # rows, columns
 
@@ -35,6 +35,18 @@ class Act(_SameGrid):
 
     def walk(self, ops: Ops, x: X, grid: Grid, w: str) -> X:
         return ops.act(x, self.act)
+
+
+@dataclass(frozen=True)
+class Gated(_SameGrid):
+    """A gated MLP that gives `rows` values: <projector>.gate, .up and .down."""
+
+    mlp: Mlp
+    rows: int
+    kind: str = "gated"
+
+    def walk(self, ops: Ops, x: X, grid: Grid, w: str) -> X:
+        return ops.mlp(x, w, self.mlp, self.rows)
 
 
 @dataclass(frozen=True)
@@ -145,7 +157,7 @@ class Queries:
         return 1, self.count
 
 
-Step = Linear | Act | Normalize | Positions | Shuffle | Pool | Group | Average | Take | Queries
+Step = Linear | Act | Gated | Normalize | Positions | Shuffle | Pool | Group | Average | Take | Queries
 
 
 def projector(ops: Ops, x: X, steps: tuple[Step, ...], grid: Grid, w: str = "projector") -> X:

@@ -18,8 +18,9 @@ from edgevlm.checkpoint.module_names import StoredNames
 from edgevlm.checkpoint.opening import open_model
 from edgevlm.checkpoint.upstream import copy_upstream
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.native import Native
 from edgevlm.inputs.prompt import Prompter
-from edgevlm.inputs.rules import Native, TilesThenWhole
+from edgevlm.inputs.rules import TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.train.collate import Collator

@@ -11,6 +11,7 @@ from edgevlm.export.gguf_.blocks import ggml_type
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.inputs.layout import rope_factors
 from edgevlm.models.model import ModelSpec
+from edgevlm.models.projector import Group
 from edgevlm.models.record import weight_tree
 from edgevlm.runtimes.llama.names import PROJECTORS, ROPE_FACTORS, TEXT, Table, frame_name
 from edgevlm.types import F32
@@ -68,6 +69,9 @@ def _entries(spec: ModelSpec, part: str, table: Table, recipe: Recipe) -> list[E
             if frames > 1:
                 continue
         shape = shape[::-1] if table.turns(weight) else shape
+        if table.kernel and table.scatters(weight):
+            group = next(step for step in spec.projector if isinstance(step, Group))
+            shape, kind = (shape[0], group.width, group.side, group.side), GGMLQuantizationType.F32
         name, weights = table.name(weight), tuple([weight])
         if above := found.get(name):
             weights, shape = (*above.weights, weight), (above.shape[0] + shape[0], *shape[1:])

@@ -8,7 +8,7 @@ from typing import Any
 from gguf import GGUFWriter, LlamaFileType
 
 from edgevlm.export.chat_template import llama_cpp_template
-from edgevlm.export.gguf_.archs.text import Value
+from edgevlm.export.gguf_.archs.parts import Value
 from edgevlm.export.gguf_.tokenizer import Vocabulary
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.io.records import to_dict

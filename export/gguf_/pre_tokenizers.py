@@ -42,6 +42,7 @@ _CUTS = {
     (*_DEEPSEEK, "digits"): "deepseek-llm",
 }
 WHOLE_WORDS = ("llama-bpe", "tekken")  # a word that is a token is that token, whatever its merges make
+MERGED_WORDS = {"llama-bpe": "chatglm-bpe"}  # the same without that
 SINGLE_DIGITS = ("deepseek-llm",)  # llama.cpp leaves digits together, where tokenizer.json takes each by itself
 # What llama.cpp, whose expression knows the case of ASCII's letters alone, and no marks, cuts in other places.
 APART = {"tekken": "may cut words with combining marks, or with capitals beyond ASCII, in other places"}

@@ -12,7 +12,7 @@ from gguf import TokenType
 from tokenizers import Tokenizer
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.gguf_.pre_tokenizers import SINGLE_DIGITS, WHOLE_WORDS, pre_tokenizer
+from edgevlm.export.gguf_.pre_tokenizers import MERGED_WORDS, SINGLE_DIGITS, WHOLE_WORDS, pre_tokenizer
 from edgevlm.io import limits
 from edgevlm.io.json import read_object
 
@@ -72,6 +72,8 @@ def read_vocabulary(path: Path, size: int) -> Vocabulary:
         if normalizer and (pre not in ("qwen2", "qwen35") or normalizer != [{"type": "NFC"}]):
             raise _refuse(path, "it normalizes text")
         if bool(model.get("ignore_merges")) != (pre in WHOLE_WORDS) and (token := _unmade(data)) is not None:
+            if pre in MERGED_WORDS:
+                return Vocabulary("gpt2", tokens, types, MERGED_WORDS[pre], merges)
             raise _refuse(path, f"ignore_merges is {bool(model.get('ignore_merges'))}, and no merges make {token!a}")
         joined = (merge.replace(" ", "", 1) for merge in merges)
         if pre in SINGLE_DIGITS and (merge := next(filter(_DIGITS.search, joined), None)):

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.gguf_.archs import projector_type, text_arch
-from edgevlm.export.gguf_.archs.text import Value
+from edgevlm.export.gguf_.archs.parts import Value
 from edgevlm.export.gguf_.entries import Entry, decoder_entries, mmproj_entries
 from edgevlm.export.gguf_.tokenizer import Vocabulary
 from edgevlm.export.quantize.recipe import make_recipe

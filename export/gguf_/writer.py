@@ -144,8 +144,9 @@ def _tensor(
             scale = None if tensor.scale is None else tensor.scale[order]
             tensor = QTensor(tensor.kind, tensor.codes[order], scale)
         columns = table.columns(weight, spec)
-        if table.turns(weight) or (table.scatters(weight) and tensor.kind == "int4"):
-            tensor = QTensor("fp16" if tensor.kind == "fp16" else "fp32", tensor.dequantize())
+        if table.turns(weight) or (table.scatters(weight) and (tensor.kind == "int4" or table.kernel)):
+            half = tensor.kind == "fp16" and not table.kernel
+            tensor = QTensor("fp16" if half else "fp32", tensor.dequantize())
         tensor = QTensor(tensor.kind, tensor.codes.T) if table.turns(weight) else tensor
         if columns is not None:
             scale, by_block = tensor.scale, tensor.scale is not None and tensor.scale.shape[1] > 1

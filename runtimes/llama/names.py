@@ -30,6 +30,7 @@ class Table:
     square_patches: bool = False  # the patch embedding is stored as a convolution (D, 3, p, p)
     tower_pairs: bool = False  # RoPE rotates neighbouring rows of the tower's q and k
     by_channel: str = ""  # a map whose columns stand channel by channel, where a checkpoint's stand patch by patch
+    kernel: bool = False  # that map is stored as a convolution, which has no blocks
     transposed: str = ""  # a map that is stored as (inputs, outputs)
     line_break: bool = False  # the encoder gives a row more for each line of image tokens but the last
     longest_edge: bool = False  # mtmd scales every picture to some length, unless no more tokens are allowed
@@ -190,18 +191,18 @@ _NORM_AND_MAPS = {"projector.norm": "mm.input_norm", "projector.linear_1": "mm.1
 _ROWS = _QWEN_VIT | _NORM_AND_MAPS | {"vision.pre_norm": "v.pre_ln", "projector.merger": "mm.patch_merger"}
 _GROUPS = {"projector.norm": "v.post_ln"} | _TWO_MAPS
 
-# llama.cpp's own name of its text architecture whose layers have windows and norms on both sides.
-WINDOWED = "gemma3"
+_SANDWICH = {
+    "decoder.layers.{i}.norm1_after": "blk.{i}.post_attention_norm",
+    "decoder.layers.{i}.norm2_after": "blk.{i}.post_ffw_norm",
+}
+
+# llama.cpp's own name of its text architecture whose layers have windows and norms on both sides, and without windows.
+WINDOWED, SANDWICH = "gemma3", "glm4"
 # ... of the one that adds further levels of features before any layers.
 LEVELS = "granite"
 TEXT = {
-    WINDOWED: Table(
-        _TEXT
-        | {
-            "decoder.layers.{i}.norm1_after": "blk.{i}.post_attention_norm",
-            "decoder.layers.{i}.norm2_after": "blk.{i}.post_ffw_norm",
-        }
-    ),
+    WINDOWED: Table(_TEXT | _SANDWICH),
+    SANDWICH: Table(_TEXT | _SANDWICH | {f"decoder.layers.{{i}}.{part}": "blk.{i}.ffn_up" for part in ("gate", "up")}),
     "phi2": Table(
         {name: theirs for name, theirs in _TEXT.items() if theirs not in ("blk.{i}.ffn_up", "blk.{i}.ffn_down")}
         | {"decoder.layers.{i}.fc1": "blk.{i}.ffn_up", "decoder.layers.{i}.fc2": "blk.{i}.ffn_down"}
@@ -225,6 +226,7 @@ GROUP_WHOLE, GROUP_DEEP = "qwen2vl_merger", "qwen3vl_merger"  # without windows;
 POOLED = "gemma3"
 GROUP_HALVED = "minicpmv4_6"  # of a tower that joins neighbours on the way
 SQUARES = (TWO_LINEAR, TWO_LINEAR_GREY, POOLED)  # for which mtmd pads every picture to a square
+GROUP_GATED = "glm4v"  # with a gated MLP
 GROUP_SMOOTH = "lfm2"  # with a table that is resampled smoothly, and no RoPE
 PROJECTORS = {
     SHUFFLE_LINEAR: Table(_VIT | {"projector.linear": "mm.model.fc"}),
@@ -248,6 +250,22 @@ PROJECTORS = {
     ),
     GROUP_TWO_LINEAR: Table(_QWEN_VIT | _GROUPS, square_patches=True),
     GROUP_SMOOTH: Table(_VIT | _NORM_AND_MAPS, square_patches=True),
+    GROUP_GATED: Table(
+        _QWEN_VIT
+        | {
+            **{f"vision.layers.{{i}}.{part}_norm": f"v.blk.{{i}}.attn_{part}_norm" for part in "qk"},
+            "vision.pre_norm": "v.norm_embd",
+            "vision.position_embedding": "v.position_embd.weight",
+            "vision.post_norm": "v.post_ln",
+            "projector.linear_1": "mm.patch_merger",
+            "projector.linear_2": "mm.model.fc",
+            "projector.norm": "mm.post_norm",
+            **{f"projector.{part}": f"mm.{part}" for part in ("gate", "up", "down")},
+        },
+        square_patches=True,
+        by_channel="projector.linear_1",
+        kernel=True,
+    ),
     GROUP_WHOLE: Table(_LAYER | _MAPS | _GROUPS, square_patches=True),
     GROUP_DEEP: Table(
         {

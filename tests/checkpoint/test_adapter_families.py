@@ -22,6 +22,7 @@ from tiny import (
     fast_vlm,
     gemma3,
     gemma4,
+    glm4v,
     granite_docling,
     internvl,
     janus,
@@ -95,6 +96,21 @@ CASES = {
         LAYOUTS,
         r".*vision_model.*\.(q_proj|fc2|patch_embedding)",
         r".*(mlp_AR|projector)\.linear_[12]",
+    ),
+    "glm4v": Case(
+        glm4v.build,
+        LAYOUTS,
+        r".*visual\.(patch_embed\.proj|blocks.*\.(qkv|up_proj))",
+        r".*visual\.(downsample|merger\.(proj|gate_proj))",
+    ),
+    "glm46v": Case(
+        partial(glm4v.build, kind="glm46v"), LAYOUTS, r".*visual\.blocks.*\.proj", r".*visual\.merger\.up_proj"
+    ),
+    "glm_ocr tied": Case(
+        partial(glm4v.build, kind="glm_ocr", tie=True),
+        LAYOUTS,
+        r".*visual\.blocks.*\.(qkv|down_proj)",
+        r".*visual\.merger\.down_proj",
     ),
     "deepseek_vl": Case(
         deepseek_vl.build, LAYOUTS, r".*vision_model.*\.(v_proj|patch_embedding)", r".*aligner\.linear[12]"
@@ -190,6 +206,8 @@ SAMPLE = [
     ("granite_docling tied", "saved", "trained tables", "DoRA"),
     ("lfm3_vl tied", "memory", "all linear layers", "LoRA"),
     ("minicpmv4_6 tied", "saved", "tower", "LoRA"),
+    ("glm4v", "hub", "all linear layers", "LoRA"),
+    ("glm_ocr tied", "saved", "tower", "DoRA"),
 ]
 
 

@@ -23,6 +23,7 @@ from small_models import (
     cosine,
     deep,
     features,
+    gated,
     gemma,
     intern,
     levels,
@@ -105,7 +106,7 @@ def test_square_towers(tmp_path: Path, spec: ModelSpec, profile: str) -> None:
     assert cosine(model.decoder().forward(wanted), model.logits(wanted, Layout(0))[-1]) >= 0.99999
 
 
-GRIDS = {f"{make.__name__}-{profile}": (make, profile) for make in (qwen, deep, woven) for profile in PROFILES}
+GRIDS = {f"{make.__name__}-{profile}": (make, profile) for make in (qwen, deep, woven, gated) for profile in PROFILES}
 
 
 @pytest.fixture(scope="module", params=GRIDS)
@@ -174,7 +175,9 @@ def test_fixed_programs_stay_on_the_neural_engine(grid_model: Exported) -> None:
     (function,) = vision.functions
     outside = [op for op, unit in function.operations.items() if unit == "cpu"]
     indices = [op for op in outside if op.startswith(("slice_by_index", "squeeze"))]  # whole numbers, of neighbours
-    assert [op for op in outside if op not in indices] == gathers != []
+    assert [op for op in outside if op not in indices] == gathers
+    taken = {"order", "table_rows", "neighbours"} & set(grid_model.spec.vision.inputs())
+    assert bool(gathers) == bool(taken)
     assert len(indices) == (18 if _convolving(grid_model) else 0)
     # Heads of 16 values are what state-alignment is for.
     assert {finding.rule for finding in decoder.findings} <= {"padded-axis", "state-alignment"}

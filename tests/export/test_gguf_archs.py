@@ -23,7 +23,7 @@ from edgevlm.inputs.layout import Layout, Span
 from edgevlm.inputs.rules import Pad, RatioTiles, Stretch, TilesThenWhole
 from edgevlm.inputs.spec import Chat, ImageSpec, PictureText, PromptSpec, RoleText
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.projector import Act, Group, Linear, Normalize, Pool, Shuffle, Take
+from edgevlm.models.projector import Act, Gated, Group, Linear, Normalize, Pool, Shuffle, Take
 from edgevlm.models.record import weight_tree
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling, ShortConv
 from edgevlm.models.towers.qwen_vit import QwenVit
@@ -119,6 +119,27 @@ def idefics3():
     return Shuffle(2, EYES), Linear("linear", WIDTH, bias=False)
 
 
+def sandwich(size=16, **options):
+    made = decoder(bias=True, sections=(2, 3, 3), head_dim=32, tied=False, **options)
+    rope = Rope(10000.0, size, sections=(2, 3, 3))
+    both = dataclasses.replace(made.block(0), places="sandwich")
+    return dataclasses.replace(made, blocks=(both,), ropes={"main": rope})
+
+
+def gated_vit(*, bias=False, table=5, resample="cubic", **options):
+    norm = Norm("rms", 1e-5)
+    attention = Attention(4, 4, 16, bias=bias, out_bias=bias, rope="patches", qk_norm=norm if bias else None)
+    return QwenVit(
+        14, 2, None, EYES, 2, (), Block((attention,), Mlp(96, bias=bias), norm), patch_bias=True, post_norm=True,
+        pre_norm=not bias, table=0 if bias else table, resample=resample, **options,
+    )  # fmt: skip
+
+
+def gated_merger(act="gelu"):
+    first, second = Linear("linear_1", WIDTH), Linear("linear_2", WIDTH, bias=False)
+    return Group(2, EYES), first, second, Normalize(Norm("layer", 1e-5)), Act(act), Gated(Mlp(160), WIDTH)
+
+
 LLAMA3 = RopeScaling(8.0, 1.0, 4.0, 64)
 TEXTS = {
     "llama": ("llama", decoder(tied=False)),
@@ -129,6 +150,7 @@ TEXTS = {
     "qwen3": ("qwen3", decoder(qk_norm=True, head_dim=32)),
     "qwen3 with biases": ("qwen3", decoder(qk_norm=True, bias=True)),
     "qwen2vl": ("qwen2vl", decoder(bias=True, sections=(2, 3, 3), tied=False)),
+    "glm4": ("glm4", sandwich()),
 }
 TOWERS = {
     "idefics3": (vit(act="gelu_tanh"), idefics3()),
@@ -147,6 +169,8 @@ TOWERS = {
     "pixtral": (axial_vit(1), two_maps()),
     "pixtral with groups": (axial_vit(), axial_merger()),
     "lightonocr": (axial_vit(act="silu"), axial_merger(eps=1e-6)),
+    "glm4v": (gated_vit(), gated_merger()),
+    "glm4v with norms of heads and biases": (gated_vit(bias=True), gated_merger()),
 }  # fmt: skip
 # Sizes of pictures: of a grid tower one window, several with a rest on both sides, and one token.
 GRIDS = {name: [(112, 112), (140, 308), (28, 28)] for name in TOWERS if TOWERS[name][0].kind == "qwen_vit"}
@@ -290,7 +314,10 @@ BLOCK = decoder().block(0)
         (changed(mixers=(ShortConv(3),)), "other mixers than full attention"),
         (changed(mixers=(dataclasses.replace(BLOCK.mixers[0], window=8),)), "other mixers than full attention"),
         (changed(mixers=(dataclasses.replace(BLOCK.mixers[0], scale=1.0),)), "other mixers than full attention"),
-        (changed(places="sandwich"), "other norms"),
+        (changed(places="sandwich"), "another RoPE than one of three axes"),
+        (sandwich(qk_norm=True), "other mixers than full attention"),
+        (sandwich(mlp_bias=True), "another MLP than a gated one with SiLU and without biases"),
+        (sandwich(size=32), "another RoPE than one of three axes"),
         (changed(norm=Norm("layer")), "other norms"),
         (changed(mlp=Mlp(96, "gelu_tanh")), "another MLP than a gated one with SiLU"),
         (dataclasses.replace(decoder(), mask="image"), "shows positions later ones"),
@@ -346,6 +373,8 @@ NO_PICTURES = {
     "no merger before groups": (axial_vit(2), two_maps(), "projector joins patches in another way"),
     "a mean's bias": (vit(), (*pooled()[:2], Linear("linear", WIDTH)), "projector has a bias"),
     "a mean's other norm": (vit(), (Pool(2, EYES), Normalize(Norm("rms", 1e-5)), pooled()[2]), "another norm than its"),
+    "another table, glm4v": (gated_vit(resample="smooth"), gated_merger(), "otherwise than by a bicubic"),
+    "another activation, glm4v": (gated_vit(), gated_merger("gelu_tanh"), "projector has other steps than"),
     "other windows": (qwen_vit(window=4), merger(), "other windows than llama.cpp's of 112 pixels"),
 }  # fmt: skip
 
@@ -402,6 +431,7 @@ def test_stock_llama_cpp_adds_bos_where_the_prompt_says_so(tmp_path, tokenizer_j
         ("llama", "janus_pro"),
         ("llama", "pixtral with groups"),
         ("qwen3", "lightonocr"),
+        ("glm4", "glm4v"),
     ],
 )
 def test_every_weight_is_read_back_bit_for_bit(write, text, tower, kind):
@@ -650,13 +680,14 @@ WORDS = """Où est l'été? Élan vital; Größe, straße. Привет, как 
 # Each with texts that llama.cpp is known to cut elsewhere.
 PUBLISHED = {
     "llama-bpe": (((LFM2_PATTERN,), True), ()),
+    "chatglm-bpe": (((LFM2_PATTERN,), False, 40), ()),
     "tekken": (((TEKKEN_PATTERN,), True), ("\u0939\u093f\u0928\u094d\u0926\u0940", "une ÉCOLE")),
     "deepseek-llm": (((*DEEPSEEK_CUTS, "digits"), False), ()),
 }
 
 
-def published_tokenizer(cuts, whole_words):
-    """Trained on WORDS, with more merges than any text below has letters."""
+def published_tokenizer(cuts, whole_words, unmade=0):
+    """Trained on WORDS, with more merges than any text below has letters. unmade: tokens without their merges."""
     steps = [*isolated(*(cut for cut in cuts if cut != "digits")), bytes_alone()]
     if "digits" in cuts:
         steps.insert(-1, pre_tokenizers.Digits(individual_digits=True))
@@ -665,7 +696,9 @@ def published_tokenizer(cuts, whole_words):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=VOCAB, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator((WORDS + MARKED + TEXT).split("\n"), trainer)
-    return tokenizer
+    data = json.loads(tokenizer.to_str())
+    data["model"]["merges"] = data["model"]["merges"][: -unmade or None]
+    return Tokenizer.from_str(json.dumps(data))
 
 
 @needs_llama

@@ -21,6 +21,7 @@ from small_models import (
     clip,
     convolved,
     deep,
+    gated,
     gemma,
     halved,
     intern,
@@ -48,7 +49,7 @@ def scaled() -> ModelSpec:
 
 
 MODELS = [
-    clip(), convolved(), intern(), pooled(), levels(), sheet(), qwen(), deep(), halved(),
+    clip(), convolved(), intern(), pooled(), levels(), sheet(), qwen(), deep(), halved(), gated(),
     clip(gemma()), clip(MROPE), scaled(), averaged(),
 ]  # fmt: skip
 

@@ -5,8 +5,9 @@
 
 tokens: positions (time, row, column) of prompts with pictures, by get_rope_index. patches: row and column of each, four
 to a token. tables: sin(0), sin(1), ... as SIDE x SIDE rows of one value, resampled to each patch: with corners on
-corners, with centers in proportion, so by a triangle filter that smooths where it shrinks, and the nearest. halved: the
-same of towers that join 2 x 2 patches on the way, and then 2 x 2 of these. Nothing here imports edgevlm.
+corners, with centers in proportion, so by a triangle filter that smooths where it shrinks, so by a bicubic, and the
+nearest. halved: the same of towers that join 2 x 2 patches on the way, and then 2 x 2 of these. Nothing here imports
+edgevlm.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from transformers.models.glm4v.configuration_glm4v import Glm4vVisionConfig
+from transformers.models.glm4v.modeling_glm4v import Glm4vVisionEmbeddings
 from transformers.models.minicpmv4_6.modeling_minicpmv4_6 import MiniCPMV4_6Merger
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 from transformers.vision_utils import (
@@ -68,6 +71,13 @@ def rounded(values: dict[str, torch.Tensor]) -> dict[str, list[float]]:
     return {name: value.double().round(decimals=6).tolist() for name, value in values.items()}
 
 
+@torch.no_grad()
+def cubic(table: torch.Tensor, grid: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    module = Glm4vVisionEmbeddings(Glm4vVisionConfig(image_size=SIDE, patch_size=1, hidden_size=1))
+    module.position_embedding.weight.copy_(table.reshape(-1, 1))
+    return module(torch.zeros(len(places), 1), [len(places)], grid, places[:, 0], places[:, 1])[:, 0]
+
+
 def text() -> str:
     found: dict[str, list[dict[str, Any]]] = {"tokens": [tokens(*prompt) for prompt in PROMPTS]}
     found |= {"patches": [], "tables": [], "halved_patches": [], "halved_tables": []}
@@ -82,6 +92,7 @@ def text() -> str:
         rows, shares = get_vision_interpolation_indices_and_weights(thw, SIDE, "bilinear", False, MERGE)
         values = {"corners": corners, "centers": (table.reshape(-1)[rows] * shares).sum(1)}
         values |= {"smooth": small[places[:, 0], places[:, 1]], "nearest": nearest(table, grid, places)}
+        values["cubic"] = cubic(table, thw, places)
         found["tables"].append({"grid": grid, **rounded(values)})
     for grid in HALVED_GRIDS:
         at = halved(*grid)

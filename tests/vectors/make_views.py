@@ -23,6 +23,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
     GotOcr2ImageProcessorPil,
     get_optimal_tiled_canvas,
@@ -48,6 +49,7 @@ PROCESSORS = {
     "CLIPImageProcessor": CLIPImageProcessorPil,
     "DeepseekVLImageProcessor": DeepseekVLImageProcessorPil,
     "Gemma4ImageProcessor": Gemma4ImageProcessorPil,
+    "Glm4vImageProcessor": Glm4vImageProcessorPil,
     "GotOcr2ImageProcessor": GotOcr2ImageProcessorPil,
     "Idefics3ImageProcessor": Idefics3ImageProcessorPil,
     "LlavaImageProcessor": LlavaImageProcessorPil,
@@ -110,6 +112,8 @@ SPECS: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "paddleocr_vl_small": ("PaddleOCRVLImageProcessor", native(8, 4 * 256, 40 * 256), None),
     "gemma4": ("Gemma4ImageProcessor", {"patch_size": 16, "max_soft_tokens": 280}, None),
     "gemma4_small": ("Gemma4ImageProcessor", {"patch_size": 4, "max_soft_tokens": 70}, None),
+    "glm4v": ("Glm4vImageProcessor", native(14, 112 * 112, 28 * 28 * 15000), None),
+    "glm4v_small": ("Glm4vImageProcessor", native(8, 2 * 4 * 256, 2 * 40 * 256), None),
     "deepseek_vl": ("DeepseekVLImageProcessor", {"size": square(384), "image_mean": [0.5] * 3}, 576),
     "deepseek_vl_small": ("DeepseekVLImageProcessor", {"size": square(48), "image_mean": CLIP_MEAN}, 36),
     "idefics3": ("Idefics3ImageProcessor", split(364, 1456), 169),
@@ -151,7 +155,7 @@ def case(name: str, width: int, height: int) -> dict[str, Any]:
         out = PROCESSORS[kind](**settings)(Image.fromarray(picture(width, height)), **options)
     except ValueError as error:
         return found | {"refused": str(error).split(",")[0]}
-    if kind == "Qwen2VLImageProcessor":
+    if kind in ("Qwen2VLImageProcessor", "Glm4vImageProcessor"):
         _, rows, columns = (int(n) for n in out["image_grid_thw"][0])
         views = unpatchify(np.asarray(out["pixel_values"]), rows, columns, settings["patch_size"])[None]
         found |= {"patches": [rows, columns]}
@@ -289,6 +293,7 @@ RULES: dict[str, dict[str, Any]] = {
     "qwen_small": {"kind": "native", "unit": 16, "least": 1024, "most": 10240},
     "paddleocr_vl_small": {"kind": "native_grown", "unit": 16, "least": 1024, "most": 10240},
     "gemma4_small": {"kind": "filled", "unit": 12, "tokens": 70},
+    "glm4v_small": {"kind": "native_scaled", "unit": 16, "least": 1024, "most": 10240},
 }  # fmt: skip
 NANOVLM = {
     "kind": "whole_then_tiles", "side": nanovlm.TILE, "longest_edge": nanovlm.MAX_EDGE, "enlarge": False,

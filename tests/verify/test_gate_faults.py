@@ -243,6 +243,7 @@ RULES: dict[str, Rule] = {
         rules.TilesThenWhole(48, 192, 4096, 2, True), rules.WholeThenTiles(48, 144, False, "bilinear"),
         rules.RatioTiles(48, 1, 6, True), rules.CoveringTiles(48, 6), rules.Native(16, 1024, 10240),
         rules.NativeGrown(16, 1024, 10240), rules.Filled(12, 70), rules.OverlappingTiles(48, 8, 6),
+        rules.NativeScaled(16, 1024, 10240),
         rules.NativeOrTiles(8, 16, 1024, 3072, 6144, 48, 2, 6, True), rules.Within(16, 512),
         rules.BestGrid(48, ((1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (1, 3), (3, 3))),
     )

@@ -22,6 +22,7 @@ from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.generate import loop
 from edgevlm.inputs import layout
 from edgevlm.models.model import ModelSpec
+from edgevlm.models.towers import tables
 from edgevlm.models.towers.halved_vit import HalvedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.verify import places, reference, runtime
@@ -30,11 +31,11 @@ from edgevlm.verify.report import Row
 TESTS = Path(__file__).parents[1]
 
 
-def proportional() -> ModelSpec:
+def proportional(resample: str = "centers") -> ModelSpec:
     """A table with centers in proportion."""
     spec = deep()
     assert isinstance(spec.vision, QwenVit)
-    return replace(spec, vision=replace(spec.vision, resample="centers"))
+    return replace(spec, vision=replace(spec.vision, resample=resample))
 
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -46,8 +47,8 @@ def turned_patches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def turned_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = QwenVit._mixture
-    monkeypatch.setattr(QwenVit, "_mixture", lambda tower, row, rows, col, cols: real(tower, col, cols, row, rows))
+    real = tables.resampled
+    monkeypatch.setattr(tables, "resampled", lambda kind, side, down, across: real(kind, side, across, down))
 
 
 def turned_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +100,7 @@ PLANTS: list[tuple[ModelSpec, Plant, str]] = [
     (deep(), turned_patches, "patches: rows and columns exchanged"),
     (deep(), turned_table, "table of positions: rows and columns exchanged"),
     (proportional(), turned_table, "table of positions: rows and columns exchanged"),
+    (proportional("cubic"), turned_table, "table of positions: rows and columns exchanged"),
     (deep(), turned_tokens, "positions of tokens: rows and columns exchanged"),
     (deep(), swapped_rows, "patches: tokens in another order"),
     (deep(), dropped_levels, "levels of features: dropped"),

@@ -13,6 +13,8 @@ from edgevlm.checkpoint.families import (
     fast_vlm,
     gemma3,
     gemma4,
+    glm4v,
+    glm_ocr,
     granite_docling,
     internvl,
     janus,
@@ -56,6 +58,7 @@ FAMILIES = (
     gemma3.FAMILY, paligemma.FAMILY, paddleocr_vl.FAMILY,
     mistral3.FAMILY, lighton_ocr.FAMILY, ovis2.FAMILY, fast_vlm.FAMILY, qwen3_5.FAMILY, lfm3_vl.FAMILY,
     minicpmv4_6.FAMILY, gemma4.FAMILY, moondream.FAMILY, granite_docling.FAMILY,
+    glm4v.FAMILY, glm_ocr.FAMILY,
 )  # fmt: skip
 
 

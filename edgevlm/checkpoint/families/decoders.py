@@ -70,7 +70,7 @@ def read_decoder(
         blocks=(Block((attention,), mlp, norm),),
         layers=(0,) * layers,
         norm=norm,
-        ropes={"main": read_rope(config, size, defaults["theta"], sections)},
+        ropes={"main": read_rope(config, size, defaults["theta"], sections, defaults.get("partial", False))},
         tie_embeddings=tied,
     )
 
@@ -116,25 +116,30 @@ def text_of(config: JsonFile) -> JsonFile:
     return nested if nested.given else config.without("model_type")
 
 
-def mrope_sections(text: JsonFile) -> tuple[int, ...]:
-    """Frequencies of M-RoPE's axes: time, row, column."""
-    for key in ("rope_scaling", "rope_parameters"):
-        found = text.section(key).value("mrope_section")
+def mrope_sections(text: JsonFile, usual: list[int] | None = None) -> tuple[int, ...]:
+    """Frequencies of M-RoPE's axes: time, row, column. usual: those of a family whose files may leave them out."""
+    keys = ("rope_scaling", "rope_parameters")
+    for found in (*(text.section(key).value("mrope_section") for key in keys), usual):
         if isinstance(found, list) and len(found) == 3 and all(type(n) is int and n > 0 for n in found):
             return tuple(found)
     raise text.wrong("rope_parameters", "an object with mrope_section, three whole numbers")
 
 
-def read_rope(config: JsonFile, size: int, theta: float, sections: tuple[int, ...] = ()) -> Rope:
-    """Base and scaling: transformers 4 has rope_theta beside rope_scaling, transformers 5 both in rope_parameters."""
+def read_rope(config: JsonFile, size: int, theta: float, sections: tuple[int, ...] = (), partial: bool = False) -> Rope:
+    """Base and scaling: transformers 4 has rope_theta beside rope_scaling, transformers 5 both in rope_parameters.
+
+    partial: whether the model's class knows of a RoPE over a part of each head.
+    """
     rope = config.section("rope_scaling") if config.value("rope_scaling") else config.section("rope_parameters")
     kind = rope.value("rope_type") or rope.value("type") or "default"
     # Dynamic scaling changes nothing up to max_position_embeddings, which is as far as a bundle's context goes.
     if kind not in ("default", "dynamic", "llama3", *(("mrope",) if sections else ())):
         raise rope.wrong("rope_type" if rope.value("rope_type") else "type", "'default' or 'llama3'")
-    for section in (rope, config):
-        if section.number("partial_rotary_factor", 1.0) != 1.0:
-            raise section.wrong("partial_rotary_factor", "1, for RoPE over whole heads")
+    share = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
+    if share != 1.0 and not (partial and 0 < share < 1):
+        expected = "a number up to 1" if partial else "1, for RoPE over whole heads"
+        raise (rope if "partial_rotary_factor" in rope.data else config).wrong("partial_rotary_factor", expected)
+    size = int(size * share)
     base = rope.number("rope_theta", config.number("rope_theta", theta))
     if kind != "llama3":
         return Rope(base, size, sections=sections)

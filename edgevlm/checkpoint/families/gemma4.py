@@ -11,7 +11,7 @@ from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import RESAMPLE, make_spec, processor_type, token_pixels
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
 from edgevlm.inputs.grounding import Grounding
-from edgevlm.inputs.rules import Filled
+from edgevlm.inputs.native import Filled
 from edgevlm.inputs.spec import ImageSpec, PictureText
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec

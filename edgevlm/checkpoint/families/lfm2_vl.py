@@ -13,7 +13,7 @@ from edgevlm.checkpoint.families.towers import ACTIVATIONS, read_siglip2
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import image_spec, processor_type, token_pixels
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
-from edgevlm.inputs.rules import NativeOrTiles
+from edgevlm.inputs.native import NativeOrTiles
 from edgevlm.inputs.spec import ImageSpec, PictureText
 from edgevlm.io import limits
 from edgevlm.io.json import JsonFile

@@ -14,7 +14,7 @@ from edgevlm.checkpoint.families.towers import ACTIVATIONS, merger, read_grid
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import native_spec
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
-from edgevlm.inputs.rules import NativeGrown
+from edgevlm.inputs.native import NativeGrown
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec

@@ -86,9 +86,11 @@ class Swapped:
 
     stem: str
     last: int
+    kernel: tuple[int, ...] = ()  # of a convolution: how its axes split `last`
 
     def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
-        return {_name(self.stem, part): shape}
+        split = (shape[0], shape[-1] // self.last, *self.kernel) if self.kernel and part == "weight" else shape
+        return {_name(self.stem, part): split}
 
     def make(self, read: Read, part: str, shape: Shape) -> F32:
         found = read(_name(self.stem, part))

@@ -41,6 +41,24 @@ class Bare:
 
 
 @dataclass(frozen=True)
+class Halves:
+    """A map to heads, the first `turned` rows of each of which are pairs that RoPE turns: they become two halves."""
+
+    stem: str
+    head: int  # rows of one head
+    turned: int
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {_name(self.stem, part): shape}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        rows = np.arange(self.head)
+        rows[: self.turned] = rows[: self.turned].reshape(-1, 2).T.reshape(-1)
+        heads = read(_name(self.stem, part)).reshape(-1, self.head, *shape[1:])
+        return np.ascontiguousarray(heads[:, rows]).reshape(shape)
+
+
+@dataclass(frozen=True)
 class MinusExp:
     """A negative number that is stored as the logarithm of its size."""
 

@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 
 from edgevlm.checkpoint.processor.files import ProcessorFiles
-from edgevlm.inputs.rules import Native, Rule, Within
+from edgevlm.inputs.native import Native, Within
+from edgevlm.inputs.rules import Rule
 from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
@@ -66,12 +67,13 @@ def with_newline(image: ImageSpec, weights: Weights) -> ImageSpec:
 
 def native_spec(
     files: ProcessorFiles, model: ModelSpec, *names: str, least: int = 56 * 56, most: int = 28 * 28 * 1280,
-    frames: int = 2, kind: type[Native] = Native,
+    frames: int = 2, counted: int = 1, kind: type[Native] = Native,
 ) -> ImageSpec:  # fmt: skip
     """Views near a picture's own size, between two areas, by an image processor of one of the classes `names`, or of
     any where there are none.
 
     least, most, frames: what the class takes where the file leaves them out. kind: of rule.
+    counted: frames of a still picture whose pixels the areas count.
     transformers 4 has the areas under keys of their own, transformers 5 in size, where they are called edges.
     """
     file = files.image
@@ -82,21 +84,27 @@ def native_spec(
     unit = file.count("patch_size", 14) * file.count("merge_size", 2)
     if unit != token_pixels(model):
         raise file.wrong("patch_size", f"with merge_size, the {token_pixels(model)} pixels of a token in config.json")
-    return image_spec(files, model, kind(unit, *areas(file, least, most)), usual=3)
+    return image_spec(files, model, kind(unit, *areas(file, least, most, counted)), usual=3)
 
 
-def areas(file: JsonFile, least: int, most: int) -> tuple[int, int]:
-    """The least and the most pixels of a view; the arguments are what its class takes where the file has none."""
-    return _area(file, "min_pixels", "shortest_edge", least), _area(file, "max_pixels", "longest_edge", most)
+def areas(file: JsonFile, least: int, most: int, frames: int = 1) -> tuple[int, int]:
+    """The least and the most pixels of a view; the arguments are what its class takes where the file has none.
+
+    frames: of a still picture, whose pixels the file counts.
+    """
+    found = (("min_pixels", "shortest_edge", least), ("max_pixels", "longest_edge", most))
+    fewest, largest = (_area(file, *each, frames) for each in found)
+    return fewest, largest
 
 
-def _area(file: JsonFile, key: str, edge: str, usual: int) -> int:
+def _area(file: JsonFile, key: str, edge: str, usual: int, frames: int) -> int:
+    """Pixels of one of the `frames` that the file counts."""
     size, found = file.value("size"), file.value(key)
     if found is None:
         found = size.get(edge, usual) if isinstance(size, dict) else usual
-    if type(found) is not int or found < 1:
-        raise file.wrong(key, "a number of pixels")
-    return found
+    if type(found) is not int or found < 1 or found % frames:
+        raise file.wrong(key, "a number of pixels" if frames == 1 else f"a number of pixels of {frames} frames")
+    return found // frames
 
 
 def token_pixels(model: ModelSpec) -> int:

@@ -36,12 +36,10 @@ class QwenVit:
     theta: float = 10000.0
     patch_bias: bool = False
     table: int = 0  # rows per side of a learned square table of positions, resampled to each picture; 0: none
-    # how: "corners" on corners, "centers" of rows in proportion, these "smooth", "nearest"; "none": a table of columns
-    # and one of rows behind it, whose rows are added as they are
-    resample: str = "corners"
+    resample: str = "corners"  # how, of `tables`
     post_norm: bool = False  # behind the last layer
     deepstack: tuple[int, ...] = ()  # layers whose states become further levels of features (arXiv 2406.04334)
-    pre_norm: bool = False  # before the first layer
+    pre_norm: bool = False  # of patches, before the table is added
     frames: int = 1  # of a patch: those of a video, of which a still picture is as many equal ones
     staggered: bool = False  # a column's frequencies lie between a row's, not at the same places
     convolving: tuple[int, ...] = ()  # layers with a gated convolution over the grid in the place of attention
@@ -78,7 +76,7 @@ class QwenVit:
         found["mask"] = Tensor("bool", (1, 1, 1, "patches"))
         if self.convolving:
             found["neighbours"] = Tensor("int64", ("patches", self.kernel**2))
-        if self.table and self.resample == "smooth":
+        if self.table and self.resample in tables.DENSE:
             found["table_shares"] = Tensor("float32", ("patches", self.table**2))
         elif self.table:
             several = {"nearest": 1, "none": 2}.get(self.resample, 4)
@@ -92,14 +90,14 @@ class QwenVit:
     def states(self, ops: Ops, inputs: dict[str, X]) -> list[X]:
         """To patch states (1, P, D), group by group, and then those behind each layer of `deepstack`."""
         x = ops.patch_linear(inputs["patches"], "vision.patch_embedding", self.hidden_size, self.patch_bias)
+        x = ops.norm(x, "vision.pre_norm", self.block.norm) if self.pre_norm else x
         if self.table:
             rows = 2 * self.table if self.resample == "none" else self.table**2
             name, shape = "vision.position_embedding", (rows, self.hidden_size)
-            if self.resample == "smooth":
+            if self.resample in tables.DENSE:
                 x = ops.add_shares(x, name, *shape, "table_shares")
             else:
                 x = ops.add_mixed(x, name, *shape, "table_rows", "table_shares")
-        x = ops.norm(x, "vision.pre_norm", self.block.norm) if self.pre_norm else x
         marked = []
         for i in range(self.num_layers):
             x = self._layer(ops, x, i)
@@ -141,11 +139,9 @@ class QwenVit:
         found["mask"] = real[None, None, None]
         if self.convolving:
             found["neighbours"] = neighbours(at.reshape(-1), rows, cols, self.kernel)
-        if self.table and self.resample == "smooth":
-            down, across = (tables.triangle(self.table, *axis) for axis in ((row, rows), (col, cols)))
-            found["table_shares"] = (down[:, :, None] * across[:, None]).reshape(len(row), -1)
-        elif self.table:
-            found["table_rows"], found["table_shares"] = self._mixture(row, rows, col, cols)
+        if self.table:
+            axes = (row, rows), (col, cols)
+            found |= tables.resampled(self.resample, self.table, *axes)
         if self.window:
             found["window_mask"] = real.reshape(len(at), 1, 1, -1)
             found["order"] = self._token_order(at, rows, cols)
@@ -185,9 +181,6 @@ class QwenVit:
         order = np.empty(len(groups), np.int64)
         order[token] = groups
         return order
-
-    def _mixture(self, row: I64, rows: int, col: I64, cols: int) -> tuple[I64, F32]:
-        return tables.mixture(self.table, self.resample, row, rows, col, cols)
 
     def _rope(self, row: I64, col: I64) -> tuple[F32, F32]:
         """cos and sin (P, head size / 2): a quarter of a head is rotated by row, a quarter by column."""

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgevlm.types import F32, I64
+
+KINDS = ("corners", "centers", "smooth", "cubic", "nearest", "none")
+DENSE = ("smooth", "cubic")  # told as shares of every row of the table
+_HALF, _SHARPNESS = np.float32(0.5), np.float32(-0.75)  # of torch's cubic (Keys 1981)
+Axis = tuple[I64, int]  # the place of each patch along one axis, and how many there are
+
+
+def resampled(kind: str, side: int, down: Axis, across: Axis) -> dict[str, npt.NDArray[Any]]:
+    """The tower's inputs for P patches: table_shares (P, side^2), or table_rows and table_shares, (P, K) each.
+
+    kind: "corners" is bilinear, the outermost patches on the outermost rows. Others keep centers in proportion:
+    "centers" is bilinear, "smooth" a triangle filter that widens where the grid is smaller than the table, "cubic"
+    torch's bicubic. "nearest" is one row; "none" one of a table of columns and one of rows. In float32.
+    """
+    if kind in DENSE:
+        shares = [(triangle if kind == "smooth" else cubic)(side, *axis) for axis in (down, across)]
+        return {"table_shares": (shares[0][:, :, None] * shares[1][:, None]).reshape(len(down[0]), -1)}
+    return dict(zip(("table_rows", "table_shares"), mixture(side, kind, *down, *across), strict=True))
 
 
 def mixture(side: int, resample: str, row: I64, rows: int, col: I64, cols: int) -> tuple[I64, F32]:
@@ -43,6 +63,20 @@ def triangle(side: int, place: I64, count: int) -> F32:
     shares = np.maximum(1 - off / max(scale, np.float32(1)), np.float32(0))
     found: F32 = shares / shares.sum(-1, keepdims=True)
     return found
+
+
+def cubic(side: int, place: I64, count: int) -> F32:
+    """The same, as grid_sample takes them with padding_mode="border": beyond an edge stands its own line."""
+    exact = (place.astype(np.float32) + _HALF) * np.float32(side) / np.float32(count) - _HALF
+    low = np.floor(exact)
+    shares = np.zeros((len(place), side), np.float32)
+    for step in range(-1, 3):
+        off = np.abs(exact - low - np.float32(step))
+        near = ((_SHARPNESS + 2) * off - (_SHARPNESS + 3)) * off * off + 1
+        far = (((off - 5) * off + 8) * off - 4) * _SHARPNESS
+        lines = np.clip(low.astype(np.int64) + step, 0, side - 1)
+        shares[np.arange(len(place)), lines] += np.where(off <= 1, near, far)
+    return shares
 
 
 def nearest(side: int, place: I64, count: int) -> I64:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from edgevlm.export.gguf_.archs.projector import (
@@ -13,9 +15,10 @@ from edgevlm.export.gguf_.archs.projector import (
     attention,
     missing_biases,
 )
-from edgevlm.inputs.rules import Within
+from edgevlm.inputs.native import Within
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.projector import Linear, Normalize
+from edgevlm.models.projector import Act, Gated, Linear, Normalize
+from edgevlm.models.spec import Mlp, Norm
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.runtimes.llama import names
 from edgevlm.types import F32
@@ -29,9 +32,13 @@ def _qwen_vit(spec: ModelSpec) -> QwenVit:
 def _second_frame(spec: ModelSpec) -> dict[str, F32]:
     """Another frame's convolution, which llama.cpp adds for a still picture, where the model has one for all frames."""
     if _qwen_vit(spec).frames > 1:
-        return missing_biases(spec)
+        return {}
     p = spec.vision.patch_size
-    return {"v.patch_embd.weight.1": np.zeros((spec.vision.hidden_size, 3, p, p), np.float32)} | missing_biases(spec)
+    return {"v.patch_embd.weight.1": np.zeros((spec.vision.hidden_size, 3, p, p), np.float32)}
+
+
+def _frame_and_biases(spec: ModelSpec) -> dict[str, F32]:
+    return _second_frame(spec) | missing_biases(spec)
 
 
 def _turn(staggered: bool) -> Refusals:
@@ -44,14 +51,15 @@ def _turn(staggered: bool) -> Refusals:
     }
 
 
+_FRAMES: Refusals = {"vision tower takes more than two frames at once": lambda spec: _qwen_vit(spec).frames > 2}
 _ONE_NORM: Refusals = {
     "vision tower has a norm before its layers, which llama.cpp's type lacks": lambda spec: _qwen_vit(spec).pre_norm
 }
 _GRID: Refusals = (
     _turn(staggered=False)
     | _ONE_NORM
+    | _FRAMES
     | {
-        "vision tower takes more than two frames at once": lambda spec: _qwen_vit(spec).frames > 2,
         "vision tower makes a token of other than 2 x 2 patches": lambda spec: _qwen_vit(spec).merge != 2,
         "vision tower has no biases on q, k and v, which llama.cpp's type asks for": lambda spec: (
             not attention(spec).bias
@@ -92,6 +100,15 @@ def _other_merger_norm(spec: ModelSpec) -> bool:
     eps = spec.vision.block.norm.eps
     norms = [step.norm for step in spec.projector if isinstance(step, Normalize)]
     return any(norm.kind != "rms" or abs(norm.eps - eps) > 1e-5 for norm in norms)
+
+
+def _other_gated(spec: ModelSpec) -> bool:
+    """Whether a projector is another than two maps, a norm, GELU, and a gated MLP with the tower's activation."""
+    last, act = spec.projector[-1], spec.vision.block.mlp.act
+    size = last.mlp.size if isinstance(last, Gated) else 0
+    kept = [replace(step, rows=0) if isinstance(step, Linear | Gated) else step for step in spec.projector[1:]]
+    maps = Linear("linear_1", 0), Linear("linear_2", 0, bias=False)
+    return kept != [*maps, Normalize(Norm("layer", 1e-5)), Act("gelu"), Gated(Mlp(size, act), 0)]
 
 
 def _pattern(vision: QwenVit) -> int:
@@ -166,10 +183,26 @@ GRIDS = (
         )
     ),
     ProjectorType(
+        names.GROUP_GATED, "qwen_vit", ("group", "linear", "linear", "norm", "act", "gated"), gated=True, turned=True,
+        normed=True,
+        refusals=SWAPPED | _turn(staggered=False) | _FRAMES | {
+            "vision tower makes a token of other than 2 x 2 patches": lambda spec: _qwen_vit(spec).merge != 2,
+            "vision tower has windows, further levels of features, or no bias of patches": lambda spec: (
+                bool(_qwen_vit(spec).window or spec.deepstack) or not _qwen_vit(spec).patch_bias
+            ),
+            "vision tower resamples its table otherwise than by a bicubic": lambda spec: (
+                _qwen_vit(spec).table > 0 and _qwen_vit(spec).resample != "cubic"
+            ),
+            "projector has other steps than llama.cpp's": _other_gated,
+        },
+        more_keys=_MERGED,
+        constants=_second_frame,
+    ),
+    ProjectorType(
         names.GROUP_WHOLE, "qwen_vit", ("norm", "group", "linear", "act", "linear"), turned=True,
         refusals=SWAPPED | _GRID | _NO_TABLE,
         more_keys=_MERGED,
-        constants=_second_frame,
+        constants=_frame_and_biases,
     ),
     ProjectorType(
         names.GROUP_DEEP, "qwen_vit", ("norm", "group", "linear", "act", "linear"), turned=True,
@@ -189,7 +222,7 @@ GRIDS = (
                 layer in _qwen_vit(spec).deepstack for layer in range(spec.vision.num_layers)
             ],
         },
-        constants=_second_frame,
+        constants=_frame_and_biases,
     ),
     ProjectorType(
         names.GROUP_TWO_LINEAR, "qwen_vit", ("norm", "group", "linear", "act", "linear", "take"), gated=True,
@@ -204,6 +237,6 @@ GRIDS = (
             ),
         },
         more_keys=_MERGED | {"n_wa_pattern": lambda spec, image: _pattern(_qwen_vit(spec))},
-        constants=_second_frame,
+        constants=_frame_and_biases,
     ),
 )  # fmt: skip

@@ -6,11 +6,11 @@ Sources: tools/mtmd/clip.cpp and tools/mtmd/models. All take GELU's tanh form.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from edgevlm.export.gguf_.archs.text import Value
+from edgevlm.export.gguf_.archs.parts import Value
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Linear, Normalize
@@ -29,6 +29,7 @@ class ProjectorType:
     steps: tuple[str, ...]  # the kinds of the projector's steps
     gated: bool = False  # layers of gated MLPs and root mean squares; otherwise of two maps and layer norms
     turned: bool = False  # layers have 2-D RoPE
+    normed: bool = False  # heads may have norms
     refusals: Refusals = field(default_factory=dict)
     more_keys: Keys = field(default_factory=dict)
     constants: Callable[[ModelSpec], dict[str, F32]] = lambda spec: {}  # what its loader asks for beside our weights
@@ -51,9 +52,7 @@ class ProjectorType:
 
     def refused(self, spec: ModelSpec) -> list[str]:
         """Why the type cannot compute a model's pictures; empty where it can."""
-        refusals: Refusals = {
-            "vision tower has other layers than llama.cpp's": lambda spec: _other_layers(spec, self.gated, self.turned)
-        }
+        refusals: Refusals = {"vision tower has other layers than llama.cpp's": lambda spec: _other_layers(spec, self)}
         return [reason for reason, holds in {**refusals, **_REFUSALS, **self.refusals}.items() if holds(spec)]
 
 
@@ -86,15 +85,15 @@ _KEYS: Keys = {
 }
 
 
-def _other_layers(spec: ModelSpec, gated: bool, turned: bool) -> bool:
-    a = attention(spec)
-    plain = Attention(a.heads, a.heads, a.head_dim, a.bias, a.out_bias, "patches" if turned else None)
-    block = spec.vision.block
+def _other_layers(spec: ModelSpec, kind: ProjectorType) -> bool:
+    a, block = attention(spec), spec.vision.block
+    plain = Attention(a.heads, a.heads, a.head_dim, a.bias, a.out_bias, "patches" if kind.turned else None)
+    normed = (replace(plain, qk_norm=block.norm),) if kind.normed else (plain,)
     return (
-        block.mixers != (plain,)
+        block.mixers not in ((plain,), normed)
         or bool(getattr(spec.vision, "convolving", ()))
-        or block.mlp.gated != gated
-        or block.norm.kind != ("rms" if gated else "layer")
+        or block.mlp.gated != kind.gated
+        or block.norm.kind != ("rms" if kind.gated else "layer")
         or block.places != "pre"
         or a.heads * a.head_dim != spec.vision.hidden_size
     )

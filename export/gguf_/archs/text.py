@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.gguf_.archs.parallel import PARALLEL
-from edgevlm.models.spec import Attention, Decoder, DeltaRule, Mixer, Mlp, Rope, ShortConv
+from edgevlm.export.gguf_.archs.parts import CHANGED, KINDS, Refusals, Value, attention, mlp, other_sections, rope
+from edgevlm.export.gguf_.archs.sides import BOTH_SIDES, WINDOWED, far, window
+from edgevlm.models.spec import Attention, Decoder, DeltaRule, Mixer, ShortConv
 from edgevlm.runtimes.llama import names
 
-Value = bool | int | float | str | list[int] | list[float] | list[bool]
-Refusals = dict[str, Callable[[Decoder], bool]]  # "it ..." -> whether that is so
 _M = TypeVar("_M", bound=Mixer)
 
 
@@ -47,22 +46,8 @@ def text_arch(d: Decoder) -> TextArch:
     return found
 
 
-def attention(d: Decoder) -> Attention:
-    """The first attention, which stands for all once `_REFUSALS` are past."""
-    mixers = (mixer for layer in range(d.num_layers) for mixer in d.block(layer).mixers)
-    return next((mixer for mixer in mixers if isinstance(mixer, Attention)), Attention(1, 1, 2))
-
-
 def _of(d: Decoder, kind: type[_M]) -> list[_M]:
     return [mixer for block in d.blocks for mixer in block.mixers if isinstance(mixer, kind)]
-
-
-def _mlp(d: Decoder) -> Mlp:
-    return d.block(0).mlp
-
-
-def _rope(d: Decoder) -> Rope:
-    return d.ropes["main"]
 
 
 def kv_heads(d: Decoder) -> int | list[int]:
@@ -77,13 +62,13 @@ _KEYS: dict[str, Callable[[Decoder], Value]] = {
     "context_length": lambda d: d.context_length,
     "embedding_length": lambda d: d.hidden_size,
     "block_count": lambda d: d.num_layers,
-    "feed_forward_length": lambda d: _mlp(d).size,
+    "feed_forward_length": lambda d: mlp(d).size,
     "attention.head_count": lambda d: attention(d).heads,
     "attention.head_count_kv": kv_heads,
     "attention.key_length": lambda d: attention(d).head_dim,
     "attention.value_length": lambda d: attention(d).head_dim,
-    "rope.dimension_count": lambda d: _rope(d).size,
-    "rope.freq_base": lambda d: float(_rope(d).theta),
+    "rope.dimension_count": lambda d: rope(d).size,
+    "rope.freq_base": lambda d: float(rope(d).theta),
 }
 _EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
 
@@ -102,8 +87,8 @@ def _other_attention(d: Decoder, gated: str | None = None) -> bool:
     """gated: of attention with such a gate, whose RoPE may turn a part of each head."""
     a = attention(d)
     plain = Attention(a.heads, a.kv_heads, a.head_dim, a.bias, a.out_bias, "main", a.qk_norm, gated=gated)
-    whole = gated is not None or ("main" in d.ropes and _rope(d).size == a.head_dim)
-    turns = set(d.ropes) == {"main"} and whole and (_rope(d).factor, _rope(d).turning) == (1, None)
+    whole = gated is not None or ("main" in d.ropes and rope(d).size == a.head_dim)
+    turns = set(d.ropes) == {"main"} and whole and (rope(d).factor, rope(d).turning) == (1, None)
     return set(_of(d, Attention)) != {plain} or not turns
 
 
@@ -120,10 +105,10 @@ def _rule(d: Decoder) -> DeltaRule:
     return _of(d, DeltaRule)[0]
 
 
-_KINDS, _MIXERS = "has layers of different kinds", "has other mixers than full attention with RoPE"
+_MIXERS = "has other mixers than full attention with RoPE"
 _REFUSALS: Refusals = {
     "shows positions later ones, where this architecture of llama.cpp is causal": lambda d: d.mask != "causal",
-    _KINDS: lambda d: len(set(d.layers)) > 1,
+    KINDS: lambda d: len(set(d.layers)) > 1,
     _MIXERS: _other_mixer,
     "has an odd head size": lambda d: attention(d).head_dim % 2 == 1,
     "has other norms than one root mean square before each part and the head": lambda d: (
@@ -133,16 +118,14 @@ _REFUSALS: Refusals = {
         or d.block(0).places != "pre"
         or d.block(0).gated
     ),
-    "has another MLP than a gated one with SiLU": lambda d: (_mlp(d).act, _mlp(d).gated) != ("silu", True),
-    "changes embeddings or logits": lambda d: (
-        bool(d.learned_positions or d.embed_norm or d.logit_cap or d.head_bias) or d.embed_scale != 1.0
-    ),
+    "has another MLP than a gated one with SiLU": lambda d: (mlp(d).act, mlp(d).gated) != ("silu", True),
+    **CHANGED,
 }
 _NO_SCALING: Refusals = {
-    "scales RoPE, which this architecture of llama.cpp lacks": lambda d: _rope(d).scaling is not None
+    "scales RoPE, which this architecture of llama.cpp lacks": lambda d: rope(d).scaling is not None
 }
 _NO_MORE_BIASES: Refusals = {
-    "has biases that this architecture of llama.cpp lacks": lambda d: attention(d).out_bias or _mlp(d).bias
+    "has biases that this architecture of llama.cpp lacks": lambda d: attention(d).out_bias or mlp(d).bias
 }
 _BARE = _NO_SCALING | _NO_MORE_BIASES
 _SQUARE: Refusals = {
@@ -156,95 +139,28 @@ _ONE_LEVEL: Refusals = {
 }
 
 
-def _other_sections(d: Decoder) -> bool:
-    return len(_rope(d).sections) != 3 or 2 * sum(_rope(d).sections) != _rope(d).size
-
-
-_SECTIONS: dict[str, Callable[[Decoder], Value]] = {"rope.dimension_sections": lambda d: [*_rope(d).sections, 0]}
-
-
-def _far(d: Decoder) -> int:
-    """Every how many layers one sees all positions."""
-    full = [layer for layer in range(d.num_layers) if _windows(d)[layer] is None]
-    return full[0] + 1 if full else d.num_layers + 1
-
-
-def _windows(d: Decoder) -> list[int | None]:
-    """Each layer's window."""
-    mixers = (d.block(layer).mixers[0] for layer in range(d.num_layers))
-    return [mixer.window if isinstance(mixer, Attention) else None for mixer in mixers]
-
-
-def _window(d: Decoder) -> int:
-    return next(filter(None, _windows(d)))
-
-
-def _other_windows(d: Decoder) -> bool:
-    """Anything but the same window and RoPE "local" in each layer that is not the n-th, which sees all."""
-    wanted = [None if (layer + 1) % _far(d) == 0 else _window(d) for layer in range(d.num_layers)]
-    ropes = {(m.window is None, m.rope) for block in d.blocks for m in block.mixers if isinstance(m, Attention)}
-    return _windows(d) != wanted or not ropes <= {(True, "main"), (False, "local")}
-
-
-def _other_layers(d: Decoder) -> bool:
-    """Layers that differ in more than window and RoPE, or have other parts than norms of heads before the scale."""
-    a = attention(d)
-    alike = {replace(block, mixers=(replace(a, window=None, rope=None),)) for block in d.blocks}
-    plain = Attention(a.heads, a.kv_heads, a.head_dim, qk_norm=d.norm, scale=a.scale)
-    mixers = {replace(m, window=None, rope=None) for b in d.blocks for m in b.mixers if isinstance(m, Attention)}
-    return (
-        len(alike) > 1
-        or mixers != {plain}
-        or any(len(block.mixers) != 1 for block in d.blocks)
-        or (d.block(0).norm, d.block(0).gated) != (d.norm, False)
-        or (_mlp(d).act, _mlp(d).gated, _mlp(d).bias) != ("gelu_tanh", True, False)
-        or d.norm is None
-        or d.norm.kind != "rms"
-    )
-
-
-def _scale(d: Decoder) -> float:
-    """What llama.cpp multiplies scores by: its largest model of this architecture is known by its layers."""
-    a = attention(d)
-    return float((d.hidden_size / a.heads if d.num_layers == 62 else a.head_dim) ** -0.5)
-
-
-_WINDOWED: Refusals = {
-    "shows a prompt to itself, where llama.cpp is causal": lambda d: d.mask not in ("causal", "image"),
-    "has other windows than every layer's but the n-th": _other_windows,
-    "has other layers than this architecture of llama.cpp": _other_layers,
-    "scales scores in another way than llama.cpp": lambda d: (
-        not math.isclose(attention(d).scale or 0, _scale(d), rel_tol=1e-6)
-    ),
-    "has another RoPE than this architecture of llama.cpp": lambda d: (
-        any(
-            replace(rope, theta=1.0, factor=1.0) != Rope(1.0, attention(d).head_dim) or rope.size % 2
-            for rope in d.ropes.values()
-        )
-        or d.ropes["local"].factor != 1
-    ),
-    # llama.cpp takes the root itself; a checkpoint may have rounded it to bfloat16.
-    "scales embeddings by another number than the root of their width": lambda d: (
-        not math.isclose(d.embed_scale, d.hidden_size**0.5, rel_tol=2**-8)
-    ),
-    "changes embeddings or logits": lambda d: bool(
-        d.learned_positions or d.embed_norm or d.logit_cap or d.deepstack or d.head_bias
-    ),
-}
+_SECTIONS: dict[str, Callable[[Decoder], Value]] = {"rope.dimension_sections": lambda d: [*rope(d).sections, 0]}
 
 
 _ARCHS = (
     TextArch("phi2", lambda d, a: d.block(0).places == "parallel", PARALLEL | _SQUARE, plain=False),
     TextArch(
+        names.SANDWICH,
+        fits=lambda d, a: d.block(0).places == "sandwich" and d.windows <= {None},
+        refusals=BOTH_SIDES | _ONE_LEVEL,
+        more_keys=_SECTIONS,
+        plain=False,
+    ),
+    TextArch(
         names.WINDOWED,
         fits=lambda d, a: d.block(0).places == "sandwich" and not (d.windows <= {None} or _strange(d)),
-        refusals=_WINDOWED,
+        refusals=WINDOWED,
         more_keys={
-            "attention.sliding_window": _window,
-            "attention.sliding_window_pattern": _far,
+            "attention.sliding_window": window,
+            "attention.sliding_window_pattern": far,
             "rope.freq_base_swa": lambda d: float(d.ropes["local"].theta),
-            "rope.scaling.type": lambda d: "none" if _rope(d).factor == 1 else "linear",
-            "rope.scaling.factor": lambda d: float(_rope(d).factor),
+            "rope.scaling.type": lambda d: "none" if rope(d).factor == 1 else "linear",
+            "rope.scaling.factor": lambda d: float(rope(d).factor),
         },
         plain=False,
     ),
@@ -255,7 +171,7 @@ _ARCHS = (
         | _SQUARE
         | _ONE_LEVEL
         | {
-            _KINDS: lambda d: _uneven(d, ShortConv),
+            KINDS: lambda d: _uneven(d, ShortConv),
             _MIXERS: lambda d: _other_attention(d) or attention(d).bias or _strange(d, ShortConv),
             "has no norms of queries and keys": lambda d: attention(d).qk_norm is None,
         },
@@ -267,11 +183,11 @@ _ARCHS = (
         _BARE
         | _ONE_LEVEL
         | {
-            _KINDS: lambda d: _uneven(d, DeltaRule),
+            KINDS: lambda d: _uneven(d, DeltaRule),
             _MIXERS: lambda d: _other_attention(d, gated="values") or attention(d).bias or _strange(d, DeltaRule),
             "has no norms of queries and keys": lambda d: attention(d).qk_norm is None,
             "has other RoPE sections than three that take turns": lambda d: (
-                not _rope(d).interleaved or _other_sections(d)
+                not rope(d).interleaved or other_sections(d)
             ),
             "has linear attention with keys and values of different sizes": lambda d: (
                 _rule(d).key_dim != _rule(d).value_dim
@@ -299,13 +215,13 @@ _ARCHS = (
     ),
     TextArch(
         "qwen3vl",
-        fits=lambda d, a: d.axes > 1 and (_rope(d).interleaved or bool(d.deepstack)),
+        fits=lambda d, a: d.axes > 1 and (rope(d).interleaved or bool(d.deepstack)),
         refusals=_BARE
         | {
             "has biases on q, k and v, which this architecture of llama.cpp lacks": lambda d: attention(d).bias,
             "does not normalize its heads": lambda d: attention(d).qk_norm is None,
             "has other RoPE sections than three that take turns over the whole head": lambda d: (
-                not _rope(d).interleaved or _other_sections(d)
+                not rope(d).interleaved or other_sections(d)
             ),
             "takes image features behind other layers than its first, or behind its last": lambda d: (
                 d.deepstack != tuple(range(min(len(d.deepstack), d.num_layers - 1)))
@@ -315,22 +231,22 @@ _ARCHS = (
     ),
     TextArch(
         "qwen2vl",
-        fits=lambda d, a: d.axes > 1 and not (_rope(d).interleaved or d.deepstack),
+        fits=lambda d, a: d.axes > 1 and not (rope(d).interleaved or d.deepstack),
         refusals=_BARE
         | _SQUARE
         | {
             "normalizes its heads": lambda d: attention(d).qk_norm is not None,
-            "has other RoPE sections than three runs over the whole head": _other_sections,
+            "has other RoPE sections than three runs over the whole head": other_sections,
         },
         more_keys=_SECTIONS,
     ),
     TextArch(
         "paddleocr",
-        fits=lambda d, a: d.axes > 1 and not (_rope(d).interleaved or d.deepstack) and not a.bias,
+        fits=lambda d, a: d.axes > 1 and not (rope(d).interleaved or d.deepstack) and not a.bias,
         refusals=_BARE
         | {
             "normalizes its heads": lambda d: attention(d).qk_norm is not None,
-            "has other RoPE sections than three runs over the whole head": _other_sections,
+            "has other RoPE sections than three runs over the whole head": other_sections,
         },
         more_keys=_SECTIONS,
     ),
