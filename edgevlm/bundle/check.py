@@ -104,6 +104,10 @@ def check_prompt(prompt: PromptSpec, spec: ModelSpec) -> None:
     """Every token of prompt.json is one of the manifest's model."""
     if prompt.image_token_id != spec.image_token_id:
         raise _disagree("prompt.json", f"image_token_id {prompt.image_token_id}", f"{spec.image_token_id}")
+    if bool(prompt.canvas) != (spec.decoder.places == "canvas"):
+        raise _disagree(
+            "prompt.json", f"a canvas of the tokens {prompt.canvas}", f"one for places {spec.decoder.places!r}"
+        )
     found = {marker.token_id: len(marker.row) for marker in prompt.markers}
     if found != dict.fromkeys(spec.markers, spec.decoder.hidden_size):
         raise _disagree("prompt.json", f"rows for the tokens {sorted(found)}", f"whole ones for {sorted(spec.markers)}")

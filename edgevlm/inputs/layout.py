@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.canvas import canvas_positions
 from edgevlm.inputs.packing import Packed, Pooled
 from edgevlm.models.blocks import mask_input, rope_inputs
 from edgevlm.models.spec import Decoder, Rope
@@ -30,6 +31,8 @@ class Span:
     gap: int = 0  # tokens of text between two rows
     frames: int = 1  # views of that grid, one behind the other
     step: float = 1.0  # positions of time from one of them to the next
+    place: tuple[int, int] | None = None  # on a canvas: row and column of a tile, from 1; None is the whole picture
+    behind: int = 0  # tokens behind it that stand on its picture's canvas, too
 
     @property
     def places(self) -> I64:
@@ -65,6 +68,16 @@ class Layout:
     length: int
     spans: tuple[Span, ...] = ()
     markers: tuple[Marker, ...] = ()
+
+
+def on_canvas(
+    spans: Sequence[Span], places: Sequence[tuple[int, int] | None], ids: I64, canvas: tuple[int, ...]
+) -> list[Span]:
+    """The spans with their views' places and the tokens behind each that stand on a canvas, too, by `ids`."""
+    apart = np.append(np.flatnonzero(~np.isin(ids, canvas)), len(ids))
+    ends = [span.start + span.tokens for span in spans]
+    behind = [int(apart[np.searchsorted(apart, end)]) - end for end in ends]
+    return [replace(s, place=place, behind=n) for s, place, n in zip(spans, places, behind, strict=True)]
 
 
 def split_features(features: F32, layout: Layout) -> list[F32]:
@@ -120,12 +133,13 @@ def positions(layout: Layout, axes: int, start: int = 0, stop: int | None = None
 
     Of three axes (time, row, column), a view takes as many positions as its longer side has tokens (arXiv 2409.12191),
     and so do a video's: what follows starts behind their rows and columns, and the answer behind every position. With
-    `places` "line", it takes as many as it has tokens.
+    `places` "line", it takes as many as it has tokens; with "canvas" a picture takes those of its canvas and one more.
     """
     stop = layout.length if stop is None else stop
     if axes == 1 or places == "line":
         return np.arange(start, stop)[None].repeat(axes, axis=0)
-    prompt = _prompt_positions(layout, axes)
+    on_one = places == "canvas"
+    prompt = canvas_positions(layout.length, layout.spans) if on_one else _prompt_positions(layout, axes)
     answer = int(prompt.max(initial=-1)) + 1 + np.arange(max(0, stop - layout.length))
     return np.concatenate([prompt, np.broadcast_to(answer, (axes, len(answer)))], axis=1)[:, start:stop]
 

@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.layout import Layout, Marker, Span
+from edgevlm.inputs.layout import Layout, Marker, Span, on_canvas
 from edgevlm.inputs.spec import Chat, PictureText, PromptSpec, VideoTokens, ViewTokens
 from edgevlm.inputs.tokenizer import StreamDecoder, decode, encode, inner_tokenizer, load_tokenizer
 from edgevlm.types import Ids
@@ -205,7 +205,7 @@ class Prompter:
 
         switched = spec.chat.switched(thinking)
         chat = render(switched, conversation, len(pictures), add_generation_prompt=add_generation_prompt)
-        spans = []
+        spans, places = list[Span](), list[tuple[int, int] | None]()
         for piece in chat:
             if isinstance(piece, ControlText):
                 control(piece.text)
@@ -224,9 +224,11 @@ class Prompter:
                         control(part)
                     else:
                         spans.append(_span(spec, text, control, part, token))
+                        places.append(part.place)
         ids = np.array([spec.bos_id] * spec.add_bos + text.ids(), dtype=np.int64)
         markers = self._markers(ids) if pictures else ()
-        return ids, Layout(len(ids), tuple(spans), markers)
+        laid = on_canvas(spans, places, ids, spec.canvas) if spec.canvas else spans
+        return ids, Layout(len(ids), tuple(laid), markers)
 
     def _token(self, token: str) -> int:
         """The id of a video's token; of none, the image token's."""

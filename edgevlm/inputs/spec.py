@@ -253,12 +253,14 @@ class PromptSpec:
     pad_id: int | None = None
     grounding: Grounding | None = None  # how answers have boxes, where they do
     markers: tuple[MarkerRow, ...] = ()  # tokens of `picture` with embeddings of their own
+    canvas: tuple[int, ...] = ()  # tokens that stand on the canvas of the picture before them
 
     def __post_init__(self) -> None:
         most = limits.MARKERS
         check(len(self.markers) <= most, "prompt", "markers", f"at most {most} tokens", len(self.markers))
         check(self.version == PROMPT_SPEC_VERSION, "prompt", "version", PROMPT_SPEC_VERSION, self.version)
-        for name in ("image_token_id", "stop_ids", "bos_id", "pad_id"):
+        check(len(self.canvas) <= most, "prompt", "canvas", f"at most {most} tokens", len(self.canvas))
+        for name in ("image_token_id", "stop_ids", "bos_id", "pad_id", "canvas"):
             found = getattr(self, name)
             ids = found if isinstance(found, tuple) else [found]
             check(all(i is None or 0 <= i <= limits.COUNT for i in ids), "prompt", name, "0 or more, of 31 bits", found)

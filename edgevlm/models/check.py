@@ -78,7 +78,8 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     Block: {"places": ("pre", "sandwich", "post", "parallel")},
     Decoder: {
         "vocab_size": (1, limits.VOCABULARY), "hidden_size": (1, limits.WIDTH), "context_length": (1, limits.CONTEXT),
-        "layers": (0, limits.BLOCK_KINDS), "mask": ("causal", "image", "prompt", "prefix"), "places": ("grid", "line"),
+        "layers": (0, limits.BLOCK_KINDS), "mask": ("causal", "image", "prompt", "prefix"),
+        "places": ("grid", "line", "canvas"),
         "learned_positions": (0, limits.CONTEXT), "embed_scale": _POSITIVE, "logit_cap": _POSITIVE,
         "deepstack": (0, limits.LAYERS), "per_layer": (0, limits.WIDTH),
     },

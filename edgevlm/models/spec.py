@@ -145,7 +145,7 @@ class Decoder:
     embed_norm: Norm | None = None  # of embeddings with their positions (BART)
     embed_scale: float = 1.0
     logit_cap: float | None = None
-    places: str = "grid"  # where several axes have a picture's tokens: "grid" (of each view) | "line" (as text)
+    places: str = "grid"  # on several axes pictures have a "grid" for each view, a "canvas", or a "line" as text
     deepstack: tuple[int, ...] = ()  # behind which layers one more level of image features each is added (Qwen3-VL)
     per_layer: int = 0  # values that each layer takes of a token's row of a second table (per-layer embeddings)
     tie_embeddings: bool = False

@@ -36,8 +36,9 @@ def check_places(spec: ModelSpec) -> Iterator[Row]:
         if tower.table and tower.resample != "none":
             side = replace(tower, table=recorded["side"])
             yield _row("grids", "table of positions", recorded[f"{halved}tables"], lambda case: _table(side, case))
-    if decoder.axes == 3 and decoder.places == "grid":
-        yield _row("prompts", "positions of tokens", recorded["tokens"], _tokens)
+    if decoder.axes == 3 and decoder.places != "line":
+        cases = recorded["tokens" if decoder.places == "grid" else decoder.places]
+        yield _row("prompts", "positions of tokens", cases, lambda case: _tokens(case, decoder.places))
     if decoder.deepstack:
         yield _row("prompts", "levels of features", recorded["tokens"], lambda case: _levels(decoder, case))
 
@@ -102,8 +103,8 @@ def _table(tower: QwenVit, case: dict[str, Any]) -> str:
     return "other rows or shares"
 
 
-def _tokens(case: dict[str, Any]) -> str:
-    found, wanted = positions(_layout(case), 3), np.array(case["places"])
+def _tokens(case: dict[str, Any], places: str) -> str:
+    found, wanted = positions(_layout(case), 3, places=places), np.array(case["places"])
     if np.array_equal(found, wanted):
         return ""
     return _TURNED if np.array_equal(found[[0, 2, 1]], wanted) else "other positions"
@@ -126,7 +127,13 @@ def _levels(decoder: Decoder, case: dict[str, Any]) -> str:
 
 
 def _layout(case: dict[str, Any]) -> Layout:
-    return Layout(case["length"], tuple(Span(start, (rows, cols)) for start, rows, cols in case["spans"]))
+    """Of "spans": where a view's tokens begin, rows, columns, and on a canvas its place and what is behind, too."""
+    whole = [(*span, None, 0)[:5] for span in case["spans"]]
+    spans = (
+        Span(start, (rows, cols), place=place and tuple(place), behind=behind)
+        for start, rows, cols, place, behind in whole
+    )
+    return Layout(case["length"], tuple(spans))
 
 
 def _close(found: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> bool:

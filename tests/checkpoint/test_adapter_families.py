@@ -85,6 +85,12 @@ CASES = {
     "minicpmv4_6 tied": Case(
         minicpmv4_6.build, LAYOUTS, r".*(vision_tower.*\.(v_proj|fc1)|vit_merger\.linear_2)", r".*mlp\.0\.linear_[12]"
     ),
+    "minicpmv4_7": Case(
+        partial(minicpmv4_6.build, version="4_7", tie=False),
+        LAYOUTS,
+        r".*(vision_tower.*\.(k_proj|fc2)|vit_merger\.linear_1)",
+        r".*mlp\.0\.linear_2",
+    ),
     "qwen3_vl": Case(
         qwen3_vl.build,
         LAYOUTS,
@@ -208,6 +214,7 @@ SAMPLE = [
     ("minicpmv4_6 tied", "saved", "tower", "LoRA"),
     ("glm4v", "hub", "all linear layers", "LoRA"),
     ("glm_ocr tied", "saved", "tower", "DoRA"),
+    ("minicpmv4_7", "memory", "projector", "rsLoRA"),
 ]
 
 

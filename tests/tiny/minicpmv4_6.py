@@ -13,6 +13,8 @@ from transformers import (
     MiniCPMV4_6Config,
     MiniCPMV4_6ForConditionalGeneration,
     MiniCPMV4_6Processor,
+    MiniCPMV4_7Config,
+    MiniCPMV4_7ForConditionalGeneration,
     PreTrainedTokenizerFast,
     ProcessorMixin,
 )
@@ -29,6 +31,10 @@ TOKENS = {
     "image_end_token": "</image>", "slice_start_token": "<slice>", "slice_end_token": "</slice>",
     "image_id_start_token": "<image_id>", "image_id_end_token": "</image_id>",
 }  # fmt: skip
+KINDS: dict[str, tuple[str, Any, Any]] = {
+    "4_6": ("minicpmv4_6", MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration),
+    "4_7": ("minicpmv4_7", MiniCPMV4_7Config, MiniCPMV4_7ForConditionalGeneration),
+}
 # A message's items stand on lines of their own, without white space around all of them; thinking is asked for.
 CHAT_TEMPLATE = """{%- macro written(content) -%}
 {%- if content is string -%}{{- content -}}{%- else -%}
@@ -47,8 +53,10 @@ CHAT_TEMPLATE = """{%- macro written(content) -%}
 """
 
 
-def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = True, mode: str = "16x") -> Any:
-    """Write a tiny MiniCPM-V 4.6 into `folder`; returns its model in float32.
+def build(
+    folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = True, mode: str = "16x", version: str = "4_6"
+) -> Any:
+    """Write a tiny MiniCPM-V 4.6 or 4.7 into `folder`; returns its model in float32.
 
     layout: "hub": a config that leaves out what the class has; "saved": what transformers 5 saves; "memory": its config
     with the names of `state_dict`, a table of 6 x 6 positions and pictures never cut.
@@ -79,8 +87,15 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = Tr
         "tie_word_embeddings": tie,
         "downsample_mode": mode,
     }
-    config = MiniCPMV4_6Config(text_config=text | {"tie_word_embeddings": tie}, vision_config=dict(vision), **places)
-    model = MiniCPMV4_6ForConditionalGeneration(config).eval()
+    if version == "4_7":
+        marked = {
+            name: ids[TOKENS[f"{name}_token"]] for name in ("image_start", "image_end", "slice_start", "slice_end")
+        }
+        marked["newline"] = tokenizer.token_to_id("\u010a")
+        places |= {f"{name}_id": number for name, number in marked.items()}
+    kind, configs, models = KINDS[version]
+    config = configs(text_config=text | {"tie_word_embeddings": tie}, vision_config=dict(vision), **places)
+    model = models(config).eval()
     randomize(model, seed, list(ids.values()))
     qwen3_5.settle(model, seed)
     model.generation_config = GenerationConfig(
@@ -91,21 +106,22 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = Tr
         model.save_pretrained(folder)
     else:
         write_tensors(folder, model)
-        config.architectures = ["MiniCPMV4_6ForConditionalGeneration"]
+        config.architectures = [models.__name__]
         config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
     if layout == "hub":
-        kinds = {"architectures": config.architectures, "model_type": "minicpmv4_6", "drop_vision_last_layer": False}
+        kinds = {"architectures": config.architectures, "model_type": kind}
+        kinds |= {"drop_vision_last_layer": False} if version == "4_6" else {}
         parts = {
             "text_config": text | {"model_type": "qwen3_5_text"},
-            "vision_config": vision | {"model_type": "minicpmv4_6_vision"},
+            "vision_config": vision | {"model_type": f"{kind}_vision"},
         }
         write_json(folder / "config.json", kinds | places | parts)
-    _write_processor(folder, tokenizer, layout, mode)
+    _write_processor(folder, tokenizer, layout, mode, f"MiniCPMV{version}Processor")
     return model
 
 
-def _write_processor(folder: Path, tokenizer: Any, layout: Layout, mode: str) -> None:
+def _write_processor(folder: Path, tokenizer: Any, layout: Layout, mode: str, name: str) -> None:
     write_tokenizer(
         folder, tokenizer, kind="Qwen2Tokenizer", published=layout == "hub", template=CHAT_TEMPLATE,
         eos_token="<|im_end|>", pad_token="<|endoftext|>", extra_special_tokens=TOKENS,
@@ -116,17 +132,17 @@ def _write_processor(folder: Path, tokenizer: Any, layout: Layout, mode: str) ->
         "image_std": [0.5] * 3,
     }  # fmt: skip
     if layout == "hub":
-        kinds = {"image_processor_type": "MiniCPMV4_6ImageProcessor", "processor_class": "MiniCPMV4_6Processor"}
+        kinds = {"image_processor_type": "MiniCPMV4_6ImageProcessor", "processor_class": name}
         write_json(folder / "preprocessor_config.json", settings | kinds)
     else:
-        write_processor(folder, "MiniCPMV4_6Processor", MiniCPMV4_6ImageProcessorPil(**settings), CHAT_TEMPLATE)
+        write_processor(folder, name, MiniCPMV4_6ImageProcessorPil(**settings), CHAT_TEMPLATE)
 
 
-def load_processor(folder: Path) -> Any:
+def load_processor(folder: Path, kind: Any = MiniCPMV4_6Processor) -> Any:
     """transformers' processor with the Pillow image processor; what it asks of a video processor is told."""
     images = MiniCPMV4_6ImageProcessorPil.from_pretrained(folder)
     with mock.patch.object(ProcessorMixin, "check_argument_for_proper_class"):
-        return MiniCPMV4_6Processor(
+        return kind(
             image_processor=images,
             video_processor=SimpleNamespace(slice_mode=False, downsample_mode=images.downsample_mode),
             tokenizer=PreTrainedTokenizerFast.from_pretrained(folder, extra_special_tokens=TOKENS),

@@ -3,11 +3,12 @@
     python tests/vectors/make_places.py          (re)writes edgevlm/assets/places.json
     python tests/vectors/make_places.py --check  exits with 1 if it would change
 
-tokens: positions (time, row, column) of prompts with pictures, by get_rope_index. patches: row and column of each, four
-to a token. tables: sin(0), sin(1), ... as SIDE x SIDE rows of one value, resampled to each patch: with corners on
-corners, with centers in proportion, so by a triangle filter that smooths where it shrinks, so by a bicubic, and the
-nearest. halved: the same of towers that join 2 x 2 patches on the way, and then 2 x 2 of these. Nothing here imports
-edgevlm.
+tokens: positions (time, row, column) of prompts with pictures, by get_rope_index; canvas: the same of a model that puts
+a picture's views on one canvas, where a span has its place and the number of tokens behind it that stand there.
+patches: row and column of each, four to a token. tables: sin(0), sin(1), ... as SIDE x SIDE rows of one value,
+resampled to each patch: with corners on corners, with centers in proportion, so by a triangle filter that smooths where
+it shrinks, so by a bicubic, and the nearest. halved: the same of towers that join 2 x 2 patches on the way, and then
+2 x 2 of these. Nothing here imports edgevlm.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from transformers.models.glm4v.configuration_glm4v import Glm4vVisionConfig
 from transformers.models.glm4v.modeling_glm4v import Glm4vVisionEmbeddings
 from transformers.models.minicpmv4_6.modeling_minicpmv4_6 import MiniCPMV4_6Merger
+from transformers.models.minicpmv4_7.modeling_minicpmv4_7 import MiniCPMV4_7Model
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 from transformers.vision_utils import (
     get_vision_interpolation_indices_and_weights,
@@ -50,6 +52,50 @@ def tokens(length: int, spans: list[tuple[int, int, int]]) -> dict[str, Any]:
         model, ids, kinds, image_grid_thw=grids, attention_mask=torch.ones_like(ids)
     )
     return {"length": length, "spans": spans, "places": places[:, 0].tolist()}
+
+
+TEXT, PICTURE, OPEN, CLOSE, SLICE, SLICE_END, LINE = range(7)  # ids of tokens
+# Of each picture: tokens of text before it, tokens of the whole, rows and columns of slices, tokens of each, and lines
+# behind it.
+CANVASES: list[list[tuple[int, tuple[int, int], tuple[int, int], tuple[int, int], int]]] = [
+    [(3, (2, 3), (0, 0), (0, 0), 1)],
+    [(0, (3, 2), (2, 2), (3, 4), 0), (2, (1, 5), (1, 3), (2, 1), 2)],
+    [(5, (4, 2), (3, 1), (2, 4), 1), (0, (2, 2), (0, 0), (0, 0), 1), (1, (7, 1), (4, 2), (5, 3), 0)],
+]
+
+
+def canvas(pictures: list[tuple[int, tuple[int, int], tuple[int, int], tuple[int, int], int]]) -> dict[str, Any]:
+    ids: list[int] = []
+    spans: list[tuple[int, int, int, tuple[int, int] | None, int]] = []
+    sizes: list[list[int]] = []
+
+    def view(grid: tuple[int, int], place: tuple[int, int] | None, around: tuple[int, int]) -> None:
+        ids.append(around[0])
+        spans.append((len(ids), *grid, place, 0))
+        sizes.append([4 * grid[0], 4 * grid[1]])
+        ids.extend([PICTURE] * (grid[0] * grid[1]) + [around[1]])
+
+    for text, whole, (rows, cols), each, lines in pictures:
+        ids += [TEXT] * text
+        view(whole, None, (OPEN, CLOSE))
+        for row in range(rows):
+            ids += [LINE] if row else []
+            for col in range(cols):
+                view(each, (row + 1, col + 1), (SLICE, SLICE_END))
+        ids += [LINE] * lines
+    ids += [TEXT] * 4
+    for number, (start, high, wide, place, _) in enumerate(spans):
+        end = start + high * wide
+        behind = next(i for i in range(end, len(ids)) if ids[i] in (TEXT, PICTURE)) - end
+        spans[number] = (start, high, wide, place, behind)
+    names = {"slice_start": SLICE, "slice_end": SLICE_END, "image_start": OPEN, "image_end": CLOSE, "newline": LINE}
+    model = SimpleNamespace(config=SimpleNamespace(downsample_mode="16x", **{f"{k}_id": v for k, v in names.items()}))
+    for name in ("_group_visual_frames", "get_vision_position_ids"):
+        setattr(model, name, partial(getattr(MiniCPMV4_7Model, name), model))
+    model._frame_end_idx = MiniCPMV4_7Model._frame_end_idx
+    given, kinds = torch.tensor([ids]), torch.tensor([[int(token == PICTURE) for token in ids]])
+    places, _ = MiniCPMV4_7Model.get_rope_index(model, given, kinds, torch.tensor(sizes))
+    return {"length": len(ids), "spans": spans, "places": places[:, 0].tolist()}
 
 
 def halved(rows: int, cols: int) -> list[list[int]]:
@@ -80,6 +126,7 @@ def cubic(table: torch.Tensor, grid: torch.Tensor, places: torch.Tensor) -> torc
 
 def text() -> str:
     found: dict[str, list[dict[str, Any]]] = {"tokens": [tokens(*prompt) for prompt in PROMPTS]}
+    found["canvas"] = [canvas(pictures) for pictures in CANVASES]
     found |= {"patches": [], "tables": [], "halved_patches": [], "halved_tables": []}
     table = torch.sin(torch.arange(SIDE**2, dtype=torch.float32)).reshape(SIDE, SIDE)
     for grid in GRIDS:

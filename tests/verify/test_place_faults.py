@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_models import deep, halved, qwen
+from small_models import MROPE, deep, halved, qwen
 from tiny import qwen3_vl
 
 from edgevlm.errors import GateError
@@ -38,6 +38,10 @@ def proportional(resample: str = "centers") -> ModelSpec:
     return replace(spec, vision=replace(spec.vision, resample=resample))
 
 
+def on_canvas() -> ModelSpec:
+    return replace(halved(), decoder=replace(MROPE, places="canvas"))
+
+
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -54,6 +58,11 @@ def turned_table(monkeypatch: pytest.MonkeyPatch) -> None:
 def turned_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     real = layout._prompt_positions
     monkeypatch.setattr(layout, "_prompt_positions", lambda *a: real(*a)[[0, 2, 1]])
+
+
+def turned_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = layout.canvas_positions
+    monkeypatch.setattr(layout, "canvas_positions", lambda *given: real(*given)[[0, 2, 1]])
 
 
 def swapped_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +116,7 @@ PLANTS: list[tuple[ModelSpec, Plant, str]] = [
     (deep(), swapped_features, "levels of features: rows in another order"),
     (qwen(), turned_patches, "patches: rows and columns exchanged"),
     (halved(), turned_table, "table of positions: rows and columns exchanged"),
+    (on_canvas(), turned_canvas, "positions of tokens: rows and columns exchanged"),
     (halved(), swapped_rows, "patches: tokens in another order"),
     (qwen(), shifted_window, "patches: windows that hold or hide others' patches"),
 ]

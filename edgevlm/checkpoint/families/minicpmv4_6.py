@@ -30,8 +30,8 @@ MODES = {"16x": "16", "4x": "4"}  # patches that become one token
 def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
     text, prefix = config.section("text_config"), prefix_of(checkpoint, EMBED)
     tied = is_tied(checkpoint, config, text, f"{HEAD}.weight", f"{prefix}{EMBED}")
-    decoder, tower = qwen3_5_text.read(text, tied=tied), _tower(config)
     config.choice("merger_times", 1, {1: "1"})
+    decoder, tower = qwen3_5_text.read(text, tied=tied), _tower(config)
     return ModelSpec(
         name=checkpoint.name,
         family="minicpmv4_6",
@@ -67,12 +67,8 @@ def _tower(config: JsonFile) -> QwenVit:
 
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
-    tower, merger, vision = (
-        prefix_of(checkpoint, names.PATCHES),
-        prefix_of(checkpoint, f"{MERGER}linear_1.weight"),
-        spec.vision,
-    )
-    kernel = (vision.hidden_size, 3, vision.patch_size, vision.patch_size)
+    tower, merger = prefix_of(checkpoint, names.PATCHES), prefix_of(checkpoint, f"{MERGER}linear_1.weight")
+    kernel = (spec.vision.hidden_size, 3, *(spec.vision.patch_size,) * 2)
     joined = {
         "norm1": "layer_norm1", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
         "o": "self_attn.out_proj", "norm2": "pre_norm", "fc1": "linear_1", "fc2": "linear_2",
@@ -89,7 +85,7 @@ def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
 def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
     further = ("mtp.",)  # layers that guess further tokens
     whole = isinstance(spec.vision, HalvedVit)
-    return further if whole else (*further, f"{prefix_of(checkpoint, names.PATCHES)}vit_merger.")
+    return further if whole else (*further, f"{prefix_of(checkpoint, names.PATCHES)}vit_merger.")  # the 4x mode
 
 
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
@@ -104,7 +100,7 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     return image_spec(files, model, rule, usual=3)
 
 
-def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
+def prompt(files: ProcessorFiles, model: ModelSpec, canvas: tuple[int, ...] = ()) -> ReadPrompt:
     open_, close, tile, tile_close, number, number_close = needed = tuple(
         files.token(f"{part}_token", usual)
         for part, usual in (
@@ -118,7 +114,7 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
         whole=open_, alone=open_, whole_close=close, tile=tile, tile_join=tile_close, row_join="\n",
         row_close=tile_close,
     )  # fmt: skip
-    return prompt_spec(files, model, picture=text, needed=needed)
+    return prompt_spec(files, model, picture=text, needed=needed, canvas=canvas)
 
 
 TYPES, TITLE, TOWERS, DECODERS = ("minicpmv4_6",), "MiniCPM-V 4.6", ("minicpmv4_6_vision",), ("qwen3_5_text",)

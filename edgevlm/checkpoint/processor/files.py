@@ -62,9 +62,12 @@ class ProcessorFiles:
         return special.data | self.tokenizer_config.data
 
     def token(self, key: str, usual: str) -> str:
-        """A token that tokenizer_config.json names by `key`, at its top or among extra_special_tokens."""
-        extra = self.tokenizer_config.section("extra_special_tokens")
-        return (extra if extra.value(key) is not None else self.tokenizer_config).text(key, usual)
+        """A token that tokenizer_config.json names by `key`, at its top or in named extra_special_tokens."""
+        extra = self.tokenizer_config.value("extra_special_tokens")
+        named = isinstance(extra, dict) and extra.get(key) is not None
+        return (self.tokenizer_config.section("extra_special_tokens") if named else self.tokenizer_config).text(
+            key, usual
+        )
 
     def check_class(self, *known: str) -> None:
         """Refuse a file that names another processor."""

@@ -35,6 +35,7 @@ def prompt_spec(
     chat: ChatFormat | None = None,
     grounding: Grounding | None = None,
     placeholder: str | None = None,
+    canvas: tuple[int, ...] = (),
 ) -> ReadPrompt:
     """The chat format, image tokens and stop tokens of a checkpoint.
 
@@ -43,6 +44,7 @@ def prompt_spec(
     chat: None reads the checkpoint's chat template.
     grounding: how the model writes boxes.
     placeholder: what that writes for a picture, and the processor replaces; None is the image token.
+    canvas: ids of the tokens that stand on the canvas of the picture before them.
     """
     image = _image_token(files, model)
     ids, placeholder = _special_tokens(files, needed), placeholder or image
@@ -62,6 +64,7 @@ def prompt_spec(
         bos_id=ids.get(bos),
         pad_id=ids.get(token_text(files.names, "pad_token")),
         grounding=grounding,
+        canvas=canvas,
     )
     _prove(spec, files)
     return ReadPrompt(spec, f"{chat.image_open}{placeholder}{chat.image_close}")

@@ -186,6 +186,8 @@ _ARCHS = (
             KINDS: lambda d: _uneven(d, DeltaRule),
             _MIXERS: lambda d: _other_attention(d, gated="values") or attention(d).bias or _strange(d, DeltaRule),
             "has no norms of queries and keys": lambda d: attention(d).qk_norm is None,
+            "puts a picture's tokens on one canvas, where llama.cpp hides from a token what lies further down or "
+            "to the right, whichever comes first": lambda d: d.places == "canvas",
             "has other RoPE sections than three that take turns": lambda d: (
                 not rope(d).interleaved or other_sections(d)
             ),
