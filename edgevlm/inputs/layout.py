@@ -17,7 +17,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.canvas import canvas_positions
 from edgevlm.inputs.packing import Packed, Pooled
 from edgevlm.models.blocks import mask_input, rope_inputs
-from edgevlm.models.spec import Decoder, Rope
+from edgevlm.models.spec import Decoder, Rope, RopeScaling
 from edgevlm.types import F32, I64
 
 
@@ -176,16 +176,28 @@ def rope_rows(rope: Rope, places: I64) -> tuple[F32, F32]:
 def rope_factors(rope: Rope) -> F32:
     """What scaling divides each frequency by, (size / 2).
 
-    Of transformers' _compute_llama3_parameters; llama.cpp reads these as the tensor rope_freqs.
+    Of transformers' _compute_llama3_parameters and _compute_yarn_parameters; llama.cpp reads these as the tensor
+    rope_freqs.
     """
     frequencies, scaling = rope_frequencies(rope), rope.scaling
     if scaling is None:
         return np.ones_like(frequencies)
     turns = scaling.original_context * frequencies / np.float32(2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = np.clip((turns - low) / (high - low), 0, 1)
+    if scaling.kind == "yarn":
+        first, last = math.floor(_place(rope, scaling, high)), math.ceil(_place(rope, scaling, low))
+        first, last = max(first, 0), min(last, rope.size - 1)
+        place = np.arange(rope.size // 2, dtype=np.float32)
+        kept = 1 - np.clip((place - first) / np.float32((last - first) or 0.001), 0, 1)
+    else:
+        kept = np.clip((turns - low) / (high - low), 0, 1)
     factors: F32 = (1 / ((1 - kept) / scaling.factor + kept)).astype(np.float32)
     return factors
+
+
+def _place(rope: Rope, scaling: RopeScaling, turns: float) -> float:
+    """Which frequency turns so often within the original context, counted from the fastest."""
+    return rope.size * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
 
 def rope_frequencies(rope: Rope) -> F32:

@@ -58,7 +58,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     Norm: {"kind": ("rms", "layer"), "eps": (0.0, 1.0)},
     RopeScaling: {
         "factor": _POSITIVE, "low_freq_factor": _POSITIVE, "high_freq_factor": _POSITIVE,
-        "original_context": (1, limits.CONTEXT),
+        "original_context": (1, limits.CONTEXT), "kind": ("llama3", "yarn"),
     },
     Rope: {
         "theta": _POSITIVE, "size": (2, limits.HEAD_DIM), "sections": (0, limits.HEAD_DIM), "factor": _POSITIVE,

@@ -22,12 +22,18 @@ class Norm:
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's: long wavelengths are stretched by `factor`, short ones kept, those between blended."""
+    """Long wavelengths are stretched by `factor`, short ones kept, those between blended.
+
+    What is short: a wavelength that turns `high_freq_factor` times within the original context; long: that turns
+    `low_freq_factor` times. Between them, the share that is kept grows with the turns (Llama 3.1) or, in whole
+    frequencies, with their logarithm (YaRN, arXiv 2309.00071).
+    """
 
     factor: float
     low_freq_factor: float
     high_freq_factor: float
     original_context: int  # positions that the model was first trained on
+    kind: str = "llama3"  # "llama3" | "yarn"
 
 
 @dataclass(frozen=True)

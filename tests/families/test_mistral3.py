@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import mistral3
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import SIZES, FamilyTests, Variant
+from harness import SIZES, Checkpoint, FamilyTests, Variant
 
 from edgevlm.types import F32
 
@@ -32,6 +32,27 @@ def variants(kind: mistral3.Kind, **options: Any) -> dict[str, Variant]:
 
 class TestMistral3(FamilyTests):
     variants: ClassVar = variants("mistral3")
+
+
+YARN = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 512,
+    "beta_fast": 8.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+MINISTRAL: dict[str, Any] = {"model_type": "ministral3", "rope_parameters": YARN}
+
+
+class TestMinistral3(FamilyTests):
+    """The same with a Ministral 3: its RoPE is stretched; its context ends where its queries would be scaled."""
+
+    variants: ClassVar = variants("mistral3", text_options=MINISTRAL, tie=True)
+
+    def test_the_context_is_the_original_one(self, made: Checkpoint) -> None:
+        assert made.spec.decoder.context_length == 512
+
+
+class TestMistralWithAWindow(FamilyTests):
+    variants: ClassVar = variants("mistral3", text_options={"sliding_window": 24})
+    engines: ClassVar = {"onnx": 64, "coreml": 32}  # llama.cpp's architecture has no windows
 
 
 class TestPixtral(FamilyTests):

@@ -71,13 +71,17 @@ def test_logits_equal_transformers_however_the_prompt_is_cut(pair, ids: list[int
         (273768.0, 64, None),
         (500000.0, 128, RopeScaling(8.0, 1.0, 4.0, 8192)),
         (10000.0, 64, RopeScaling(32.0, 0.5, 7.0, 64)),
+        (1000000.0, 128, RopeScaling(16.0, 1.0, 32.0, 16384, "yarn")),
+        (10000.0, 64, RopeScaling(4.0, 1.0, 1.25, 8, "yarn")),
     ],
 )
 def test_rope_rows_equal_transformers(theta: float, head_dim: int, scaling: RopeScaling | None) -> None:
     rope = {"rope_type": "default", "rope_theta": theta}
     if scaling is not None:
-        rope |= {"rope_type": "llama3", **vars(scaling)}
-        rope["original_max_position_embeddings"] = rope.pop("original_context")
+        rope |= {"rope_type": scaling.kind, "factor": scaling.factor, "mscale": 1.0, "mscale_all_dim": 1.0}
+        slow, fast = ("beta_slow", "beta_fast") if scaling.kind == "yarn" else ("low_freq_factor", "high_freq_factor")
+        rope |= {slow: scaling.low_freq_factor, fast: scaling.high_freq_factor}
+        rope["original_max_position_embeddings"] = scaling.original_context
     config = LlamaConfig(
         hidden_size=head_dim * 4,
         num_attention_heads=4,

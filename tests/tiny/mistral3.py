@@ -63,7 +63,10 @@ CLASSES: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
-def build(folder: Path, *, kind: Kind = "mistral3", seed: int = 0, layout: Layout = "hub", tie: bool = False) -> Any:
+def build(
+    folder: Path, *, kind: Kind = "mistral3", seed: int = 0, layout: Layout = "hub", tie: bool = False,
+    text_options: dict[str, Any] | None = None,
+) -> Any:  # fmt: skip
     """Write a tiny model into `folder`; returns it in float32.
 
     layout: "hub": as transformers 4 wrote it, `vision_tower.*`, `language_model.model.*`, `language_model.lm_head.*`;
@@ -86,6 +89,7 @@ def build(folder: Path, *, kind: Kind = "mistral3", seed: int = 0, layout: Layou
         "sliding_window": None,
         "vocab_size": padded(tokenizer.get_vocab_size()),
         "tie_word_embeddings": tie,
+        **(text_options or {}),
     }
     vision = {
         "model_type": "pixtral",

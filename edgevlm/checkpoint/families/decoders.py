@@ -1,4 +1,4 @@
-"""Decoders of text_config: Llama's kind, and Qwen2, Qwen3, Mistral and Granite, the same blocks with other options.
+"""Decoders of text_config: Llama's kind, and Qwen2, Qwen3, Mistral, Ministral and Granite, the same with other options.
 
 Options and defaults follow transformers' config classes: a field that config.json leaves out has the default there.
 """
@@ -6,6 +6,7 @@ Options and defaults follow transformers' config classes: a field that config.js
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
@@ -59,10 +60,11 @@ def read_decoder(
     mlp = Mlp(config.count("intermediate_size", defaults["inner"]), bias=config.flag("mlp_bias", False))
     layers = config.count("num_hidden_layers", defaults["layers"], most=limits.LAYERS)
     context = config.count("max_position_embeddings", defaults["context"])
-    if kind == "mistral":
-        window = config.data.get("sliding_window", 4096)  # null is none, and left out is this
-        if window is not None and not (type(window) is int and window >= context):
-            raise config.wrong("sliding_window", "null, or no less than max_position_embeddings")
+    rope = read_rope(config, size, defaults["theta"], sections, defaults.get("partial", False))
+    if kind == "ministral3":
+        context = _unscaled_context(config, rope, context)
+    if kind in ("mistral", "ministral3") and (window := _window(config, kind)) is not None and window < context:
+        attention = replace(attention, window=window)
     return Decoder(
         vocab_size=config.count("vocab_size", defaults["vocab"]),
         hidden_size=hidden,
@@ -70,9 +72,24 @@ def read_decoder(
         blocks=(Block((attention,), mlp, norm),),
         layers=(0,) * layers,
         norm=norm,
-        ropes={"main": read_rope(config, size, defaults["theta"], sections, defaults.get("partial", False))},
+        ropes={"main": rope},
         tie_embeddings=tied,
     )
+
+
+def _window(config: JsonFile, kind: str) -> int | None:
+    """null is none; left out it is the config class's."""
+    if "sliding_window" in config.data or kind == "ministral3":
+        return None if config.value("sliding_window") is None else config.count("sliding_window")
+    return 4096
+
+
+def _unscaled_context(config: JsonFile, rope: Rope, context: int) -> int:
+    """Positions up to which queries are not scaled: from the original context on they are, which no graph does."""
+    if rope.scaling is None or rope.scaling.kind != "yarn":
+        raise config.wrong("rope_parameters", "YaRN's")
+    config.section("rope_parameters").number("llama_4_scaling_beta")
+    return min(context, rope.scaling.original_context)
 
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -80,8 +97,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": {"inner": 22016, "vocab": 151936, "context": 32768, "theta": 10000},
     "qwen3": {"inner": 22016, "vocab": 151936, "context": 32768, "theta": 10000, "head_dim": 128},
     "mistral": {"inner": 14336, "vocab": 32000, "context": 131072, "theta": 10000, "kv_heads": 8},
+    "ministral3": {
+        "inner": 14336, "vocab": 131072, "context": 262144, "theta": 1e6, "kv_heads": 8, "head_dim": 128, "layers": 34,
+        "eps": 1e-5,
+    },
     "granite": {"inner": 11008, "vocab": 32000, "context": 2048, "theta": 10000},
-}
+}  # fmt: skip
 DECODERS = tuple(_DEFAULTS)  # by their model_type
 MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 
@@ -133,14 +154,16 @@ def read_rope(config: JsonFile, size: int, theta: float, sections: tuple[int, ..
     rope = config.section("rope_scaling") if config.value("rope_scaling") else config.section("rope_parameters")
     kind = rope.value("rope_type") or rope.value("type") or "default"
     # Dynamic scaling changes nothing up to max_position_embeddings, which is as far as a bundle's context goes.
-    if kind not in ("default", "dynamic", "llama3", *(("mrope",) if sections else ())):
-        raise rope.wrong("rope_type" if rope.value("rope_type") else "type", "'default' or 'llama3'")
+    if kind not in ("default", "dynamic", "llama3", "yarn", *(("mrope",) if sections else ())):
+        raise rope.wrong("rope_type" if rope.value("rope_type") else "type", "'default', 'llama3' or 'yarn'")
     share = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
     if share != 1.0 and not (partial and 0 < share < 1):
         expected = "a number up to 1" if partial else "1, for RoPE over whole heads"
         raise (rope if "partial_rotary_factor" in rope.data else config).wrong("partial_rotary_factor", expected)
     size = int(size * share)
     base = rope.number("rope_theta", config.number("rope_theta", theta))
+    if kind == "yarn":
+        return Rope(base, size, _yarn(rope), sections)
     if kind != "llama3":
         return Rope(base, size, sections=sections)
     scaling = RopeScaling(
@@ -150,6 +173,19 @@ def read_rope(config: JsonFile, size: int, theta: float, sections: tuple[int, ..
     if scaling.low_freq_factor >= scaling.high_freq_factor:
         raise rope.wrong("low_freq_factor", "less than high_freq_factor")
     return Rope(base, size, scaling, sections)
+
+
+def _yarn(rope: JsonFile) -> RopeScaling:
+    """Of _compute_yarn_parameters; one that makes cosines and sines larger is refused."""
+    slow, fast = rope.number("beta_slow", 1.0), rope.number("beta_fast", 32.0)
+    rope.require(True, "truncate")
+    same = bool(rope.value("mscale")) and rope.value("mscale") == rope.value("mscale_all_dim")
+    if rope.value("attention_factor", 1 if same else None) != 1:
+        raise rope.wrong("attention_factor", "1, or mscale and mscale_all_dim that are equal")
+    if slow >= fast:
+        raise rope.wrong("beta_slow", "less than beta_fast")
+    original = rope.count("original_max_position_embeddings")
+    return RopeScaling(rope.number("factor"), slow, fast, original, kind="yarn")
 
 
 def is_parted(checkpoint: Checkpoint, head: str, embed: str) -> bool:
