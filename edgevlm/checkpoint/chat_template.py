@@ -6,28 +6,20 @@ several ways, each is tried, and the one that reproduces the template on other c
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from edgevlm.checkpoint import template_player
+from edgevlm.checkpoint.played import Asked, Message, Render, played
 from edgevlm.checkpoint.thinking import with_switch
-from edgevlm.errors import EdgeVLMError, EdgeVLMWarning, install_hint
+from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.prompt import ControlText, UserText, render, takes
 from edgevlm.inputs.spec import Chat, RoleText
 from edgevlm.io import limits
-from edgevlm.io.child import ChildFailed, Limits, ask_child
 from edgevlm.io.json import JsonFile, read_json_file
 from edgevlm.io.regular import read_regular
 
-Message = Mapping[str, Any]
-Render = Callable[..., str]  # of messages, whether an answer is asked for, and perhaps whether to think first
-
-PLAYER = Limits(seconds=10, memory=512 << 20)  # a template takes 0.1 s
 TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))  # as in transformers
 MARK = "MARKED"
 TEXT, IMAGE = {"type": "text", "text": MARK}, {"type": "image"}
@@ -54,7 +46,11 @@ def read_chat_template(
 ) -> ChatFormat:
     """The format of the chat template of the checkpoint in `folder`; names: its special tokens, by key."""
     path, template = find_template(folder, processor, tokenizer_config)
-    run = _played(path, template, names, image_token)
+    asked: list[Asked]
+    asked = [(messages, generation, None) for messages in _conversations() for generation in (True, False)]
+    asked += [(messages, True, thinking) for messages in probes() for thinking in (True, False)]
+    tokens = {key: text for key in TOKENS if (text := token_text(names, key))}
+    run = played(path, template, tokens, asked, image_token)
     found = literal_format(path, run, image_token)
 
     def holds(chat: Chat, thinking: bool) -> bool:
@@ -95,60 +91,6 @@ def stored_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFil
     return None
 
 
-def _played(path: Path, template: str, names: Mapping[str, Any], image_token: str) -> Render:
-    """What the template makes of every conversation of this module, rendered all at once in a second process."""
-    asked: list[tuple[list[dict[str, Any]], bool, bool | None]]
-    asked = [(messages, generation, None) for messages in _conversations() for generation in (True, False)]
-    asked += [(messages, True, thinking) for messages in probes() for thinking in (True, False)]
-    plain = [(_flat(messages, image_token), generation, thinking) for messages, generation, thinking in asked]
-    request = {
-        "template": template,
-        "tokens": {key: text for key in TOKENS if (text := token_text(names, key))},
-        "conversations": asked + plain,
-    }
-    try:
-        answer = json.loads(_answer(json.dumps(request).encode()))
-    except ChildFailed as e:
-        raise EdgeVLMError(f"'{path}', a chat template, {e.reason}: use the template of the original model.") from None
-    except ModuleNotFoundError:
-        raise EdgeVLMError(
-            f"'{path}' is a chat template, which jinja2 reads: {install_hint('export')}, and export again."
-        ) from None
-    if "wrong" in answer:
-        raise EdgeVLMError(f"'{path}' is not a chat template ({_quoted(answer['wrong'])}): take the original file.")
-    if answer["today"]:
-        warnings.warn(
-            f"'{path}' writes today's date into the prompt; the bundle will keep this date.",
-            EdgeVLMWarning,
-            stacklevel=2,
-        )
-    listed, flat = ({_key(*case): text for case, text in zip(asked, texts, strict=True)}
-                    for texts in (answer["texts"][: len(asked)], answer["texts"][len(asked) :]))  # fmt: skip
-    first = listed[_key([_say("user", MARK)], True, None)]
-    # A template of the decoder alone takes messages of plain text: it prints a list of items, or fails on it.
-    texts = flat if isinstance(first, dict) or "'type'" in first else listed
-
-    def run(messages: Sequence[Message], generation: bool, thinking: bool | None = None) -> str:
-        text = texts[_key(messages, generation, thinking)]
-        if isinstance(text, dict):
-            raise EdgeVLMError(
-                f"'{path}' cannot format a conversation ({_quoted(text['error'])}): use the chat template of the "
-                "original model."
-            )
-        return str(text)
-
-    run([_say("user", MARK)], True)
-    return run
-
-
-@lru_cache(maxsize=16)  # one export reads its template several times, and each process takes 0.1 s
-def _answer(request: bytes) -> bytes:
-    answer = ask_child("edgevlm.checkpoint.template_player", request, PLAYER)
-    if answer == template_player.NO_JINJA:
-        raise ModuleNotFoundError("jinja2")
-    return answer
-
-
 def _conversations() -> list[list[dict[str, Any]]]:
     """Every conversation that a template is asked for below."""
     u, a, s = (_say(role, MARK) for role in ("user", "assistant", "system"))
@@ -159,19 +101,6 @@ def _conversations() -> list[list[dict[str, Any]]]:
         *([u, _say(role, IMAGE, MARK), u] for role in ("assistant", "system")), [u, _say("assistant", f"  {MARK}  ")],
         *probes(),
     ]  # fmt: skip
-
-
-def _flat(messages: Sequence[Message], image_token: str) -> list[Message]:
-    return [{**m, "content": "".join(i.get("text", image_token) for i in m["content"])} for m in messages]
-
-
-def _key(messages: Sequence[Message], generation: bool, thinking: bool | None) -> str:
-    return json.dumps([messages, generation, thinking])
-
-
-def _quoted(said: str) -> str:
-    """What a stranger's template said, on one short line."""
-    return said[:200] if said[:200].isprintable() else ascii(said[:200])
 
 
 def literal_format(path: Path, run: Render, image_token: str) -> ChatFormat:
@@ -197,6 +126,7 @@ def _candidates(run: Render, image: str) -> Iterator[ChatFormat]:
     """Every way to cut the text between marks; u, a, s: user, assistant, system."""
     u, a, s = (_say(role, MARK) for role in ("user", "assistant", "system"))
     (head, u_a, a_u, end), (_, _, a_end) = _cut(run([u, a, u], True), 4), _cut(run([u, a], True), 3)
+    silent = run([u, a], True) == run([u, a], False)  # some templates ask for no answer behind one
     _, between, _ = _cut(run([_say("user", MARK, MARK)], True), 3)
     trim, trim_answers = (
         f"  {MARK}  " not in run([*before, _say(role, f"  {MARK}  ")], True)
@@ -217,9 +147,13 @@ def _candidates(run: Render, image: str) -> Iterator[ChatFormat]:
         closes = [parts[4], *(shared[:n] for n in range(len(shared), -1, -1))]
         for close in dict.fromkeys(c for c in closes if shared.startswith(c)):
             generation = parts[2][len(close) :]
-            if not parts[3].endswith(generation):
+            if parts[3].endswith(generation):
+                assistant_close = parts[3].removesuffix(generation)
+            elif silent:
+                shared_end = _shared(head.removesuffix(text_open)[::-1], parts[1][::-1])[::-1]
+                assistant_close = parts[1].removesuffix(shared_end)
+            else:
                 continue
-            assistant_close = parts[3].removesuffix(generation)
             opening = parts[1].removeprefix(assistant_close)
             if not (parts[1].startswith(assistant_close) and head.endswith(opening + text_open)):
                 continue
@@ -301,7 +235,10 @@ def _reproduces(found: ChatFormat, run: Render, image: str, *, generation: bool,
         picture = f"{found.image_open}{image}{found.image_close}"
         ours = "".join(p.text if isinstance(p, ControlText | UserText) else picture for p in pieces)
         try:
-            if ours != run(probe, generation, thinking):
+            theirs = run(probe, generation, thinking)
+            if probe[-1]["role"] == "assistant" and theirs == run(probe, False):
+                continue  # it asks for no answer behind one
+            if ours != theirs:
                 return False
         except EdgeVLMError:
             if not any(m["role"] == "assistant" and IMAGE in m["content"] for m in probe):

@@ -227,6 +227,7 @@ POOLED = "gemma3"
 GROUP_HALVED = "minicpmv4_6"  # of a tower that joins neighbours on the way
 SQUARES = (TWO_LINEAR, TWO_LINEAR_GREY, POOLED)  # for which mtmd pads every picture to a square
 GROUP_GATED = "glm4v"  # with a gated MLP
+GROUP_BETWEEN = "dots_ocr"  # of gated layers with a norm behind them
 GROUP_SMOOTH = "lfm2"  # with a table that is resampled smoothly, and no RoPE
 PROJECTORS = {
     SHUFFLE_LINEAR: Table(_VIT | {"projector.linear": "mm.model.fc"}),
@@ -250,6 +251,12 @@ PROJECTORS = {
     ),
     GROUP_TWO_LINEAR: Table(_QWEN_VIT | _GROUPS, square_patches=True),
     GROUP_SMOOTH: Table(_VIT | _NORM_AND_MAPS, square_patches=True),
+    GROUP_BETWEEN: Table(
+        _QWEN_VIT
+        | _TWO_MAPS
+        | {"vision.pre_norm": "v.pre_ln", "vision.post_norm": "mm.post_norm", "projector.norm": "mm.input_norm"},
+        square_patches=True,
+    ),
     GROUP_GATED: Table(
         _QWEN_VIT
         | {

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import (
     deepseek_vl,
+    dots_ocr,
     fast_vlm,
     gemma3,
     gemma4,
@@ -432,8 +433,20 @@ def test_moondream(layout: Any, tmp_path: Path) -> None:
     assert_merged(open_model(str(tmp_path / "model"), adapter=tmp_path / "adapter"), base, expected)
 
 
+def test_dots_ocr(tmp_path: Path) -> None:
+    dots_ocr.build(tmp_path / "model")
+    base = open_checkpoint(str(tmp_path / "model"))
+    options = {"target_modules": ["qkv", "fc1", "fc3", "q_proj", "gate_proj", "mlp.0"], **KINDS["rsLoRA"]}
+    expected = adapt(plain(base), tmp_path / "adapter", **options)
+    assert_merged(open_model(str(tmp_path / "model"), adapter=tmp_path / "adapter"), base, expected)
+
+
 ALL = {f"{name} {layout}": (case.build, {"layout": layout}) for name, case in CASES.items() for layout in case.layouts}
-ALL |= {"nanovlm": (nanovlm.build, {}), "internvl remote": (internvl.build, {"layout": "remote"})}
+ALL |= {
+    "nanovlm": (nanovlm.build, {}),
+    "dots_ocr": (dots_ocr.build, {}),
+    "internvl remote": (internvl.build, {"layout": "remote"}),
+}
 ALL |= {f"moondream1 {layout}": (moondream.build, {"layout": layout}) for layout in ("hub", "own")}
 
 

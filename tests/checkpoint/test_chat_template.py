@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from edgevlm.checkpoint import chat_template
+from edgevlm.checkpoint import played
 from edgevlm.checkpoint.chat_template import ChatFormat, read_chat_template
 from edgevlm.errors import EdgeVLMError, EdgeVLMWarning
 from edgevlm.inputs.prompt import Picture, render
@@ -117,7 +117,7 @@ ENDLESS = {
 def test_hostile_templates_end_in_one_sentence(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here for a conversation of four messages only."""
     seconds = 1 if name in ENDLESS else 30
-    monkeypatch.setattr(chat_template, "PLAYER", Limits(seconds=seconds, memory=256 << 20))
+    monkeypatch.setattr(played, "PLAYER", Limits(seconds=seconds, memory=256 << 20))
     expected = "cannot format a conversation|needed more than 256 MiB|is not a chat template|broke the process"
     hostile = (HUGE | ENDLESS)[name]
     with pytest.raises(EdgeVLMError, match="took longer than 1 seconds" if name in ENDLESS else expected) as caught:

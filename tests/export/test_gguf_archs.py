@@ -135,6 +135,14 @@ def gated_vit(*, bias=False, table=5, resample="cubic", **options):
     )  # fmt: skip
 
 
+def between_vit(*, bias=False, **options):
+    attention = Attention(4, 4, 16, bias=bias, out_bias=bias, rope="patches")
+    block = Block((attention,), Mlp(96, bias=bias), Norm("rms", 1e-5))
+    return QwenVit(
+        14, 2, None, EYES, 2, (), block, **{"patch_bias": True, "post_norm": True, "pre_norm": True} | options
+    )
+
+
 def gated_merger(act="gelu"):
     first, second = Linear("linear_1", WIDTH), Linear("linear_2", WIDTH, bias=False)
     return Group(2, EYES), first, second, Normalize(Norm("layer", 1e-5)), Act(act), Gated(Mlp(160), WIDTH)
@@ -171,6 +179,8 @@ TOWERS = {
     "lightonocr": (axial_vit(act="silu"), axial_merger(eps=1e-6)),
     "glm4v": (gated_vit(), gated_merger()),
     "glm4v with norms of heads and biases": (gated_vit(bias=True), gated_merger()),
+    "dots_ocr": (between_vit(), plain_merger()),
+    "dots_ocr with biases": (between_vit(bias=True, pre_norm=False), plain_merger()),
 }  # fmt: skip
 # Sizes of pictures: of a grid tower one window, several with a rest on both sides, and one token.
 GRIDS = {name: [(112, 112), (140, 308), (28, 28)] for name in TOWERS if TOWERS[name][0].kind == "qwen_vit"}
@@ -374,6 +384,8 @@ NO_PICTURES = {
     "a mean's bias": (vit(), (*pooled()[:2], Linear("linear", WIDTH)), "projector has a bias"),
     "a mean's other norm": (vit(), (Pool(2, EYES), Normalize(Norm("rms", 1e-5)), pooled()[2]), "another norm than its"),
     "another table, glm4v": (gated_vit(resample="smooth"), gated_merger(), "otherwise than by a bicubic"),
+    "another norm, dots_ocr": (between_vit(), plain_merger(Norm("layer", 1e-5)), "another norm than llama.cpp's"),
+    "no norm behind layers, dots_ocr": (between_vit(post_norm=False), plain_merger(), "with a norm behind its layers"),
     "another activation, glm4v": (gated_vit(), gated_merger("gelu_tanh"), "projector has other steps than"),
     "other windows": (qwen_vit(window=4), merger(), "other windows than llama.cpp's of 112 pixels"),
 }  # fmt: skip
@@ -432,6 +444,7 @@ def test_stock_llama_cpp_adds_bos_where_the_prompt_says_so(tmp_path, tokenizer_j
         ("llama", "pixtral with groups"),
         ("qwen3", "lightonocr"),
         ("glm4", "glm4v"),
+        ("qwen2", "dots_ocr"),
     ],
 )
 def test_every_weight_is_read_back_bit_for_bit(write, text, tower, kind):

@@ -33,7 +33,7 @@ class TestGlmOcr(QuantizedFamilyTests):
     variants = {layout: variant(layout, "glm_ocr", layout=layout) for layout in ("hub", "saved", "memory")} | {
         "tied": variant("tied", "glm_ocr", tie=True)
     }
-    passing = variants["hub"]
+    passing = variant("hub", "glm_ocr", seed=1)
 
     def test_turns_are_transformers(self, made: Checkpoint) -> None:
         check_turns(made)

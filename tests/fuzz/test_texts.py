@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import qwen2_5_vl
 from tiny import tokenizer as tiny
 
-from edgevlm.checkpoint import chat_template
+from edgevlm.checkpoint import played
 from edgevlm.checkpoint.chat_template import read_chat_template
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.tokenizer import StreamDecoder, decode, encode, inner_tokenizer, load_tokenizer
@@ -80,7 +80,7 @@ def test_damaged_tokenizers(times: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("times", [8, pytest.param(500, marks=pytest.mark.campaign)])
 def test_damaged_templates(times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template, "PLAYER", Limits(seconds=10, memory=256 << 20))
+    monkeypatch.setattr(played, "PLAYER", Limits(seconds=10, memory=256 << 20))
     rng = random.Random(5)
     empty = JsonFile(tmp_path / "none.json", {})
     words = (

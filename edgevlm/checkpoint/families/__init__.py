@@ -10,6 +10,7 @@ from edgevlm.checkpoint.adapter import Base
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import (
     deepseek_vl,
+    dots_ocr,
     fast_vlm,
     gemma3,
     gemma4,
@@ -59,7 +60,7 @@ FAMILIES = (
     gemma3.FAMILY, paligemma.FAMILY, paddleocr_vl.FAMILY,
     mistral3.FAMILY, lighton_ocr.FAMILY, ovis2.FAMILY, fast_vlm.FAMILY, qwen3_5.FAMILY, lfm3_vl.FAMILY,
     minicpmv4_6.FAMILY, minicpmv4_7.FAMILY, gemma4.FAMILY, moondream.FAMILY, granite_docling.FAMILY,
-    glm4v.FAMILY, glm_ocr.FAMILY,
+    glm4v.FAMILY, glm_ocr.FAMILY, dots_ocr.FAMILY,
 )  # fmt: skip
 
 

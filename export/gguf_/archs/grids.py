@@ -81,6 +81,10 @@ _NO_TABLE: Refusals = {
 }
 _MERGED: Keys = {"spatial_merge_size": lambda spec, image: _qwen_vit(spec).merge}
 _TABLE: Keys = {"image_size": lambda spec, image: _qwen_vit(spec).table * spec.vision.patch_size}
+_AREAS: Keys = {
+    "image_min_pixels": lambda spec, image: getattr(image.rule, "least", 1),
+    "image_max_pixels": lambda spec, image: getattr(image.rule, "most", 1 << 30),
+}
 _EDGE: Keys = {"preproc_image_size": lambda spec, image: image.rule.longest if isinstance(image.rule, Within) else 560}
 
 
@@ -157,10 +161,24 @@ GRIDS = (
             ),
             "vision tower makes a token of other than 2 x 2 patches": lambda spec: _qwen_vit(spec).merge != 2,
         },
-        more_keys=_TABLE | {
-            "image_min_pixels": lambda spec, image: getattr(image.rule, "least", 1),
-            "image_max_pixels": lambda spec, image: getattr(image.rule, "most", 1 << 30),
+        more_keys=_TABLE | _AREAS,
+    ),
+    ProjectorType(
+        names.GROUP_BETWEEN, "qwen_vit", ("norm", "group", "linear", "act", "linear"), gated=True, turned=True,
+        refusals=SWAPPED | _turn(staggered=False) | {
+            "vision tower is not one of single frames without windows or a table, with a norm behind its layers": (
+                lambda spec: (
+                    bool(_qwen_vit(spec).window or _qwen_vit(spec).table or spec.deepstack)
+                    or _qwen_vit(spec).frames > 1
+                    or not _qwen_vit(spec).post_norm
+                )
+            ),
+            "projector has another norm than llama.cpp's": lambda spec: (
+                spec.projector[0] != Normalize(Norm("layer", 1e-6))
+            ),
         },
+        more_keys=_AREAS | {"projector.scale_factor": lambda spec, image: _qwen_vit(spec).merge},
+        constants=missing_biases,
     ),
     *(
         ProjectorType(
