@@ -68,6 +68,7 @@ class Layout:
     length: int
     spans: tuple[Span, ...] = ()
     markers: tuple[Marker, ...] = ()
+    ids: tuple[int, ...] = field(default=(), compare=False, repr=False)  # its tokens, for engines that look them up
 
 
 def on_canvas(

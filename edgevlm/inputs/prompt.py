@@ -228,7 +228,7 @@ class Prompter:
         ids = np.array([spec.bos_id] * spec.add_bos + text.ids(), dtype=np.int64)
         markers = self._markers(ids) if pictures else ()
         laid = on_canvas(spans, places, ids, spec.canvas) if spec.canvas else spans
-        return ids, Layout(len(ids), tuple(laid), markers)
+        return ids, Layout(len(ids), tuple(laid), markers, tuple(ids.tolist()))
 
     def _token(self, token: str) -> int:
         """The id of a video's token; of none, the image token's."""

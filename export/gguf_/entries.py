@@ -13,6 +13,7 @@ from edgevlm.inputs.layout import rope_factors
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Group
 from edgevlm.models.record import weight_tree
+from edgevlm.models.spec import Rope
 from edgevlm.runtimes.llama.names import PROJECTORS, ROPE_FACTORS, TEXT, Table, frame_name
 from edgevlm.types import F32
 
@@ -35,8 +36,16 @@ def decoder_entries(spec: ModelSpec, arch: TextArch, recipe: Recipe) -> list[Ent
     """The text model's tensors. A tied head has none: llama.cpp then takes token_embd."""
     first, *rest = _entries(spec, "decoder.", TEXT[arch.name], recipe)
     rope = spec.decoder.ropes["main"]
-    factors = [] if rope.scaling is None else [_constant(ROPE_FACTORS, rope_factors(rope))]
-    return [first, *factors, *rest]
+    plain = rope.scaling is None and not spec.decoder.per_layer  # where it is asked for in any case
+    return [first, *([] if plain else [_constant(ROPE_FACTORS, _factors(rope))]), *rest]
+
+
+def _factors(rope: Rope) -> F32:
+    """What llama.cpp divides each frequency by: one that turns nothing by more than any context has positions."""
+    found = rope_factors(rope)
+    if rope.turning is not None:
+        found[rope.turning :] = 1e30
+    return found
 
 
 def mmproj_entries(spec: ModelSpec, projector: ProjectorType, recipe: Recipe, line_break: int | None) -> list[Entry]:
@@ -72,6 +81,7 @@ def _entries(spec: ModelSpec, part: str, table: Table, recipe: Recipe) -> list[E
         if table.kernel and table.scatters(weight):
             group = next(step for step in spec.projector if isinstance(step, Group))
             shape, kind = (shape[0], group.width, group.side, group.side), GGMLQuantizationType.F32
+        shape = (2, shape[0] // 2, *shape[1:]) if table.stacks(weight) else shape
         name, weights = table.name(weight), tuple([weight])
         if above := found.get(name):
             weights, shape = (*above.weights, weight), (above.shape[0] + shape[0], *shape[1:])

@@ -156,7 +156,7 @@ def _tensor(
     if len({tensor.kind for tensor in parts}) > 1:
         parts = [QTensor("fp32", tensor.dequantize()) for tensor in parts]
     size, rows = (sum(count) for count in zip(*((part.codes.size, len(part.codes)) for part in parts), strict=True))
-    if (size, rows) != (np.prod(entry.shape), entry.shape[0]):
+    if (size, rows) != (np.prod(entry.shape), np.prod(entry.shape[:-1] if table.stacks(weight) else entry.shape[:1])):
         raise EdgeVLMError(
             f"The weight '{entry.weights[0]}' has the shape {parts[0].codes.shape}, but config.json implies "
             f"{entry.shape}: download the checkpoint again."

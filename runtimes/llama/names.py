@@ -33,6 +33,8 @@ class Table:
     kernel: bool = False  # that map is stored as a convolution, which has no blocks
     transposed: str = ""  # a map that is stored as (inputs, outputs)
     line_break: bool = False  # the encoder gives a row more for each line of image tokens but the last
+    quartered: bool = False  # RoPE turns the halves of the tower's heads apart, each in halves of its own
+    stacked: str = ""  # a weight whose two halves are one tensor of three axes
     longest_edge: bool = False  # mtmd scales every picture to some length, unless no more tokens are allowed
 
     def name(self, weight: str) -> str:
@@ -57,12 +59,19 @@ class Table:
         attention = spec.vision.block.mixers[0] if tower else spec.decoder.block(int(part[2])).mixers[0]
         if isinstance(attention, DeltaRule):
             return _turned_rows(attention, part[3])
+        if tower and self.quartered and part[3] in ("q", "k", "q_norm", "k_norm") and part[-1] == "weight":
+            assert isinstance(attention, Attention)
+            return _quartered(attention, part[3])
         if not (self.tower_pairs if tower else self.pairs) or part[3] not in ("q", "k"):
             return None
         assert isinstance(attention, Attention)
         rows = (attention.heads if part[3] == "q" else attention.kv_heads) * attention.head_dim
         # `LlamaModel.permute` of llama.cpp's converter
         return np.arange(rows).reshape(-1, 2, attention.head_dim // 2).swapaxes(1, 2).reshape(-1)
+
+    def stacks(self, weight: str) -> bool:
+        """Whether its two halves are one tensor of three axes."""
+        return weight == self.stacked
 
     def scatters(self, weight: str) -> bool:
         """Whether columns leave their blocks: what has a scale for each block can only be stored as values."""
@@ -106,6 +115,13 @@ def frame_name(kernel: str, frame: int) -> str:
 def level_before_layers(d: Decoder) -> list[int]:
     """Which part of an incoming position is added before each layer, the embedding being part 0; -1: none."""
     return [1 + d.deepstack.index(i - 1) if i - 1 in d.deepstack else -1 for i in range(d.num_layers)]
+
+
+def _quartered(attention: Attention, part: str) -> npt.NDArray[np.intp]:
+    """Ours turns by row in the first and third quarter of a head, by column in the others; theirs by column first."""
+    heads = {"q": attention.heads, "k": attention.kv_heads}.get(part, 1)
+    rows = np.arange(heads * attention.head_dim).reshape(heads, 4, -1)
+    return rows[:, [1, 3, 0, 2]].reshape(-1)
 
 
 def _turned_rows(rule: DeltaRule, part: str) -> npt.NDArray[np.intp] | None:
@@ -195,12 +211,36 @@ _SANDWICH = {
     "decoder.layers.{i}.norm1_after": "blk.{i}.post_attention_norm",
     "decoder.layers.{i}.norm2_after": "blk.{i}.post_ffw_norm",
 }
-
-# llama.cpp's own name of its text architecture whose layers have windows and norms on both sides, and without windows.
-WINDOWED, SANDWICH = "gemma3", "glm4"
+# llama.cpp's own names of its text architectures whose layers have norms on both sides: with windows, without, and with
+# windows, a second table of tokens, and layers that read others' keys and values.
+WINDOWED, SANDWICH, SHARING = "gemma3", "glm4", "gemma4"
+PER_LAYER = "per_layer_token_embd.weight"
+_SECOND = {
+    "decoder.per_layer_embed": "per_layer_token_embd",
+    "decoder.per_layer_map": "per_layer_model_proj",
+    "decoder.per_layer_norm": "per_layer_proj_norm",
+    "decoder.layers.{i}.per_layer_gate": "blk.{i}.inp_gate",
+    "decoder.layers.{i}.per_layer_up": "blk.{i}.proj",
+    "decoder.layers.{i}.per_layer_norm": "blk.{i}.post_norm",
+    "decoder.layers.{i}.scale": "blk.{i}.layer_output_scale.weight",
+}
+_BOUNDED = {
+    "vision.layers.{i}.norm1_after": "v.blk.{i}.attn_post_norm",
+    "vision.layers.{i}.norm2_after": "v.blk.{i}.ffn_post_norm",
+    "vision.layers.{i}.q_norm": "v.blk.{i}.attn_q_norm",
+    "vision.layers.{i}.k_norm": "v.blk.{i}.attn_k_norm",
+    **{
+        f"vision.layers.{{i}}.{part}.{bound}": f"{_QWEN_VIT[f'vision.layers.{{i}}.{part}']}.{bound}"
+        for part in ("q", "k", "v", "o", "gate", "up", "down")
+        for bound in ("input_min", "input_max", "output_min", "output_max")
+    },
+    "vision.position_embedding": "v.position_embd.weight",
+    "projector.linear": "mm.input_projection",
+}
 # ... of the one that adds further levels of features before any layers.
 LEVELS = "granite"
 TEXT = {
+    SHARING: Table(_TEXT | _SANDWICH | _SECOND),
     WINDOWED: Table(_TEXT | _SANDWICH),
     SANDWICH: Table(_TEXT | _SANDWICH | {f"decoder.layers.{{i}}.{part}": "blk.{i}.ffn_up" for part in ("gate", "up")}),
     "phi2": Table(
@@ -223,7 +263,7 @@ TWO_LINEAR_GREY = "janus_pro"  # the same, and grey around pictures that are not
 BROKEN_ROWS, WHOLE_ROWS = "pixtral", "lightonocr"  # staggered RoPE; a break between rows of image tokens, or none
 GROUP_TURNED = "paddleocr"  # with a table that is resampled smoothly, and RoPE
 GROUP_WHOLE, GROUP_DEEP = "qwen2vl_merger", "qwen3vl_merger"  # without windows; with a table of positions, too
-POOLED = "gemma3"
+POOLED, AVERAGED = "gemma3", "gemma4v"
 GROUP_HALVED = "minicpmv4_6"  # of a tower that joins neighbours on the way
 SQUARES = (TWO_LINEAR, TWO_LINEAR_GREY, POOLED)  # for which mtmd pads every picture to a square
 GROUP_GATED = "glm4v"  # with a gated MLP
@@ -237,6 +277,7 @@ PROJECTORS = {
         _VIT | {"projector.norm": "mm.soft_emb_norm", "projector.linear": "mm.input_projection"},
         transposed="projector.linear",
     ),
+    AVERAGED: Table(_QWEN_VIT | _BOUNDED, square_patches=True, quartered=True, stacked="vision.position_embedding"),
     BROKEN_ROWS: Table(_ROWS, square_patches=True, tower_pairs=True, by_channel="projector.merger", line_break=True),
     WHOLE_ROWS: Table(_ROWS, square_patches=True, tower_pairs=True, by_channel="projector.merger", longest_edge=True),
     GROUP_TURNED: Table(_VIT | _NORM_AND_MAPS, square_patches=True),

@@ -15,14 +15,13 @@ from edgevlm.bundle.targets import GgufTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, positions, runs
 from edgevlm.models.eager import widen
-from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Attention
 from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, rewound
 from edgevlm.runtimes.devices import llama_device
 from edgevlm.runtimes.gguf import GgufFile, gguf_files
+from edgevlm.runtimes.llama.check import check_agreement
 from edgevlm.runtimes.llama.engine import load_engine, probe_in_child
-from edgevlm.runtimes.llama.names import EMBEDDINGS, PROJECTORS, Table, level_before_layers
+from edgevlm.runtimes.llama.names import EMBEDDINGS, PER_LAYER, PROJECTORS, Table
 from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
@@ -78,35 +77,6 @@ class LlamaFiles:
             self.handle = None
 
 
-def check_agreement(file: GgufFile, spec: ModelSpec) -> None:
-    """Raise EdgeVLMError unless the text file is of the manifest's decoder.
-
-    By these numbers arrays are passed to llama.cpp, which reads as much as its own file says.
-    """
-    d, table = spec.decoder, file.tensors.get(EMBEDDINGS)
-    mixers = [d.block(layer).mixers[0] for layer in range(d.num_layers)]
-    attention = next((mixer for mixer in mixers if isinstance(mixer, Attention)), None)
-    wanted: dict[str, object] = {"embedding_length": d.hidden_size, "block_count": d.num_layers}
-    if attention is not None:
-        kv = [mixer.kv_heads if isinstance(mixer, Attention) else 0 for mixer in mixers]
-        listed = isinstance(file.keys.get(f"{file.keys.get('general.architecture')}.attention.head_count_kv"), list)
-        wanted |= {"attention.head_count": attention.heads}
-        wanted["attention.head_count_kv"] = kv if listed else attention.kv_heads
-        wanted["attention.key_length"] = attention.head_dim
-    sections = [rope.sections for rope in d.ropes.values() if rope.sections]
-    wanted["rope.dimension_sections"] = [*sections[0], 0] if sections else None
-    wanted["n_deepstack_layers"] = len(d.deepstack) if sections and d.ropes["main"].interleaved else None
-    wanted["deepstack_mapping"] = level_before_layers(d) if d.deepstack and not sections else None
-    found = {key: file.keys.get(f"{file.keys.get('general.architecture')}.{key}") for key in wanted}
-    wanted["embeddings"], found["embeddings"] = (d.vocab_size, d.hidden_size), table.shape if table else None
-    for key in wanted:
-        if wanted[key] != found[key]:
-            raise EdgeVLMError(
-                f"'{file.path}' has {key} = {repr(found[key])[:80]}, and the manifest says {wanted[key]}: the file "
-                "belongs to another model; export the bundle again."
-            )
-
-
 class LlamaEncoder:
     """`Encoder` on llama.cpp's mtmd, which takes 8-bit pictures and normalizes them itself."""
 
@@ -143,7 +113,7 @@ class LlamaEncoder:
                 self._mtmd = self._engine.load_mmproj(files.mmproj, files.handle, limits, files.threads, files.gpu)
                 self._limits = limits
             breaks = rows - 1 if self._table.line_break else 0
-            found = np.empty((rows * cols + breaks, spec.decoder.embed_width), np.float32)
+            found = np.empty((rows * cols + breaks, spec.decoder.feature_width), np.float32)
             self._encode_tile(np.ascontiguousarray(view), found)
             features.append(np.delete(found, np.arange(1, breaks + 1) * (cols + 1) - 1, axis=0) if breaks else found)
         return features
@@ -212,8 +182,13 @@ class LlamaDecoder:
 
     def embed(self, ids: I64) -> F32:
         """llama.cpp scales the embeddings of its own tokens, and takes given ones as they are."""
-        rows, scale = self._embeddings.rows(EMBEDDINGS, np.asarray(ids, np.int64)), self._spec.embed_scale
-        return widen(rows if scale == 1.0 else rows * np.float32(scale), self._spec.embed_width)
+        ids, scale = np.asarray(ids, np.int64), self._spec.embed_scale
+        rows = self._embeddings.rows(EMBEDDINGS, ids)
+        rows = rows if scale == 1.0 else rows * np.float32(scale)
+        if self._spec.per_layer:
+            second = self._embeddings.rows(PER_LAYER, ids) * np.float32(self._spec.per_layer**0.5)
+            return np.concatenate([rows, second], axis=1)
+        return widen(rows, self._spec.embed_width)
 
     def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
         assert self._model, "the runtime is closed"
@@ -224,26 +199,49 @@ class LlamaDecoder:
         self._reserve(stop, max((end - first for first, end, _ in parts), default=1))
         embeds = np.ascontiguousarray(embeds, np.float32)
         for first, end, whole in parts:
-            self._decode(embeds=embeds[first - start : end - start], causal=not whole)
+            rows = embeds[first - start : end - start]
+            if self._spec.per_layer:
+                self._read_twice(rows)
+            else:
+                self._decode(embeds=rows, causal=not whole)
         return self._logits()
+
+    def _read_twice(self, embeds: F32) -> None:
+        """Positions of a prompt where llama.cpp itself looks each token up in a second table, and gives positions that
+        come as embeddings the first row of it: text goes in as tokens."""
+        start, layout = self._position, self._layout
+        pictured = np.zeros(start + len(embeds), np.bool_)
+        for span in layout.spans:
+            pictured[span.places[span.places < len(pictured)]] = True
+        if len(layout.ids) < len(pictured):
+            raise EdgeVLMError(
+                "llama.cpp looks each token of this model up in two tables: give the layout of the whole prompt with "
+                "its tokens, and each token of the answer to step."
+            )
+        ends = [*(np.flatnonzero(np.diff(pictured[start:])) + 1).tolist(), len(embeds)]
+        for first, end in zip([0, *ends], ends, strict=False):
+            if pictured[start + first]:
+                self._decode(embeds=np.ascontiguousarray(embeds[first:end, : self._spec.hidden_size]))
+            else:
+                self._decode(tokens=layout.ids[start + first : start + end])
 
     def step(self, token: int) -> F32:
         assert self._model, "the runtime is closed"
-        if self._spec.embed_scale != 1.0:  # llama.cpp's own may be rounded in another way
+        if self._spec.embed_scale != 1.0 and not self._spec.per_layer:  # llama.cpp's own may be rounded in another way
             return self.forward(self.embed(np.array([token], np.int64)))
         self._reserve(self._position + 1)
-        self._decode(token=token)
+        self._decode(tokens=(token,))
         return self._logits()
 
-    def _decode(self, *, embeds: F32 | None = None, token: int = 0, causal: bool = True) -> None:
+    def _decode(self, *, embeds: F32 | None = None, tokens: Sequence[int] = (), causal: bool = True) -> None:
         """causal: whether a position sees only those before it, and not all of this call."""
-        llama, count = self._engine.llama, 1 if embeds is None else len(embeds)
+        llama, count = self._engine.llama, len(tokens) if embeds is None else len(embeds)
         batch = llama.llama_batch_init(count, 0 if embeds is None else embeds.shape[1], 1)
         places, own = self._places(count, rows=embeds is not None), ctypes.addressof(batch.pos.contents)
         try:
             batch.n_tokens = count
             if embeds is None:
-                batch.token[0] = token
+                ctypes.memmove(batch.token, np.array(tokens, np.int32).ctypes.data, 4 * count)
             else:
                 ctypes.memmove(batch.embd, embeds.ctypes.data, embeds.nbytes)
             batch.pos = ctypes.cast(places.ctypes.data, type(batch.pos))

@@ -101,7 +101,7 @@ def build(
         "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 6, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 32, "global_head_dim": 64, "vocab_size": vocab,
         "vocab_size_per_layer_input": vocab, "hidden_size_per_layer_input": 32, "max_position_embeddings": 1024,
-        "sliding_window": 8, "layer_types": KINDS, "num_kv_shared_layers": 2, "use_double_wide_mlp": True,
+        "sliding_window": 8, "layer_types": KINDS, "num_kv_shared_layers": 3, "use_double_wide_mlp": True,
         "final_logit_softcapping": 12.0, "pad_token_id": 0, "model_type": "gemma4_text", **options,
     }  # fmt: skip
     vision = {
@@ -151,9 +151,9 @@ def _settle(model: Any, seed: int) -> None:
     random = torch.Generator().manual_seed(seed + 1)
     for name, parameter in model.named_parameters():
         if name.endswith(("q_norm.weight", "k_norm.weight")):
-            parameter.copy_(0.6 + 0.1 * torch.randn(parameter.shape, generator=random))
+            parameter.copy_(0.45 + 0.08 * torch.randn(parameter.shape, generator=random))
         elif "language_model" in name and "post_" in name:
-            parameter.mul_(3)  # or a tied decoder would repeat what it reads
+            parameter.mul_(2)  # or a tied decoder would repeat what it reads
     for name, buffer in model.named_buffers():
         sign = -1 if name.endswith("_min") else 1
         if name.endswith(("input_min", "input_max", "output_min", "output_max")):

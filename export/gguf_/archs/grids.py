@@ -17,7 +17,7 @@ from edgevlm.export.gguf_.archs.projector import (
 )
 from edgevlm.inputs.native import Within
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.projector import Act, Gated, Linear, Normalize
+from edgevlm.models.projector import Act, Average, Gated, Linear, Normalize
 from edgevlm.models.spec import Mlp, Norm
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.runtimes.llama import names
@@ -120,7 +120,40 @@ def _pattern(vision: QwenVit) -> int:
     return vision.full[0] + 1 if vision.full else vision.num_layers + 1
 
 
+def _other_average(spec: ModelSpec) -> bool:
+    """Whether the mean is made, normalized and mapped otherwise than as the root of its width times itself."""
+    vision, width = _qwen_vit(spec), spec.vision.hidden_size
+    norm = Norm("rms", vision.block.norm.eps / width, weight=False)
+    maps = Linear("linear", spec.decoder.hidden_size, bias=False)
+    return spec.projector != (Average(vision.merge, width), Normalize(norm), maps)
+
+
 GRIDS = (
+    ProjectorType(
+        names.AVERAGED, "qwen_vit", ("average", "norm", "linear"), gated=True, turned=True, sandwich=True,
+        refusals=SWAPPED | {
+            "vision tower has another RoPE than llama.cpp's": lambda spec: (
+                _qwen_vit(spec).theta != 100.0 or _qwen_vit(spec).staggered
+            ),
+            "vision tower is not one without windows, with one table of positions for columns and one for rows": (
+                lambda spec: (
+                    _qwen_vit(spec).window is not None
+                    or _qwen_vit(spec).resample != "none"
+                    or not _qwen_vit(spec).table
+                    or any((_qwen_vit(spec).pre_norm, _qwen_vit(spec).post_norm, _qwen_vit(spec).patch_bias))
+                    or bool(_qwen_vit(spec).convolving or spec.deepstack)
+                )
+            ),
+            "projector makes tokens in another way": _other_average,
+        },
+        more_keys={
+            "projector.scale_factor": lambda spec, image: _qwen_vit(spec).merge,
+            # Pixels are brought from 0 to 1 into -1 to 1 by the type itself.
+            "image_mean": lambda spec, image: [0.0] * 3,
+            "image_std": lambda spec, image: [1.0] * 3,
+        },
+        markers=("<|image>", "<image|>"),
+    ),
     ProjectorType(
         names.GROUP_HALVED, "halved_vit", ("group", "norm", "linear", "act", "linear"),
         refusals={

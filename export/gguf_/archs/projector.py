@@ -14,7 +14,7 @@ from edgevlm.export.gguf_.archs.parts import Value
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Linear, Normalize
-from edgevlm.models.spec import Attention, Norm
+from edgevlm.models.spec import Attention, Block, Mlp, Norm
 from edgevlm.models.towers.vit import Vit
 from edgevlm.types import F32
 
@@ -38,6 +38,7 @@ class ProjectorType:
     ] = ()  # texts that llama.cpp looks up as single tokens; it inserts token -1 for a missing one
     line_break: str | None = None  # the tensor with the embedding of the token that it puts between rows
     padding: tuple[int, int, int] | None = None  # the colour around pictures that llama.cpp alone makes square
+    sandwich: bool = False  # layers with norms behind parts, of heads and of values, bounds and scores as they are
 
     def keys(self, spec: ModelSpec, image: ImageSpec) -> dict[str, Value]:
         made: dict[str, Value] = {
@@ -52,7 +53,11 @@ class ProjectorType:
 
     def refused(self, spec: ModelSpec) -> list[str]:
         """Why the type cannot compute a model's pictures; empty where it can."""
-        refusals: Refusals = {"vision tower has other layers than llama.cpp's": lambda spec: _other_layers(spec, self)}
+        refusals: Refusals = {
+            "vision tower has other layers than llama.cpp's": lambda spec: (
+                _other_sandwich(spec) if self.sandwich else _other_layers(spec, self)
+            )
+        }
         return [reason for reason, holds in {**refusals, **_REFUSALS, **self.refusals}.items() if holds(spec)]
 
 
@@ -97,6 +102,16 @@ def _other_layers(spec: ModelSpec, kind: ProjectorType) -> bool:
         or block.places != "pre"
         or a.heads * a.head_dim != spec.vision.hidden_size
     )
+
+
+def _other_sandwich(spec: ModelSpec) -> bool:
+    a, block = attention(spec), spec.vision.block
+    bare = Norm("rms", block.norm.eps, weight=False)
+    plain = Attention(
+        a.heads, a.heads, a.head_dim, rope="patches", qk_norm=block.norm, scale=1.0, v_norm=bare, clipped=a.clipped
+    )
+    mlp = Mlp(block.mlp.size, block.mlp.act, clipped=a.clipped)
+    return block != Block((plain,), mlp, Norm("rms", block.norm.eps), places="sandwich")
 
 
 _REFUSALS: Refusals = {

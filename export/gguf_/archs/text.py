@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.export.gguf_.archs import sharing
 from edgevlm.export.gguf_.archs.parallel import PARALLEL
 from edgevlm.export.gguf_.archs.parts import CHANGED, KINDS, Refusals, Value, attention, mlp, other_sections, rope
 from edgevlm.export.gguf_.archs.sides import BOTH_SIDES, WINDOWED, far, window
@@ -144,6 +145,7 @@ _SECTIONS: dict[str, Callable[[Decoder], Value]] = {"rope.dimension_sections": l
 
 _ARCHS = (
     TextArch("phi2", lambda d, a: d.block(0).places == "parallel", PARALLEL | _SQUARE, plain=False),
+    TextArch(names.SHARING, lambda d, a: d.per_layer > 0, sharing.REFUSALS, sharing.KEYS, plain=False),
     TextArch(
         names.SANDWICH,
         fits=lambda d, a: d.block(0).places == "sandwich" and d.windows <= {None},
