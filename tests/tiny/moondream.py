@@ -116,7 +116,7 @@ class Oracle:
 
     def __init__(self, weights: dict[str, torch.Tensor]) -> None:
         self.w = {name: value.double() for name, value in weights.items()}
-        self.model, self.generation_config = self, SimpleNamespace(eos_token_id=0)
+        self.model, self.config, self.generation_config = self, SimpleNamespace(), SimpleNamespace(eos_token_id=0)
 
     def get_image_features(self, pixel_values: torch.Tensor, tiling: torch.Tensor) -> Any:
         """Squares (1 + crops, 3, S, S), the whole picture first, to (tokens, D)."""
