@@ -26,7 +26,7 @@ def played(path: Path, template: str, tokens: Mapping[str, str], asked: Sequence
     as text, and one of the decoder alone, which does so with a user's, all of them. Raises EdgeVLMError where it is
     none, and later where it cannot format a conversation.
     """
-    forms = [
+    forms: list[list[Asked]] = [
         [(messages, generation, thinking) for messages, generation, thinking in asked],
         [(_flat(messages), generation, thinking) for messages, generation, thinking in asked],
         [(_flat(messages, image_token), generation, thinking) for messages, generation, thinking in asked],
