@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
@@ -12,7 +12,7 @@ from edgevlm.checkpoint.families.tensors import MappedWeights
 from edgevlm.checkpoint.upstream import upstream_files
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.calibrate.choose import component_size, other_size
-from edgevlm.export.coreml_.options import CoreMLOptions
+from edgevlm.export.coreml_.options import PROFILES, CoreMLOptions
 from edgevlm.export.quantize.recipe import COMPONENTS, component_of, fit, make_recipe
 from edgevlm.export.targets import TARGETS
 from edgevlm.inputs.spec import ImageSpec
@@ -27,12 +27,14 @@ KINDS = ("fp16", "int8", "int4")
 class Holding:
     """What one target makes of the model. refusal: why it cannot hold it; then there are no sizes.
 
-    no_pictures: why another engine encodes pictures, where it does. sizes: estimated bytes by quantization.
+    no_pictures: why another engine encodes pictures, where it does. sizes: estimated bytes by quantization, of those
+    that the target takes. profiles: the same of a target's other profiles.
     """
 
     refusal: str | None = None
     no_pictures: str | None = None
     sizes: dict[str, int] | None = None
+    profiles: dict[str, Holding] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,32 @@ def _parameters(checkpoint: Checkpoint, weights: MappedWeights) -> dict[str, int
 
 
 def _holding(target: str, checkpoint: Checkpoint, spec: ModelSpec, weights: MappedWeights) -> Holding:
+    found = _held(target, CoreMLOptions(), checkpoint, spec, weights)
+    if target != "coreml":
+        return found
+    unit = spec.vision.patch_size * getattr(spec.vision, "merge", 1)
+    others = [name for name in PROFILES if name != CoreMLOptions().profile]
+    fixed = {name: CoreMLOptions(name, image_side=max(1, 448 // unit) * unit) for name in others}
+    return replace(
+        found, profiles={name: _held(target, made, checkpoint, spec, weights) for name, made in fixed.items()}
+    )
+
+
+def _held(
+    target: str, coreml: CoreMLOptions, checkpoint: Checkpoint, spec: ModelSpec, weights: MappedWeights
+) -> Holding:
     try:
-        why = TARGETS[target].check_model(spec, checkpoint.processor / "tokenizer.json", CoreMLOptions())
+        why = TARGETS[target].check_model(spec, checkpoint.processor / "tokenizer.json", coreml)
     except EdgeVLMError as error:
         return Holding(str(error))
     shared = sum(path.stat().st_size for path in upstream_files(checkpoint.folder, checkpoint.processor))
     sizes = {}
     for kind in KINDS:
         recipe = fit(make_recipe(kind), weights)
+        try:
+            TARGETS[target].check(recipe, coreml)
+        except EdgeVLMError:
+            continue
         linear = sum(component_size(spec, weights, recipe, component, (target,)) for component in COMPONENTS)
         sizes[kind] = linear + other_size(spec, weights, recipe, shared)
     return Holding(None, why, sizes)

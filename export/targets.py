@@ -86,14 +86,13 @@ class Onnx:
         return None
 
     def write(self, job: Job) -> TargetEntry:
-        """Write the graphs and weights.json, and for a plain decoder onnxruntime-genai's configuration."""
+        """Write the graphs and weights.json, and where it is true onnxruntime-genai's configuration."""
         from edgevlm.export.onnx_.emit import write_onnx
-        from edgevlm.export.onnx_.genai import genai_config
+        from edgevlm.export.onnx_.genai import genai_config, runs_text
 
         entry, tensors = write_onnx(job.folder / self.name, job.spec, job.weights, job.recipe, job.quantized)
         write_json(job.folder / "weights.json", {"tensors": tensors})
-        decoder = job.spec.decoder
-        if decoder.is_plain and not decoder.replaces and not decoder.per_layer:
+        if runs_text(job.spec.decoder):
             write_json(job.folder / "genai_config.json", genai_config(job.spec, job.prompt, entry))
         return entry
 

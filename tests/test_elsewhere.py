@@ -99,10 +99,12 @@ def test_genai_answers_the_same_text(place: Path) -> None:
     assert run(place, sys.executable, "-c", code) == answer(place, TEXT)
 
 
-def test_genai_answers_the_same_text_of_another_family(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "options"), [("internvl", {}), ("linked", {"text": "qwen2", "tower": "siglip"})])
+def test_genai_answers_the_same_text_of_another_family(tmp_path: Path, family: str, options: dict[str, str]) -> None:
+    """One of them packs features of pictures, which text has none of."""
     import_onnxruntime()
     pytest.importorskip("onnxruntime_genai")
-    importlib.import_module("tiny.internvl").build(tmp_path / "checkpoint")
+    importlib.import_module(f"tiny.{family}").build(tmp_path / "checkpoint", **options)
     export_model(ExportOptions(str(tmp_path / "checkpoint"), tmp_path / "bundle", quantize="fp32", gate=False))
     (code,) = blocks("onnxruntime-genai", "python")
     code, count = re.subn(r"print\(stream.decode\((.*)\), end.*$", r"print(\1, end=' ')", code, flags=re.MULTILINE)

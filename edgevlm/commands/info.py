@@ -107,15 +107,20 @@ def _survey_text(found: Survey) -> str:
         ("parameters", f"{_count(total)}: " + ", ".join(f"{n} {_count(c)}" for n, c in found.parameters.items() if c)),
         ("stored", ", ".join(f"{size(count)} {kind}" for kind, count in found.stored.items())),
     ]
+    holdings = {}
+    for name, holding in found.targets.items():
+        holdings[name] = holding
+        holdings |= {f"{name} {profile}": other for profile, other in (holding.profiles or {}).items()}
+    kinds = ("fp16", "int8", "int4")
     rows = [
-        (name, *(size(holding.sizes[kind]) for kind in holding.sizes)) if holding.sizes else (name, "no", "no", "no")
-        for name, holding in found.targets.items()
+        (name, *(size(held.sizes[kind]) if held.sizes and kind in held.sizes else "no" for kind in kinds))
+        for name, held in holdings.items()
     ]
-    sizes = table(rows, head=("target", "fp16", "int8", "int4"))
+    sizes = table(rows, head=("target", *kinds))
     notes = [
-        f"  {name}: {holding.refusal or f'{holding.no_pictures}; the onnx target encodes them'}"
-        for name, holding in found.targets.items()
-        if holding.refusal or holding.no_pictures
+        f"  {name}: {held.refusal or f'{held.no_pictures}; the onnx target encodes them'}"
+        for name, held in holdings.items()
+        if held.refusal or held.no_pictures
     ]
     problems = [f"  {problem}" for problem in found.problems]
     return "\n".join([table(facts), "", "Estimated size, with the files that a device needs", sizes, *notes, *problems])

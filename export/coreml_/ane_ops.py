@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.export.coreml_.mil_ops import MilOps
+from edgevlm.export.coreml_.options import ANE_ROWS
 from edgevlm.export.coreml_.state_ops import mil_name
 from edgevlm.models.ops import X
 from edgevlm.models.spec import Attention
@@ -125,6 +126,25 @@ class AneOps(MilOps):
         read = self.mb.slice_by_index(x=held, begin=[layer, 0, 0, 0], end=[layer + 1, *held.shape[1:]])
         self._grown[state] = read
         return read
+
+    def _write(self, state: str, rows: X) -> tuple[X, X]:
+        """In parts of as many rows as the Neural Engine writes at once."""
+        parts = range(0, rows.shape[2], ANE_ROWS)
+        if len(parts) == 1:
+            return super()._write(state, rows)
+        for start in parts:
+            stop = min(start + ANE_ROWS, rows.shape[2])
+            part = self.mb.slice_by_index(
+                x=rows, begin=[0, 0, start, 0], end=[0, 0, stop, 0], end_mask=[True, True, False, True]
+            )
+            written = self._write_to(state, part, self._place(start), self._place(stop))
+        return written
+
+    def _place(self, row: int) -> X:
+        """The position of that row of the call, (1,)."""
+        if (key := f"position_{row}") not in self._shared:
+            self._shared[key] = self.mb.add(x=self.inputs["position"], y=np.array([row], np.int32), name=key)
+        return self._shared[key]
 
     def _end(self) -> X:
         rows = self.inputs["embeddings"].shape[1]

@@ -90,13 +90,13 @@ def decoder_functions(
     profile: str,
     contexts: tuple[int, ...],
     prompt_rows: int,
+    together: int | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The decoder's functions by name, and their context and rows, inputs, states and outputs for the manifest."""
-    if profile == "ane" and d.mask != "causal":
-        raise EdgeVLMError(
-            f"The CoreML profile 'ane' reads a prompt in parts of {prompt_rows} positions, and this decoder's mask "
-            f"('{d.mask}') lets positions see later ones: use the profile 'gpu'."
-        )
+    """The decoder's functions by name, and their context and rows, inputs, states and outputs for the manifest.
+
+    prompt_rows: of a call of a prompt where lengths are fixed. together: how many positions may see later ones among
+    themselves, and so have to be read by one call; None: as many as there are.
+    """
     flexible = profile == "gpu"
     tensors = {"embeddings": Tensor("float16", (1, "rows", d.embed_width))}
     tensors |= {name: package_tensor(name, tensor) for name, tensor in decoder_tensors(d).items()}
@@ -106,6 +106,9 @@ def decoder_functions(
     for context in contexts:
         cache = pack(component.states, context, not flexible, mask)
         calls = {"main": context} if flexible else {f"prefill_{prompt_rows}": prompt_rows, "decode": 1}
+        if not flexible and d.mask != "causal":
+            whole = min(context, -(-(together or context) // prompt_rows) * prompt_rows)
+            calls[f"prefill_{whole}"] = whole
         for call, rows in calls.items():
             name = call if flexible else f"{call}_ctx{context}"
             given = tensors | (select if not flexible and rows > 1 else {})

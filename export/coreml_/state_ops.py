@@ -72,6 +72,12 @@ class StateOps(Ops):
 
     def _write(self, state: str, rows: X) -> tuple[X, X]:
         """The packed state with `rows` at `position` of its layer, and the corner after the last written element."""
+        if "end" not in self._shared:
+            self._shared["end"] = self._end()
+        return self._write_to(state, rows, self.inputs["position"], self._shared["end"])
+
+    def _write_to(self, state: str, rows: X, first: X, last: X) -> tuple[X, X]:
+        """... at the positions from `first` to `last`."""
         assert self.cache is not None, "a decoder needs a cache"
         mb, (packed, layer) = self.mb, self.cache.places[state]
         _, kv, _, size = self.cache.packed[packed]
@@ -80,10 +86,7 @@ class StateOps(Ops):
             one = [np.array([n], np.int32) for n in (row, head, column)]
             return mb.concat(values=[one[0], one[1], position, one[2]], axis=0)
 
-        begin = corner(layer, 0, self.inputs["position"], 0)
-        if "end" not in self._shared:
-            self._shared["end"] = self._end()
-        end = corner(layer + 1, kv, self._shared["end"], size)
+        begin, end = corner(layer, 0, first, 0), corner(layer + 1, kv, last, size)
         old = mb.read_state(input=self.inputs[packed])
         new = mb.slice_update(x=old, update=rows, begin=begin, end=end)
         return mb.coreml_update_state(state=self.inputs[packed], value=new), end

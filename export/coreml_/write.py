@@ -18,6 +18,7 @@ from edgevlm.io.records import from_dict
 from edgevlm.models.components import Component, components
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
+from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.coreml.inputs import MASK_VALUE
 
 
@@ -85,7 +86,10 @@ def _functions(
         function, entry = vision_function(mil, store, component, spec.vision, options.profile, options.image_side)
         return {"main": function}, entry
     contexts = options.lengths(spec.decoder.context_length)
-    functions, entry = decoder_functions(mil, store, component, spec.decoder, options.profile, contexts, ANE_ROWS)
+    together = spec.image_tokens if spec.decoder.mask == "image" and isinstance(spec.vision, Vit) else None
+    functions, entry = decoder_functions(
+        mil, store, component, spec.decoder, options.profile, contexts, ANE_ROWS, together
+    )
     rope = "cos rows are [cos, cos], sin rows are [-sin, sin]"
     return functions, {**entry, "mask_value": MASK_VALUE, "rope": rope}
 

@@ -1,7 +1,8 @@
 """genai_config.json: lets onnxruntime-genai run the bundle's text side, as a pipeline of embedding and decoder.
 
-onnxruntime-genai has no image pipeline for most families (its list of vision models is fixed in its library), so
-a bundle's pictures need edgevlm's own runtime. Format: the configuration reference of onnxruntime-genai.
+onnxruntime-genai has no image pipeline for these graphs (its list of vision models is fixed in its library), so a
+bundle's pictures need edgevlm's own runtime, whether features are packed or not.
+Format: the configuration reference of onnxruntime-genai.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ from typing import Any
 from edgevlm.bundle.targets import OnnxTarget
 from edgevlm.inputs.spec import PromptSpec
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Attention
+from edgevlm.models.spec import Attention, Decoder
+
+
+def runs_text(d: Decoder) -> bool:
+    """Whether genai's loop feeds the decoder all that it takes: a length, and rows as wide as the embeddings."""
+    return d.is_plain and not (d.replaces or d.per_layer or d.deepstack)
 
 
 def genai_config(spec: ModelSpec, prompt: PromptSpec, target: OnnxTarget) -> dict[str, Any]:
     """The configuration for the folder that holds tokenizer.json and, below it, the graphs' files."""
     text = spec.decoder
     (attention,) = text.blocks[0].mixers
-    assert isinstance(attention, Attention) and text.is_plain
+    assert isinstance(attention, Attention) and runs_text(text)
 
     def stage(graph: str) -> dict[str, Any]:
         entry = target.graphs[graph]

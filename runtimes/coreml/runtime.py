@@ -146,9 +146,9 @@ class CoreMLDecoder:
         return self.forward(self.embed(np.array([token], np.int64)))
 
     def rows_per_call(self, wanted: int) -> int:
-        """Prompt rows that one call takes without padding: `wanted` where lengths are flexible, within bounds."""
+        """Prompt rows that each of two calls takes without padding: `wanted` where lengths are flexible, in bounds."""
         if not self._flexible:
-            return max(info.rows for info in self._functions.values())
+            return max(info.rows for info in self._functions.values() if 2 * info.rows <= self.context)
         return max(1, min(wanted, most_rows(self._spec) or PROMPT_ROWS))
 
     def _rows(self, left: int) -> int:
@@ -156,18 +156,26 @@ class CoreMLDecoder:
 
         A fixed prompt function is padded, where the cache has room for it. A state that is overwritten has none.
         """
-        start, longest = self._position, self.rows_per_call(left)
+        start, mask = self._position, self._spec.mask
         if self._flexible:
-            return next_part(self._layout, self._spec.mask, start, start + left, longest) - start
+            return next_part(self._layout, mask, start, start + left, self.rows_per_call(left)) - start
+        sizes = [info.rows for info in self._functions.values() if start + info.rows <= self.context]
         if self._spec.replaces:
-            return longest if left >= longest else 1
-        return min(left, longest) if left > 1 and self._position + longest <= self.context else 1
+            return max(sizes) if left >= max(sizes) else 1
+        wanted = next_part(self._layout, mask, start, start + left, max(sizes)) - start
+        if wanted > max(sizes):
+            raise EdgeVLMError(
+                f"{wanted} positions see each other and are read by one call, for which the {self.context} positions "
+                f"of this package have no room behind {start}: use a longer context, or the profile 'gpu'."
+            )
+        return wanted
 
     def _call(self, rows: F32) -> F32:
         new, past = len(rows), self._position
         name, size, end = "main", new, past + new
         if not self._flexible:
-            fitting = {name: info.rows for name, info in self._functions.items() if info.rows >= new}
+            room = range(new, self.context - past + 1)
+            fitting = {name: info.rows for name, info in self._functions.items() if info.rows in room}
             name = min(fitting, key=lambda name: fitting[name])
             size, end = fitting[name], self.context
         feeds = decoder_inputs(self._spec, self._layout, past, size)

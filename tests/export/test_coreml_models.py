@@ -250,14 +250,39 @@ def test_a_side_that_no_view_has_is_refused(tmp_path: Path) -> None:
         Exported(tmp_path, qwen(), CoreMLOptions("ane", (64,), image_side=50))
 
 
-def test_a_prefix_mask_needs_flexible_lengths(tmp_path: Path) -> None:
-    """Positions that see later ones: `gpu` reads the prompt whole, `ane` refuses."""
-    spec, layout = clip(replace(PLAIN, mask="image")), Layout(20, (Span(4, (3, 3)),))
-    model = Exported(tmp_path / "gpu", spec, PROFILES["gpu"])
-    embeds = np.random.default_rng(5).normal(0, 1, (20, WIDTH)).astype(np.float32)
-    assert cosine(model.decoder().forward(embeds, layout), model.logits(embeds, layout)[-1]) >= 0.99999
-    with pytest.raises(EdgeVLMError, match="use the profile 'gpu'"):
-        Exported(tmp_path / "ane", spec, PROFILES["ane"])
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("mask", ["image", "prompt"])
+def test_positions_that_see_later_ones(tmp_path: Path, mask: str, profile: str) -> None:
+    """A picture, or a prompt, is read by one call; a fixed one writes 32 rows of it at a time."""
+    layout = Layout(90, (Span(40, (6, 6)),))
+    model = Exported(tmp_path, _of_36_tokens(replace(gemma(), mask=mask)), CoreMLOptions(profile, (128,)))
+    embeds = np.random.default_rng(5).normal(0, 1, (94, WIDTH)).astype(np.float32)
+    wanted, decoder = model.logits(embeds, layout, keep=94), model.decoder()
+    assert cosine(decoder.forward(embeds[:90], layout), wanted[89]) >= 0.99999
+    for i in range(90, 94):
+        assert cosine(decoder.forward(embeds[i : i + 1]), wanted[i]) >= 0.99999
+    assert cosine(wanted[89], model.logits(embeds[:90], Layout(0))[-1]) < 0.999
+    if profile == "ane":
+        whole = {"image": 64, "prompt": 128}[mask]
+        assert [each.rows for each in model.entry.decoder.functions.values()] == [32, 1, whole]
+        assert not [found for found in lint_package(_decoder_package(model)).findings if found.rule == "update-rows"]
+
+
+def _of_36_tokens(decoder: Decoder) -> ModelSpec:
+    spec = clip(decoder)
+    assert isinstance(spec.vision, Vit)
+    return replace(spec, vision=replace(spec.vision, image_size=48))
+
+
+def _decoder_package(model: Exported) -> Path:
+    return model.bundle.folder / "coreml" / "Decoder.mlpackage"
+
+
+def test_a_picture_without_room_behind_the_prompt_is_refused(tmp_path: Path) -> None:
+    model = Exported(tmp_path, _of_36_tokens(replace(PLAIN, mask="image")), CoreMLOptions("ane", (96,)))
+    embeds = np.random.default_rng(5).normal(0, 1, (90, WIDTH)).astype(np.float32)
+    with pytest.raises(EdgeVLMError, match=r"36 positions see each other .* no room behind 50: use a longer context"):
+        model.decoder().forward(embeds, Layout(90, (Span(50, (6, 6)),)))
 
 
 @pytest.mark.parametrize("mask", ["image", "prompt"])

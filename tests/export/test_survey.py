@@ -18,6 +18,7 @@ from edgevlm.bundle.manifest import open_bundle
 from edgevlm.checkpoint.opening import open_headers
 from edgevlm.checkpoint.upstream import UPSTREAM
 from edgevlm.errors import EdgeVLMError
+from edgevlm.export.coreml_.ane_ops import AneOps
 from edgevlm.export.coreml_.mil_ops import MilOps
 from edgevlm.export.onnx_.ops import OnnxOps
 from edgevlm.export.pipeline import ExportOptions, export_model
@@ -86,11 +87,22 @@ def test_a_tokenizer_that_one_target_lacks(tiny_checkpoint: Path, tmp_path: Path
 def test_an_operation_that_one_target_lacks(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, ops: Any
 ) -> None:
-    monkeypatch.delattr(ops, "pixel_shuffle")
+    monkeypatch.delattr(next(kind for kind in ops.__mro__ if "pixel_shuffle" in vars(kind)), "pixel_shuffle")
     found = surveyed(tiny_checkpoint)
     assert "has no operation 'pixel_shuffle'" in str(found.targets[target].refusal)
     assert found.targets[target].refusal == refusal(tiny_checkpoint, tmp_path / "out", target)
     assert sum(holding.refusal is None for holding in found.targets.values()) == 2
+
+
+def test_each_profile_of_coreml_is_asked(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Neural Engine's takes no int4; an operation that it alone lacks is its own refusal."""
+    found = surveyed(tiny_checkpoint).targets["coreml"]
+    assert found.profiles is not None and found.profiles.keys() == {"ane"}
+    assert found.profiles["ane"].sizes is not None and found.profiles["ane"].sizes.keys() == {"fp16", "int8"}
+    monkeypatch.setattr(AneOps, "heads", lambda ops, *given: ops._lacks("heads"))
+    found = surveyed(tiny_checkpoint).targets["coreml"]
+    assert found.refusal is None and found.profiles is not None
+    assert "CoreML profile 'ane' has no operation 'heads'" in str(found.profiles["ane"].refusal)
 
 
 def test_pictures_that_another_engine_encodes(tmp_path: Path) -> None:

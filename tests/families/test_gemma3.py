@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,19 @@ from tiny import gemma3
 from tiny.common import picture
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import SIZES, Checkpoint, QuantizedFamilyTests, Variant, check_tokens
+from harness import PICTURES, QUESTION, SIZES, Checkpoint, QuantizedFamilyTests, Variant, check_tokens
 
+from edgevlm.bundle.manifest import open_bundle
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
 from edgevlm.errors import EdgeVLMError
+from edgevlm.export.coreml_ import CoreMLOptions
+from edgevlm.export.pipeline import ExportOptions, export_model
+from edgevlm.generate.loop import Pipeline
+from edgevlm.generate.sampling import GenerateOptions
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ViewTokens
+from edgevlm.runtimes import open_runtime
 from edgevlm.types import F32
 
 
@@ -57,6 +64,20 @@ def test_another_scale_and_weights_in_bfloat16(other: Checkpoint) -> None:
     if other.variant.name == "scale":
         with pytest.raises(EdgeVLMError, match="scales scores in another way"):
             other.bundle("fp32", "gguf")
+
+
+@pytest.mark.heavy
+def test_fixed_lengths_read_a_picture_by_one_call(tmp_path: Path) -> None:
+    """CoreML's profile for the Neural Engine, on the evaluator."""
+    made = Checkpoint(VARIANTS["hub"], tmp_path)
+    options = ExportOptions(
+        str(made.folder), tmp_path / "out", ("onnx", "coreml"), "fp16", coreml=CoreMLOptions("ane", (256,))
+    )
+    bundle = open_bundle(export_model(options).folder)
+    with closing(open_runtime(bundle, "coreml")) as runtime:
+        asked = GenerateOptions(max_tokens=32, ignore_stop=True)
+        ours = Pipeline(bundle, runtime).answer(PICTURES["several"], QUESTION, asked).ids
+    assert list(ours) == made.answer("several").tokens[:32]
 
 
 def test_a_conversation_is_written_as_the_template_does(tmp_path: Path) -> None:
