@@ -14,12 +14,25 @@ from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
 from edgevlm.models.decoder import decoder
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.projector import Act, Average, Gated, Group, Linear, Normalize, Pool, Positions, Shuffle, Take
+from edgevlm.models.projector import (
+    Act,
+    Average,
+    Gated,
+    Group,
+    Linear,
+    Normalize,
+    Pool,
+    Positions,
+    Resample,
+    Shuffle,
+    Take,
+)
 from edgevlm.models.record import weight_tree
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.states import States
 from edgevlm.models.towers.conv_vit import ConvVit
 from edgevlm.models.towers.halved_vit import HalvedVit
+from edgevlm.models.towers.placed_vit import PlacedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.sheet_vit import SheetVit
 from edgevlm.models.towers.vit import Vit
@@ -125,6 +138,14 @@ def halved() -> ModelSpec:
     tower = HalvedVit(4, 2, None, 64, 3, (), block, patch_bias=True, table=5, resample="nearest", halved=1)
     steps = Group(2, 64), Normalize(LAYER), Linear("linear_1", 256), Act("gelu"), Linear("linear_2", WIDTH)
     return ModelSpec("m", "minicpmv4_6", tower, steps, PLAIN, 1)
+
+
+def asked() -> ModelSpec:
+    """MiniCPM-V 2.6's: two learned queries look at a tower of any grid."""
+    block = Block((Attention(4, 4, 16, bias=True, out_bias=True),), Mlp(96, "gelu_tanh", gated=False, bias=True), LAYER)
+    tower = PlacedVit(4, 1, None, 64, 3, (), block, patch_bias=True, table=5, resample="bucketed", places=WIDTH)
+    steps = Linear("linear_1", WIDTH, bias=False), Resample(2, 2, WIDTH, LAYER), Linear("linear_2", WIDTH, bias=False)
+    return ModelSpec("m", "minicpmv", tower, steps, PLAIN, 1)
 
 
 def deep() -> ModelSpec:

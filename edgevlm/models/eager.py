@@ -95,6 +95,16 @@ class EagerOps(Ops):
         resampled: F32 = self.inputs[shares] @ self._weight(name)
         return x + resampled
 
+    def add_input(self, x: F32, name: str) -> F32:
+        found: F32 = x + self.inputs[name]
+        return found
+
+    def ask(self, k: F32, v: F32, name: str, count: int, a: Attention, mask: str) -> F32:
+        """A mask (V, 1, 1, S) of several views gives the queries of each, one view behind the other."""
+        q, k, v = (self.heads(part, a.heads, a.head_dim) for part in (self._weight(name)[None], k, v))
+        asked = [attend(q[0], k[0], v[0], a, seen) for seen in self.inputs[mask]]
+        return np.concatenate([self.merge(each) for each in asked])[None]
+
     def prepend(self, x: F32, name: str, width: int) -> F32:
         first = np.broadcast_to(self._weight(name), (len(x), 1, width))
         return np.concatenate([first, x], axis=1)

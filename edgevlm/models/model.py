@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgevlm.models.ops import Ops, X
-from edgevlm.models.projector import Grid, Step, projector
+from edgevlm.models.projector import Grid, Resample, Step, projector
 from edgevlm.models.spec import Decoder
 from edgevlm.models.tensor import Tensor
 from edgevlm.models.towers.conv_vit import ConvVit
 from edgevlm.models.towers.halved_vit import HalvedVit
+from edgevlm.models.towers.placed_vit import PlacedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.sheet_vit import SheetVit
 from edgevlm.models.towers.vit import Vit
 
-Tower = Vit | ConvVit | QwenVit | HalvedVit | SheetVit
+Tower = Vit | ConvVit | QwenVit | HalvedVit | SheetVit | PlacedVit
 
 
 @dataclass(frozen=True)
@@ -66,5 +67,7 @@ def feature_shape(spec: ModelSpec) -> Tensor:
     width = spec.decoder.feature_width
     if isinstance(spec.vision, Vit):
         return Tensor("float32", ("tiles", spec.image_tokens, width))
-    tokens = spec.vision.unit**2 if isinstance(spec.vision, SheetVit) else "tokens"
+    counts = [step.count for step in spec.projector if isinstance(step, Resample)]
+    counts += [spec.vision.unit**2] if isinstance(spec.vision, SheetVit) else []
+    tokens = counts[0] if counts else "tokens"
     return Tensor("float32", (1, tokens, width))

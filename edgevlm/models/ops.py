@@ -90,6 +90,14 @@ class Ops:
         """Add to each position of (1, S, D) its shares, the input `shares` (S, rows), of the table `name` (rows, D)."""
         self._lacks("add_shares")
 
+    def add_input(self, x: X, name: str) -> X:
+        """Add the input `name` (1, S, D) to (1, S, D)."""
+        self._lacks("add_input")
+
+    def ask(self, k: X, v: X, name: str, count: int, a: Attention, mask: str) -> X:
+        """The queries `name` (count, D), a weight, attend to keys and values (1, S, D): (1, count, D)."""
+        self._lacks("ask")
+
     def prepend(self, x: X, name: str, width: int) -> X:
         """(B, S, D) to (B, 1 + S, D): the weight `name` (D,) as a first position, a class token."""
         self._lacks("prepend")

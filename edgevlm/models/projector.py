@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgevlm.models.ops import Ops, X
-from edgevlm.models.spec import Mlp, Norm
+from edgevlm.models.spec import Attention, Mlp, Norm
 
 Grid = tuple[int, int]  # rows, columns
 
@@ -143,6 +143,28 @@ class Take(_SameGrid):
 
 
 @dataclass(frozen=True)
+class Resample:
+    """Learned queries attend to patch states, whose keys have the tower's input "places" (arXiv 2308.12966)."""
+
+    count: int  # of queries: a view's tokens, whatever its size
+    heads: int
+    width: int
+    norm: Norm  # of states, and of what the queries found
+    kind: str = "resample"
+
+    def walk(self, ops: Ops, x: X, grid: Grid, w: str) -> X:
+        x = ops.norm(x, f"{w}.norm", self.norm)
+        (k,) = ops.linear(ops.add_input(x, "places"), (f"{w}.k", self.width), bias=True)
+        (v,) = ops.linear(x, (f"{w}.v", self.width), bias=True)
+        attention = Attention(self.heads, self.heads, self.width // self.heads)
+        x = ops.ask(k, v, f"{w}.queries", self.count, attention, "view_mask")
+        return ops.norm(ops.linear(x, (f"{w}.o", self.width), bias=True)[0], f"{w}.norm_after", self.norm)
+
+    def grid(self, grid: Grid) -> Grid:
+        return 1, self.count
+
+
+@dataclass(frozen=True)
 class Queries:
     """Learned queries that attend to patch states (Q-Former or resampler): trained here, not exported."""
 
@@ -157,7 +179,7 @@ class Queries:
         return 1, self.count
 
 
-Step = Linear | Act | Gated | Normalize | Positions | Shuffle | Pool | Group | Average | Take | Queries
+Step = Linear | Act | Gated | Normalize | Positions | Shuffle | Pool | Group | Average | Take | Resample | Queries
 
 
 def projector(ops: Ops, x: X, steps: tuple[Step, ...], grid: Grid, w: str = "projector") -> X:

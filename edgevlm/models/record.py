@@ -94,6 +94,13 @@ class Record(Ops):
         self._add(f"{name}.weight", "kernel", width, kernel**2)
         return x
 
+    def add_input(self, x: Shape, name: str) -> Shape:
+        return x
+
+    def ask(self, k: Shape, v: Shape, name: str, count: int, a: Attention, mask: str) -> Shape:
+        self._add(name, "positions", count, k[-1])
+        return (1, count, k[-1])
+
     def mean(self, x: Shape) -> Shape:
         return (x[0], 1, x[-1])
 

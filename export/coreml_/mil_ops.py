@@ -151,6 +151,14 @@ class MilOps(PlaceOps):
     def embed(self, ids: X, name: str, rows: int, width: int) -> NoReturn:
         raise EdgeVLMError("CoreML programs take embeddings, not ids: the table is a file of its own.")
 
+    def add_input(self, x: X, name: str) -> X:
+        return self.mb.add(x=x, y=self.load(self.inputs[name]))
+
+    def ask(self, k: X, v: X, name: str, count: int, a: Attention, mask: str) -> X:
+        rows = self.store.vector(name).reshape(count, a.heads, a.head_dim).swapaxes(0, 1)[None]
+        k, v = (self.heads(part, a.kv_heads, a.head_dim) for part in (k, v))
+        return self.merge(self.attend(self._const(np.ascontiguousarray(rows), mil_name(name)), k, v, a, mask))
+
     def beside(self, parts: list[X]) -> X:
         return self.mb.concat(values=parts, axis=self.channel_axis)
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from edgevlm.export.onnx_.products import Value
 from edgevlm.export.onnx_.recurrent import RecurrentOps
+from edgevlm.models.spec import Attention
 
 
 class TowerOps(RecurrentOps):
@@ -65,6 +66,16 @@ class TowerOps(RecurrentOps):
     def add_shares(self, x: Value, name: str, rows: int, width: int, shares: str) -> str:
         g = self.graph
         return g.node("Add", self.value(x), g.node("MatMul", shares, self.placement.plain(g, name)))
+
+    def add_input(self, x: Value, name: str) -> str:
+        return self.graph.node("Add", self.value(x), name)
+
+    def ask(self, k: Value, v: Value, name: str, count: int, a: Attention, mask: str) -> str:
+        g = self.graph
+        q = g.node("Unsqueeze", self.placement.plain(g, name), g.constant([0]))
+        seen = g.node("Expand", mask, g.constant([1, 1, count, 1]))
+        k, v = self.value(k), self.value(v)
+        return g.node("Attention", q, k, v, seen, q_num_heads=a.heads, kv_num_heads=a.kv_heads)
 
     def prepend(self, x: Value, name: str, width: int) -> str:
         g, x = self.graph, self.value(x)

@@ -264,6 +264,7 @@ BROKEN_ROWS, WHOLE_ROWS = "pixtral", "lightonocr"  # staggered RoPE; a break bet
 GROUP_TURNED = "paddleocr"  # with a table that is resampled smoothly, and RoPE
 GROUP_WHOLE, GROUP_DEEP = "qwen2vl_merger", "qwen3vl_merger"  # without windows; with a table of positions, too
 POOLED, AVERAGED = "gemma3", "gemma4v"
+RESAMPLED = "resampler"  # by learned queries
 GROUP_HALVED = "minicpmv4_6"  # of a tower that joins neighbours on the way
 SQUARES = (TWO_LINEAR, TWO_LINEAR_GREY, POOLED)  # for which mtmd pads every picture to a square
 GROUP_GATED = "glm4v"  # with a gated MLP

@@ -31,6 +31,7 @@ from tiny import (
     lfm3_vl,
     linked,
     llava15,
+    minicpmv,
     minicpmv4_6,
     mistral3,
     moondream,
@@ -441,8 +442,17 @@ def test_dots_ocr(tmp_path: Path) -> None:
     assert_merged(open_model(str(tmp_path / "model"), adapter=tmp_path / "adapter"), base, expected)
 
 
+def test_minicpmv(tmp_path: Path) -> None:
+    minicpmv.build(tmp_path / "model")
+    base = open_checkpoint(str(tmp_path / "model"))
+    options = {"target_modules": ["q_proj", "fc1", "down_proj", "kv_proj", "out_proj", "lm_head"], **KINDS["DoRA"]}
+    expected = adapt(plain(base), tmp_path / "adapter", **options)
+    assert_merged(open_model(str(tmp_path / "model"), adapter=tmp_path / "adapter"), base, expected)
+
+
 ALL = {f"{name} {layout}": (case.build, {"layout": layout}) for name, case in CASES.items() for layout in case.layouts}
 ALL |= {
+    "minicpmv": (minicpmv.build, {}),
     "nanovlm": (nanovlm.build, {}),
     "dots_ocr": (dots_ocr.build, {}),
     "internvl remote": (internvl.build, {"layout": "remote"}),

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_models import (
     MROPE,
     PLAIN,
+    asked,
     averaged,
     clip,
     convolved,
@@ -33,7 +34,8 @@ from small_models import (
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
-from edgevlm.models.check import BOUNDS, check_model
+from edgevlm.models.bounds import BOUNDS
+from edgevlm.models.check import check_model
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Queries
 from edgevlm.models.spec import Attention, Decoder, DeltaRule, Norm, RopeScaling, ShortConv
@@ -49,7 +51,7 @@ def scaled() -> ModelSpec:
 
 
 MODELS = [
-    clip(), convolved(), intern(), pooled(), levels(), sheet(), qwen(), deep(), halved(), gated(),
+    clip(), convolved(), intern(), pooled(), levels(), sheet(), qwen(), deep(), halved(), asked(), gated(),
     clip(gemma()), clip(MROPE), scaled(), averaged(),
 ]  # fmt: skip
 

@@ -59,6 +59,45 @@ class Halves:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Map `number` of three that torch's MultiheadAttention keeps in one tensor."""
+
+    prefix: str  # of the attention
+    number: int
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {f"{self.prefix}in_proj_{part}": (3 * shape[0], *shape[1:])}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        rows = slice(self.number * shape[0], (self.number + 1) * shape[0])
+        return np.ascontiguousarray(read(f"{self.prefix}in_proj_{part}")[rows])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Learned queries, behind their norm and the map to an attention's queries: all of it is constant."""
+
+    queries: str
+    norm: str
+    attention: str  # prefix of a torch MultiheadAttention
+    eps: float = 1e-6
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        (width,) = shape[1:]
+        norm = {f"{self.norm}.{each}": (width,) for each in ("weight", "bias")}
+        maps = {f"{self.attention}in_proj_weight": (3 * width, width), f"{self.attention}in_proj_bias": (3 * width,)}
+        return {self.queries: shape} | norm | maps
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        x, width = read(self.queries).astype(np.float64), shape[1]
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + self.eps)
+        x = x * read(f"{self.norm}.weight") + read(f"{self.norm}.bias")
+        weight, bias = (read(f"{self.attention}in_proj_{each}")[:width] for each in ("weight", "bias"))
+        return np.asarray(x @ weight.T + bias, np.float32)
+
+
+@dataclass(frozen=True)
 class MinusExp:
     """A negative number that is stored as the logarithm of its size."""
 

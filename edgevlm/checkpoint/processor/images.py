@@ -12,7 +12,7 @@ from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
-from edgevlm.models.projector import Pool, Queries, Shuffle
+from edgevlm.models.projector import Pool, Queries, Resample, Shuffle
 from edgevlm.models.towers.qwen_vit import QwenVit
 
 RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
@@ -43,7 +43,9 @@ def make_spec(
     tokens: int | None = None,
 ) -> ImageSpec:
     """The same, from values that no file has. tokens: of a view of any size; None: by its pixels."""
-    queries = [step.count for step in model.projector if isinstance(step, Queries)] or ([tokens] if tokens else [])
+    queries = [step.count for step in model.projector if isinstance(step, Queries | Resample)] or (
+        [tokens] if tokens else []
+    )
     return ImageSpec(
         version=IMAGE_SPEC_VERSION,
         rule=rule,

@@ -79,7 +79,7 @@ class QwenVit:
         if self.table and self.resample in tables.DENSE:
             found["table_shares"] = Tensor("float32", ("patches", self.table**2))
         elif self.table:
-            several = {"nearest": 1, "none": 2}.get(self.resample, 4)
+            several = {"nearest": 1, "bucketed": 1, "none": 2}.get(self.resample, 4)
             found["table_rows"] = Tensor("int64", ("patches", several))
             found["table_shares"] = Tensor("float32", ("patches", several))
         if self.window:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgevlm.types import F32, I64
 
-KINDS = ("corners", "centers", "smooth", "cubic", "nearest", "none")
+KINDS = ("corners", "centers", "smooth", "cubic", "nearest", "bucketed", "none")
 DENSE = ("smooth", "cubic")  # told as shares of every row of the table
 _HALF, _SHARPNESS = np.float32(0.5), np.float32(-0.75)  # of torch's cubic (Keys 1981)
 Axis = tuple[I64, int]  # the place of each patch along one axis, and how many there are
@@ -21,7 +21,8 @@ def resampled(kind: str, side: int, down: Axis, across: Axis) -> dict[str, npt.N
 
     kind: "corners" is bilinear, the outermost patches on the outermost rows. Others keep centers in proportion:
     "centers" is bilinear, "smooth" a triangle filter that widens where the grid is smaller than the table, "cubic"
-    torch's bicubic. "nearest" is one row; "none" one of a table of columns and one of rows. In float32.
+    torch's bicubic. "nearest" is one row, and so is "bucketed", by fractions that are rounded otherwise; "none" one of
+    a table of columns and one of rows. In float32.
     """
     if kind in DENSE:
         shares = [(triangle if kind == "smooth" else cubic)(side, *axis) for axis in (down, across)]
@@ -35,8 +36,9 @@ def mixture(side: int, resample: str, row: I64, rows: int, col: I64, cols: int) 
 
     side: of the table. row, col: of each patch, in a grid of `rows` x `cols`. In float32.
     """
-    if resample == "nearest":
-        flat = nearest(side, row, rows) * side + nearest(side, col, cols)
+    if resample in ("nearest", "bucketed"):
+        line = nearest if resample == "nearest" else bucketed
+        flat = line(side, row, rows) * side + line(side, col, cols)
         return flat[:, None], np.ones((len(flat), 1), np.float32)
     if resample == "none":
         return np.stack([col, side + row], axis=1), np.ones((len(row), 2), np.float32)
@@ -82,6 +84,11 @@ def cubic(side: int, place: I64, count: int) -> F32:
 def nearest(side: int, place: I64, count: int) -> I64:
     """The line of the table (P,) in whose bucket the fraction place / count lies: get_vision_nearest_position_ids."""
     return buckets(side, place.astype(np.float32) / np.float32(count))
+
+
+def bucketed(side: int, place: I64, count: int) -> I64:
+    """The same of fractions that torch.arange counts up in steps of 1 / count."""
+    return buckets(side, _torch_arange(0, 1 - 1e-6, 1 / count)[place])
 
 
 def buckets(side: int, fractions: F32) -> I64:

@@ -128,6 +128,11 @@ def _other_average(spec: ModelSpec) -> bool:
     return spec.projector != (Average(vision.merge, width), Normalize(norm), maps)
 
 
+_OWN_SHAPES: Refusals = {
+    "views have shapes of their own, and llama.cpp's type stretches one to a square or scales it to an area": (
+        lambda spec: True
+    )
+}
 GRIDS = (
     ProjectorType(
         names.AVERAGED, "qwen_vit", ("average", "norm", "linear"), gated=True, turned=True, sandwich=True,
@@ -155,12 +160,11 @@ GRIDS = (
         markers=("<|image>", "<image|>"),
     ),
     ProjectorType(
-        names.GROUP_HALVED, "halved_vit", ("group", "norm", "linear", "act", "linear"),
-        refusals={
-            "views have shapes of their own, and llama.cpp's type stretches one to a square or scales it to an area": (
-                lambda spec: True
-            ),
-        },
+        names.GROUP_HALVED, "halved_vit", ("group", "norm", "linear", "act", "linear"), refusals=_OWN_SHAPES
+    ),
+    *(
+        ProjectorType(names.RESAMPLED, "placed_vit", (*before, "resample", "linear"), refusals=_OWN_SHAPES)
+        for before in ((), ("linear",))
     ),
     *(
         ProjectorType(
