@@ -372,7 +372,8 @@ def test_adapters_of_older_classes(family: str, tmp_path: Path) -> None:
 def plain(checkpoint: Checkpoint) -> torch.nn.Module:
     """A module with the names and tensors of a checkpoint: what peft wraps of a family without a transformers class."""
     root = torch.nn.Module()
-    for name in sorted(checkpoint.names(), reverse=True):  # weights, which tell a layer's kind, before biases
+    names = (name for name in checkpoint.names() if not name.endswith("num_batches_tracked"))
+    for name in sorted(names, reverse=True):  # weights, which tell a layer's kind, before biases
         put(root, name, torch.from_numpy(checkpoint.read(name)))
     return root
 
@@ -450,6 +451,14 @@ def test_minicpmv(tmp_path: Path) -> None:
     assert_merged(open_model(str(tmp_path / "model"), adapter=tmp_path / "adapter"), base, expected)
 
 
+def test_fastvlm_as_its_authors_publish_it(tmp_path: Path) -> None:
+    fast_vlm.build(tmp_path / "model", layout="own")
+    base = open_checkpoint(str(tmp_path / "model"))
+    options = {"target_modules": r".*(token_mixer\.(qkv|proj)|q_proj|down_proj|mm_projector\.0)", **KINDS["DoRA"]}
+    expected = adapt(plain(base), tmp_path / "adapter", **options)
+    assert_merged(open_model(str(tmp_path / "model"), adapter=tmp_path / "adapter"), base, expected)
+
+
 ALL = {f"{name} {layout}": (case.build, {"layout": layout}) for name, case in CASES.items() for layout in case.layouts}
 ALL |= {
     "minicpmv": (minicpmv.build, {}),
@@ -457,6 +466,7 @@ ALL |= {
     "dots_ocr": (dots_ocr.build, {}),
     "internvl remote": (internvl.build, {"layout": "remote"}),
 }
+ALL |= {"llava_qwen2": (fast_vlm.build, {"layout": "own"})}
 ALL |= {f"moondream1 {layout}": (moondream.build, {"layout": layout}) for layout in ("hub", "own")}
 
 

@@ -5,14 +5,18 @@ timm itself needs torchvision, which the tests do without.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    BatchFeature,
     FastVlmConfig,
     FastVlmForConditionalGeneration,
     GenerationConfig,
@@ -26,8 +30,9 @@ from transformers.models.fast_vlm import modeling_fast_vlm
 from tiny import tokenizer as tokenizers
 from tiny.common import padded, randomize, renamed, write_json, write_processor, write_tensors, write_tokenizer
 
-Layout = Literal["hub", "saved", "memory"]
+Layout = Literal["hub", "saved", "memory", "own"]
 SIZE, TOKENS = 128, 4
+ENDS, _TOWER = "<|endoftext|>", "model.vision_tower.vision_tower.model."
 LAYERS, DIMS = [1, 2, 1, 2, 1], [16, 16, 32, 64, 64]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -176,10 +181,12 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = Fa
     """Write a tiny FastVLM into `folder`; returns its model in float32.
 
     layout: "hub" and "memory": the names of the conversion, `model.vision_tower.timm_model.*`, and `lm_head.*`;
-    "saved": what transformers 5 saves.
+    "saved": what transformers 5 saves. "own": the authors' (apple/ml-fastvlm), in which a picture has no token; it
+    stands for the token that ends a text.
     """
-    tokenizer = tokenizers.qwen((*tokenizers.QWEN_SPECIALS, "<image>"))
+    tokenizer = tokenizers.qwen((*tokenizers.QWEN_SPECIALS, *(() if layout == "own" else ("<image>",))))
     ids = tokenizers.added_ids(tokenizer)
+    ids.setdefault("<image>", ids[ENDS])
     text = {
         "model_type": "qwen2",
         "hidden_size": 128,
@@ -221,6 +228,9 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", tie: bool = Fa
     _randomize_rest(model, seed)
     model.generation_config = GenerationConfig(eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"])
     folder.mkdir(parents=True, exist_ok=True)
+    if layout == "own":
+        _write_own(folder, model, tokenizer, text)
+        return model
     write_tensors(folder, model, renamed())
     published = {"architectures": ["FastVlmForConditionalGeneration"], "model_type": "fast_vlm", "dtype": "float32"}
     write_json(folder / "config.json", published | {"text_config": text, "vision_config": vision} | settings)
@@ -252,6 +262,88 @@ def _randomize_rest(model: Any, seed: int) -> None:
             tensor.copy_(0.3 * noise)
         elif name.endswith(("gamma", "bn.weight")):
             tensor.copy_(0.7 + 0.2 * noise)
+
+
+def _write_own(folder: Path, model: Any, tokenizer: Any, text: dict[str, Any]) -> None:
+    """Names of mobileclip/mci.py there, whose stages and steps between them are one list; the head is left over."""
+    write_tensors(folder, model, _own_name)
+    path = folder / "model.safetensors"
+    tensors = load_file(path) | {f"{_TOWER}head.proj": torch.zeros(2 * DIMS[-1], 8)}
+    save_file(tensors, path, metadata={"format": "pt"})
+    settings = {
+        "architectures": ["LlavaQwen2ForCausalLM"], "image_aspect_ratio": "pad", "mm_hidden_size": 2 * DIMS[-1],
+        "mm_patch_merge_type": "flat", "mm_projector_type": "mlp2x_gelu", "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False, "mm_vision_select_feature": "patch", "mm_vision_select_layer": -2,
+        "mm_vision_tower": f"mobileclip_l_{SIZE}", "unfreeze_mm_vision_tower": True, "use_mm_proj": True,
+    }  # fmt: skip
+    write_json(folder / "config.json", text | settings | {"model_type": "llava_qwen2", "torch_dtype": "float32"})
+    model.generation_config.save_pretrained(folder)
+    ends = {"eos_token": "<|im_end|>", "pad_token": ENDS}
+    write_tokenizer(folder, tokenizer, kind="Qwen2Tokenizer", published=True, template=None, **ends)
+
+
+OWN_NAMES = {
+    r"^stem\.": "patch_embed.", r"^final_conv\.": "conv_exp.", r"se\.fc1": "se.reduce", r"se\.fc2": "se.expand",
+    r"\.gamma$": "", r"\.mlp\.": ".convffn.", r"proj\.0\.reparam_conv": "proj.0.lkb_reparam",
+}  # fmt: skip
+
+
+def _own_name(name: str) -> str:
+    name = re.sub(r"^model\.language_model\.", "model.", name)
+    name = re.sub(
+        r"^model\.multi_modal_projector\.linear_([12])", lambda m: f"model.mm_projector.{2 * int(m[1]) - 2}", name
+    )
+    tower = "model.vision_tower.timm_model."
+    if not name.startswith(tower):
+        return name
+    rest = name.removeprefix(tower)
+    rest = re.sub(r"^stages\.(\d)\.(.*)", lambda m: _in_one_list(int(m[1]), m[2]), rest)
+    for theirs, own in OWN_NAMES.items():
+        rest = re.sub(theirs, own, rest)
+    return _TOWER + rest
+
+
+def _in_one_list(stage: int, rest: str) -> str:
+    first = [0, 1, 3, 5, 8][stage]  # where the step before a stage stands, or its first blocks
+    positions = stage > 2
+    if rest.startswith("downsample."):
+        return f"network.{first}.{rest.removeprefix('downsample.')}"
+    if rest.startswith("pos_emb."):
+        return f"network.{first + 1}.{rest.removeprefix('pos_emb.')}"
+    return f"network.{first + (stage > 0) + positions}.{rest.removeprefix('blocks.')}"
+
+
+class OwnProcessor:
+    """The authors' predict.py, in the interface of transformers' processors: conversation qwen_2, one picture."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.image_token_id = tokenizer.convert_tokens_to_ids(ENDS)
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> str:
+        (message,) = messages
+        kinds = [item["type"] for item in message["content"]]
+        (question,) = (item["text"] for item in message["content"] if item["type"] == "text")
+        said = ("<image>\n" if "image" in kinds else "") + question
+        system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        return f"{system}<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n"
+
+    def __call__(self, *, text: str, images: Sequence[Image.Image] | None, return_tensors: str) -> BatchFeature:
+        """tokenizer_image_token and process_images of llava/mm_utils.py there."""
+        first, *rest = (self.tokenizer(part)["input_ids"] for part in text.split("<image>"))
+        ids = [*first, *(token for part in rest for token in [self.image_token_id] * TOKENS + part)]
+        data = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        if images:
+            (image,) = images
+            side = max(image.size)
+            square = Image.new("RGB", (side, side))
+            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+            data |= CLIPImageProcessorPil(**_settings())(square, return_tensors="pt")
+        return BatchFeature(data)
+
+
+def load_own_processor(folder: Path) -> OwnProcessor:
+    return OwnProcessor(PreTrainedTokenizerFast.from_pretrained(folder))
 
 
 _LENGTH = {"image_token": "<image>", "patch_size": 64, "vision_feature_select_strategy": "full"}

@@ -25,6 +25,7 @@ from edgevlm.checkpoint.families import (
     llava,
     llava_next,
     llava_onevision,
+    llava_qwen2,
     minicpmv,
     minicpmv4_6,
     minicpmv4_7,
@@ -61,7 +62,7 @@ FAMILIES = (
     gemma3.FAMILY, paligemma.FAMILY, paddleocr_vl.FAMILY,
     mistral3.FAMILY, lighton_ocr.FAMILY, ovis2.FAMILY, fast_vlm.FAMILY, qwen3_5.FAMILY, lfm3_vl.FAMILY,
     minicpmv.FAMILY, minicpmv4_6.FAMILY, minicpmv4_7.FAMILY, gemma4.FAMILY, moondream.FAMILY,
-    granite_docling.FAMILY, glm4v.FAMILY, glm_ocr.FAMILY, dots_ocr.FAMILY,
+    granite_docling.FAMILY, glm4v.FAMILY, glm_ocr.FAMILY, dots_ocr.FAMILY, llava_qwen2.FAMILY,
 )  # fmt: skip
 
 
