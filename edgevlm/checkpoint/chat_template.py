@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgevlm.checkpoint.later_system import with_later_system
 from edgevlm.checkpoint.played import Asked, Message, Render, played
 from edgevlm.checkpoint.thinking import with_switch
 from edgevlm.errors import EdgeVLMError
@@ -56,7 +57,9 @@ def read_chat_template(
     def holds(chat: Chat, thinking: bool) -> bool:
         return _reproduces(replace(found, chat=chat), run, image_token, generation=True, thinking=thinking)
 
-    return replace(found, chat=with_switch(found.chat, run, probes(), holds))
+    later = [_say(role, MARK) for role in ("user", "system", "user")]
+    chat = with_switch(found.chat, run, probes(), holds)
+    return replace(found, chat=with_later_system(chat, run, later))
 
 
 def find_template(folder: Path, processor: JsonFile, tokenizer_config: JsonFile) -> tuple[Path, str]:

@@ -93,9 +93,13 @@ def render(
     if messages[0][0] != "system":
         yield ControlText(chat.default_system)
     number, system = count(), list[ControlText | UserText | Picture]()
-    for role, content in messages:
+    for place, (role, content) in enumerate(messages):
         if role not in chat.roles:
             raise EdgeVLMError(f"The role '{role}' is unknown to this model: use {', '.join(sorted(chat.roles))}.")
+        if role == "system" and place and chat.system_first:
+            raise EdgeVLMError(
+                "This model takes a system message at the beginning alone: put it first, or leave it out."
+            )
         around = chat.roles[role]
         if chat.images_first:
             content = sorted(content, key=lambda item: item["type"] not in PICTURES)

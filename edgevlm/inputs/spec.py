@@ -161,6 +161,7 @@ class Chat:
     pictures: int | None = None  # the most that a conversation has; None: any number
     thinking: str | None = None  # in the place of `generation`, where the model is to think before it answers
     direct: str | None = None  # ... and where it is not; both are None for a model that has no such switch
+    system_first: bool = False  # no message but the first is a system message
     join: str = ""  # between any two items of one message
     direct_mark: str = ""  # behind each of the user's messages, where it is not
 
