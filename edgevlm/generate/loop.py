@@ -142,7 +142,8 @@ class Pipeline:
                 views += cut_views(picture, planned, rule)
         ids, layout = self.prompter.encode(conversation, placed, thinking=thinking)
         if len(ids) >= limit:
-            raise EdgeVLMError(_too_long(len(ids), image_tokens, len(placed), max_tokens, limit))
+            videos = sum(isinstance(each, VideoTokens) for each in placed)
+            raise EdgeVLMError(_too_long(len(ids), image_tokens, len(placed) - videos, videos, max_tokens, limit))
         return Prompt(ids, layout, views, min(max_tokens, limit - len(ids)), tuple(frames))
 
     def _run(self, prompt: Prompt, options: GenerateOptions, timings: Timings) -> Generator[str, None, Answer]:
@@ -222,8 +223,11 @@ def _choose(sampler: Sampler, logits: F32, runtime: Runtime) -> int:
     return sampler.choose(logits)
 
 
-def _too_long(prompt: int, image: int, pictures: int, wanted: int, limit: int) -> str:
-    if image:
+def _too_long(prompt: int, image: int, pictures: int, videos: int, wanted: int, limit: int) -> str:
+    if videos:
+        what = f"{image} of them from frames of videos" + (" and pictures" if pictures else "")
+        remedy = "take fewer frames (--max-frames, --fps)"
+    elif image:
         pictures_are = "1 picture" if pictures == 1 else f"{pictures} pictures"
         what = f"{image} of them from {pictures_are}"
         remedy = "allow fewer tiles per picture, give fewer pictures or a shorter question"

@@ -19,4 +19,4 @@ class TestLlavaOnevision(QuantizedFamilyTests):
     variants: ClassVar = {
         layout: variant(layout, layout=layout, **OPTIONS) for layout in ("hub", "saved", "memory")
     } | {"nine": variant("nine", most=9, **OPTIONS)}
-    passing = variants["hub"]
+    passing = variant("passing", layout="hub", seed=2, **OPTIONS)

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,16 @@ from tiny import internvl, linked, qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl
 from tiny.videos import on_pillow, read, video_class, write_video
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
+from edgevlm.errors import EdgeVLMError
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.generate.loop import Pipeline
 from edgevlm.generate.sampling import GenerateOptions
 from edgevlm.inputs.layout import image_tokens, positions
 from edgevlm.inputs.preprocess import normalize
 from edgevlm.runtimes import open_runtime
+from edgevlm.runtimes.llama.runtime import LlamaEncoder
 from edgevlm.types import F32
+from edgevlm.verify.bounds import bound_of
 
 pytest.importorskip("av")
 QUESTION = "What happens?"
@@ -135,6 +139,17 @@ def test_prompts_and_pixels_are_transformers(made: Made, file: str, tmp_path: Pa
 
 
 @torch.no_grad()
+def answer(made: Made, inputs: Any, count: int) -> tuple[list[int], list[float]]:
+    """transformers' greedy tokens, and by how much each is better than the next best."""
+    stops, made.model.generation_config.eos_token_id = made.model.generation_config.eos_token_id, None
+    told = {"max_new_tokens": count, "output_logits": True, "return_dict_in_generate": True}
+    said = made.model.generate(**inputs, do_sample=False, **told)
+    made.model.generation_config.eos_token_id = stops
+    best = torch.stack(said.logits)[:, 0].topk(2).values
+    return said.sequences[0, inputs["input_ids"].shape[1] :].tolist(), (best[:, 0] - best[:, 1]).tolist()
+
+
+@torch.no_grad()
 def test_features_and_tokens_are_transformers(made: Made, tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mp4", **FILES["short"])
     said = made.inputs(path, conversation())
@@ -144,9 +159,7 @@ def test_features_and_tokens_are_transformers(made: Made, tmp_path: Path) -> Non
     levels = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
     rows = [torch.cat([r.reshape(-1, r.shape[-1]) for r in level]).numpy() for level in levels]
     features = np.concatenate(rows, axis=-1)
-    stops, made.model.generation_config.eos_token_id = made.model.generation_config.eos_token_id, None
-    tokens = made.model.generate(**said, max_new_tokens=64, do_sample=False)[0, said["input_ids"].shape[1] :].tolist()
-    made.model.generation_config.eos_token_id = stops
+    tokens, _ = answer(made, said, 64)
     with closing(open_runtime(made.bundle)) as runtime:
         pipeline = Pipeline(made.bundle, runtime)
         prompt = pipeline.prepare([], conversation(path))
@@ -156,3 +169,36 @@ def test_features_and_tokens_are_transformers(made: Made, tmp_path: Path) -> Non
         assert cosine.min() >= 0.99999
         options = GenerateOptions(max_tokens=64, ignore_stop=True)
         assert list(pipeline.answer([], conversation(path), options).ids) == tokens
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("target", "engine", "count"), [("coreml", "coreml", 32), ("gguf", "onnxruntime+llama.cpp", 64)]
+)
+def test_tokens_of_other_targets_are_transformers(
+    made: Made, target: str, engine: str, count: int, tmp_path: Path
+) -> None:
+    """Up to a tie that the target's floats cannot tell."""
+    path = write_video(tmp_path / "clip.mp4", **FILES["short"])
+    tokens, margins = answer(made, made.inputs(path, conversation()), count)
+    with closing(open_runtime(open_bundle(made.export("onnx", target)), engine)) as runtime:
+        options = GenerateOptions(max_tokens=count, ignore_stop=True)
+        ours = list(Pipeline(made.bundle, runtime).answer([], conversation(path), options).ids)
+    apart = next((i for i in range(count) if ours[i] != tokens[i]), None)
+    assert apart is None or margins[apart] < bound_of(target, "float").near_tie, f"token {apart}"
+
+
+def test_what_does_not_fit_is_told_before_frames_are_read(made: Made, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", frames=600, rate=2, size=(200, 200))
+    pipeline = Pipeline(made.bundle, open_runtime(made.bundle))
+    with pytest.raises(EdgeVLMError, match=r"frames .*context holds .*take fewer frames"):
+        pipeline.prepare([], conversation(path, max_frames=600))
+    assert pipeline.prepare([], conversation(path, max_frames=2)).image_tokens
+
+
+def test_llama_cpp_says_that_it_encodes_single_pictures(made: Made) -> None:
+    if made.family.patch is not None:
+        encoder = LlamaEncoder.__new__(LlamaEncoder)
+        encoder._files, encoder._spec = SimpleNamespace(mmproj="mmproj.gguf"), made.bundle.manifest.spec
+        with pytest.raises(EdgeVLMError, match="two by two: encode them with another engine"):
+            encoder.encode([np.zeros((64, 64, 6), np.uint8)])
