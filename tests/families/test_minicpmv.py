@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import minicpmv
 
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import SIZES, FamilyTests, Variant
+
+from edgevlm.checkpoint.checkpoint import open_checkpoint
+from edgevlm.checkpoint.families import read_model
+from edgevlm.errors import EdgeVLMError
 
 MORE = [(1, 300), (200, 1), (4100, 400), (400, 4100), (47, 49), (48, 49), (96, 97), (700, 30)]
 
@@ -29,6 +34,14 @@ class TestMiniCpmV(FamilyTests):
         "4.0": variant("4.0", version="4.0", drop=True),
         "4.5": variant("4.5", version="4.5"),
     }
+
+
+def test_earlier_versions_are_refused(tmp_path: Path) -> None:
+    minicpmv.build(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"version": 2.6', '"version": 2.5'))
+    with pytest.raises(EdgeVLMError, match=r"has version = 2.5, expected 2.6, 4.0 or 4.5"):
+        read_model(open_checkpoint(str(tmp_path)))
 
 
 def test_the_grid_is_that_of_the_published_code() -> None:

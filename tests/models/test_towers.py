@@ -6,14 +6,19 @@ import os
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_models import asked, deep, halved
+
 from edgevlm.models.eager import EagerOps
-from edgevlm.models.model import ModelSpec
+from edgevlm.models.model import ModelSpec, image_features
 from edgevlm.models.projector import Act, Group, Linear, Normalize, Take, projector
 from edgevlm.models.record import Record, weight_tree
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
@@ -202,3 +207,18 @@ def test_vit_is_clip_and_its_last_layers_can_be_left_out() -> None:
     record = Record()
     tower.states(record, {"pixels": (1, 3, 24, 24)})
     assert {name: info.shape for name, info in record.found.items()} == {n: w.shape for n, w in weights.items()}
+
+
+@pytest.mark.parametrize("spec", [deep(), halved(), asked()], ids=lambda spec: spec.family)
+def test_views_in_one_sequence_are_apart(spec: ModelSpec) -> None:
+    """What calibration plays at once gives what each view gives alone."""
+    random = np.random.default_rng(0)
+    shapes = {name: info.shape for name, info in weight_tree(spec).items()}
+    weights = Arrays({name: random.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()})
+    assert isinstance(spec.vision, QwenVit)
+    unit = spec.vision.patch_size * spec.vision.unit
+    views = [random.standard_normal((3, a * unit, b * unit)).astype(np.float32) for a, b in ((1, 2), (3, 1), (2, 2))]
+    joined = spec.vision.join([spec.vision.feeds(view) for view in views])
+    ours = image_features(EagerOps(weights, inputs=joined), spec, joined)[0]
+    alone = np.concatenate([encode_view(spec, weights, view) for view in views])
+    np.testing.assert_allclose(ours, alone, atol=1e-5 * np.abs(alone).max())

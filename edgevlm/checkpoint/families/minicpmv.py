@@ -29,6 +29,8 @@ LLM, TOWER, READER, PICTURE = "llm.model.", "vpm.", "resampler.", "(<image>./</i
 
 
 def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
+    if config.value("version") not in (2.6, 4.0, 4.5):  # others write pictures otherwise
+        raise config.wrong("version", "2.6, 4.0 or 4.5")
     text, first = config.without("model_type"), f"{LLM}layers.0.self_attn."
     stored = {"qwen3": f"{first}q_norm.weight", "qwen2": f"{first}q_proj.bias"}
     kind = next((kind for kind, name in stored.items() if name in checkpoint.names()), "llama")

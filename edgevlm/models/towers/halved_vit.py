@@ -58,7 +58,9 @@ class HalvedVit(QwenVit):
         return found | {"joined_mask": found["mask"][..., ::4]}
 
     def join(self, feeds: Sequence[dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
-        return super().join(feeds) | {"joined_mask": mask_apart([each["joined_mask"] for each in feeds])}
+        masks = [each["joined_mask"] for each in feeds]
+        plain = [{name: value for name, value in each.items() if name != "joined_mask"} for each in feeds]
+        return super().join(plain) | {"joined_mask": mask_apart(masks)}
 
     def _window_order(self, rows: int, cols: int) -> I64:
         """Tokens row by row; in each, the 2 x 2 patches of each state, state by state."""

@@ -33,7 +33,9 @@ class PlacedVit(QwenVit):
         views = np.repeat(np.arange(len(feeds)), [each["mask"].size for each in feeds])
         seen = (views == np.arange(len(feeds))[:, None])[:, None, None]
         places = np.concatenate([each["places"] for each in feeds], axis=1)
-        return super().join(feeds) | {"places": places, "view_mask": seen}
+        own = ("places", "view_mask")
+        plain = [{name: value for name, value in each.items() if name not in own} for each in feeds]
+        return super().join(plain) | {"places": places, "view_mask": seen}
 
     def _waves(self, place: I64) -> F32:
         """(P, places / 2): the sines of slower and slower waves, then their cosines; angles in float32."""
