@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from edgevlm.commands.arguments import check_model, given
-from edgevlm.commands.train import common, need_training, next_step, training_options
+from edgevlm.commands.train import advice, common, need_training, training_options
 from edgevlm.errors import EdgeVLMError
 
 
@@ -68,5 +68,5 @@ def distill(teacher: str, student: str, **values: Any) -> None:
     with progress_bar() as progress:
         out = run(options, progress, note)
     if out is not None:
-        note(f"\nNext: {next_step(options)}")
+        note(f"\n{advice(options)}")
         write(str(out))

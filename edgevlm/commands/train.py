@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,7 +56,6 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def common(**values: Any) -> dict[str, Any]:
     """The shared options as TrainOptions takes them."""
-    from pathlib import Path
 
     parts = values.pop("parts")
     values["train"] = tuple(part.strip() for part in parts.split(",")) if parts else ()
@@ -114,8 +114,22 @@ def train(
     with progress_bar() as progress:
         out = run(options, progress, note)
     if out is not None:  # None: the main process prints it
-        note(f"\nNext: {next_step(options)}")
+        note(f"\n{advice(options)}")
         write(str(out))
+
+
+def advice(options: TrainOptions) -> str:
+    """What a finished run says at its end: the next command, and why there is none where no export takes the model."""
+    from edgevlm.checkpoint.checkpoint import open_checkpoint
+    from edgevlm.checkpoint.families import read_model
+
+    model = options.out if options.lora is None else Path(options.model)
+    if model.is_dir() and (options.lora is not None or options.stage != "align"):
+        try:
+            read_model(open_checkpoint(str(model)))
+        except EdgeVLMError as error:
+            return f"{error} Training can go on with it: edgevlm train {shlex.quote(str(model))}"
+    return f"Next: {next_step(options)}"
 
 
 def next_step(options: TrainOptions) -> str:

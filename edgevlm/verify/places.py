@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgevlm.inputs.layout import Layout, Span, merge, positions
 from edgevlm.models.blocks import rope_inputs
@@ -21,6 +22,8 @@ from edgevlm.models.spec import Decoder
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.types import F32, I64
 from edgevlm.verify.report import Row
+
+Bits = npt.NDArray[np.bool_]
 
 _NEAR = 2e-5  # of cosines and shares: both are float32
 _TURNED = "rows and columns exchanged"
@@ -39,8 +42,8 @@ def check_places(spec: ModelSpec) -> Iterator[Row]:
     if decoder.axes == 3 and decoder.places != "line":
         cases = recorded["tokens" if decoder.places == "grid" else decoder.places]
         yield _row("prompts", "positions of tokens", cases, lambda case: _tokens(case, decoder.places))
-    if decoder.deepstack:
-        yield _row("prompts", "levels of features", recorded["tokens"], lambda case: _levels(decoder, case))
+    what = "levels of features" if decoder.deepstack else "features"
+    yield _row("prompts", what, recorded["tokens"], lambda case: _levels(decoder, case))
 
 
 def _row(of: str, what: str, cases: list[dict[str, Any]], fault: Callable[[dict[str, Any]], str]) -> Row:
@@ -112,16 +115,36 @@ def _tokens(case: dict[str, Any], places: str) -> str:
 
 def _levels(decoder: Decoder, case: dict[str, Any]) -> str:
     """Numbered features: every value of a view's rows is in the prompt, at its tokens, and nothing anywhere else."""
-    layout, width = _layout(case), decoder.embed_width
+    return next(filter(None, (_merged(decoder, *_tokens_of(case, gap)) for gap in (0, 1))), "")
+
+
+def _tokens_of(case: dict[str, Any], gap: int) -> tuple[Layout, Bits]:
+    """A prompt with so many tokens between two rows of a view, and which of its tokens are the image's."""
+    marks: list[bool] = []
+    spans, end = [], 0
+    for start, rows, cols in case["spans"]:
+        marks += [False] * (start - end)
+        spans.append(Span(len(marks), (rows, cols), gap=gap))
+        for row in range(rows):
+            marks += [False] * (gap if row else 0) + [True] * cols
+        end = start + rows * cols
+    marks += [False] * (case["length"] - end)
+    return Layout(len(marks), tuple(spans)), np.array(marks)
+
+
+def _merged(decoder: Decoder, layout: Layout, image: Bits) -> str:
+    width = decoder.embed_width
     features = [1.0 + np.arange(span.tokens * width, dtype=np.float32).reshape(-1, width) for span in layout.spans]
     merged, wanted = (np.zeros((layout.length, width), np.float32) for _ in range(2))
     merged = merge(merged, layout, features)
-    for span, rows in zip(layout.spans, features, strict=True):
-        wanted[span.start : span.start + span.tokens] = rows
+    if features:
+        wanted[image] = np.concatenate(features)  # as transformers' masked_scatter fills them
     if np.array_equal(merged, wanted):
         return ""
-    if wanted.any() and not merged[:, decoder.hidden_size :].any():
+    if decoder.deepstack and wanted.any() and not merged[:, decoder.hidden_size :].any():
         return "dropped"
+    if merged[~image].any():
+        return "in the places of other tokens"
     ours, theirs = (sorted(map(tuple, each.tolist())) for each in (merged, wanted))
     return "rows in another order" if ours == theirs else "other values"
 

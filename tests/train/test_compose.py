@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -23,6 +24,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from edgevlm.bundle.manifest import open_bundle
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
+from edgevlm.commands.train import advice, next_step
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.inputs.decode import open_image
@@ -32,6 +34,7 @@ from edgevlm.inputs.spec import ViewTokens
 from edgevlm.runtimes.eager import encode_view
 from edgevlm.train.compose import ComposeOptions, compose
 from edgevlm.train.models import open_source
+from edgevlm.train.options import TrainOptions
 from edgevlm.verify.reference import Reference
 
 KINDS = ("mlp", "pixel-shuffle", "linear", "qformer", "resampler")
@@ -157,6 +160,13 @@ def test_query_projectors_are_refused_at_export(halves: tuple[Path, Path], tmp_p
     with pytest.raises(EdgeVLMError, match=f"has a {kind} as its projector, which can be trained but not exported"):
         export_model(ExportOptions(str(folder), tmp_path / "bundle"))
     assert not (tmp_path / "bundle").exists()
+    options = TrainOptions("base", Path("d.jsonl"), folder)
+    said = advice(options)
+    assert f"has a {kind} as its projector" in said and "Next:" not in said
+    assert advice(replace(options, model=str(folder), out=tmp_path / "adapter", lora=4)) == said
+    assert advice(replace(options, stage="align")) == f"Next: {next_step(replace(options, stage='align'))}"
+    plain = composed(halves, tmp_path / "plain", "mlp")
+    assert advice(replace(options, out=plain)).startswith("Next: edgevlm export ")
 
 
 def test_an_earlier_feature_layer_leaves_the_last_ones_out(halves: tuple[Path, Path], tmp_path: Path) -> None:

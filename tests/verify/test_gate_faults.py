@@ -15,23 +15,24 @@ import onnx
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import lfm2_vl
+from tiny import lfm2_vl, mistral3, qwen3_5
 
 import edgevlm.export.coreml_
 import edgevlm.export.gguf_
 import edgevlm.export.onnx_.emit
-from edgevlm.bundle.manifest import open_bundle
+from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.bundle.qtensor import QTensor
 from edgevlm.checkpoint import families
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_model
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export import pipeline, source
+from edgevlm.export.onnx_.graph import Graph
 from edgevlm.export.onnx_.ops import OnnxOps
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import fit, make_recipe
-from edgevlm.inputs import grids, preprocess, rules
+from edgevlm.inputs import grids, preprocess, prompt, rules
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.rules import Rule, TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
@@ -408,6 +409,61 @@ def test_a_newline_that_the_code_drops_is_caught_too(
         "prompt ids that differ, 3 x 4",
         "prompt ids that differ, one tile and 2 x 1",
     ]
+
+
+def test_a_break_between_rows_that_the_code_drops_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two rows of image tokens stands a token."""
+
+    def run_on(bundle: Bundle) -> Prompter:
+        made = real(bundle)
+        made.spec = replace(made.spec, picture=replace(made.spec.picture, line_break=""))
+        return made
+
+    real = Bundle.prompter
+    mistral3.build(tmp_path / "checkpoint")
+    monkeypatch.setattr(Bundle, "prompter", run_on)
+    first = failed_export(tmp_path / "checkpoint", tmp_path / "out").failures()[0]
+    assert (first.target, first.level) == ("inputs", "tokens") and first.check.startswith("prompt ids that differ")
+    assert first.note.endswith("after '[IMG]': '[IMG]' instead of '[IMG_BREAK]'")
+
+
+def test_rows_of_tiles_in_another_order_are_caught(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upside_down(around: Any, views: Any, index: int) -> Any:
+        rows = max((view.place[0] for view in views if view.place), default=0)
+        turned = [v._replace(place=v.place and (rows + 1 - v.place[0], v.place[1])) for v in views]
+        return real(around, turned, index)
+
+    real = prompt.picture_parts
+    monkeypatch.setattr(prompt, "picture_parts", upside_down)
+    failures = failed_export(tiny_checkpoint, tmp_path / "out").failures()
+    assert failures[0].check == "prompt ids that differ, 3 x 4"
+    assert failures[0].note.endswith("'<row_3_col_1>' instead of '<row_1_col_1>'")
+
+
+@pytest.mark.parametrize("lost", ["1.delta", "1.conv"])
+def test_a_delta_rule_that_forgets_is_caught_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """What a matrix of associations, or a convolution before it, held of the first part of a prompt."""
+
+    def node(graph: Graph, op: str, *inputs: Any, **options: Any) -> Any:
+        inputs = tuple(
+            real(graph, "Mul", name, graph.constant(0.0, np.float32), outputs=1)[0]
+            if name == f"past_key_values.{lost}"
+            else name
+            for name in inputs
+        )
+        return real(graph, op, *inputs, **options)
+
+    real = Graph.nodes
+    qwen3_5.build(tmp_path / "checkpoint")
+    monkeypatch.setattr(Graph, "nodes", node)
+    report = failed_export(tmp_path / "checkpoint", tmp_path / "out")
+    assert by_check(report, "prefill logits, cosine").passed
+    row = next(row for row in report.failures() if row.check.startswith("prefill after"))
+    assert (row.target, row.note, row.where) == ("onnx", f"not carried: {lost}", lost)
 
 
 @pytest.mark.parametrize("lost", ["all", "2.conv"])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_models import MROPE, deep, halved, qwen
+from small_models import MROPE, clip, deep, halved, qwen
 from tiny import qwen3_vl
 
 from edgevlm.errors import GateError
@@ -105,6 +105,13 @@ def swapped_features(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "merge", lambda embeds, given, found: real(embeds, given, [f[::-1] for f in found]))
 
 
+def forgotten_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of image tokens as if nothing stood between them."""
+    real = layout.Span.places.fget
+    assert real is not None
+    monkeypatch.setattr(layout.Span, "places", property(lambda span: real(replace(span, gap=0))))
+
+
 PLANTS: list[tuple[ModelSpec, Plant, str]] = [
     (deep(), turned_patches, "patches: rows and columns exchanged"),
     (deep(), turned_table, "table of positions: rows and columns exchanged"),
@@ -114,6 +121,8 @@ PLANTS: list[tuple[ModelSpec, Plant, str]] = [
     (deep(), swapped_rows, "patches: tokens in another order"),
     (deep(), dropped_levels, "levels of features: dropped"),
     (deep(), swapped_features, "levels of features: rows in another order"),
+    (clip(), swapped_features, "features: rows in another order"),
+    (clip(), forgotten_breaks, "features: in the places of other tokens"),
     (qwen(), turned_patches, "patches: rows and columns exchanged"),
     (halved(), turned_table, "table of positions: rows and columns exchanged"),
     (on_canvas(), turned_canvas, "positions of tokens: rows and columns exchanged"),
