@@ -24,9 +24,9 @@ FORMS = ("json", "tagged", "tokens")
 class Grounding:
     """How a model writes boxes and points.
 
-    form: "json": objects with "bbox_2d" or "box_2d", "point_2d" or "point", and "label". "tagged": numbers between
-    `open` and `close`, four to a box and two to a point, behind a label between `label_open` and `label_close`.
-    "tokens": each number between `open` and `close`, four in a row, and the label behind them.
+    form: "json": objects with "bbox_2d", "box_2d" or "bbox", "point_2d" or "point", and "label" or "category".
+    "tagged": numbers between `open` and `close`, four to a box and two to a point, behind a label between `label_open`
+    and `label_close`. "tokens": each number between `open` and `close`, four in a row, and the label behind them.
     """
 
     form: str
@@ -138,7 +138,8 @@ def _inside(place: tuple[float, float], frame: Frame) -> bool:
 
 # Numbers of at most seven digits before the point: more is no place in a picture.
 _NUMBER = re.compile(r"(?<![\d.])-?\d{1,7}(?:\.\d{0,9})?(?![\d.])")
-_OBJECT = re.compile(r"\{[^{}]*\}")
+# Up to the brace that closes it or another outside of strings, or to the end: never read twice, so time grows as text.
+_OBJECT = re.compile(r'\{(?:[^{}"]++|"(?:[^"\\\n]|\\.)*+"?+)*+\}?+')
 _WORDS = re.compile(r"(?:\s*<[^<>\s]{1,40}>)*\s*")  # what stands before a label: white space and other tokens
 _BETWEEN = re.compile(r"[\s()\[\],]*")
 _LIST = re.compile(r"\[[^\[\]]*\]")
@@ -147,13 +148,14 @@ Found = Iterator[tuple[str, list[float]]]
 
 def _json(text: str, grounding: Grounding) -> Found:
     """Objects one by one, so that a list which is cut off still gives those before its end."""
-    for match in islice(_OBJECT.finditer(text), limits.BOXES):
+    closed = (match[0] for match in _OBJECT.finditer(text) if match[0].endswith("}"))
+    for found in islice(closed, limits.BOXES):
         try:
-            value = parse_json(match[0].encode("utf-8", "replace"), limits.LABEL * 16)
+            value = parse_json(found.encode("utf-8", "replace"), limits.TEXT)
         except ValueError:
             continue
-        label = value.get("label", "")
-        for keys, count in ((("bbox_2d", "box_2d"), 4), (("point_2d", "point"), 2)):
+        label = value.get("label", value.get("category", ""))
+        for keys, count in ((("bbox_2d", "box_2d", "bbox"), 4), (("point_2d", "point"), 2)):
             numbers = next((value[key] for key in keys if key in value), None)
             if isinstance(numbers, list) and len(numbers) == count and all(map(_is_place, numbers)):
                 yield label if isinstance(label, str) else "", [float(number) for number in numbers]

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import internvl, qwen2_5_vl
+from tiny import dots_ocr, glm4v, internvl, qwen2_5_vl
 
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
@@ -39,12 +39,22 @@ def test_internvl(tmp_path: Path) -> None:
     assert box.label == "a disc" and (box.x0, box.y0, box.x1, box.y1) == pytest.approx((64, 96, 192, 192))
 
 
-def test_qwen2_5_vl(tmp_path: Path) -> None:
-    """Pixels of the resized picture: here 16 pixels to a token, and 640 x 480 shrink."""
-    qwen2_5_vl.build(tmp_path / "m")
+def test_glm4v(tmp_path: Path) -> None:
+    glm4v.build(tmp_path / "m")
+    text = "It is <|begin_of_box|>[[100, 200, 300, 400]]<|end_of_box|>."
+    (box,) = answered(tmp_path / "m", text, (640, 480))
+    assert (box.x0, box.y0, box.x1, box.y1) == pytest.approx((64, 96, 192, 192))
+
+
+@pytest.mark.parametrize(
+    ("family", "place", "label"), [(qwen2_5_vl, "bbox_2d", "label"), (dots_ocr, "bbox", "category")]
+)
+def test_pixels_of_the_resized_picture(family: ModuleType, place: str, label: str, tmp_path: Path) -> None:
+    """Here 640 x 480 shrink."""
+    family.build(tmp_path / "m")
     spec, _ = read_model(open_checkpoint(str(tmp_path / "m")))
     wide, high = plan(640, 480, read_image_spec(tmp_path / "m", spec))[0].size
-    text = json.dumps([{"bbox_2d": [0, 0, wide // 2, high // 2], "label": "a disc"}])
+    text = json.dumps([{place: [0, 0, wide // 2, high // 2], label: "a disc"}])
     ((box),) = answered(tmp_path / "m", text, (640, 480))
     assert (box.label, box.x0, box.y0) == ("a disc", 0.0, 0.0)
     assert (box.x1, box.y1) == pytest.approx((640 * (wide // 2) / wide, 480 * (high // 2) / high))

@@ -245,6 +245,19 @@ def test_labels_behind_tokens_of_other_kinds() -> None:
     assert found == (Box("wall", 0, 0, 1012, 930), Box("car", 47, 722, 378, 895))
 
 
+def test_what_is_read_on_a_page_stands_beside_its_box() -> None:
+    """dots.ocr's answers: text has braces and quotes of its own."""
+    layout = [
+        {"bbox": [1, 2, 3, 4], "category": "Formula", "text": r"$$\frac{a}{b} = \{x : y\}$$"},
+        {"bbox": [5, 6, 7, 8], "category": "Text", "text": 'a "brace" } ' + "and more " * 1000},
+        {"bbox": [2, 2, 9, 9], "category": "Picture"},
+    ]
+    found = (Box("Formula", 1, 2, 3, 4), Box("Text", 5, 6, 7, 8), Box("Picture", 2, 2, 9, 9))
+    assert find(json.dumps(layout), Grounding("json"), UNIT) == (found, ())
+    before = 'a {"stray quote\n' + json.dumps(layout, indent=1)
+    assert find(before, Grounding("json"), UNIT) == (found, ())
+
+
 def test_labels_hold_for_what_follows_them() -> None:
     text = "<ref>cat</ref><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box> and <ref>dog</ref> <box>[[1,1,9,9]]</box>"
     text += ", <box>[2,2,3,3]</box> then <box>[[4,4,5,5]]</box>"
@@ -300,8 +313,11 @@ def test_no_answer_breaks_it(text: str, convention: str) -> None:
     assert all(math.isfinite(p.x) and math.isfinite(p.y) for p in points)
 
 
-FLOODS = ('{"bbox_2d": [1, 2, 3, 4], "label": "x"}', "<ref>x</ref><box>[[1, 2, 3, 4]]</box>", "[[1,2,3,4],[",
-          "<loc_1><loc_2><loc_3><loc_4>", "<loc_1>", "{}", "{", "<box>", "<ref>", "1", "[", "<box>[")  # fmt: skip
+FLOODS = (
+    '{"bbox_2d": [1, 2, 3, 4], "label": "x"}', "<ref>x</ref><box>[[1, 2, 3, 4]]</box>", "[[1,2,3,4],[",
+    "<loc_1><loc_2><loc_3><loc_4>", "<loc_1>", "{}", "{", '{"', '{\\"', '{""', '{"\\', '{"\n',
+    "<box>", "<ref>", "1", "[", "<box>[",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("piece", FLOODS)
