@@ -60,6 +60,9 @@ WORDS = {
     "special tokens": "{{ bos_token }}{{ m.content }}{{ eos_token }}{{ pad_token is defined }}{{ sep_token }}",
     "dict": "{{ dict(a=1) }}{{ dict.fromkeys('ab') }}{{ m.content }}",
     "exception not raised": "{% if m.role == 'tool' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}",
+    "answers alone trimmed": "{{ m.content | trim if m.role == 'assistant' else m.content }}",
+    "items of the user alone": "{% if m.role == 'user' and m.content is not string %}{% for i in m.content %}"
+    "{{ i.text if i.type == 'text' else '<image>' }}{% endfor %}{% else %}{{ m.content }}{% endif %}",
     "date test": "{{ strftime_now is defined }}{{ m.content }}",
 }
 AROUND = (
@@ -80,6 +83,19 @@ def test_the_dialect_reads_as_in_transformers(word: str, tmp_path: Path) -> None
         for generation in (True, False):
             theirs = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
             assert written(found, messages, generation) == theirs
+
+
+def test_a_template_that_asks_for_no_answer_behind_one(tmp_path: Path) -> None:
+    found = read(
+        PLAIN.replace("add_generation_prompt", "add_generation_prompt and messages[-1].role == 'user'"), tmp_path
+    )
+    question = [{"role": "user", "content": "a"}]
+    start = "<|im_start|>assistant\n"
+    asked = f"<|im_start|>user\na<|im_end|>\n{start}"
+    assert written(found, question, True) == asked and found.chat.generation == start
+    answered = [*question, {"role": "assistant", "content": "b"}]
+    assert written(found, [*answered, *question], True) == f"{asked}b<|im_end|>\n{asked}"
+    assert written(found, answered, False) == f"{asked}b<|im_end|>\n"
 
 
 def test_todays_date_is_told(tmp_path: Path) -> None:
@@ -170,9 +186,18 @@ SWITCHES = {
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}{% if add_generation_prompt %}"
 
 
-@pytest.mark.parametrize("name", SWITCHES)
+OFF = "{% if enable_thinking is defined and not enable_thinking %}"
+MARKED = CHAT.replace("</s>", f"{{% if m.role == 'user' %}}{OFF}/nothink{{% endif %}}{{% endif %}}</s>")
+SWITCHED = {
+    **{name: CHAT + end for name, end in SWITCHES.items()},
+    "behind questions": f"{MARKED}<a>",  # GLM's with pictures
+    "behind questions and at the end": f"{MARKED}<a>{OFF}<think></think>\n{{% endif %}}",
+}
+
+
+@pytest.mark.parametrize("name", SWITCHED)
 def test_switches_of_thinking(name: str, tmp_path: Path) -> None:
-    template = f"{CHAT}{SWITCHES[name]}{{% endif %}}"
+    template = f"{SWITCHED[name]}{{% endif %}}"
     found = read(template, tmp_path)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, "a")), chat_template=template)
     for thinking in (None, True, False):
@@ -181,7 +206,7 @@ def test_switches_of_thinking(name: str, tmp_path: Path) -> None:
         for messages in CONVERSATIONS:
             whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **told)
             assert written(ours, messages, True) == whole
-    assert found.chat.thinking != found.chat.direct and found.chat.generation in (
+    assert found.chat.switched(True) != found.chat.switched(False) and found.chat.generation in (
         found.chat.thinking,
         found.chat.direct,
     )
