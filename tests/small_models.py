@@ -36,6 +36,7 @@ from edgevlm.models.towers.placed_vit import PlacedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.sheet_vit import SheetVit
 from edgevlm.models.towers.vit import Vit
+from edgevlm.models.window_queries import WindowQueries
 from edgevlm.runtimes.eager import encode_view
 from edgevlm.types import F32, U8
 
@@ -110,6 +111,16 @@ def levels() -> ModelSpec:
     deepstack = (Shuffle(2, 64), Normalize(norm), Linear("linear", WIDTH))
     tower = replace(spec.vision, deepstack=(0, 1))
     return replace(spec, vision=tower, projector=steps, deepstack=deepstack, decoder=replace(PLAIN, deepstack=(0, 2)))
+
+
+def windowed() -> ModelSpec:
+    """Queries inside windows of two of the tower's states, by means and by a corner, on three levels."""
+    spec, attention = intern(), Attention(2, 2, 32, bias=True, out_bias=True)
+    mlp = Mlp(48, "gelu", gated=False, bias=True)
+    block = Block((attention,), mlp, Norm("layer", 1e-12), places="post")
+    step = WindowQueries(2, 1, (0, 1, 1), (-1, 3, 1), 64, WIDTH, block, Norm("layer", 1e-6))
+    tower = replace(spec.vision, taps=(1, 2), post_norm=False)
+    return replace(spec, vision=tower, projector=(step,), decoder=replace(PLAIN, deepstack=(0, 1)))
 
 
 def pooled() -> ModelSpec:

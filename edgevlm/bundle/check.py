@@ -95,7 +95,7 @@ def check_image(image: ImageSpec, spec: ModelSpec) -> None:
     tokens, ours = image.token_grid(View((ResizeTo(side, side),))), spec.token_grid(side, side)
     if tokens != ours:
         raise _disagree("preprocess.json", f"{tokens} image tokens in {side} x {side} pixels", f"{ours}")
-    newline, width = len(image.packing.newline) if image.packing else 0, spec.decoder.hidden_size * spec.newline
+    newline, width = len(image.packing.newline) if image.packing else 0, spec.decoder.feature_width * spec.newline
     if newline != width:
         raise _disagree("preprocess.json", f"a newline of {newline} values", f"{width}")
 

@@ -37,6 +37,7 @@ from edgevlm.models.towers.placed_vit import PlacedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.sheet_vit import SheetVit
 from edgevlm.models.towers.vit import Vit
+from edgevlm.models.window_queries import WindowQueries
 
 TINY = 1e-18  # a number that is divided by
 Bound = tuple[float, float] | tuple[str, ...]
@@ -103,6 +104,10 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     Take: {"index": (), "kind": ("take",)},
     Resample: {
         "count": (1, limits.PATCHES), "heads": (1, limits.HEADS), "width": (1, limits.WIDTH), "kind": ("resample",)
+    },
+    WindowQueries: {
+        "window": (1, limits.WINDOW_SIDE), "query": (1, limits.WINDOW_SIDE), "states": (0, limits.TAPS),
+        "corners": (-1, 3), "width": (1, limits.WIDTH), "rows": (1, limits.WIDTH), "kind": ("window_queries",),
     },
     Queries: {"connector": ("qformer", "resampler"), "count": (1, limits.PATCHES), "kind": ("queries",)},
 }  # fmt: skip

@@ -40,6 +40,7 @@ from edgevlm.models.towers.halved_vit import HalvedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.sheet_vit import SheetVit
 from edgevlm.models.towers.vit import Vit
+from edgevlm.models.window_queries import WindowQueries
 
 
 def check_model(spec: ModelSpec, where: str, advice: str) -> None:
@@ -110,8 +111,9 @@ def _counts(spec: ModelSpec) -> Iterator[str]:
     marked = getattr(vision, "deepstack", ())
     if list(marked) != sorted(set(marked)) or any(layer >= vision.num_layers for layer in marked):
         yield "its levels of features come from layers that the tower has not, or not in order"
-    if len(marked) != len(text.deepstack) or bool(marked) != bool(spec.deepstack):
-        yield f"its tower gives {len(marked)} further levels of features and the decoder takes {len(text.deepstack)}"
+    levels = len(marked) + sum(step.levels for step in spec.projector if isinstance(step, WindowQueries))
+    if levels != len(text.deepstack) or bool(marked) != bool(spec.deepstack):
+        yield f"its pictures give {levels} further levels of features and the decoder takes {len(text.deepstack)}"
     if list(text.deepstack) != sorted(set(text.deepstack)) or any(i >= text.num_layers for i in text.deepstack):
         yield "its decoder takes levels of features behind layers that it has not, or not in order"
 
@@ -205,6 +207,8 @@ def _square(spec: ModelSpec, vision: Vit) -> Iterator[str]:
                 if side % step.scale:
                     yield f"{side} patches per side are no multiple of scale_factor"
                 side //= step.scale
+            if isinstance(step, WindowQueries):
+                yield from _queries(vision, side, step)
             if isinstance(step, Positions) and step.rows != side**2:
                 yield f"its projector adds {step.rows} positions where {side**2} are"
 
@@ -259,10 +263,27 @@ def _projector(spec: ModelSpec, steps: tuple[Step, ...]) -> Iterator[str]:
             yield f"its projector adds positions of {step.width} channels where {width} come"
         elif isinstance(step, Resample) and (step.width % step.heads or getattr(vision, "places", 0) != step.width):
             yield f"its projector attends by {step.heads} heads to places that its tower does not give"
+        elif isinstance(step, WindowQueries):
+            width = step.rows * len(step.states)
         elif isinstance(step, Queries):
             return
-    if width != spec.decoder.hidden_size:
+    levels = sum(step.levels for step in steps if isinstance(step, WindowQueries))
+    if width != spec.decoder.hidden_size * (1 + levels):
         yield f"its projector gives {width} channels and the decoder takes {spec.decoder.hidden_size}"
+
+
+def _queries(vision: Vit, side: int, step: WindowQueries) -> Iterator[str]:
+    (attention,) = step.block.mixers or (None,)
+    if not isinstance(attention, Attention) or attention.heads * attention.head_dim != step.width:
+        yield "its projector's queries have other attention than their width"
+    if step.window % step.query or side % step.window:
+        yield f"its projector's windows of {step.window} do not fit {side} patches per side, or its queries them"
+    if len(step.states) != len(step.corners) or max(step.states, default=-1) + 1 != max(1, len(vision.taps)):
+        yield "its projectors read other states than the tower gives"
+    if max(step.corners, default=-1) >= 0 and step.scale != 2:
+        yield f"its projector takes one of 2 x 2 neighbours where {step.scale} x {step.scale} have a query"
+    if step.width != vision.hidden_size:
+        yield f"its projector takes {step.width} channels of a state, which has {vision.hidden_size}"
 
 
 def _attentions(text: Decoder) -> list[Attention]:

@@ -211,11 +211,22 @@ class EagerOps(Ops):
         return total
 
     def windows(self, x: F32, size: int) -> F32:
-        _, heads, positions, width = x.shape
-        return x.reshape(heads, positions // size, size, width).swapaxes(0, 1)
+        tiles, heads, positions, width = x.shape
+        parts = x.reshape(tiles, heads, positions // size, size, width).swapaxes(1, 2)
+        return parts.reshape(-1, heads, size, width)
 
-    def unwindow(self, x: F32) -> F32:
-        return x.swapaxes(0, 1).reshape(1, x.shape[1], -1, x.shape[3])
+    def unwindow(self, x: F32, count: int | None = None) -> F32:
+        windows, heads, size, width = x.shape
+        tiles = 1 if count is None else windows // count
+        return x.reshape(tiles, -1, heads, size, width).swapaxes(1, 2).reshape(tiles, heads, -1, width)
+
+    def apart(self, x: F32, count: int, width: int) -> F32:
+        return x.reshape(len(x), -1, width)
+
+    def pixel_unshuffle(self, x: F32, grid: tuple[int, int], scale: int, width: int) -> F32:
+        rows, cols = (side // scale for side in grid)
+        cells = x.reshape(len(x), rows, cols, scale, scale, width).transpose(0, 1, 3, 2, 4, 5)
+        return cells.reshape(len(x), -1, width)
 
     def pixel_shuffle(self, x: F32, grid: tuple[int, int], scale: int, width: int) -> F32:
         (rows, cols), (tiles, patches, _) = grid, x.shape

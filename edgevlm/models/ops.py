@@ -198,12 +198,20 @@ class Ops:
         self._lacks("causal_conv")
 
     def windows(self, x: X, size: int) -> X:
-        """(1, H, S, d) to (S / size, H, size, d): positions in groups of `size`, which then see only each other."""
+        """(B, H, S, d) to (B * S / size, H, size, d): positions in groups of `size`, which then see only each other."""
         self._lacks("windows")
 
-    def unwindow(self, x: X) -> X:
-        """(W, H, size, d) to (1, H, W * size, d)."""
+    def unwindow(self, x: X, count: int | None = None) -> X:
+        """(B * W, H, size, d) to (B, H, W * size, d). count: W, or None for all as one."""
         self._lacks("unwindow")
+
+    def apart(self, x: X, count: int, width: int) -> X:
+        """(B, S, count * D) to (B, S * count, D): what `group` has put together."""
+        self._lacks("apart")
+
+    def pixel_unshuffle(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
+        """(B, S / scale^2, D * scale^2) to (B, S, D) on a grid: what `pixel_shuffle` has put together."""
+        self._lacks("pixel_unshuffle")
 
     def pixel_shuffle(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
         """(B, S, D) on a grid to (B, S / scale^2, D * scale^2): scale x scale neighbours become channels."""
@@ -278,6 +286,16 @@ class Ops:
         out = self.merge(self.unwindow(self.attend(q, k, v, a, mask)))
         out = self.named(f"{w}.attention", out)
         return self.maps(out, (f"{w}.o", width), bias=a.out_bias, clipped=a.clipped)[0]
+
+    def window_cross(self, x: X, y: X, w: str, a: Attention, width: int, sizes: tuple[int, int], count: int) -> X:
+        """The first, second ... of `count` groups of positions of x attends to that of y. sizes: of their groups."""
+        rows, kv_rows = a.heads * a.head_dim, a.kv_heads * a.head_dim
+        q = self.linear(x, (f"{w}.q", rows), bias=a.bias)[0]
+        k, v = self.linear(y, (f"{w}.k", kv_rows), (f"{w}.v", kv_rows), bias=a.bias)
+        q = self.windows(self.heads(q, a.heads, a.head_dim), sizes[0])
+        k, v = (self.windows(self.heads(part, a.kv_heads, a.head_dim), sizes[1]) for part in (k, v))
+        out = self.named(f"{w}.attention", self.merge(self.unwindow(self.attend(q, k, v, a, None), count)))
+        return self.linear(out, (f"{w}.o", width), bias=a.out_bias)[0]
 
     def _qkv(self, x: X, w: str, a: Attention, state: str | None) -> tuple[X, X, X]:
         rows, kv_rows = a.heads * a.head_dim, a.kv_heads * a.head_dim

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from edgevlm.models.ops import Ops, X
 from edgevlm.models.spec import Attention, Mlp, Norm
+from edgevlm.models.window_queries import WindowQueries
 
 Grid = tuple[int, int]  # rows, columns
 
@@ -179,7 +180,10 @@ class Queries:
         return 1, self.count
 
 
-Step = Linear | Act | Gated | Normalize | Positions | Shuffle | Pool | Group | Average | Take | Resample | Queries
+Step = (
+    Linear | Act | Gated | Normalize | Positions | Shuffle | Pool | Group | Average | Take | Resample | Queries
+    | WindowQueries
+)  # fmt: skip
 
 
 def projector(ops: Ops, x: X, steps: tuple[Step, ...], grid: Grid, w: str = "projector") -> X:

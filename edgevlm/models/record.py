@@ -42,7 +42,7 @@ def host_tree(spec: ModelSpec) -> dict[str, WeightInfo]:
     """The weights that no graph has: they are used on the way from one to the next."""
     width = spec.decoder.hidden_size
     shapes = {
-        "newline": (width,) if spec.newline else (),
+        "newline": (spec.decoder.feature_width,) if spec.newline else (),
         "markers": (len(spec.markers), width) if spec.markers else (),
     }
     return {name: WeightInfo("host", shape) for name, shape in shapes.items() if shape}
@@ -199,8 +199,14 @@ class Record(Ops):
     def windows(self, x: Shape, size: int) -> Shape:
         return x
 
-    def unwindow(self, x: Shape) -> Shape:
+    def unwindow(self, x: Shape, count: int | None = None) -> Shape:
         return x
+
+    def apart(self, x: Shape, count: int, width: int) -> Shape:
+        return (x[0], x[1] * count, width)
+
+    def pixel_unshuffle(self, x: Shape, grid: tuple[int, int], scale: int, width: int) -> Shape:
+        return (x[0], x[1] * scale**2, width)
 
     def pixel_shuffle(self, x: Shape, grid: tuple[int, int], scale: int, width: int) -> Shape:
         return (x[0], x[1] // scale**2, x[2] * scale**2)

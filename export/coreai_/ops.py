@@ -151,7 +151,7 @@ class CoreAiOps(Ops):
         _, heads, rows, width = x.type.shape
         return self._swap(self._reshape(x, heads, rows // size, size, width), 1, 0, 2, 3)
 
-    def unwindow(self, x: X) -> X:
+    def unwindow(self, x: X, count: int | None = None) -> X:
         count, heads, size, width = x.type.shape
         return self._reshape(self._swap(x, 1, 0, 2, 3), 1, heads, count * size, width)
 

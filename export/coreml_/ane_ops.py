@@ -80,6 +80,12 @@ class AneOps(MilOps):
     def pixel_shuffle(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
         return self.load(super().pixel_shuffle(self._rows(x), grid, scale, width))
 
+    def apart(self, x: X, count: int, width: int) -> X:
+        return self.load(super().apart(self._rows(x), count, width))
+
+    def pixel_unshuffle(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
+        return self.load(super().pixel_unshuffle(self._rows(x), grid, scale, width))
+
     def mean_pool(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
         return self.load(super().mean_pool(self._rows(x), grid, scale, width))
 

@@ -188,6 +188,15 @@ class MilOps(PlaceOps):
         cells = self.mb.transpose(x=cells, perm=[0, 2, 1, 3])
         return self.mb.reshape(x=cells, shape=[1, rows * columns, width * scale**2])
 
+    def apart(self, x: X, count: int, width: int) -> X:
+        return self.mb.reshape(x=x, shape=[1, -1, width])
+
+    def pixel_unshuffle(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
+        rows, columns = (side // scale for side in grid)
+        cells = self.mb.reshape(x=x, shape=[rows, columns, scale, scale * width])
+        cells = self.mb.transpose(x=cells, perm=[0, 2, 1, 3])
+        return self.mb.reshape(x=cells, shape=[1, rows * columns * scale**2, width])
+
     def mean_pool(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
         rows, columns = (side // scale for side in grid)
         mb, cells = self.mb, self.mb.reshape(x=x, shape=[rows, scale, columns, scale * width])
@@ -251,7 +260,7 @@ class MilOps(PlaceOps):
         _, heads, _, width = x.shape
         return self.mb.transpose(x=self.mb.reshape(x=x, shape=[heads, -1, size, width]), perm=[1, 0, 2, 3])
 
-    def unwindow(self, x: X) -> X:
+    def unwindow(self, x: X, count: int | None = None) -> X:
         _, heads, _, width = x.shape
         return self.mb.reshape(x=self.mb.transpose(x=x, perm=[1, 0, 2, 3]), shape=[1, heads, -1, width])
 

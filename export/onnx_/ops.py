@@ -117,6 +117,23 @@ class OnnxOps(TowerOps):
     def window_attention(self, x: Value, w: str, a: Attention, width: int, size: int, mask: str | None) -> Value:
         return self._encoder_attention(x, w, a, width, mask, size)
 
+    def window_cross(
+        self, x: Value, y: Value, w: str, a: Attention, width: int, sizes: tuple[int, int], count: int
+    ) -> Value:
+        g, rows, kv_rows = self.graph, a.heads * a.head_dim, a.kv_heads * a.head_dim
+        q = self.linear(x, (f"{w}.q", rows), bias=a.bias)
+        kv = self.linear(y, (f"{w}.k", kv_rows), (f"{w}.v", kv_rows), bias=a.bias)
+        parts = [
+            g.node("Reshape", self.value(part), g.constant([-1, size, n]))
+            for part, size, n in zip((*q, *kv), (sizes[0], *sizes[1:] * 2), (rows, kv_rows, kv_rows), strict=True)
+        ]
+        (out,) = g.nodes(
+            "Attention", *parts, outputs=[f"{w}.attention"], q_num_heads=a.heads, kv_num_heads=a.kv_heads,
+            **optional_attributes(a),
+        )  # fmt: skip
+        out = g.node("Reshape", out, g.constant([-1, count * sizes[0], rows]))
+        return self.linear(out, (f"{w}.o", width), bias=a.out_bias)[0]
+
     def _encoder_attention(
         self, x: Value, w: str, a: Attention, width: int, mask: str | None, window: int | None
     ) -> Value:

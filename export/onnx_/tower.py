@@ -92,6 +92,15 @@ class TowerOps(RecurrentOps):
         moved = g.node("Transpose", split, perm=[0, 1, 3, 2, 4, 5])
         return g.node("Reshape", moved, g.constant([-1, rows * cols, width * scale**2]))
 
+    def pixel_unshuffle(self, x: Value, grid: tuple[int, int], scale: int, width: int) -> str:
+        g, (rows, cols) = self.graph, (side // scale for side in grid)
+        split = g.node("Reshape", self.value(x), g.constant([-1, rows, cols, scale, scale, width]))
+        moved = g.node("Transpose", split, perm=[0, 1, 3, 2, 4, 5])
+        return g.node("Reshape", moved, g.constant([-1, rows * cols * scale**2, width]))
+
+    def apart(self, x: Value, count: int, width: int) -> str:
+        return self.graph.node("Reshape", self.value(x), self.graph.constant([0, -1, width]))
+
     def mean_pool(self, x: Value, grid: tuple[int, int], scale: int, width: int) -> str:
         g, (rows, cols) = self.graph, (side // scale for side in grid)
         split = g.node("Reshape", self.value(x), g.constant([-1, rows, scale, cols, scale, width]))

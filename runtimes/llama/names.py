@@ -258,6 +258,7 @@ TEXT = {
     "lfm2": Table(_TEXT | _SHORT_CONV | {"decoder.norm": "token_embd_norm"}),
 }
 # llama.cpp's own names of its projector types, by the steps that they hold.
+WINDOW_QUERIES = "granite4_vision"
 SHUFFLE_LINEAR, TWO_LINEAR, SHUFFLE_TWO_LINEAR, GROUP_TWO_LINEAR = "idefics3", "mlp", "internvl", "qwen2.5vl_merger"
 TWO_LINEAR_GREY = "janus_pro"  # the same, and grey around pictures that are not square
 BROKEN_ROWS, WHOLE_ROWS = "pixtral", "lightonocr"  # staggered RoPE; a break between rows of image tokens, or none

@@ -24,6 +24,7 @@ from tiny import (
     gemma3,
     gemma4,
     glm4v,
+    granite4_vision,
     granite_docling,
     internvl,
     janus,
@@ -148,6 +149,12 @@ CASES = {
     "lfm2_vl tied": Case(
         lfm2_vl.build, LAYOUTS, r".*vision_tower.*\.(k_proj|patch_embedding)", r".*multi_modal_projector\.linear_.*"
     ),
+    "granite4_vision": Case(
+        granite4_vision.build,
+        LAYOUTS,
+        r".*vision_tower.*\.(q_proj|fc2)",
+        r".*_projectors.*\.(out_linear|attention\.query|output_query\.dense)",
+    ),
     "granite_docling tied": Case(
         granite_docling.build,
         LAYOUTS,
@@ -210,6 +217,8 @@ SAMPLE = [
     ("lfm2_vl tied", "saved", "tower", "DoRA"),
     ("qwen3_5 tied", "hub", "all linear layers", "rsLoRA"),
     ("lfm3_vl tied", "hub", "tower", "rsLoRA"),
+    ("granite4_vision", "hub", "projector", "rsLoRA"),
+    ("granite4_vision", "saved", "all linear layers", "DoRA"),
     ("granite_docling tied", "hub", "projector", "LoRA"),
     ("granite_docling tied", "saved", "trained tables", "DoRA"),
     ("lfm3_vl tied", "memory", "all linear layers", "LoRA"),

@@ -31,6 +31,7 @@ from small_models import (
     picture,
     pooled,
     qwen,
+    windowed,
     woven,
 )  # fmt: skip
 
@@ -93,7 +94,9 @@ PROFILES = {"gpu": CoreMLOptions("gpu", (64,)), "ane": CoreMLOptions("ane", (64,
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("spec", [clip(), intern(), pooled(), levels()], ids=["clip", "intern", "pooled", "levels"])
+@pytest.mark.parametrize(
+    "spec", [clip(), intern(), pooled(), levels(), windowed()], ids=["clip", "intern", "pooled", "levels", "windowed"]
+)
 def test_square_towers(tmp_path: Path, spec: ModelSpec, profile: str) -> None:
     model = Exported(tmp_path, spec, PROFILES[profile])
     assert isinstance(spec.vision, Vit)

@@ -30,6 +30,7 @@ from small_models import (
     pooled,
     qwen,
     sheet,
+    windowed,
 )
 
 from edgevlm.errors import EdgeVLMError
@@ -51,7 +52,7 @@ def scaled() -> ModelSpec:
 
 
 MODELS = [
-    clip(), convolved(), intern(), pooled(), levels(), sheet(), qwen(), deep(), halved(), asked(), gated(),
+    clip(), convolved(), intern(), pooled(), levels(), windowed(), sheet(), qwen(), deep(), halved(), asked(), gated(),
     clip(gemma()), clip(MROPE), scaled(), averaged(),
 ]  # fmt: skip
 

@@ -107,6 +107,8 @@ def image_features(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tens
         whole = [parts] if isinstance(parts, torch.Tensor) else list(parts)
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in whole])
 
+    if found.pooler_output is None:  # all of them are levels, each of one of the decoder's layers
+        return torch.cat([joined(level) for _, level in sorted(found.deepstack_features, key=lambda of: of[0])], dim=-1)
     # What a Granite multiplies embeddings by is inside of ours.
     scale = getattr(getattr(model.config, "text_config", None), "embedding_multiplier", 1.0)
     levels = [joined(level) for level in (found.pooler_output, *(getattr(found, "deepstack_features", None) or ()))]

@@ -16,6 +16,7 @@ from edgevlm.checkpoint.families import (
     gemma4,
     glm4v,
     glm_ocr,
+    granite4_vision,
     granite_docling,
     internvl,
     janus,
@@ -63,6 +64,7 @@ FAMILIES = (
     mistral3.FAMILY, lighton_ocr.FAMILY, ovis2.FAMILY, fast_vlm.FAMILY, qwen3_5.FAMILY, lfm3_vl.FAMILY,
     minicpmv.FAMILY, minicpmv4_6.FAMILY, minicpmv4_7.FAMILY, gemma4.FAMILY, moondream.FAMILY,
     granite_docling.FAMILY, glm4v.FAMILY, glm_ocr.FAMILY, dots_ocr.FAMILY, llava_qwen2.FAMILY,
+    granite4_vision.FAMILY,
 )  # fmt: skip
 
 
@@ -89,7 +91,8 @@ def read_checkpoint(checkpoint: Checkpoint) -> tuple[ModelSpec, MappedWeights]:
     check_model(spec, f"{checkpoint.folder}: config.json", "download it again")
     unused = family.unused(checkpoint, spec)
     text = next((key for key in _DECODER_KEYS if config.section(key).given), "text_config")
-    names = fold_multipliers(config.section(text), spec, family.tensor_names(checkpoint, spec), family.multipliers)
+    names = family.tensor_names(checkpoint, spec)
+    names = fold_multipliers(config.section(text), spec, names, family.multipliers, family.raw)
     head = names["decoder.head"]
     tied = (f"{head}.weight",) if spec.decoder.tie_embeddings else ()
     tree = weight_tree(spec) | host_tree(spec)

@@ -107,11 +107,14 @@ DECODERS = tuple(_DEFAULTS)  # by their model_type
 MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
 
 
-def fold_multipliers(text: JsonFile, spec: ModelSpec, names: Names, usual: Mapping[str, float] | None) -> Names:
+def fold_multipliers(
+    text: JsonFile, spec: ModelSpec, names: Names, usual: Mapping[str, float] | None, raw: bool = False
+) -> Names:
     """`names` with a Granite's four multipliers inside its weights, which makes it a Llama; others' as they are.
 
     It multiplies embeddings whatever they are of: so does the projector's last step with weights, and a newline.
     usual: what the multipliers are where the file leaves them out, in a family whose decoders all have them.
+    raw: it does not multiply image features.
     """
     d = spec.decoder
     if text.value("model_type") != "granite" and usual is None:
@@ -121,9 +124,10 @@ def fold_multipliers(text: JsonFile, spec: ModelSpec, names: Names, usual: Mappi
         raise text.wrong("embedding_multiplier" if embedding <= 0 else "logits_scaling", "more than 0")
     (mixer,) = d.block(0).mixers
     assert isinstance(mixer, Attention)
-    layer, last = "decoder.layers.{i}.", [s.name for s in spec.projector if isinstance(s, Linear | Normalize)][-1]
+    layer, last = "decoder.layers.{i}.", [s.name for s in spec.projector if isinstance(s, Linear | Normalize)][-1:]
+    features = [] if raw else [*(f"projector.{name}" for name in last), "newline"]
     factors = {
-        **dict.fromkeys(("decoder.embed", f"projector.{last}", "newline"), embedding),
+        **dict.fromkeys(("decoder.embed", *features), embedding),
         f"{layer}q": attention * mixer.head_dim**0.5,  # RoPE commutes with it
         **dict.fromkeys((f"{layer}o", f"{layer}down"), residual),
         "decoder.norm": 1 / (logits * (embedding if d.tie_embeddings else 1)),

@@ -29,6 +29,7 @@ class Family:
     embed: the embedding table's stem in memory, where files of a tied model keep the head alone.
     towers, decoders: what vision_config and text_config call the parts that it takes, beside `read_decoder`'s.
     multipliers: what a decoder's `MULTIPLIERS` are where the file leaves them out, if all its decoders have them.
+    raw: its decoders multiply embeddings and not image features.
     composed: how `edgevlm compose` writes a model of this family, where it does.
     """
 
@@ -44,4 +45,5 @@ class Family:
     towers: tuple[str, ...] = ()
     decoders: tuple[str, ...] = ()
     multipliers: Mapping[str, float] | None = None
+    raw: bool = False
     composed: Composed | None = None

@@ -128,6 +128,20 @@ class Copied:
         return values
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """A vector, several times one behind the other."""
+
+    stem: str
+    times: int
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {_name(self.stem, part): (shape[0] // self.times,)}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        return np.tile(read(_name(self.stem, part)), self.times)
+
+
 def _name(stem: str, part: str) -> str:
     return f"{stem}.{part}" if part else stem
 

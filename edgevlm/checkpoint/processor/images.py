@@ -14,6 +14,7 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.models.projector import Pool, Queries, Resample, Shuffle
 from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.models.window_queries import WindowQueries
 
 RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
 BACKGROUND = (255, 255, 255)  # a constant of the processors' code
@@ -113,7 +114,7 @@ def token_pixels(model: ModelSpec) -> int:
     """Pixels per side that one image token covers."""
     if isinstance(model.vision, QwenVit):
         return model.vision.patch_size * model.vision.unit
-    merged = math.prod(step.scale for step in model.projector if isinstance(step, Shuffle | Pool))
+    merged = math.prod(step.scale for step in model.projector if isinstance(step, Shuffle | Pool | WindowQueries))
     return model.vision.patch_size * merged
 
 

@@ -47,6 +47,13 @@ _TANH = {"gelu": "gelu_tanh"}  # one of both is all that llama.cpp has
 
 SQUARE = (
     ProjectorType(
+        names.WINDOW_QUERIES, "vit", ("window_queries",),
+        refusals={
+            "projector is of a type that in llama.cpp cuts and resamples pictures itself, and encodes no view that "
+            "another has cut": lambda spec: True,
+        },
+    ),
+    ProjectorType(
         names.POOLED, "vit", ("pool", "norm", "linear"),
         refusals=SWAPPED | _NO_CLASS | {
             "projector has another norm than its tower's epsilon in root mean squares": lambda spec: any(
