@@ -319,15 +319,11 @@ class Ops:
 
     def short_conv(self, x: X, w: str, c: ShortConv, width: int, state: str) -> X:
         """LFM2's mixer: y = C * conv(B * x), each a linear map of the input."""
-        return self._gated_conv(
-            x, w, width, lambda y: self.causal_conv(y, f"{w}.conv", width, c.kernel, f"{state}.conv")
-        )
+        held = f"{state}.conv"
+        return self.gated_conv(x, w, width, lambda y: self.causal_conv(y, f"{w}.conv", width, c.kernel, held))
 
-    def grid_conv(self, x: X, w: str, width: int, kernel: int, places: str) -> X:
-        """The same over patches on a grid."""
-        return self._gated_conv(x, w, width, lambda y: self.conv_at(y, f"{w}.conv", width, kernel, places))
-
-    def _gated_conv(self, x: X, w: str, width: int, conv: Callable[[X], X]) -> X:
+    def gated_conv(self, x: X, w: str, width: int, conv: Callable[[X], X]) -> X:
+        """The same by any convolution."""
         b, gate, x = self.linear(x, (f"{w}.b", width), (f"{w}.c", width), (f"{w}.x", width))
         return self.linear(self.mul(gate, conv(self.mul(b, x))), (f"{w}.out", width))[0]
 

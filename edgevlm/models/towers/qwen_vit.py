@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,8 @@ class QwenVit:
     def _layer(self, ops: Ops, x: X, i: int) -> X:
         w, block, width = f"vision.layers.{i}", self.block, self.hidden_size
         if i in self.convolving:
-            x = residual(ops, x, block, w, 1, lambda h: ops.grid_conv(h, w, width, self.kernel, "neighbours"))
+            conv = partial(ops.conv_at, name=f"{w}.conv", width=width, kernel=self.kernel, places="neighbours")
+            x = residual(ops, x, block, w, 1, lambda h: ops.gated_conv(h, w, width, conv))
         elif self.window is None or i in self.full:
             mask = self._mask(i)
             x = residual(ops, x, block, w, 1, lambda h: ops.attention(h, w, self.attention, width, None, mask))
