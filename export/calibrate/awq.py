@@ -14,7 +14,7 @@ import numpy as np
 from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.export.quantize.round import quantize
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Attention
+from edgevlm.models.spec import Attention, Block
 from edgevlm.types import F32
 
 EXPONENTS = np.linspace(0, 0.9, 10)  # 0 is no scaling, which is always tried
@@ -70,9 +70,12 @@ def source_of(linear: str, spec: ModelSpec) -> tuple[str, int] | None:
     """What the inputs of the map `linear` come from, where a factor can move into it, and heads per shared input.
 
     A norm, or a linear map whose rows pass on unchanged in proportion: v through attention to o, up through SwiGLU to
-    down. GELU is not proportional, and a tied head shares its columns with the embedding: no source.
+    down. GELU is not proportional, a tied head shares its columns with the embedding, and one norm before two parts
+    cannot take a factor of each: no source.
     """
     stem, _, part = linear.rpartition(".")
+    if part in ("q", "k", "v", "fc1") and _block(stem, spec).places == "parallel":
+        return None
     if part in ("q", "k", "v", "o_gate"):
         return f"{stem}.norm1", 1
     if part in ("gate", "up", "fc1"):
@@ -87,10 +90,13 @@ def source_of(linear: str, spec: ModelSpec) -> tuple[str, int] | None:
 
 def attention_of(layer: str, spec: ModelSpec) -> Attention:
     """The attention of a layer by its name, such as "decoder.layers.3"."""
-    part, _, number = layer.split(".")[:3]
-    block = spec.vision.block if part == "vision" else spec.decoder.block(int(number))
-    (attention,) = (mixer for mixer in block.mixers if isinstance(mixer, Attention))
+    (attention,) = (mixer for mixer in _block(layer, spec).mixers if isinstance(mixer, Attention))
     return attention
+
+
+def _block(layer: str, spec: ModelSpec) -> Block:
+    part, _, number = layer.split(".")[:3]
+    return spec.vision.block if part == "vision" else spec.decoder.block(int(number))
 
 
 def shared(values: F32, heads: int, head_dim: int) -> F32:

@@ -31,6 +31,7 @@ from small_models import (
     picture,
     pooled,
     qwen,
+    sheet,
     windowed,
     woven,
 )  # fmt: skip
@@ -43,11 +44,12 @@ from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import Layout, Span
 from edgevlm.inputs.preprocess import normalize
-from edgevlm.inputs.rules import Stretch
+from edgevlm.inputs.rules import OverlappingTiles, Stretch
 from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.towers.qwen_vit import QwenVit
+from edgevlm.models.towers.sheet_vit import SheetVit
 from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.coreml import runtime
@@ -72,6 +74,8 @@ class Exported:
         if isinstance(spec.vision, Vit):
             side, (rows, _) = spec.vision.image_size, spec.token_grid(spec.vision.image_size, spec.vision.image_size)
             image = replace(IMAGE, rule=Stretch(side), token_pixels=side // rows)
+        elif isinstance(spec.vision, SheetVit):
+            image = replace(IMAGE, rule=OverlappingTiles(16, 4, 6), token_pixels=None, tokens=16)
         write_json(folder / "preprocess.json", to_dict(image))
         files = {str(path.relative_to(folder)): None for path in folder.rglob("*") if path.is_file()}
         manifest = SimpleNamespace(spec=spec, targets={"coreml": self.entry}, files=files)
@@ -128,6 +132,18 @@ def test_pictures_of_any_grid(grid_model: Exported, grid: tuple[int, int]) -> No
     assert cosine(found, wanted) >= 0.99999
     assert cosine(grid_model.encoder("fp16").encode([view])[0], wanted) >= 0.9999
     np.testing.assert_array_equal(encoder.encode([view, view]), [found, found])
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_sheet_of_squares(tmp_path: Path, profile: str) -> None:
+    """Three rows of two squares, of which the first row has one, and a single crop; `ane` has room for 3 x 3."""
+    model = Exported(tmp_path, sheet(), PROFILES[profile])
+    for rows, cols in ((3, 2), (2, 1)):
+        view = picture(4 * rows, 4 * cols, 4)
+        wanted = model.features(view)
+        assert wanted.shape == (16, 64)
+        assert cosine(model.encoder().encode([view])[0], wanted) >= 0.99999
+        assert cosine(model.encoder("fp16").encode([view])[0], wanted) >= 0.9999
 
 
 def test_a_picture_beyond_a_fixed_encoder_is_refused(grid_model: Exported) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from small_models import sheet
+
 from edgevlm.bundle.qtensor import QTensor
-from edgevlm.export.calibrate.awq import Fold, choose
+from edgevlm.export.calibrate.awq import Fold, choose, source_of
 from edgevlm.export.calibrate.gptq import WIDEST, damped, gptq, inverse_factor, pieces
 from edgevlm.export.quantize.round import quantize, search
 
@@ -145,6 +150,13 @@ def test_a_transposed_statistic_would_show(kind: str) -> None:
     order = np.random.default_rng(0).permutation(len(moment))
     wrong = gptq(weight, kind, "w", [moment[order][:, order]])
     assert loss(weight, wrong, moment) > 2 * loss(weight, gptq(weight, kind, "w", [moment]), moment)
+
+
+def test_one_norm_before_two_parts_takes_no_factor() -> None:
+    """Attention and MLP of a parallel layer read the same values; those of a tower's layers have a norm each."""
+    sources = {name: source_of(f"decoder.layers.1.{name}", sheet()) for name in ("q", "k", "v", "fc1", "o")}
+    assert sources == {"q": None, "k": None, "v": None, "fc1": None, "o": ("decoder.layers.1.v", 2)}
+    assert source_of("vision.layers.0.fc1", sheet()) == ("vision.layers.0.norm2", 1)
 
 
 def test_awq_scales_up_what_is_loud() -> None:
