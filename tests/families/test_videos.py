@@ -17,6 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import internvl, linked, qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl
+from tiny.common import IMAGENET_MEAN, IMAGENET_STD
 from tiny.videos import on_pillow, read, video_class, write_video
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
@@ -49,6 +50,7 @@ class Family:
     videos: type
     sampled: dict[str, Any] = field(default_factory=dict)
     patch: int | None = None
+    system: str | None = None  # a message that transformers has to be given, and edgevlm knows
 
 
 FAMILIES = {
@@ -59,6 +61,10 @@ FAMILIES = {
         Family("qwen3_vl", qwen3_vl.build, qwen3_vl.load_processor, QWEN3, {}, 8),
         Family("qwen3_5", qwen3_5.build, qwen3_5.load_processor, QWEN3, {}, 8),
         Family("internvl", internvl.build, internvl.load_processor, INTERNVL, {"num_frames": 8}),
+        Family(
+            "internvl_chat", partial(internvl.build, layout="remote"), internvl.load_processor, INTERNVL,
+            {"num_frames": 8}, system=internvl.REMOTE_SYSTEM,
+        ),
         Family(
             "llava_onevision", partial(linked.build, tower="siglip", layers=-1, **ONEVISION),
             partial(linked.load_processor, tower="siglip", **ONEVISION), LLAVA_ONEVISION,
@@ -74,7 +80,12 @@ class Made:
         self.model = family.build(place / "checkpoint")
         self.bundle: Bundle = open_bundle(self.export())
         self.processor = family.processor(place / "checkpoint")
-        self.processor.video_processor = family.videos.from_pretrained(place / "checkpoint")
+        own = family.system is None  # otherwise the authors' code, which has no such files
+        self.processor.video_processor = (
+            family.videos.from_pretrained(place / "checkpoint")
+            if own
+            else family.videos(size={"height": 48, "width": 48}, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
+        )
 
     def export(self, *targets: str) -> Path:
         out = self.place / "-".join(["out", *targets])
@@ -84,6 +95,8 @@ class Made:
     def inputs(self, path: Path, messages: list[dict[str, Any]], **sampling: Any) -> Any:
         """transformers' arrays for a conversation with that video in it."""
         video, metadata = read(path)
+        if self.family.system is not None:
+            messages = [{"role": "system", "content": [{"type": "text", "text": self.family.system}]}, *messages]
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         with on_pillow():
             return self.processor(

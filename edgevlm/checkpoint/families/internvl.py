@@ -14,7 +14,7 @@ from edgevlm.checkpoint.families.towers import read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, make_spec, processor_type
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
-from edgevlm.checkpoint.processor.videos import with_squares
+from edgevlm.checkpoint.processor.videos import numbered, with_squares, with_video_of
 from edgevlm.inputs.grounding import Grounding
 from edgevlm.inputs.rules import RatioTiles
 from edgevlm.inputs.spec import ImageSpec, PictureText
@@ -82,10 +82,7 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     side = check_side(file, "size", file.square("size"), model)
     # crop_to_patches is false in the files, and InternVLProcessor turns it on.
     rule = RatioTiles(side, file.count("min_patches", 1), file.count("max_patches", 12), thumbnail=True)
-    return with_squares(
-        image_spec(files, model, rule, usual=3), files, model, "InternVLVideoProcessor", most=8, spread="middles",
-        stamp="Frame{number}: ", open="<img>", close="</img>", join="\n", outro="\n",
-    )  # fmt: skip
+    return with_squares(image_spec(files, model, rule, usual=3), files, model, "InternVLVideoProcessor", **FRAMES)
 
 
 def _remote_image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
@@ -96,7 +93,8 @@ def _remote_image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     least, most = config.count("min_dynamic_patch", 1), config.count("max_dynamic_patch", 6)
     tiles = RatioTiles(side, least, most, config.flag("use_thumbnail", False))
     rule = tiles if config.flag("dynamic_image_size", False) else Stretch(side)
-    return make_spec(model, rule, resample="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    spec = make_spec(model, rule, resample="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    return with_video_of(spec, side, **FRAMES)
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
@@ -108,9 +106,8 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     return prompt_spec(files, model, picture=text, needed=("<img>", "</img>"), chat=chat, grounding=BOXES)
 
 
+FRAMES = numbered("<img>", "</img>", most=8)  # as many as the authors' own examples take
 BOXES = Grounding("tagged", 1000, open="<box>", close="</box>", label_open="<ref>", label_close="</ref>")
-
-
 # conversation.py of the remote code, by the key `template` of config.json.
 _SYSTEM = {
     "internvl2_5": "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"

@@ -85,14 +85,27 @@ def with_squares(
     file = files.video
     _check_same(file, kind, image)
     fps = file.number("fps", least=1e-3, most=limits.FRAME_RATE) if file.value("fps") is not None else None
-    video = VideoSpec(
-        fps=fps,
-        most=file.count("num_frames", most, most=limits.FRAMES),
-        rule=Stretch(check_side(file, "size", file.square("size"), model)),
-        resample=resample_of(file, 3),
-        **fields,
+    most, side = (
+        file.count("num_frames", most, most=limits.FRAMES),
+        check_side(file, "size", file.square("size"), model),
     )
-    return replace(image, video=video)
+    return with_video_of(image, side, fps=fps, most=most, resample=resample_of(file, 3), **fields)
+
+
+def with_video_of(
+    image: ImageSpec, side: int, *, most: int, fps: float | None = None, resample: str = "bicubic", **fields: Any
+) -> ImageSpec:
+    """`image` with the rules of frames that are stretched to side x side pixels. most and the rest: of `VideoSpec`."""
+    return replace(image, video=VideoSpec(fps, most, Stretch(side), resample, **fields))
+
+
+def numbered(open: str, close: str, most: int) -> dict[str, Any]:
+    """Fields of `VideoSpec`: the middle frames of `most` parts, each on a line of its own behind its number.
+
+    open, close: around a frame's tokens.
+    """
+    line = {"stamp": "Frame{number}: ", "open": open, "close": close, "join": "\n", "outro": "\n"}
+    return {"most": most, "spread": "middles", **line}
 
 
 def _check_type(file: JsonFile, kind: str) -> None:
