@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import fast_vlm
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import Checkpoint, FamilyTests, Variant, check_features
+from harness import SIZES, Checkpoint, FamilyTests, Variant, check_features
 
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_model
@@ -27,11 +27,14 @@ def views(inputs: dict[str, Any]) -> list[F32]:
     return list(inputs["pixel_values"])
 
 
+LONG = [*SIZES, (200, 1), (1, 200), (4100, 60)]
+
+
 class TestFastVlmAsItsAuthorsPublishIt(FamilyTests):
     """Pictures are padded to a square; predict.py there is about one at most."""
 
     variants: ClassVar = {
-        name: Variant(name, partial(fast_vlm.build, layout="own", tie=tie), fast_vlm.load_own_processor, views)
+        name: Variant(name, partial(fast_vlm.build, layout="own", tie=tie), fast_vlm.load_own_processor, views, LONG)
         for name, tie in (("own", False), ("own-tied", True))
     }
     prompts: ClassVar = ("none", "one")

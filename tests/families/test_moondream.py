@@ -15,12 +15,16 @@ from tiny import moondream
 from tiny.common import picture
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import QUESTION, Checkpoint, FamilyTests, Variant, check_features
+from harness import QUESTION, SIZES, Checkpoint, FamilyTests, Variant, check_features
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.inputs.preprocess import preprocess
+from edgevlm.inputs.rules import OverlappingTiles
+from edgevlm.inputs.spec import ImageSpec
 
+LONG = [*SIZES, (200, 1), (1, 200), (4100, 60), (60, 4100)]
 VARIANTS = {
-    layout: Variant(layout, partial(moondream.build, layout=layout), moondream.load_processor, moondream.views)
+    layout: Variant(layout, partial(moondream.build, layout=layout), moondream.load_processor, moondream.views, LONG)
     for layout in ("hub", "own")
 }
 
@@ -58,6 +62,14 @@ def test_an_older_tokenizer_is_refused(tmp_path: Path) -> None:
     made.folder = tmp_path
     with pytest.raises(EdgeVLMError, match=r"put the tokenizer\.json of moondream/starmie-v1 in its place"):
         made.bundle("fp32")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (200, 1), (378, 379), (640, 480), (997, 601), (61, 4100), (1080, 1920)])
+def test_sheets_at_their_published_size(size: tuple[int, int]) -> None:
+    rule, image = OverlappingTiles(378, 56, 12), picture(*size)
+    spec = ImageSpec(2, rule, "lanczos", (255,) * 3, 1 / 255, (0.5,) * 3, (0.5,) * 3, None, 729)
+    (ours,) = preprocess(image, spec)
+    np.testing.assert_array_equal(ours, moondream.sheet(*moondream.crops(image, 378, 56, 12)))
 
 
 @pytest.mark.parametrize("rows, cols", [(1, 1), (2, 2), (3, 4), (1, 12), (6, 2)])
