@@ -121,11 +121,25 @@ class WholeThenTiles(CheckedRule):
 
 
 @dataclass(frozen=True)
+class Dense:
+    """Pictures that are cut into up to `most` tiles: scaled by less than `scale` in width otherwise, and of more than
+    `above` and up to `below` times their height in width. None: whatever."""
+
+    most: int
+    scale: float | None
+    above: float | None
+    below: float | None
+
+    def __post_init__(self) -> None:
+        check(1 <= self.most <= limits.GRID_TILES, "image", "dense.most", f"1 to {limits.GRID_TILES}", self.most)
+
+
+@dataclass(frozen=True)
 class RatioTiles(CheckedRule):
     """The grid of `least` to `most` tiles whose shape is nearest to the picture's.
 
     thumbnail: the whole picture comes last, where there are several tiles. longest: tiles per side, at most.
-    numbered: a single view is the tile in row 1, column 1.
+    numbered: a single view is the tile in row 1, column 1. dense: pictures with another `most`.
     """
 
     side: int
@@ -134,19 +148,28 @@ class RatioTiles(CheckedRule):
     thumbnail: bool
     longest: int | None = None
     numbered: bool = False
+    dense: Dense | None = None
     kind: str = "ratio_tiles"
 
     def bounds(self) -> dict[str, int]:
         return dict.fromkeys(("most", "longest"), limits.GRID_TILES) | {"least": min(self.most, limits.GRID_TILES)}
 
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
-        most = self.most if budget is None else min(self.most, max(1, budget - self.thumbnail))
+        most = self.dense.most if self.dense and self._is_dense(width, height, self.dense) else self.most
+        most = most if budget is None else min(most, max(1, budget - self.thumbnail))
         cols, rows = grids.nearest_grid(width, height, self.side, min(self.least, most), most, self.longest)
         whole = View((ResizeTo(self.side, self.side),))
         if cols * rows == 1 and not self.numbered:
             return [whole]
         tiles = grids.tiles((ResizeTo(cols * self.side, rows * self.side),), self.side)
         return [*tiles, whole] if self.thumbnail and len(tiles) > 1 else tiles
+
+    def _is_dense(self, width: int, height: int, dense: Dense) -> bool:
+        shape = width / height
+        if (dense.above is not None and shape <= dense.above) or (dense.below is not None and shape > dense.below):
+            return False
+        cols, _ = grids.nearest_grid(width, height, self.side, self.least, self.most, self.longest)
+        return dense.scale is None or cols * self.side / width < dense.scale
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import granite_docling
 
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import SIZES, Checkpoint, QuantizedFamilyTests, Variant, check_turns
+
+from edgevlm.inputs.rules import Dense, RatioTiles
 
 VARIANTS = {
     name: Variant(
@@ -36,11 +39,19 @@ class TestGraniteDocling(QuantizedFamilyTests):
         check_turns(made)
 
 
-def test_the_grid_is_the_processors_own() -> None:
-    """For every shape at the published settings: up to 32 tiles, 16 per side."""
-    from edgevlm.inputs.rules import RatioTiles
-
-    theirs, rule = granite_docling.GraniteDoclingImageProcessorPil(), RatioTiles(512, 1, 32, True, 16, True)
+@pytest.mark.parametrize(
+    ("settings", "dense"),
+    [
+        ({}, None),
+        ({"dense_max_scale": 0.7}, Dense(48, 0.7, None, None)),
+        ({"dense_min_aspect": 1.1, "dense_max_aspect": 3.0}, Dense(48, None, 1.1, 3.0)),
+        ({"dense_max_scale": 0.9, "dense_min_aspect": 1.1}, Dense(48, 0.9, 1.1, None)),
+    ],
+)
+def test_the_grid_is_the_processors_own(settings: dict[str, float], dense: Dense | None) -> None:
+    """For every shape at the class's settings, up to 32 tiles, 16 per side, and for pages that get 48."""
+    theirs = granite_docling.GraniteDoclingImageProcessorPil(dense_max_patches=48, **settings)
+    rule = RatioTiles(512, 1, 32, True, 16, True, dense)
     random = np.random.default_rng(0)
     sizes = np.exp(random.uniform(0, 9, (300, 2))).astype(int).tolist()
     for width, height in [*sizes, (1, 1), (1, 65536), (9000, 30), (30, 9000)]:

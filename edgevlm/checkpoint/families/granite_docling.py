@@ -17,7 +17,7 @@ from edgevlm.checkpoint.families.tensors import Computed, Names, Plain, Source, 
 from edgevlm.checkpoint.families.towers import marked_layers, read_vit
 from edgevlm.checkpoint.families.transforms import sincos
 from edgevlm.checkpoint.processor.files import ProcessorFiles
-from edgevlm.checkpoint.processor.images import check_side, image_spec, processor_type
+from edgevlm.checkpoint.processor.images import check_side, dense_pages, image_spec, processor_type
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
 from edgevlm.inputs.rules import RatioTiles
 from edgevlm.inputs.spec import ImageSpec, PictureText
@@ -95,13 +95,13 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     processor_type(file, "GraniteDoclingImageProcessor")
     file.require(True, "do_resize")
     file.require(False, "fine_route")
-    if file.value("dense_max_patches", 0) != 0:
-        raise file.wrong("dense_max_patches", "0, the same tiles for every page")
     side = check_side(file, "size", file.square("size") if file.value("size") else 512, model)
     least, most = file.count("min_patches", 1), file.count("max_patches", 32)
     if not file.flag("crop_to_patches", True):
         least = most = 1
-    rule = RatioTiles(side, min(least, most), most, thumbnail=True, longest=SIDE, numbered=True)
+    rule = RatioTiles(
+        side, min(least, most), most, True, SIDE, numbered=True, dense=dense_pages(file) if most > 1 else None
+    )
     return image_spec(files, model, rule, usual=3)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.inputs.native import Native, Within
-from edgevlm.inputs.rules import Rule
+from edgevlm.inputs.rules import Dense, Rule
 from edgevlm.inputs.spec import IMAGE_SPEC_VERSION, ImageSpec
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
@@ -144,6 +144,17 @@ def offered_grids(files: ProcessorFiles, side: int, usual: list[list[int]]) -> t
     if not all(type(edge) is int and edge > 0 and edge % side == 0 for size in sizes for edge in size):
         raise files.image.wrong(key, f"heights and widths that are multiples of {side}")
     return tuple((high // side, wide // side) for high, wide in sizes)
+
+
+def dense_pages(file: JsonFile) -> Dense | None:
+    """Pages that get other tiles. Zeros say that something does not matter; without scale and shape, nothing does."""
+    scale, above, below = (
+        file.number(key) if file.value(key, 0) != 0 else None
+        for key in ("dense_max_scale", "dense_min_aspect", "dense_max_aspect")
+    )
+    if file.value("dense_max_patches", 0) == 0 or (scale is None and above is None):
+        return None
+    return Dense(file.count("dense_max_patches"), scale, above, below)
 
 
 def processor_type(file: JsonFile, *known: str) -> str:
