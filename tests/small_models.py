@@ -218,7 +218,18 @@ def sharing() -> Decoder:
         for attention in (near, far, *reading)
     )
     ropes = {"main": Rope(1e4, 32, turning=4), "local": Rope(1e3, 16)}
-    return Decoder(90, WIDTH, 128, blocks, (0, 1, 0, 2, 3), ropes=ropes, logit_cap=10.0, embed_scale=6.5, per_layer=8)
+    return Decoder(
+        90,
+        WIDTH,
+        128,
+        blocks,
+        (0, 1, 0, 2, 3),
+        ropes=ropes,
+        logit_cap=10.0,
+        embed_scale=6.5,
+        per_layer=8,
+        per_layer_scale=3.5,
+    )
 
 
 LAYOUT = Layout(24, (Span(3, (2, 5)), Span(15, (3, 2))))

@@ -102,6 +102,7 @@ def _conversations() -> list[list[dict[str, Any]]]:
         [_say("user", MARK, MARK)], [_say("user", f"  {MARK}  ")], [_say("user", f"  {MARK}  ", f"  {MARK}  ")],
         [_say("user", IMAGE, MARK)], [_say("user", IMAGE, IMAGE, MARK)], [_say("user", MARK, IMAGE)],
         *([u, _say(role, IMAGE, MARK), u] for role in ("assistant", "system")), [u, _say("assistant", f"  {MARK}  ")],
+        [_say("system", f"  {MARK}  "), u],
         *probes(),
     ]  # fmt: skip
 
@@ -196,12 +197,14 @@ def _with_system(chat: Chat, run: Render, s: Message, u: Message) -> Chat:
     """What the template does with a system message, and without one."""
     try:
         head, s_u, _ = _cut(run([s, u], True), 3)
+        wide = run([_say("system", f"  {MARK}  "), u], True)
     except EdgeVLMError:
         return chat
+    trim = chat.trim_each and f"  {MARK}" not in wide and f"{MARK}  " not in wide
     user, s_u = chat.roles["user"], s_u.removeprefix(chat.text_close).removesuffix(chat.text_open)
     head = head.removesuffix(chat.text_open)
     if not s_u.endswith(user.open_text):
-        roles = {**chat.roles, "system": RoleText("", "", s_u)}
+        roles = {**chat.roles, "system": RoleText("", "", s_u, trim)}
         return replace(chat, roles=roles, system="in_first_user")
     try:  # where a later system message begins
         later = _cut(run([u, s, u], True), 4)[1].removeprefix(chat.text_close + user.close)
@@ -209,7 +212,7 @@ def _with_system(chat: Chat, run: Render, s: Message, u: Message) -> Chat:
     except EdgeVLMError:
         later = head.removeprefix(_shared(head, chat.prefix))
     prefix = head.removesuffix(later)
-    roles = {**chat.roles, "system": RoleText(later, later, s_u.removesuffix(user.open_text))}
+    roles = {**chat.roles, "system": RoleText(later, later, s_u.removesuffix(user.open_text), trim)}
     return replace(chat, prefix=prefix, default_system=chat.prefix.removeprefix(prefix), roles=roles)
 
 

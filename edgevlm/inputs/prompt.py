@@ -112,6 +112,8 @@ def render(
             system += [opening, *parts, close]
             continue
         yield opening
+        if role == "system" and not place:
+            yield ControlText(chat.system_mark)
         yield from system
         system.clear()
         yield from parts

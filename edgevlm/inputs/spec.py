@@ -164,6 +164,9 @@ class Chat:
     system_first: bool = False  # no message but the first is a system message
     join: str = ""  # between any two items of one message
     direct_mark: str = ""  # behind each of the user's messages, where it is not
+    thinking_system: str | None = None  # in the place of `default_system`, where it is to think; None: the same
+    thinking_mark: str = ""  # before the text of a system message that comes first, where it is
+    system_mark: str = ""  # ... before such a text in any case
 
     def __post_init__(self) -> None:
         check("user" in self.roles, "prompt", "roles", "at least 'user'", sorted(self.roles))
@@ -183,10 +186,13 @@ class Chat:
             "image_before",
             "image_after",
             "direct_mark",
+            "thinking_mark",
+            "system_mark",
         ):
             texts[name] = getattr(self, name)
         check((self.thinking is None) == (self.direct is None), "prompt", "thinking", "with direct", self.thinking)
-        texts |= {"thinking": self.thinking or "", "direct": self.direct or ""}
+        switches = ("thinking", "direct", "thinking_system")
+        texts |= {name: getattr(self, name) or "" for name in switches}
         for name, text in texts.items():
             check(len(text) <= limits.TEXT, "prompt", name, f"at most {limits.TEXT} characters", text)
 
@@ -199,7 +205,10 @@ class Chat:
             raise EdgeVLMError("This model has no switch for thinking: leave it as it is.")
         user = self.roles["user"]
         user = user if thinking else replace(user, close=self.direct_mark + user.close)
-        return replace(self, generation=generation, roles={**self.roles, "user": user})
+        made = replace(self, generation=generation, roles={**self.roles, "user": user})
+        if not thinking or self.thinking_system is None:
+            return made
+        return replace(made, default_system=self.thinking_system, system_mark=self.thinking_mark)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "layers": (0, limits.BLOCK_KINDS), "mask": ("causal", "image", "prompt", "prefix"),
         "places": ("grid", "line", "canvas"),
         "learned_positions": (0, limits.CONTEXT), "embed_scale": _POSITIVE, "logit_cap": _POSITIVE,
-        "deepstack": (0, limits.LAYERS), "per_layer": (0, limits.WIDTH),
+        "deepstack": (0, limits.LAYERS), "per_layer": (0, limits.WIDTH), "per_layer_scale": _POSITIVE,
     },
     Vit: {
         "image_size": (1, limits.IMAGE_SIDE), "patch_size": (1, limits.PATCH_SIDE), "hidden_size": (1, limits.WIDTH),

@@ -14,7 +14,7 @@ def embed_tokens(ops: Ops, ids: X, d: Decoder) -> X:
     x = ops.mul(x, d.embed_scale) if d.embed_scale != 1.0 else x
     if d.per_layer:
         rows = ops.embed(ids, "decoder.per_layer_embed", d.vocab_size, d.per_layer_width)
-        return ops.beside([x, ops.mul(rows, d.per_layer**0.5)])
+        return ops.beside([x, ops.mul(rows, d.per_layer_scale)])
     return ops.widen(x, d.embed_width) if d.deepstack else x
 
 

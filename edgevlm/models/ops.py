@@ -137,7 +137,7 @@ class Ops:
         self._lacks("split")
 
     def bound(self, name: str) -> X:
-        """The weight `name` (1,) as a value, which may be infinite."""
+        """The weight `name` (1,) as a value, which may be as large as float32 holds."""
         return self.vector(name, 1)
 
     def clip(self, x: X, low: X, high: X) -> X:

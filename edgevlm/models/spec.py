@@ -154,6 +154,7 @@ class Decoder:
     places: str = "grid"  # on several axes pictures have a "grid" for each view, a "canvas", or a "line" as text
     deepstack: tuple[int, ...] = ()  # behind which layers one more level of image features each is added (Qwen3-VL)
     per_layer: int = 0  # values that each layer takes of a token's row of a second table (per-layer embeddings)
+    per_layer_scale: float = 1.0  # of these rows
     tie_embeddings: bool = False
     head_bias: bool = False
 

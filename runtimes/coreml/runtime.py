@@ -122,7 +122,7 @@ class CoreMLDecoder:
         scale = self._spec.embed_scale
         rows = rows if scale == 1.0 else rows * np.float32(scale)
         if self._second is not None:
-            return np.concatenate([rows, self._second.rows(ids) * np.float32(self._spec.per_layer**0.5)], axis=1)
+            return np.concatenate([rows, self._second.rows(ids) * np.float32(self._spec.per_layer_scale)], axis=1)
         return widen(rows, self._spec.embed_width)
 
     def forward(self, embeds: F32, layout: Layout | None = None) -> F32:

@@ -186,7 +186,7 @@ class LlamaDecoder:
         rows = self._embeddings.rows(EMBEDDINGS, ids)
         rows = rows if scale == 1.0 else rows * np.float32(scale)
         if self._spec.per_layer:
-            second = self._embeddings.rows(PER_LAYER, ids) * np.float32(self._spec.per_layer**0.5)
+            second = self._embeddings.rows(PER_LAYER, ids) * np.float32(self._spec.per_layer_scale)
             return np.concatenate([rows, second], axis=1)
         return widen(rows, self._spec.embed_width)
 

@@ -234,7 +234,7 @@ def test_heads_of_two_sizes_and_layers_that_share(tmp_path: Path, profile: str) 
     for i in range(17, 30):
         assert cosine(decoder.forward(embeds[i : i + 1]), logits[i]) >= 0.99999
     first, second = (model.weights.read(f"decoder.{name}.weight")[ids] for name in ("embed", "per_layer_embed"))
-    rows = np.concatenate([first * np.float32(6.5), second * np.float32(8**0.5)], axis=1)
+    rows = np.concatenate([first * np.float32(6.5), second * np.float32(3.5)], axis=1)
     np.testing.assert_array_equal(decoder.embed(ids), rows)
 
 

@@ -86,12 +86,20 @@ class Processor(Gemma4Processor):
 
 
 def build(
-    folder: Path, *, seed: int = 0, layout: Layout = "hub", unread: bool = True, dtype: str = "float32", **options: Any
+    folder: Path,
+    *,
+    seed: int = 0,
+    layout: Layout = "hub",
+    unread: bool = True,
+    bounds: bool = True,
+    dtype: str = "float32",
+    **options: Any,
 ) -> Any:
     """Write a tiny Gemma 4 into `folder`; returns its model in float32.
 
     layout: "hub": a config as published; "saved": what transformers 5 saves; "memory": its config with the names of
-    `state_dict`. unread: hub's files also hold a tensor of sounds, and keys and values that nothing reads. dtype: of
+    `state_dict`. unread: hub's files also hold a tensor of sounds, and keys and values that nothing reads. bounds:
+    that hold something back; otherwise infinite ones, as a fresh model has them. dtype: of
     the files, "bfloat16" as published. options: of text_config.
     """
     tokenizer = tokenizers.gemma(SPECIALS)
@@ -100,7 +108,7 @@ def build(
     text: dict[str, Any] = {
         "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 6, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 32, "global_head_dim": 64, "vocab_size": vocab,
-        "vocab_size_per_layer_input": vocab, "hidden_size_per_layer_input": 32, "max_position_embeddings": 1024,
+        "vocab_size_per_layer_input": vocab, "hidden_size_per_layer_input": 64, "max_position_embeddings": 1024,
         "sliding_window": 8, "layer_types": KINDS, "num_kv_shared_layers": 3, "use_double_wide_mlp": True,
         "final_logit_softcapping": 12.0, "pad_token_id": 0, "model_type": "gemma4_text", **options,
     }  # fmt: skip
@@ -118,7 +126,7 @@ def build(
     torch.manual_seed(seed)
     model = Gemma4ForConditionalGeneration(config).eval()
     randomize(model, seed, list(ids.values()))
-    _settle(model, seed)
+    _settle(model, seed, bounds)
     model.to(getattr(torch, dtype)).float()
     ends = {"bos_token_id": ids["<bos>"], "eos_token_id": [ids["<eos>"], ids["<turn|>"]], "pad_token_id": 0}
     model.generation_config = GenerationConfig(**ends)
@@ -146,7 +154,7 @@ def build(
 
 
 @torch.no_grad()
-def _settle(model: Any, seed: int) -> None:
+def _settle(model: Any, seed: int, bounds: bool) -> None:
     """What `randomize` cannot know: scores that are not scaled, bounds that some values reach, layers' numbers."""
     random = torch.Generator().manual_seed(seed + 1)
     for name, parameter in model.named_parameters():
@@ -156,7 +164,7 @@ def _settle(model: Any, seed: int) -> None:
             parameter.mul_(2)  # or a tied decoder would repeat what it reads
     for name, buffer in model.named_buffers():
         sign = -1 if name.endswith("_min") else 1
-        if name.endswith(("input_min", "input_max", "output_min", "output_max")):
+        if bounds and name.endswith(("input_min", "input_max", "output_min", "output_max")):
             buffer.fill_(sign * float(1.2 + 0.8 * torch.rand((), generator=random)))
         elif name.endswith("layer_scalar"):
             buffer.fill_(float(0.6 + 0.3 * torch.rand((), generator=random)))

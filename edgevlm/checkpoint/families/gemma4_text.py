@@ -42,6 +42,7 @@ def read_text(checkpoint: Checkpoint, config: JsonFile, *, tied: bool) -> Decode
         )
         mlp = Mlp(inner * (2 if wide and reads else 1), "gelu_tanh")
         found.append(Block((attention,), mlp, norm, places="sandwich", scaled=True))
+    width = config.count("hidden_size_per_layer_input", 256, least=0)
     blocks, embed = tuple(dict.fromkeys(found)), f"{prefix_of(checkpoint, EMBED)}{EMBED}"
     sizes = {kind: _heads(config, kinds.index(kind), kind)[1] for kind in kinds}
     return Decoder(
@@ -54,7 +55,8 @@ def read_text(checkpoint: Checkpoint, config: JsonFile, *, tied: bool) -> Decode
         ropes={"main" if kind == FULL else "local": _rope(config, kind, size) for kind, size in sizes.items()},
         embed_scale=rounded(hidden**0.5, checkpoint.dtype(embed)),
         logit_cap=cap(config, "final_logit_softcapping", None),
-        per_layer=config.count("hidden_size_per_layer_input", 256, least=0),
+        per_layer=width,
+        per_layer_scale=rounded(width**0.5, checkpoint.dtype(embed)) if width else 1.0,
         tie_embeddings=tied and not is_parted(checkpoint, head_of(checkpoint), embed),
     )
 

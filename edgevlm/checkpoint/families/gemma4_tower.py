@@ -9,6 +9,7 @@ import numpy as np
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families.tensors import Names, Plain, Rows, Source, Swapped, prefix_of
+from edgevlm.checkpoint.families.transforms import Bound
 from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import Tower
@@ -62,7 +63,7 @@ def tower_names(checkpoint: Checkpoint, vision: Tower) -> Names:
         return lambda i: Rows(layer.replace("{i}", str(i)) + name, partial(_quarters, heads, a.head_dim))
 
     def bound(name: str) -> Callable[[int], Source]:
-        return lambda i: Plain(layer.replace("{i}", str(i)) + name, ())
+        return lambda i: Bound(layer.replace("{i}", str(i)) + name)
 
     return {
         "vision.patch_embedding": Swapped(f"{tower}patch_embedder.input_proj", 3),

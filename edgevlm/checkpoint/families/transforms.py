@@ -142,6 +142,20 @@ class Repeated:
         return np.tile(read(_name(self.stem, part)), self.times)
 
 
+@dataclass(frozen=True)
+class Bound:
+    """One number that values are kept under or over; where it is infinite, the last that float32 holds."""
+
+    name: str
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {self.name: ()}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        most = np.finfo(np.float32).max
+        return np.clip(read(self.name), -most, most).reshape(shape)
+
+
 def _name(stem: str, part: str) -> str:
     return f"{stem}.{part}" if part else stem
 

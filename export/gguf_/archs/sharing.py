@@ -81,6 +81,7 @@ REFUSALS: Refusals = {
     # llama.cpp takes the root itself; a checkpoint may have rounded it to bfloat16.
     "scales embeddings by another number than the root of their width": lambda d: (
         not math.isclose(d.embed_scale, d.hidden_size**0.5, rel_tol=2**-8)
+        or not math.isclose(d.per_layer_scale, d.per_layer**0.5, rel_tol=2**-8)
     ),
     "changes embeddings or takes further levels of features": lambda d: bool(
         d.learned_positions or d.embed_norm or d.deepstack or d.head_bias
