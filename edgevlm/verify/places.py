@@ -19,6 +19,7 @@ from edgevlm.inputs.layout import Layout, Span, merge, positions
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder
+from edgevlm.models.towers.placed_vit import PlacedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.types import F32, I64
 from edgevlm.verify.report import Row
@@ -39,6 +40,9 @@ def check_places(spec: ModelSpec) -> Iterator[Row]:
         if tower.table and tower.resample != "none":
             side = replace(tower, table=recorded["side"])
             yield _row("grids", "table of positions", recorded[f"{halved}tables"], lambda case: _table(side, case))
+    if isinstance(tower, PlacedVit):
+        asked = replace(tower, table=recorded["side"], places=8)
+        yield _row("grids", "places of patches", recorded["asked"], lambda case: _asked(asked, case))
     if decoder.axes == 3 and decoder.places != "line":
         cases = recorded["tokens" if decoder.places == "grid" else decoder.places]
         yield _row("prompts", "positions of tokens", cases, lambda case: _tokens(case, decoder.places))
@@ -104,6 +108,21 @@ def _table(tower: QwenVit, case: dict[str, Any]) -> str:
         if _close(found, wanted):
             return said
     return "other rows or shares"
+
+
+def _asked(tower: PlacedVit, case: dict[str, Any]) -> str:
+    (rows, cols), p = case["grid"], tower.patch_size
+    numbers = np.kron(np.arange(rows * cols, dtype=np.float32).reshape(rows, cols), np.ones((p, p), np.float32))
+    feeds = tower.feeds(np.broadcast_to(numbers, (3, *numbers.shape)))
+    if not np.array_equal(feeds["patches"][0, :, 0], np.arange(rows * cols)):
+        return "patches in another order"
+    values = np.sin(np.arange(tower.table**2))
+    if not _close((values[feeds["table_rows"]] * feeds["table_shares"]).sum(1), np.array(case["bucketed"])):
+        return "other rows or shares"
+    found, wanted = feeds["places"][0], np.array(case["waves"])
+    if _close(found, wanted):
+        return ""
+    return _TURNED if _close(np.roll(found, 4, axis=1), wanted) else "other waves"
 
 
 def _tokens(case: dict[str, Any], places: str) -> str:

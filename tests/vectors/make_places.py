@@ -8,7 +8,8 @@ a picture's views on one canvas, where a span has its place and the number of to
 patches: row and column of each, four to a token. tables: sin(0), sin(1), ... as SIDE x SIDE rows of one value,
 resampled to each patch: with corners on corners, with centers in proportion, so by a triangle filter that smooths where
 it shrinks, so by a bicubic, and the nearest. halved: the same of towers that join 2 x 2 patches on the way, and then
-2 x 2 of these. Nothing here imports edgevlm.
+2 x 2 of these. asked: the same of a tower that MiniCPM-V 2.6's published code reads by queries, with the waves of
+each patch's column and row. Nothing here imports edgevlm.
 """
 
 from __future__ import annotations
@@ -113,7 +114,17 @@ def nearest(table: torch.Tensor, grid: tuple[int, int], places: torch.Tensor) ->
     return found
 
 
-def rounded(values: dict[str, torch.Tensor]) -> dict[str, list[float]]:
+def asked(table: torch.Tensor, rows: int, cols: int) -> dict[str, torch.Tensor]:
+    """As modeling_navit_siglip.py and resampler.py there, patches row by row."""
+    bounds = torch.arange(1 / SIDE, 1.0, 1 / SIDE)
+    lines = [torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / count), bounds, right=True) for count in (rows, cols)]
+    row, col = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
+    angles = [place.reshape(-1, 1) / 10000 ** (torch.arange(2).double() / 2) for place in (col, row)]
+    waves = torch.cat([function(angle) for angle in angles for function in (torch.sin, torch.cos)], dim=1)
+    return {"bucketed": table[lines[0]][:, lines[1]].reshape(-1), "waves": waves}
+
+
+def rounded(values: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {name: value.double().round(decimals=6).tolist() for name, value in values.items()}
 
 
@@ -141,6 +152,7 @@ def text() -> str:
         values |= {"smooth": small[places[:, 0], places[:, 1]], "nearest": nearest(table, grid, places)}
         values["cubic"] = cubic(table, thw, places)
         found["tables"].append({"grid": grid, **rounded(values)})
+    found["asked"] = [{"grid": grid, **rounded(asked(table, *grid))} for grid in [*GRIDS, (1, 25), (49, 3)]]
     for grid in HALVED_GRIDS:
         at = halved(*grid)
         found["halved_patches"].append({"grid": grid, "places": at})

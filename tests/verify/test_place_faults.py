@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_models import MROPE, clip, deep, halved, qwen
+from small_models import MROPE, asked, clip, deep, halved, qwen
 from tiny import qwen3_vl
 
 from edgevlm.errors import GateError
@@ -24,6 +24,7 @@ from edgevlm.inputs import layout
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.towers import tables
 from edgevlm.models.towers.halved_vit import HalvedVit
+from edgevlm.models.towers.placed_vit import PlacedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.verify import places, reference, runtime
 from edgevlm.verify.report import Row
@@ -58,6 +59,16 @@ def turned_table(monkeypatch: pytest.MonkeyPatch) -> None:
 def turned_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     real = layout._prompt_positions
     monkeypatch.setattr(layout, "_prompt_positions", lambda *a: real(*a)[[0, 2, 1]])
+
+
+def turned_waves(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = PlacedVit.feeds
+
+    def turned(tower: PlacedVit, pixels: Any) -> Any:
+        feeds = real(tower, pixels)
+        return feeds | {"places": np.roll(feeds["places"], tower.places // 2, axis=-1)}
+
+    monkeypatch.setattr(PlacedVit, "feeds", turned)
 
 
 def turned_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +136,7 @@ PLANTS: list[tuple[ModelSpec, Plant, str]] = [
     (clip(), forgotten_breaks, "features: in the places of other tokens"),
     (qwen(), turned_patches, "patches: rows and columns exchanged"),
     (halved(), turned_table, "table of positions: rows and columns exchanged"),
+    (asked(), turned_waves, "places of patches: rows and columns exchanged"),
     (on_canvas(), turned_canvas, "positions of tokens: rows and columns exchanged"),
     (halved(), swapped_rows, "patches: tokens in another order"),
     (qwen(), shifted_window, "patches: windows that hold or hide others' patches"),
