@@ -70,11 +70,11 @@ def source_of(linear: str, spec: ModelSpec) -> tuple[str, int] | None:
     """What the inputs of the map `linear` come from, where a factor can move into it, and heads per shared input.
 
     A norm, or a linear map whose rows pass on unchanged in proportion: v through attention to o, up through SwiGLU to
-    down. GELU is not proportional, a tied head shares its columns with the embedding, and one norm before two parts
-    cannot take a factor of each: no source.
+    down. GELU is not proportional, nor are maps with bounds and values with norms; values that later layers read have
+    more than one o; a norm before attention and MLP together, and a head tied to the embedding, are shared: no source.
     """
     stem, _, part = linear.rpartition(".")
-    if part in ("q", "k", "v", "fc1") and _block(stem, spec).places == "parallel":
+    if ".layers." in linear and not _moves(stem, part, spec):
         return None
     if part in ("q", "k", "v", "o_gate"):
         return f"{stem}.norm1", 1
@@ -86,6 +86,20 @@ def source_of(linear: str, spec: ModelSpec) -> tuple[str, int] | None:
     if part == "down":
         return f"{stem}.up", 1
     return ("decoder.norm", 1) if linear == "decoder.head" else None
+
+
+def _moves(layer: str, part: str, spec: ModelSpec) -> bool:
+    block, tower = _block(layer, spec), layer.startswith("vision.")
+    mixers = [mixer for mixer in block.mixers if isinstance(mixer, Attention)]
+    if block.mlp.clipped or any(mixer.clipped for mixer in mixers):
+        return False
+    if part in ("q", "k", "v", "o_gate", "gate", "up", "fc1") and block.places == "parallel":
+        return False
+    if part in ("q", "k", "v", "o_gate") and any(mixer.gated for mixer in mixers):
+        return False  # the gate is a map by itself, of the same norm
+    others = () if tower else (mixer for each in spec.decoder.blocks for mixer in each.mixers)
+    shared = any(isinstance(mixer, Attention) and mixer.reads == "earlier" for mixer in others)
+    return part != "o" or not (shared or any(mixer.v_norm for mixer in mixers))
 
 
 def attention_of(layer: str, spec: ModelSpec) -> Attention:

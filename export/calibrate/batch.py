@@ -35,19 +35,19 @@ class Batch:
     answers: I64  # ... and that token
     image_token_id: int
 
-    def sequences(self) -> Iterator[tuple[I64, I64]]:
-        """Rows that are new, and rows that they may see (past and new): of each prefix, then of its branches."""
+    def sequences(self) -> Iterator[tuple[I64, I64, Layout]]:
+        """Rows that are new, rows of all positions so far, and their layout: of each prefix, then of its branches."""
         start = 0
-        for group in self.groups:
+        for group, layout in zip(self.groups, self.layouts, strict=True):
             prefix = np.arange(start, start + group.prefix)
             start += group.prefix
             if group.prefix:
-                yield prefix, prefix
+                yield prefix, prefix, layout
             for length in group.branches:
                 own = np.arange(start, start + length)
                 start += length
                 if length:
-                    yield own, np.concatenate([prefix, own])
+                    yield own, np.concatenate([prefix, own]), layout
 
     @property
     def layout(self) -> Layout:
@@ -64,7 +64,7 @@ class Batch:
         found: dict[str, list[F32]] = {}
         for group, layout in zip(self.groups, self.layouts, strict=True):
             spans = [(0, group.prefix)] + [(group.prefix, group.prefix + n) for n in group.branches]
-            for start, stop in spans:
+            for start, stop in (span for span in spans if span[0] < span[1]):
                 for name, rope in d.ropes.items():
                     both = rope_rows(rope, positions(layout, rope.axes, start, stop, d.places))
                     for key, part in zip(rope_inputs(name), both, strict=True):

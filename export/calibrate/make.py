@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -24,7 +24,7 @@ from edgevlm.models.decoder import decoder, embed_tokens
 from edgevlm.models.eager import EagerOps, attend
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
-from edgevlm.models.spec import Attention
+from edgevlm.models.spec import Attention, DeltaRule
 from edgevlm.models.states import States
 from edgevlm.types import F32, I64, U8
 
@@ -47,8 +47,9 @@ def make_batch(
     views: list[list[U8]] = []
     prompts: list[list[tuple[I64, Layout]]] = []
     answers: list[list[I64 | None]] = []
+    whole = spec.decoder.mask == "prompt"  # which sees itself: questions about a picture then share no beginning
     for part, examples in _preprocess(spec, image_spec, pictures, share):
-        encoded = [(prompter.encode(e.question, [part.tokens]), e) for e in examples]
+        encoded = [(prompter.encode(e.question, [part.tokens]), e) for e in examples[: 1 if whole else None]]
         if fitting := [(prompt, e) for prompt, e in encoded if len(prompt[0]) <= longest]:
             views.append(part.views)
             prompts.append([prompt for prompt, _ in fitting])
@@ -72,7 +73,7 @@ def make_batch(
     sequences = [
         [(*p, a) for p, a in zip(*rows, strict=True) if a is not None] for rows in zip(prompts, answers, strict=True)
     ]
-    return _pack(feeds, sequences, prompter.image_token_id)
+    return _pack(feeds, sequences, prompter.image_token_id, whole)
 
 
 _EMPTY = np.empty(0, np.int64)
@@ -98,6 +99,9 @@ def _answer_ids(prompter: Prompter, example: Example) -> I64 | None:
     """The answer as a chat holds it, up to and with the token that ends it."""
     if example.answer is None:
         return None
+    if "assistant" not in prompter.spec.chat.roles:  # no chat: the answer's own tokens, and the end
+        text = prompter.tokenizer.encode(example.answer, add_special_tokens=False).ids
+        return np.array([*text, prompter.spec.stop_ids[0]], np.int64)[:MAX_ANSWER]
     messages = [{"role": "user", "content": example.question}, {"role": "assistant", "content": example.answer}]
     with_answer, _ = prompter.encode(messages, add_generation_prompt=False)
     without, _ = prompter.encode(messages[:1])
@@ -139,20 +143,39 @@ class _StepOps(EagerOps):
 
     def __init__(self, weights: Weights, held: list[States], calls: list[dict[str, npt.NDArray[Any]]]) -> None:
         """calls: each sequence's inputs; RoPE rows stand one behind the other, masks stay apart."""
-        masks = [call["mask"] for call in calls]
         rows = {
             name: np.concatenate([call[name] for call in calls]) for name in calls[0] if not name.startswith("mask")
         }
         super().__init__(weights, inputs=rows)
-        self._held, self._masks = held, masks
-        ends = np.cumsum([0] + [len(mask) for mask in masks])
+        self._held, self._calls = held, calls
+        some = next(name for name in calls[0] if name.startswith("mask"))
+        ends = np.cumsum([0] + [len(call[some]) for call in calls])
         self._rows = [slice(a, b) for a, b in pairwise(ends)]
 
     def append(self, state: str, x: F32) -> list[F32]:  # type: ignore[override]
         return [held.append(state, x[:, rows]) for held, rows in zip(self._held, self._rows, strict=True)]
 
+    def grown(self, state: str) -> list[F32]:  # type: ignore[override]
+        return [held.growing[state] for held in self._held]
+
+    def causal_conv(self, x: F32, name: str, width: int, kernel: int, state: str) -> F32:
+        one = super().causal_conv
+        return np.concatenate(self._each(lambda rows: one(x[rows], name, width, kernel, state)))
+
+    def correct(self, x: F32, decay: F32, rate: F32, r: DeltaRule, state: str) -> F32:
+        one = super().correct
+        return np.concatenate(self._each(lambda rows: one(x[rows], decay[rows], rate[rows], r, state)), axis=1)
+
+    def _each(self, call: Callable[[slice], F32]) -> list[F32]:
+        found = []
+        for held, rows in zip(self._held, self._rows, strict=True):
+            self.states = held
+            found.append(call(rows))
+        return found
+
     def attend(self, q: F32, k: Any, v: Any, a: Attention, mask: str | None) -> F32:
-        parts = zip(self._rows, k, v, self._masks, strict=True)
+        assert mask is not None
+        parts = zip(self._rows, k, v, (call[mask] for call in self._calls), strict=True)
         return np.concatenate([attend(q[:, rows], keys, values, a, seen) for rows, keys, values, seen in parts], axis=1)
 
     def last(self, x: F32) -> F32:
@@ -163,12 +186,13 @@ def _pack(
     feeds: dict[str, npt.NDArray[Any]],
     pictures: list[list[tuple[I64, Layout, I64]]],
     image: int,
+    whole: bool,
 ) -> Batch:
     ids: list[I64] = []
     groups, layouts, predicting, answers = [], [], [], []
     row = 0
     for sequences in pictures:
-        prefix = _common([prompt for prompt, _, _ in sequences])
+        prefix = 0 if whole else _common([prompt for prompt, _, _ in sequences])
         ids.append(sequences[0][0][:prefix])
         row += prefix
         branches = []
@@ -182,7 +206,7 @@ def _pack(
             row += len(rest)
         groups.append(Group(prefix, tuple(branches)))
         # Positions after the last picture go up by one, in the prompt and in the answer, so one length serves all.
-        layouts.append(replace(sequences[0][1], length=prefix + max(branches)))
+        layouts.append(sequences[0][1] if whole else replace(sequences[0][1], length=prefix + max(branches)))
     return Batch(
         feeds,
         tuple(layouts),

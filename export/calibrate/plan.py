@@ -133,11 +133,6 @@ def run(
             f"--calibrate fits int4 and int8 weights, and {recipe.quantize} leaves none: add --quantize int4, or leave "
             "--calibrate out."
         )
-    if spec.decoder.mask != "causal" or not spec.decoder.windows <= {None}:
-        raise EdgeVLMError(
-            "--calibrate reads prompts under the causal mask alone, and this model's attention has windows or shows "
-            "later positions: leave --calibrate out."
-        )
     started = time.process_time()
     source = read_source(options.source)
     seen, unseen = split(source.pictures)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 from edgevlm.export.calibrate.batch import Batch
-from edgevlm.inputs.layout import merge, split_features
+from edgevlm.inputs.layout import merge, split_features, visible
 from edgevlm.models.decoder import decoder, embed_tokens
 from edgevlm.models.eager import EagerOps, attend
 from edgevlm.models.model import ModelSpec, image_features
 from edgevlm.models.ops import Weights
-from edgevlm.models.spec import Attention, head_name
-from edgevlm.types import F32
+from edgevlm.models.spec import Attention, DeltaRule, head_name
+from edgevlm.models.states import States
+from edgevlm.types import F32, I64
 
 _ROWS = 1024
 
@@ -24,18 +27,40 @@ class PackedOps(EagerOps):
         """head: compute logits; otherwise the last operation gives the states that the head would take."""
         super().__init__(weights, inputs={**batch.feeds, **batch.rows(spec.decoder)})
         self.spec, self.batch, self.head = spec, batch, head
+        self._grown: dict[str, F32] = {}
 
     def append(self, state: str, x: F32) -> F32:
-        """Nothing is kept: all rows of a sequence are here."""
+        """Kept for later layers alone: all rows of a sequence are here."""
+        self._grown[state] = x
         return x
+
+    def grown(self, state: str) -> F32:
+        return self._grown[state]
+
+    def causal_conv(self, x: F32, name: str, width: int, kernel: int, state: str) -> F32:
+        one = super().causal_conv
+        return np.concatenate(self._each(lambda own: one(x[own], name, width, kernel, state)))
+
+    def correct(self, x: F32, decay: F32, rate: F32, r: DeltaRule, state: str) -> F32:
+        one = super().correct
+        return np.concatenate(self._each(lambda own: one(x[own], decay[own], rate[own], r, state)), axis=1)
+
+    def _each(self, call: Callable[[I64], F32]) -> list[F32]:
+        """A call for each sequence's rows, which goes on from what its prefix left."""
+        found, left = [], States()
+        for own, seen, _ in self.batch.sequences():
+            first = len(own) == len(seen)
+            self.states = States() if first else States(replaced=dict(left.replaced))
+            found.append(call(own))
+            left = self.states if first else left
+        return found
 
     def attend(self, q: F32, k: F32, v: F32, a: Attention, mask: str | None) -> F32:
         if q.ndim == 4:
             return super().attend(q, k, v, a, mask)
         out = np.empty_like(q)
-        for own, seen in self.batch.sequences():
-            past = len(seen) - len(own)
-            allowed = np.arange(len(seen))[None] <= past + np.arange(len(own))[:, None]
+        for own, seen, layout in self.batch.sequences():
+            allowed = visible(layout, self.spec.decoder.mask, len(seen) - len(own), len(own), a.window)
             out[:, own] = attend(q[:, own], k[:, seen], v[:, seen], a, allowed)
         return out
 
