@@ -1,8 +1,8 @@
 """Core AI programs on coreai-core's runtime: on Linux its CPU backend, float32. Beta, for the second opinion alone.
 
-VisionEncoder.aimodel takes the tower's inputs of one view, masks as numbers to add. Decoder.aimodel takes `ROWS`
-positions per call and keeps nothing: each growing state is an input, and what the call adds to it is an output that is
-written into it here.
+VisionEncoder.aimodel takes the tower's inputs of one view, masks as numbers to add. Decoder.aimodel takes
+`rows_per_call` positions per call and keeps nothing: each growing state is an input, and what the call adds to it is an
+output that is written into it here.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from edgevlm.models.decoder import embed_tokens
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
-from edgevlm.models.spec import states
+from edgevlm.models.spec import Decoder, states
 from edgevlm.runtimes.base import context_error
 from edgevlm.types import F32, I64, U8
 
 VISION, DECODER = "VisionEncoder.aimodel", "Decoder.aimodel"
-ROWS = 32  # positions per call; shorter calls are padded at the end
+ROWS = 32  # positions per call of a causal decoder; shorter calls are padded at the end
 MASK_VALUE = -1e4  # finite, as in the CoreML programs
 
 
@@ -46,13 +46,18 @@ def load_coreai(part: str) -> Any:
         ) from None
 
 
+def rows_per_call(d: Decoder, context: int) -> int:
+    """Positions per call: all of the cache where some see later ones, which one call has to read together."""
+    return ROWS if d.mask == "causal" else context
+
+
 def state_input(name: str) -> str:
     """The decoder's input that holds a state (1, kv heads, past, head size); names are Python identifiers."""
     return f"past_{name.replace('.', '_')}"
 
 
 def state_output(name: str) -> str:
-    """The output that a call adds to it, (1, kv heads, ROWS, head size)."""
+    """The output that a call adds to it, (1, kv heads, rows, head size)."""
     return f"new_{name.replace('.', '_')}"
 
 
@@ -66,6 +71,7 @@ class CoreAIRuntime:
         """context: positions of the decoder's cache, as it was written. EdgeVLMError where a program does not load."""
         self._spec, self._weights, self._image = spec, weights, image
         self._context, self._position = context, 0
+        self._rows = rows_per_call(spec.decoder, context)
         self._array = load_coreai("runtime").NDArray
         self._layout = Layout(0)
         self._states = {
@@ -119,19 +125,19 @@ class CoreAIRuntime:
             raise context_error(self._position + len(embeds), self._context)
         if layout is not None:
             self._layout = layout
-        for start in range(0, len(embeds), ROWS):
-            logits = self._decode(embeds[start : start + ROWS])
+        for start in range(0, len(embeds), self._rows):
+            logits = self._decode(embeds[start : start + self._rows])
         return logits
 
     def _decode(self, embeds: F32) -> F32:
         past, count = self._position, len(embeds)
         inputs: dict[str, npt.NDArray[Any]] = {state_input(name): held for name, held in self._states.items()}
-        for name, value in decoder_inputs(self._spec.decoder, self._layout, past, ROWS).items():
+        for name, value in decoder_inputs(self._spec.decoder, self._layout, past, self._rows).items():
             if value.dtype == np.bool_:  # this call's rows lie behind the whole cache
                 value = np.insert(value, [past] * (self._context - past), False, axis=1)
             inputs[name] = _fill(value, value.shape, MASK_VALUE)
-        inputs["embeddings"] = _fill(embeds[None], (1, ROWS, embeds.shape[1]), 0)
-        inputs["select"] = np.eye(ROWS, dtype=np.float32)[None, count - 1 : count]
+        inputs["embeddings"] = _fill(embeds[None], (1, self._rows, embeds.shape[1]), 0)
+        inputs["select"] = np.eye(self._rows, dtype=np.float32)[None, count - 1 : count]
         outputs = self._call(self._decoder, inputs)
         for name, held in self._states.items():
             held[:, :, past : past + count] = outputs[state_output(name)][:, :, :count]

@@ -87,6 +87,23 @@ class CoreAiOps(Ops):
     def add_table(self, x: X, name: str, rows: int, width: int) -> X:
         return self.add(x, self._weight(name)[None])
 
+    def add_mixed(self, x: X, name: str, rows: int, width: int, places: str, shares: str) -> X:
+        (patches, count), table = self.inputs[places].type.shape, self._weight(name)
+        found = self.a.gather_nd(table, self._reshape(self.inputs[places], patches * count, 1))
+        shared = self._reshape(self.inputs[shares], patches, 1, count)
+        mixed = self._matmul(shared, self._reshape(found, patches, count, width))
+        return self.add(x, self._reshape(mixed, 1, patches, width))
+
+    def add_shares(self, x: X, name: str, rows: int, width: int, shares: str) -> X:
+        mixed = self._matmul(self.inputs[shares], self._weight(name))
+        return self.add(x, self._reshape(mixed, 1, mixed.type.shape[0], width))
+
+    def beside(self, parts: list[X]) -> X:
+        return self.a.concat(2, parts)
+
+    def split(self, x: X, *widths: int) -> list[X]:
+        return self._split(x, *widths, axis=2)
+
     def prepend(self, x: X, name: str, width: int) -> X:
         return self.a.concat(1, [self._weight(name)[None, None], x])
 
@@ -109,6 +126,12 @@ class CoreAiOps(Ops):
         rows, columns = (side // scale for side in grid)
         cells = self._swap(self._reshape(x, rows, scale, columns, scale * width), 0, 2, 1, 3)
         return self._reshape(cells, 1, rows * columns, width * scale**2)
+
+    def mean_pool(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
+        rows, columns = (side // scale for side in grid)
+        lines = self.a.reduce_mean(self._reshape(x, rows, scale, columns, scale * width), places(1))
+        cells = self.a.reduce_mean(self._reshape(lines, rows * columns, scale, width), places(1))
+        return self._reshape(cells, 1, rows * columns, width)
 
     # Element by element
 

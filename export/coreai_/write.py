@@ -15,7 +15,7 @@ from edgevlm.models.components import components
 from edgevlm.models.model import ModelSpec, Tower
 from edgevlm.models.ops import Weights, X
 from edgevlm.models.tensor import Tensor
-from edgevlm.runtimes.coreai import DECODER, ROWS, VISION, load_coreai, state_input, state_output
+from edgevlm.runtimes.coreai import DECODER, VISION, load_coreai, rows_per_call, state_input, state_output
 from edgevlm.runtimes.coreml.inputs import axis_sizes, decoder_tensors
 
 Tensors = Mapping[str, Tensor]
@@ -28,9 +28,9 @@ def write_aimodel(
     """Write `VISION` and `DECODER` into `folder`, every weight in float32.
 
     context: positions of the decoder's cache. views: heights and widths in pixels of the pictures that an encoder of
-    any picture size should have room for. The encoder takes one view, the decoder `ROWS` positions per call; inputs and
-    outputs are those of `edgevlm.runtimes.coreai`. Raises EdgeVLMError where coreai-core is missing, a program cannot
-    be written, or the model has what these programs do not hold.
+    any picture size should have room for. The encoder takes one view, the decoder `rows_per_call` positions per call;
+    inputs and outputs are those of `edgevlm.runtimes.coreai`. Raises EdgeVLMError where coreai-core is missing, a
+    program cannot be written, or the model has what these programs do not hold.
     """
     authoring, d = load_coreai("authoring"), spec.decoder
     vision, _, decoder = components(spec)
@@ -60,7 +60,8 @@ def write_aimodel(
     for state in decoder.states:
         inputs[state_input(state.name)] = Tensor("float32", (1, *(size or "past" for size in state.shape)))
         outputs[state_output(state.name)] = Tensor("float32", (1, *(size or "rows" for size in state.shape)))
-    sizes = {"rows": ROWS, "past": context, "end": context + ROWS}
+    rows = rows_per_call(d, context)
+    sizes = {"rows": rows, "past": context, "end": context + rows}
     _save(authoring, folder / DECODER, decode, inputs, outputs, sizes)
 
 
@@ -71,6 +72,8 @@ def _view_sizes(inputs: Tensors, tower: Tower, views: Iterable[tuple[int, int]])
         for view in views:
             found = axis_sizes(inputs, tower.feeds(np.zeros((3, *view), np.float32)))
             sizes |= {axis: max(size, sizes.get(axis, 0)) for axis, size in found.items()}
+    if "patches" in sizes:  # of a tower without windows, whose tokens stand in their order
+        sizes.setdefault("tokens", sizes["patches"] // getattr(tower, "unit", 1) ** 2)
     return sizes
 
 

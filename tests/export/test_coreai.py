@@ -22,12 +22,15 @@ from small_models import (
     Drawn,
     clip,
     cosine,
+    deep,
     features,
     gemma,
     intern,
     logits,
     picture,
+    pooled,
     qwen,
+    woven,
 )  # fmt: skip
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
@@ -35,7 +38,7 @@ from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.cli import main
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.coreai_.write import write_aimodel
-from edgevlm.inputs.layout import Layout
+from edgevlm.inputs.layout import Layout, Span
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Block, ShortConv
@@ -159,6 +162,35 @@ def test_pictures_of_any_grid_and_positions_of_three_axes(tmp_path: Path) -> Non
         assert cosine(runtime.forward(embeds[24:]), wanted[29]) > 0.999999
         runtime.rewind(0)
         assert cosine(runtime.forward(embeds), logits(spec, weights, embeds, Layout(0))[-1]) > 0.999999
+
+
+@needs_coreai
+@pytest.mark.parametrize("make", [deep, woven], ids=["levels and a mixed table", "a smooth table"])
+def test_tables_that_are_resampled_and_levels_of_features(tmp_path: Path, make: Callable[[], ModelSpec]) -> None:
+    spec = make()
+    if getattr(spec.vision, "convolving", ()):
+        spec = replace(spec, vision=replace(spec.vision, convolving=()))  # type: ignore[call-arg]
+    weights = Drawn(spec)
+    embeds = np.random.default_rng(5).normal(0, 1, (24, spec.decoder.embed_width)).astype(np.float32)
+    with program(tmp_path, spec, weights, 40) as runtime:
+        for grid in ((6, 10), (4, 4), (2, 14)):
+            view = picture(*grid, 4)
+            assert cosine(runtime.encode([view])[0], features(spec, weights, view)) > 0.999999
+        assert cosine(runtime.forward(embeds, LAYOUT), logits(spec, weights, embeds, LAYOUT)[-1]) > 0.999999
+
+
+@needs_coreai
+@pytest.mark.parametrize("mask", ["image", "prompt"])
+def test_positions_that_see_later_ones(tmp_path: Path, mask: str) -> None:
+    """More than a causal call has, of neighbours that become their mean."""
+    spec, layout = replace(pooled(), decoder=replace(gemma(), mask=mask)), Layout(50, (Span(4, (6, 6)),))
+    weights, side = Drawn(spec), getattr(spec.vision, "patches_per_side", 0)
+    embeds = np.random.default_rng(5).normal(0, 1, (52, WIDTH)).astype(np.float32)
+    wanted, view = logits(spec, weights, embeds, layout, keep=52), picture(side, side, spec.vision.patch_size)
+    with program(tmp_path, spec, weights, 64) as runtime:
+        assert cosine(runtime.encode([view])[0], features(spec, weights, view)) > 0.999999
+        assert cosine(runtime.forward(embeds[:50], layout), wanted[49]) > 0.999999
+        assert cosine(runtime.forward(embeds[50:]), wanted[51]) > 0.999999
 
 
 @needs_coreai
