@@ -74,6 +74,8 @@ def source_of(linear: str, spec: ModelSpec) -> tuple[str, int] | None:
     more than one o; a norm before attention and MLP together, and a head tied to the embedding, are shared: no source.
     """
     stem, _, part = linear.rpartition(".")
+    if stem.startswith("projector"):
+        return None
     if ".layers." in linear and not _moves(stem, part, spec):
         return None
     if part in ("q", "k", "v", "o_gate"):
@@ -109,8 +111,8 @@ def attention_of(layer: str, spec: ModelSpec) -> Attention:
 
 
 def _block(layer: str, spec: ModelSpec) -> Block:
-    part, _, number = layer.split(".")[:3]
-    return spec.vision.block if part == "vision" else spec.decoder.block(int(number))
+    part, *place = layer.split(".")
+    return spec.vision.block if part == "vision" else spec.decoder.block(int(place[1]))
 
 
 def shared(values: F32, heads: int, head_dim: int) -> F32:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from small_models import sheet
+from small_models import asked, halved, sheet
 
 from edgevlm.bundle.qtensor import QTensor
 from edgevlm.export.calibrate.awq import Fold, choose, source_of
@@ -157,6 +157,15 @@ def test_one_norm_before_two_parts_takes_no_factor() -> None:
     sources = {name: source_of(f"decoder.layers.1.{name}", sheet()) for name in ("q", "k", "v", "fc1", "o")}
     assert sources == {"q": None, "k": None, "v": None, "fc1": None, "o": ("decoder.layers.1.v", 2)}
     assert source_of("vision.layers.0.fc1", sheet()) == ("vision.layers.0.norm2", 1)
+
+
+def test_maps_that_no_norm_is_before_take_no_factor() -> None:
+    """What learned queries read has places added behind its norm; neighbours that are joined have their own norms."""
+    assert {source_of(f"projector.{name}", asked()) for name in ("k", "v", "o", "linear_2")} == {None}
+    sources = {name: source_of(f"vision.join.{name}", halved()) for name in ("q", "o", "fc1", "fc2")}
+    assert sources == {
+        "q": ("vision.join.norm1", 1), "o": ("vision.join.v", 1), "fc1": ("vision.join.norm2", 1), "fc2": None
+    }  # fmt: skip
 
 
 def test_awq_scales_up_what_is_loud() -> None:
