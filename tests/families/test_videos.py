@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import internvl, linked, qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl
-from tiny.common import IMAGENET_MEAN, IMAGENET_STD
+from tiny.common import IMAGENET_MEAN, IMAGENET_STD, picture
 from tiny.videos import on_pillow, read, video_class, write_video
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
@@ -92,16 +92,17 @@ class Made:
         options = ExportOptions(str(self.place / "checkpoint"), out, targets or ("onnx",), quantize="fp32", gate=False)
         return export_model(options).folder
 
-    def inputs(self, path: Path, messages: list[dict[str, Any]], **sampling: Any) -> Any:
-        """transformers' arrays for a conversation with that video in it."""
+    def inputs(self, path: Path, messages: list[dict[str, Any]], images: Any = None) -> Any:
+        """transformers' arrays for a conversation with that video in it, in each of its places."""
         video, metadata = read(path)
+        count = str(messages).count("'video'")
         if self.family.system is not None:
             messages = [{"role": "system", "content": [{"type": "text", "text": self.family.system}]}, *messages]
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         with on_pillow():
             return self.processor(
-                text=[text], videos=[video], video_metadata=[metadata], do_sample_frames=True, return_tensors="pt",
-                **(sampling or self.family.sampled),
+                text=[text], images=images, videos=[video.copy() for _ in range(count)], do_sample_frames=True,
+                video_metadata=[dict(metadata) for _ in range(count)], return_tensors="pt", **self.family.sampled,
             )  # fmt: skip
 
 
@@ -125,6 +126,13 @@ def pixels(made: Made, inputs: Any) -> list[F32]:
     return list(cells.transpose(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(times, 6, rows * p, cols * p))
 
 
+def places(made: Made, said: Any) -> Any:
+    """transformers' positions (3, S), and by how much those behind the prompt differ from their number."""
+    takes = ("mm_token_type_ids", "video_grid_thw", "image_grid_thw", "second_per_grid_ts", "attention_mask")
+    found, delta = made.model.model.get_rope_index(said["input_ids"], **{k: said[k] for k in takes if k in said})
+    return found[:, 0].numpy(), int(delta)
+
+
 FILES = {
     "short": {"frames": 33, "rate": 10, "size": (96, 64)},
     "long": {"frames": 250, "rate": 25, "size": (50, 120)},
@@ -143,12 +151,26 @@ def test_prompts_and_pixels_are_transformers(made: Made, file: str, tmp_path: Pa
     for view, theirs in zip(ours.views, expected, strict=True):
         np.testing.assert_array_equal(normalize(view, made.bundle.image_spec), theirs)
     if made.family.patch is not None:
-        takes = ("mm_token_type_ids", "video_grid_thw", "second_per_grid_ts", "attention_mask")
-        given = {name: said[name] for name in takes if name in said}
-        places, delta = made.model.model.get_rope_index(said["input_ids"], **given)
-        np.testing.assert_array_equal(positions(ours.layout, 3), places[:, 0].numpy())
+        expected, delta = places(made, said)
+        np.testing.assert_array_equal(positions(ours.layout, 3), expected)
         after = positions(ours.layout, 3, len(ours.ids), len(ours.ids) + 2)
-        assert (after == len(ours.ids) + int(delta) + np.arange(2)).all()
+        assert (after == len(ours.ids) + delta + np.arange(2)).all()
+
+
+def test_turns_with_pictures_and_videos_are_transformers(made: Made, tmp_path: Path) -> None:
+    path, seen = write_video(tmp_path / "clip.mp4", **FILES["short"]), picture(60, 40)
+    video, text = {"type": "video"}, {"type": "text", "text": QUESTION}
+
+    def messages(image: dict[str, Any], video: dict[str, Any]) -> list[dict[str, Any]]:
+        reply = {"role": "assistant", "content": [{"type": "text", "text": "A square moves."}]}
+        return [{"role": "user", "content": [image, video, text]}, reply, {"role": "user", "content": [video, text]}]
+
+    said = made.inputs(path, messages({"type": "image"}, video), [seen])
+    asked = messages({"type": "image", "image": seen}, video | {"video": str(path)})
+    ours = Pipeline(made.bundle, open_runtime(made.bundle)).prepare([], asked)
+    assert ours.ids.tolist() == said["input_ids"][0].tolist()
+    if made.family.patch is not None:
+        np.testing.assert_array_equal(positions(ours.layout, 3), places(made, said)[0])
 
 
 @torch.no_grad()
