@@ -116,7 +116,9 @@ def _other_gated(spec: ModelSpec) -> bool:
 
 
 def _pattern(vision: QwenVit) -> int:
-    """Every how many layers llama.cpp sees the whole picture."""
+    """Every how many layers llama.cpp sees the whole picture; 0 where all do: a mask that none reads aborts it."""
+    if len(vision.full) == vision.num_layers:
+        return 0
     return vision.full[0] + 1 if vision.full else vision.num_layers + 1
 
 
@@ -284,11 +286,13 @@ GRIDS = (
         turned=True,
         refusals=SWAPPED | _GRID | _NO_TABLE | {
             "vision tower sees the whole picture in other layers than every n-th": lambda spec: (
-                _qwen_vit(spec).full
+                _pattern(_qwen_vit(spec)) > 0
+                and _qwen_vit(spec).full
                 != tuple(range(_pattern(_qwen_vit(spec)) - 1, spec.vision.num_layers, _pattern(_qwen_vit(spec))))
             ),
             "vision tower has other windows than llama.cpp's of 112 pixels in groups of 2 x 2 patches": lambda spec: (
-                (_qwen_vit(spec).merge, _qwen_vit(spec).window) != (2, 112 // spec.vision.patch_size // 2 * 2)
+                _pattern(_qwen_vit(spec)) > 0
+                and (_qwen_vit(spec).merge, _qwen_vit(spec).window) != (2, 112 // spec.vision.patch_size // 2 * 2)
             ),
         },
         more_keys=_MERGED | {"n_wa_pattern": lambda spec, image: _pattern(_qwen_vit(spec))},
