@@ -323,7 +323,7 @@ BLOCK = decoder().block(0)
     ("spec", "reason"),
     [
         (changed(mixers=(ShortConv(3),)), "other mixers than full attention"),
-        (changed(mixers=(dataclasses.replace(BLOCK.mixers[0], window=8),)), "other mixers than full attention"),
+        (changed(mixers=(dataclasses.replace(BLOCK.mixers[0], window=8),)), "looks back a window"),
         (changed(mixers=(dataclasses.replace(BLOCK.mixers[0], scale=1.0),)), "other mixers than full attention"),
         (changed(places="sandwich"), "another RoPE than one of three axes"),
         (sandwich(qk_norm=True), "other mixers than full attention"),

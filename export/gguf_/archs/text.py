@@ -110,6 +110,7 @@ _MIXERS = "has other mixers than full attention with RoPE"
 _REFUSALS: Refusals = {
     "shows positions later ones, where this architecture of llama.cpp is causal": lambda d: d.mask != "causal",
     KINDS: lambda d: len(set(d.layers)) > 1,
+    "looks back a window, where this architecture of llama.cpp sees all": lambda d: not d.windows <= {None},
     _MIXERS: _other_mixer,
     "has an odd head size": lambda d: attention(d).head_dim % 2 == 1,
     "has other norms than one root mean square before each part and the head": lambda d: (
