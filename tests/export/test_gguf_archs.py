@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_models import sheet
+
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.gguf_ import write_gguf
 from edgevlm.export.gguf_.archs import projector_type, text_arch, why_no_pictures
@@ -757,3 +760,23 @@ def test_sentencepiece_that_llama_cpp_would_read_differently_is_refused(tmp_path
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(EdgeVLMError, match=reason):
         read_vocabulary(tmp_path / "tokenizer.json", VOCAB)
+
+
+PARALLEL = sheet().decoder
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (dataclasses.replace(PARALLEL, mask="prompt"), "shows a prompt to itself"),
+        (dataclasses.replace(PARALLEL, norm=Norm("layer", 1e-6)), "other layers than this architecture"),
+        (dataclasses.replace(PARALLEL, head_bias=False), "no bias of the head"),
+        (dataclasses.replace(PARALLEL, ropes={"main": Rope(1e4, 8, LLAMA3)}), "scales RoPE"),
+        (dataclasses.replace(PARALLEL, logit_cap=30.0), "changes embeddings or logits"),
+    ],
+)
+def test_parallel_layers(spec, reason):
+    """Phi's, with a prefix that sees itself."""
+    assert text_arch(PARALLEL).name == "phi2"
+    with pytest.raises(EdgeVLMError, match=f"cannot be written as GGUF: its decoder .*{reason}"):
+        text_arch(spec)
