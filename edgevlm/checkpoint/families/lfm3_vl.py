@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
-from edgevlm.checkpoint.families import lfm3
+from edgevlm.checkpoint.families import lfm3, qwen3_vl
 from edgevlm.checkpoint.families.decoders import is_tied
 from edgevlm.checkpoint.families.family import Family
-from edgevlm.checkpoint.families.tensors import Names, Plain, Source, Split, SumFrames, either, prefix_of
+from edgevlm.checkpoint.families.tensors import Names, Plain, Source, Split, either, prefix_of
 from edgevlm.checkpoint.families.towers import ACTIVATIONS
+from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import native_spec
 from edgevlm.checkpoint.processor.prompts import prompt_spec
+from edgevlm.checkpoint.processor.videos import with_pairs
+from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
@@ -68,6 +71,7 @@ def _tower(config: JsonFile) -> QwenVit:
         theta=rope.number("rope_theta", 1e6),
         pre_norm=True,
         convolving=tuple(i for i, kind in enumerate(kinds) if kind == CONV),
+        frames=2,
         kernel=config.count("conv_kernel_size", 3, most=limits.GRID_KERNEL),
     )
 
@@ -82,7 +86,7 @@ def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
         return lambda i: Split(f"{layers}{i}.conv.in_proj", start, 3 * width)
 
     return {
-        "vision.patch_embedding": SumFrames(f"{tower}{patches}", vision.patch_size, flat=True),
+        "vision.patch_embedding": f"{tower}{patches}",
         "vision.pre_norm": f"{tower}embedding_norm",
         **{f"vision.layers.{{i}}.{ours}": f"{layers}{{i}}.{theirs}" for ours, theirs in _LAYER.items()},
         **{f"vision.layers.{{i}}.{part}_norm": f"{layers}{{i}}.self_attn.{part}{norm}" for part in "qk"},
@@ -106,6 +110,10 @@ _LAYER = {
 }
 
 
-# Published files name image processors of their authors' code, where transformers takes Qwen2-VL's for this model_type.
+def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+    """Published files name classes of their authors' code, where transformers takes Qwen2-VL's and Qwen3-VL's."""
+    return with_pairs(native_spec(files, model), files, None, **qwen3_vl.VIDEO)
+
+
 TYPES, TOWERS, DECODERS = ("lfm3_vl",), ("lfm3_vl_vision",), ("lfm3",)
-FAMILY = Family(TYPES, "LFM3-VL", read, tensor_names, native_spec, prompt_spec, towers=TOWERS, decoders=DECODERS)
+FAMILY = Family(TYPES, "LFM3-VL", read, tensor_names, image, prompt_spec, towers=TOWERS, decoders=DECODERS)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
@@ -24,6 +25,11 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Normalize
 from edgevlm.models.spec import Mlp, Norm
 from edgevlm.models.towers.qwen_vit import QwenVit
+
+VIDEO: dict[str, Any] = {
+    "unit": 32, "tokens": 768, "together": True, "spread": "nearest", "stamp": "<{seconds} seconds>",
+    "open": "<|vision_start|>", "close": "<|vision_end|>", **AROUND_VIDEO,
+}  # fmt: skip
 
 
 def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
@@ -87,11 +93,7 @@ def tower_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
 
 
 def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
-    around = {"open": "<|vision_start|>", "close": "<|vision_end|>", **AROUND_VIDEO}
-    return with_pairs(
-        still(files, model), files, "Qwen3VLVideoProcessor", unit=32, tokens=768, together=True, spread="nearest",
-        stamp="<{seconds} seconds>", **around,
-    )  # fmt: skip
+    return with_pairs(still(files, model), files, "Qwen3VLVideoProcessor", **VIDEO)
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:

@@ -6,7 +6,6 @@ that missing, extra and misshapen tensors are found without a second list.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -169,24 +168,6 @@ class Transposed:
 
     def make(self, read: Read, part: str, shape: Shape) -> F32:
         return np.ascontiguousarray(self.source.make(read, "", shape[::-1]).T)
-
-
-@dataclass(frozen=True)
-class SumFrames:
-    """A convolution over two frames, summed over them: what it gives for a still picture, which is both frames."""
-
-    stem: str
-    patch: int
-    flat: bool = False  # stored as a map of the frames' values one behind the other
-
-    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
-        kernel: Shape = (shape[0], 3, 2, self.patch, self.patch)
-        kernel = (shape[0], math.prod(kernel[1:])) if self.flat else kernel
-        return {_name(self.stem, part): kernel if part == "weight" else shape}
-
-    def make(self, read: Read, part: str, shape: Shape) -> F32:
-        values = read(_name(self.stem, part))
-        return values.reshape(shape[0], 3, 2, -1).sum(axis=2).reshape(shape) if part == "weight" else values
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,20 @@ def with_video(image: ImageSpec, files: ProcessorFiles, kind: str, rule: TilesTh
 
 
 def with_pairs(
-    image: ImageSpec, files: ProcessorFiles, kind: str, *, unit: int, tokens: int, together: bool = False, **fields: Any
+    image: ImageSpec,
+    files: ProcessorFiles,
+    kind: str | None,
+    *,
+    unit: int,
+    tokens: int,
+    together: bool = False,
+    **fields: Any,
 ) -> ImageSpec:
     """`image` with the rules of frames near a video's own size, two of which are one view.
 
-    kind: the video processor's class. unit, tokens: pixels per side of a token, and the most tokens of a video
-    (`together`: of a frame), that the class has for its sizes. together: sizes are of all frames. fields: of
-    `VideoSpec`.
+    kind: the video processor's class, or None for any. unit, tokens: pixels per side of a token, and the most tokens
+    of a video (`together`: of a frame), that the class has for its sizes. together: sizes are of all frames. fields:
+    of `VideoSpec`.
     """
     file = files.video
     _check_same(file, kind, image)
@@ -108,12 +115,12 @@ def numbered(open: str, close: str, most: int) -> dict[str, Any]:
     return {"most": most, "spread": "middles", **line}
 
 
-def _check_type(file: JsonFile, kind: str) -> None:
-    if file.value("video_processor_type", kind) != kind:
+def _check_type(file: JsonFile, kind: str | None) -> None:
+    if kind is not None and file.value("video_processor_type", kind) != kind:
         raise file.wrong("video_processor_type", kind)
 
 
-def _check_same(file: JsonFile, kind: str, image: ImageSpec) -> None:
+def _check_same(file: JsonFile, kind: str | None, image: ImageSpec) -> None:
     """A video's pixels are resized, and then are numbers as a picture's."""
     _check_type(file, kind)
     file.require(True, "do_resize")
