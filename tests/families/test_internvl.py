@@ -37,4 +37,4 @@ VARIANTS = {"hub": _variant("hub", "qwen2"), "qwen3": _variant("hub", "qwen3")} 
 
 class TestInternVL(QuantizedFamilyTests):
     variants = VARIANTS
-    passing = VARIANTS["remote-qwen2"]
+    passing = VARIANTS["remote-qwen3"]
