@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -94,8 +95,8 @@ def batch_embeddings(ops: PackedOps, spec: ModelSpec, batch: Batch, features: F3
 
 def answer_states(spec: ModelSpec, weights: Weights, batch: Batch, features: F32) -> F32:
     """(A, D): what the head takes at the rows that predict answers."""
-    ops = PackedOps(weights, spec, batch, head=False)
-    states: F32 = decoder(ops, batch_embeddings(ops, spec, batch, features), spec.decoder)
+    ops, bare = PackedOps(weights, spec, batch, head=False), replace(spec.decoder, logit_cap=None)
+    states: F32 = decoder(ops, batch_embeddings(ops, spec, batch, features), bare)
     return states
 
 
@@ -117,6 +118,8 @@ def divergence(
     for i in range(0, len(states[0]), 128):
         p, q = states[0][i : i + 128] @ one.T, states[1][i : i + 128] @ two.T
         same.append(p.argmax(-1) == q.argmax(-1))
+        if cap := spec.decoder.logit_cap:
+            p, q = (cap * np.tanh(logits / cap) for logits in (p, q))
         p, q = _log_softmax(p), _log_softmax(q)
         kl.append((np.exp(p) * (p - q)).sum(-1, dtype=np.float64).astype(np.float32))
     return np.concatenate(kl), np.concatenate(same)

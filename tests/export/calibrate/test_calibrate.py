@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tiny import gemma3, lfm2_vl, paligemma, qwen3_5
+from tiny import gemma3, gemma4, lfm2_vl, paligemma, qwen3_5
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.bundle.weights import ShippedWeights
@@ -155,8 +155,15 @@ def test_token_weights_give_each_kind_its_share(batch: Batch) -> None:
     assert weights[batch.predicting].sum() / weights.sum() == pytest.approx(0.5)
 
 
-# A picture that sees itself and windows; a prompt that does; convolutions; a delta rule and three position axes.
-DECODERS: dict[str, Any] = {"gemma3": gemma3, "paligemma": paligemma, "lfm2_vl": lfm2_vl, "qwen3_5": qwen3_5}
+# A picture that sees itself and windows; shared keys, a second table and a cap; a prompt that sees itself;
+# convolutions; a delta rule and three position axes.
+DECODERS: dict[str, Any] = {
+    "gemma3": gemma3,
+    "gemma4": gemma4,
+    "paligemma": paligemma,
+    "lfm2_vl": lfm2_vl,
+    "qwen3_5": qwen3_5,
+}
 
 
 @pytest.fixture(scope="module", params=DECODERS)
