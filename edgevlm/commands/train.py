@@ -120,15 +120,11 @@ def train(
 
 def advice(options: TrainOptions) -> str:
     """What a finished run says at its end: the next command, and why there is none where no export takes the model."""
-    from edgevlm.checkpoint.checkpoint import open_checkpoint
-    from edgevlm.checkpoint.families import read_model
+    from edgevlm.train.run import refusal
 
     model = options.out if options.lora is None else Path(options.model)
-    if model.is_dir() and (options.lora is not None or options.stage != "align"):
-        try:
-            read_model(open_checkpoint(str(model)))
-        except EdgeVLMError as error:
-            return f"{error} Training can go on with it: edgevlm train {shlex.quote(str(model))}"
+    if model.is_dir() and (options.lora is not None or options.stage != "align") and (reason := refusal(model)):
+        return f"{reason} Training can go on with it: edgevlm train {shlex.quote(str(model))}"
     return f"Next: {next_step(options)}"
 
 

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgevlm.checkpoint.checkpoint import open_checkpoint
+from edgevlm.checkpoint.families import read_model
+from edgevlm.errors import EdgeVLMError
 from edgevlm.io.text import printable
 from edgevlm.train.collate import Items
 from edgevlm.train.engine import Engine, Run
@@ -57,3 +60,12 @@ def describe(run: Run, model: Any, items: Items) -> None:
     free = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters())
     run.note(f"{len(items)} examples; {free / 1e6:.2f} of {whole / 1e6:.2f} million weights are trained.")
+
+
+def refusal(model: Path) -> str | None:
+    """Why no export takes the model in a folder, or None where one does."""
+    try:
+        read_model(open_checkpoint(str(model)))
+    except EdgeVLMError as error:
+        return str(error)
+    return None

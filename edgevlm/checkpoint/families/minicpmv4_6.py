@@ -96,8 +96,7 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     if file.count("patch_size", 14) * side != unit:
         raise file.wrong("downsample_mode", f"with patch_size, the {unit} pixels of a token in config.json")
     most = file.count("max_slice_nums", 9) if file.flag("slice_mode", True) else 1
-    rule = WholeThenSlices(unit, file.count("scale_resolution", 448), most)
-    return image_spec(files, model, rule, usual=3)
+    return image_spec(files, model, WholeThenSlices(unit, file.count("scale_resolution", 448), most), usual=3)
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec, canvas: tuple[int, ...] = ()) -> ReadPrompt:
