@@ -70,6 +70,14 @@ def text(attention: Attention, rope: Rope, **options: Any) -> Decoder:
 
 
 PLAIN = text(Attention(4, 2, 16), Rope(1e4, 16), tie_embeddings=True)
+HALVES = replace(
+    text(
+        Attention(4, 2, 16, qk_norm=Norm("rms", 1e-6), norm_after=True, second_rope="second"),
+        Rope(1e4, 16, sections=(6, 2, 0, 0)),
+        places="number",
+    ),
+    ropes={"main": Rope(1e4, 16, sections=(6, 2, 0, 0)), "second": Rope(1e4, 16, sections=(0, 2, 2, 4))},
+)
 MROPE = text(Attention(4, 2, 16, bias=True, qk_norm=Norm("rms", 1e-6)), Rope(1e5, 16, sections=(2, 3, 3)))
 
 

@@ -95,9 +95,12 @@ def check_image(image: ImageSpec, spec: ModelSpec) -> None:
     tokens, ours = image.token_grid(View((ResizeTo(side, side),))), spec.token_grid(side, side)
     if tokens != ours:
         raise _disagree("preprocess.json", f"{tokens} image tokens in {side} x {side} pixels", f"{ours}")
-    newline, width = len(image.packing.newline) if image.packing else 0, spec.decoder.feature_width * spec.newline
-    if newline != width:
-        raise _disagree("preprocess.json", f"a newline of {newline} values", f"{width}")
+    for name, has in (("newline", spec.newline), ("begin", spec.framed), ("end", spec.framed)):
+        row = getattr(image.packing, name) if image.packing else ()
+        if len(row) != (width := spec.decoder.feature_width * has):
+            raise _disagree("preprocess.json", f"a {name} of {len(row)} values", f"{width}")
+    if (image.packing is not None and image.packing.framed) != spec.framed:
+        raise _disagree("preprocess.json", f"packing.framed {not spec.framed}", f"{spec.framed}")
 
 
 def check_prompt(prompt: PromptSpec, spec: ModelSpec) -> None:

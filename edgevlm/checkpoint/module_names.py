@@ -17,11 +17,20 @@ RENAMED = {
     "q_layernorm": "q_norm",
     "k_layernorm": "k_norm",
     "gate_proj": "g_proj",
+    "vit": "vision_tower",
+    "perceive": "patch_merger",
+    "dense_h_to_4h": "fc1",
+    "dense_4h_to_h": "fc2",
+    "input_layernorm": "layer_norm1",
+    "post_attention_layernorm": "layer_norm2",
 }
+NUMBERED = {"perceive.proj.0": "perceive.proj_conv", "perceive.proj.2": "perceive.proj_out"}  # in a list there
 
 
 def inner_name(name: str) -> str:
     """`name` without the modules that wrap a part: what a tensor is called in every layout."""
+    for old, new in NUMBERED.items():
+        name = name.replace(f"{old}.", f"{new}.")
     return ".".join(RENAMED.get(part, part) for part in name.split(".") if part not in WRAPPERS)
 
 

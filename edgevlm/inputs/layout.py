@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.canvas import canvas_positions
-from edgevlm.inputs.packing import Packed, Pooled
+from edgevlm.inputs.packing import Framed, Packed, Pooled
 from edgevlm.models.blocks import mask_input, rope_inputs
 from edgevlm.models.spec import Decoder, Rope, RopeScaling
 from edgevlm.types import F32, I64
@@ -27,7 +27,7 @@ class Span:
 
     start: int  # position of the first one in the prompt
     grid: tuple[int, int]  # rows, columns
-    packed: Packed | Pooled | None = None
+    packed: Packed | Pooled | Framed | None = None
     gap: int = 0  # tokens of text between two rows
     frames: int = 1  # views of that grid, one behind the other
     step: float = 1.0  # positions of time from one of them to the next
@@ -134,13 +134,17 @@ def positions(layout: Layout, axes: int, start: int = 0, stop: int | None = None
 
     Of three axes (time, row, column), a view takes as many positions as its longer side has tokens (arXiv 2409.12191),
     and so do a video's: what follows starts behind their rows and columns, and the answer behind every position. With
-    `places` "line", it takes as many as it has tokens; with "canvas" a picture takes those of its canvas and one more.
+    `places` "line", it takes as many as it has tokens; with "canvas" a picture takes those of its canvas and one more;
+    with "number" as with "line", and the last three axes of its rows are the column, the row and which picture it is.
     """
     stop = layout.length if stop is None else stop
     if axes == 1 or places == "line":
         return np.arange(start, stop)[None].repeat(axes, axis=0)
-    on_one = places == "canvas"
-    prompt = canvas_positions(layout.length, layout.spans) if on_one else _prompt_positions(layout, axes)
+    if places == "number":
+        prompt = _numbered(layout, axes)
+    else:
+        on_one = places == "canvas"
+        prompt = canvas_positions(layout.length, layout.spans) if on_one else _prompt_positions(layout, axes)
     answer = int(prompt.max(initial=-1)) + 1 + np.arange(max(0, stop - layout.length))
     return np.concatenate([prompt, np.broadcast_to(answer, (axes, len(answer)))], axis=1)[:, start:stop]
 
@@ -155,6 +159,16 @@ def _prompt_positions(layout: Layout, axes: int) -> I64:
         inside[0] = (inside[0].astype(np.float32) * np.float32(span.step)).astype(np.int64)
         out[:, span.start : span.start + span.tokens] = at + inside[-axes:]
         at, place = at + max(rows, cols), span.start + span.tokens
+    return out
+
+
+def _numbered(layout: Layout, axes: int) -> I64:
+    out = np.arange(layout.length)[None].repeat(axes, axis=0)
+    for number, span in enumerate(layout.spans):
+        frame = span.packed if isinstance(span.packed, Framed) else None
+        grid, start = (frame.lines, span.start + 1) if frame else (span.grid, span.start)
+        row, col = np.indices(grid).reshape(2, -1)
+        out[-3:, start : start + len(row)] = col, row, np.full_like(row, number)
     return out
 
 

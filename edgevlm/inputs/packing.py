@@ -26,21 +26,31 @@ class Packing:
     """most: a map larger than so many views is scaled down to them; None: maps stay as they are.
 
     newline: the learned row (D,) that ends each row of a map; empty until an export takes it from the weights.
+    framed: a picture is one view of any size, all of whose rows end so, between the learned rows `begin` and `end`.
     """
 
     most: int | None = None
     newline: tuple[float, ...] = ()
+    framed: bool = False
+    begin: tuple[float, ...] = ()
+    end: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         most = limits.GRID_TILES
         check(self.most is None or 1 <= self.most <= most, "image", "packing.most", f"1 to {most}", self.most)
-        check(len(self.newline) <= limits.WIDTH, "image", "packing.newline", "a row of features", len(self.newline))
+        for name in ("newline", "begin", "end"):
+            size = len(getattr(self, name))
+            check(size <= limits.WIDTH, "image", f"packing.{name}", "a row of features", size)
+        check(not self.framed or self.most is None, "image", "packing.most", "null beside framed", self.most)
 
-    def plan(self, picture: tuple[int, int], views: Sequence[View], side: Grid) -> Packed:
+    def plan(self, picture: tuple[int, int], views: Sequence[View], side: Grid) -> Packed | Framed:
         """What becomes of the features of `views`, the whole picture and its tiles row by row.
 
         picture: width and height in pixels. side: rows and columns of features of each view.
         """
+        if self.framed:
+            newline, begin, end = (np.array(row, np.float32) for row in (self.newline, self.begin, self.end))
+            return Framed(side, newline, begin, end)
         tiles = max((view.place for view in views if view.place), default=(0, 0))
         rows, cols = tiles[0] * side[0], tiles[1] * side[1]
         cut = _padding(picture, rows, cols) if len(views) > 1 else (0, 0)
@@ -97,6 +107,34 @@ class Packed:
         kept = _resized(_resized(kept, 0, self.map[0]), 1, self.map[1])
         ends = np.broadcast_to(self.newline, (len(kept), 1, width))
         return np.concatenate([whole, np.concatenate([kept, ends], axis=1).reshape(-1, width)])
+
+
+@dataclass(frozen=True)
+class Framed:
+    """How a view's features become tokens: each row ends in a newline; one row is before all of them, one behind."""
+
+    side: Grid  # of the view
+    newline: F32 = field(compare=False, repr=False)
+    begin: F32 = field(compare=False, repr=False)
+    end: F32 = field(compare=False, repr=False)
+    views: int = 1
+
+    @property
+    def lines(self) -> Grid:
+        """Rows and columns of tokens between the first and the last."""
+        return self.side[0], self.side[1] + 1
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.lines) + 2
+
+    def run(self, features: Sequence[F32]) -> F32:
+        """The view's features (side rows * columns, D) to the picture's tokens (N, D)."""
+        (view,) = features
+        (rows, cols), width = self.side, view.shape[-1]
+        ends = np.broadcast_to(self.newline, (rows, 1, width))
+        lines = np.concatenate([view.reshape(rows, cols, width), ends], axis=1).reshape(-1, width)
+        return np.concatenate([self.begin[None], lines, self.end[None]])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.check import check
 from edgevlm.inputs.frame_rules import NativeFrames
 from edgevlm.inputs.grounding import Grounding
-from edgevlm.inputs.packing import Packed, Packing, Pooled
+from edgevlm.inputs.packing import Framed, Packed, Packing, Pooled
 from edgevlm.inputs.resample import FILTERS
 from edgevlm.inputs.rules import Rule, TilesThenWhole
 from edgevlm.inputs.video import VideoSpec
@@ -32,7 +32,7 @@ class ViewTokens(NamedTuple):
     place: Place | None  # row and column of a tile, from 1; None is the whole picture
     rows: int  # of image tokens
     cols: int
-    packed: Packed | Pooled | None = None
+    packed: Packed | Pooled | Framed | None = None
     frames: int = 1  # as in `Span`
     step: float = 1.0
 

@@ -57,6 +57,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     },
     Attention: {
         "heads": (1, limits.HEADS), "kv_heads": (1, limits.HEADS), "head_dim": (1, limits.HEAD_DIM), "rope": (),
+        "second_rope": (),
         "scale": _POSITIVE, "softcap": _POSITIVE, "window": (1, limits.CONTEXT),
         "reads": ("self", "memory", "earlier"), "gated": ("values", "heads"), "kind": ("attention",),
     },
@@ -70,7 +71,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     Decoder: {
         "vocab_size": (1, limits.VOCABULARY), "hidden_size": (1, limits.WIDTH), "context_length": (1, limits.CONTEXT),
         "layers": (0, limits.BLOCK_KINDS), "mask": ("causal", "image", "prompt", "prefix"),
-        "places": ("grid", "line", "canvas"),
+        "places": ("grid", "line", "canvas", "number"),
         "learned_positions": (0, limits.CONTEXT), "embed_scale": _POSITIVE, "logit_cap": _POSITIVE,
         "deepstack": (0, limits.LAYERS), "per_layer": (0, limits.WIDTH), "per_layer_scale": _POSITIVE,
     },

@@ -102,7 +102,7 @@ def _counts(spec: ModelSpec) -> Iterator[str]:
         yield f"its further levels have {len(spec.deepstack)} steps, expected at most {limits.PROJECTOR_STEPS}"
     if any(step.index not in vision.inputs() for step in (*spec.projector, *spec.deepstack) if isinstance(step, Take)):
         yield "its projector takes rows by an input that the tower has not"
-    for rope in (attention.rope for attention in _attentions(text)):
+    for rope in (rope for attention in _attentions(text) for rope in (attention.rope, attention.second_rope)):
         if rope is not None and rope not in text.ropes:
             yield f"an attention turns by the RoPE {rope[:80]!r}, which is not in decoder.ropes"
     for field in ("full", "convolving") if isinstance(vision, QwenVit) else ():
@@ -129,8 +129,14 @@ def _together(spec: ModelSpec) -> Iterator[str]:
     rules = [mixer for block in text.blocks for mixer in block.mixers if isinstance(mixer, DeltaRule)]
     if any(rule.value_heads % rule.key_heads for rule in rules):
         yield "the value heads of its linear attention are no multiple of its key heads"
-    if tower.gated or tower.reads != "self":
-        yield "the attention of its tower is gated, or does not read its own states"
+    if tower.gated or tower.reads != "self" or tower.second_rope or tower.norm_after:
+        yield "the attention of its tower is gated, does not read its own states, or turns them in another way"
+    if any((a.second_rope or a.norm_after) and (a.reads != "self" or a.rope is None) for a in attentions):
+        yield "an attention turns heads by two RoPEs or before their norm, and has no RoPE or reads others' states"
+    for a in attentions:
+        sizes = {text.ropes[rope or ""].size for rope in (a.rope, a.second_rope)} if a.second_rope else {a.head_dim}
+        if sizes != {a.head_dim}:
+            yield "halves of a head turn by RoPEs of which one does not turn all of it"
     if any(not norm.weight and norm.kind != "rms" for norm in _norms(spec)):
         yield "a layer norm of it has no weight"
     if any(a.heads % a.kv_heads for a in (tower, *attentions)):
@@ -140,8 +146,9 @@ def _together(spec: ModelSpec) -> Iterator[str]:
             yield f"head_dim is {rope.size} and RoPE needs an even one"
         if rope.sections and sum(rope.sections) != rope.size // 2:
             yield "mrope_section does not add up to half of head_dim"
-        if len(rope.sections) not in (0, limits.POSITION_AXES):
-            yield f"mrope_section has {len(rope.sections)} numbers, expected {limits.POSITION_AXES}"
+        axes = (limits.POSITION_AXES, limits.POSITION_AXES + (text.places == "number"))
+        if len(rope.sections) not in (0, *axes):
+            yield f"mrope_section has {len(rope.sections)} numbers, expected {axes[-1]}"
     if any(a.rope is not None and text.ropes[a.rope].size > a.head_dim for a in attentions):
         yield "RoPE turns more values than a head has"
     if text.context_length * sum(rope.size for rope in text.ropes.values()) > limits.ROPE_TABLE:

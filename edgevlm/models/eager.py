@@ -153,11 +153,11 @@ class EagerOps(Ops):
         x = x.swapaxes(-2, -3)
         return np.ascontiguousarray(x).reshape(*x.shape[:-2], -1)
 
-    def rotate(self, x: F32, rope: str, size: int) -> F32:
-        cos, sin = (self.inputs[name] for name in rope_inputs(rope))
+    def rotate(self, x: F32, rope: str, size: int, second: str | None = None) -> F32:
+        cos, sin, cos_2, sin_2 = (self.inputs[name] for by in (rope, second or rope) for name in rope_inputs(by))
         half = cos.shape[-1]
-        first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-        return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+        a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+        return np.concatenate([a * cos - b * sin, b * cos_2 + a * sin_2, rest], axis=-1)
 
     def attend(self, q: F32, k: F32, v: F32, a: Attention, mask: str | None) -> F32:
         allowed = None if mask is None else self.inputs[mask]

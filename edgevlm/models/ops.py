@@ -156,8 +156,9 @@ class Ops:
         """(B, H, S, size) to (B, S, H * size)."""
         self._lacks("merge")
 
-    def rotate(self, x: X, rope: str, size: int) -> X:
-        """Rotate the first `size` values of each head in split halves by this call's rows, the input `rope`."""
+    def rotate(self, x: X, rope: str, size: int, second: str | None = None) -> X:
+        """Rotate the first `size` values of each head in split halves by this call's rows, the input `rope`; what comes
+        out as the second half by those of `second`, where there are such."""
         self._lacks("rotate")
 
     def attend(self, q: X, k: X, v: X, a: Attention, mask: str | None) -> X:
@@ -299,12 +300,9 @@ class Ops:
 
     def _qkv(self, x: X, w: str, a: Attention, state: str | None) -> tuple[X, X, X]:
         rows, kv_rows = a.heads * a.head_dim, a.kv_heads * a.head_dim
-        if a.reads == "memory":
-            q = self.linear(x, (f"{w}.q", rows), bias=a.bias)[0]
-            return self._rotated(q, f"{w}.q_norm", a, a.heads), self.held(f"{state}.key"), self.held(f"{state}.value")
-        if a.reads == "earlier":
-            q = self.linear(x, (f"{w}.q", rows), bias=a.bias)[0]
-            return self._rotated(q, f"{w}.q_norm", a, a.heads), self.grown(f"{state}.key"), self.grown(f"{state}.value")
+        if a.reads in ("memory", "earlier"):
+            q, held = self.linear(x, (f"{w}.q", rows), bias=a.bias)[0], self.held if a.reads == "memory" else self.grown
+            return self._rotated(q, f"{w}.q_norm", a, a.heads), held(f"{state}.key"), held(f"{state}.value")
         maps = ((f"{w}.q", rows), (f"{w}.k", kv_rows), (f"{w}.v", kv_rows))
         q, k, v = self.maps(x, *maps, bias=a.bias, clipped=a.clipped)
         q, k = self._rotated(q, f"{w}.q_norm", a, a.heads), self._rotated(k, f"{w}.k_norm", a, a.kv_heads)
@@ -314,8 +312,9 @@ class Ops:
 
     def _rotated(self, x: X, norm: str, a: Attention, count: int) -> X:
         x = self.heads(x, count, a.head_dim)
-        x = self.norm_heads(x, norm, a.qk_norm) if a.qk_norm else x
-        return self.rotate(x, a.rope, a.head_dim) if a.rope else x
+        x = self.norm_heads(x, norm, a.qk_norm) if a.qk_norm and not a.norm_after else x
+        x = self.rotate(x, a.rope, a.head_dim, a.second_rope) if a.rope else x
+        return self.norm_heads(x, norm, a.qk_norm) if a.qk_norm and a.norm_after else x
 
     def short_conv(self, x: X, w: str, c: ShortConv, width: int, state: str) -> X:
         """LFM2's mixer: y = C * conv(B * x), each a linear map of the input."""

@@ -43,6 +43,7 @@ def host_tree(spec: ModelSpec) -> dict[str, WeightInfo]:
     width = spec.decoder.hidden_size
     shapes = {
         "newline": (spec.decoder.feature_width,) if spec.newline else (),
+        **{name: (spec.decoder.feature_width,) if spec.framed else () for name in ("begin", "end")},
         "markers": (len(spec.markers), width) if spec.markers else (),
     }
     return {name: WeightInfo("host", shape) for name, shape in shapes.items() if shape}
@@ -174,7 +175,7 @@ class Record(Ops):
     def merge(self, x: Shape) -> Shape:
         return (*x[:-3], x[-2], x[-3] * x[-1])
 
-    def rotate(self, x: Shape, rope: str, size: int) -> Shape:
+    def rotate(self, x: Shape, rope: str, size: int, second: str | None = None) -> Shape:
         return x
 
     def attend(self, q: Shape, k: Shape, v: Shape, a: Attention, mask: str | None) -> Shape:

@@ -63,7 +63,7 @@ class Attention:
     bias: bool = False  # on q, k and v
     out_bias: bool = False
     rope: str | None = None  # a key of Decoder.ropes, or of the tower's inputs; None: no rotation
-    qk_norm: Norm | None = None  # per head, before RoPE
+    qk_norm: Norm | None = None  # per head, before RoPE or behind it
     scale: float | None = None  # None: head_dim ** -0.5
     softcap: float | None = None
     window: int | None = None  # positions that a query looks back, its own included; None: all
@@ -74,7 +74,8 @@ class Attention:
     reads: str = "self"
     v_norm: Norm | None = None  # of values, per head
     clipped: bool = False  # what goes into each map and comes out of it is kept within bounds of its own
-
+    second_rope: str | None = None  # the second half of each head turns by these rows, where not by the first's
+    norm_after: bool = False  # `qk_norm` stands behind RoPE
     kind: str = "attention"
 
 
@@ -151,7 +152,9 @@ class Decoder:
     embed_norm: Norm | None = None  # of embeddings with their positions (BART)
     embed_scale: float = 1.0
     logit_cap: float | None = None
-    places: str = "grid"  # on several axes pictures have a "grid" for each view, a "canvas", or a "line" as text
+    # On several axes pictures have a "grid" for each view, a "canvas", a "line" as text, or a "number" beside rows and
+    # columns.
+    places: str = "grid"
     deepstack: tuple[int, ...] = ()  # behind which layers one more level of image features each is added (Qwen3-VL)
     per_layer: int = 0  # values that each layer takes of a token's row of a second table (per-layer embeddings)
     per_layer_scale: float = 1.0  # of these rows
@@ -183,7 +186,7 @@ class Decoder:
 
     @property
     def axes(self) -> int:
-        """Position axes: 1, or 3 (time, row, column) under M-RoPE."""
+        """Position axes: 1, or 3 (time, row, column) under M-RoPE, or (index,) column, row, number."""
         return max((rope.axes for rope in self.ropes.values()), default=1)
 
     @cached_property

@@ -17,7 +17,7 @@ from edgevlm.inputs.views import CropTo, View
 from edgevlm.types import F32
 from edgevlm.verify.report import Row
 
-NEWLINE = -1.0  # in the recordings; features are numbered from 0
+NEWLINE, BEGIN, END = -1.0, -2.0, -3.0  # in the recordings; features are numbered from 0
 _NEAR = 1e-3  # of one feature's number: float32 rounding of numbers up to 10,000 in two orders
 
 
@@ -25,11 +25,30 @@ def check_packing(packing: Packing) -> Row:
     """The recorded pictures by the bundle's own way of packing, with numbers for features."""
     recorded = json.loads((importlib.resources.files("edgevlm") / "assets" / "packing.json").read_text("utf-8"))
     numbered = replace(packing, newline=(NEWLINE,))
+    if packing.framed:
+        return _framed(replace(numbered, begin=(BEGIN,), end=(END,)), recorded["framed"])
     cases = [case for case in recorded["cases"] if (case["most"] is None) == (packing.most is None)]
     wrong = [f"{case['picture']}: {said}" for case in cases if (said := _fault(numbered, recorded["side"], case))]
-    note = wrong[0] if wrong else f"{len(cases)} pictures"
+    return _row(wrong, len(cases))
+
+
+def _row(wrong: list[str], cases: int) -> Row:
+    note = wrong[0] if wrong else f"{cases} pictures"
     check = "sizes whose features are packed in another way than transformers'"
     return Row("inputs", check, len(wrong), 0, not wrong, note, "numbers", f"packing of {wrong[0]}" if wrong else "")
+
+
+def _framed(packing: Packing, cases: list[dict[str, Any]]) -> Row:
+    wrong = []
+    for case in cases:
+        (rows, cols), theirs = case["side"], np.array(case["tokens"], np.float32)
+        packed = packing.plan((cols, rows), [View((CropTo(0, 0, 1, 1),))], (rows, cols))
+        ours = packed.run([np.arange(rows * cols, dtype=np.float32)[:, None]])[:, 0]
+        if packed.tokens != len(theirs) or len(ours) != len(theirs):
+            wrong.append(f"{case['side']}: {len(ours)} tokens, planned {packed.tokens}, instead of {len(theirs)}")
+        elif not np.array_equal(ours, theirs):
+            wrong.append(f"{case['side']}: other rows, or in another order")
+    return _row(wrong, len(cases))
 
 
 def _fault(packing: Packing, side: int, case: dict[str, Any]) -> str:

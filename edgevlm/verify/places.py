@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevlm.inputs.layout import Layout, Span, merge, positions
+from edgevlm.inputs.packing import Packing
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder
@@ -43,7 +44,10 @@ def check_places(spec: ModelSpec) -> Iterator[Row]:
     if isinstance(tower, PlacedVit):
         asked = replace(tower, table=recorded["side"], places=8)
         yield _row("grids", "places of patches", recorded["asked"], lambda case: _asked(asked, case))
-    if decoder.axes == 3 and decoder.places != "line":
+    if decoder.places == "number":
+        cases = [case for case in recorded["number"] if len(case["places"]) == decoder.axes]
+        yield _row("prompts", "positions of tokens", cases, _numbered)
+    elif decoder.axes == 3 and decoder.places != "line":
         cases = recorded["tokens" if decoder.places == "grid" else decoder.places]
         yield _row("prompts", "positions of tokens", cases, lambda case: _tokens(case, decoder.places))
     what = "levels of features" if decoder.deepstack else "features"
@@ -130,6 +134,16 @@ def _tokens(case: dict[str, Any], places: str) -> str:
     if np.array_equal(found, wanted):
         return ""
     return _TURNED if np.array_equal(found[[0, 2, 1]], wanted) else "other positions"
+
+
+def _numbered(case: dict[str, Any]) -> str:
+    packed = (Packing(framed=True).plan((1, 1), [], (rows, cols)) for _, rows, cols in case["spans"])
+    spans = [Span(span[0], (1, each.tokens), each) for span, each in zip(case["spans"], packed, strict=True)]
+    found, wanted = (
+        positions(Layout(case["length"], tuple(spans)), len(case["places"]), places="number"),
+        case["places"],
+    )
+    return "" if np.array_equal(found, wanted) else "other positions"
 
 
 def _levels(decoder: Decoder, case: dict[str, Any]) -> str:

@@ -178,13 +178,13 @@ class CoreAiOps(Ops):
         count, heads, size, width = x.type.shape
         return self._reshape(self._swap(x, 1, 0, 2, 3), 1, heads, count * size, width)
 
-    def rotate(self, x: X, rope: str, size: int) -> X:
-        cos, sin = (self.inputs[name] for name in rope_inputs(rope))
+    def rotate(self, x: X, rope: str, size: int, second: str | None = None) -> X:
+        cos, sin, cos_2, sin_2 = (self.inputs[name] for by in (rope, second or rope) for name in rope_inputs(by))
         half, whole = cos.type.shape[-1], x.type.shape[-1]
         sizes = [half, half, whole - 2 * half] if whole > 2 * half else [half, half]
-        first, second, *rest = self._split(x, *sizes, axis=3)
-        rotated = self.a.broadcasting_sub(self.mul(first, cos), self.mul(second, sin))
-        return self.a.concat(3, [rotated, self.add(self.mul(second, cos), self.mul(first, sin)), *rest])
+        first, last, *rest = self._split(x, *sizes, axis=3)
+        rotated = self.a.broadcasting_sub(self.mul(first, cos), self.mul(last, sin))
+        return self.a.concat(3, [rotated, self.add(self.mul(last, cos_2), self.mul(first, sin_2)), *rest])
 
     def attend(self, q: X, k: X, v: X, a: Attention, mask: str | None) -> X:
         k, v = (self._repeat(part, a.heads // a.kv_heads) for part in (k, v))

@@ -264,15 +264,19 @@ class MilOps(PlaceOps):
         _, heads, _, width = x.shape
         return self.mb.reshape(x=self.mb.transpose(x=x, perm=[1, 0, 2, 3]), shape=[1, heads, -1, width])
 
-    def rotate(self, x: X, rope: str, size: int) -> X:
+    def rotate(self, x: X, rope: str, size: int, second: str | None = None) -> X:
         """The rows hold both halves: x * [cos, cos] + swapped halves of x * [-sin, sin]."""
         mb, (cos, sin) = self.mb, (self.inputs[name] for name in rope_inputs(rope))
+        if second is not None:
+            both = zip((cos, sin), (self.inputs[name] for name in rope_inputs(second)), strict=True)
+            halves = [[mb.split(x=rows, num_splits=2, axis=3)[i] for i, rows in enumerate(pair)] for pair in both]
+            cos, sin = (mb.concat(values=pair, axis=3) for pair in halves)
         turning, whole = cos.shape[-1], x.shape[-1]
         rest: list[X] = []
         if turning < whole:
             x, *rest = mb.split(x=x, split_sizes=[turning, whole - turning], axis=3)
-        first, second = mb.split(x=x, num_splits=2, axis=3)
-        swapped = mb.concat(values=[second, first], axis=3)
+        first, last = mb.split(x=x, num_splits=2, axis=3)
+        swapped = mb.concat(values=[last, first], axis=3)
         rotated = mb.add(x=mb.mul(x=x, y=cos), y=mb.mul(x=swapped, y=sin))
         return mb.concat(values=[rotated, *rest], axis=3) if rest else rotated
 
@@ -287,15 +291,18 @@ class MilOps(PlaceOps):
         all_heads = self.heads(self._product(x, maps, a.bias), h + 2 * kv, size)
         if a.qk_norm or not a.rope:
             q, k, v = mb.split(x=all_heads, split_sizes=[h, kv, kv], axis=1)
-            if a.qk_norm:
-                q, k = (self._norm(part, f"{w}.{n}_norm", a.qk_norm, 3) for part, n in ((q, "q"), (k, "k")))
-            if a.rope:
-                q, k = self.rotate(q, a.rope, size), self.rotate(k, a.rope, size)
+            q, k = (self._turned(part, f"{w}.{n}_norm", a) for part, n in ((q, "q"), (k, "k")))
         else:
             qk, v = mb.split(x=all_heads, split_sizes=[h + kv, kv], axis=1)
-            q, k = mb.split(x=self.rotate(qk, a.rope, size), split_sizes=[h, kv], axis=1)
+            q, k = mb.split(x=self.rotate(qk, a.rope, size, a.second_rope), split_sizes=[h, kv], axis=1)
         v = self._norm(v, f"{w}.v_norm", a.v_norm, 3) if a.v_norm else v
         return (q, k, v) if state is None else (q, *self._grow(state, k, v))
+
+    def _turned(self, x: X, norm: str, a: Attention) -> X:
+        """Heads (1, H, S, d) normed and rotated, in their order."""
+        x = self._norm(x, norm, a.qk_norm, 3) if a.qk_norm and not a.norm_after else x
+        x = self.rotate(x, a.rope, a.head_dim, a.second_rope) if a.rope else x
+        return self._norm(x, norm, a.qk_norm, 3) if a.qk_norm and a.norm_after else x
 
     def attend(self, q: X, k: X, v: X, a: Attention, mask: str | None) -> X:
         """Query heads that share a key head become more query rows, so that keys and values are never repeated."""

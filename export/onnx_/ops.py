@@ -250,12 +250,34 @@ class OnnxOps(TowerOps):
         past = [f"past_key_values.{state}.{side}" for side in sides]
         present = [f"present.{state}.{side}" for side in sides]
         names = tuple(f"{w}.{name}" for name in "qkv")
-        if a.qk_norm is None and a.v_norm is None:
+        if a.qk_norm is None and a.v_norm is None and a.second_rope is None:
             parts = [self._product(x, names), "", ""]
         else:
             rows = (a.heads * a.head_dim, *(a.kv_heads * a.head_dim,) * 2)
-            parts = self._normed(self.linear(x, *zip(names, rows, strict=True), bias=a.bias), w, a)
+            made = self.linear(x, *zip(names, rows, strict=True), bias=a.bias)
+            parts = (self._turned_apart if a.norm_after or a.second_rope else self._normed)(made, w, a)
         return self._attended(parts, past, [f"{w}.attention", *present], a, mask)
+
+    def _turned_apart(self, parts: list[Value], w: str, a: Attention) -> list[str]:
+        """Queries, keys and values, the first two turned where the attention's own kernel cannot do it."""
+        q, k, v = parts if a.norm_after else self._normed(parts, w, a)
+        turned: list[Value] = [self._turn(self.value(q), a, a.heads), self._turn(self.value(k), a, a.kv_heads), v]
+        return self._normed(turned, w, a) if a.norm_after else [self.value(part) for part in turned]
+
+    def _turn(self, x: str, a: Attention, count: int) -> str:
+        """(B, new, count * size), each half of a head by the new positions' rows of its own RoPE."""
+        g, found = self.graph, []
+        for half, rope in enumerate((a.rope, a.second_rope) if a.second_rope else (a.rope,)):
+            rows = [g.node("Slice", self._rope(rope, part), self._past, self._total) for part in (0, 1)]
+            rows = [g.node("Unsqueeze", part, g.constant([0])) for part in rows]
+            size = self._spec.ropes[rope or ""].size
+            share: dict[str, Any] = {} if size == a.head_dim else {"rotary_embedding_dim": size}
+            turned = g.node("RotaryEmbedding", x, *rows, num_heads=count, **share)
+            if a.second_rope is None:
+                return turned
+            halves = g.node("Reshape", turned, g.constant([0, 0, count, 2, -1]))
+            found.append(g.node("Slice", halves, g.constant([half]), g.constant([half + 1]), g.constant([3])))
+        return g.node("Reshape", g.node("Concat", *found, axis=3), g.constant([0, 0, -1]))
 
     def _shared_attention(self, x: str, w: str, a: Attention, state: str, mask: str | None) -> str:
         """Over another layer's keys and values, to which this one adds none: the kernel takes no more of length 0."""
@@ -267,20 +289,21 @@ class OnnxOps(TowerOps):
 
     def _attended(self, parts: list[str], past: list[str], outputs: list[str], a: Attention, mask: str | None) -> str:
         seen, rule = self._visibility(a, mask)
+        turned = bool(a.norm_after or a.second_rope)  # by `_turned_apart`
+        rows = ["", ""] if turned else [self._rope(a.rope, part) for part in (0, 1)]
         out, *_ = self.graph.nodes(
             "GroupQueryAttention",
             *parts,
             *past,
             self._last32,
             self._total32,
-            self._rope(a.rope, 0),
-            self._rope(a.rope, 1),
+            *rows,
             *seen,
             outputs=outputs,
             domain=MICROSOFT,
             num_heads=a.heads,
             kv_num_heads=a.kv_heads,
-            do_rotary=1,
+            do_rotary=int(not turned),
             **rule,
             **optional_attributes(a),
         )

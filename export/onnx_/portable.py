@@ -87,8 +87,12 @@ class PortableOps(OnnxOps):
     def _cached_attention(self, x: str, w: str, a: Attention, state: str, mask: str | None) -> str:
         g, sizes = self.graph, (a.heads * a.head_dim, *(a.kv_heads * a.head_dim,) * 2)
         names = tuple(f"{w}.{name}" for name in "qkv")
-        q, k, v = self._normed(self.linear(x, *zip(names, sizes, strict=True), bias=a.bias), w, a)
-        q, k = self._rotate(q, a, a.heads), self._rotate(k, a, a.kv_heads)
+        parts = self.linear(x, *zip(names, sizes, strict=True), bias=a.bias)
+        if a.norm_after or a.second_rope:
+            q, k, v = self._turned_apart(parts, w, a)
+        else:
+            q, k, v = self._normed(parts, w, a)
+            q, k = self._rotate(q, a, a.heads), self._rotate(k, a, a.kv_heads)
         past = [f"past_key_values.{state}.{side}" for side in ("key", "value")]
         present = [f"present.{state}.{side}" for side in ("key", "value")]
         out, *_ = g.nodes(

@@ -26,6 +26,7 @@ from tiny import (
     glm4v,
     granite4_vision,
     granite_docling,
+    hunyuan_vl,
     internvl,
     janus,
     lfm2_vl,
@@ -105,6 +106,12 @@ CASES = {
         LAYOUTS,
         r".*vision_model.*\.(q_proj|fc2|patch_embedding)",
         r".*(mlp_AR|projector)\.linear_[12]",
+    ),
+    "hunyuan_vl tied": Case(
+        hunyuan_vl.build,
+        LAYOUTS,
+        r".*(vit|vision_tower)\.layers.*\.(q_proj|fc1|dense_4h_to_h)",
+        r".*(perceive|patch_merger)\.(mlp|proj\.0|proj_conv)",
     ),
     "glm4v": Case(
         glm4v.build,
@@ -199,6 +206,7 @@ SAMPLE = [
     ("qwen3_vl", "saved", "tower", "DoRA"),
     ("paddleocr_vl", "hub", "tower", "LoRA"),
     ("paddleocr_vl", "memory", "projector", "DoRA"),
+    ("hunyuan_vl tied", "hub", "projector", "LoRA"),
     ("deepseek_vl", "hub", "tower", "LoRA"),
     ("deepseek_vl", "saved", "projector", "rsLoRA"),
     ("internvl", "hub", "q and v", "LoRA"),

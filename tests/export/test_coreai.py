@@ -15,6 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_models import (
+    HALVES,
     IMAGE,
     LAYOUT,
     PLAIN,
@@ -126,7 +127,9 @@ def test_a_wrong_rotation_or_state_is_found(
 
 
 @needs_coreai
-@pytest.mark.parametrize("spec", [clip(), intern(), clip(gemma())], ids=["clip", "intern", "gemma"])
+@pytest.mark.parametrize(
+    "spec", [clip(), intern(), clip(gemma()), clip(HALVES)], ids=["clip", "intern", "gemma", "halves"]
+)
 def test_square_towers_and_long_prompts(tmp_path: Path, spec: ModelSpec) -> None:
     """Three calls of rows, a step back, and the limit of the cache."""
     weights, side = Drawn(spec), getattr(spec.vision, "patches_per_side", 0)

@@ -15,7 +15,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_models import sheet
+from small_models import HALVES, sheet
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.gguf_ import write_gguf
@@ -328,6 +328,8 @@ BLOCK = decoder().block(0)
         (changed(mixers=(ShortConv(3),)), "other mixers than full attention"),
         (changed(mixers=(dataclasses.replace(BLOCK.mixers[0], window=8),)), "looks back a window"),
         (changed(mixers=(dataclasses.replace(BLOCK.mixers[0], scale=1.0),)), "other mixers than full attention"),
+        (HALVES, "turns the two values of a pair by positions of different axes"),
+        (changed(mixers=(dataclasses.replace(BLOCK.mixers[0], norm_after=True),)), "normalizes heads behind RoPE"),
         (changed(places="sandwich"), "another RoPE than one of three axes"),
         (sandwich(qk_norm=True), "other mixers than full attention"),
         (sandwich(mlp_bias=True), "another MLP than a gated one with SiLU and without biases"),

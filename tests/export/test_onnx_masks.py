@@ -1,4 +1,4 @@
-"""Windows, soft caps, several RoPEs and masks that show later positions, in both forms of the ONNX graphs."""
+"""Windows, soft caps, several RoPEs, halves that turn apart, masks that show later positions, in both ONNX forms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_models import LAYOUT, WIDTH, Drawn, clip, gemma, logits
+from small_models import HALVES, LAYOUT, WIDTH, Drawn, clip, gemma, logits
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.onnx_.emit import write_onnx
@@ -42,9 +42,9 @@ DECODERS = {
 }
 
 
-@pytest.fixture(scope="module", params=DECODERS)
+@pytest.fixture(scope="module", params=[*DECODERS, "halves"])
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    spec, folder = clip(DECODERS[request.param]), tmp_path_factory.mktemp("onnx")
+    spec, folder = clip(DECODERS.get(request.param, HALVES)), tmp_path_factory.mktemp("onnx")
     weights = Drawn(spec)
     write_onnx(folder, spec, weights, make_recipe("fp32"), lambda name: quantize(weights.read(name), "fp32", name))
     return SimpleNamespace(spec=spec, weights=weights, folder=folder)
@@ -81,6 +81,15 @@ def test_each_part_of_the_masks_matters(name: str) -> None:
     others = [shifted] + ([] if d.mask == "causal" else [replace(d, mask="causal")])
     for other in others:
         assert np.abs(logits(replace(spec, decoder=other), weights, embeds, LAYOUT) - right).max() > 1e-3
+
+
+@pytest.mark.parametrize("changes", [{"norm_after": False}, {"second_rope": None}, {"second_rope": "main"}])
+def test_each_part_of_turning_halves_matters(changes: dict[str, Any]) -> None:
+    embeds = np.random.default_rng(4).normal(0, 1, (LAYOUT.length + 6, WIDTH)).astype(np.float32)
+    (block,), weights = HALVES.blocks, Drawn(clip(HALVES))
+    other = replace(HALVES, blocks=(replace(block, mixers=(replace(block.mixers[0], **changes),)),))
+    right, wrong = (logits(clip(d), weights, embeds, LAYOUT) for d in (HALVES, other))
+    assert np.abs(right - wrong).max() > 1e-3
 
 
 def test_a_rope_that_the_kernel_lacks_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_models import (
+    HALVES,
     MROPE,
     PLAIN,
     asked,
@@ -53,7 +54,7 @@ def scaled() -> ModelSpec:
 
 MODELS = [
     clip(), convolved(), intern(), pooled(), levels(), windowed(), sheet(), qwen(), deep(), halved(), asked(), gated(),
-    clip(gemma()), clip(MROPE), scaled(), averaged(),
+    clip(gemma()), clip(MROPE), clip(HALVES), scaled(), averaged(),
 ]  # fmt: skip
 
 

@@ -1,9 +1,11 @@
-"""Write the golden vectors of how features are packed, by transformers' own LlavaNextModel and LlavaOnevisionModel.
+"""Write the golden vectors of how features are packed, by transformers' own code.
 
     python tests/vectors/make_packing.py          (re)writes edgevlm/assets/packing.json
     python tests/vectors/make_packing.py --check  exits with 1 if it would change
 
-Features are numbers: view by view, row by row, from 0; the newline is -1. Nothing here imports edgevlm.
+cases: by LlavaNextModel and LlavaOnevisionModel. framed: views of any size, by HunYuanVLVisionPatchMerger without
+weights. Features are numbers: view by view, row by row, from 0; the newline is -1, and what begins and ends
+a framed picture -2 and -3. Nothing here imports edgevlm.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ from typing import Any
 
 import torch
 from transformers.image_processing_utils import select_best_resolution
+from transformers.models.hunyuan_vl.configuration_hunyuan_vl import HunYuanVLVisionConfig
+from transformers.models.hunyuan_vl.modeling_hunyuan_vl import HunYuanVLVisionPatchMerger
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
 SHIPPED = Path(__file__).parents[2] / "edgevlm" / "assets" / "packing.json"
 SIDE, VIEW = 4, 32  # features and pixels per side of a view
 GRIDS = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3), (4, 4)]
+FRAMED = [(2, 2), (2, 5), (6, 3), (3, 8)]  # rows and columns of features
 SIZES = [(1, 1), (1, 97), (97, 1), (50, 3), (61, 43), (43, 61), (96, 48), (101, 103), (127, 211), (640, 480)]
 
 
@@ -43,10 +48,24 @@ def case(width: int, height: int, most: int | None) -> dict[str, Any]:
     return {"picture": [width, height], "most": most, "tiles": [rows, cols], "tokens": tokens}
 
 
+@torch.no_grad()
+def framed(rows: int, cols: int) -> dict[str, Any]:
+    """The tokens of a view whose map has so many features."""
+    sizes = {"hidden_size": 1, "text_hidden_size": 4, "spatial_merge_size": 1, "num_attention_heads": 1}
+    merger = HunYuanVLVisionPatchMerger(HunYuanVLVisionConfig(**sizes))
+    for name in ("before_rms", "proj_conv", "proj_act", "proj_out", "mlp", "after_rms"):
+        setattr(merger, name, torch.nn.Identity())
+    merger.image_newline = torch.nn.Parameter(torch.tensor([-1.0]))
+    merger.image_begin, merger.image_end = (torch.nn.Parameter(torch.tensor([value])) for value in (-2.0, -3.0))
+    numbers = torch.arange(rows * cols, dtype=torch.float32).reshape(1, -1, 1)
+    return {"side": [rows, cols], "tokens": merger(numbers, (rows, cols))[0, :, 0].tolist()}
+
+
 def text() -> str:
     cases = [case(*size, most) for most in (None, 2, 9) for size in SIZES]
     lines = ",\n  ".join(json.dumps(entry) for entry in cases)
-    return f'{{\n "side": {SIDE},\n "cases": [\n  {lines}\n ]\n}}\n'
+    more = ",\n  ".join(json.dumps(framed(*side)) for side in FRAMED)
+    return f'{{\n "side": {SIDE},\n "cases": [\n  {lines}\n ],\n "framed": [\n  {more}\n ]\n}}\n'
 
 
 def main() -> int:

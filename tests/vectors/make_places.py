@@ -9,7 +9,8 @@ patches: row and column of each, four to a token. tables: sin(0), sin(1), ... as
 resampled to each patch: with corners on corners, with centers in proportion, so by a triangle filter that smooths where
 it shrinks, so by a bicubic, and the nearest. halved: the same of towers that join 2 x 2 patches on the way, and then
 2 x 2 of these. asked: the same of a tower that MiniCPM-V 2.6's published code reads by queries, with the waves of
-each patch's column and row. Nothing here imports edgevlm.
+each patch's column and row. number: positions ((index,) column, row, number of the picture) of prompts whose pictures'
+rows end in a token more, between two others; a span's tokens are all of these. Nothing here imports edgevlm.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from transformers.models.glm4v.configuration_glm4v import Glm4vVisionConfig
 from transformers.models.glm4v.modeling_glm4v import Glm4vVisionEmbeddings
+from transformers.models.hunyuan_vl.modeling_hunyuan_vl import HunYuanVLModel
 from transformers.models.minicpmv4_6.modeling_minicpmv4_6 import MiniCPMV4_6Merger
 from transformers.models.minicpmv4_7.modeling_minicpmv4_7 import MiniCPMV4_7Model
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
@@ -38,6 +40,7 @@ SHIPPED = Path(__file__).parents[2] / "edgevlm" / "assets" / "places.json"
 MERGE, SIDE = 2, 5
 GRIDS = [(2, 2), (2, 6), (6, 4), (4, 10), (10, 14), (22, 18)]
 HALVED_GRIDS = [(4, 4), (4, 12), (8, 4), (12, 20)]
+FRAMED = [(9, []), (25, [(3, 2, 5)]), (60, [(1, 3, 2), (14, 2, 6), (34, 4, 4)])]
 PROMPTS = [(9, []), (20, [(3, 2, 5)]), (40, [(0, 3, 2), (10, 1, 6), (18, 4, 4)])]  # length; start, rows, columns
 
 
@@ -52,6 +55,21 @@ def tokens(length: int, spans: list[tuple[int, int, int]]) -> dict[str, Any]:
     places, _ = Qwen2VLModel.get_rope_index(
         model, ids, kinds, image_grid_thw=grids, attention_mask=torch.ones_like(ids)
     )
+    return {"length": length, "spans": spans, "places": places[:, 0].tolist()}
+
+
+def numbered(length: int, spans: list[tuple[int, int, int]], axes: int) -> dict[str, Any]:
+    kinds = torch.zeros(1, length, dtype=torch.int32)
+    for start, rows, cols in spans:
+        kinds[0, start : start + rows * (cols + 1) + 2] = 1
+    grids = torch.tensor([[1, rows * MERGE, cols * MERGE] for _, rows, cols in spans]) if spans else None
+    ids = torch.zeros(1, length, dtype=torch.long)
+    text = SimpleNamespace(rope_parameters={"mrope_section": [1] * axes})
+    config = SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=MERGE), text_config=text)
+    model = SimpleNamespace(
+        config=config, get_vision_position_ids=partial(HunYuanVLModel.get_vision_position_ids, None)
+    )
+    places, _ = HunYuanVLModel.get_rope_index(model, ids, kinds, grids, torch.ones_like(ids))
     return {"length": length, "spans": spans, "places": places[:, 0].tolist()}
 
 
@@ -138,6 +156,7 @@ def cubic(table: torch.Tensor, grid: torch.Tensor, places: torch.Tensor) -> torc
 def text() -> str:
     found: dict[str, list[dict[str, Any]]] = {"tokens": [tokens(*prompt) for prompt in PROMPTS]}
     found["canvas"] = [canvas(pictures) for pictures in CANVASES]
+    found["number"] = [numbered(*prompt, axes) for prompt in FRAMED for axes in (3, 4)]
     found |= {"patches": [], "tables": [], "halved_patches": [], "halved_tables": []}
     table = torch.sin(torch.arange(SIDE**2, dtype=torch.float32)).reshape(SIDE, SIDE)
     for grid in GRIDS:

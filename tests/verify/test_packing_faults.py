@@ -15,7 +15,7 @@ from tiny import linked
 from edgevlm.errors import GateError
 from edgevlm.export import pipeline
 from edgevlm.export.pipeline import ExportOptions, export_model
-from edgevlm.inputs.packing import Packed, Packing
+from edgevlm.inputs.packing import Framed, Packed, Packing
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.verify.packing import check_packing
 from edgevlm.verify.report import Row
@@ -63,6 +63,14 @@ def test_rows_without_their_newline_are_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Packed, "run", without)
     row = check_packing(Packing())
     assert not row.passed and row.note.endswith("newline missing")
+
+
+def test_a_frame_in_another_order_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_packing(Packing(framed=True)).passed
+    real = Framed.run
+    monkeypatch.setattr(Framed, "run", lambda packed, features: np.roll(real(packed, features), 1, axis=0))
+    row = check_packing(Packing(framed=True))
+    assert not row.passed and row.note.endswith("other rows, or in another order")
 
 
 def test_swapped_rows_are_caught_and_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small_models import MROPE, asked, clip, deep, halved, qwen
+from small_models import HALVES, MROPE, asked, clip, deep, halved, qwen
 from tiny import qwen3_vl
 
 from edgevlm.errors import GateError
@@ -74,6 +74,11 @@ def turned_waves(monkeypatch: pytest.MonkeyPatch) -> None:
 def turned_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
     real = layout.canvas_positions
     monkeypatch.setattr(layout, "canvas_positions", lambda *given: real(*given)[[0, 2, 1]])
+
+
+def turned_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = layout._numbered
+    monkeypatch.setattr(layout, "_numbered", lambda *given: real(*given)[[0, 2, 1, 3]])
 
 
 def swapped_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +143,7 @@ PLANTS: list[tuple[ModelSpec, Plant, str]] = [
     (halved(), turned_table, "table of positions: rows and columns exchanged"),
     (asked(), turned_waves, "places of patches: rows and columns exchanged"),
     (on_canvas(), turned_canvas, "positions of tokens: rows and columns exchanged"),
+    (clip(HALVES), turned_numbers, "positions of tokens: other positions"),
     (halved(), swapped_rows, "patches: tokens in another order"),
     (qwen(), shifted_window, "patches: windows that hold or hide others' patches"),
 ]

@@ -18,6 +18,7 @@ from edgevlm.checkpoint.families import (
     glm_ocr,
     granite4_vision,
     granite_docling,
+    hunyuan_vl,
     internvl,
     janus,
     lfm2_vl,
@@ -64,7 +65,7 @@ FAMILIES = (
     mistral3.FAMILY, lighton_ocr.FAMILY, ovis2.FAMILY, fast_vlm.FAMILY, qwen3_5.FAMILY, lfm3_vl.FAMILY,
     minicpmv.FAMILY, minicpmv4_6.FAMILY, minicpmv4_7.FAMILY, gemma4.FAMILY, moondream.FAMILY,
     granite_docling.FAMILY, glm4v.FAMILY, glm_ocr.FAMILY, dots_ocr.FAMILY, llava_qwen2.FAMILY,
-    granite4_vision.FAMILY,
+    granite4_vision.FAMILY, hunyuan_vl.FAMILY,
 )  # fmt: skip
 
 

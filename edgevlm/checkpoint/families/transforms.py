@@ -98,6 +98,26 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Projected:
+    """A learned row behind a root mean square norm and, where there is one, the map before that: all of it constant."""
+
+    row: str
+    norm: str
+    eps: float
+    linear: str = ""
+    width: int = 0  # values of the row where there is a map
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        weights = {f"{self.linear}.weight": (*shape, self.width), f"{self.linear}.bias": shape} if self.linear else {}
+        return {self.row: (self.width,) if self.linear else shape, f"{self.norm}.weight": shape, **weights}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        x = read(self.row).astype(np.float64)
+        x = read(f"{self.linear}.weight") @ x + read(f"{self.linear}.bias") if self.linear else x
+        return np.asarray(x / np.sqrt(np.square(x).mean() + self.eps) * read(f"{self.norm}.weight"), np.float32)
+
+
+@dataclass(frozen=True)
 class MinusExp:
     """A negative number that is stored as the logarithm of its size."""
 

@@ -61,11 +61,17 @@ def make_spec(
 
 
 def with_newline(image: ImageSpec, weights: Weights) -> ImageSpec:
-    """`image` with the weight that ends rows of features, where the model has one."""
+    """`image` with the weights that end rows of features and stand around them, where the model has such."""
     if image.packing is None:
         return image
-    row = tuple(float(value) for value in weights.read("newline"))
-    return replace(image, packing=replace(image.packing, newline=row))
+    packing = replace(image.packing, newline=_row(weights, "newline"))
+    if packing.framed:
+        packing = replace(packing, begin=_row(weights, "begin"), end=_row(weights, "end"))
+    return replace(image, packing=packing)
+
+
+def _row(weights: Weights, name: str) -> tuple[float, ...]:
+    return tuple(float(value) for value in weights.read(name))
 
 
 def native_spec(

@@ -111,6 +111,12 @@ _REFUSALS: Refusals = {
     "shows positions later ones, where this architecture of llama.cpp is causal": lambda d: d.mask != "causal",
     KINDS: lambda d: len(set(d.layers)) > 1,
     "looks back a window, where this architecture of llama.cpp sees all": lambda d: not d.windows <= {None},
+    "turns the two values of a pair by positions of different axes, where llama.cpp turns both by one": lambda d: any(
+        a.second_rope for a in _of(d, Attention)
+    ),
+    "normalizes heads behind RoPE, where this architecture of llama.cpp does so before it": lambda d: any(
+        a.norm_after for a in _of(d, Attention)
+    ),
     _MIXERS: _other_mixer,
     "has an odd head size": lambda d: attention(d).head_dim % 2 == 1,
     "has other norms than one root mean square before each part and the head": lambda d: (
