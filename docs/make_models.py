@@ -43,7 +43,9 @@ pictures and prompts that were tried:
 
 *hybrid* is a GGUF file that holds the decoder alone: ONNX Runtime encodes the pictures. Before any of it, the pixels of
 every picture are bit for bit those of the family's own processor, over the sizes that are counted, and all token ids
-are equal. What is read from a checkpoint: [checkpoints](checkpoints.md).
+are equal. Where a processor resizes whole pictures as floats (nanoVLM, Phi-4-multimodal), the pixels are bytes near
+these, and models are compared on the bytes: [preprocessing](preprocessing.md#3-rules). What is read from a
+checkpoint: [checkpoints](checkpoints.md).
 """
 REASONS = (
     "Of the first layout that was tested. Published models may differ in what is named here: `edgevlm info MODEL` "

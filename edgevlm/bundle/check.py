@@ -95,7 +95,12 @@ def check_image(image: ImageSpec, spec: ModelSpec) -> None:
     tokens, ours = image.token_grid(View((ResizeTo(side, side),))), spec.token_grid(side, side)
     if tokens != ours:
         raise _disagree("preprocess.json", f"{tokens} image tokens in {side} x {side} pixels", f"{ours}")
-    for name, has in (("newline", spec.newline), ("begin", spec.framed), ("end", spec.framed)):
+    for name, has in (
+        ("newline", spec.newline),
+        ("begin", spec.framed),
+        ("end", spec.framed),
+        ("separator", spec.separator),
+    ):
         row = getattr(image.packing, name) if image.packing else ()
         if len(row) != (width := spec.decoder.feature_width * has):
             raise _disagree("preprocess.json", f"a {name} of {len(row)} values", f"{width}")

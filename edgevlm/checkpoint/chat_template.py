@@ -6,7 +6,7 @@ several ways, each is tried, and the one that reproduces the template on other c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,20 @@ def chatml(system: str) -> Chat:
 
 
 def read_chat_template(
-    folder: Path, processor: JsonFile, tokenizer_config: JsonFile, names: Mapping[str, Any], image_token: str
-) -> ChatFormat:
-    """The format of the chat template of the checkpoint in `folder`; names: its special tokens, by key."""
+    folder: Path, processor: JsonFile, tokenizer_config: JsonFile, names: Mapping[str, Any], image_token: str,
+    special: Collection[str] = (),
+) -> ChatFormat:  # fmt: skip
+    """The format of the chat template of the checkpoint in `folder`; names: its special tokens, by key.
+
+    special: those that no text may be cut inside of.
+    """
     path, template = find_template(folder, processor, tokenizer_config)
     asked: list[Asked]
     asked = [(messages, generation, None) for messages in _conversations() for generation in (True, False)]
     asked += [(messages, True, thinking) for messages in probes() for thinking in (True, False)]
     tokens = {key: text for key in TOKENS if (text := token_text(names, key))}
     run = played(path, template, tokens, asked, image_token)
-    found = literal_format(path, run, image_token)
+    found = literal_format(path, run, image_token, special)
 
     def holds(chat: Chat, thinking: bool) -> bool:
         return _reproduces(replace(found, chat=chat), run, image_token, generation=True, thinking=thinking)
@@ -107,12 +111,12 @@ def _conversations() -> list[list[dict[str, Any]]]:
     ]  # fmt: skip
 
 
-def literal_format(path: Path, run: Render, image_token: str) -> ChatFormat:
+def literal_format(path: Path, run: Render, image_token: str, special: Collection[str] = ()) -> ChatFormat:
     """The literal text of a template, checked on other conversations."""
     best: ChatFormat | None = None
     try:
         for found in _candidates(run, image_token):
-            if _reproduces(found, run, image_token, generation=True):
+            if not _cuts(found.chat, special) and _reproduces(found, run, image_token, generation=True):
                 if _reproduces(found, run, image_token, generation=False):
                     return found
                 best = best or found  # some templates leave the last message open where no answer is asked for
@@ -250,6 +254,14 @@ def _reproduces(found: ChatFormat, run: Render, image: str, *, generation: bool,
             if not any(m["role"] == "assistant" and IMAGE in m["content"] for m in probe):
                 raise  # some templates take no picture from the assistant, who has none to show
     return True
+
+
+def _cuts(chat: Chat, special: Collection[str]) -> bool:
+    """Whether a special token lies on both sides of where two texts meet."""
+    closes = {chat.prefix, *(role.close for role in chat.roles.values())}
+    opens = {chat.generation, *(role.open_text for role in chat.roles.values())}
+    seams = [(close + opening, len(close)) for close in closes for opening in opens]
+    return any(text.find(token, max(0, at - len(token) + 1)) in range(at) for text, at in seams for token in special)
 
 
 class _MarkNotFound(EdgeVLMError):

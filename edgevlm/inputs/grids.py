@@ -119,9 +119,18 @@ def count(canvas: tuple[Step, ...], side: int) -> int:
     return (canvas[-1].width // side) * (canvas[-1].height // side)
 
 
-def tiles(canvas: tuple[Step, ...], side: int) -> list[View]:
-    """Squares, row by row."""
-    return parts(canvas, side, side)
+def tiles(canvas: tuple[Step, ...], side: int, shown: tuple[int, int] | None = None) -> list[View]:
+    """Squares, row by row. shown: width and height that they are cut off at; None: of the canvas."""
+    found = parts(canvas, side, side)
+    return found if shown is None else [cropped(view, shown) for view in found]
+
+
+def cropped(tile: View, shown: tuple[int, int]) -> View:
+    """A tile without what lies beyond some width and height of its canvas."""
+    *canvas, crop = tile.steps
+    assert isinstance(crop, CropTo)
+    size = min(crop.width, shown[0] - crop.left), min(crop.height, shown[1] - crop.top)
+    return View((*canvas, CropTo(crop.left, crop.top, *size)), tile.place)
 
 
 def parts(canvas: tuple[Step, ...], wide: int, high: int) -> list[View]:

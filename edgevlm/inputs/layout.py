@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.canvas import canvas_positions
-from edgevlm.inputs.packing import Framed, Packed, Pooled
+from edgevlm.inputs.packing import Framed, Joined, Packed, Pooled
 from edgevlm.models.blocks import mask_input, rope_inputs
 from edgevlm.models.spec import Decoder, Rope, RopeScaling
 from edgevlm.types import F32, I64
@@ -27,7 +27,7 @@ class Span:
 
     start: int  # position of the first one in the prompt
     grid: tuple[int, int]  # rows, columns
-    packed: Packed | Pooled | Framed | None = None
+    packed: Packed | Pooled | Framed | Joined | None = None
     gap: int = 0  # tokens of text between two rows
     frames: int = 1  # views of that grid, one behind the other
     step: float = 1.0  # positions of time from one of them to the next
@@ -50,7 +50,7 @@ class Span:
         """Rows of features that an encoder gives for each of its views."""
         if self.packed is None:
             return (math.prod(self.grid),) * self.frames
-        return (math.prod(self.packed.side),) * self.packed.views
+        return self.packed.counts
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,8 @@ def rope_rows(rope: Rope, places: I64) -> tuple[F32, F32]:
     if rope.scaling is not None:
         frequencies = frequencies / rope_factors(rope)
     frequencies = frequencies / np.float32(rope.factor)
+    if rope.divisors:
+        frequencies = np.divide(frequencies, rope.divisors, dtype=np.float32)
     axis = np.zeros(rope.size // 2, np.intp)  # the position axis that each frequency takes
     if rope.sections and not rope.interleaved:
         axis = np.repeat(np.arange(len(rope.sections)), rope.sections)
@@ -185,7 +187,8 @@ def rope_rows(rope: Rope, places: I64) -> tuple[F32, F32]:
         for number in (1, 2):
             axis[number : rope.sections[number] * 3 : 3] = number
     angles = places.astype(np.float32)[axis].T * frequencies
-    return np.cos(angles), np.sin(angles)
+    gain = np.float32(rope.gain)
+    return np.cos(angles) * gain, np.sin(angles) * gain
 
 
 def rope_factors(rope: Rope) -> F32:

@@ -27,6 +27,8 @@ class Packing:
 
     newline: the learned row (D,) that ends each row of a map; empty until an export takes it from the weights.
     framed: a picture is one view of any size, all of whose rows end so, between the learned rows `begin` and `end`.
+    whole_last: the map of the tiles, whose views lack their padding, comes first and is never scaled; then a learned
+    row, `separator`, as `newline` is; then the whole picture, whose rows end in newlines, too.
     """
 
     most: int | None = None
@@ -34,23 +36,31 @@ class Packing:
     framed: bool = False
     begin: tuple[float, ...] = ()
     end: tuple[float, ...] = ()
+    whole_last: bool = False
+    separator: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         most = limits.GRID_TILES
         check(self.most is None or 1 <= self.most <= most, "image", "packing.most", f"1 to {most}", self.most)
-        for name in ("newline", "begin", "end"):
+        for name in ("newline", "begin", "end", "separator"):
             size = len(getattr(self, name))
             check(size <= limits.WIDTH, "image", f"packing.{name}", "a row of features", size)
         check(not self.framed or self.most is None, "image", "packing.most", "null beside framed", self.most)
+        alone = not self.whole_last or (self.most is None and not self.framed)
+        check(alone, "image", "packing.whole_last", "false beside framed and most", self.whole_last)
 
-    def plan(self, picture: tuple[int, int], views: Sequence[View], side: Grid) -> Packed | Framed:
+    def plan(self, picture: tuple[int, int], views: Sequence[View], sides: Sequence[Grid]) -> Packed | Framed | Joined:
         """What becomes of the features of `views`, the whole picture and its tiles row by row.
 
-        picture: width and height in pixels. side: rows and columns of features of each view.
+        picture: width and height in pixels. sides: rows and columns of features of each view.
         """
+        newline, begin, end = (np.array(row, np.float32) for row in (self.newline, self.begin, self.end))
+        side = sides[0]
         if self.framed:
-            newline, begin, end = (np.array(row, np.float32) for row in (self.newline, self.begin, self.end))
             return Framed(side, newline, begin, end)
+        if self.whole_last:
+            columns = sum(view.place is not None and view.place[0] == 1 for view in views)
+            return Joined(tuple(sides), columns, newline, np.array(self.separator, np.float32))
         tiles = max((view.place for view in views if view.place), default=(0, 0))
         rows, cols = tiles[0] * side[0], tiles[1] * side[1]
         cut = _padding(picture, rows, cols) if len(views) > 1 else (0, 0)
@@ -61,7 +71,7 @@ class Packing:
                 raise EdgeVLMError(
                     f"A picture of {picture[0]} x {picture[1]} is too elongated for this model: cut it into pieces."
                 )
-        return Packed(side, tiles, cut, (rows, cols), np.array(self.newline, np.float32))
+        return Packed(side, tiles, cut, (rows, cols), newline)
 
 
 def _padding(picture: tuple[int, int], rows: int, cols: int) -> Grid:
@@ -88,6 +98,11 @@ class Packed:
     @property
     def views(self) -> int:
         return 1 + math.prod(self.tiles)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Features of each view."""
+        return (math.prod(self.side),) * self.views
 
     @property
     def tokens(self) -> int:
@@ -120,6 +135,11 @@ class Framed:
     views: int = 1
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """Features of each view."""
+        return (math.prod(self.side),)
+
+    @property
     def lines(self) -> Grid:
         """Rows and columns of tokens between the first and the last."""
         return self.side[0], self.side[1] + 1
@@ -138,12 +158,54 @@ class Framed:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """The map of a picture's tiles, a separator and the whole picture, each row of both with a newline."""
+
+    sides: tuple[Grid, ...]  # of each view: tiles row by row, then the whole picture
+    columns: int  # of tiles
+    newline: F32 = field(compare=False, repr=False)
+    separator: F32 = field(compare=False, repr=False)
+
+    @property
+    def views(self) -> int:
+        return len(self.sides)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Features of each view."""
+        return tuple(math.prod(side) for side in self.sides)
+
+    @property
+    def tokens(self) -> int:
+        high = sum(rows for rows, _ in self.sides[: -1 : self.columns])
+        wide = sum(cols for _, cols in self.sides[: self.columns])
+        rows, cols = self.sides[-1]
+        return high * (wide + 1) + 1 + rows * (cols + 1)
+
+    def run(self, features: Sequence[F32]) -> F32:
+        """Each view's features (its rows * columns, D), in order, to the picture's tokens (N, D)."""
+        *tiles, whole = (rows.reshape(*side, -1) for rows, side in zip(features, self.sides, strict=True))
+        across = (tiles[first : first + self.columns] for first in range(0, len(tiles), self.columns))
+        stitched = np.concatenate([np.concatenate(row, axis=1) for row in across])
+        return np.concatenate([self._lines(stitched), self.separator[None], self._lines(whole)])
+
+    def _lines(self, cells: F32) -> F32:
+        ends = np.broadcast_to(self.newline, (len(cells), 1, cells.shape[-1]))
+        return np.concatenate([cells, ends], axis=1).reshape(-1, cells.shape[-1])
+
+
+@dataclass(frozen=True)
 class Pooled:
     """How a video's frames become tokens: each frame's map at half its sides, one behind the other, then a newline."""
 
     side: Grid  # of a frame's features
     views: int
     newline: F32 = field(compare=False, repr=False)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Features of each view."""
+        return (math.prod(self.side),) * self.views
 
     @property
     def map(self) -> Grid:

@@ -12,13 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs import grids
 from edgevlm.inputs.check import check
 from edgevlm.inputs.native import Filled, Native, NativeGrown, NativeOrTiles, NativeScaled, Within
 from edgevlm.inputs.slices import WholeThenSlices
 from edgevlm.inputs.squares import CheckedRule, Crop, Fit, Pad, Stretch
-from edgevlm.inputs.views import CropTo, ResizeTo, Sheet, View
+from edgevlm.inputs.views import CropTo, PadTo, ResizeTo, Sheet, View
 from edgevlm.io import limits
+
+_THIN = 10  # pixels
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,44 @@ class CoveringTiles(CheckedRule):
 
 
 @dataclass(frozen=True)
+class PaddedTiles(CheckedRule):
+    """The picture in its own shape at the top left of a canvas of up to `most` tiles: as many as it covers, or the
+    grid whose shape is nearest. Tiles lack the whole patches of padding. Then the canvas, scaled to one view.
+
+    patch, unit: pixels per side of a patch and of a token. whole_resample: of the whole picture.
+    """
+
+    side: int
+    patch: int
+    unit: int
+    most: int
+    color: tuple[int, int, int]
+    whole_resample: str
+    kind: str = "padded_tiles"
+
+    def bounds(self) -> dict[str, int]:
+        return {"most": limits.GRID_TILES}
+
+    def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
+        side, most = self.side, self.most if budget is None else max(1, min(self.most, budget - 1))
+        cols, rows = math.ceil(width / side), math.ceil(height / side)
+        if cols * rows > most:
+            cols, rows = grids.nearest_grid(width, height, side, 1, most)
+        wide, high = cols * side, rows * side
+        across, down = wide / width, high / height
+        size = (wide, int(height * across)) if across < down else (int(width * down), high)
+        if min(size) < _THIN:
+            raise EdgeVLMError(f"A picture of {width} x {height} is too elongated for this model: cut it into pieces.")
+        canvas = (ResizeTo(*size), PadTo(wide, high, 0, 0, self.color))
+        shown = wide - self._hidden(wide - size[0]), high - self._hidden(high - size[1])
+        whole = View((*canvas, ResizeTo(side, side, self.whole_resample)))
+        return [*grids.tiles(canvas, side, shown), whole]
+
+    def _hidden(self, padding: int) -> int:
+        return padding // self.patch * self.patch
+
+
+@dataclass(frozen=True)
 class OverlappingTiles(CheckedRule):
     """One sheet: the picture stretched to a square, and up to `most` crops of it that overlap by two margins."""
 
@@ -244,5 +285,5 @@ class OverlappingTiles(CheckedRule):
 Rule = (
     Stretch | Crop | Pad | Fit | TilesThenWhole | WholeThenTiles | RatioTiles | BestGrid | CoveringTiles | Within
     | Native | NativeGrown | NativeScaled | NativeOrTiles | WholeThenSlices | Filled
-    | OverlappingTiles
+    | OverlappingTiles | PaddedTiles
 )  # fmt: skip

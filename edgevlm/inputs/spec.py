@@ -14,9 +14,9 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.check import check
 from edgevlm.inputs.frame_rules import NativeFrames
 from edgevlm.inputs.grounding import Grounding
-from edgevlm.inputs.packing import Framed, Packed, Packing, Pooled
+from edgevlm.inputs.packing import Framed, Joined, Packed, Packing, Pooled
 from edgevlm.inputs.resample import FILTERS
-from edgevlm.inputs.rules import Rule, TilesThenWhole
+from edgevlm.inputs.rules import PaddedTiles, Rule, TilesThenWhole
 from edgevlm.inputs.video import VideoSpec
 from edgevlm.inputs.views import Place, View
 from edgevlm.io import limits
@@ -32,7 +32,7 @@ class ViewTokens(NamedTuple):
     place: Place | None  # row and column of a tile, from 1; None is the whole picture
     rows: int  # of image tokens
     cols: int
-    packed: Packed | Pooled | Framed | None = None
+    packed: Packed | Pooled | Framed | Joined | None = None
     frames: int = 1  # as in `Span`
     step: float = 1.0
 
@@ -65,7 +65,7 @@ class ImageSpec:
 
     version: int
     rule: Rule | NativeFrames
-    resample: str  # "bilinear" | "bicubic" | "lanczos"
+    resample: str  # of resample.FILTERS
     background: tuple[int, int, int]  # RGB under transparent pixels
     rescale_factor: float
     mean: tuple[float, float, float]
@@ -92,7 +92,8 @@ class ImageSpec:
         if self.token_pixels is None:
             return 1, self.tokens or 0
         width, height = view.size
-        return height // self.token_pixels, width // self.token_pixels
+        more = self.token_pixels - 1 if isinstance(self.rule, PaddedTiles) else 0  # what begins a unit has its token
+        return (height + more) // self.token_pixels, (width + more) // self.token_pixels
 
     def frames(self, video: VideoSpec, count: int) -> ImageSpec:
         """The rules for each of `count` frames of a video."""
@@ -107,7 +108,7 @@ class ImageSpec:
         """The views of a picture as a prompt names them. picture: its width and height in pixels."""
         found = [ViewTokens(view.place, *self.token_grid(view)) for view in views]
         if self.packing is not None:
-            packed = self.packing.plan(picture, views, self.token_grid(views[0]))
+            packed = self.packing.plan(picture, views, [self.token_grid(view) for view in views])
             found = [ViewTokens(None, 1, packed.tokens, packed)]
         if (tokens := sum(view.rows * view.cols for view in found)) > limits.PICTURE_TOKENS:
             raise EdgeVLMError(

@@ -53,7 +53,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     },
     Rope: {
         "theta": _POSITIVE, "size": (2, limits.HEAD_DIM), "sections": (0, limits.HEAD_DIM), "factor": _POSITIVE,
-        "turning": (1, limits.HEAD_DIM),
+        "turning": (1, limits.HEAD_DIM), "divisors": _POSITIVE, "gain": _POSITIVE,
     },
     Attention: {
         "heads": (1, limits.HEADS), "kv_heads": (1, limits.HEADS), "head_dim": (1, limits.HEAD_DIM), "rope": (),
@@ -90,6 +90,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "patch_size": (1, limits.PATCH_SIDE), "merge": (1, limits.SHUFFLE), "window": (1, limits.WINDOW_SIDE),
         "hidden_size": (1, limits.WIDTH), "num_layers": (1, limits.LAYERS), "full": (0, limits.LAYERS),
         "theta": _POSITIVE, "table": (0, limits.TABLE_ROWS), "frames": (1, limits.GROUP),
+        "filler": (-1e3, 1e3),
         "resample": tables.KINDS, "deepstack": (0, limits.LAYERS),
         "convolving": (0, limits.LAYERS), "kernel": (1, limits.GRID_KERNEL), "kind": ("qwen_vit",),
     },

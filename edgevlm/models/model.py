@@ -29,6 +29,7 @@ class ModelSpec:
     markers: tuple[int, ...] = ()  # tokens around pictures whose embeddings in such a prompt are a weight of their own
     newline: bool = False  # a learned row ends each row of features: used beside the graphs (inputs/packing.py)
     framed: bool = False  # with newline: one more learned row each begins and ends a picture's features
+    separator: bool = False  # ... and one stands between the map of the tiles and the whole picture
     deepstack: tuple[Step, ...] = ()  # from a marked layer of the tower to one more level of features, each by its own
 
     @property

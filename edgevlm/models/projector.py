@@ -129,7 +129,7 @@ class Average:
         return ops.mean_group(x, self.side**2, self.width)
 
     def grid(self, grid: Grid) -> Grid:
-        return grid[0] // self.side, grid[1] // self.side
+        return -(-grid[0] // self.side), -(-grid[1] // self.side)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ class Rope:
     sections: tuple[int, ...] = ()  # frequencies per position axis, of size / 2; () is one axis (M-RoPE has three)
     interleaved: bool = False  # the axes take turns (Qwen3-VL); otherwise one run of frequencies after the other
     factor: float = 1.0  # every frequency is divided by it: linear interpolation (arXiv 2306.15595)
+    divisors: tuple[float, ...] = ()  # of size / 2 frequencies, each is divided by its own (arXiv 2402.13753)
+    gain: float = 1.0  # cosines and sines are multiplied by it
     turning: int | None = None  # of size / 2 frequencies, the first that are more than 0; None: all (proportional RoPE)
 
     @property

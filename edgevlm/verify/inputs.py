@@ -24,6 +24,7 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.preprocess import normalize, plan, preprocess
 from edgevlm.inputs.prompt import Prompter, Views
+from edgevlm.inputs.resample import PLAIN, resize_image
 from edgevlm.inputs.spec import ImageSpec, PromptSpec, ViewTokens, tiled
 from edgevlm.inputs.tokenizer import load_tokenizer
 from edgevlm.inputs.views import PadTo, ResizeTo, Sheet, Step
@@ -187,6 +188,8 @@ def _by_pillow(picture: Image.Image, step: Step, spec: ImageSpec) -> Image.Image
         for part, place in zip(step.parts, step.places(), strict=True):
             canvas.paste(reduce(lambda made, each: _by_pillow(made, each, spec), part.steps, picture), place)
         return canvas
+    if isinstance(step, ResizeTo) and (step.resample or spec.resample) == PLAIN:
+        return resize_image(picture, (step.width, step.height), PLAIN)  # which Pillow has not
     if isinstance(step, ResizeTo):
         return picture.resize((step.width, step.height), _FILTERS[step.resample or spec.resample])
     if isinstance(step, PadTo):

@@ -137,7 +137,7 @@ def _tokens(case: dict[str, Any], places: str) -> str:
 
 
 def _numbered(case: dict[str, Any]) -> str:
-    packed = (Packing(framed=True).plan((1, 1), [], (rows, cols)) for _, rows, cols in case["spans"])
+    packed = (Packing(framed=True).plan((1, 1), [], [(rows, cols)]) for _, rows, cols in case["spans"])
     spans = [Span(span[0], (1, each.tokens), each) for span, each in zip(case["spans"], packed, strict=True)]
     found, wanted = (
         positions(Layout(case["length"], tuple(spans)), len(case["places"]), places="number"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from gguf import GGMLQuantizationType
 
 from edgevlm.export.gguf_.archs import ProjectorType, TextArch
@@ -14,7 +15,7 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Group
 from edgevlm.models.record import weight_tree
 from edgevlm.models.spec import Rope
-from edgevlm.runtimes.llama.names import PROJECTORS, ROPE_FACTORS, TEXT, Table, frame_name
+from edgevlm.runtimes.llama.names import PROJECTORS, ROPE_DIVISORS, ROPE_FACTORS, TEXT, Table, frame_name
 from edgevlm.types import F32
 
 
@@ -37,6 +38,9 @@ def decoder_entries(spec: ModelSpec, arch: TextArch, recipe: Recipe) -> list[Ent
     first, *rest = _entries(spec, "decoder.", TEXT[arch.name], recipe)
     rope = spec.decoder.ropes["main"]
     plain = rope.scaling is None and not spec.decoder.per_layer  # where it is asked for in any case
+    if rope.divisors:  # up to the context that the first counts for, and beyond
+        divisors = np.array(rope.divisors, np.float32)
+        return [first, *(_constant(name, divisors) for name in ROPE_DIVISORS), *rest]
     return [first, *([] if plain else [_constant(ROPE_FACTORS, _factors(rope))]), *rest]
 
 

@@ -17,6 +17,7 @@ from edgevlm.models.projector import Group
 from edgevlm.models.spec import Attention, Decoder, DeltaRule
 
 ROPE_FACTORS = "rope_freqs.weight"  # Llama 3.1's, computed from the spec: no weight of the model
+ROPE_DIVISORS = ("rope_factors_short.weight", "rope_factors_long.weight")  # LongRoPE's
 EMBEDDINGS = "token_embd.weight"  # in every architecture
 
 
@@ -239,16 +240,18 @@ _BOUNDED = {
 }
 # ... of the one that adds further levels of features before any layers.
 LEVELS = "granite"
+_GATED_UP = {f"decoder.layers.{{i}}.{part}": "blk.{i}.ffn_up" for part in ("gate", "up")}  # one on top of the other
 TEXT = {
     SHARING: Table(_TEXT | _SANDWICH | _SECOND),
     WINDOWED: Table(_TEXT | _SANDWICH),
-    SANDWICH: Table(_TEXT | _SANDWICH | {f"decoder.layers.{{i}}.{part}": "blk.{i}.ffn_up" for part in ("gate", "up")}),
+    SANDWICH: Table(_TEXT | _SANDWICH | _GATED_UP),
     "phi2": Table(
         {name: theirs for name, theirs in _TEXT.items() if theirs not in ("blk.{i}.ffn_up", "blk.{i}.ffn_down")}
         | {"decoder.layers.{i}.fc1": "blk.{i}.ffn_up", "decoder.layers.{i}.fc2": "blk.{i}.ffn_down"}
     ),
     "llama": Table(_TEXT, pairs=True),
     LEVELS: Table(_TEXT, pairs=True),
+    "phi3": Table(_TEXT | _GATED_UP),
     "qwen2": Table(_TEXT),
     "qwen2vl": Table(_TEXT),
     "qwen3": Table(_TEXT),

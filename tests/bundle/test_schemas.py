@@ -50,6 +50,10 @@ RULES = [
     {"kind": "ratio_tiles", "side": 48, "least": 1, "most": 6, "thumbnail": True},
     {"kind": "covering_tiles", "side": 48, "most": 6},
     {"kind": "overlapping_tiles", "side": 48, "margin": 8, "most": 6},
+    {
+        "kind": "padded_tiles", "side": 48, "patch": 4, "unit": 8, "most": 6, "color": [255, 255, 255],
+        "whole_resample": "bicubic_plain",
+    },
     {"kind": "native", "unit": 16, "least": 1024, "most": 10240},
     {"kind": "whole_then_tiles", "side": 48, "longest_edge": 144, "enlarge": False, "whole_resample": "bilinear"},
     {

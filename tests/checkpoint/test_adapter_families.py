@@ -41,6 +41,7 @@ from tiny import (
     ovis2,
     paddleocr_vl,
     paligemma,
+    phi4_multimodal,
     qwen2_5_vl,
     qwen2_vl,
     qwen3_5,
@@ -183,6 +184,13 @@ CASES = {
     "ovis2": Case(
         partial(ovis2.build, tied=False), ("hub", "saved"), r".*vision_tower.*\.(v_proj|down_proj)", r".*head_linear"
     ),
+    "phi4_multimodal": Case(
+        phi4_multimodal.build,
+        LAYOUTS,
+        r".*img_processor\.encoder.*\.(v_proj|fc1)",
+        r".*img_projection_(up|down)",
+        queries=("qkv_proj",),
+    ),
     "paligemma tied": Case(
         paligemma.build, LAYOUTS, r".*vision_tower.*\.(q_proj|fc2)", r".*multi_modal_projector\.linear"
     ),
@@ -234,11 +242,13 @@ SAMPLE = [
     ("glm4v", "hub", "all linear layers", "LoRA"),
     ("glm_ocr tied", "saved", "tower", "DoRA"),
     ("minicpmv4_7", "memory", "projector", "rsLoRA"),
+    ("phi4_multimodal", "hub", "projector", "LoRA"),
+    ("phi4_multimodal", "saved", "all linear layers", "DoRA"),
 ]
 
 
 def options_of(case: Case, target: str) -> dict[str, Any]:
-    text = r".*(language_model|text_model|decoder).*\.(q_proj|v_proj)"
+    text = r".*(language_model|text_model|decoder).*\.(q_proj|v_proj)|.*\.qkv_proj"
     return {
         "q and v": {"target_modules": case.queries if isinstance(case.queries, str) else list(case.queries)},
         "all linear layers": {"target_modules": "all-linear"},

@@ -3,15 +3,16 @@
     python tests/vectors/make_packing.py          (re)writes edgevlm/assets/packing.json
     python tests/vectors/make_packing.py --check  exits with 1 if it would change
 
-cases: by LlavaNextModel and LlavaOnevisionModel. framed: views of any size, by HunYuanVLVisionPatchMerger without
-weights. Features are numbers: view by view, row by row, from 0; the newline is -1, and what begins and ends
-a framed picture -2 and -3. Nothing here imports edgevlm.
+cases: by LlavaNextModel, LlavaOnevisionModel and, with the whole picture last, Phi4MultimodalImageEmbedding. framed:
+views of any size, by HunYuanVLVisionPatchMerger without weights. Features are numbers: view by view, row by row, from
+0; the newline is -1, a separator -2, and what begins and ends a framed picture -2 and -3. Nothing here imports edgevlm.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,10 @@ from transformers.models.hunyuan_vl.configuration_hunyuan_vl import HunYuanVLVis
 from transformers.models.hunyuan_vl.modeling_hunyuan_vl import HunYuanVLVisionPatchMerger
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
+from transformers.models.phi4_multimodal.modeling_phi4_multimodal import Phi4MultimodalImageEmbedding
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import phi4_multimodal
 
 SHIPPED = Path(__file__).parents[2] / "edgevlm" / "assets" / "packing.json"
 SIDE, VIEW = 4, 32  # features and pixels per side of a view
@@ -61,8 +66,53 @@ def framed(rows: int, cols: int) -> dict[str, Any]:
     return {"side": [rows, cols], "tokens": merger(numbers, (rows, cols))[0, :, 0].tolist()}
 
 
+class _Same(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = torch.zeros(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def whole_last(width: int, height: int) -> dict[str, Any]:
+    """The tokens of a picture whose whole comes last, tiles without their padding. sides: features of each view."""
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    picture, mask = phi4_multimodal.image_processor()().dynamic_preprocess(image, VIEW, VIEW // 8, 8, max_num=6)
+    rows, cols = (edge // VIEW for edge in picture.shape[-2:])
+    tiles = mask.reshape(rows, 8, cols, 8).transpose(1, 2).reshape(-1, 8, 8)
+    masks = torch.cat([torch.ones(1, 8, 8), tiles])
+    count = rows * cols
+    # Far from zero, where the activation between the projector's maps changes nothing.
+    numbers = torch.arange((count + 1) * SIDE**2, dtype=torch.float32).reshape(-1, SIDE**2, 1) + 100
+    views = torch.cat([numbers[-1:], numbers[:-1]])
+    newline, separator = 10000.0, 20000.0
+    model = SimpleNamespace(
+        config=SimpleNamespace(vision_config=SimpleNamespace(image_token_id=1)), crop_size=VIEW, image_dim_out=1,
+        img_processor=SimpleNamespace(embeddings=SimpleNamespace(patch_embedding=SimpleNamespace(weight=_one(0)))),
+        get_img_features=lambda *_, **__: views, drop=_Same(), img_projection_up=_Same(), img_projection_down=_Same(),
+        sub_img_feature_extensor=_one(newline).reshape(1, 1, 1, 1),
+        global_img_feature_extensor=_one(separator).reshape(1, 1, 1),
+    )  # fmt: skip
+    shown = masks[1:, 0::2, 0::2]
+    sides = [[int(m[:, 0].sum()), int(m[0].sum())] for m in shown]
+    high, wide = sum(r for r, _ in sides[::cols]), sum(c for _, c in sides[:cols])
+    ids = torch.ones(1, high * (wide + 1) + 1 + SIDE * (SIDE + 1), dtype=torch.long)
+    sizes = torch.tensor([list(picture.shape[-2:])])
+    blank = torch.zeros(1, ids.shape[1], 1)
+    made = Phi4MultimodalImageEmbedding.forward(model, ids, blank, torch.zeros(1, count + 1, 1), sizes, masks[None])
+    values = made.reshape(-1).tolist()
+    tokens = [-1.0 if v == newline else -2.0 if v == separator else v - 100 for v in values]
+    return {"picture": [width, height], "tiles": [rows, cols], "sides": [*sides, [SIDE, SIDE]], "tokens": tokens}
+
+
+def _one(value: float) -> torch.Tensor:
+    return torch.tensor([value])
+
+
 def text() -> str:
     cases = [case(*size, most) for most in (None, 2, 9) for size in SIZES]
+    cases += [whole_last(*size) for size in SIZES if max(size) < 10 * min(size)]
     lines = ",\n  ".join(json.dumps(entry) for entry in cases)
     more = ",\n  ".join(json.dumps(framed(*side)) for side in FRAMED)
     return f'{{\n "side": {SIDE},\n "cases": [\n  {lines}\n ],\n "framed": [\n  {more}\n ]\n}}\n'

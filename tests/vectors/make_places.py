@@ -7,10 +7,11 @@ tokens: positions (time, row, column) of prompts with pictures, by get_rope_inde
 a picture's views on one canvas, where a span has its place and the number of tokens behind it that stand there.
 patches: row and column of each, four to a token. tables: sin(0), sin(1), ... as SIDE x SIDE rows of one value,
 resampled to each patch: with corners on corners, with centers in proportion, so by a triangle filter that smooths where
-it shrinks, so by a bicubic, and the nearest. halved: the same of towers that join 2 x 2 patches on the way, and then
-2 x 2 of these. asked: the same of a tower that MiniCPM-V 2.6's published code reads by queries, with the waves of
-each patch's column and row. number: positions ((index,) column, row, number of the picture) of prompts whose pictures'
-rows end in a token more, between two others; a span's tokens are all of these. Nothing here imports edgevlm.
+it shrinks, so by a bicubic, the nearest, and one by steps of a rounded fraction. halved: the same of towers that join
+2 x 2 patches on the way, and then 2 x 2 of these. asked: the same of a tower that MiniCPM-V 2.6's published code
+reads by queries, with the waves of each patch's column and row. number: positions ((index,) column, row, number of the
+picture) of prompts whose pictures' rows end in a token more, between two others; a span's tokens are all of these.
+Nothing here imports edgevlm.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from transformers.models.glm4v.modeling_glm4v import Glm4vVisionEmbeddings
 from transformers.models.hunyuan_vl.modeling_hunyuan_vl import HunYuanVLModel
 from transformers.models.minicpmv4_6.modeling_minicpmv4_6 import MiniCPMV4_6Merger
 from transformers.models.minicpmv4_7.modeling_minicpmv4_7 import MiniCPMV4_7Model
+from transformers.models.phi4_multimodal.configuration_phi4_multimodal import Phi4MultimodalVisionConfig
+from transformers.models.phi4_multimodal.modeling_phi4_multimodal import Phi4MultimodalVisionEmbeddings
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 from transformers.vision_utils import (
     get_vision_interpolation_indices_and_weights,
@@ -153,6 +156,16 @@ def cubic(table: torch.Tensor, grid: torch.Tensor, places: torch.Tensor) -> torc
     return module(torch.zeros(len(places), 1), [len(places)], grid, places[:, 0], places[:, 1])[:, 0]
 
 
+@torch.no_grad()
+def stepped(table: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    config = Phi4MultimodalVisionConfig(hidden_size=1, image_size=SIDE, patch_size=1)
+    module = Phi4MultimodalVisionEmbeddings(config)
+    module.position_embedding.weight.copy_(table.reshape(-1, 1))
+    module.patch_embedding.bias.zero_()
+    found: torch.Tensor = module(torch.zeros(1, 3, *grid), torch.ones(1, *grid, dtype=torch.bool))
+    return found.reshape(grid)
+
+
 def text() -> str:
     found: dict[str, list[dict[str, Any]]] = {"tokens": [tokens(*prompt) for prompt in PROMPTS]}
     found["canvas"] = [canvas(pictures) for pictures in CANVASES]
@@ -170,6 +183,7 @@ def text() -> str:
         values = {"corners": corners, "centers": (table.reshape(-1)[rows] * shares).sum(1)}
         values |= {"smooth": small[places[:, 0], places[:, 1]], "nearest": nearest(table, grid, places)}
         values["cubic"] = cubic(table, thw, places)
+        values["stepped"] = stepped(table, grid)[places[:, 0], places[:, 1]]
         found["tables"].append({"grid": grid, **rounded(values)})
     found["asked"] = [{"grid": grid, **rounded(asked(table, *grid))} for grid in [*GRIDS, (1, 25), (49, 3)]]
     for grid in HALVED_GRIDS:

@@ -4,7 +4,8 @@
     python tests/vectors/make_views.py --check  exits with 1 if one would change
 
 Sizes, grids, tile counts and pixels come from transformers' PIL image processors and Pillow >= 13; nanoVLM's, which has
-none there, from tests/tiny/nanovlm.py after its own code, LFM2-VL's from its own code over Pillow's resizes. Nothing
+none there, from tests/tiny/nanovlm.py after its own code, LFM2-VL's and Phi-4-multimodal's from their
+own code over Pillow's resizes. Nothing
 here imports edgevlm. README.md describes the files and the picture.
 """
 
@@ -40,7 +41,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import lfm2_vl, minicpmv4_6, moondream, nanovlm
+from tiny import lfm2_vl, minicpmv4_6, moondream, nanovlm, phi4_multimodal
 
 HERE = Path(__file__).parent
 U8 = npt.NDArray[np.uint8]
@@ -260,6 +261,28 @@ def moondream_case(width: int, height: int) -> dict[str, Any]:
     }
 
 
+def padded_case(width: int, height: int) -> dict[str, Any]:
+    """What Phi-4-multimodal's processor makes of the picture, with Pillow's resizes: see tests/tiny/phi4_multimodal.py.
+
+    `whole`: as nanoVLM's.
+    """
+    side, patch = PADDED["side"], PADDED["patch"]
+    settings = {"size": phi4_multimodal.square(side), "patch_size": patch, "dynamic_hd": PADDED["most"]}
+    common = {"do_resize": True, "image_mean": [0.0] * 3, "image_std": [1.0] * 3, "rescale_factor": 1 / 255}
+    out = phi4_multimodal.image_processor()(**settings, **common)([Image.fromarray(picture(width, height))])
+    arrays = {name: np.asarray(value) for name, value in out.items()}
+    found = phi4_multimodal.views(arrays, side, patch)
+    pixels = [(view * 255).round().astype(np.uint8).transpose(1, 2, 0) for view in found[:-1]]
+    sizes = [[view.shape[2], view.shape[1]] for view in found]
+    grid = [int(edge) // side for edge in arrays["image_sizes"][0]]
+    return {"spec": "phi4_multimodal", "width": width, "height": height, "tiles": grid, "views": len(found)} | {
+        "whole": len(found) - 1,
+        "sizes": sizes,
+        "tokens": sum(-(-wide // (2 * patch)) * -(-high // (2 * patch)) for wide, high in sizes),
+        "sha256": hashlib.sha256(b"".join(view.tobytes() for view in pixels)).hexdigest(),
+    }
+
+
 def unpatchify(patches: npt.NDArray[Any], rows: int, columns: int, patch: int) -> npt.NDArray[Any]:
     """(3, height, width) from Qwen's patches: merged 2x2, and each twice, since a still picture is two frames."""
     cells = patches.reshape(rows // 2, columns // 2, 2, 2, 3, 2, patch, patch)
@@ -308,6 +331,10 @@ MOONDREAM = {
     "kind": "overlapping_tiles", "side": moondream.SIDE, "margin": moondream.MARGIN * moondream.PATCH,
     "most": moondream.CROPS,
 }  # fmt: skip
+PADDED = {
+    "kind": "padded_tiles", "side": 48, "patch": 4, "unit": 8, "most": 6, "color": [255, 255, 255],
+    "whole_resample": "bicubic_plain",
+}  # fmt: skip
 WITNESSED = [(1, 1), (1, 97), (50, 3), (61, 43), (96, 48), (101, 103), (127, 211), (449, 448), (997, 601)]
 
 
@@ -317,10 +344,12 @@ def witness() -> dict[str, Any]:
     near = {"rule": LFM2_VL, "resample": "bilinear", "cases": [lfm2_case(*size) for size in WITNESSED]}
     sliced = {"rule": SLICES, "resample": "bicubic", "cases": [slices_case(*size) for size in WITNESSED]}
     sheets = {"rule": MOONDREAM, "resample": "lanczos", "cases": [moondream_case(*size) for size in WITNESSED]}
+    usual = [size for size in WITNESSED if 10 * min(size) > max(size) > 1]  # it refuses those that come out thin
+    padded_ = {"rule": PADDED, "resample": "bilinear", "cases": [padded_case(*size) for size in usual]}
     apart = {NANOVLM["kind"]: whole_then_tiles, LFM2_VL["kind"]: near, SLICES["kind"]: sliced}
     return (
         apart
-        | {MOONDREAM["kind"]: sheets}
+        | {MOONDREAM["kind"]: sheets, PADDED["kind"]: padded_}
         | {
             rule["kind"]: {
                 "rule": rule,

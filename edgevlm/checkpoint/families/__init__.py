@@ -37,6 +37,7 @@ from edgevlm.checkpoint.families import (
     ovis2,
     paddleocr_vl,
     paligemma,
+    phi4_multimodal,
     qwen2_5_vl,
     qwen2_vl,
     qwen3_5,
@@ -65,7 +66,7 @@ FAMILIES = (
     mistral3.FAMILY, lighton_ocr.FAMILY, ovis2.FAMILY, fast_vlm.FAMILY, qwen3_5.FAMILY, lfm3_vl.FAMILY,
     minicpmv.FAMILY, minicpmv4_6.FAMILY, minicpmv4_7.FAMILY, gemma4.FAMILY, moondream.FAMILY,
     granite_docling.FAMILY, glm4v.FAMILY, glm_ocr.FAMILY, dots_ocr.FAMILY, llava_qwen2.FAMILY,
-    granite4_vision.FAMILY, hunyuan_vl.FAMILY,
+    granite4_vision.FAMILY, hunyuan_vl.FAMILY, phi4_multimodal.FAMILY,
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Options and defaults follow transformers' config classes: a field that config.js
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -61,6 +62,8 @@ def read_decoder(
     layers = config.count("num_hidden_layers", defaults["layers"], most=limits.LAYERS)
     context = config.count("max_position_embeddings", defaults["context"])
     rope = read_rope(config, size, defaults["theta"], sections, defaults.get("partial", False))
+    if rope.divisors:  # beyond, others take their place, also for what stands before
+        context = min(context, _original_context(config))
     if kind == "ministral3":
         context = _unscaled_context(config, rope, context)
     if kind in ("mistral", "ministral3") and (window := _window(config, kind)) is not None and window < context:
@@ -158,8 +161,10 @@ def read_rope(config: JsonFile, size: int, theta: float, sections: tuple[int, ..
     rope = config.section("rope_scaling") if config.value("rope_scaling") else config.section("rope_parameters")
     kind = rope.value("rope_type") or rope.value("type") or "default"
     # Dynamic scaling changes nothing up to max_position_embeddings, which is as far as a bundle's context goes.
-    if kind not in ("default", "dynamic", "llama3", "yarn", *(("mrope",) if sections else ())):
-        raise rope.wrong("rope_type" if rope.value("rope_type") else "type", "'default', 'llama3' or 'yarn'")
+    if kind not in ("default", "dynamic", "llama3", "yarn", *_LONG, *(("mrope",) if sections else ())):
+        raise rope.wrong(
+            "rope_type" if rope.value("rope_type") else "type", "'default', 'llama3', 'yarn' or 'longrope'"
+        )
     share = rope.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
     if share != 1.0 and not (partial and 0 < share < 1):
         expected = "a number up to 1" if partial else "1, for RoPE over whole heads"
@@ -168,6 +173,8 @@ def read_rope(config: JsonFile, size: int, theta: float, sections: tuple[int, ..
     base = rope.number("rope_theta", config.number("rope_theta", theta))
     if kind == "yarn":
         return Rope(base, size, _yarn(rope), sections)
+    if kind in _LONG:
+        return Rope(base, size, None, sections, divisors=_short(rope, size // 2), gain=_gain(config, rope))
     if kind != "llama3":
         return Rope(base, size, sections=sections)
     scaling = RopeScaling(
@@ -177,6 +184,32 @@ def read_rope(config: JsonFile, size: int, theta: float, sections: tuple[int, ..
     if scaling.low_freq_factor >= scaling.high_freq_factor:
         raise rope.wrong("low_freq_factor", "less than high_freq_factor")
     return Rope(base, size, scaling, sections)
+
+
+_LONG = ("longrope", "su")  # its name in transformers, and in older files
+
+
+def _short(rope: JsonFile, count: int) -> tuple[float, ...]:
+    """LongRoPE's divisors of frequencies within the original context."""
+    found = rope.value("short_factor")
+    good = isinstance(found, list) and len(found) == count and all(type(n) in (int, float) and n > 0 for n in found)
+    if not good:
+        raise rope.wrong("short_factor", f"a list of {count} numbers above 0")
+    return tuple(float(n) for n in found)
+
+
+def _gain(config: JsonFile, rope: JsonFile) -> float:
+    """LongRoPE's factor of cosines and sines, of _compute_longrope_parameters."""
+    if rope.value("attention_factor") is not None:
+        return rope.number("attention_factor")
+    original = _original_context(config)
+    factor = rope.number("factor", config.count("max_position_embeddings", original) / original)
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+
+
+def _original_context(config: JsonFile) -> int:
+    key, rope = "original_max_position_embeddings", config.section("rope_parameters")
+    return (rope if rope.value(key) is not None else config).count(key)
 
 
 def _yarn(rope: JsonFile) -> RopeScaling:

@@ -14,7 +14,7 @@ from edgevlm.io.json import JsonFile
 from edgevlm.models.projector import Act, Group, Linear, Normalize, Step
 from edgevlm.models.spec import Attention, Block, Mlp, Norm
 from edgevlm.models.towers.qwen_vit import QwenVit
-from edgevlm.models.towers.tables import buckets
+from edgevlm.models.towers.tables import stepped
 from edgevlm.models.towers.vit import Vit
 
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "quick_gelu": "quick_gelu"}
@@ -143,7 +143,6 @@ def bucketed_positions(side: int) -> npt.NDArray[np.int64]:
     neighbour's bucket. Models are trained with that, so it is reproduced to the bit. At the published sizes (26, 27 and
     32 patches per side) every patch has its own row.
     """
-    fractions = np.arange(side, dtype=np.float32) * (np.float32(1.0) / np.float32(side))
-    lines = buckets(side, np.minimum(fractions, np.float32(1.0 - 1e-6)))
+    lines = stepped(side, np.arange(side), side)
     rows: npt.NDArray[np.int64] = (lines[:, None] * side + lines[None, :]).reshape(-1)
     return rows

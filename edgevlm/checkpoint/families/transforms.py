@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -160,6 +161,29 @@ class Repeated:
 
     def make(self, read: Read, part: str, shape: Shape) -> F32:
         return np.tile(read(_name(self.stem, part)), self.times)
+
+
+@dataclass(frozen=True)
+class TwiceMapped:
+    """A bare vector that has gone through two maps with a gelu (erf) between them, as a projector's features do."""
+
+    name: str
+    shape: Shape  # as it is stored
+    first: str
+    inner: int  # values between the maps
+    second: str
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        width = self.shape[-1]
+        maps = {f"{self.first}.weight": (self.inner, width), f"{self.first}.bias": (self.inner,)}
+        maps |= {f"{self.second}.weight": (*shape, self.inner), f"{self.second}.bias": shape}
+        return {self.name: self.shape} | maps
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        x = read(self.name).reshape(-1).astype(np.float64)
+        x = read(f"{self.first}.weight") @ x + read(f"{self.first}.bias")
+        x = x * [0.5 * (1 + math.erf(value / math.sqrt(2))) for value in x]
+        return np.asarray(read(f"{self.second}.weight") @ x + read(f"{self.second}.bias"), np.float32)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ def with_newline(image: ImageSpec, weights: Weights) -> ImageSpec:
     packing = replace(image.packing, newline=_row(weights, "newline"))
     if packing.framed:
         packing = replace(packing, begin=_row(weights, "begin"), end=_row(weights, "end"))
+    if packing.whole_last:
+        packing = replace(packing, separator=_row(weights, "separator"))
     return replace(image, packing=packing)
 
 

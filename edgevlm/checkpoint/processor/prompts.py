@@ -49,7 +49,7 @@ def prompt_spec(
     image = _image_token(files, model)
     ids, placeholder = _special_tokens(files, needed), placeholder or image
     if chat is None:
-        chat = read_chat_template(files.folder, files.processor, files.tokenizer_config, files.names, placeholder)
+        chat = read_chat_template(files.folder, files.processor, files.tokenizer_config, files.names, placeholder, ids)
     bos = token_text(files.names, "bos_token")
     picture = replace(picture, open=chat.image_open + picture.open, close=picture.close + chat.image_close)
     spec = PromptSpec(

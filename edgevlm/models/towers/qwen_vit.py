@@ -45,6 +45,7 @@ class QwenVit:
     staggered: bool = False  # a column's frequencies lie between a row's, not at the same places
     convolving: tuple[int, ...] = ()  # layers with a gated convolution over the grid in the place of attention
     kernel: int = 3  # patches per side that it takes, an odd number
+    filler: float = 0.0  # every value of a patch that is not there, where a view has no whole number of groups
     kind: str = "qwen_vit"
 
     @property
@@ -80,7 +81,7 @@ class QwenVit:
         if self.table and self.resample in tables.DENSE:
             found["table_shares"] = Tensor("float32", ("patches", self.table**2))
         elif self.table:
-            several = {"nearest": 1, "bucketed": 1, "none": 2}.get(self.resample, 4)
+            several = 2 if self.resample == "none" else 1 if self.resample in tables.SINGLE else 4
             found["table_rows"] = Tensor("int64", ("patches", several))
             found["table_shares"] = Tensor("float32", ("patches", several))
         if self.window:
@@ -126,7 +127,7 @@ class QwenVit:
         return "mask"
 
     def feeds(self, pixels: F32) -> dict[str, npt.NDArray[Any]]:
-        """The inputs for normalized pixels, sides multiples of patch_size * unit: a picture's (3, height, width), or
+        """The inputs for normalized pixels, sides multiples of patch_size: a picture's (3, height, width), or
         those of `frames` pictures, (3 * frames, height, width)."""
         p = self.patch_size
         rows, cols = (edge // p for edge in pixels.shape[1:])
@@ -135,7 +136,9 @@ class QwenVit:
         at = self._window_order(rows, cols)  # (W, L) indices of patches in raster order, -1 for padding
         flat, real = np.maximum(at, 0).reshape(-1), (at >= 0).reshape(-1)
         row, col = flat // cols, flat % cols
-        found: dict[str, npt.NDArray[Any]] = {"patches": np.where(real[:, None], cells[flat], np.float32(0))[None]}
+        found: dict[str, npt.NDArray[Any]] = {
+            "patches": np.where(real[:, None], cells[flat], np.float32(self.filler))[None]
+        }
         if self.attention.rope:
             found |= dict(zip(rope_inputs("patches"), self._rope(row, col), strict=True))
         found["mask"] = real[None, None, None]

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from edgevlm.types import F32, I64
 
-KINDS = ("corners", "centers", "smooth", "cubic", "nearest", "bucketed", "none")
+KINDS = ("corners", "centers", "smooth", "cubic", "nearest", "bucketed", "stepped", "none")
+SINGLE = ("nearest", "bucketed", "stepped")  # one row of the table
 DENSE = ("smooth", "cubic")  # told as shares of every row of the table
 _HALF, _SHARPNESS = np.float32(0.5), np.float32(-0.75)  # of torch's cubic (Keys 1981)
 Axis = tuple[I64, int]  # the place of each patch along one axis, and how many there are
@@ -21,8 +22,8 @@ def resampled(kind: str, side: int, down: Axis, across: Axis) -> dict[str, npt.N
 
     kind: "corners" is bilinear, the outermost patches on the outermost rows. Others keep centers in proportion:
     "centers" is bilinear, "smooth" a triangle filter that widens where the grid is smaller than the table, "cubic"
-    torch's bicubic. "nearest" is one row, and so is "bucketed", by fractions that are rounded otherwise; "none" one of
-    a table of columns and one of rows. In float32.
+    torch's bicubic. "nearest" is one row, and so are "bucketed" and "stepped", by fractions that are rounded otherwise;
+    "none" one of a table of columns and one of rows. In float32.
     """
     if kind in DENSE:
         shares = [(triangle if kind == "smooth" else cubic)(side, *axis) for axis in (down, across)]
@@ -36,8 +37,8 @@ def mixture(side: int, resample: str, row: I64, rows: int, col: I64, cols: int) 
 
     side: of the table. row, col: of each patch, in a grid of `rows` x `cols`. In float32.
     """
-    if resample in ("nearest", "bucketed"):
-        line = nearest if resample == "nearest" else bucketed
+    if resample in SINGLE:
+        line = {"nearest": nearest, "bucketed": bucketed, "stepped": stepped}[resample]
         flat = line(side, row, rows) * side + line(side, col, cols)
         return flat[:, None], np.ones((len(flat), 1), np.float32)
     if resample == "none":
@@ -89,6 +90,12 @@ def nearest(side: int, place: I64, count: int) -> I64:
 def bucketed(side: int, place: I64, count: int) -> I64:
     """The same of fractions that torch.arange counts up in steps of 1 / count."""
     return buckets(side, _torch_arange(0, 1 - 1e-6, 1 / count)[place])
+
+
+def stepped(side: int, place: I64, count: int) -> I64:
+    """The same of fractions that are a place times the float32 nearest to 1 / count: Idefics2's."""
+    fractions = place.astype(np.float32) * (np.float32(1) / np.float32(count))
+    return buckets(side, np.minimum(fractions, np.float32(1.0 - 1e-6)))
 
 
 def buckets(side: int, fractions: F32) -> I64:

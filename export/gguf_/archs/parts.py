@@ -29,7 +29,9 @@ def other_sections(d: Decoder) -> bool:
     return len(rope(d).sections) != 3 or 2 * sum(rope(d).sections) != rope(d).size
 
 
+LONG = "divides each frequency of RoPE by a number of its own, which this architecture of llama.cpp lacks"
 CHANGED: Refusals = {
+    LONG: lambda d: any((r.divisors, r.gain) != ((), 1) for r in d.ropes.values()),
     "changes embeddings or logits": lambda d: (
         bool(d.learned_positions or d.embed_norm or d.logit_cap or d.head_bias) or d.embed_scale != 1.0
     ),

@@ -9,9 +9,9 @@ from typing import TypeVar
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.gguf_.archs import sharing
 from edgevlm.export.gguf_.archs.parallel import PARALLEL
-from edgevlm.export.gguf_.archs.parts import CHANGED, KINDS, Refusals, Value, attention, mlp, other_sections, rope
+from edgevlm.export.gguf_.archs.parts import CHANGED, KINDS, LONG, Refusals, Value, attention, mlp, other_sections, rope
 from edgevlm.export.gguf_.archs.sides import BOTH_SIDES, WINDOWED, far, window
-from edgevlm.models.spec import Attention, Decoder, DeltaRule, Mixer, ShortConv
+from edgevlm.models.spec import Attention, Decoder, DeltaRule, Mixer, Rope, ShortConv
 from edgevlm.runtimes.llama import names
 
 _M = TypeVar("_M", bound=Mixer)
@@ -93,6 +93,16 @@ def _other_attention(d: Decoder, gated: str | None = None) -> bool:
     return set(_of(d, Attention)) != {plain} or not turns
 
 
+def _other_divided(d: Decoder) -> bool:
+    """Anything but plain attention with one RoPE, over a part of each head or all of it, whose frequencies alone are
+    divided."""
+    a = attention(d)
+    plain = Rope(rope(d).theta, rope(d).size, divisors=rope(d).divisors, gain=rope(d).gain)
+    return d.ropes != {"main": plain} or set(_of(d, Attention)) != {
+        Attention(a.heads, a.kv_heads, a.head_dim, rope="main")
+    }
+
+
 def _uneven(d: Decoder, kind: type[Mixer]) -> bool:
     """Whether layers differ in more than that some have attention and the others one mixer of that kind."""
     return (
@@ -152,6 +162,15 @@ _SECTIONS: dict[str, Callable[[Decoder], Value]] = {"rope.dimension_sections": l
 
 _ARCHS = (
     TextArch("phi2", lambda d, a: d.block(0).places == "parallel", PARALLEL | _SQUARE, plain=False),
+    TextArch(
+        "phi3",
+        lambda d, a: d.axes == 1 and bool(rope(d).divisors),
+        _BARE | _SQUARE | _ONE_LEVEL | {_MIXERS: _other_divided, LONG: lambda d: False},
+        more_keys={
+            "rope.scaling.original_context_length": lambda d: d.context_length,
+            "rope.scaling.attn_factor": lambda d: float(rope(d).gain),
+        },
+    ),
     TextArch(names.SHARING, lambda d, a: d.per_layer > 0, sharing.REFUSALS, sharing.KEYS, plain=False),
     TextArch(
         names.SANDWICH,
