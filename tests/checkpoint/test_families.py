@@ -362,7 +362,7 @@ REFUSED = [
     ("text_config/rope_scaling", {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4,
                                   "original_max_position_embeddings": 64}, "low_freq_factor = 4, expected less than"),
     ("text_config/rope_scaling", {"type": "linear", "factor": 2.0}, "rope_scaling.type = 'linear', expected 'default'"),
-    ("text_config/rope_parameters", {"rope_type": "longrope"}, "rope_type = 'longrope', expected 'default'"),
+    ("text_config/rope_parameters", {"rope_type": "ntk"}, "rope_type = 'ntk', expected 'default'"),
     ("text_config/rope_parameters", {"rope_type": "yarn", "factor": 4.0}, "attention_factor = nothing, expected 1, or"),
     ("text_config/rope_parameters", {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1, "beta_slow": 32.0},
                                     "beta_slow = 32.0, expected less than beta_fast"),

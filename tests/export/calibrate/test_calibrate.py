@@ -294,7 +294,7 @@ def test_divergence_of_worked_distributions() -> None:
 
     from types import SimpleNamespace
 
-    spec: Any = SimpleNamespace(decoder=SimpleNamespace(tie_embeddings=True))
+    spec: Any = SimpleNamespace(decoder=SimpleNamespace(tie_embeddings=True, logit_cap=None))
     ones = np.ones((3, 1), np.float32)
     kl, same = divergence(spec, Head([np.log(3), 0]), Head([0, 0]), (ones, ones))
     assert np.allclose(kl, 0.130812, atol=1e-6) and same.all()
