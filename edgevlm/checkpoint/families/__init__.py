@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,9 @@ def _parts(config: Mapping[str, Any]) -> Iterator[str]:
         elif kind in known:
             yield f"its {part} {kind!r} is known"
         else:
-            yield f"its {part} {repr(kind)[:60]} is not known; known: {', '.join(known)}"
+            # Without what says which part it is, which files write or leave out.
+            short = sorted({re.sub("_(vision|vision_model|text)$", "", name) for name in known})
+            yield f"its {part} {repr(kind)[:60]} is not known; known: {', '.join(short)}"
 
 
 # Where configs describe their parts.
