@@ -1,0 +1,60 @@
+"""MNN: its converter on EdgeVLM's portable encoder, with 8-bit weights; text needs its own exporter from a checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from openvino_runtime import files, portable
+from protocol import F32, rows, serve
+
+
+def prepare(checkpoint: Path, folder: Path) -> None:
+    portable(checkpoint, folder)
+    convert = [str(Path(sys.executable).parent / "mnnconvert"), "-f", "ONNX", "--bizCode", "edgevlm"]
+    convert += ["--modelFile", str(files(folder)["vision_encoder"]), "--MNNModel", str(folder / "encoder.mnn")]
+    # The converter installs packages with the first pip that it finds: its own environment's.
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    subprocess.run([*convert, "--weightQuantBits", "8"], check=True, stdout=sys.stderr, env=os.environ | {"PATH": path})
+    if not (folder / "encoder.mnn").exists():
+        raise RuntimeError("mnnconvert refuses the operator Attention, and ends as if it had written a file")
+
+
+def load(folder: Path, threads: int) -> Mnn:
+    return Mnn(folder / "encoder.mnn", threads)
+
+
+class Mnn:
+    def __init__(self, file: Path, threads: int) -> None:
+        import MNN.nn
+
+        self.mnn = MNN
+        runtime = MNN.nn.create_runtime_manager(({"backend": "CPU", "numThread": threads, "precision": "low"},))
+        self.inputs = ["pixel_values", "pixel_attention_mask"]
+        self.encoder = MNN.nn.load_module_from_file(str(file), self.inputs, ["image_features"], runtime_manager=runtime)
+
+    def encode(self, tile: npt.NDArray[np.uint8]) -> F32:
+        import MNN.expr
+        import MNN.numpy
+
+        pixels = np.ascontiguousarray(tile.transpose(2, 0, 1)[None, None].astype(np.float32) / 127.5 - 1)
+        mask = np.ones((1, 1, *tile.shape[:2]), np.int32)
+        given = [
+            MNN.expr.const(a, a.shape, MNN.expr.NCHW, t) for a, t in ((pixels, MNN.expr.float), (mask, MNN.expr.int))
+        ]
+        found = self.encoder.forward(given)[0].read()
+        return rows(found, np.asarray(found).shape[-1])
+
+    def prefill(self, ids: list[int]) -> int:
+        raise NotImplementedError("MNN's exporter of language models is not part of its package")
+
+    def decode(self, token: int, count: int) -> list[int]:
+        raise NotImplementedError("MNN's exporter of language models is not part of its package")
+
+
+if __name__ == "__main__":
+    serve(prepare, load)
