@@ -120,8 +120,7 @@ class Packed:
         top, left = self.cut
         kept = stitched[top : len(stitched) - top, left : stitched.shape[1] - left]
         kept = _resized(_resized(kept, 0, self.map[0]), 1, self.map[1])
-        ends = np.broadcast_to(self.newline, (len(kept), 1, width))
-        return np.concatenate([whole, np.concatenate([kept, ends], axis=1).reshape(-1, width)])
+        return np.concatenate([whole, _ended(kept, self.newline)])
 
 
 @dataclass(frozen=True)
@@ -151,9 +150,7 @@ class Framed:
     def run(self, features: Sequence[F32]) -> F32:
         """The view's features (side rows * columns, D) to the picture's tokens (N, D)."""
         (view,) = features
-        (rows, cols), width = self.side, view.shape[-1]
-        ends = np.broadcast_to(self.newline, (rows, 1, width))
-        lines = np.concatenate([view.reshape(rows, cols, width), ends], axis=1).reshape(-1, width)
+        lines = _ended(view.reshape(*self.side, -1), self.newline)
         return np.concatenate([self.begin[None], lines, self.end[None]])
 
 
@@ -187,11 +184,8 @@ class Joined:
         *tiles, whole = (rows.reshape(*side, -1) for rows, side in zip(features, self.sides, strict=True))
         across = (tiles[first : first + self.columns] for first in range(0, len(tiles), self.columns))
         stitched = np.concatenate([np.concatenate(row, axis=1) for row in across])
-        return np.concatenate([self._lines(stitched), self.separator[None], self._lines(whole)])
-
-    def _lines(self, cells: F32) -> F32:
-        ends = np.broadcast_to(self.newline, (len(cells), 1, cells.shape[-1]))
-        return np.concatenate([cells, ends], axis=1).reshape(-1, cells.shape[-1])
+        tiled = _ended(stitched, self.newline)
+        return np.concatenate([tiled, self.separator[None], _ended(whole, self.newline)])
 
 
 @dataclass(frozen=True)
@@ -222,6 +216,12 @@ class Pooled:
             _resized(_resized(rows.reshape(*self.side, width), 0, self.map[0]), 1, self.map[1]) for rows in features
         )
         return np.concatenate([*(each.reshape(-1, width) for each in maps), self.newline[None]])
+
+
+def _ended(cells: F32, newline: F32) -> F32:
+    """Features (rows, columns, D) to tokens (rows * (columns + 1), D): a newline behind each row."""
+    ends = np.broadcast_to(newline, (len(cells), 1, cells.shape[-1]))
+    return np.concatenate([cells, ends], axis=1).reshape(-1, cells.shape[-1])
 
 
 def _resized(x: F32, axis: int, size: int) -> F32:
