@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.calibrate.batch import Batch, Group
 from edgevlm.export.calibrate.data import Example
-from edgevlm.export.calibrate.play import encode_batch
+from edgevlm.export.calibrate.play import SequenceOps, encode_batch
 from edgevlm.inputs.decode import decode_image
 from edgevlm.inputs.layout import Layout, decoder_inputs, merge, split_features
 from edgevlm.inputs.preprocess import Prepared, normalize, plan, prepare
@@ -24,7 +24,7 @@ from edgevlm.models.decoder import decoder, embed_tokens
 from edgevlm.models.eager import EagerOps, attend
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
-from edgevlm.models.spec import Attention, DeltaRule
+from edgevlm.models.spec import Attention
 from edgevlm.models.states import States
 from edgevlm.types import F32, I64, U8
 
@@ -138,7 +138,7 @@ def _greedy(
     return [np.array(answer, np.int64) for answer in out]
 
 
-class _StepOps(EagerOps):
+class _StepOps(SequenceOps):
     """`EagerOps` over the new rows of several sequences, each with states of its own."""
 
     def __init__(self, weights: Weights, held: list[States], calls: list[dict[str, npt.NDArray[Any]]]) -> None:
@@ -158,15 +158,7 @@ class _StepOps(EagerOps):
     def grown(self, state: str) -> list[F32]:  # type: ignore[override]
         return [held.growing[state] for held in self._held]
 
-    def causal_conv(self, x: F32, name: str, width: int, kernel: int, state: str) -> F32:
-        one = super().causal_conv
-        return np.concatenate(self._each(lambda rows: one(x[rows], name, width, kernel, state)))
-
-    def correct(self, x: F32, decay: F32, rate: F32, r: DeltaRule, state: str) -> F32:
-        one = super().correct
-        return np.concatenate(self._each(lambda rows: one(x[rows], decay[rows], rate[rows], r, state)), axis=1)
-
-    def _each(self, call: Callable[[slice], F32]) -> list[F32]:
+    def _each(self, call: Callable[[Any], F32]) -> list[F32]:
         found = []
         for held, rows in zip(self._held, self._rows, strict=True):
             self.states = held

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,28 @@ from edgevlm.models.model import ModelSpec, image_features
 from edgevlm.models.ops import Weights
 from edgevlm.models.spec import Attention, DeltaRule, head_name
 from edgevlm.models.states import States
-from edgevlm.types import F32, I64
+from edgevlm.types import F32
 
 _ROWS = 1024
 
 
-class PackedOps(EagerOps):
+class SequenceOps(EagerOps):
+    """Several sequences behind each other: what goes from position to position does not go from one to the next."""
+
+    def causal_conv(self, x: F32, name: str, width: int, kernel: int, state: str) -> F32:
+        one = super().causal_conv
+        return np.concatenate(self._each(lambda own: one(x[own], name, width, kernel, state)))
+
+    def correct(self, x: F32, decay: F32, rate: F32, r: DeltaRule, state: str) -> F32:
+        one = super().correct
+        return np.concatenate(self._each(lambda own: one(x[own], decay[own], rate[own], r, state)), axis=1)
+
+    def _each(self, call: Callable[[Any], F32]) -> list[F32]:
+        """A call for each sequence's rows, with its own states."""
+        raise NotImplementedError
+
+
+class PackedOps(SequenceOps):
     """`EagerOps` over the rows of all groups; attention stays inside a sequence."""
 
     def __init__(self, weights: Weights, spec: ModelSpec, batch: Batch, *, head: bool = True) -> None:
@@ -38,15 +55,7 @@ class PackedOps(EagerOps):
     def grown(self, state: str) -> F32:
         return self._grown[state]
 
-    def causal_conv(self, x: F32, name: str, width: int, kernel: int, state: str) -> F32:
-        one = super().causal_conv
-        return np.concatenate(self._each(lambda own: one(x[own], name, width, kernel, state)))
-
-    def correct(self, x: F32, decay: F32, rate: F32, r: DeltaRule, state: str) -> F32:
-        one = super().correct
-        return np.concatenate(self._each(lambda own: one(x[own], decay[own], rate[own], r, state)), axis=1)
-
-    def _each(self, call: Callable[[I64], F32]) -> list[F32]:
+    def _each(self, call: Callable[[Any], F32]) -> list[F32]:
         """A call for each sequence's rows, which goes on from what its prefix left."""
         found, left = [], States()
         for own, seen, _ in self.batch.sequences():
