@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from protocol import F32, rows, serve
+from protocol import F32, OneByOne, rows, serve
 
 Q4_0 = 2  # llama_ftype
+BATCH = 512  # positions per call
 
 
 def prepare(checkpoint: Path, folder: Path) -> None:
@@ -37,7 +38,7 @@ def load(folder: Path, threads: int) -> LlamaCpp:
     return LlamaCpp(folder / "q4_0.gguf", next((folder / "fp16" / "gguf").glob("*mmproj*")), threads)
 
 
-class LlamaCpp:
+class LlamaCpp(OneByOne):
     def __init__(self, model: Path, mmproj: Path, threads: int) -> None:
         import llama_cpp
         from llama_cpp import mtmd_cpp
@@ -48,7 +49,7 @@ class LlamaCpp:
         params.n_gpu_layers = 0
         self.model = llama_cpp.llama_model_load_from_file(bytes(model), params)
         context = llama_cpp.llama_context_default_params()
-        context.n_ctx, context.n_batch, context.n_ubatch = 2048, 512, 512
+        context.n_ctx, context.n_batch, context.n_ubatch = 2048, BATCH, BATCH
         context.n_threads = context.n_threads_batch = threads
         self.context = llama_cpp.llama_init_from_model(self.model, context)
         vision = mtmd_cpp.mtmd_context_params_default()
@@ -76,23 +77,15 @@ class LlamaCpp:
         mtmd.mtmd_bitmap_free(bitmap)
         return rows(features, self.width)
 
-    def prefill(self, ids: list[int]) -> int:
+    def restart(self) -> None:
         self.llama.llama_memory_clear(self.llama.llama_get_memory(self.context), True)
-        for start in range(0, len(ids), 512):
-            token = self._append(ids[start : start + 512])
-        return token
 
-    def decode(self, token: int, count: int) -> list[int]:
-        answer: list[int] = []
-        for _ in range(count):
-            token = self._append([token])
-            answer.append(token)
-        return answer
-
-    def _append(self, ids: list[int]) -> int:
-        tokens: Any = (self.llama.llama_token * len(ids))(*ids)
-        if self.llama.llama_decode(self.context, self.llama.llama_batch_get_one(tokens, len(ids))):
-            raise RuntimeError("llama_decode failed")
+    def append(self, ids: list[int]) -> int:
+        for start in range(0, len(ids), BATCH):
+            part = ids[start : start + BATCH]
+            tokens: Any = (self.llama.llama_token * len(part))(*part)
+            if self.llama.llama_decode(self.context, self.llama.llama_batch_get_one(tokens, len(part))):
+                raise RuntimeError("llama_decode failed")
         logits = self.llama.llama_get_logits_ith(self.context, -1)
         return int(np.ctypeslib.as_array(logits, (self.size,)).argmax())
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from protocol import F32, rows, serve
+from protocol import F32, OneByOne, rows, serve
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def load(folder: Path, threads: int) -> OpenVino:
     return OpenVino(folder, threads)
 
 
-class OpenVino:
+class OpenVino(OneByOne):
     def __init__(self, folder: Path, threads: int) -> None:
         import openvino
         from openvino._offline_transformations import apply_make_stateful_transformation
@@ -72,19 +72,11 @@ class OpenVino:
         found = self.encoder(given)[0]
         return rows(found, found.shape[-1])
 
-    def prefill(self, ids: list[int]) -> int:
+    def restart(self) -> None:
         self.decoder.reset_state()
         self.position = 0
-        return self._append(ids)
 
-    def decode(self, token: int, count: int) -> list[int]:
-        answer: list[int] = []
-        for _ in range(count):
-            token = self._append([token])
-            answer.append(token)
-        return answer
-
-    def _append(self, ids: list[int]) -> int:
+    def append(self, ids: list[int]) -> int:
         self.position += len(ids)
         embeds = self.embed({"input_ids": np.array([ids], np.int64)})[0]
         mask = np.ones((1, self.position), np.int64)

@@ -34,6 +34,28 @@ class Peer(Protocol):
         """`count` greedy tokens after the prompt and `token`, one at a time."""
 
 
+class OneByOne:
+    """Prompts and answers of an engine that is given tokens and says the most likely next one."""
+
+    def append(self, ids: list[int]) -> int:
+        raise NotImplementedError
+
+    def restart(self) -> None:
+        """Forget what was appended."""
+        raise NotImplementedError
+
+    def prefill(self, ids: list[int]) -> int:
+        self.restart()
+        return self.append(ids)
+
+    def decode(self, token: int, count: int) -> list[int]:
+        answer: list[int] = []
+        for _ in range(count):
+            token = self.append([token])
+            answer.append(token)
+        return answer
+
+
 def rows(values: Any, width: int) -> F32:
     """Features as (tokens, width), whatever axes are around them."""
     return np.ascontiguousarray(np.asarray(values, np.float32).reshape(-1, width))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from protocol import F32, rows, serve
+from protocol import F32, OneByOne, rows, serve
 
 
 def prepare(checkpoint: Path, folder: Path) -> None:
@@ -18,7 +18,7 @@ def load(folder: Path, threads: int, compiled: bool = False) -> Transformers:
     return Transformers(Path((folder / "checkpoint").read_text()), threads, compiled)
 
 
-class Transformers:
+class Transformers(OneByOne):
     def __init__(self, checkpoint: Path, threads: int, compiled: bool) -> None:
         import torch
         from transformers import AutoModelForImageTextToText
@@ -42,18 +42,10 @@ class Transformers:
         tile = found[0]  # of a list or of a tensor
         return rows(tile.numpy(), tile.shape[-1])
 
-    def prefill(self, ids: list[int]) -> int:
+    def restart(self) -> None:
         self.past = None
-        return self._append(ids)
 
-    def decode(self, token: int, count: int) -> list[int]:
-        answer: list[int] = []
-        for _ in range(count):
-            token = self._append([token])
-            answer.append(token)
-        return answer
-
-    def _append(self, ids: list[int]) -> int:
+    def append(self, ids: list[int]) -> int:
         given = self.torch.tensor([ids])
         out = self.model(input_ids=given, past_key_values=self.past, use_cache=True, logits_to_keep=1)
         self.past = out.past_key_values
