@@ -240,6 +240,22 @@ def sharing() -> Decoder:
     )
 
 
+def streaming() -> Decoder:
+    """Gemma 3n's: streams of states, a map beside the mixer, gates of which few values count, and as `sharing`."""
+    norm, bare = Norm("rms", 1e-6), Norm("rms", 1e-6, weight=False)
+    near = Attention(4, 2, 16, rope="local", qk_norm=norm, scale=0.3, window=8, v_norm=bare)
+    far = replace(near, rope="main", window=None)
+    kinds = (near, 1.6), (far, 0.0), (replace(near, reads="earlier", v_norm=None), None)
+    blocks = tuple(
+        Block((attention,), Mlp(80, "gelu_tanh", cutoff=cutoff), norm, places="sandwich", laurel=16)
+        for attention, cutoff in kinds
+    )
+    ropes = {"main": Rope(1e4, 16), "local": Rope(1e3, 16)}
+    return Decoder(
+        90, WIDTH, 128, blocks, (0, 1, 0, 2), ropes=ropes, embed_scale=6.5, per_layer=8, per_layer_scale=3.5, streams=3
+    )
+
+
 LAYOUT = Layout(24, (Span(3, (2, 5)), Span(15, (3, 2))))
 # Pixels from -1 to 1; views are given, so the rule that would make them plays no part.
 IMAGE = ImageSpec(

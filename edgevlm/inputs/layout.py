@@ -125,7 +125,7 @@ def merge(embeds: F32, layout: Layout, features: Sequence[F32]) -> F32:
             raise _disagree(rows.shape, (span.tokens, merged.shape[1]))
         merged[span.places, : rows.shape[1]] = rows
     for marker in layout.markers:
-        merged[marker.start] = marker.row
+        merged[marker.start, : len(marker.row)] = marker.row
     return merged
 
 

@@ -79,6 +79,8 @@ FRAME_RATE = 1000.0  # frames per second: slow motion has 960
 VIDEO_FRAMES = 1 << 19  # of one file: two hours at 60 per second have 432,000
 
 # Text.
+STREAMS = 8  # of states beside each other: Gemma 3n has 4
+DEVIATIONS = 16  # from the mean of a gate's values to where they begin to count: Gemma 3n has 1.6
 MARKERS = 64  # tokens around a picture that have embeddings of their own: Ovis2 has 5
 TEXT = 1 << 16  # characters of any text of a bundle's JSON files: system prompts have some thousand
 PICTURE_TEXT = 1024  # characters around a picture or a tile: SmolVLM has 43

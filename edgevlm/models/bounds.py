@@ -66,14 +66,15 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "key_heads": (1, limits.HEADS), "value_heads": (1, limits.HEADS), "key_dim": (1, limits.HEAD_DIM),
         "value_dim": (1, limits.HEAD_DIM), "kernel": (2, limits.KERNEL), "kind": ("delta_rule",),
     },
-    Mlp: {"size": (1, limits.MLP_WIDTH), "act": ACTS},
-    Block: {"places": ("pre", "sandwich", "post", "parallel")},
+    Mlp: {"size": (1, limits.MLP_WIDTH), "act": ACTS, "cutoff": (-limits.DEVIATIONS, limits.DEVIATIONS)},
+    Block: {"places": ("pre", "sandwich", "post", "parallel"), "laurel": (0, limits.WIDTH)},
     Decoder: {
         "vocab_size": (1, limits.VOCABULARY), "hidden_size": (1, limits.WIDTH), "context_length": (1, limits.CONTEXT),
         "layers": (0, limits.BLOCK_KINDS), "mask": ("causal", "image", "prompt", "prefix"),
         "places": ("grid", "line", "canvas", "number"),
         "learned_positions": (0, limits.CONTEXT), "embed_scale": _POSITIVE, "logit_cap": _POSITIVE,
         "deepstack": (0, limits.LAYERS), "per_layer": (0, limits.WIDTH), "per_layer_scale": _POSITIVE,
+        "streams": (1, limits.STREAMS),
     },
     Vit: {
         "image_size": (1, limits.IMAGE_SIDE), "patch_size": (1, limits.PATCH_SIDE), "hidden_size": (1, limits.WIDTH),

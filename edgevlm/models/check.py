@@ -160,6 +160,14 @@ def _together(spec: ModelSpec) -> Iterator[str]:
     if carried > limits.STATE_VALUES:
         yield f"it carries {carried} values beside keys and values, expected at most {limits.STATE_VALUES}"
     yield from _shared(text)
+    if text.streams > 1 and (text.deepstack or any(block.scaled for block in text.blocks)):
+        yield "several streams of states go through its layers, with further levels of features or scales beside them"
+    if any(block.laurel and (block.places != "sandwich" or len(block.mixers) > 1) for block in text.blocks):
+        yield "maps beside a mixer of its layers stand where they do not fit"
+    if any(block.mlp.cutoff is not None and not block.mlp.gated for block in text.blocks):
+        yield "an MLP of it has no gate, and a cutoff of its values"
+    if vision.block.laurel or vision.block.mlp.cutoff is not None:
+        yield "layers of its tower have maps beside the mixer, or gates of which not all values count"
     if text.per_layer_width > limits.MLP_WIDTH or (text.per_layer and (text.deepstack or text.norm is None)):
         yield f"its layers take {text.per_layer_width} values of a token, or further levels of features beside them"
     if spec.image_token_id >= text.vocab_size:

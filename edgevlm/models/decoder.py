@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from edgevlm.models.blocks import mask_input, mixer_name, residual
 from edgevlm.models.ops import Ops, X
-from edgevlm.models.spec import Attention, Decoder, DeltaRule, Mixer, ShortConv, head_name, keeps, state_name
+from edgevlm.models.spec import Attention, Block, Decoder, DeltaRule, Mixer, ShortConv, head_name, keeps, state_name
+from edgevlm.models.streams import behind, joined, spread
 
 
 def embed_tokens(ops: Ops, ids: X, d: Decoder) -> X:
@@ -44,10 +45,15 @@ def decoder(ops: Ops, x: X, d: Decoder) -> X:
         table = ops.embed(ops.input("positions"), "decoder.positions", d.learned_positions, d.hidden_size)
         x = ops.add(x, table)
     x = ops.norm(x, "decoder.embed_norm", d.embed_norm) if d.embed_norm else x
+    streams = spread(ops, x, d) if d.streams > 1 else []
     for layer in range(d.num_layers):
+        if streams:
+            streams = _streamed(ops, streams, layer, d, given[layer])
+            continue
         x = _layer(ops, x, layer, d, given[layer])
         if layer in d.deepstack:
             x = ops.add(x, levels[d.deepstack.index(layer)])  # zeros where a position is no image token
+    x = joined(ops, streams, d) if streams else x
     x = ops.last(ops.norm(x, "decoder.norm", d.norm) if d.norm else x)
     logits = ops.linear(x, (head_name(d), d.vocab_size), bias=d.head_bias)[0]
     return ops.mul(ops.act(ops.mul(logits, 1 / d.logit_cap), "tanh"), d.logit_cap) if d.logit_cap else logits
@@ -63,20 +69,53 @@ def _per_layer(ops: Ops, x: X, rows: X, d: Decoder) -> list[X]:
     return ops.split(both, *[d.per_layer] * d.num_layers) if d.num_layers > 1 else [both]
 
 
+def _streamed(ops: Ops, streams: list[X], layer: int, d: Decoder, given: X | None) -> list[X]:
+    """A layer computes the first stream; what its token's row adds goes to the others."""
+    block, w = d.block(layer), f"decoder.layers.{layer}"
+    first, *others = behind(ops, streams, w, d, block.norm, lambda x: _block(ops, x, layer, d))
+    if given is not None:
+        x = ops.mul(first, ops.vector(f"{w}.first_scale", d.hidden_size))
+        added = _of_token(ops, x, given, w, block, d)
+        others = [ops.add(added, other) for other in others]
+    return [first, *others]
+
+
 def _layer(ops: Ops, x: X, layer: int, d: Decoder, given: X | None) -> X:
+    block, w = d.block(layer), f"decoder.layers.{layer}"
+    x = _block(ops, x, layer, d)
+    x = ops.add(x, _of_token(ops, x, given, w, block, d)) if given is not None else x
+    return ops.mul(x, ops.vector(f"{w}.scale", 1)) if block.scaled else x
+
+
+def _block(ops: Ops, x: X, layer: int, d: Decoder) -> X:
+    """x behind a layer's mixers and its MLP."""
     block, w = d.block(layer), f"decoder.layers.{layer}"
     if block.places == "parallel":
         h = ops.norm(x, f"{w}.norm1", block.norm)
         x = ops.add(x, _mix(ops, h, layer, 0, block.mixers[0], d))
         return ops.add(x, ops.mlp(h, w, block.mlp, d.hidden_size))
-    for m, mixer in enumerate(block.mixers):
+    for m, mixer in enumerate(() if block.laurel else block.mixers):
         x = residual(ops, x, block, mixer_name(w, m), 1, lambda h, m=m, mixer=mixer: _mix(ops, h, layer, m, mixer, d))  # type: ignore[misc]
-    x = residual(ops, x, block, w, 2, lambda h: ops.mlp(h, w, block.mlp, d.hidden_size))
-    if given is not None:
-        gate = ops.act(ops.linear(x, (f"{w}.per_layer_gate", d.per_layer))[0], block.mlp.act)
-        added = ops.linear(ops.mul(gate, given), (f"{w}.per_layer_up", d.hidden_size))[0]
-        x = ops.add(x, ops.norm(added, f"{w}.per_layer_norm", block.norm))
-    return ops.mul(x, ops.vector(f"{w}.scale", 1)) if block.scaled else x
+    x = _mixed_beside_map(ops, x, layer, d) if block.laurel else x
+    return residual(ops, x, block, w, 2, lambda h: ops.mlp(h, w, block.mlp, d.hidden_size))
+
+
+def _mixed_beside_map(ops: Ops, x: X, layer: int, d: Decoder) -> X:
+    """x behind a layer's mixer and the map beside it, which takes what the mixer takes."""
+    block, w = d.block(layer), f"decoder.layers.{layer}"
+    h = ops.norm(x, f"{w}.norm1", block.norm)
+    mixed = ops.add(x, ops.norm(_mix(ops, h, layer, 0, block.mixers[0], d), f"{w}.norm1_after", block.norm))
+    inner = ops.linear(h, (f"{w}.laurel_in", block.laurel))[0]
+    made = ops.linear(inner, (f"{w}.laurel_out", d.hidden_size))[0]
+    beside = ops.add(h, ops.norm(made, f"{w}.laurel_norm", block.norm))
+    return ops.mul(ops.add(mixed, beside), 0.5**0.5)
+
+
+def _of_token(ops: Ops, x: X, given: X, w: str, block: Block, d: Decoder) -> X:
+    """What a layer makes of its part of a token's row, as far as x lets it."""
+    gate = ops.act(ops.linear(x, (f"{w}.per_layer_gate", d.per_layer))[0], block.mlp.act)
+    added = ops.linear(ops.mul(gate, given), (f"{w}.per_layer_up", d.hidden_size))[0]
+    return ops.norm(added, f"{w}.per_layer_norm", block.norm)
 
 
 def _mix(ops: Ops, x: X, layer: int, m: int, mixer: Mixer, d: Decoder) -> X:

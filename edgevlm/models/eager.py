@@ -76,7 +76,11 @@ class EagerOps(Ops):
         found: F32 = x.mean(1, keepdims=True)
         return found
 
-    def patch_linear(self, x: F32, name: str, width: int, bias: bool = False) -> F32:
+    def mean_channels(self, x: F32) -> F32:
+        found: F32 = x.mean(-1, keepdims=True)
+        return found
+
+    def plain_linear(self, x: F32, name: str, width: int, bias: bool = False) -> F32:
         out: F32 = x @ self._weight(f"{name}.weight").T
         return out + self._weight(f"{name}.bias") if bias else out
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgevlm.models.primitives import Primitives, Weights, X
-from edgevlm.models.spec import Attention, DeltaRule, Mlp, ShortConv
+from edgevlm.models.spec import BARE, Attention, DeltaRule, Mlp, ShortConv
 
 __all__ = ["Ops", "Weights", "X"]
 
@@ -106,7 +106,22 @@ class Ops(Primitives):
         """Gated: w.gate, w.up and w.down; otherwise w.fc1 and w.fc2."""
         if m.gated:
             gate, up = self.maps(x, (f"{w}.gate", m.size), (f"{w}.up", m.size), bias=m.bias, clipped=m.clipped)
+            gate = gate if m.cutoff is None else self.above(gate, f"{w}.gate", m.cutoff, m.size)
             h = self.mul(self.act(gate, m.act), up)
             return self.maps(h, (f"{w}.down", width), bias=m.bias, clipped=m.clipped)[0]
         h = self.act(self.maps(x, (f"{w}.fc1", m.size), bias=m.bias, clipped=m.clipped)[0], m.act)
         return self.maps(h, (f"{w}.fc2", width), bias=m.bias, clipped=m.clipped)[0]
+
+    def above(self, x: X, w: str, cutoff: float, width: int) -> X:
+        """How far each channel's value is above their mean and that many of their standard deviations; 0 if it is not.
+
+        The statistical top-k of arXiv 2506.06644, of which Gemma 3n has the form.
+        """
+        off = self.add(x, self.mul(self.mean_channels(x), -1.0))
+        least = self.mul(self.root_mean_square(off, f"{w}_spread", width), -cutoff)
+        return self.act(self.add(off, least), "relu")
+
+    def root_mean_square(self, x: X, w: str, width: int) -> X:
+        """(B, S, D) to (B, S, 1): over channels. No square of a value is formed, which float16 might not hold."""
+        share = self.mul(self.norm(x, w, BARE), width**-0.5)
+        return self.mul(self.mean_channels(self.mul(x, share)), width**0.5)

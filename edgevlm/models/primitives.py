@@ -63,9 +63,13 @@ class Primitives:
         """(B, S, D) to (B, 1, D): over positions."""
         self._lacks("mean")
 
-    def patch_linear(self, x: X, name: str, width: int, bias: bool = False) -> X:
-        """Patches (B, S, 3 * frames * patch^2) to (B, S, D) by the weight `name`, like a kernel not quantized."""
-        self._lacks("patch_linear")
+    def mean_channels(self, x: X) -> X:
+        """(B, S, D) to (B, S, 1): over channels."""
+        self._lacks("mean_channels")
+
+    def plain_linear(self, x: X, name: str, width: int, bias: bool = False) -> X:
+        """x @ W.T + b for the weight `name`, which like a convolution's kernel is not quantized."""
+        self._lacks("plain_linear")
 
     def embed(self, ids: X, name: str, rows: int, width: int) -> X:
         """Rows of the table `name` (rows, D) by ids (B, S)."""
@@ -119,9 +123,11 @@ class Primitives:
         self._lacks("act")
 
     def add(self, x: X, y: X) -> X:
+        """One of the two may have one channel, which counts for all of the other's."""
         self._lacks("add")
 
     def mul(self, x: X, y: X | float) -> X:
+        """As in `add`."""
         self._lacks("mul")
 
     def mul_heads(self, x: X, y: X, count: int, size: int) -> X:

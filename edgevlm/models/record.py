@@ -106,7 +106,10 @@ class Record(Ops):
     def mean(self, x: Shape) -> Shape:
         return (x[0], 1, x[-1])
 
-    def patch_linear(self, x: Shape, name: str, width: int, bias: bool = False) -> Shape:
+    def mean_channels(self, x: Shape) -> Shape:
+        return (*x[:-1], 1)
+
+    def plain_linear(self, x: Shape, name: str, width: int, bias: bool = False) -> Shape:
         self._add(f"{name}.weight", "kernel", width, x[-1])
         if bias:
             self._add(f"{name}.bias", "vector", width)
@@ -153,10 +156,10 @@ class Record(Ops):
         return x
 
     def add(self, x: Shape, y: Shape) -> Shape:
-        return x
+        return max(x, y, key=lambda shape: shape[-1])
 
     def mul(self, x: Shape, y: Shape | float) -> Shape:
-        return x
+        return x if isinstance(y, float) else Record.add(self, x, y)
 
     def mul_heads(self, x: Shape, y: Shape, count: int, size: int) -> Shape:
         return x

@@ -20,6 +20,9 @@ class Norm:
     weight: bool = True  # False: the bare norm, of a root mean square alone
 
 
+BARE = Norm("rms", 1e-10, weight=False)  # of what is scaled by another size afterwards
+
+
 @dataclass(frozen=True)
 class RopeScaling:
     """Long wavelengths are stretched by `factor`, short ones kept, those between blended.
@@ -120,6 +123,9 @@ class Mlp:
     gated: bool = True  # act(gate) * up (arXiv 2002.05202); otherwise two maps with the activation between
     bias: bool = False
     clipped: bool = False  # as in Attention
+    # Of a gate: how many standard deviations above the mean of its values the one lies from which they are counted;
+    # None: all of them are, from 0.
+    cutoff: float | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,8 @@ class Block:
     places: str = "pre"
     gated: bool = False  # tanh(gate) before each residual sum (Llama 3.2 Vision)
     scaled: bool = False  # what the layer gives is multiplied by a number of its own
+    laurel: int = 0  # values between two maps beside the first mixer, whose sum with their input joins the residual's
+    # (LAuReL, arXiv 2411.07501); 0: none
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,7 @@ class Decoder:
     deepstack: tuple[int, ...] = ()  # behind which layers one more level of image features each is added (Qwen3-VL)
     per_layer: int = 0  # values that each layer takes of a token's row of a second table (per-layer embeddings)
     per_layer_scale: float = 1.0  # of these rows
+    streams: int = 1  # of states, of which each layer computes the first (models/streams.py)
     tie_embeddings: bool = False
     head_bias: bool = False
 

@@ -18,21 +18,24 @@ def linear_name(*names: str) -> str:
 
 
 class TracingOps(EagerOps):
-    """Keeps each named result as (rows, channels) in `values`; several maps of one input stand side by side."""
+    """Keeps each named result as (rows, channels) in `values`; several maps of one input stand side by side.
+
+    Of a weight that is read again, the first result has the name.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.values: dict[str, F32] = {}
 
     def keep_value(self, name: str, x: F32) -> F32:
-        self.values[name] = x.reshape(-1, x.shape[-1])
+        self.values.setdefault(name, x.reshape(-1, x.shape[-1]))
         return x
 
     def patch_embed(self, pixels: F32, name: str, width: int, patch: int, bias: bool = True) -> F32:
         return self.keep_value(name, super().patch_embed(pixels, name, width, patch, bias))
 
-    def patch_linear(self, x: F32, name: str, width: int, bias: bool = False) -> F32:
-        return self.keep_value(name, super().patch_linear(x, name, width, bias))
+    def plain_linear(self, x: F32, name: str, width: int, bias: bool = False) -> F32:
+        return self.keep_value(name, super().plain_linear(x, name, width, bias))
 
     def add_table(self, x: F32, name: str, rows: int, width: int) -> F32:
         return self.keep_value(name, super().add_table(x, name, rows, width))

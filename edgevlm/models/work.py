@@ -103,9 +103,9 @@ class Counter(Record):
         self.work.floats += 2 * math.prod(y) * pixels[1] * patch**2
         return self._gives(y)
 
-    def patch_linear(self, x: Shape, name: str, width: int, bias: bool = False) -> Shape:
+    def plain_linear(self, x: Shape, name: str, width: int, bias: bool = False) -> Shape:
         self.work.floats += 2 * math.prod(x) * width
-        return self._gives(super().patch_linear(x, name, width, bias))
+        return self._gives(super().plain_linear(x, name, width, bias))
 
     def conv2d(
         self, x: Shape, name: str, grid: tuple[int, int], width: int, kernel: int, stride: int, groups: int
@@ -150,10 +150,10 @@ class Counter(Record):
         return self._gives(x)
 
     def add(self, x: Shape, y: Shape) -> Shape:
-        return self._gives(x)
+        return self._gives(super().add(x, y))
 
     def mul(self, x: Shape, y: Shape | float) -> Shape:
-        return self._gives(x)
+        return self._gives(super().mul(x, y))
 
     # Shapes that the weight tree does not need
 

@@ -97,8 +97,8 @@ def _moves(layer: str, part: str, spec: ModelSpec) -> bool:
         return False
     if part in ("q", "k", "v", "o_gate", "gate", "up", "fc1") and block.places == "parallel":
         return False
-    if part in ("q", "k", "v", "o_gate") and any(mixer.gated for mixer in mixers):
-        return False  # the gate is a map by itself, of the same norm
+    if part in ("q", "k", "v", "o_gate") and (block.laurel or any(mixer.gated for mixer in mixers)):
+        return False  # the gate, or the map beside the mixer, is by itself, of the same norm
     others = () if tower else (mixer for each in spec.decoder.blocks for mixer in each.mixers)
     shared = any(isinstance(mixer, Attention) and mixer.reads == "earlier" for mixer in others)
     return part != "o" or not (shared or any(mixer.v_norm for mixer in mixers))

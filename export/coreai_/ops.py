@@ -76,7 +76,7 @@ class CoreAiOps(Ops):
         x = self._swap(self._reshape(x, 1, width, rows * columns), 0, 2, 1)
         return self.add(x, self._weight(f"{name}.bias")) if bias else x
 
-    def patch_linear(self, x: X, name: str, width: int, bias: bool = False) -> X:
+    def plain_linear(self, x: X, name: str, width: int, bias: bool = False) -> X:
         return self._product(x, name, bias)
 
     def embed(self, ids: X, name: str, rows: int, width: int) -> NoReturn:

@@ -141,8 +141,11 @@ class MilOps(PlaceOps):
     def mean(self, x: X) -> X:
         return self.mb.reduce_mean(x=x, axes=[self.position_axis], keep_dims=True)
 
-    def patch_linear(self, x: X, name: str, width: int, bias: bool = False) -> X:
-        op = mil_name(name)
+    def mean_channels(self, x: X) -> X:
+        return self.mb.reduce_mean(x=x, axes=[self.channel_axis], keep_dims=True)
+
+    def plain_linear(self, x: X, name: str, width: int, bias: bool = False) -> X:
+        op = self._own_name(name)
         inputs = {"weight": self._const(self._shape_weight(self.store.vector(f"{name}.weight")), f"{op}_weight")}
         if bias:
             inputs["bias"] = self._const(self.store.vector(f"{name}.bias"), f"{op}_bias")
@@ -213,7 +216,7 @@ class MilOps(PlaceOps):
 
         A hand-written x * rsqrt(mean(x^2)) returns zeros in fp16 as soon as |x| reaches 256. The form is Anemll's.
         """
-        op, mb, epsilon = mil_name(name), self.mb, np.float16(max(spec.eps, LEAST))
+        op, mb, epsilon = self._own_name(name), self.mb, np.float16(max(spec.eps, LEAST))
         gain = self.store.vector(f"{name}.weight") if spec.weight else np.ones(x.shape[axis], np.float16)
         if spec.kind == "layer":
             gamma = self._const(gain, f"{op}_gamma")

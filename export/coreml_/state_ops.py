@@ -28,6 +28,7 @@ class StateOps(Ops):
         self.mil, self.mb, self.store, self.inputs, self.cache = mil, mil.mb, store, inputs or {}, cache
         self._shared: dict[str, X] = {}
         self._grown: dict[str, X] = {}
+        self._named: dict[str, int] = {}
 
     def load(self, x: X) -> X:
         """An input (1, S, D) as the operations take it."""
@@ -45,6 +46,11 @@ class StateOps(Ops):
         const = self.mb.const(val=value, name=name)
         const.op.weight_id = name
         return const
+
+    def _own_name(self, name: str) -> str:
+        """An operation's name in MIL; of one that reads a weight again, another than the first one's."""
+        count = self._named[name] = self._named.get(name, 0) + 1
+        return mil_name(name if count == 1 else f"{name}_{count}")
 
     def append(self, state: str, x: X) -> X:
         held, end = self._write(state, x)

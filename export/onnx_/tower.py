@@ -48,7 +48,10 @@ class TowerOps(RecurrentOps):
     def mean(self, x: Value) -> str:
         return self.graph.node("ReduceMean", self.value(x), self.graph.constant([1]), keepdims=1)
 
-    def patch_linear(self, x: str, name: str, width: int, bias: bool = False) -> str:
+    def mean_channels(self, x: Value) -> str:
+        return self.graph.node("ReduceMean", self.value(x), self.graph.constant([-1]), keepdims=1)
+
+    def plain_linear(self, x: str, name: str, width: int, bias: bool = False) -> str:
         g = self.graph
         matrix = g.node("Transpose", self.placement.plain(g, f"{name}.weight"), perm=[1, 0])
         out = g.node("MatMul", x, matrix)

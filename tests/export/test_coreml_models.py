@@ -32,6 +32,7 @@ from small_models import (
     pooled,
     qwen,
     sheet,
+    streaming,
     windowed,
     woven,
 )  # fmt: skip
@@ -217,6 +218,20 @@ def test_windows_caps_and_norms_behind_parts(tmp_path: Path, profile: str) -> No
     decoder = model.decoder()
     assert cosine(decoder.forward(embeds), model.logits(embeds, Layout(0))[-1]) >= 0.99999
     np.testing.assert_array_equal(decoder.embed(np.array([3])), model.weights.read("decoder.embed.weight")[3:4] * 6.5)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_streams_of_states(tmp_path: Path, profile: str) -> None:
+    """Gemma 3n's decoder; every value that the reference names is the package's."""
+    model = Exported(tmp_path, clip(streaming()), PROFILES[profile])
+    embeds, decoder = _embeds(model, 30), model.decoder()
+    logits = model.logits(embeds, Layout(30), keep=30)
+    assert cosine(decoder.forward(embeds[:24]), logits[23]) >= 0.99999
+    for i in range(24, 30):
+        assert cosine(decoder.forward(embeds[i : i + 1]), logits[i]) >= 0.99999
+    side = getattr(model.spec.vision, "image_size", 0) // 8
+    pixels = normalize(picture(side, side, 8), IMAGE)
+    assert find_divergence(model.bundle, model.weights, pixels, embeds[:24], layout=Layout(24)) is None
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -31,6 +31,7 @@ from small_models import (
     pooled,
     qwen,
     sheet,
+    streaming,
     windowed,
 )
 
@@ -54,7 +55,7 @@ def scaled() -> ModelSpec:
 
 MODELS = [
     clip(), convolved(), intern(), pooled(), levels(), windowed(), sheet(), qwen(), deep(), halved(), asked(), gated(),
-    clip(gemma()), clip(MROPE), clip(HALVES), scaled(), averaged(),
+    clip(gemma()), clip(MROPE), clip(HALVES), scaled(), averaged(), clip(streaming()),
 ]  # fmt: skip
 
 

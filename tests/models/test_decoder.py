@@ -8,6 +8,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,53 @@ def gemma3() -> Case:
     )
 
 
+def gemma3n() -> Case:
+    """Streams, maps beside mixers, gates of which some values count, rows of a second table, shared keys."""
+    from transformers.models.gemma3n import modeling_gemma3n as module
+
+    kinds = ["sliding_attention", "full_attention"] * 2
+    thetas = {"sliding_attention": 1e4, "full_attention": 1e6}
+    ropes = {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()}
+    config = module.Gemma3nTextConfig(
+        **SIZES, head_dim=HEAD, num_hidden_layers=4, sliding_window=6, layer_types=kinds, rope_parameters=ropes,
+        hidden_size_per_layer_input=8, num_kv_shared_layers=2, laurel_rank=12, vocab_size_per_layer_input=VOCAB,
+        activation_sparsity_pattern=[0.95, 0.5, 0.3, 0.0], altup_num_inputs=3, pad_token_id=0,
+    )  # fmt: skip
+    model, tensors = _model(module.Gemma3nTextModel(config))
+    for name, tensor in tensors.items():
+        if name.endswith("modality_router.weight"):
+            tensor *= WIDTH  # which divides what it reads
+    own = GEMMA | {
+        "laurel_in": "laurel.linear_left", "laurel_out": "laurel.linear_right",
+        "laurel_norm": "laurel.post_laurel_norm",
+        "router": "altup.modality_router", "router_norm": "altup.router_norm", "predict": "altup.prediction_coefs",
+        "correct": "altup.correction_coefs", "per_layer_gate": "per_layer_input_gate",
+        "per_layer_up": "per_layer_projection", "per_layer_norm": "post_per_layer_input_norm",
+    }  # fmt: skip
+    weights = _top(_layers(tensors, 4, own), tensors)
+    for i in range(4):
+        weights[f"decoder.layers.{i}.first_scale"] = tensors[f"layers.{i}.altup.correct_output_scale"]
+    for n in range(1, 3):
+        weights[f"decoder.spread_{n}.weight"] = tensors[f"altup_projections.{n - 1}.weight"]
+        weights[f"decoder.join_{n}.weight"] = tensors[f"altup_unembed_projections.{n - 1}.weight"]
+    for ours, theirs in (("embed", "embed_tokens_per_layer"), ("map", "per_layer_model_projection")):
+        weights[f"decoder.per_layer_{ours}.weight"] = tensors[f"{theirs}.weight"]
+    weights["decoder.per_layer_norm.weight"] = tensors["per_layer_projection_norm.weight"]
+    window = _attention(rope="local", window=6, qk_norm=Norm(), scale=1.0, v_norm=Norm(weight=False))
+    whole = replace(window, rope="main", window=None)
+    blocks = []
+    for attention, share in ((window, 0.95), (whole, 0.5), (window, 0.3), (whole, 0.0)):
+        mlp = Mlp(INNER, "gelu_tanh", cutoff=NormalDist().inv_cdf(share) if share else None)
+        read = attention if len(blocks) < 2 else replace(attention, reads="earlier", v_norm=None)
+        blocks.append(Block((read,), mlp, places="sandwich", laurel=12))
+    ropes_of = _rope(1e6) | {"local": Rope(1e4, HEAD)}
+    spec = _spec(*blocks, layers=(0, 1, 2, 3), ropes=ropes_of, per_layer=8, per_layer_scale=8**0.5, streams=3)
+    rows = torch.randn(1, LENGTH, 4, 8, generator=torch.Generator().manual_seed(4))
+    config._attn_implementation = "eager"
+    hidden = model(inputs_embeds=_embeddings(), per_layer_inputs=rows).last_hidden_state
+    return Case(spec, weights, _tied(hidden, weights), Layout(LENGTH), levels=[rows[0].flatten(1).numpy()])
+
+
 def paligemma2() -> Case:
     config = hf.Gemma2Config(
         **SIZES, head_dim=HEAD, num_hidden_layers=2, query_pre_attn_scalar=HEAD, attn_logit_softcapping=50.0,
@@ -356,7 +404,7 @@ def opt() -> Case:
     return Case(spec, weights, _tied(model(inputs_embeds=_embeddings()).last_hidden_state, weights), Layout(LENGTH))
 
 
-CASES = (qwen2_5_vl, qwen3_vl, qwen3_5, lfm2, gemma3, paligemma2, mllama, bart, opt)
+CASES = (qwen2_5_vl, qwen3_vl, qwen3_5, lfm2, gemma3, gemma3n, paligemma2, mllama, bart, opt)
 
 
 def _play(case: Case, held: States, start: int, stop: int) -> np.ndarray:

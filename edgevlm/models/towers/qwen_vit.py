@@ -91,7 +91,7 @@ class QwenVit:
 
     def states(self, ops: Ops, inputs: dict[str, X]) -> list[X]:
         """To patch states (1, P, D), group by group, and then those behind each layer of `deepstack`."""
-        x = ops.patch_linear(inputs["patches"], "vision.patch_embedding", self.hidden_size, self.patch_bias)
+        x = ops.plain_linear(inputs["patches"], "vision.patch_embedding", self.hidden_size, self.patch_bias)
         x = ops.norm(x, "vision.pre_norm", self.block.norm) if self.pre_norm else x
         if self.table:
             rows = 2 * self.table if self.resample == "none" else self.table**2
