@@ -45,6 +45,7 @@ docs: .venv/test.done
 	$(BIN)/python docs/make_schemas.py --check
 	$(BIN)/python docs/make_limits.py --check
 	$(BIN)/python docs/make_models.py --check
+	$(BIN)/python docs/make_performance.py --check
 
 # docs/models.md, of what the families' tests measure, heavy ones too: an hour or so. One family: docs/make_models.py NAME.
 models: .venv/heavy.done

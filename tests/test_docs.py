@@ -65,6 +65,21 @@ def test_the_page_of_models_is_what_was_measured() -> None:
     assert module.page({}) == module.page({"other": {}}) and "0.99" not in module.page({})
 
 
+def test_the_page_of_performance_is_what_was_counted_and_measured() -> None:
+    """Another rate of this machine gives another page; without measurements, blocks say so and the others stay."""
+    path = ROOT / "docs" / "make_performance.py"
+    spec = importlib.util.spec_from_file_location("make_performance", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found, text = json.loads(module.RESULTS.read_text()), module.PAGE.read_text()
+    assert module.page(text, found) == text, f"run {module.COMMAND}"
+    rates = found["rates"] | {"integer": found["rates"]["integer"] / 3}
+    assert module.page(text, found | {"rates": rates}) != text
+    empty = module.blocks({})
+    assert empty["Peers"] == empty["Floor"] == "Not measured yet." and empty["Work"] in text
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -22,7 +22,7 @@ ARROWS = {
     "runtimes": {"bundle", "inputs", "models", "io"},
     "generate": {"runtimes", "bundle", "inputs", "io"},
     "evaluation": {"generate", "runtimes", "bundle", "inputs", "io", "scenes"},
-    "bench": {"generate", "runtimes", "bundle", "inputs", "io"},
+    "bench": {"generate", "runtimes", "bundle", "inputs", "models", "io"},
     "verify": {"evaluation", "generate", "runtimes", "bundle", "inputs", "models", "io", "scenes"},
     "report": {"verify", "evaluation", "bench", "generate", "runtimes", "bundle", "inputs", "io", "scenes"},
     "export": {"checkpoint", "verify", "runtimes", "bundle", "inputs", "models", "io", "scenes"},
