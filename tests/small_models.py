@@ -32,6 +32,7 @@ from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.states import States
 from edgevlm.models.towers.conv_vit import ConvVit
 from edgevlm.models.towers.halved_vit import HalvedVit
+from edgevlm.models.towers.mobilenet import Attending, Bottleneck, MobileNet
 from edgevlm.models.towers.placed_vit import PlacedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.sheet_vit import SheetVit
@@ -96,6 +97,19 @@ def convolved() -> ModelSpec:
     block = Block((Attention(2, 2, 8, out_bias=True),), Mlp(64, "gelu", gated=False, bias=True), Norm("layer", 1e-5))
     tower = ConvVit(32, 16, 32, 4, block, widths=(8, 8, 16), depths=(1, 2, 1), attending=1, squeeze=4)
     return replace(clip(), family="convolved", vision=tower)
+
+
+def bottlenecks() -> ModelSpec:
+    """Kernels in all places, attention with fewer keys and without, two grids that are fused on a coarser one."""
+    few, many = Attention(2, 1, 8), Attention(4, 1, 12)
+    layers = (
+        Bottleneck(8, 24, fused=3, stride=2), Bottleneck(8, 16, fused=3), Bottleneck(16, 40, 3, 5, stride=2),
+        Bottleneck(16, 32, 5), Attending(few, stride=2), Bottleneck(16, 16), Bottleneck(24, 64, 5, stride=2),
+        Attending(many), Bottleneck(24, 48),
+    )  # fmt: skip
+    block = Block((many,), Mlp(72, "gelu_tanh", gated=False), Norm("rms", 1e-6))
+    tower = MobileNet(64, 16, 56, len(layers), block, stem=12, layers=layers, fine=6)
+    return replace(clip(), family="bottlenecks", vision=tower)
 
 
 def intern() -> ModelSpec:

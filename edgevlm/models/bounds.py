@@ -33,6 +33,7 @@ from edgevlm.models.spec import (
 from edgevlm.models.towers import tables
 from edgevlm.models.towers.conv_vit import ConvVit
 from edgevlm.models.towers.halved_vit import HalvedVit
+from edgevlm.models.towers.mobilenet import Attending, Bottleneck, MobileNet
 from edgevlm.models.towers.placed_vit import PlacedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.sheet_vit import SheetVit
@@ -87,6 +88,17 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "depths": (0, limits.LAYERS), "attending": (0, limits.STAGES), "squeeze": (1, limits.WIDTH),
         "kind": ("conv_vit",),
     },
+    MobileNet: {
+        "image_size": (1, limits.IMAGE_SIDE), "patch_size": (1, limits.IMAGE_SIDE), "hidden_size": (1, limits.WIDTH),
+        "num_layers": (1, limits.LAYERS), "taps": (1, limits.LAYERS), "deepstack": (0, limits.LAYERS),
+        "stem": (1, limits.WIDTH), "fine": (1, limits.LAYERS), "kind": ("mobilenet",),
+    },
+    Bottleneck: {
+        "width": (1, limits.WIDTH), "inner": (1, limits.MLP_WIDTH), "first": (0, limits.GRID_KERNEL),
+        "middle": (0, limits.GRID_KERNEL), "fused": (0, limits.GRID_KERNEL), "stride": (1, limits.SHUFFLE),
+        "kind": ("bottleneck",),
+    },
+    Attending: {"kernel": (1, limits.GRID_KERNEL), "stride": (1, limits.SHUFFLE), "kind": ("attending",)},
     QwenVit: {
         "patch_size": (1, limits.PATCH_SIDE), "merge": (1, limits.SHUFFLE), "window": (1, limits.WINDOW_SIDE),
         "hidden_size": (1, limits.WIDTH), "num_layers": (1, limits.LAYERS), "full": (0, limits.LAYERS),

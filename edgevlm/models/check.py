@@ -37,6 +37,7 @@ from edgevlm.models.spec import (
 )
 from edgevlm.models.towers.conv_vit import ConvVit
 from edgevlm.models.towers.halved_vit import HalvedVit
+from edgevlm.models.towers.mobilenet import Attending, Bottleneck, MobileNet
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.sheet_vit import SheetVit
 from edgevlm.models.towers.vit import Vit
@@ -124,7 +125,7 @@ def _together(spec: ModelSpec) -> Iterator[str]:
     tower, attentions = vision.block.mixers[0], _attentions(text)
     assert isinstance(tower, Attention)
     inner = vision.widths[-1] if isinstance(vision, ConvVit) else vision.hidden_size
-    if tower.heads * tower.head_dim != inner:
+    if tower.heads * tower.head_dim != inner and not isinstance(vision, MobileNet):
         yield "the vision hidden_size is no multiple of num_attention_heads"
     rules = [mixer for block in text.blocks for mixer in block.mixers if isinstance(mixer, DeltaRule)]
     if any(rule.value_heads % rule.key_heads for rule in rules):
@@ -215,6 +216,8 @@ def _square(spec: ModelSpec, vision: Vit) -> Iterator[str]:
         yield "its tower takes states behind other layers than it has"
     if isinstance(vision, ConvVit):
         yield from _stages(vision)
+    if isinstance(vision, MobileNet):
+        yield from _bottlenecks(vision)
     for steps in (spec.projector, spec.deepstack):
         side = vision.patches_per_side
         for step in steps:
@@ -242,6 +245,32 @@ def _stages(vision: ConvVit) -> Iterator[str]:
         yield "a tower of convolutions gives no further levels of features"
     if any(width % last.head_dim for width in vision.widths[count - vision.attending :]):
         yield "channels of its tower's stages are no multiples of a head"
+
+
+def _bottlenecks(vision: MobileNet) -> Iterator[str]:
+    if len(vision.layers) != vision.num_layers or not 0 < vision.fine < vision.num_layers:
+        yield "its tower has another number of layers than it says, or none between the grids that it fuses"
+    step, fine = 2, 0
+    for number, layer in enumerate(vision.layers, 1):
+        if isinstance(layer, Bottleneck):
+            step *= layer.stride
+            kernels = layer.first, layer.middle, layer.fused
+            if (layer.stride > 1 and not any(kernels)) or (layer.fused and any(kernels[:2])):
+                yield "a layer of its tower has no kernel that makes its grid smaller, or too many kernels"
+        else:
+            a = layer.attention
+            if a != Attention(a.heads, a.kv_heads, a.head_dim) or a.heads % a.kv_heads:
+                yield "a layer of its tower has attention with more than heads"
+            if layer.stride == 1 and a != vision.block.mixers[0]:
+                yield "the attention of its tower differs between layers"
+        if vision.image_size % (step * layer.stride if isinstance(layer, Attending) else step):
+            yield "its tower's pictures are no whole number of states"
+            return
+        fine = step if number == vision.fine else fine
+    if vision.image_size % vision.patch_size or vision.patch_size % max(1, fine):
+        yield "its tower's pictures are no whole number of fused states"
+    if vision.deepstack or vision.taps:
+        yield "a tower of convolutions gives no further levels of features"
 
 
 def _windows(vision: QwenVit) -> Iterator[str]:

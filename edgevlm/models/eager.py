@@ -10,7 +10,7 @@ import numpy as np
 
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.ops import Ops, Weights
-from edgevlm.models.spec import Attention, DeltaRule, Norm
+from edgevlm.models.spec import Attention, Conv, DeltaRule, Norm
 from edgevlm.models.states import States
 from edgevlm.types import F32, I64
 
@@ -51,19 +51,19 @@ class EagerOps(Ops):
     def flatten(self, pixels: F32) -> F32:
         return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1).swapaxes(1, 2))
 
-    def conv2d(
-        self, x: F32, name: str, grid: tuple[int, int], width: int, kernel: int, stride: int, groups: int
-    ) -> F32:
-        (rows, cols), pad = grid, kernel // 2
-        weight, own = self._weight(f"{name}.weight"), x.shape[-1] // groups  # (width, own, kernel, kernel)
-        cells = np.pad(x.reshape(len(x), rows, cols, -1), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-        out = np.zeros((len(x), rows // stride, cols // stride, groups, width // groups), np.float32)
-        for i, j in np.ndindex(kernel, kernel):  # a tap at a time
-            seen = cells[:, i : i + rows : stride, j : j + cols : stride]
-            taps = weight[:, :, i, j].reshape(groups, width // groups, own)
-            out += np.einsum("brcgi,goi->brcgo", seen.reshape(*seen.shape[:3], groups, own), taps, optimize=True)
-        total: F32 = out.reshape(len(x), -1, width) + self._weight(f"{name}.bias")
-        return total
+    def conv2d(self, x: F32, name: str, grid: tuple[int, int], c: Conv) -> F32:
+        """A tap at a time, each a product for each group."""
+        (rows, cols), (tiles, _, width) = grid, x.shape
+        taps = self._weight(f"{name}.weight").reshape(c.groups, -1, width // c.groups, c.kernel, c.kernel)
+        taps = np.ascontiguousarray(taps.transpose(3, 4, 0, 2, 1))
+        cells = np.pad(x.reshape(tiles, rows, cols, c.groups, -1), ((0, 0), c.zeros, c.zeros, (0, 0), (0, 0)))
+        cells = np.moveaxis(cells, 3, 0)
+        total = np.zeros((c.groups, tiles * (rows // c.stride) * (cols // c.stride), taps.shape[-1]), np.float32)
+        for i, j in np.ndindex(c.kernel, c.kernel):
+            seen = cells[:, :, i : i + rows : c.stride, j : j + cols : c.stride]
+            total += seen.reshape(c.groups, -1, width // c.groups) @ taps[i, j]
+        out = np.moveaxis(total, 0, 1).reshape(tiles, -1, c.width)
+        return out + self._weight(f"{name}.bias") if c.bias else out
 
     def conv_at(self, x: F32, name: str, width: int, kernel: int, places: str) -> F32:
         padded, at = np.pad(x, ((0, 0), (1, 0), (0, 0))), self.inputs[places]

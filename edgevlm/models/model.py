@@ -10,12 +10,13 @@ from edgevlm.models.spec import Decoder
 from edgevlm.models.tensor import Tensor
 from edgevlm.models.towers.conv_vit import ConvVit
 from edgevlm.models.towers.halved_vit import HalvedVit
+from edgevlm.models.towers.mobilenet import MobileNet
 from edgevlm.models.towers.placed_vit import PlacedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.sheet_vit import SheetVit
 from edgevlm.models.towers.vit import Vit
 
-Tower = Vit | ConvVit | QwenVit | HalvedVit | SheetVit | PlacedVit
+Tower = Vit | ConvVit | MobileNet | QwenVit | HalvedVit | SheetVit | PlacedVit
 
 
 @dataclass(frozen=True)

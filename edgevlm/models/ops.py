@@ -23,6 +23,12 @@ class Ops(Primitives):
         out = self.named(f"{w}.attention", self.merge(self.attend(q, k, v, a, mask)))
         return self.maps(self._gated(out, x, w, a), (f"{w}.o", width), bias=a.out_bias, clipped=a.clipped)[0]
 
+    def attend_beside(self, q: X, k: X, v: X, name: str, a: Attention) -> X:
+        """`attend` without a mask, of heads side by side: (B, S, heads * d) over (B, T, kv heads * d)."""
+        q = self.heads(q, a.heads, a.head_dim)
+        k, v = (self.heads(part, a.kv_heads, a.head_dim) for part in (k, v))
+        return self.named(name, self.merge(self.attend(q, k, v, a, None)))
+
     def maps(self, x: X, *maps: tuple[str, int], bias: bool, clipped: bool) -> list[X]:
         """`linear`; clipped: each map by itself, with its input and its output within its own bounds."""
         if not clipped:

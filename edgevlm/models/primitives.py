@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, NoReturn, Protocol
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.spec import Attention, DeltaRule, Norm
+from edgevlm.models.spec import Attention, Conv, DeltaRule, Norm
 from edgevlm.types import F32
 
 X = Any
@@ -48,8 +48,8 @@ class Primitives:
         """(B, C, height, width) to (B, height * width, C), row by row."""
         self._lacks("flatten")
 
-    def conv2d(self, x: X, name: str, grid: tuple[int, int], width: int, kernel: int, stride: int, groups: int) -> X:
-        """(B, S, D) on a grid to (B, S / stride^2, width), with zeros around it and a bias; `kernel` is odd."""
+    def conv2d(self, x: X, name: str, grid: tuple[int, int], c: Conv) -> X:
+        """(B, S, D) on a grid to (B, S / stride^2, width); the weight `name` is (width, D / groups, kernel, kernel)."""
         self._lacks("conv2d")
 
     def conv_at(self, x: X, name: str, width: int, kernel: int, places: str) -> X:

@@ -8,7 +8,7 @@ from edgevlm.models.decoder import decoder, embed_tokens, memory
 from edgevlm.models.model import ModelSpec, image_features
 from edgevlm.models.ops import Ops
 from edgevlm.models.projector import Queries
-from edgevlm.models.spec import Attention, Decoder, DeltaRule, Norm
+from edgevlm.models.spec import Attention, Conv, Decoder, DeltaRule, Norm
 
 Shape = tuple[int, ...]
 
@@ -85,12 +85,11 @@ class Record(Ops):
     def flatten(self, pixels: Shape) -> Shape:
         return (pixels[0], pixels[2] * pixels[3], pixels[1])
 
-    def conv2d(
-        self, x: Shape, name: str, grid: tuple[int, int], width: int, kernel: int, stride: int, groups: int
-    ) -> Shape:
-        self._add(f"{name}.weight", "kernel", width, x[-1] // groups, kernel, kernel)
-        self._add(f"{name}.bias", "vector", width)
-        return (x[0], (grid[0] // stride) * (grid[1] // stride), width)
+    def conv2d(self, x: Shape, name: str, grid: tuple[int, int], c: Conv) -> Shape:
+        self._add(f"{name}.weight", "kernel", c.width, x[-1] // c.groups, c.kernel, c.kernel)
+        if c.bias:
+            self._add(f"{name}.bias", "vector", c.width)
+        return (x[0], (grid[0] // c.stride) * (grid[1] // c.stride), c.width)
 
     def conv_at(self, x: Shape, name: str, width: int, kernel: int, places: str) -> Shape:
         self._add(f"{name}.weight", "kernel", width, kernel**2)

@@ -85,6 +85,26 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Conv:
+    """A convolution over a grid whose sides the stride divides, with zeros around it."""
+
+    width: int  # channels that come out
+    kernel: int  # positions per side
+    stride: int = 1
+    groups: int = 1
+    bias: bool = True
+    # True: as few zeros as give a result for each step, of an odd number more behind (TensorFlow's "SAME"); otherwise
+    # half a kernel on each side.
+    same: bool = False
+
+    @property
+    def zeros(self) -> tuple[int, int]:
+        """Rows and columns of them before the grid, and behind it."""
+        half, missing = self.kernel // 2, max(0, self.kernel - self.stride)
+        return (missing // 2, missing - missing // 2) if self.same else (half, half)
+
+
+@dataclass(frozen=True)
 class ShortConv:
     """LFM2's gated causal convolution over positions; its state is the last kernel - 1 inputs."""
 

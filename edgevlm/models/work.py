@@ -15,7 +15,7 @@ import numpy as np
 from edgevlm.models.components import components
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.record import Record, Shape
-from edgevlm.models.spec import Attention, DeltaRule, Norm
+from edgevlm.models.spec import Attention, Conv, DeltaRule, Norm
 
 
 @dataclass
@@ -107,11 +107,9 @@ class Counter(Record):
         self.work.floats += 2 * math.prod(x) * width
         return self._gives(super().plain_linear(x, name, width, bias))
 
-    def conv2d(
-        self, x: Shape, name: str, grid: tuple[int, int], width: int, kernel: int, stride: int, groups: int
-    ) -> Shape:
-        y = super().conv2d(x, name, grid, width, kernel, stride, groups)
-        self.work.floats += 2 * math.prod(y) * (x[-1] // groups) * kernel**2
+    def conv2d(self, x: Shape, name: str, grid: tuple[int, int], c: Conv) -> Shape:
+        y = super().conv2d(x, name, grid, c)
+        self.work.floats += 2 * math.prod(y) * (x[-1] // c.groups) * c.kernel**2
         return self._gives(y)
 
     def conv_at(self, x: Shape, name: str, width: int, kernel: int, places: str) -> Shape:

@@ -19,7 +19,7 @@ from edgevlm.export.coreml_.place_ops import PlaceOps
 from edgevlm.export.coreml_.state_ops import mil_name
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.ops import X
-from edgevlm.models.spec import Attention, Norm
+from edgevlm.models.spec import Attention, Conv, Norm
 from edgevlm.models.trace import linear_name
 
 LEAST = 2.0**-24  # of fp16's numbers that are more than 0
@@ -115,13 +115,12 @@ class MilOps(PlaceOps):
         x = self.mb.transpose(x=x, perm=[0, 2, 1])
         return self.mb.reshape(x=x, shape=[1, x.shape[1], *grid])
 
-    def conv2d(self, x: X, name: str, grid: tuple[int, int], width: int, kernel: int, stride: int, groups: int) -> X:
-        op = mil_name(name)
-        weight = self._const(self.store.vector(f"{name}.weight"), f"{op}_weight")
-        bias = self._const(self.store.vector(f"{name}.bias"), f"{op}_bias")
+    def conv2d(self, x: X, name: str, grid: tuple[int, int], c: Conv) -> X:
+        op, parts = mil_name(name), ("weight", "bias")[: 1 + c.bias]
+        inputs = {part: self._const(self.store.vector(f"{name}.{part}"), f"{op}_{part}") for part in parts}
         out = self.mb.conv(
-            x=self._cells(x, grid), weight=weight, bias=bias, strides=[stride] * 2, pad_type="custom",
-            pad=[kernel // 2] * 4, groups=groups,
+            x=self._cells(x, grid), strides=[c.stride] * 2, pad_type="custom", pad=[*c.zeros] * 2, groups=c.groups,
+            **inputs,
         )  # fmt: skip
         return self.flatten(out)
 

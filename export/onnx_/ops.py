@@ -121,18 +121,19 @@ class OnnxOps(TowerOps):
         self, x: Value, y: Value, w: str, a: Attention, width: int, sizes: tuple[int, int], count: int
     ) -> Value:
         g, rows, kv_rows = self.graph, a.heads * a.head_dim, a.kv_heads * a.head_dim
-        q = self.linear(x, (f"{w}.q", rows), bias=a.bias)
-        kv = self.linear(y, (f"{w}.k", kv_rows), (f"{w}.v", kv_rows), bias=a.bias)
-        parts = [
+        made = self.linear(x, (f"{w}.q", rows), bias=a.bias)
+        made += self.linear(y, (f"{w}.k", kv_rows), (f"{w}.v", kv_rows), bias=a.bias)
+        q, k, v = (
             g.node("Reshape", self.value(part), g.constant([-1, size, n]))
-            for part, size, n in zip((*q, *kv), (sizes[0], *sizes[1:] * 2), (rows, kv_rows, kv_rows), strict=True)
-        ]
-        (out,) = g.nodes(
-            "Attention", *parts, outputs=[f"{w}.attention"], q_num_heads=a.heads, kv_num_heads=a.kv_heads,
-            **optional_attributes(a),
-        )  # fmt: skip
+            for part, size, n in zip(made, (sizes[0], *sizes[1:] * 2), (rows, kv_rows, kv_rows), strict=True)
+        )
+        out = self.attend_beside(q, k, v, f"{w}.attention", a)
         out = g.node("Reshape", out, g.constant([-1, count * sizes[0], rows]))
         return self.linear(out, (f"{w}.o", width), bias=a.out_bias)[0]
+
+    def attend_beside(self, q: Value, k: Value, v: Value, name: str, a: Attention) -> str:
+        heads: dict[str, Any] = {"q_num_heads": a.heads, "kv_num_heads": a.kv_heads, **optional_attributes(a)}
+        return self.graph.nodes("Attention", *map(self.value, (q, k, v)), outputs=[name], **heads)[0]
 
     def _encoder_attention(
         self, x: Value, w: str, a: Attention, width: int, mask: str | None, window: int | None

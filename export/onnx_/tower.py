@@ -6,7 +6,7 @@ import numpy as np
 
 from edgevlm.export.onnx_.products import Value
 from edgevlm.export.onnx_.recurrent import RecurrentOps
-from edgevlm.models.spec import Attention
+from edgevlm.models.spec import Attention, Conv
 
 
 class TowerOps(RecurrentOps):
@@ -23,15 +23,15 @@ class TowerOps(RecurrentOps):
         g = self.graph
         return g.node("Transpose", g.node("Reshape", pixels, g.constant([0, 0, -1])), perm=[0, 2, 1])
 
-    def conv2d(
-        self, x: Value, name: str, grid: tuple[int, int], width: int, kernel: int, stride: int, groups: int
-    ) -> str:
+    def conv2d(self, x: Value, name: str, grid: tuple[int, int], c: Conv) -> str:
         g = self.graph
         cells = g.node("Reshape", g.node("Transpose", self.value(x), perm=[0, 2, 1]), g.constant([0, -1, *grid]))
-        parts = [self.placement.plain(g, f"{name}.{part}") for part in ("weight", "bias")]
+        parts = [self.placement.plain(g, f"{name}.{part}") for part in ("weight", "bias")[: 1 + c.bias]]
+        before, behind = c.zeros
         out = g.node(
-            "Conv", cells, *parts, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[kernel // 2] * 4, group=groups
-        )
+            "Conv", cells, *parts, kernel_shape=[c.kernel] * 2, strides=[c.stride] * 2,
+            pads=[before, before, behind, behind], group=c.groups,
+        )  # fmt: skip
         return self.flatten(out)
 
     def conv_at(self, x: Value, name: str, width: int, kernel: int, places: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,9 @@ from small_models import (
     WIDTH,
     Drawn,
     averaged,
+    bottlenecks,
     clip,
+    convolved,
     cosine,
     deep,
     features,
@@ -100,9 +103,10 @@ PROFILES = {"gpu": CoreMLOptions("gpu", (64,)), "ane": CoreMLOptions("ane", (64,
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize(
-    "spec", [clip(), intern(), pooled(), levels(), windowed()], ids=["clip", "intern", "pooled", "levels", "windowed"]
+    "make", [clip, convolved, bottlenecks, intern, pooled, levels, windowed], ids=lambda make: make.__name__
 )
-def test_square_towers(tmp_path: Path, spec: ModelSpec, profile: str) -> None:
+def test_square_towers(tmp_path: Path, make: Callable[[], ModelSpec], profile: str) -> None:
+    spec = make()
     model = Exported(tmp_path, spec, PROFILES[profile])
     assert isinstance(spec.vision, Vit)
     side = spec.vision.patches_per_side

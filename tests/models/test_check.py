@@ -20,6 +20,7 @@ from small_models import (
     PLAIN,
     asked,
     averaged,
+    bottlenecks,
     clip,
     convolved,
     deep,
@@ -54,8 +55,9 @@ def scaled() -> ModelSpec:
 
 
 MODELS = [
-    clip(), convolved(), intern(), pooled(), levels(), windowed(), sheet(), qwen(), deep(), halved(), asked(), gated(),
-    clip(gemma()), clip(MROPE), clip(HALVES), scaled(), averaged(), clip(streaming()),
+    clip(), convolved(), bottlenecks(), intern(), pooled(), levels(), windowed(), sheet(), qwen(), deep(), halved(),
+    asked(), gated(), clip(gemma()), clip(MROPE), clip(HALVES), scaled(), averaged(),
+    clip(streaming()),
 ]  # fmt: skip
 
 
@@ -221,5 +223,34 @@ def test_layers_that_share_find_what_they_share(wrong: dict[str, Any], said: str
 )
 def test_stages_that_do_not_fit_each_other(wrong: dict[str, Any], said: str) -> None:
     spec = convolved()
+    with pytest.raises(EdgeVLMError, match=said):
+        check_model(replace(spec, vision=replace(spec.vision, **wrong)), "it", "try again")
+
+
+def layered(number: int, **fields: Any) -> dict[str, Any]:
+    """The tower's layers, one with other fields."""
+    layers = bottlenecks().vision.layers
+    return {"layers": (*layers[:number], replace(layers[number], **fields), *layers[number + 1 :])}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"num_layers": 8}, "another number of layers than it says"),
+        ({"fine": 9}, "none between the grids that it fuses"),
+        ({"image_size": 56}, "no whole number of states"),
+        ({"patch_size": 4}, "no whole number of fused states"),
+        ({"patch_size": 24}, "no whole number of fused states"),
+        (layered(5, stride=2), "no kernel that makes its grid smaller"),
+        (layered(0, first=3), "too many kernels"),
+        (layered(4, stride=16), "no whole number of states"),
+        (layered(4, attention=Attention(3, 2, 8)), "attention with more than heads"),
+        (layered(4, attention=Attention(2, 1, 8, bias=True)), "attention with more than heads"),
+        (layered(7, attention=Attention(2, 1, 12)), "differs between layers"),
+        ({"deepstack": (1,)}, "further levels of features"),
+    ],
+)
+def test_bottlenecks_that_do_not_fit_each_other(wrong: dict[str, Any], said: str) -> None:
+    spec = bottlenecks()
     with pytest.raises(EdgeVLMError, match=said):
         check_model(replace(spec, vision=replace(spec.vision, **wrong)), "it", "try again")
