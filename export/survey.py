@@ -13,14 +13,17 @@ from edgevlm.checkpoint.upstream import upstream_files
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.calibrate.choose import component_size, other_size
 from edgevlm.export.coreml_.options import PROFILES, CoreMLOptions
-from edgevlm.export.quantize.recipe import COMPONENTS, component_of, fit, make_recipe
+from edgevlm.export.quantize.recipe import COMPONENTS, Recipe, component_of, fit, make_recipe
 from edgevlm.export.targets import TARGETS
+from edgevlm.inputs.preprocess import plan
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.records import to_dict
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder
+from edgevlm.models.work import Work, encoding, reading, together
 
 KINDS = ("fp16", "int8", "int4")
+PICTURE = (640, 480)  # of which stages and image tokens are told
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,16 @@ class Holding:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """What a stage takes for a picture of `PICTURE` pixels. weights: bytes that ONNX reads, by quantization."""
+
+    work: Work
+    weights: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Survey:
-    """image: None where the processor's files are refused; `problems` has the sentences."""
+    """image, stages: nothing where the processor's files are refused; `problems` has the sentences."""
 
     spec: ModelSpec
     title: str  # of the family
@@ -49,6 +60,7 @@ class Survey:
     image: ImageSpec | None
     problems: tuple[str, ...]
     targets: dict[str, Holding]
+    stages: dict[str, Stage]  # "encode" the picture, "prefill" its image tokens, "decode" one more
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -61,6 +73,10 @@ class Survey:
             "spec": to_dict(self.spec),
             "problems": list(self.problems),
             "targets": {name: to_dict(holding) for name, holding in self.targets.items()},
+            "stages": {
+                name: {"operations": stage.work.operations, "weights": stage.weights, "kept": 4 * stage.work.kept}
+                for name, stage in self.stages.items()
+            },
         }
 
 
@@ -83,7 +99,31 @@ def survey(checkpoint: Checkpoint) -> Survey:
         image,
         tuple(problems),
         {target: _holding(target, checkpoint, spec, weights) for target in TARGETS},
+        _stages(spec, image, weights) if image else {},
     )
+
+
+def _stages(spec: ModelSpec, image: ImageSpec, weights: MappedWeights) -> dict[str, Stage]:
+    views = plan(*PICTURE, image)
+    tokens = sum(view.rows * view.cols for view in image.view_tokens(views, PICTURE))
+    sizes = {view.size: encoding(spec, view.size[1], view.size[0]) for view in views}
+    works = {
+        "encode": together(sizes[view.size] for view in views),
+        "prefill": reading(spec, tokens),
+        "decode": reading(spec, 1, tokens),
+    }
+    recipes = {kind: fit(make_recipe(kind), weights) for kind in KINDS}
+    onnx = TARGETS["onnx"]
+
+    def read(work: Work, recipe: Recipe) -> int:
+        linear = [name for name in work.read if weights.is_linear(name)]
+        plain = sum(4 * count for name, count in work.read.items() if name not in linear)
+        return plain + sum(onnx.size_of(name, weights.shape(name), recipe.form(name), spec) for name in linear)
+
+    return {
+        name: Stage(work, {kind: read(work, recipe) for kind, recipe in recipes.items()})
+        for name, work in works.items()
+    }
 
 
 def _parameters(checkpoint: Checkpoint, weights: MappedWeights) -> dict[str, int]:

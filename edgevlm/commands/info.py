@@ -13,6 +13,7 @@ from edgevlm.commands.arguments import bundle_folder, is_model
 from edgevlm.commands.gate_table import gate_table
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, size, table, write, write_json
+from edgevlm.io.console import seconds as duration
 from edgevlm.io.processor import processor_line
 
 if TYPE_CHECKING:
@@ -123,12 +124,31 @@ def _survey_text(found: Survey) -> str:
         if held.refusal or held.no_pictures
     ]
     problems = [f"  {problem}" for problem in found.problems]
-    return "\n".join([table(facts), "", "Estimated size, with the files that a device needs", sizes, *notes, *problems])
+    parts = [table(facts), "", "Estimated size, with the files that a device needs", sizes, *notes, *problems]
+    return "\n".join([*parts, *_stages_text(found)])
+
+
+def _stages_text(found: Survey) -> list[str]:
+    """What a picture costs, and what that should take on two devices."""
+    from edgevlm.bench.estimate import DEVICES, seconds
+
+    if not found.stages:
+        return []
+    shown = [DEVICES["pi5"], DEVICES["phone"]]
+    rows = []
+    for name, stage in found.stages.items():
+        guesses = (duration(seconds(stage.work, stage.weights["int4"], device)) for device in shown)
+        reads = (size(stage.weights[kind]) for kind in ("int8", "int4"))
+        rows.append((name, _count(stage.work.operations), *reads, size(4 * stage.work.kept), *guesses))
+    head = ("stage", "operations", "reads int8", "int4", "keys and values", *(f"int4 on {d.name}" for d in shown))
+    title = "A picture of 640 x 480 px: encoded, its image tokens read, one token said; seconds are an estimate"
+    return ["", title, table(rows, head=head)]
 
 
 def _count(number: int) -> str:
-    """Parameters, with three figures."""
-    scale, unit = (1e9, "B") if number >= 1e9 else (1e6, "M") if number >= 1e6 else (1e3, "k")
+    """Parameters or operations, with three figures."""
+    units = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+    scale, unit = next((each for each in units if number >= each[0]), units[-1])
     return f"{number / scale:.3g}{unit}"
 
 

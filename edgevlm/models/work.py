@@ -8,6 +8,7 @@ through memory.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +33,18 @@ class Work:
     @property
     def operations(self) -> int:
         return sum(self.products.values()) + self.attention + self.floats
+
+
+def together(parts: Iterable[Work]) -> Work:
+    """Of several calls of one graph, which reads its weights once."""
+    found = Work()
+    for part in parts:
+        for name, count in part.products.items():
+            found.products[name] = found.products.get(name, 0) + count
+        found.read |= part.read
+        for total in ("attention", "floats", "kept", "values"):
+            setattr(found, total, getattr(found, total) + getattr(part, total))
+    return found
 
 
 def encoding(spec: ModelSpec, height: int, width: int) -> Work:

@@ -22,7 +22,9 @@ from edgevlm.export.coreml_.ane_ops import AneOps
 from edgevlm.export.coreml_.mil_ops import MilOps
 from edgevlm.export.onnx_.ops import OnnxOps
 from edgevlm.export.pipeline import ExportOptions, export_model
-from edgevlm.export.survey import Survey, survey
+from edgevlm.export.survey import PICTURE, Survey, survey
+from edgevlm.inputs.preprocess import plan
+from edgevlm.models.work import encoding, reading
 
 
 def surveyed(folder: Path) -> Survey:
@@ -68,6 +70,30 @@ def test_sizes_are_near_those_of_exports(tmp_path: Path, quantize: str) -> None:
     for target, holding in survey(open_headers("default")).targets.items():
         real = shared + sum(file.size for name, file in files.items() if name.startswith(f"{target}/"))
         assert holding.sizes is not None and real < holding.sizes[quantize] < real + 1.3e6, (target, real, holding)
+    # A token reads the decoder's file, but RoPE's tables, and the head, which lies in the embedding's.
+    found = survey(open_headers("default"))
+    rope = 4 * found.spec.decoder.context_length * found.spec.decoder.ropes["main"].size
+    data = {
+        name: files[f"onnx/{name}.onnx_data"].size
+        for name in ("vision_encoder", "decoder_model_merged", "embed_tokens")
+    }
+    token = data["decoder_model_merged"] + data["embed_tokens"] - rope
+    assert found.stages["decode"].weights[quantize] == pytest.approx(token, rel=0.05)
+    assert found.stages["encode"].weights[quantize] == pytest.approx(data["vision_encoder"], rel=0.05)
+
+
+def test_stages_are_of_all_views(tiny_checkpoint: Path) -> None:
+    """As many calls of the encoder as views, and a prompt of all image tokens; a token reads what they left."""
+    found = surveyed(tiny_checkpoint)
+    assert found.image is not None
+    views = plan(*PICTURE, found.image)
+    tokens = sum(view.rows * view.cols for view in found.image.view_tokens(views, PICTURE))
+    one, stages = encoding(found.spec, 64, 64), found.stages
+    assert len(views) > 1 and stages["encode"].work.operations == len(views) * one.operations
+    assert stages["encode"].work.read == one.read
+    assert stages["prefill"].work == reading(found.spec, tokens)
+    assert stages["decode"].work.kept == reading(found.spec, 1, tokens).kept
+    assert found.to_dict()["stages"]["decode"]["kept"] == 4 * stages["decode"].work.kept
 
 
 def test_a_tokenizer_that_one_target_lacks(tiny_checkpoint: Path, tmp_path: Path) -> None:
