@@ -40,7 +40,8 @@ class QTensor:
             return np.ascontiguousarray(self.codes, dtype=np.float32)
         rows, columns = self.codes.shape
         blocks = self.codes.reshape(rows, self.scale.shape[1], -1).astype(np.float32)
-        return (blocks * self.scale.astype(np.float32)[:, :, None]).reshape(rows, columns)
+        blocks *= self.scale.astype(np.float32)[:, :, None]
+        return blocks.reshape(rows, columns)
 
     def scale_per_block(self) -> npt.NDArray[np.float16]:
         """(N, K / 32): the int8 row scale repeated, as containers without per-channel scales hold it."""

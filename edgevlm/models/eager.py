@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from edgevlm.models.activations import ACTS
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.ops import Ops, Weights
+from edgevlm.models.primitives import RowWeights
 from edgevlm.models.spec import Attention, Conv, DeltaRule, Norm
 from edgevlm.models.states import States
 from edgevlm.types import F32, I64
 
-_SQRT_2_OVER_PI = np.float32(math.sqrt(2.0 / math.pi))
+_SCORES = 1 << 20  # attention scores in work at once
 
 
 class EagerOps(Ops):
@@ -38,7 +40,9 @@ class EagerOps(Ops):
 
     def linear(self, x: F32, *maps: tuple[str, int], bias: bool = False) -> list[F32]:
         outs = [x @ self._weight(f"{name}.weight").T for name, _ in maps]
-        return [out + self._weight(f"{name}.bias") for out, (name, _) in zip(outs, maps, strict=True)] if bias else outs
+        for out, (name, _) in zip(outs, maps, strict=True) if bias else ():
+            out += self._weight(f"{name}.bias")
+        return outs
 
     def patch_embed(self, pixels: F32, name: str, width: int, patch: int, bias: bool = True) -> F32:
         t, c, height, wide = pixels.shape
@@ -85,6 +89,8 @@ class EagerOps(Ops):
         return out + self._weight(f"{name}.bias") if bias else out
 
     def embed(self, ids: I64, name: str, rows: int, width: int) -> F32:
+        if isinstance(self.weights, RowWeights):
+            return self.weights.rows(f"{name}.weight", ids)
         found: F32 = self._weight(f"{name}.weight")[ids]
         return found
 
@@ -130,7 +136,7 @@ class EagerOps(Ops):
         return normed + self._weight(f"{name}.bias") if spec.kind == "layer" else normed
 
     def act(self, x: F32, kind: str) -> F32:
-        return _ACTS[kind](x)
+        return ACTS[kind](x)
 
     def add(self, x: F32, y: F32) -> F32:
         return x + y
@@ -265,68 +271,34 @@ def widen(x: F32, width: int) -> F32:
 
 
 def attend(q: F32, k: F32, v: F32, a: Attention, allowed: Any) -> F32:
-    """(H, S, d) over (kv heads, T, d); allowed: bool, broadcast to (.., S, T)."""
-    group = a.heads // a.kv_heads
+    """(H, S, d) over (kv heads, T, d); allowed: bool, broadcast to (kv heads, H / kv heads, S, T).
+
+    A part of the scores at a time, which stays in the processor's cache.
+    """
+    group, rows, total = a.heads // a.kv_heads, q.shape[1], k.shape[1]
     scale = np.float32(a.head_dim**-0.5 if a.scale is None else a.scale)
-    scores = q.reshape(a.kv_heads, group, *q.shape[1:]) @ k[:, None].transpose(0, 1, 3, 2) * scale
-    if a.softcap is not None:
-        scores = np.float32(a.softcap) * np.tanh(scores / np.float32(a.softcap))
+    split = q.reshape(a.kv_heads, group, *q.shape[1:])
     if allowed is not None:
-        scores = np.where(allowed, scores, np.float32(-np.inf))
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    out: F32 = (weights / weights.sum(-1, keepdims=True)) @ v[:, None]
-    return out.reshape(q.shape)
+        allowed = np.broadcast_to(allowed, (a.kv_heads, group, rows, total))
+    out = np.empty((*split.shape[:3], v.shape[-1]), np.float32)
+    step = min(rows, max(1, _SCORES // (group * total)))
+    heads = max(1, _SCORES // (group * total * step))
+    for head, row in itertools.product(range(0, a.kv_heads, heads), range(0, rows, step)):
+        part = slice(head, head + heads), slice(None), slice(row, row + step)
+        scores = split[part] @ k[part[0], None].swapaxes(-1, -2)
+        scores *= scale
+        if a.softcap is not None:
+            scores = np.float32(a.softcap) * np.tanh(scores / np.float32(a.softcap))
+        if allowed is not None:
+            scores[~allowed[part]] = -np.inf
+        scores -= scores.max(-1, keepdims=True)
+        np.exp(scores, out=scores)
+        out[part] = scores @ v[part[0], None]
+        out[part] /= scores.sum(-1, keepdims=True)
+    return out.reshape(*q.shape[:2], v.shape[-1])
 
 
 def _unit(x: F32) -> F32:
     """Rows of length one, as transformers' l2norm."""
     found: F32 = x / np.sqrt(np.square(x).sum(-1, keepdims=True) + np.float32(1e-6))
     return found
-
-
-def _sigmoid(x: F32) -> F32:
-    with np.errstate(over="ignore"):
-        return np.asarray(1.0 / (1.0 + np.exp(-x)), np.float32)
-
-
-def _softplus(x: F32) -> F32:
-    return np.asarray(np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), np.float32)
-
-
-def _silu(x: F32) -> F32:
-    with np.errstate(over="ignore"):  # exp overflows to inf for very negative values, and 1/inf is the right 0
-        return np.asarray(x / (1.0 + np.exp(-x)), np.float32)
-
-
-def _gelu_tanh(x: F32) -> F32:
-    squashed = np.tanh(_SQRT_2_OVER_PI * (x + np.float32(0.044715) * x * x * x))
-    return np.asarray(0.5 * x * (1.0 + squashed), np.float32)
-
-
-def _gelu(x: F32) -> F32:
-    squashed = np.asarray(np.frompyfunc(math.erf, 1, 1)(x / np.float32(math.sqrt(2.0))), np.float32)
-    return np.asarray(0.5 * x * (1.0 + squashed), np.float32)
-
-
-def _quick_gelu(x: F32) -> F32:
-    with np.errstate(over="ignore"):
-        return np.asarray(x / (1.0 + np.exp(np.float32(-1.702) * x)), np.float32)
-
-
-def _relu(x: F32) -> F32:
-    return np.maximum(x, np.float32(0))
-
-
-def _tanh(x: F32) -> F32:
-    return np.asarray(np.tanh(x), np.float32)
-
-
-def _softmax(x: F32) -> F32:
-    weights = np.exp(x - x.max(-1, keepdims=True))
-    return np.asarray(weights / weights.sum(-1, keepdims=True), np.float32)
-
-
-_ACTS: dict[str, Callable[[F32], F32]] = {
-    "silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh, "quick_gelu": _quick_gelu, "relu": _relu, "tanh": _tanh,
-    "softmax": _softmax, "sigmoid": _sigmoid, "softplus": _softplus,
-}  # fmt: skip

@@ -9,11 +9,11 @@ Shapes: B batch (tiles, windows; absent in eager's decoder), S positions, D chan
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.spec import Attention, Conv, DeltaRule, Norm
-from edgevlm.types import F32
+from edgevlm.types import F32, I64
 
 X = Any
 
@@ -24,6 +24,14 @@ class Weights(Protocol):
     def read(self, name: str) -> F32: ...
 
     def __contains__(self, name: object) -> bool: ...
+
+
+@runtime_checkable
+class RowWeights(Weights, Protocol):
+    """Weights that give rows of a table without making all of it."""
+
+    def rows(self, name: str, ids: I64) -> F32:
+        """Rows `ids` (S,) of the tensor (N, K): (S, K)."""
 
 
 class Primitives:

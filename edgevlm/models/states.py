@@ -24,6 +24,10 @@ class States:
         self.growing[name] = x
         return x
 
+    def fork(self) -> States:
+        """The same states, to go on from without changing these: no array is changed in place."""
+        return States(dict(self.growing), dict(self.replaced), dict(self.memory))
+
     def cut(self, length: int) -> None:
         """Forget positions from `length` on; 0 forgets everything."""
         if length == 0:

@@ -29,6 +29,7 @@ class Reference:
         self.prompt_weights = prompt_weights or weights
         self._features: dict[bytes, F32] = {}
         self._logits: dict[bytes, F32] = {}
+        self._read: dict[bytes, tuple[F32, States]] = {}
 
     def features(self, views: Sequence[U8]) -> list[F32]:
         """Image features (tokens, D) of each view (H, W, 3); a view seen before is not computed again."""
@@ -55,23 +56,24 @@ class Reference:
         layout = layout or Layout(len(prompt))
         key = array_key(prompt) + array_key(rest) + repr(layout).encode()
         if key not in self._logits:
-            self._logits[key] = self._compute(prompt, rest, layout)
+            last, held = self._read_prompt(prompt, layout)
+            more = [self._play(self.weights, rest, held.fork(), layout, len(prompt))] if len(rest) else []
+            self._logits[key] = np.concatenate([last, *more])
         return self._logits[key]
 
-    def _compute(self, prompt: F32, answer: F32, layout: Layout) -> F32:
-        d, held = self.spec.decoder, States()
+    def _read_prompt(self, prompt: F32, layout: Layout) -> tuple[F32, States]:
+        """The last logits and the states behind a prompt, which is read once however many answers follow it."""
+        key = array_key(prompt) + repr(layout).encode()
+        if key not in self._read:
+            held = States()
+            self._read[key] = self._play(self.prompt_weights, prompt, held, layout, 0, keep=1), held
+        return self._read[key]
 
-        def play(weights: Weights, x: F32, past: int, keep: int) -> F32:
-            inputs = decoder_inputs(d, layout, past, len(x))
-            logits: F32 = decoder(EagerOps(weights, held, inputs, keep=keep), x, d)
-            return logits
-
-        if self.prompt_weights is self.weights:  # one pass reads each weight once
-            return play(self.weights, np.concatenate([prompt, answer]), 0, len(answer) + 1)
-        first = play(self.prompt_weights, prompt, 0, 1)
-        if not len(answer):
-            return first
-        return np.concatenate([first, play(self.weights, answer, len(prompt), len(answer))])
+    def _play(self, weights: Weights, x: F32, held: States, layout: Layout, past: int, keep: int | None = None) -> F32:
+        inputs = decoder_inputs(self.spec.decoder, layout, past, len(x))
+        ops = EagerOps(weights, held, inputs, keep=len(x) if keep is None else keep)
+        logits: F32 = decoder(ops, x, self.spec.decoder)
+        return logits
 
 
 def cosine(ours: F32, theirs: F32, *, lowest: bool = True) -> float:

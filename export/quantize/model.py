@@ -10,7 +10,7 @@ from edgevlm.checkpoint.checkpoint import Weights
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.export.quantize.store import TensorStore
-from edgevlm.types import F32
+from edgevlm.types import F32, I64
 
 
 class CalibratedWeights(Protocol):
@@ -61,6 +61,11 @@ class QuantizedModel:
 
     def read(self, name: str) -> F32:
         return self.quantized(name).dequantize().reshape(self.weights.shape(name))
+
+    def rows(self, name: str, ids: I64) -> F32:
+        """Rows `ids` (S,) of the embedding table (N, K), dequantized: (S, K)."""
+        whole = self.quantized(name)
+        return QTensor(whole.kind, whole.codes[ids], None if whole.scale is None else whole.scale[ids]).dequantize()
 
     def __contains__(self, name: object) -> bool:
         return name in self.weights

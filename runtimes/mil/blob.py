@@ -89,8 +89,13 @@ def unpack(raw: U8, dtype: str, count: int) -> Array:
     if 8 % bits:  # codes that lie across bytes
         flags = np.unpackbits(raw, bitorder="little")[: count * bits].reshape(count, bits)
         return np.packbits(flags, axis=1, bitorder="little")[:, 0]
+    if bits == 4:  # a byte of two codes becomes two bytes
+        pairs = raw.astype("<u2")
+        pairs |= pairs << 4
+        pairs &= 0x0F0F
+        flat = pairs.view(np.uint8)[:count]
+        return (flat ^ 8).view(np.int8) - np.int8(8) if dtype == "int4" else flat
     codes = np.empty((raw.size, 8 // bits), np.uint8)
     for i in range(8 // bits):
         codes[:, i] = (raw >> (i * bits)) & ((1 << bits) - 1)
-    flat = codes.reshape(-1)[:count]
-    return (((flat ^ 8).astype(np.int8)) - 8) if dtype == "int4" else flat
+    return codes.reshape(-1)[:count]

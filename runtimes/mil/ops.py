@@ -188,18 +188,24 @@ def _flag(i: Inputs, name: str) -> bool:
 
 def blockwise_shift_scale(i: Inputs) -> Array:
     """scale * (data - offset), a scale per block; the block size is data.shape / scale.shape."""
-    data, scale = i["data"].astype(np.float32), i["scale"].astype(np.float32)
+    data: Array = i["data"].astype(np.float32)
     if "offset" in i:
-        data = data - _spread(i["offset"].astype(np.float32), data.shape)
-    data *= _spread(scale, data.shape)
-    return np.asarray(data, np.float32)
+        _blocks(data, i["offset"])[...] -= _one_per_block(i["offset"])
+    _blocks(data, i["scale"])[...] *= _one_per_block(i["scale"])
+    return data
 
 
-def _spread(x: Array, shape: tuple[int, ...]) -> Array:
-    for axis, size in enumerate(shape):
-        if x.shape[axis] not in (1, size):
-            x = np.repeat(x, size // x.shape[axis], axis)
-    return x
+def _blocks(x: Array, values: Array) -> Array:
+    """A view of x with two axes for each: blocks, as many as there are values, and places in one."""
+    out: Array = x.reshape(
+        [n for size, count in zip(x.shape, values.shape, strict=True) for n in (count, size // count)]
+    )
+    return out
+
+
+def _one_per_block(values: Array) -> Array:
+    out: Array = values.astype(np.float32).reshape([n for count in values.shape for n in (count, 1)])
+    return out
 
 
 def lut_to_dense(i: Inputs) -> Array:

@@ -155,6 +155,15 @@ def test_shipped_weights_are_what_the_onnx_package_reads(bundle: Path) -> None:
     assert np.array_equal(shipped.read("vision.layers.0.k.weight"), np.split(packed, 3, axis=1)[1].T)
 
 
+def test_rows_of_a_table_are_those_of_the_whole_table(bundle: Path) -> None:
+    shipped, ids = ShippedWeights(open_bundle(bundle)), np.array([7, 0, 7, 511])
+    for name in ("decoder.embed.weight", "vision.layers.1.fc2.weight"):  # by rows, and by columns
+        some = ids % len(shipped.read(name))
+        assert np.array_equal(shipped.rows(name, some), shipped.read(name)[some])
+    with pytest.raises(EdgeVLMError, match="512 rows, and number 512 is asked for"):
+        shipped.rows("decoder.embed.weight", np.array([512]))
+
+
 def test_hostile_table_is_one_sentence(bundle: Path) -> None:
     opened = open_bundle(bundle)
     table = json.loads((bundle / "weights.json").read_text())

@@ -15,9 +15,9 @@ from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_model
 from edgevlm.inputs.layout import Layout, decoder_inputs, rope_rows
 from edgevlm.models.decoder import decoder, embed_tokens
-from edgevlm.models.eager import EagerOps
+from edgevlm.models.eager import EagerOps, attend
 from edgevlm.models.ops import Weights
-from edgevlm.models.spec import Decoder, Rope, RopeScaling
+from edgevlm.models.spec import Attention, Decoder, Rope, RopeScaling
 from edgevlm.models.states import States
 from edgevlm.runtimes.eager import encode_view
 from edgevlm.verify.reference import cosine
@@ -132,3 +132,22 @@ def test_truncated_cache_forgets(pair) -> None:
     held.cut(5)
     again = play(weights, spec.decoder, held, embeds[5:], 5)
     assert {x.shape[-2] for x in held.growing.values()} == {12} and np.abs(again - wanted).max() < 1e-6
+
+
+@pytest.mark.parametrize(("rows", "total"), [(1, 5), (1100, 1100), (700, 1500)])
+def test_attention_equals_torch_however_many_scores_there_are(rows: int, total: int) -> None:
+    rng = np.random.default_rng(3)
+    q, k, v = (rng.standard_normal((n, s, 16)).astype(np.float32) for n, s in ((4, rows), (2, total), (2, total)))
+    allowed = np.tril(np.ones((rows, total), np.bool_), total - rows)
+    ours = attend(q, k, v, Attention(heads=4, kv_heads=2, head_dim=16), allowed)
+    tensors = [torch.from_numpy(x)[None] for x in (q, k, v)]
+    theirs = torch.nn.functional.scaled_dot_product_attention(
+        *tensors, attn_mask=torch.from_numpy(allowed), enable_gqa=True
+    )
+    assert np.abs(ours - theirs[0].numpy()).max() < 1e-5
+
+
+def test_the_tanh_form_of_gelu_equals_torch_for_many_values() -> None:
+    x = np.random.default_rng(4).standard_normal((3, 50_000)).astype(np.float32)
+    theirs = torch.nn.functional.gelu(torch.from_numpy(x), approximate="tanh").numpy()
+    assert np.abs(EagerOps({}).act(x, "gelu_tanh") - theirs).max() < 1e-6  # type: ignore[arg-type]
