@@ -16,6 +16,7 @@ from edgevlm.export.onnx_.ops import OnnxOps
 from edgevlm.export.onnx_.placement import Linear, OnnxWeights, Unplaced
 from edgevlm.export.onnx_.portable import PortableOps
 from edgevlm.export.onnx_.products import Value
+from edgevlm.export.onnx_.prompt import PromptOps
 from edgevlm.export.onnx_.storage import DataFile, TensorTable
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.models.components import Component, components, rope_names
@@ -46,7 +47,8 @@ def write_onnx(
         else:
             table.prefix = PREFILL
             placement = OnnxWeights(weights, second.form, lambda name: quantized(PREFILL + name), data, table, shared)
-        variants: list[tuple[type[OnnxOps], str]] = [(OnnxOps, ""), (PortableOps, "_portable")]
+        fused = OnnxOps if second is None else PromptOps
+        variants: list[tuple[type[OnnxOps], str]] = [(fused, ""), (PortableOps, "_portable")]
         built = {}
         for ops_class, suffix in variants:
             graph = Graph(component.name)

@@ -1,5 +1,6 @@
 """The ONNX files: valid, standard where they claim to be, shapes free, weights stored once, values right."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
+from safetensors.numpy import load_file, save_file
 
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model
@@ -157,6 +159,44 @@ def test_past_of_any_length_and_ragged_batches(exported, quantize: str, preset: 
     feeds = {"inputs_embeds": np.repeat(embeds[None, :9], 3, 0), "attention_mask": mask, **out.past(3)}
     logits = session.run(["logits"], feeds)[0][:, 0]
     assert cosine(logits, wanted[[8, 5, 0]]) >= bound
+
+
+def test_a_first_token_of_massive_activations_leaves_the_others_their_range(tiny_checkpoint, tmp_path) -> None:
+    """As in trained models (arXiv 2402.17762): what flows into a map of one position is far larger."""
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    tensors = load_file(checkpoint / "model.safetensors")
+    layer = "text_model.layers.0."
+    for name, tensor in tensors.items():
+        if name.endswith((f"{layer}mlp.gate_proj.weight", f"{layer}mlp.up_proj.weight")):
+            tensor[:, 3] *= 10
+        elif name.endswith(f"{layer}self_attn.o_proj.weight"):
+            tensor[3] = 0  # attention brings nothing of that channel to other positions
+    save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
+    out = Exported(checkpoint, tmp_path / "onnx", "int4", "latency")
+    embeds = out.reference.embed(np.random.default_rng(5).integers(0, 400, 40))
+    embeds[:, 3] = 0
+    embeds[0] = 0
+    embeds[0, 3] = 100
+    largest = _inputs_of_down(out, embeds)
+    assert largest[0] > 50 * np.median(largest), "the test's own premise"
+    feeds = {"inputs_embeds": embeds[None], "attention_mask": np.ones((1, 40), np.int64), **out.past(1)}
+    logits = out.session("decoder_prefill").run(["logits"], feeds)[0][0, 0]
+    assert cosine(logits, every_position(out, "decoder_prefill", embeds)[-1]) >= 0.99
+
+
+def _inputs_of_down(out: Exported, embeds: np.ndarray) -> np.ndarray:
+    """The largest value of each position that flows into the first layer's last map."""
+    found = []
+
+    class Spy(EagerOps):
+        def linear(self, x, *maps, bias=False):
+            found.extend([np.abs(x).max(-1)] if maps[0][0] == "decoder.layers.0.down" else [])
+            return super().linear(x, *maps, bias=bias)
+
+    inputs = decoder_inputs(out.spec.decoder, Layout(len(embeds)), 0, len(embeds))
+    decoder(Spy(out.expected, States(), inputs, keep=len(embeds)), embeds, out.spec.decoder)
+    return found[0]
 
 
 def test_portable_decoder_takes_left_padding(exported) -> None:
