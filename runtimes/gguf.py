@@ -203,7 +203,7 @@ class GgufWeights:
         if table.scatters(name):
             values = values.reshape(len(values), -1)
         values = values.T if table.turns(name) else values
-        values = values.reshape(-1, values.shape[-1]) if table.stacks(name) else values
+        values = values.reshape(-1, values.shape[-1]) if table.planes_of(name) else values
         by_head = table.by_head(name, self._spec)
         if by_head is not None:
             values = _undone(values, by_head)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from gguf import GGMLQuantizationType
 
+from edgevlm.bundle.qtensor import BLOCK, QTensor
 from edgevlm.export.gguf_.archs import ProjectorType, TextArch
 from edgevlm.export.gguf_.blocks import ggml_type
 from edgevlm.export.quantize.recipe import Recipe
@@ -14,8 +15,8 @@ from edgevlm.inputs.layout import rope_factors
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Group
 from edgevlm.models.record import weight_tree
-from edgevlm.models.spec import Rope
-from edgevlm.runtimes.llama.names import PROJECTORS, ROPE_DIVISORS, ROPE_FACTORS, TEXT, Table, frame_name
+from edgevlm.models.spec import Attention, Decoder, Rope
+from edgevlm.runtimes.llama.names import PROJECTORS, ROPE_DIVISORS, ROPE_FACTORS, SHARING, TEXT, Table, frame_name
 from edgevlm.types import F32
 
 
@@ -28,7 +29,7 @@ class Entry:
     kind: GGMLQuantizationType
     weights: tuple[str, ...] = ()  # the canonical weights that it holds, one on top of the other
     linear: bool = False
-    constant: F32 | None = None  # its values, where they are no weight of the model
+    constant: QTensor | None = None  # its values, where they are no weight of the model
     row: int | None = None  # the one row of the weight that it holds
     frame: int | None = None  # whose kernel it is, of a patch embedding of several frames
 
@@ -37,11 +38,35 @@ def decoder_entries(spec: ModelSpec, arch: TextArch, recipe: Recipe) -> list[Ent
     """The text model's tensors. A tied head has none: llama.cpp then takes token_embd."""
     first, *rest = _entries(spec, "decoder.", TEXT[arch.name], recipe)
     rope = spec.decoder.ropes["main"]
-    plain = rope.scaling is None and not spec.decoder.per_layer  # where it is asked for in any case
+    plain = rope.scaling is None and arch.name != SHARING  # where it is asked for in any case
     if rope.divisors:  # up to the context that the first counts for, and beyond
         divisors = np.array(rope.divisors, np.float32)
         return [first, *(_constant(name, divisors) for name in ROPE_DIVISORS), *rest]
+    if arch.all_keys:
+        rest += _unread(spec.decoder, TEXT[arch.name])
     return [first, *([] if plain else [_constant(ROPE_FACTORS, _factors(rope))]), *rest]
+
+
+def _unread(d: Decoder, table: Table) -> list[Entry]:
+    """Keys and values of layers that read others': nothing, in the fewest bytes."""
+    found = []
+    for layer in range(d.num_layers):
+        a = d.block(layer).mixers[0]
+        if not isinstance(a, Attention) or a.reads != "earlier":
+            continue
+        rows, w = a.kv_heads * a.head_dim, f"decoder.layers.{layer}"
+        found.append(_constant(table.name(f"{w}.k_norm.weight"), np.zeros(a.head_dim, np.float32)))
+        for part in "kv":
+            codes, scale = (
+                np.zeros((rows, d.hidden_size), np.int8),
+                np.zeros((rows, d.hidden_size // BLOCK), np.float16),
+            )
+            empty = (
+                QTensor("int4", codes, scale) if d.hidden_size % BLOCK == 0 else QTensor("fp32", codes * np.float32(0))
+            )
+            kind = ggml_type(empty.kind, d.hidden_size)
+            found.append(Entry(table.name(f"{w}.{part}.weight"), codes.shape, kind, linear=True, constant=empty))
+    return found
 
 
 def _factors(rope: Rope) -> F32:
@@ -85,7 +110,8 @@ def _entries(spec: ModelSpec, part: str, table: Table, recipe: Recipe) -> list[E
         if table.kernel and table.scatters(weight):
             group = next(step for step in spec.projector if isinstance(step, Group))
             shape, kind = (shape[0], group.width, group.side, group.side), GGMLQuantizationType.F32
-        shape = (2, shape[0] // 2, *shape[1:]) if table.stacks(weight) else shape
+        planes = table.planes_of(weight)
+        shape = (planes, shape[0] // planes, *shape[1:]) if planes else shape
         name, weights = table.name(weight), tuple([weight])
         if above := found.get(name):
             weights, shape = (*above.weights, weight), (above.shape[0] + shape[0], *shape[1:])
@@ -95,4 +121,4 @@ def _entries(spec: ModelSpec, part: str, table: Table, recipe: Recipe) -> list[E
 
 
 def _constant(name: str, values: F32) -> Entry:
-    return Entry(name, values.shape, GGMLQuantizationType.F32, constant=values)
+    return Entry(name, values.shape, GGMLQuantizationType.F32, constant=QTensor("fp32", values))

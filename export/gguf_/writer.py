@@ -125,7 +125,7 @@ def _tensor(
 ) -> np.ndarray[Any, Any]:
     """The bytes of one tensor. Blocks run along a row, so moving rows changes no bit of any value."""
     if entry.constant is not None:
-        return pack(QTensor("fp32", entry.constant), entry.kind)
+        return pack(entry.constant, entry.kind)
     if entry.row is not None:
         embed, row = quantized(entry.weights[0]), slice(entry.row, entry.row + 1)
         scale = None if embed.scale is None else embed.scale[row]
@@ -156,7 +156,8 @@ def _tensor(
     if len({tensor.kind for tensor in parts}) > 1:
         parts = [QTensor("fp32", tensor.dequantize()) for tensor in parts]
     size, rows = (sum(count) for count in zip(*((part.codes.size, len(part.codes)) for part in parts), strict=True))
-    if (size, rows) != (np.prod(entry.shape), np.prod(entry.shape[:-1] if table.stacks(weight) else entry.shape[:1])):
+    ahead = entry.shape[:-1] if table.planes_of(weight) else entry.shape[:1]
+    if (size, rows) != (np.prod(entry.shape), np.prod(ahead)):
         raise EdgeVLMError(
             f"The weight '{entry.weights[0]}' has the shape {parts[0].codes.shape}, but config.json implies "
             f"{entry.shape}: download the checkpoint again."

@@ -6,7 +6,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Attention
 from edgevlm.runtimes.gguf import GgufFile
-from edgevlm.runtimes.llama.names import EMBEDDINGS, level_before_layers
+from edgevlm.runtimes.llama.names import EMBEDDINGS, SHARING, level_before_layers
 
 
 def check_agreement(file: GgufFile, spec: ModelSpec) -> None:
@@ -25,7 +25,8 @@ def check_agreement(file: GgufFile, spec: ModelSpec) -> None:
         wanted["attention.head_count_kv"] = kv if listed else attention.kv_heads
         sizes = {mixer.window is None: mixer.head_dim for mixer in mixers if isinstance(mixer, Attention)}
         wanted["attention.key_length"] = sizes.get(True, attention.head_dim)
-        wanted["attention.key_length_swa"] = sizes.get(False) if d.per_layer else None
+        two = file.keys.get("general.architecture") == SHARING  # sizes of heads
+        wanted["attention.key_length_swa"] = sizes.get(False) if two else None
     wanted["embedding_length_per_layer_input"] = d.per_layer or None
     sections = [rope.sections for rope in d.ropes.values() if rope.sections]
     wanted["rope.dimension_sections"] = [*sections[0], 0] if sections else None

@@ -36,6 +36,7 @@ class Table:
     line_break: bool = False  # the encoder gives a row more for each line of image tokens but the last
     quartered: bool = False  # RoPE turns the halves of the tower's heads apart, each in halves of its own
     stacked: str = ""  # a weight whose two halves are one tensor of three axes
+    planes: tuple[str, ...] = ()  # tensors of three axes, of which each weight is a part
     longest_edge: bool = False  # mtmd scales every picture to some length, unless no more tokens are allowed
 
     def name(self, weight: str) -> str:
@@ -70,9 +71,9 @@ class Table:
         # `LlamaModel.permute` of llama.cpp's converter
         return np.arange(rows).reshape(-1, 2, attention.head_dim // 2).swapaxes(1, 2).reshape(-1)
 
-    def stacks(self, weight: str) -> bool:
-        """Whether its two halves are one tensor of three axes."""
-        return weight == self.stacked
+    def planes_of(self, weight: str) -> int:
+        """How many planes of a tensor of three axes it is; 0: its tensor has fewer axes."""
+        return 2 if weight == self.stacked else int(self.names[_pattern(weight)[0]] in self.planes)
 
     def scatters(self, weight: str) -> bool:
         """Whether columns leave their blocks: what has a scale for each block can only be stored as values."""
@@ -215,6 +216,7 @@ _SANDWICH = {
 # llama.cpp's own names of its text architectures whose layers have norms on both sides: with windows, without, and with
 # windows, a second table of tokens, and layers that read others' keys and values.
 WINDOWED, SANDWICH, SHARING = "gemma3", "glm4", "gemma4"
+STREAMS = "gemma3n"  # ... and several streams of states
 PER_LAYER = "per_layer_token_embd.weight"
 _SECOND = {
     "decoder.per_layer_embed": "per_layer_token_embd",
@@ -224,6 +226,16 @@ _SECOND = {
     "decoder.layers.{i}.per_layer_up": "blk.{i}.proj",
     "decoder.layers.{i}.per_layer_norm": "blk.{i}.post_norm",
     "decoder.layers.{i}.scale": "blk.{i}.layer_output_scale.weight",
+}
+_STREAMS = {
+    **{f"decoder.spread_{n}": "altup_proj" for n in range(1, 4)},
+    **{f"decoder.join_{n}": "altup_unembd_proj" for n in range(1, 4)},
+    **{f"decoder.layers.{{i}}.router{part}": f"blk.{{i}}.altup_router{part}" for part in ("", "_norm")},
+    **{f"decoder.layers.{{i}}.{part}": f"blk.{{i}}.altup_{part}_coef" for part in ("predict", "correct")},
+    "decoder.layers.{i}.first_scale": "blk.{i}.altup_correct_scale.weight",
+    "decoder.layers.{i}.laurel_in": "blk.{i}.laurel_l",
+    "decoder.layers.{i}.laurel_out": "blk.{i}.laurel_r",
+    "decoder.layers.{i}.laurel_norm": "blk.{i}.laurel_post_norm",
 }
 _BOUNDED = {
     "vision.layers.{i}.norm1_after": "v.blk.{i}.attn_post_norm",
@@ -242,6 +254,7 @@ _BOUNDED = {
 LEVELS = "granite"
 _GATED_UP = {f"decoder.layers.{{i}}.{part}": "blk.{i}.ffn_up" for part in ("gate", "up")}  # one on top of the other
 TEXT = {
+    STREAMS: Table(_TEXT | _SANDWICH | _SECOND | _STREAMS, planes=("altup_proj", "altup_unembd_proj")),
     SHARING: Table(_TEXT | _SANDWICH | _SECOND),
     WINDOWED: Table(_TEXT | _SANDWICH),
     SANDWICH: Table(_TEXT | _SANDWICH | _GATED_UP),

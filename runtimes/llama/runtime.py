@@ -208,11 +208,13 @@ class LlamaDecoder:
 
     def _read_twice(self, embeds: F32) -> None:
         """Positions of a prompt where llama.cpp itself looks each token up in a second table, and gives positions that
-        come as embeddings the first row of it: text goes in as tokens."""
+        come as embeddings the first row of it: text goes in as tokens, but for those with embeddings of their own."""
         start, layout = self._position, self._layout
         pictured = np.zeros(start + len(embeds), np.bool_)
         for span in layout.spans:
             pictured[span.places[span.places < len(pictured)]] = True
+        for marker in layout.markers:
+            pictured[marker.start : marker.start + 1] = True
         if len(layout.ids) < len(pictured):
             raise EdgeVLMError(
                 "llama.cpp looks each token of this model up in two tables: give the layout of the whole prompt with "

@@ -14,6 +14,7 @@ from edgevlm.checkpoint.families import (
     dots_ocr,
     fast_vlm,
     gemma3,
+    gemma3n,
     gemma4,
     glm4v,
     glm_ocr,
@@ -63,7 +64,7 @@ from edgevlm.models.record import host_tree, weight_tree
 FAMILIES = (
     smolvlm.FAMILY, llava.FAMILY, internvl.FAMILY, qwen2_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_vl.FAMILY, nanovlm.FAMILY,
     deepseek_vl.FAMILY, llava_next.FAMILY, llava_onevision.FAMILY, vipllava.FAMILY, janus.FAMILY, lfm2_vl.FAMILY,
-    gemma3.FAMILY, paligemma.FAMILY, paddleocr_vl.FAMILY,
+    gemma3.FAMILY, gemma3n.FAMILY, paligemma.FAMILY, paddleocr_vl.FAMILY,
     mistral3.FAMILY, lighton_ocr.FAMILY, ovis2.FAMILY, fast_vlm.FAMILY, qwen3_5.FAMILY, lfm3_vl.FAMILY,
     minicpmv.FAMILY, minicpmv4_6.FAMILY, minicpmv4_7.FAMILY, gemma4.FAMILY, moondream.FAMILY,
     granite_docling.FAMILY, glm4v.FAMILY, glm_ocr.FAMILY, dots_ocr.FAMILY, llava_qwen2.FAMILY,

@@ -9,7 +9,7 @@ from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.family import Family
 from edgevlm.checkpoint.families.gemma_text import gemma_names, read_gemma
 from edgevlm.checkpoint.families.tensors import Names, Plain, PlusOne, Transposed, prefix_of
-from edgevlm.checkpoint.families.tokens import token_key
+from edgevlm.checkpoint.families.tokens import token_key, token_text
 from edgevlm.checkpoint.families.towers import read_vit
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import check_side, image_spec, processor_type
@@ -71,20 +71,12 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
 def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
     """The chat template writes a picture's first token alone; the processor writes the whole picture for it."""
     files.check_tokens("image_seq_length", model.image_tokens)
-    first, last = (_token(files, key, usual) for key, usual in (("boi", 255999), ("eoi", 256000)))
+    first, last = (token_text(files, key, usual) for key, usual in (("boi", 255999), ("eoi", 256000)))
     text = PictureText(open=f"\n\n{first}", close=f"{last}\n\n")
     return prompt_spec(files, model, picture=text, needed=(first, last), placeholder=first, grounding=BOXES)
 
 
 BOXES = Grounding("json", 1000, y_first=True)
-
-
-def _token(files: ProcessorFiles, name: str, usual: int) -> str:
-    key = token_key(files.config, name)
-    found = files.tokenizer.id_to_token(files.config.count(key, usual, least=0))
-    if found is None:
-        raise files.config.wrong(key, "a token of tokenizer.json")
-    return str(found)
 
 
 FAMILY = Family(

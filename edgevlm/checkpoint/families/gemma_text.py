@@ -61,7 +61,7 @@ def read_gemma(checkpoint: Checkpoint, config: JsonFile, *, mask: str, default: 
         mlp = Mlp(config.count("intermediate_size", usual["inner"]), "gelu_tanh")
         return Block((attention,), mlp, norm, places="pre" if kind == "gemma" else "sandwich")
 
-    kinds = _layers(config, usual)
+    kinds = read_kinds(config, usual)
     window = config.count("sliding_window", 4096) if SLIDING in kinds else None
     order = list(dict.fromkeys(kinds))
     return Decoder(
@@ -71,7 +71,7 @@ def read_gemma(checkpoint: Checkpoint, config: JsonFile, *, mask: str, default: 
         blocks=tuple(block(window if name == SLIDING else None) for name in order),
         layers=tuple(order.index(name) for name in kinds),
         norm=norm,
-        ropes=_ropes(config, size, kinds) if kind == "gemma3_text" else {"main": _rope(config, "", config, size, 1e4)},
+        ropes=read_ropes(config, size, kinds) if kind == "gemma3_text" else _one_rope(config, size),
         mask=mask,
         embed_scale=rounded(hidden**0.5, checkpoint.dtype(embed)),
         logit_cap=None if kind == "gemma" else cap(config, "final_logit_softcapping", usual.get("logit_cap")),
@@ -79,7 +79,7 @@ def read_gemma(checkpoint: Checkpoint, config: JsonFile, *, mask: str, default: 
     )
 
 
-def _layers(config: JsonFile, usual: dict[str, Any]) -> list[str]:
+def read_kinds(config: JsonFile, usual: dict[str, Any]) -> list[str]:
     """Each layer's kind: listed, or full every so many layers."""
     count = config.count("num_hidden_layers", usual["layers"], most=limits.LAYERS)
     if "every" not in usual:
@@ -91,7 +91,7 @@ def _layers(config: JsonFile, usual: dict[str, Any]) -> list[str]:
     return kinds
 
 
-def _ropes(config: JsonFile, size: int, kinds: list[str]) -> dict[str, Rope]:
+def read_ropes(config: JsonFile, size: int, kinds: list[str]) -> dict[str, Rope]:
     """Of layers that see all, "main", and of the others, "local": one object in transformers 5, four keys before."""
     both = config.section("rope_parameters")
     if both.given:
@@ -100,6 +100,11 @@ def _ropes(config: JsonFile, size: int, kinds: list[str]) -> dict[str, Rope]:
         full = _rope(config, "rope_theta", config.section("rope_scaling"), size, 1e6)
         local = Rope(config.number("rope_local_base_freq", 1e4), size)
     return {"main": full} | ({"local": local} if SLIDING in kinds else {})
+
+
+def _one_rope(config: JsonFile, size: int) -> dict[str, Rope]:
+    """Gemma 1's and 2's."""
+    return {"main": _rope(config, "", config, size, 1e4)}
 
 
 _THETAS = {FULL: 1e6, SLIDING: 1e4}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,7 @@ class Asked:
     def make(self, read: Read, part: str, shape: Shape) -> F32:
         x, width = read(self.queries).astype(np.float64), shape[1]
         x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + self.eps)
+        x = _normed(x, self.eps)
         x = x * read(f"{self.norm}.weight") + read(f"{self.norm}.bias")
         weight, bias = (read(f"{self.attention}in_proj_{each}")[:width] for each in ("weight", "bias"))
         return np.asarray(x @ weight.T + bias, np.float32)
@@ -115,7 +116,29 @@ class Projected:
     def make(self, read: Read, part: str, shape: Shape) -> F32:
         x = read(self.row).astype(np.float64)
         x = read(f"{self.linear}.weight") @ x + read(f"{self.linear}.bias") if self.linear else x
-        return np.asarray(x / np.sqrt(np.square(x).mean() + self.eps) * read(f"{self.norm}.weight"), np.float32)
+        return np.asarray(_normed(x, self.eps) * read(f"{self.norm}.weight"), np.float32)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Rows of a small table behind a root mean square norm, a map, and such a norm without weights: all constant."""
+
+    table: str
+    rows: tuple[int, ...]
+    size: tuple[int, int]  # of the table
+    norm: str
+    linear: str
+    eps: float
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        width = self.size[1]
+        maps = {f"{self.norm}.weight": (width,), f"{self.linear}.weight": (shape[1], width)}
+        return {f"{self.table}.weight": self.size, **maps}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        x = _normed(read(f"{self.table}.weight")[list(self.rows)].astype(np.float64), self.eps)
+        x = x * read(f"{self.norm}.weight") @ read(f"{self.linear}.weight").T.astype(np.float64)
+        return np.asarray(_normed(x, self.eps), np.float32)
 
 
 @dataclass(frozen=True)
@@ -147,6 +170,21 @@ class Copied:
         values = np.array(read(_name(self.stem, part)))
         values[list(self.rows)] = values[self.source]
         return values
+
+
+@dataclass(frozen=True)
+class Extended:
+    """A table that has more rows than are stored: copies of its first."""
+
+    stem: str
+    rows: int  # that are stored
+
+    def stored(self, part: str, shape: Shape) -> dict[str, Shape]:
+        return {_name(self.stem, part): (self.rows, *shape[1:])}
+
+    def make(self, read: Read, part: str, shape: Shape) -> F32:
+        values = read(_name(self.stem, part))
+        return np.concatenate([values, np.repeat(values[:1], shape[0] - self.rows, axis=0)])
 
 
 @dataclass(frozen=True)
@@ -198,6 +236,10 @@ class Bound:
     def make(self, read: Read, part: str, shape: Shape) -> F32:
         most = np.finfo(np.float32).max
         return np.clip(read(self.name), -most, most).reshape(shape)
+
+
+def _normed(x: Any, eps: float) -> Any:
+    return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + eps)
 
 
 def _name(stem: str, part: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.gguf_.archs import sharing
+from edgevlm.export.gguf_.archs import sharing, streams
 from edgevlm.export.gguf_.archs.parallel import PARALLEL
 from edgevlm.export.gguf_.archs.parts import CHANGED, KINDS, LONG, Refusals, Value, attention, mlp, other_sections, rope
 from edgevlm.export.gguf_.archs.sides import BOTH_SIDES, WINDOWED, far, window
@@ -23,6 +23,7 @@ class TextArch:
     fits: Callable[[Decoder, Attention], bool]
     refusals: Refusals = field(default_factory=dict)
     more_keys: dict[str, Callable[[Decoder], Value]] = field(default_factory=dict)
+    all_keys: bool = False  # its files hold keys and values of layers that read others', too, which nothing reads
     plain: bool = True  # its layers are all the same, and `_REFUSALS` holds, too
 
     def keys(self, d: Decoder) -> dict[str, Value]:
@@ -171,6 +172,7 @@ _ARCHS = (
             "rope.scaling.attn_factor": lambda d: float(rope(d).gain),
         },
     ),
+    TextArch(names.STREAMS, lambda d, a: d.streams > 1, streams.REFUSALS, streams.KEYS, all_keys=True, plain=False),
     TextArch(names.SHARING, lambda d, a: d.per_layer > 0, sharing.REFUSALS, sharing.KEYS, plain=False),
     TextArch(
         names.SANDWICH,
