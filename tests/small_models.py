@@ -65,6 +65,23 @@ class Drawn:
         return name in self._values
 
 
+class Known(Drawn):
+    """The same as a quantizer takes them."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._tree = weight_tree(spec)
+
+    def names(self) -> list[str]:
+        return list(self._tree)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tree[name].shape
+
+    def is_linear(self, name: str) -> bool:
+        return self._tree[name].is_linear
+
+
 def text(attention: Attention, rope: Rope, **options: Any) -> Decoder:
     block = Block((replace(attention, rope="main"),), Mlp(80), Norm("rms", 1e-6))
     return Decoder(90, WIDTH, 128, (block,), (0, 0, 0), ropes={"main": rope}, **options)
@@ -94,18 +111,18 @@ def clip(decoder: Decoder = PLAIN) -> ModelSpec:
 
 def convolved() -> ModelSpec:
     """A tower of three stages of convolutions, the last of which attends."""
-    block = Block((Attention(2, 2, 8, out_bias=True),), Mlp(64, "gelu", gated=False, bias=True), Norm("layer", 1e-5))
-    tower = ConvVit(32, 16, 32, 4, block, widths=(8, 8, 16), depths=(1, 2, 1), attending=1, squeeze=4)
+    block = Block((Attention(4, 4, 16, out_bias=True),), Mlp(256, "gelu", gated=False, bias=True), Norm("layer", 1e-5))
+    tower = ConvVit(32, 16, 128, 4, block, widths=(32, 32, 64), depths=(1, 2, 1), attending=1, squeeze=4)
     return replace(clip(), family="convolved", vision=tower)
 
 
 def bottlenecks() -> ModelSpec:
     """Kernels in all places, attention with fewer keys and without, two grids that are fused on a coarser one."""
-    few, many = Attention(2, 1, 8), Attention(4, 1, 12)
+    few, many = Attention(2, 1, 8), Attention(4, 1, 16)
     layers = (
         Bottleneck(8, 24, fused=3, stride=2), Bottleneck(8, 16, fused=3), Bottleneck(16, 40, 3, 5, stride=2),
-        Bottleneck(16, 32, 5), Attending(few, stride=2), Bottleneck(16, 16), Bottleneck(24, 64, 5, stride=2),
-        Attending(many), Bottleneck(24, 48),
+        Bottleneck(16, 32, 5), Attending(few, stride=2), Bottleneck(16, 16), Bottleneck(32, 64, 5, stride=2),
+        Attending(many), Bottleneck(32, 48),
     )  # fmt: skip
     block = Block((many,), Mlp(72, "gelu_tanh", gated=False), Norm("rms", 1e-6))
     tower = MobileNet(64, 16, 56, len(layers), block, stem=12, layers=layers, fine=6)

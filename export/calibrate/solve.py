@@ -118,7 +118,7 @@ class _CalibratingOps(PackedOps):
         diagonal = np.concatenate([np.diag(moment) for moment in moments])
         matrices = [(f"{name}.weight", self.found.weights.read(f"{name}.weight")) for name in names]
         source = source_of(names[0], self.spec)
-        if self.method.startswith("awq") and kind == "int4" and source is not None:
+        if self.method.startswith("awq") and kind == "int4" and source and f"{source[0]}.weight" in self.found.weights:
             magnitude = shared(np.sqrt(diagonal), source[1], self._head_dim(source))
             factor = choose(matrices, kind, magnitude, moments, at)
             self._fold(source, names, factor)

@@ -212,13 +212,13 @@ def test_layers_that_share_find_what_they_share(wrong: dict[str, Any], said: str
     [
         ({"depths": (1, 2)}, "other numbers of stages and blocks"),
         ({"num_layers": 5}, "other numbers of stages and blocks"),
-        ({"widths": (8, 12, 16)}, "no multiples of those before"),
+        ({"widths": (8, 12, 64)}, "no multiples of those before"),
         ({"squeeze": 5}, "no multiples of those before"),
         ({"patch_size": 8}, "no whole number of states"),
         ({"image_size": 40}, "no whole number of states"),
         ({"widths": ()}, "its tower has 0 stages"),
         ({"attending": 4}, "its tower has 3 stages, expected 4 to 16"),
-        ({"attending": 2, "widths": (4, 4, 16)}, "no multiples of a head"),
+        ({"attending": 2, "widths": (4, 4, 64)}, "no multiples of a head"),
     ],
 )
 def test_stages_that_do_not_fit_each_other(wrong: dict[str, Any], said: str) -> None:
@@ -246,7 +246,7 @@ def layered(number: int, **fields: Any) -> dict[str, Any]:
         (layered(4, stride=16), "no whole number of states"),
         (layered(4, attention=Attention(3, 2, 8)), "attention with more than heads"),
         (layered(4, attention=Attention(2, 1, 8, bias=True)), "attention with more than heads"),
-        (layered(7, attention=Attention(2, 1, 12)), "differs between layers"),
+        (layered(7, attention=Attention(2, 1, 16)), "differs between layers"),
         ({"deepstack": (1,)}, "further levels of features"),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from small_models import Known, bottlenecks, convolved
 from tiny import gemma3, gemma4, lfm2_vl, paligemma, qwen3_5
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
@@ -23,7 +24,7 @@ from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec
 from edgevlm.commands.verify import _expected
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.calibrate.batch import Batch
+from edgevlm.export.calibrate.batch import Batch, Group
 from edgevlm.export.calibrate.data import Example, default_source, read_source
 from edgevlm.export.calibrate.make import make_batch
 from edgevlm.export.calibrate.plan import CalibrationOptions, LossMeter, MixedWeights, split
@@ -32,9 +33,11 @@ from edgevlm.export.calibrate.solve import METHODS, calibrate
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import fit, make_recipe
-from edgevlm.inputs.layout import merge, split_features
+from edgevlm.inputs.layout import Layout, merge, split_features
 from edgevlm.inputs.prompt import Prompter
+from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import head_name
+from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.eager import encode_view
 from edgevlm.runtimes.mil.weights import CoreMLWeights
 from edgevlm.types import F32, I64
@@ -218,6 +221,21 @@ def test_folding_leaves_other_float_models_as_they_are(other: Model, tmp_path: P
         for weights in (other.weights, found.original)
     ]
     assert np.abs(states[0] - states[1]).max() < 5e-5 * np.abs(states[0]).max()
+
+
+@pytest.mark.parametrize("make", [convolved, bottlenecks], ids=lambda make: make.__name__)
+def test_folding_leaves_towers_of_convolutions_as_they_are(make: Callable[[], ModelSpec], tmp_path: Path) -> None:
+    """Most of their maps come behind a convolution or a norm that others read, too: these take no factor."""
+    spec, weights = make(), Known(make())
+    assert isinstance(spec.vision, Vit)
+    side, ids = spec.vision.image_size, np.arange(12)
+    pixels = np.random.default_rng(0).standard_normal((3, 3, side, side)).astype(np.float32)
+    batch = Batch({"pixels": pixels}, (Layout(12),), ids, (Group(0, (12,)),), ids[:1], ids[1:2], -1)
+    found = calibrate(spec, weights, fit(make_recipe("int4", "size"), weights), batch, "awq", tmp_path)
+    moved = {name for name in found.fold.columns if name.startswith("vision.")}
+    assert moved and all(name.endswith((".q.weight", ".k.weight", ".v.weight", ".o.weight")) for name in moved)
+    features = [encode_batch(spec, each, batch) for each in (weights, found.original)]
+    assert np.abs(features[0] - features[1]).max() < 2e-5 * np.abs(features[0]).max()
 
 
 @pytest.mark.parametrize("family", ["smolvlm", "idefics3"])
