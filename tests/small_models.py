@@ -126,7 +126,8 @@ def bottlenecks() -> ModelSpec:
     )  # fmt: skip
     block = Block((many,), Mlp(72, "gelu_tanh", gated=False), Norm("rms", 1e-6))
     tower = MobileNet(64, 16, 56, len(layers), block, stem=12, layers=layers, fine=6)
-    return replace(clip(), family="bottlenecks", vision=tower)
+    bare = Normalize(Norm("rms", 1e-6, weight=False))
+    return replace(clip(), family="bottlenecks", vision=tower, projector=(Linear("linear", WIDTH, bias=False), bare))
 
 
 def intern() -> ModelSpec:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.ops import Ops, Weights, X
-from edgevlm.models.spec import Attention, Norm
+from edgevlm.models.spec import Attention, Conv, Norm
 from edgevlm.runtimes.coreai import state_input
 from edgevlm.types import F32
 
@@ -76,6 +76,20 @@ class CoreAiOps(Ops):
         x = self._swap(self._reshape(x, 1, width, rows * columns), 0, 2, 1)
         return self.add(x, self._weight(f"{name}.bias")) if bias else x
 
+    def flatten(self, pixels: X) -> X:
+        _, channels, rows, columns = pixels.type.shape
+        return self._swap(self._reshape(pixels, 1, channels, rows * columns), 0, 2, 1)
+
+    def conv2d(self, x: X, name: str, grid: tuple[int, int], c: Conv) -> X:
+        cells = self._reshape(self._swap(x, 0, 2, 1), 1, x.type.shape[2], *grid)
+        cells = self.a.pad(cells, dims(0, 0, 0, 0, *c.zeros, *c.zeros), np.float32(0))
+        kernel, steps = self._weight(f"{name}.weight"), dims(c.stride, c.stride)
+        out = self.flatten(self.a.conv2d(cells, kernel, steps, dims(1, 1), np.uint32(c.groups)))
+        return self.add(out, self._weight(f"{name}.bias")) if c.bias else out
+
+    def mean(self, x: X) -> X:
+        return self.a.reduce_mean(x, places(1))
+
     def plain_linear(self, x: X, name: str, width: int, bias: bool = False) -> X:
         return self._product(x, name, bias)
 
@@ -127,6 +141,11 @@ class CoreAiOps(Ops):
         cells = self._swap(self._reshape(x, rows, scale, columns, scale * width), 0, 2, 1, 3)
         return self._reshape(cells, 1, rows * columns, width * scale**2)
 
+    def pixel_unshuffle(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
+        rows, columns = (side // scale for side in grid)
+        cells = self._swap(self._reshape(x, rows, columns, scale, scale * width), 0, 2, 1, 3)
+        return self._reshape(cells, 1, rows * columns * scale**2, width)
+
     def mean_pool(self, x: X, grid: tuple[int, int], scale: int, width: int) -> X:
         rows, columns = (side // scale for side in grid)
         lines = self.a.reduce_mean(self._reshape(x, rows, scale, columns, scale * width), places(1))
@@ -151,7 +170,8 @@ class CoreAiOps(Ops):
         """x / sqrt(mean(x^2) + eps) * weight: of centred rows, the mean square is the variance."""
         x = self.a.broadcasting_sub(x, self._mean(x)) if spec.kind == "layer" else x
         inverse = self.a.rsqrt(self.add(self._mean(self.mul(x, x)), np.float32(spec.eps)))
-        x = self.mul(self.mul(x, inverse), self._weight(f"{name}.weight"))
+        x = self.mul(x, inverse)
+        x = self.mul(x, self._weight(f"{name}.weight")) if spec.weight else x
         return self.add(x, self._weight(f"{name}.bias")) if spec.kind == "layer" else x
 
     def act(self, x: X, kind: str) -> X:

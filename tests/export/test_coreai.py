@@ -21,7 +21,9 @@ from small_models import (
     PLAIN,
     WIDTH,
     Drawn,
+    bottlenecks,
     clip,
+    convolved,
     cosine,
     deep,
     features,
@@ -128,7 +130,9 @@ def test_a_wrong_rotation_or_state_is_found(
 
 @needs_coreai
 @pytest.mark.parametrize(
-    "spec", [clip(), intern(), clip(gemma()), clip(HALVES)], ids=["clip", "intern", "gemma", "halves"]
+    "spec",
+    [clip(), convolved(), bottlenecks(), intern(), clip(gemma()), clip(HALVES)],
+    ids=["clip", "convolved", "bottlenecks", "intern", "gemma", "halves"],
 )
 def test_square_towers_and_long_prompts(tmp_path: Path, spec: ModelSpec) -> None:
     """Three calls of rows, a step back, and the limit of the cache."""
