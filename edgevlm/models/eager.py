@@ -90,7 +90,7 @@ class EagerOps(Ops):
 
     def embed(self, ids: I64, name: str, rows: int, width: int) -> F32:
         if isinstance(self.weights, RowWeights):
-            return self.weights.rows(f"{name}.weight", ids)
+            return self.weights.rows(f"{name}.weight", ids.ravel()).reshape(*ids.shape, width)
         found: F32 = self._weight(f"{name}.weight")[ids]
         return found
 

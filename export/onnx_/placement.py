@@ -82,16 +82,21 @@ class OnnxWeights:
 
     def zero_points(self, graph: Graph, linear: Linear) -> str:
         """Constant zero points (N, K / 32) for standard DequantizeLinear: 8 or 128 everywhere."""
-        bits = 4 if linear.kind == "int4" else 8
-        count = linear.rows * linear.columns // BLOCK
-        size = -(-count * bits // 8)
+        blocks = linear.columns // BLOCK
+        bits, dtype = (4, TensorProto.UINT4) if linear.kind == "int4" else (8, TensorProto.UINT8)
+        region = self._zero_point_bytes(bits, -(-linear.rows * blocks * bits // 8))
+        return graph.external(f"{linear.key}.zero_points", dtype, [linear.rows, blocks], region)
+
+    def packed_zero_points(self, graph: Graph, linear: Linear) -> str:
+        """The same of 4 bits for MatMulNBits: (N, bytes of a row)."""
+        shape = [linear.rows, -(-linear.columns // BLOCK // 2)]
+        region = self._zero_point_bytes(4, shape[0] * shape[1])
+        return graph.external(f"{linear.key}.zero_points", TensorProto.UINT8, shape, region)
+
+    def _zero_point_bytes(self, bits: int, size: int) -> Region:
         if bits not in self._zero_points or self._zero_points[bits].length < size:
-            fill = 0x88 if bits == 4 else 0x80
-            self._zero_points[bits] = self.home.append(np.full(size, fill, np.uint8))
-        dtype = TensorProto.UINT4 if bits == 4 else TensorProto.UINT8
-        region = self._zero_points[bits].part(0, size)
-        shape = [linear.rows, linear.columns // BLOCK]
-        return graph.external(f"{linear.key}.zero_points", dtype, shape, region)
+            self._zero_points[bits] = self.home.append(np.full(size, 0x88 if bits == 4 else 0x80, np.uint8))
+        return self._zero_points[bits].part(0, size)
 
     def linear(self, names: tuple[str, ...], *, rows: bool = False) -> Linear:
         """Place (once) the matrices `<name>.weight`, packed; `rows` keeps float tables as (N, K) for look-ups."""

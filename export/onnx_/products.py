@@ -94,7 +94,10 @@ class ProductOps(Ops):
         shape = [linear.rows, blocks, BLOCK * bits // 8]
         codes = g.external(f"{linear.key}.weight", TensorProto.UINT8, shape, linear.codes)
         scale = g.external(f"{linear.key}.scale", TensorProto.FLOAT, [linear.rows, blocks], linear.scale)
-        inputs = [x, codes, scale] + (["", "", bias] if bias else [])
+        # Said though it is the operator's own: on arm64 the kernel for products without zero points rounds their scales
+        # to bfloat16 and has one range of activations for a row instead of one for a block (KleidiAI's).
+        zero = self.placement.packed_zero_points(g, linear) if bits == 4 else ""
+        inputs = [x, codes, scale, *([zero, "", bias] if bias else [zero] * (bits == 4))]
         # Accuracy level 4 lets the kernel quantize activations to int8 per block, 20-40 % faster than float.
         return g.node(
             "MatMulNBits",
