@@ -1,0 +1,29 @@
+"""llama.cpp's own way to GGUF: `convert_gguf.py CHECKOUT CHECKPOINT OUT`. Its converter for decoder and mmproj in fp16,
+and Q4_0 by `llama_model_quantize` of the installed llama-cpp-python."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+Q4_0 = 2  # llama_ftype
+
+
+def main(checkout: Path, model: Path, out: Path) -> None:
+    import llama_cpp
+
+    out.mkdir(parents=True)
+    convert = [sys.executable, str(checkout / "convert_hf_to_gguf.py"), str(model), "--outtype", "f16", "--outfile"]
+    subprocess.run([*convert, str(out / "f16.gguf")], check=True)
+    subprocess.run([*convert, str(out / "mmproj.gguf"), "--mmproj"], check=True)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = Q4_0, os.cpu_count()
+    if llama_cpp.llama_model_quantize(bytes(out / "f16.gguf"), bytes(out / "q4_0.gguf"), ctypes.byref(params)):
+        sys.exit("llama_model_quantize failed")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:4]))
