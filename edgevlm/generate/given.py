@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 from PIL import Image
@@ -132,6 +131,8 @@ def _from_address(text: str) -> str | bytes:
     if kind in ("http", "https", "ftp", "s3", "gs"):
         raise EdgeVLMError(f"The picture '{text[:200]}' is on the network, which is never read: download it first.")
     if kind == "file":
+        from urllib.request import url2pathname  # with it come HTTP, mail and TLS: 30 ms
+
         return url2pathname(urlsplit(text).path)
     if not text:
         raise EdgeVLMError("The path of a picture is empty: name a file.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from functools import cache
 from typing import Any, TypeVar
 
 from edgevlm.errors import EdgeVLMError
@@ -25,7 +26,7 @@ def from_dict(cls: type[T], data: Any, where: str) -> T:
     """
     if not isinstance(data, dict):
         raise EdgeVLMError(f"{where} should hold a JSON object, found {type(data).__name__}: export the bundle again.")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # python/mypy#11469
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - set(fields)):
         raise EdgeVLMError(
@@ -39,6 +40,9 @@ def from_dict(cls: type[T], data: Any, where: str) -> T:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise EdgeVLMError(f"{where} lacks the field '{name}': export the bundle again.")
     return cls(**values)
+
+
+_hints = cache(typing.get_type_hints)  # compiles each field's annotation
 
 
 def _tagged(choices: list[Any], value: Any, where: str) -> Any:

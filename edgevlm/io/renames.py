@@ -7,7 +7,6 @@ import errno
 import os
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -59,6 +58,8 @@ def exchange(one: Path, other: Path) -> bool:
 
 def sync(paths: Iterable[Path]) -> None:
     """Wait until files are on the disk with their content, and folders with their names."""
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(_sync, paths))
 
