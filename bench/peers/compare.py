@@ -84,6 +84,7 @@ class Place:
         shared = {"EDGEVLM_PYTHON": sys.executable, "ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self.threads))
         self.environment = {**os.environ, **shared, **threads, "NODE_ENVIRONMENT": str(self.installed)}
+        self.environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled: a cold start reads that
 
     @property
     def folder(self) -> Path:
