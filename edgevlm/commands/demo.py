@@ -31,9 +31,8 @@ QUESTIONS = (
 def demo(out: str, quantize: str) -> None:
     """Export the shipped model, check it, ask about a picture."""
     from edgevlm.bundle.manifest import open_bundle
-    from edgevlm.generate.loop import Pipeline
+    from edgevlm.generate.loop import open_pipeline
     from edgevlm.generate.sampling import GenerateOptions
-    from edgevlm.runtimes import open_runtime
 
     again = _is_demo(Path(out))
     if not again and os.path.isdir(out) and os.listdir(out):
@@ -41,15 +40,14 @@ def demo(out: str, quantize: str) -> None:
     note(f"$ edgevlm export default --target onnx --quantize {quantize} -o {shlex.quote(out)}")
     bundle = open_bundle(export_bundle("default", out, quantize=quantize, force=again))
     note(f"\nNow {len(QUESTIONS)} questions about the picture {PICTURE}")
-    engine = open_runtime(bundle)
+    pipeline = open_pipeline(bundle)
     try:
-        pipeline = Pipeline(bundle, engine)
         timings = []
         for question in QUESTIONS:
             note(f"\n{question}")
             timings.append(show_answer(pipeline, [PICTURE], question, GenerateOptions()).timings)
     finally:
-        engine.close()
+        pipeline.close()
     typical = sorted(timings, key=lambda t: t.preprocess + t.encode + t.prefill + t.decode)[len(timings) // 2]
     note(f"\nTime of one question, the median of these:\n{timings_table(typical)}")
     words = [out, str(PICTURE), "Is there a dog in the picture?"]

@@ -148,18 +148,16 @@ def ask(
 ) -> Answer:
     """Open the bundle on an engine and put the question; `stream` writes the answer to standard output as it comes."""
     from edgevlm.bundle.manifest import open_bundle
-    from edgevlm.generate.loop import Pipeline
-    from edgevlm.runtimes import open_runtime
+    from edgevlm.generate.loop import open_pipeline
 
     bundle = warn_if_failed(open_bundle(folder))
-    engine = open_runtime(bundle, runtime, device=device, threads=threads, storage=storage)
+    pipeline = open_pipeline(bundle, runtime, device=device, threads=threads, storage=storage)
     try:
-        pipeline = Pipeline(bundle, engine)
         if stream:
             return show_answer(pipeline, pictures, question, options, tiles, thinking)
         return pipeline.answer(list(pictures), question, options, max_tiles=tiles, thinking=thinking)
     finally:
-        engine.close()
+        pipeline.close()
 
 
 def show_answer(
