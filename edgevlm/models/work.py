@@ -29,6 +29,7 @@ class Work:
     read: dict[str, int] = field(default_factory=dict)  # numbers that are read of each weight: of a table, its rows
     kept: int = 0  # numbers that are read of what earlier calls kept: keys, values, states
     values: int = 0  # numbers that operations give
+    widest: int = 0  # of these, the most that one gives, scores of attention aside
 
     @property
     def operations(self) -> int:
@@ -44,6 +45,7 @@ def together(parts: Iterable[Work]) -> Work:
         found.read |= part.read
         for total in ("attention", "floats", "kept", "values"):
             setattr(found, total, getattr(found, total) + getattr(part, total))
+        found.widest = max(found.widest, part.widest)
     return found
 
 
@@ -84,6 +86,7 @@ class Counter(Record):
 
     def _gives(self, x: Shape) -> Shape:
         self.work.values += math.prod(x)
+        self.work.widest = max(self.work.widest, math.prod(x))
         return x
 
     # Products

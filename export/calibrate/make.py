@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -26,9 +25,11 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.models.spec import Attention
 from edgevlm.models.states import States
+from edgevlm.models.work import encoding
 from edgevlm.types import F32, I64, U8
 
 WIDEST = 128 << 20  # bytes that the widest activation of the vision encoder may take: more pictures are left out
+FEWEST = 4  # pictures, whatever they take
 TILED = 5  # tiles of those pictures that are split, where the model splits
 MAX_ANSWER = 48  # tokens of an answer that are looked at
 GENERATED = 24  # tokens of an answer that the model makes itself
@@ -83,14 +84,14 @@ _NO_TEXT = Batch({}, (), _EMPTY, (), _EMPTY, _EMPTY, -1)
 def _preprocess(
     spec: ModelSpec, image_spec: ImageSpec, pictures: Sequence[Sequence[Example]], share: float
 ) -> Iterator[tuple[Prepared, Sequence[Example]]]:
-    room = int(share * WIDEST) // (4 * spec.vision.block.mlp.size)  # patches
+    room = int(share * WIDEST) // 4  # float32 numbers
     for number, examples in enumerate(pictures):
         picture = decode_image(examples[0].image)
         (width, height) = plan(*picture.size, image_spec, max_tiles=1)[0].size
-        split = number % 4 == 0 and room >= TILED * math.prod(spec.vision.grid(height, width))
+        split = number % 4 == 0 and room >= TILED * encoding(spec, height, width).widest
         part = prepare(picture, image_spec, max_tiles=TILED if split else 1)
-        patches = sum(math.prod(spec.vision.grid(*view.shape[:2])) for view in part.views)
-        if (room := room - patches) < 0 and number:
+        room -= sum(encoding(spec, *view.shape[:2]).widest for view in part.views)
+        if room < 0 and number >= FEWEST:
             return
         yield part, examples
 

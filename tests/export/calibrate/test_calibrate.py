@@ -151,6 +151,15 @@ def test_missing_answers_are_the_models_own(tiny: Model) -> None:
         assert int(reference.logits(embeds, so_far)[-1].argmax()) == token
 
 
+def test_as_many_pictures_as_the_widest_activation_leaves_room_for(tiny: Model, monkeypatch) -> None:
+    """An MLP of 96 values for each of a tile's 64 patches is the widest; a picture that has no room is left out."""
+    tile = 4 * 96 * (tiny.spec.vision.image_size // tiny.spec.vision.patch_size) ** 2
+    for room, wanted in ((100 * tile, 8), (10 * tile, 6), (1, 4)):  # the first has five tiles; four whatever they take
+        monkeypatch.setattr("edgevlm.export.calibrate.make.WIDEST", room)
+        found = tiny.batch([asked[:1] for asked in pictures(8)])
+        assert len(found.groups) == wanted
+
+
 def test_token_weights_give_each_kind_its_share(batch: Batch) -> None:
     weights = batch.token_weights(0.25, 0.25, 0.5)
     image = batch.ids == batch.image_token_id
