@@ -86,6 +86,18 @@ class BatchDecoder(Protocol):
         """Logits (B, V) after each of several prompts (S, D); nothing is kept."""
 
 
+@runtime_checkable
+class DraftDecoder(Decoder, Protocol):
+    """A decoder that gives logits after each of several tokens of one call, and can forget those that were wrong."""
+
+    @property
+    def most_steps(self) -> int:
+        """Tokens that one call takes at most; 0 for a model whose states cannot go back."""
+
+    def steps(self, tokens: Sequence[int]) -> F32:
+        """Append tokens (S,); logits (S, V) after each: as a step for each, up to how the engine rounds."""
+
+
 class Unfinished(Protocol):
     """An answer that is under way."""
 

@@ -108,6 +108,10 @@ class EagerDecoder:
         return rows
 
     def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
+        last: F32 = self._forward(embeds, layout, 1)[-1]
+        return last
+
+    def _forward(self, embeds: F32, layout: Layout | None, keep: int) -> F32:
         total = self._position + len(embeds)
         if total > self._spec.context_length:
             raise context_error(total, self._spec.context_length)
@@ -116,12 +120,19 @@ class EagerDecoder:
         if layout is not None:
             self._layout = layout
         inputs = decoder_inputs(self._spec, self._layout, self._position, len(embeds))
-        logits: F32 = decoder(EagerOps(self._weights, self._states, inputs), embeds, self._spec)[-1]
+        logits: F32 = decoder(EagerOps(self._weights, self._states, inputs, keep=keep), embeds, self._spec)
         self._position = total
         return logits
 
     def step(self, token: int) -> F32:
         return self.forward(self.embed(np.array([token], np.int64)))
+
+    @property
+    def most_steps(self) -> int:
+        return 0 if self._spec.replaces else self._spec.context_length
+
+    def steps(self, tokens: Sequence[int]) -> F32:
+        return self._forward(self.embed(np.array(tokens, np.int64)), None, len(tokens))
 
     @property
     def position(self) -> int:

@@ -109,7 +109,7 @@ def _serve(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     runtime = open_runtime(bundle, task["runtime"], device=task["device"], threads=task["threads"])
     pipeline = Pipeline(bundle, replace(runtime, encoder=_Uncached(runtime.encoder)))
     yield {"load": time.perf_counter() - start, "runtime": runtime.name, "device": runtime.device}
-    options = GenerateOptions(max_tokens=task["tokens"], ignore_stop=True)
+    options = GenerateOptions(max_tokens=task["tokens"], ignore_stop=True, lookup=False)
     for _ in sys.stdin:
         answer = pipeline.answer([task["picture"]], task["question"], options, max_tiles=task["tiles"])
         t = answer.timings

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=int, default=0, show_default=True, metavar="K", help="0 keeps every token.")
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True, metavar="R", help="1: off.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="For sampling.")
+@click.option("--lookup/--no-lookup", default=None, help="Repeat known words faster.  [default: if exact]")
 @click.option("--tiles", type=int, metavar="N", help="Most tiles per picture; 1 is fastest.  [default: the model's]")
 @click.option("--video", metavar="FILE", help="A video to ask about, after the pictures: MP4, MOV, MKV, WebM, AVI.")
 @click.option("--fps", type=float, metavar="F", help="Frames per second of a video.  [default: the model's]")
@@ -60,6 +61,7 @@ def run(
     top_k: int,
     repetition_penalty: float,
     seed: int,
+    lookup: bool | None,
     tiles: int | None,
     video: str | None,
     fps: float | None,
@@ -91,6 +93,7 @@ def run(
         top_k=top_k,
         repetition_penalty=repetition_penalty,
         seed=seed,
+        lookup=lookup,
     )
     asked: Conversation = question
     if video is not None:

@@ -22,6 +22,7 @@ class Timings:
     image_tokens: int = 0
     prompt_tokens: int = 0  # image tokens included
     answer_tokens: int = 0
+    looked_up: int = 0  # of these, tokens that were guessed from the text before and checked together
     peak_memory: int | None = None  # bytes, the process's largest resident set so far; None where unknown
 
     @property

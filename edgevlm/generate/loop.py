@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ import numpy as np
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.answer import Answer, AnswerStream, Timings
+from edgevlm.generate.drafter import LENGTHS, Drafter
 from edgevlm.generate.given import Pictures, conversation_of, open_picture, pictures_of
+from edgevlm.generate.lookup import Lookup, Trial
 from edgevlm.generate.sampling import GenerateOptions, Sampler
 from edgevlm.generate.videos import with_videos
 from edgevlm.inputs.clip import Clip
@@ -25,7 +28,7 @@ from edgevlm.inputs.prompt import Conversation, Views
 from edgevlm.inputs.spec import VideoTokens
 from edgevlm.io.beside import Beside
 from edgevlm.runtimes import open_runtime
-from edgevlm.runtimes.base import Runtime
+from edgevlm.runtimes.base import Decoder, DraftDecoder, Runtime
 from edgevlm.types import F32, U8, Ids
 
 __all__ = ["Answer", "AnswerStream", "GenerateOptions", "Pipeline", "Prompt", "Timings", "open_pipeline"]
@@ -66,6 +69,7 @@ class Pipeline:
                 raise EdgeVLMError(f"A pipeline takes a {name}, not a {type(value).__name__}: make it with {function}.")
         self.bundle, self._runtime = bundle, runtime
         self.prompter = bundle.prompter()
+        self._trial = Trial()
 
     @property
     def runtime(self) -> Runtime:
@@ -175,12 +179,15 @@ class Pipeline:
         decoder.rewind(0)
         logits = decoder.forward(embeds, prompt.layout)
         sampler = Sampler(options, prompt.ids.tolist())
-        token = _choose(sampler, logits, self.runtime)
+        choose = partial(_choose, sampler, self.runtime)
+        stops = () if options.ignore_stop else self.bundle.prompt_spec.stop_ids
+        token = choose(logits)
+        lookup = self._lookup(prompt, options, stops, choose)
+        tokens = lookup.after(token) if lookup else _steps(decoder, token, choose)
         timings.prefill, _ = _lap(start)
 
         text, ids = self.prompter.stream(), [token]
         pieces: list[str] = []
-        stops = () if options.ignore_stop else self.bundle.prompt_spec.stop_ids
         while True:
             stopped = token in stops
             piece = "" if stopped else text.push(token)
@@ -191,10 +198,11 @@ class Pipeline:
                 pieces.append(piece)
                 yield piece
             start = time.perf_counter()
-            token = _choose(sampler, decoder.step(token), self.runtime)
+            token = next(tokens)
             timings.decode += time.perf_counter() - start
             ids.append(token)
         timings.answer_tokens = len(ids)
+        timings.looked_up = lookup.looked_up if lookup else 0
         timings.peak_memory = peak_memory()
         last = piece + text.finish()
         if last := last if pieces else last.lstrip():
@@ -202,6 +210,19 @@ class Pipeline:
             yield last
         boxes, points = self._places(ids, prompt)
         return Answer("".join(pieces), tuple(ids), timings, "stop" if stopped else "length", boxes, points)
+
+    def _lookup(
+        self, prompt: Prompt, options: GenerateOptions, stops: Collection[int], choose: Callable[[F32], int]
+    ) -> Lookup | None:
+        """None where an answer is not simply the most likely tokens, or the engine takes one token a call."""
+        decoder = self.runtime.decoder
+        greedy = options.temperature == 0.0 and options.repetition_penalty == 1.0
+        if options.lookup is False or not greedy or not isinstance(decoder, DraftDecoder):
+            return None
+        if decoder.most_steps <= max(LENGTHS):
+            return None
+        drafter = Drafter(prompt.ids.tolist(), never={*stops, self.prompter.image_token_id})
+        return Lookup(decoder, drafter, self._trial, choose, prompt.max_tokens - 1, force=options.lookup is True)
 
     def _places(self, ids: list[int], prompt: Prompt) -> tuple[tuple[Box, ...], tuple[Point, ...]]:
         grounding = self.bundle.prompt_spec.grounding
@@ -248,7 +269,13 @@ def _lap(start: float) -> tuple[float, float]:
     return now - start, now
 
 
-def _choose(sampler: Sampler, logits: F32, runtime: Runtime) -> int:
+def _steps(decoder: Decoder, token: int, choose: Callable[[F32], int]) -> Iterator[int]:
+    while True:
+        token = choose(decoder.step(token))
+        yield token
+
+
+def _choose(sampler: Sampler, runtime: Runtime, logits: F32) -> int:
     if np.isnan(logits).any():
         raise EdgeVLMError(
             f"The engine {runtime.name} on {runtime.device} gave logits that are not numbers: check the "

@@ -26,6 +26,9 @@ class GenerateOptions:
     top_k: int = 0  # keep this many of the most likely tokens; 0 keeps all
     repetition_penalty: float = 1.0  # above 1 makes tokens of the prompt and of the answer less likely
     seed: int = 0
+    # Check several guessed tokens in one call: None where a greedy answer stays what it is, True also where two close
+    # tokens may change places.
+    lookup: bool | None = None
     ignore_stop: bool = False  # go on to max_tokens: for measuring speed over a fixed number of tokens
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ class Graph:
         self.name = name
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
+        self._options: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._count = 0
@@ -33,6 +34,12 @@ class Graph:
 
     def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
         self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        return name
+
+    def option(self, name: str, value: int) -> str:
+        """A scalar input with a value of its own, which nobody has to feed."""
+        self._options.append(helper.make_tensor_value_info(name, TensorProto.INT64, []))
+        self._initializers[name] = numpy_helper.from_array(np.array(value, np.int64), name)
         return name
 
     def output(self, name: str, value: str, dtype: int, shape: Sequence[int | str]) -> None:
@@ -79,7 +86,11 @@ class Graph:
     def save(self, path: Path) -> None:
         """Write the file and check it, external data included."""
         graph = helper.make_graph(
-            self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values())
+            self._nodes,
+            self.name,
+            self._inputs + self._options,
+            self._outputs,
+            list(self._initializers.values()),
         )
         opsets = [helper.make_opsetid("", OPSET)] + [helper.make_opsetid(MICROSOFT, 1)] * self._contrib
         model = helper.make_model(
@@ -89,7 +100,7 @@ class Graph:
         onnx.checker.check_model(str(path))
 
     def signature(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Inputs and outputs, for the manifest."""
+        """Inputs that have to be fed, and outputs, for the manifest."""
 
         def describe(values: list[onnx.ValueInfoProto]) -> dict[str, Tensor]:
             out = {}

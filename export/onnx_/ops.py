@@ -208,6 +208,7 @@ class OnnxOps(TowerOps):
         real = g.node("ReduceSum", mask, g.constant([1]), keepdims=0)
         self._last = g.node("Sub", real, g.constant(1))
         self._last32 = g.node("Cast", self._last, to=TensorProto.INT32)
+        self._kept = g.option("num_logits_to_keep", 1)  # transformers' name, and transformers.js's
         total = g.node("Squeeze", self._total, g.constant([0]))
         self._total32 = g.node("Cast", total, to=TensorProto.INT32)
 
@@ -314,8 +315,15 @@ class OnnxOps(TowerOps):
         """Right-padded rows end before the last position: gather by length, not by shape."""
         g = self.graph
         offset = g.node("Sub", self._last, self._past)
-        newest = g.node("Sub", self._new, g.constant([1]))
-        index = g.node("Min", g.node("Max", offset, g.constant([0])), newest)
-        index = g.node("Unsqueeze", index, g.constant([1]))
-        rows = g.node("GatherND", self.value(x), index, batch_dims=1)
-        return g.node("Unsqueeze", rows, g.constant([1]))
+        rows = self._rows_up_to(g.node("Unsqueeze", offset, g.constant([1])))
+        return self._gather_rows(x, g.node("Min", rows, g.node("Sub", self._new, g.constant([1]))))
+
+    def _rows_up_to(self, last: str) -> str:
+        """(B, 1) to (B, num_logits_to_keep): the rows that end with `last`."""
+        g = self.graph
+        before = g.node("Range", g.node("Sub", g.constant(1), self._kept), g.constant(1), g.constant(1))
+        return g.node("Max", g.node("Add", last, before), g.constant([0]))
+
+    def _gather_rows(self, x: Value, rows: str) -> str:
+        g = self.graph
+        return g.node("GatherND", self.value(x), g.node("Unsqueeze", rows, g.constant([2])), batch_dims=1)

@@ -166,4 +166,4 @@ class PortableOps(OnnxOps):
         g = self.graph
         steps = g.node("Range", g.constant(0), g.node("Squeeze", self._new, g.constant([0])), g.constant(1))
         index = g.node("ReduceMax", g.node("Mul", steps, self._new_mask), g.constant([1]), keepdims=1)
-        return g.node("Unsqueeze", g.node("GatherND", self.value(x), index, batch_dims=1), g.constant([1]))
+        return self._gather_rows(x, self._rows_up_to(index))

@@ -204,7 +204,8 @@ class LlamaDecoder:
                 self._read_twice(rows)
             else:
                 self._decode(embeds=rows, causal=not whole)
-        return self._logits()
+        last: F32 = self._logits(1)[0]
+        return last
 
     def _read_twice(self, embeds: F32) -> None:
         """Positions of a prompt where llama.cpp itself looks each token up in a second table, and gives positions that
@@ -228,15 +229,30 @@ class LlamaDecoder:
                 self._decode(tokens=layout.ids[start + first : start + end])
 
     def step(self, token: int) -> F32:
-        assert self._model, "the runtime is closed"
-        if self._spec.embed_scale != 1.0 and not self._spec.per_layer:  # llama.cpp's own may be rounded in another way
-            return self.forward(self.embed(np.array([token], np.int64)))
-        self._reserve(self._position + 1)
-        self._decode(tokens=(token,))
-        return self._logits()
+        last: F32 = self.steps((token,))[0]
+        return last
 
-    def _decode(self, *, embeds: F32 | None = None, tokens: Sequence[int] = (), causal: bool = True) -> None:
-        """causal: whether a position sees only those before it, and not all of this call."""
+    @property
+    def most_steps(self) -> int:
+        """A cache with windows forgets what a rewind would need."""
+        return 0 if self._spec.replaces or self._spec.windows - {None} else BATCH
+
+    def steps(self, tokens: Sequence[int]) -> F32:
+        assert self._model, "the runtime is closed"
+        spec, count = self._spec, len(tokens)
+        self._reserve(self._position + count, count)
+        if spec.embed_scale != 1.0 and not spec.per_layer:  # llama.cpp's own may be rounded in another way
+            rows = np.ascontiguousarray(self.embed(np.array(tokens, np.int64)), np.float32)
+            self._decode(embeds=rows, keep=count)
+        else:
+            self._decode(tokens=tokens, keep=count)
+        return self._logits(count)
+
+    def _decode(
+        self, *, embeds: F32 | None = None, tokens: Sequence[int] = (), causal: bool = True, keep: int = 1
+    ) -> None:
+        """causal: whether a position sees only those before it, and not all of this call. keep: of how many positions,
+        the last ones, logits are wanted."""
         llama, count = self._engine.llama, len(tokens) if embeds is None else len(embeds)
         batch = llama.llama_batch_init(count, 0 if embeds is None else embeds.shape[1], 1)
         places, own = self._places(count, rows=embeds is not None), ctypes.addressof(batch.pos.contents)
@@ -250,7 +266,7 @@ class LlamaDecoder:
             for i in range(count):
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = 0
-                batch.logits[i] = i == count - 1
+                batch.logits[i] = i >= count - keep
             llama.llama_set_causal_attn(self._context, causal)
             if llama.llama_decode(self._context, batch) != 0:
                 raise EdgeVLMError(
@@ -272,9 +288,10 @@ class LlamaDecoder:
             return np.ascontiguousarray(found[0])
         return np.concatenate([found, np.zeros((4 - axes, count), np.int32)])
 
-    def _logits(self) -> F32:
-        pointer = self._engine.llama.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(pointer, (self._spec.vocab_size,)).copy()
+    def _logits(self, keep: int) -> F32:
+        """(keep, V) of the last call's."""
+        pointer = self._engine.llama.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, (keep, self._spec.vocab_size)).copy()
 
     def _reserve(self, total: int, together: int = 1) -> None:
         """A KV cache for `total` positions: a model of 8192 never allocates them for a short question.

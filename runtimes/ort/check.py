@@ -17,6 +17,7 @@ from edgevlm.models.tensor import Tensor
 from edgevlm.runtimes.base import disagreement
 from edgevlm.runtimes.protobuf import Message, fields, text
 
+KEEP = "num_logits_to_keep"  # of a decoder: the input that need not be fed
 _DEPTH = 8  # graphs inside attributes of nodes
 _ADVICE = "check the bundle with `edgevlm verify`, or export it again"
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(bool)": "bool"}
@@ -82,6 +83,9 @@ def check_signature(session: Any, bundle: Bundle, graph: str) -> None:
     Runtimes allocate and read by these shapes.
     """
     name = "decoder" if graph == "decoder_prefill" else graph
+    optional = {value.name for value in session.get_overridable_initializers()}
+    if optional != ({KEEP} if name == "decoder" else set()):
+        raise disagreement(f"'{graph}' has the optional inputs {sorted(optional)}")
     component = next(part for part in components(bundle.manifest.spec) if part.name == name)
     inputs = _inputs(component, bundle.manifest.spec.masked_tiles)
     for found, wanted in ((session.get_inputs(), inputs), (session.get_outputs(), _outputs(component))):

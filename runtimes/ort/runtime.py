@@ -21,6 +21,7 @@ from edgevlm.runtimes.ort.check import check_file, check_signature
 from edgevlm.runtimes.ort.products import signed_saturates
 from edgevlm.runtimes.ort.session import Graph, find_providers, import_onnxruntime, open_session
 from edgevlm.runtimes.ort.states import (
+    MOST_STEPS,
     Cache,
     PassedCache,
     SharedCache,
@@ -152,7 +153,7 @@ class OrtDecoder:
         past = {f"past_key_values.{name}": empty for name, empty in empty_states(self._spec, len(prompts)).items()}
         session = self._decoders[which_session(self._decoders, longest)]
         feeds = {"inputs_embeds": embeds, "attention_mask": mask, **past}
-        logits: F32 = session.run(["logits"], feeds)[0][:, 0]
+        logits: F32 = session.run(["logits"], feeds)[0][:, -1]
         return logits
 
     def embed(self, ids: I64) -> F32:
@@ -163,10 +164,23 @@ class OrtDecoder:
         assert self._cache is not None, "the runtime is closed"
         if layout is not None:
             self._layout = layout
-        return self._cache.run(embeds, position_feeds(self._spec, self._layout, self._cache.position, len(embeds)))
+        last: F32 = self._run(embeds, 1)[0]
+        return last
 
     def step(self, token: int) -> F32:
         return self.forward(self.embed(np.array([token], np.int64)))
+
+    @property
+    def most_steps(self) -> int:
+        return 0 if self._spec.replaces else MOST_STEPS
+
+    def steps(self, tokens: Sequence[int]) -> F32:
+        return self._run(self.embed(np.array(tokens, np.int64)), len(tokens))
+
+    def _run(self, embeds: F32, keep: int) -> F32:
+        cache = self._cache
+        assert cache is not None, "the runtime is closed"
+        return cache.run(embeds, position_feeds(self._spec, self._layout, cache.position, len(embeds)), keep)
 
     @property
     def position(self) -> int:

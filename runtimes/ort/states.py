@@ -12,10 +12,12 @@ from edgevlm.models.components import position_inputs, rope_names
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder, State, states
 from edgevlm.runtimes.base import context_error
+from edgevlm.runtimes.ort.check import KEEP
 from edgevlm.types import F32
 
 # A second decoder graph for prompts pays from here on; below it, starting it costs more than it saves.
 PREFILL_POSITIONS = 16
+MOST_STEPS = PREFILL_POSITIONS - 1  # positions whose logits a call gives: the decoder's own graph reads as many
 KV_ROUND = 128  # positions: the smallest KV buffer, and what every first buffer is rounded up to
 
 Array = np.ndarray[Any, Any]
@@ -24,7 +26,8 @@ Array = np.ndarray[Any, Any]
 class Cache(Protocol):
     position: int
 
-    def run(self, embeds: F32, inputs: Mapping[str, Array]) -> F32: ...
+    def run(self, embeds: F32, inputs: Mapping[str, Array], keep: int = 1) -> F32:
+        """Append positions (S, D); logits (keep, V) after the last ones. inputs: what else the graph takes."""
 
 
 class SharedCache:
@@ -47,15 +50,17 @@ class SharedCache:
         }
         self._mask = np.empty((1, 0), np.int64)
         self._logits = np.empty((1, 1, spec.vocab_size), np.float32)
+        self._keep = np.array(1)
 
-    def run(self, embeds: F32, inputs: Mapping[str, Array]) -> F32:
-        """Append positions (S, D); logits (V,) after the last. inputs: what else the graph takes."""
+    def run(self, embeds: F32, inputs: Mapping[str, Array], keep: int = 1) -> F32:
         total = self.position + len(embeds)
         if total > self.capacity:
             self._grow(total)
         if self.position == 0:
             for past, _ in self._turns.values():
                 past.fill(0)
+        if keep != 1 or self._keep != 1:  # a binding would give what it made once for the next call
+            self._bind_logits(keep)
         which = which_session(self._sessions, len(embeds))
         binding = self._bindings[which]
         given: dict[str, Array] = {
@@ -69,8 +74,9 @@ class SharedCache:
         self._turns = {name: (present, past) for name, (past, present) in self._turns.items()}
         self._bind_states(self._turns)
         self.position = total
-        logits: F32 = self._logits[0, 0].copy()
-        return logits
+        logits: F32 = self._logits if keep == 1 else binding.get_outputs()[0].numpy()  # bound first
+        rows: F32 = logits[0].copy()
+        return rows
 
     def _grow(self, total: int) -> None:
         spec = self._spec
@@ -91,10 +97,19 @@ class SharedCache:
                 buffer[:, :, :kept] = self._buffers[state.name][:, :, :kept]
             self._buffers[state.name] = buffer
         self._mask = np.ones((1, capacity), np.int64)
+        self._bind_logits(1)
         self._bind_states({name: (buffer, buffer) for name, buffer in self._buffers.items()} | self._turns)
-        for binding in self._bindings:
-            binding.bind_ortvalue_output("logits", self._ort.OrtValue.ortvalue_from_numpy(self._logits))
         self.capacity = capacity
+
+    def _bind_logits(self, keep: int) -> None:
+        """Where they go. The graph declares one row of them, and the engine takes no larger buffer for more."""
+        self._keep = np.array(keep)
+        for binding in self._bindings:
+            if keep == 1:
+                binding.bind_ortvalue_output("logits", self._ort.OrtValue.ortvalue_from_numpy(self._logits))
+            else:
+                binding.bind_output("logits")
+            self._bind(binding, KEEP, self._keep)
 
     def _bind_states(self, buffers: Mapping[str, tuple[F32, F32]]) -> None:
         """Past and present of each, in every session."""
@@ -117,8 +132,7 @@ class PassedCache:
         self._states = states(spec)
         self._past: list[Any] = []  # OrtValues, fed back without passing through numpy
 
-    def run(self, embeds: F32, inputs: Mapping[str, Array]) -> F32:
-        """Append positions (S, D); logits (V,) after the last. inputs: what else the graph takes."""
+    def run(self, embeds: F32, inputs: Mapping[str, Array], keep: int = 1) -> F32:
         spec, position = self._spec, self.position
         total = position + len(embeds)
         if total > spec.context_length:
@@ -135,12 +149,13 @@ class PassedCache:
             "attention_mask": value(np.ones((1, total), np.int64)),
             **{name: value(np.ascontiguousarray(array)) for name, array in inputs.items()},
             **{f"past_key_values.{name}": past for name, past in zip(names, self._past, strict=True)},
+            KEEP: value(np.array(keep)),
         }
         session = self._sessions[which_session(self._sessions, len(embeds))]
         outputs = session.run_with_ort_values(["logits", *(f"present.{name}" for name in names)], feeds)
         self._past = outputs[1:]
         self.position = total
-        logits: F32 = outputs[0].numpy()[0, -1]
+        logits: F32 = outputs[0].numpy()[0]
         return logits
 
 

@@ -159,6 +159,9 @@ def test_past_of_any_length_and_ragged_batches(exported, quantize: str, preset: 
     feeds = {"inputs_embeds": np.repeat(embeds[None, :9], 3, 0), "attention_mask": mask, **out.past(3)}
     logits = session.run(["logits"], feeds)[0][:, 0]
     assert cosine(logits, wanted[[8, 5, 0]]) >= bound
+    assert [value.name for value in session.get_overridable_initializers()] == ["num_logits_to_keep"]
+    several = session.run(["logits"], feeds | {"num_logits_to_keep": np.array(3)})[0]
+    assert cosine(several[:2], wanted[[[6, 7, 8], [3, 4, 5]]]) >= bound and several.shape[:2] == (3, 3)
 
 
 def test_a_first_token_of_massive_activations_leaves_the_others_their_range(tiny_checkpoint, tmp_path) -> None:

@@ -52,7 +52,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize(("suffix", "make"), [("", SharedCache), ("_portable", PassedCache)])
 def test_logits_are_the_references(written: Any, suffix: str, make: Callable[..., Cache]) -> None:
-    """In one call, in parts of 7 positions that cut no picture, and token by token."""
+    """In one call, in parts of 7 positions that cut no picture, token by token, and the last ones together."""
     ort, d = import_onnxruntime(), written.spec.decoder
     session = ort.InferenceSession(str(written.folder / f"decoder_model_merged{suffix}.onnx"))
     embeds = np.random.default_rng(4).normal(0, 1, (LAYOUT.length + 6, WIDTH)).astype(np.float32)
@@ -66,7 +66,12 @@ def test_logits_are_the_references(written: Any, suffix: str, make: Callable[...
         steps = [found]
         for at in range(LAYOUT.length, len(embeds)):
             steps.append(cache.run(embeds[at : at + 1], position_feeds(d, LAYOUT, at, 1)))
-        np.testing.assert_allclose(steps, wanted, atol=2e-5)
+        np.testing.assert_allclose(np.concatenate(steps), wanted, atol=2e-5)
+        for count in (6, 2, 2, 3):
+            cache.position = LAYOUT.length  # what was behind the prompt is forgotten
+            feeds = position_feeds(d, LAYOUT, LAYOUT.length, count)
+            together = cache.run(embeds[LAYOUT.length : LAYOUT.length + count], feeds, count)
+            np.testing.assert_allclose(together, wanted[1 : 1 + count], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -94,6 +94,7 @@ def test_any_pieces_of_a_prompt_give_what_it_gives_at_once(tmp_path: Path, mixer
         with pytest.raises(EdgeVLMError, match="cannot go back from position 90 to 80"):
             decoder.rewind(80)
         decoder.rewind(90)
+        assert getattr(decoder, "most_steps", 0) == 0
         assert decoder.position == 90
         decoder.rewind(0)
     _close(decoder.forward(embeds, Layout(90)), wanted[-1])
