@@ -31,8 +31,9 @@ QUESTIONS = (
 def demo(out: str, quantize: str) -> None:
     """Export the shipped model, check it, ask about a picture."""
     from edgevlm.bundle.manifest import open_bundle
-    from edgevlm.generate.loop import open_pipeline
+    from edgevlm.generate.loop import Pipeline
     from edgevlm.generate.sampling import GenerateOptions
+    from edgevlm.runtimes import open_runtime
 
     again = _is_demo(Path(out))
     if not again and os.path.isdir(out) and os.listdir(out):
@@ -40,14 +41,15 @@ def demo(out: str, quantize: str) -> None:
     note(f"$ edgevlm export default --target onnx --quantize {quantize} -o {shlex.quote(out)}")
     bundle = open_bundle(export_bundle("default", out, quantize=quantize, force=again))
     note(f"\nNow {len(QUESTIONS)} questions about the picture {PICTURE}")
-    pipeline = open_pipeline(bundle)
+    engine = open_runtime(bundle)
     try:
+        pipeline = Pipeline(bundle, engine)
         timings = []
         for question in QUESTIONS:
             note(f"\n{question}")
             timings.append(show_answer(pipeline, [PICTURE], question, GenerateOptions()).timings)
     finally:
-        pipeline.close()
+        engine.close()
     typical = sorted(timings, key=lambda t: t.preprocess + t.encode + t.prefill + t.decode)[len(timings) // 2]
     note(f"\nTime of one question, the median of these:\n{timings_table(typical)}")
     words = [out, str(PICTURE), "Is there a dog in the picture?"]

@@ -151,16 +151,18 @@ def ask(
 ) -> Answer:
     """Open the bundle on an engine and put the question; `stream` writes the answer to standard output as it comes."""
     from edgevlm.bundle.manifest import open_bundle
-    from edgevlm.generate.loop import open_pipeline
+    from edgevlm.generate.loop import Pipeline
+    from edgevlm.runtimes import open_runtime
 
     bundle = warn_if_failed(open_bundle(folder))
-    pipeline = open_pipeline(bundle, runtime, device=device, threads=threads, storage=storage)
+    engine = open_runtime(bundle, runtime, device=device, threads=threads, storage=storage)
     try:
+        pipeline = Pipeline(bundle, engine)
         if stream:
             return show_answer(pipeline, pictures, question, options, tiles, thinking)
         return pipeline.answer(list(pictures), question, options, max_tiles=tiles, thinking=thinking)
     finally:
-        pipeline.close()
+        engine.close()
 
 
 def show_answer(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -26,12 +24,10 @@ from edgevlm.inputs.layout import Layout, merge
 from edgevlm.inputs.preprocess import cut_views, plan
 from edgevlm.inputs.prompt import Conversation, Views
 from edgevlm.inputs.spec import VideoTokens
-from edgevlm.io.beside import Beside
-from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Decoder, DraftDecoder, Runtime
 from edgevlm.types import F32, U8, Ids
 
-__all__ = ["Answer", "AnswerStream", "GenerateOptions", "Pipeline", "Prompt", "Timings", "open_pipeline"]
+__all__ = ["Answer", "AnswerStream", "GenerateOptions", "Pipeline", "Prompt", "Timings"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,31 +51,16 @@ class Pipeline:
     Any number of threads may ask; the engine computes one answer at a time, and the others wait for their turn.
     """
 
-    def __init__(self, bundle: Bundle, runtime: Runtime | Beside[Runtime]) -> None:
-        """runtime: where it is being opened beside (`open_pipeline`), pictures and questions are prepared meanwhile.
-
-        Raises EdgeVLMError where the two are something else, a path for one.
-        """
-        for value, kinds, function in (
-            (bundle, (Bundle,), "open_bundle"),
-            (runtime, (Runtime, Beside), "open_runtime"),
-        ):
-            if not isinstance(value, kinds):
-                name = kinds[0].__name__
-                raise EdgeVLMError(f"A pipeline takes a {name}, not a {type(value).__name__}: make it with {function}.")
-        self.bundle, self._runtime = bundle, runtime
+    def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
+        """Raises EdgeVLMError where the two are something else, a path for one."""
+        for value, kind, function in ((bundle, Bundle, "open_bundle"), (runtime, Runtime, "open_runtime")):
+            if not isinstance(value, kind):
+                raise EdgeVLMError(
+                    f"A pipeline takes a {kind.__name__}, not a {type(value).__name__}: make it with {function}."
+                )
+        self.bundle, self.runtime = bundle, runtime
         self.prompter = bundle.prompter()
         self._trial = Trial()
-
-    @property
-    def runtime(self) -> Runtime:
-        """The engine, once it is open. Raises EdgeVLMError as `open_runtime`."""
-        return self._runtime.result() if isinstance(self._runtime, Beside) else self._runtime
-
-    def close(self) -> None:
-        """Free the engine."""
-        with suppress(EdgeVLMError):  # one that did not open, which whoever asked was told
-            self.runtime.close()
 
     def ask(
         self,
@@ -229,21 +210,6 @@ class Pipeline:
         if grounding is None or len(prompt.frames) != 1:
             return (), ()
         return find(self.prompter.decode(ids, special=True), grounding, prompt.frames[0])
-
-
-def open_pipeline(bundle: Bundle, name: str | None = None, **options: Any) -> Pipeline:
-    """As `Pipeline(bundle, open_runtime(bundle, name, **options))`, and sooner at the first token.
-
-    The engine is opened in a thread, while this one reads the tokenizer and prepares the first question; it is waited
-    for when that question is to be answered, and what is wrong with it is raised there. `Pipeline.close` frees it.
-    """
-    engine = Beside(lambda: open_runtime(bundle, name, **options))
-    try:
-        return Pipeline(bundle, engine)
-    except BaseException:
-        with suppress(EdgeVLMError):
-            engine.result().close()
-        raise
 
 
 def peak_memory() -> int | None:

@@ -13,7 +13,6 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout
 from edgevlm.inputs.preprocess import normalize, normalize_all
 from edgevlm.inputs.spec import ImageSpec
-from edgevlm.io.beside import Beside
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder
 from edgevlm.runtimes.base import EngineOptions, Runtime, rewound
@@ -41,18 +40,9 @@ NAME = "onnxruntime"
 
 
 def open_runtime(bundle: Bundle, options: EngineOptions) -> Runtime:
-    """Three or four sessions, batch 1.
-
-    A session on the CPU arranges its weights for its kernels on one core, which is most of what opening takes: the
-    encoder's and the decoder's are made at the same time. Arranging one session's in parallel
-    (session.prepack.enable_parallel) is no sooner on two cores, and holds each weight twice until the last is done.
-    """
+    """Three or four sessions, batch 1."""
     graphs = _Graphs(bundle, options)
-    if options.device != "cpu":
-        return Runtime(_encoder(bundle, graphs), _decoder(bundle, graphs))
-    with Beside(lambda: _decoder(bundle, graphs)) as decoder:
-        encoder = _encoder(bundle, graphs)
-    return Runtime(encoder, decoder.result())
+    return Runtime(_encoder(bundle, graphs), _decoder(bundle, graphs))
 
 
 def open_encoder(bundle: Bundle, options: EngineOptions) -> OrtEncoder:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -254,51 +250,3 @@ def test_the_256m_shape_gives_the_same_64_tokens(builder, checkpoint_256m, tmp_p
     expected, prompt_tokens = make_oracle(builder, checkpoint_256m)(["coffee.jpg"], max_tiles)
     assert list(answer.ids) == expected
     assert answer.timings.prompt_tokens == prompt_tokens
-
-
-class TestOpenPipeline:
-    def test_a_question_is_prepared_while_the_engine_is_opened(self, bundle, fast, monkeypatch):
-        prepared, prepare = threading.Event(), Pipeline.prepare
-
-        def after(*args, **kwargs):
-            assert prepared.wait(30), "the pipeline waits for the engine before it prepares"
-            return open_runtime(*args, **kwargs)
-
-        def then(*args, **kwargs):
-            found = prepare(*args, **kwargs)
-            prepared.set()
-            return found
-
-        monkeypatch.setattr(generate, "open_runtime", after)
-        monkeypatch.setattr(Pipeline, "prepare", then)
-        pipeline = generate.open_pipeline(bundle, threads=1)
-        asked = [PICTURES / "chelsea.jpg"], QUESTION, GenerateOptions(max_tokens=5)
-        assert pipeline.answer(*asked, max_tiles=1).ids == fast.answer(*asked, max_tiles=1).ids
-        runtime = pipeline.runtime
-        pipeline.close()
-        assert runtime.turn.closed
-
-    def test_what_is_wrong_with_the_engine_is_said_when_it_is_asked(self, bundle):
-        pipeline = generate.open_pipeline(bundle, "onnxrumtime")
-        with pytest.raises(EdgeVLMError, match=r"'nowhere\.png' does not exist"):
-            pipeline.ask(["nowhere.png"], QUESTION)
-        for _ in range(2):
-            with pytest.raises(EdgeVLMError, match="Runtime 'onnxrumtime' does not exist"):
-                pipeline.ask([], QUESTION)
-        pipeline.close()
-
-    def test_an_engine_without_a_tokenizer_is_closed(self, tiny_bundle, tmp_path, monkeypatch):
-        opened = []
-        monkeypatch.setattr(generate, "open_runtime", lambda *a, **k: opened.append(open_runtime(*a, **k)) or opened[0])
-        bundle = open_bundle(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-        (bundle.folder / "tokenizer.json").unlink()
-        with pytest.raises(EdgeVLMError, match=r"tokenizer\.json' is missing"):
-            generate.open_pipeline(bundle, threads=1)
-        assert opened[0].turn.closed
-
-
-def test_a_program_that_answers_imports_no_engine_and_nothing_of_the_network():
-    code = "import sys, edgevlm.generate.loop; print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
-    assert "edgevlm.generate.loop" in found
-    assert not {"onnxruntime", "llama_cpp", "torch", "click", "urllib.request", "http.client"} & set(found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-import threading
 import types
 
 import numpy as np
@@ -320,18 +319,6 @@ def test_a_provider_that_does_not_start_is_not_silently_the_cpu(bundle):
     providers = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
     with pytest.raises(EdgeVLMError, match="has CUDAExecutionProvider but could not start it"):
         ort.open_session(engine, bundle.folder, providers, None, False)
-
-
-def test_the_sessions_of_encoder_and_decoder_are_made_at_the_same_time(bundle, monkeypatch):
-    meeting, real = threading.Barrier(2, timeout=30), ort.open_session
-
-    def open_session(engine, path, *rest):
-        if path.name in ("vision_encoder.onnx", "decoder_model_merged.onnx"):
-            meeting.wait()
-        return real(engine, path, *rest)
-
-    monkeypatch.setattr("edgevlm.runtimes.ort.runtime.open_session", open_session)
-    open_runtime(bundle, "onnxruntime", threads=1).close()
 
 
 def test_a_missing_engine_says_how_to_install_it(bundle, monkeypatch):
