@@ -22,6 +22,7 @@ from tiny import (
     dots_ocr,
     fast_vlm,
     gemma3,
+    gemma3n,
     gemma4,
     glm4v,
     granite4_vision,
@@ -174,6 +175,13 @@ CASES = {
     ),
     # Its projection is a bare parameter, which peft's layers do not take.
     "gemma3 tied": Case(gemma3.build, LAYOUTS, r".*vision_tower.*\.(k_proj|fc1)", r".*vision_tower.*\.fc2"),
+    "gemma3n tied": Case(
+        partial(gemma3n.build, unread=False),
+        LAYOUTS,
+        r".*vision_tower.*\.(attn\.value\.proj|pw_exp\.conv)",
+        r".*embed_vision\.embedding_projection",
+        queries=r".*language_model.*\.(q_proj|v_proj|linear_left|per_layer_input_gate)",
+    ),
     "gemma4 tied": Case(
         partial(gemma4.build, unread=False),
         LAYOUTS,
@@ -223,6 +231,8 @@ SAMPLE = [
     ("vipllava", "memory", "projector", "rsLoRA"),
     ("janus", "hub", "q and v", "LoRA"),
     ("gemma3 tied", "hub", "all linear layers", "LoRA"),
+    ("gemma3n tied", "hub", "tower", "LoRA"),
+    ("gemma3n tied", "saved", "q and v", "DoRA"),
     ("gemma4 tied", "saved", "all linear layers", "LoRA"),
     ("mistral3", "hub", "tower", "LoRA"),
     ("fast_vlm", "hub", "tower", "LoRA"),

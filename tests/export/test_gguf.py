@@ -39,7 +39,8 @@ def onnx_tensors(folder):
     found = {}
     for file in ("vision_encoder", "embed_tokens", "decoder_model_merged"):
         graph = onnx.load(folder / "onnx" / f"{file}.onnx").graph
-        arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        fed = {value.name for value in graph.input}  # an option's initializer is its default
+        arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.name not in fed}
         users = {name: node for node in graph.node for name in node.input}
         for name, array in arrays.items():
             if name.startswith(("const/", "rope.")) or name.endswith((".scale", ".zero_points")):
