@@ -49,6 +49,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
+@pytest.mark.heavy
 class TestGemma3nWithPublishedNumbers(FamilyTests):
     """As many layers as llama.cpp counts, of every kind."""
 
@@ -65,12 +66,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return Checkpoint(LAYOUTS["hub"], tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=[pytest.mark.heavy] * (n != "hub")) for n in LAYOUTS])
 def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return Checkpoint(LAYOUTS[request.param], tmp_path_factory.mktemp(request.param))
 
 
-@pytest.mark.heavy
 def test_every_layout(other: Checkpoint) -> None:
     check_features(other, "several")
     check_tokens(other, "several", "onnx", 64)
