@@ -212,6 +212,9 @@ def test_masks_windows_and_states_stay_inside_a_sequence(other: Model) -> None:
     assert (row, seen, place) == (len(batch.ids), len(features), len(batch.answers))
 
 
+@pytest.mark.parametrize(
+    "other", [pytest.param(name, marks=[pytest.mark.heavy] * (name == "gemma4")) for name in DECODERS], indirect=True
+)
 def test_other_decoders_lose_less_than_by_rounding(other: Model, tmp_path: Path) -> None:
     recipe = fit(make_recipe("int4", "balanced"), other.weights)
     judge = LossMeter(other.spec, other.weights, other.batch(pictures(12, seed=1)))
@@ -279,7 +282,7 @@ def test_a_fold_that_is_forgotten_shows(tiny: Model, batch: Batch, tmp_path: Pat
     assert np.abs(states[0] - states[1]).max() > 0.05
 
 
-@pytest.mark.parametrize("preset", ["size", "balanced"])
+@pytest.mark.parametrize("preset", [pytest.param("size", marks=pytest.mark.heavy), "balanced"])
 def test_calibration_recovers_half_of_what_rounding_loses(tmp_path: Path, preset: str) -> None:
     """The default model, on pictures that were not calibrated on: the bar of docs/calibration.md."""
     model = Model(open_checkpoint("default").folder)
