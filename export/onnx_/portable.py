@@ -63,6 +63,9 @@ class PortableOps(OnnxOps):
     def _silu(self, x: str) -> str:
         return self.graph.node("Mul", x, self.graph.node("Sigmoid", x))
 
+    def attend_beside(self, q: Value, k: Value, v: Value, name: str, a: Attention) -> str:
+        return self._standard_attention(q, k, v, name, a)
+
     def begin_decoder(self, embeds: str, mask: str) -> None:
         """Position ids and visibility (batch, 1, new, past + new), for padding on either side."""
         super().begin_decoder(embeds, mask)
