@@ -295,7 +295,8 @@ def assert_merged(merged: Checkpoint, base: Checkpoint, expected: Weights) -> No
     memory, changed = by_inner(expected), []
     for name in (name for name in merged.names() if not name.endswith("num_batches_tracked")):
         found, wanted = merged.read(name), expected[memory[inner_name(name)]]
-        np.testing.assert_allclose(found, wanted.reshape(found.shape), rtol=0, atol=2e-6, err_msg=name)
+        # Two steps of float32, of which one at 20 is 2e-6.
+        np.testing.assert_allclose(found, wanted.reshape(found.shape), rtol=2.4e-7, atol=2e-6, err_msg=name)
         if name not in base.names() or not np.array_equal(found, base.read(name)):
             changed.append(name)
     assert changed
