@@ -80,9 +80,6 @@ def text_names(checkpoint: Checkpoint, rows: int) -> Names:
     prefix = prefix_of(checkpoint, EMBED)
     layer = f"{prefix}layers.{{i}}."
     own = {
-        "norm1_after": "post_attention_layernorm", "norm2": "pre_feedforward_layernorm",
-        "norm2_after": "post_feedforward_layernorm", "per_layer_gate": "per_layer_input_gate",
-        "per_layer_up": "per_layer_projection", "per_layer_norm": "post_per_layer_input_norm",
         "laurel_in": "laurel.linear_left", "laurel_out": "laurel.linear_right",
         "laurel_norm": "laurel.post_laurel_norm",
         "router": "altup.modality_router", "router_norm": "altup.router_norm", "predict": "altup.prediction_coefs",
@@ -90,7 +87,7 @@ def text_names(checkpoint: Checkpoint, rows: int) -> Names:
     }  # fmt: skip
     streams = {"spread": "altup_projections", "join": "altup_unembed_projections"}
     return {
-        **names.llama(prefix, head_of(checkpoint).removesuffix(".weight")),
+        **names.per_layer(prefix, head_of(checkpoint).removesuffix(".weight")),
         **{f"decoder.layers.{{i}}.{ours}": f"{layer}{theirs}" for ours, theirs in own.items()},
         "decoder.layers.{i}.first_scale": lambda i: Plain(layer.format(i=i) + "altup.correct_output_scale"),
         **{
@@ -99,6 +96,4 @@ def text_names(checkpoint: Checkpoint, rows: int) -> Names:
             for n in range(1, limits.STREAMS)
         },
         "decoder.per_layer_embed": Extended(f"{prefix}embed_tokens_per_layer", rows),
-        "decoder.per_layer_map": f"{prefix}per_layer_model_projection",
-        "decoder.per_layer_norm": f"{prefix}per_layer_projection_norm",
     }

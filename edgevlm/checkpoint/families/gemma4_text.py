@@ -101,18 +101,10 @@ def text_names(checkpoint: Checkpoint, rows: tuple[int, ...], source: int) -> Na
     """rows: of the second table that stand for pictures, sounds and videos, which all take the row `source`."""
     prefix = prefix_of(checkpoint, EMBED)
     layer = f"{prefix}layers.{{i}}."
-    own = {
-        "norm1_after": "post_attention_layernorm", "norm2": "pre_feedforward_layernorm",
-        "norm2_after": "post_feedforward_layernorm", "per_layer_gate": "per_layer_input_gate",
-        "per_layer_up": "per_layer_projection", "per_layer_norm": "post_per_layer_input_norm",
-    }  # fmt: skip
     return {
-        **names.llama(prefix, head_of(checkpoint).removesuffix(".weight")),
-        **{f"decoder.layers.{{i}}.{ours}": f"{layer}{theirs}" for ours, theirs in own.items()},
+        **names.per_layer(prefix, head_of(checkpoint).removesuffix(".weight")),
         "decoder.layers.{i}.scale": lambda i: Plain(layer.replace("{i}", str(i)) + "layer_scalar"),
         "decoder.per_layer_embed": Copied(f"{prefix}embed_tokens_per_layer", rows, source),
-        "decoder.per_layer_map": f"{prefix}per_layer_model_projection",
-        "decoder.per_layer_norm": f"{prefix}per_layer_projection_norm",
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from edgevlm.checkpoint.checkpoint import Checkpoint
-from edgevlm.checkpoint.families.tensors import Plain, Scaled, Source, Split, prefix_of
+from edgevlm.checkpoint.families.tensors import Names, Plain, Scaled, Source, Split, prefix_of
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.towers.qwen_vit import QwenVit
 
@@ -109,6 +109,21 @@ def llama(prefix: str, head: str = "lm_head") -> dict[str, str | Source]:
         **{f"decoder.layers.{{i}}.{ours}": f"{layer}.{theirs}" for ours, theirs in _LLAMA_LAYER.items()},
         "decoder.norm": f"{prefix}norm",
         "decoder.head": head,
+    }
+
+
+def per_layer(prefix: str, head: str) -> Names:
+    """Gemma 3n's and 4's: norms behind parts, too, and the maps of per-layer embeddings; otherwise as `llama`."""
+    own = {
+        "norm1_after": "post_attention_layernorm", "norm2": "pre_feedforward_layernorm",
+        "norm2_after": "post_feedforward_layernorm", "per_layer_gate": "per_layer_input_gate",
+        "per_layer_up": "per_layer_projection", "per_layer_norm": "post_per_layer_input_norm",
+    }  # fmt: skip
+    return {
+        **llama(prefix, head),
+        **{f"decoder.layers.{{i}}.{ours}": f"{prefix}layers.{{i}}.{theirs}" for ours, theirs in own.items()},
+        "decoder.per_layer_map": f"{prefix}per_layer_model_projection",
+        "decoder.per_layer_norm": f"{prefix}per_layer_projection_norm",
     }
 
 
