@@ -69,6 +69,23 @@ class MatMulNBits(OpRun):
         return (out if bias is None else out + bias,)
 
 
+class MultiHeadAttention(OpRun):
+    op_domain = "com.microsoft"
+
+    def _run(
+        self, q: Any, k: Any, v: Any, bias: Any = None, padding: Any = None, scores: Any = None, *,
+        num_heads: int, scale: float | None = None,
+    ) -> tuple[np.ndarray]:  # fmt: skip
+        """By the operator's documentation: queries, keys and values (B, S, heads * size), and a bias on the scores."""
+        assert bias is None and padding is None
+        q, k, v = (x.reshape(*x.shape[:2], num_heads, -1).swapaxes(1, 2) for x in (q, k, v))
+        weights = (q @ k.swapaxes(2, 3)) * np.float32(scale or q.shape[-1] ** -0.5)
+        weights = weights if scores is None else weights + scores
+        weights = np.exp(weights - weights.max(-1, keepdims=True))
+        out = (weights / weights.sum(-1, keepdims=True)) @ v
+        return (out.swapaxes(1, 2).reshape(out.shape[0], out.shape[2], -1),)
+
+
 class InferenceSession:
     """onnxruntime's, on such a CPU."""
 
@@ -82,7 +99,7 @@ class InferenceSession:
         dynamic = any(node.op_type == "DynamicQuantizeMatMul" for node in loaded.graph.node)
         self.model = None
         if dynamic and not turned:
-            self.model = ReferenceEvaluator(loaded, new_ops=[DynamicQuantizeMatMul, MatMulNBits])
+            self.model = ReferenceEvaluator(loaded, new_ops=[DynamicQuantizeMatMul, MatMulNBits, MultiHeadAttention])
         here = session_options(ort, signed_saturates(ort))  # exact, whatever CPU the test runs on
         self.real = ort.InferenceSession(model, here if dynamic else options, **kwargs)
 
