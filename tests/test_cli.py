@@ -280,6 +280,7 @@ def test_verify(cli: Any, tiny_bundle: Path, tiny_checkpoint: Path, bundle: Path
     assert f"'{tiny_checkpoint}' has other weights than the bundle was made from: give default" in done.err
 
 
+@pytest.mark.heavy
 def test_demo_exports_gates_and_answers(cli: Any, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     done = cli("demo", "--out", out)
@@ -551,6 +552,7 @@ def test_damaged_bundles(cli: Any, copy: Path) -> None:
     assert "is not valid JSON" in cli("verify", copy).err
 
 
+@pytest.mark.heavy
 def test_verify_fails_with_a_table_where_weights_were_exchanged(cli: Any, copy: Path) -> None:
     """Sizes and hashes agree with the manifest, and yet these are not the model's weights."""
     from edgevlm.bundle.manifest import sha256
@@ -727,6 +729,7 @@ def apple(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.heavy
 def test_lint_and_overflow_of_coreml_packages(cli: Any, apple: Path, bundle: Path) -> None:
     lint = cli("verify", apple, "--lint", "ane")
     assert lint.code == 0 and lint.out == ""
@@ -738,6 +741,7 @@ def test_lint_and_overflow_of_coreml_packages(cli: Any, apple: Path, bundle: Pat
     assert missing.code == 2 and "holds no CoreML packages" in missing.err
 
 
+@pytest.mark.heavy
 def test_across_shows_engines_side_by_side(cli: Any, apple: Path) -> None:
     done = cli("verify", apple, "--across")
     assert done.code == 0

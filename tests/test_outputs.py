@@ -164,7 +164,7 @@ def stopped(place: Path, sign: int, before: str = "") -> tuple[int, str]:
     ("sign", "code", "words"),
     [
         (signal.SIGTERM, 143, "Terminated.\n"),
-        (signal.SIGHUP, 129, "Hung up.\n"),
+        pytest.param(signal.SIGHUP, 129, "Hung up.\n", marks=pytest.mark.heavy),
         (signal.SIGINT, 130, "Interrupted.\n"),
     ],
 )

@@ -57,6 +57,7 @@ def test_the_table_in_markdown(script: ModuleType) -> None:
     assert len(set(lines)) == 1, "every row has as many cells as the head"
 
 
+@pytest.mark.heavy
 def test_it_measures_once_and_goes_on(
     script: ModuleType, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

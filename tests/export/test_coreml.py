@@ -684,6 +684,7 @@ def test_the_gate_fails_and_names_the_component(
     assert len(located) == 1 and located[0].startswith(f"{named}: differs from the reference")
 
 
+@pytest.mark.heavy
 def test_the_gate_calls_every_context(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Palettes for the Neural Engine, and a fault in the functions of one context that is not the longest."""
     result = export_model(

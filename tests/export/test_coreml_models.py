@@ -100,8 +100,10 @@ class Exported:
 
 PROFILES = {"gpu": CoreMLOptions("gpu", (64,)), "ane": CoreMLOptions("ane", (64,), image_side=48)}
 
+BY_PROFILE = [pytest.param("gpu", marks=pytest.mark.heavy), "ane"]
 
-@pytest.mark.parametrize("profile", PROFILES)
+
+@pytest.mark.parametrize("profile", BY_PROFILE)
 @pytest.mark.parametrize(
     "make", [clip, convolved, bottlenecks, intern, pooled, levels, windowed], ids=lambda make: make.__name__
 )
@@ -121,7 +123,7 @@ def test_square_towers(tmp_path: Path, make: Callable[[], ModelSpec], profile: s
 GRIDS = {f"{make.__name__}-{profile}": (make, profile) for make in (qwen, deep, woven, gated) for profile in PROFILES}
 
 
-@pytest.fixture(scope="module", params=GRIDS)
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=[pytest.mark.heavy] * n.endswith("gpu")) for n in GRIDS])
 def grid_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     make, profile = GRIDS[request.param]
     return Exported(tmp_path_factory.mktemp("grid"), make(), PROFILES[profile])
@@ -139,7 +141,7 @@ def test_pictures_of_any_grid(grid_model: Exported, grid: tuple[int, int]) -> No
     np.testing.assert_array_equal(encoder.encode([view, view]), [found, found])
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", BY_PROFILE)
 def test_a_sheet_of_squares(tmp_path: Path, profile: str) -> None:
     """Three rows of two squares, of which the first row has one, and a single crop; `ane` has room for 3 x 3."""
     model = Exported(tmp_path, sheet(), PROFILES[profile])
@@ -214,7 +216,7 @@ def test_every_named_value_is_the_references(grid_model: Exported) -> None:
     assert find_divergence(grid_model.bundle, grid_model.weights, pixels, embeds, layout=LAYOUT) is None
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", BY_PROFILE)
 def test_windows_caps_and_norms_behind_parts(tmp_path: Path, profile: str) -> None:
     """Gemma's decoder."""
     model = Exported(tmp_path, clip(gemma()), PROFILES[profile])
@@ -224,7 +226,7 @@ def test_windows_caps_and_norms_behind_parts(tmp_path: Path, profile: str) -> No
     np.testing.assert_array_equal(decoder.embed(np.array([3])), model.weights.read("decoder.embed.weight")[3:4] * 6.5)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", BY_PROFILE)
 def test_streams_of_states(tmp_path: Path, profile: str) -> None:
     """Gemma 3n's decoder; every value that the reference names is the package's."""
     model = Exported(tmp_path, clip(streaming()), PROFILES[profile])
@@ -238,7 +240,7 @@ def test_streams_of_states(tmp_path: Path, profile: str) -> None:
     assert find_divergence(model.bundle, model.weights, pixels, embeds[:24], layout=Layout(24)) is None
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", BY_PROFILE)
 def test_heads_of_two_sizes_and_layers_that_share(tmp_path: Path, profile: str) -> None:
     """Gemma 4's: two packed states, keys and values of other layers, a second table, maps with bounds."""
     model, ids = Exported(tmp_path, averaged(), PROFILES[profile]), np.array([3, 5])
@@ -288,7 +290,7 @@ def test_a_side_that_no_view_has_is_refused(tmp_path: Path) -> None:
         Exported(tmp_path, qwen(), CoreMLOptions("ane", (64,), image_side=50))
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", BY_PROFILE)
 @pytest.mark.parametrize("mask", ["image", "prompt"])
 def test_positions_that_see_later_ones(tmp_path: Path, mask: str, profile: str) -> None:
     """A picture, or a prompt, is read by one call; a fixed one writes 32 rows of it at a time."""

@@ -46,6 +46,7 @@ def test_same_export_twice_gives_the_same_weights(tiny_checkpoint: Path, tmp_pat
     assert files[0] == files[1]
 
 
+@pytest.mark.heavy
 def test_adapter_is_merged_as_peft_does(builder: ModuleType, tiny_checkpoint: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 

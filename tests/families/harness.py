@@ -119,11 +119,11 @@ class Checkpoint:
         return self._answers[pictures]
 
     def bundle(self, quantize: str, *targets: str) -> Bundle:
-        """An export, gate included: it fails here if the gate does."""
+        """An export; of several targets with the gate, and it fails here if the gate does."""
         key = quantize, targets or ("onnx",)
         if key not in self._bundles:
             out = self.place / "-".join([quantize, *key[1]])
-            options = ExportOptions(str(self.folder), out, key[1], quantize=quantize)
+            options = ExportOptions(str(self.folder), out, key[1], quantize=quantize, gate=len(key[1]) > 1)
             self._bundles[key] = open_bundle(export_model(options).folder)
         return self._bundles[key]
 
@@ -294,9 +294,9 @@ class FamilyTests:
     def test_views_are_transformers_pixels(self, made: Checkpoint) -> None:
         check_views(made)
 
-    def test_prompts_and_tokens_are_transformers(self, made: Checkpoint, pictures: str) -> None:
-        check_prompt(made, pictures)
-        check_tokens(made, pictures, "onnx", 64)
+    def test_prompts_and_tokens_are_transformers(self, made: Checkpoint) -> None:
+        check_prompt(made, self.prompts[-1])
+        check_tokens(made, self.prompts[-1], "onnx", 64)
 
     def test_a_stranger_of_these_parts_is_told_that_they_are_known(self, made: Checkpoint) -> None:
         config = json.loads((made.folder / "config.json").read_text())

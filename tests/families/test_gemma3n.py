@@ -66,11 +66,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return Checkpoint(LAYOUTS["hub"], tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=[pytest.mark.heavy] * (n != "hub")) for n in LAYOUTS])
+@pytest.fixture(scope="module", params=LAYOUTS)
 def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return Checkpoint(LAYOUTS[request.param], tmp_path_factory.mktemp(request.param))
 
 
+@pytest.mark.heavy
 def test_every_layout(other: Checkpoint) -> None:
     check_features(other, "several")
     check_tokens(other, "several", "onnx", 64)
@@ -78,6 +79,7 @@ def test_every_layout(other: Checkpoint) -> None:
         text_arch(other.spec.decoder)
 
 
+@pytest.mark.heavy
 def test_a_token_behind_a_picture_is_embedded_as_pictures(tiny: Checkpoint) -> None:
     """The others by the decoder's table; those that the second table lacks take its first row."""
     model, (end,) = tiny.model, tiny.spec.markers
@@ -137,8 +139,8 @@ def _map_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("plant", "where"),
     [
-        (_all_values, "decoder.layers.0.norm2_after"),
-        pytest.param(_stream_dropped, "decoder.layers.1.norm1", marks=pytest.mark.heavy),
+        pytest.param(_all_values, "decoder.layers.0.norm2_after", marks=pytest.mark.heavy),
+        (_stream_dropped, "decoder.layers.1.norm1"),
         pytest.param(_map_dropped, "decoder.layers.0.norm2", marks=pytest.mark.heavy),
     ],
     ids=["all values of gates", "a stream dropped", "a map dropped"],

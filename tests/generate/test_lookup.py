@@ -126,7 +126,9 @@ def test_no_draft_holds_what_ends_an_answer() -> None:
     assert Drafter([1, 2, 3, 4, 5, 6, 9, 4, 1, 2, 3], never={9}).draft(7) == [4, 5, 6]
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "onnxruntime portable", "eager", "llama.cpp"])
+@pytest.mark.parametrize(
+    "engine", ["onnxruntime", pytest.param("onnxruntime portable", marks=pytest.mark.heavy), "eager", "llama.cpp"]
+)
 @pytest.mark.parametrize("form", ["fp32", "int4"])
 def test_greedy_answers_are_the_same_with_and_without(engine: str, form: str, gguf_bundle) -> None:
     if engine == "llama.cpp" and importlib.util.find_spec("llama_cpp") is None:

@@ -164,12 +164,14 @@ def test_plan_vectors() -> None:
         assert budget is None or len(planned) <= budget
 
 
+@pytest.mark.heavy
 @needs_pillow_13
 def test_vectors_are_what_the_oracles_say(hf: ModuleType, tmp_path: Path) -> None:
     hf.write_goldens(VECTORS / "images", VECTORS / "tokenizer.json", tmp_path)
     assert hf.changed(tmp_path, VECTORS) == []
 
 
+@pytest.mark.heavy
 def test_photographs_at_full_size(hf: ModuleType) -> None:
     from skimage import data
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil

@@ -67,6 +67,7 @@ def language_model(builder: ModuleType, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
+@pytest.mark.heavy
 def test_an_adapter_of_a_composed_model_is_merged(
     tiny_checkpoint: Path, language_model: Path, options: TrainOptions, tmp_path: Path
 ) -> None:

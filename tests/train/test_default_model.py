@@ -135,6 +135,7 @@ def test_a_picture_and_a_question_give_the_ids_and_the_answer_of_transformers(
     runtime.close()
 
 
+@pytest.mark.heavy
 def test_int4_answers_held_out_scenes_as_was_measured(
     gguf_bundle: Callable[..., Bundle], figures: dict[str, Any]
 ) -> None:

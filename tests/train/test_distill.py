@@ -119,6 +119,7 @@ def test_outputs_stand_at_their_tokens(tiny_checkpoint: Path, data: Path) -> Non
     assert out.relation.shape == (tiles, 16, 16) and out.features.shape == (tiles, 16, 64)
 
 
+@pytest.mark.heavy
 def test_the_teacher_runs_once(options: DistillOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks: list[int] = []
     real = teaching._cache_block
@@ -157,6 +158,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(options: DistillOpti
         assert first[f"loss_{name}"] == pytest.approx(0, abs=2e-3), name
 
 
+@pytest.mark.heavy
 def test_a_stopped_distillation_goes_on_with_the_same_weights(
     options: DistillOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,7 +166,9 @@ def test_names_are_found_in_questions(base: str) -> None:
     assert len(named.row) > 50 and words <= {*NOUN_INDEX}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=[pytest.mark.heavy] * (stage != "labels")) for stage in STAGES]
+)
 def test_a_stopped_run_ends_at_the_same_weights(
     base: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,7 @@ def test_a_stage_changes_its_parts_and_the_result_is_a_plain_checkpoint(options:
     assert log[0]["step"] == 1 and log[0]["loss"] > 0
 
 
+@pytest.mark.heavy
 def test_training_learns(options: TrainOptions) -> None:
     out = quiet(replace(options, steps=40, batch=8, learning_rate=5e-3, train=("vision", "projector", "decoder")))
     log = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
@@ -171,7 +172,13 @@ class _Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"lora": 4}, {"bf16": True, "accumulate": 2}, {"optimizer": "muon", "encoder_rate": 0.5}]
+    "change",
+    [
+        {},
+        pytest.param({"lora": 4}, marks=pytest.mark.heavy),
+        pytest.param({"bf16": True, "accumulate": 2}, marks=pytest.mark.heavy),
+        pytest.param({"optimizer": "muon", "encoder_rate": 0.5}, marks=pytest.mark.heavy),
+    ],
 )
 def test_a_stopped_run_goes_on_with_the_same_weights(
     options: TrainOptions, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
@@ -346,7 +353,7 @@ def test_an_adapter_is_what_export_merges(options: TrainOptions) -> None:
         np.testing.assert_allclose(ours.read(name), merged[name].numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("lora", [None, 4])
+@pytest.mark.parametrize("lora", [pytest.param(None, marks=pytest.mark.heavy), 4])
 def test_the_preferred_answer_becomes_likelier(options: TrainOptions, lora: int | None) -> None:
     options = replace(
         options,

@@ -203,6 +203,7 @@ def tied(self: LoraAdapter, own: set[str]) -> None:
         self._replaced[self._base.head] = self._replaced[self._base.embed]
 
 
+@pytest.mark.heavy
 def test_a_tied_head_that_follows_its_embedding_fails_the_export(tmp_path: Path, monkeypatch: Patch) -> None:
     """A trained embedding of a tied model: peft leaves the head as it was. Engine and reference agree on any merge."""
     model = qwen2_5_vl.build(tmp_path / "model", layout="memory", tie=True)

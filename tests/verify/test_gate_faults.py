@@ -442,7 +442,7 @@ def test_rows_of_tiles_in_another_order_are_caught(
     assert failures[0].note.endswith("'<row_3_col_1>' instead of '<row_1_col_1>'")
 
 
-@pytest.mark.parametrize("lost", ["1.delta", "1.conv"])
+@pytest.mark.parametrize("lost", [pytest.param("1.delta", marks=pytest.mark.heavy), "1.conv"])
 def test_a_delta_rule_that_forgets_is_caught_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:

@@ -102,7 +102,9 @@ def layout_of(spec: ModelSpec, ids: I64, views: list[F32]) -> Layout:
     return Layout(len(ids), tuple(spans))
 
 
-@pytest.mark.parametrize("pictures", PICTURES)
+@pytest.mark.parametrize(
+    "pictures", [pytest.param(name, marks=[pytest.mark.heavy] * (name != "several")) for name in PICTURES]
+)
 def test_features_and_tokens_are_transformers(built: Built, pictures: str) -> None:
     model, processor, spec, weights = built
     answer = ask(model, processor, PICTURES[pictures], QUESTION)

@@ -282,7 +282,8 @@ def test_a_fold_that_is_forgotten_shows(tiny: Model, batch: Batch, tmp_path: Pat
     assert np.abs(states[0] - states[1]).max() > 0.05
 
 
-@pytest.mark.parametrize("preset", [pytest.param("size", marks=pytest.mark.heavy), "balanced"])
+@pytest.mark.heavy
+@pytest.mark.parametrize("preset", ["size", "balanced"])
 def test_calibration_recovers_half_of_what_rounding_loses(tmp_path: Path, preset: str) -> None:
     """The default model, on pictures that were not calibrated on: the bar of docs/calibration.md."""
     model = Model(open_checkpoint("default").folder)

@@ -85,6 +85,7 @@ def test_an_encoder_that_amplifies_every_error_keeps_fp16_everywhere(with_outlie
     assert sum(name.startswith("vision.layers.") for name in found) == 2 * 6 and "projector.linear.weight" in found
 
 
+@pytest.mark.heavy
 def test_a_default_export_passes_its_gate_with_outliers(
     with_outliers: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
