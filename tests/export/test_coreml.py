@@ -735,8 +735,8 @@ HEAVY = pytest.mark.heavy
 @pytest.mark.parametrize(
     ("quantize", "profile"),
     [
-        ("int4", "gpu"),
         ("int8", "ane"),
+        pytest.param("int4", "gpu", marks=HEAVY),
         pytest.param("fp16", "gpu", marks=HEAVY),
         pytest.param("int8", "gpu", marks=HEAVY),
     ],

@@ -243,9 +243,8 @@ def test_transformers_reads_it_back(built: Built) -> None:
     assert model.generation_config.eos_token_id == built.model.generation_config.eos_token_id
 
 
-@pytest.mark.parametrize(
-    "pictures", [pytest.param(name, marks=[pytest.mark.heavy] * (name != "several")) for name in PICTURES]
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("pictures", PICTURES)
 def test_answers_depend_on_everything(built: Built, pictures: str) -> None:
     answer = ask(built.model, built.processor, PICTURES[pictures], QUESTION)
     assert len(answer.tokens) == 64
