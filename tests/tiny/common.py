@@ -116,10 +116,12 @@ def image_features(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tens
 
 
 @torch.no_grad()
-def randomize(model: Any, seed: int, special: Sequence[int]) -> None:
+def randomize(model: Any, seed: int, special: Sequence[int], *, head: float = 6.0) -> None:
     """Fill every parameter so that each part matters to the logits; the words win over the `special` tokens.
 
     Activations stay near unit size. Norm weights are near 1, layer scales near 0.6, tables and tokens near 0.5 noise.
+    head: standard deviation of the logits of an untied head; a tied one's is near 2. What an engine rounds grows with
+    it, and the gate's bound on near-ties does not.
     """
     random = torch.Generator().manual_seed(seed)
     tied = model.config.tie_word_embeddings
@@ -139,7 +141,7 @@ def randomize(model: Any, seed: int, special: Sequence[int]) -> None:
         elif "embed_tokens" in name:
             parameter.copy_((0.2 if tied else 1.0) * noise)  # a tied decoder would repeat what it reads
         elif "lm_head" in name:
-            parameter.copy_(6 / fan_in**0.5 * noise)
+            parameter.copy_(head / fan_in**0.5 * noise)
         else:
             decoder = "language_model" in name or "text_model" in name
             gains = {r"[qk]_proj": 1.7, r"o_proj|down_proj": 2.0} if decoder else {}

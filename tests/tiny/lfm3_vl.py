@@ -72,7 +72,7 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", plain: bool = 
         **places,
     )  # fmt: skip
     model = Lfm3VlForConditionalGeneration(config).eval()
-    randomize(model, seed, list(ids.values()))
+    randomize(model, seed, list(ids.values()), head=1.0)
     model.generation_config = GenerationConfig(
         bos_token_id=ids["<|startoftext|>"], pad_token_id=ids["<|pad|>"], eos_token_id=ids["<|im_end|>"]
     )
