@@ -2,9 +2,11 @@
 
 python docs/make_performance.py                                         writes them
 python docs/make_performance.py --peers peers/peers.json --rates FILE   takes measurements into performance.json first
+python docs/make_performance.py --shapes shapes/shapes.json             ... of models of other shapes
 python docs/make_performance.py --check                                 exits with 1 if the page would change
 
---peers: what bench/peers/compare.py wrote; --rates: what bench/rates.py wrote, on the same machine.
+--peers: what bench/peers/compare.py wrote; --shapes: what bench/peers/shapes.py wrote; --rates: what bench/rates.py
+wrote, on the same machine.
 """
 
 from __future__ import annotations
@@ -230,6 +232,22 @@ def peers_table(results: dict[str, Any]) -> str:
     return str(compare.table(programs, peers))
 
 
+def shapes_table(results: dict[str, Any]) -> str:
+    shapes = results.get("shapes")
+    if not shapes:
+        return "Not measured yet."
+    parts = []
+    for name, peers in shapes.items():
+        encoder, decoder = peers["layers"]
+        made = "whole"
+        if peers["depths"]:
+            low, high = peers["depths"]
+            made = f"from times with {low} and with {high} layers per part"
+        parts.append(f"### {name}\n\n{encoder} layers and {decoder}, {made}, {peers['threads']} threads:")
+        parts.append(peers_table({"peers": peers}))
+    return "\n\n".join(parts)
+
+
 def _compare() -> ModuleType:
     path = ROOT / "bench" / "peers" / "compare.py"
     spec = importlib.util.spec_from_file_location("compare", path)
@@ -274,6 +292,7 @@ def summary() -> str:
 def blocks(results: dict[str, Any]) -> dict[str, str]:
     return {
         "Peers": peers_table(results),
+        "Shapes": shapes_table(results),
         "Work": work_table(),
         "Floor": floor_table(results),
         "Devices": devices_table(),
@@ -295,7 +314,7 @@ def page(text: str, results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    for name in ("peers", "rates"):
+    for name in ("peers", "shapes", "rates"):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE")
     args = parser.parse_args()
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
@@ -304,7 +323,7 @@ def main() -> None:
         if page(text, results) != text:
             sys.exit(f"docs/performance.md does not match docs/performance.json and the counted work: run {COMMAND}")
         return
-    given = {name: getattr(args, name) for name in ("peers", "rates")}
+    given = {name: getattr(args, name) for name in ("peers", "shapes", "rates")}
     results |= {name: json.loads(path.read_text(encoding="utf-8")) for name, path in given.items() if path}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(text, results), encoding="utf-8")

@@ -77,7 +77,7 @@ def test_the_page_of_performance_is_what_was_counted_and_measured() -> None:
     rates = found["rates"] | {"integer": found["rates"]["integer"] / 3}
     assert module.page(text, found | {"rates": rates}) != text
     empty = module.blocks({})
-    assert empty["Peers"] == empty["Floor"] == "Not measured yet." and empty["Work"] in text
+    assert empty["Peers"] == empty["Shapes"] == empty["Floor"] == "Not measured yet." and empty["Work"] in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,4 +1,4 @@
-"""Checkpoints as wide as published models and a few layers deep, of noise: for memory and time."""
+"""Checkpoints as wide as published models, of noise, most of them a few layers deep: for memory and time."""
 
 from __future__ import annotations
 
@@ -139,6 +139,34 @@ LFM2 = {  # LFM2.5-VL-1.6B
     "tile_size": 512,
     "tie_word_embeddings": True,
 }
+LFM2_450M = {  # LFM2-VL-450M, whole
+    "text_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 6656,  # 4608 of the MLP
+        "block_auto_adjust_ff_dim": True,
+        "block_multiple_of": 256,
+        "block_ffn_dim_multiplier": 1.0,
+        "num_hidden_layers": 16,
+        "layer_types": ["full_attention" if i in (2, 5, 8, 10, 12, 14) else "conv" for i in range(16)],
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "vocab_size": 65536,
+        "tie_word_embeddings": True,
+    },
+    "vision_config": {
+        "num_hidden_layers": 12,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+        "num_patches": 256,
+        "patch_size": 16,
+    },
+    "projector_hidden_size": 2560,
+    "projector_use_layernorm": True,
+    "encoder_patch_size": 16,
+    "tile_size": 512,
+    "tie_word_embeddings": True,
+}
 GEMMA = {  # Gemma 3 4B
     "text_config": {
         "hidden_size": 2560,
@@ -204,7 +232,7 @@ INTERNVL = {  # InternVL3-2B
 
 
 def write_noise(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A safetensors file of bfloat16 noise, at most 64 MB of it in memory."""
+    """A safetensors file of bfloat16 noise, at most 64 MB of it in memory; norms' weights are near one."""
     header: dict[str, Any] = {}
     end = 0
     for name, shape in shapes.items():
@@ -213,10 +241,11 @@ def write_noise(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     text, rng = json.dumps(header).encode(), np.random.default_rng(0)
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for shape in shapes.values():
+        for name, shape in shapes.items():
             scale = np.float32(shape[-1] ** -0.5)
+            middle = np.float32(len(shape) == 1 and name.endswith("weight"))
             for start in range(0, math.prod(shape), 1 << 24):
-                values = rng.standard_normal(min(1 << 24, math.prod(shape) - start), np.float32) * scale
+                values = rng.standard_normal(min(1 << 24, math.prod(shape) - start), np.float32) * scale + middle
                 stream.write((values.view(np.uint32) >> 16).astype("<u2").tobytes())
 
 
@@ -250,26 +279,26 @@ def square(side: int) -> dict[str, int]:
 
 
 QWEN_SIZE = {"size": {"shortest_edge": 65536, "longest_edge": 262144}}
+LFM2_SIZE = {"encoder_patch_size": 16, "tile_size": 512, "min_image_tokens": 64, "max_image_tokens": 256}
 # builder, its options, sizes, image tokens in the processor's file, settings of its image processor
 WIDE: dict[str, tuple[Any, dict[str, Any], dict[str, Any], int | None, dict[str, Any]]] = {
     "Qwen2-VL-2B": (qwen2_vl.build, {"tie": True}, QWEN2, None, {"patch_size": 14, **QWEN_SIZE}),
     "Qwen2.5-VL-3B": (qwen2_5_vl.build, {"tie": True}, QWEN, None, {"patch_size": 14, **QWEN_SIZE}),
     "Qwen3-VL-2B": (qwen3_vl.build, {"tie": True}, QWEN3, None, {"patch_size": 16, **QWEN_SIZE}),
     "Qwen3.5-0.8B": (qwen3_5.build, {}, QWEN3_5, None, {"patch_size": 16, **QWEN_SIZE}),
-    "LFM2.5-VL-1.6B": (
-        lfm2_vl.build, {}, LFM2, None,
-        {"encoder_patch_size": 16, "tile_size": 512, "min_image_tokens": 64, "max_image_tokens": 256},
-    ),
+    "LFM2.5-VL-1.6B": (lfm2_vl.build, {}, LFM2, None, LFM2_SIZE),
     "InternVL3-2B": (internvl.build, {}, INTERNVL, 256, {"size": square(448)}),
     "PaliGemma-3B": (paligemma.build, {}, PALIGEMMA, None, {"size": square(224), "image_seq_length": 256}),
     "Gemma-3-4B": (gemma3.build, {}, GEMMA, 256, {"size": square(896)}),
-}  # fmt: skip
+}
+# As deep as published, too.
+WHOLE = {"LFM2-VL-450M": (lfm2_vl.build, {}, LFM2_450M, None, LFM2_SIZE)}
 
 
-def write_wide(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
-    """Write a model of `WIDE` into `folder`; its tensors' shapes."""
-    build, options, sizes, tokens, settings = WIDE[name]
+def write_wide(folder: Path, name: str, **changes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Write a model of `WIDE` or `WHOLE` into `folder`; its tensors' shapes. changes: of the parts of its config."""
+    build, options, sizes, tokens, settings = (WIDE | WHOLE)[name]
     build(folder, layout="memory", **options)
-    shapes = widen(folder, sizes)
+    shapes = widen(folder, sizes | {part: sizes[part] | values for part, values in changes.items()})
     change_images(folder, tokens, **settings)
     return shapes

@@ -3,11 +3,13 @@
     python tests/build_smolvlm.py 256m smolvlm-256m
     python bench/peers/compare.py smolvlm-256m --out peers [--only NAME ...] [--repeat 7] [--threads 2]
 
-Each peer is a script beside this one and runs in an environment of its own below OUT, which is set up once. Files are
-prepared once, too; every finished step is kept, so that a stopped run goes on. All peers are loaded at the same time,
-and all but the one that works are stopped (SIGSTOP). In each round every peer does the same piece of work, forwards in
-one round and backwards in the next. A ratio is a peer's time over EdgeVLM's in the same round; the table has medians
-over the rounds. A peer that cannot do a piece of work is listed with its own error.
+Any checkpoint serves that EdgeVLM exports and whose pictures `transformers_eager.py` can lay out; shapes.py makes two.
+Each peer is a script beside this one and runs in an environment of its own, which is set up once. Files are prepared
+once, too; every finished step is kept, so that a stopped run goes on, and what failed is tried again. To make a peer's
+files anew, remove OUT/files/NAME. All peers are loaded at the same time, and all but the one that works are stopped
+(SIGSTOP). In each round every peer does the same piece of work, forwards in one round and backwards in the next. A
+ratio is a peer's time over EdgeVLM's in the same round; the table has medians over the rounds. A peer that cannot do a
+piece of work is listed with its own error.
 """
 
 from __future__ import annotations
@@ -20,16 +22,20 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PICTURE = ROOT / "edgevlm" / "assets" / "pictures" / "coffee.jpg"
-OWN = "edgevlm_onnx"
+OWN, REFERENCE = "edgevlm_onnx", "transformers_eager"
+SIDE = 512  # pixels of a tile where an encoder takes any size
 COUNT = 32  # tokens of one measurement of decode
 WORK: dict[str, dict[str, Any]] = {
     "encode a tile": {"do": "encode"},
@@ -55,9 +61,11 @@ class Program:
 
 
 GENAI = ("onnxruntime-genai", "onnx", "onnx_ir", "torch==2.13.0", "transformers")
-OPENVINO = ("openvino", "nncf", "numpy", "pillow")
+PORTABLE = ("numpy", "pillow", "tokenizers")  # of portable.py
+OPENVINO = ("openvino", "nncf", *PORTABLE)
 PROGRAMS = (
     Program("edgevlm_onnx.py", "EdgeVLM, onnxruntime, int4"),
+    Program("edgevlm_latency.py", "EdgeVLM, onnxruntime, int4, preset latency"),
     Program("edgevlm_llama.py", "EdgeVLM, llama.cpp, int4"),
     Program("llamacpp.py", "llama.cpp, Q4_0 and an fp16 encoder"),
     Program("openvino_runtime.py", "OpenVINO, fp32", OPENVINO),
@@ -67,7 +75,7 @@ PROGRAMS = (
     Program("transformers_eager.py", "transformers, fp32"),
     Program("transformers_compiled.py", "transformers, fp32, torch.compile"),
     Program("transformersjs.mjs", "transformers.js in Node, EdgeVLM's files", npm=("@huggingface/transformers@4",)),
-    Program("mnn.py", "MNN, int8 weights", ("MNN", "numpy")),
+    Program("mnn.py", "MNN, int8 weights", ("MNN", *PORTABLE)),
 )  # fmt: skip
 
 
@@ -77,6 +85,7 @@ class Place:
 
     program: Program
     out: Path
+    environments: Path
     threads: int
     environment: dict[str, str] = field(init=False)
 
@@ -93,11 +102,8 @@ class Place:
     @property
     def installed(self) -> Path:
         packages = self.program.needs or self.program.npm
-        return (
-            self.out
-            / "environments"
-            / "-".join(package.split("=")[0].strip("@").replace("/", "_") for package in packages)
-        )
+        names = (package.split("=")[0].strip("@").replace("/", "_") for package in packages)
+        return self.environments.resolve() / "-".join(names)
 
     @property
     def python(self) -> list[str]:
@@ -106,6 +112,7 @@ class Place:
         return [str(self.installed / "bin" / "python") if self.program.needs else sys.executable]
 
     def install(self) -> None:
+        """The peer's environment, once."""
         done = self.installed / "done"
         if not (self.program.needs or self.program.npm) or done.exists():
             return
@@ -120,18 +127,24 @@ class Place:
         done.touch()
 
     def prepare(self, checkpoint: Path) -> dict[str, Any]:
-        """Seconds and peak memory of writing the peer's files, once."""
+        """Seconds and peak memory of writing the peer's files, once; or what went wrong."""
         done = self.folder / "prepared.json"
         if done.exists():
             found: dict[str, Any] = json.loads(done.read_text())
             return found
+        try:
+            self.install()
+        except subprocess.CalledProcessError as error:
+            return {"error": f"its environment could not be set up: {error}"[:300]}
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.program.npm:
+        if self.program.npm and not (self.folder / "bundle").is_symlink():
             (self.folder / "bundle").symlink_to(self.out.resolve() / "files" / OWN / "bundle")
         command = [*self.python, self.program.script, "prepare", str(checkpoint.resolve()), str(self.folder.resolve())]
         ran = subprocess.run(command, cwd=HERE, env=self.environment, capture_output=True, text=True)
         (self.folder / "prepare.log").write_text(ran.stderr)
-        found = json.loads(ran.stdout.splitlines()[-1]) if ran.returncode == 0 else {"error": _last(ran.stderr)}
+        if ran.returncode:
+            return {"error": _last(ran.stderr)}
+        found = json.loads(ran.stdout.splitlines()[-1])
         done.write_text(json.dumps(found))
         return found
 
@@ -181,66 +194,85 @@ class Worker:
 
 
 def _last(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    """What a process said in the end; of one that started another, what that one said."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "CalledProcessError" not in line]
     return lines[-1][:300] if lines else "it ended without a word"
 
 
 def write_work(checkpoint: Path, out: Path) -> None:
     """The tile and the token ids that every peer is given."""
-    from PIL import Image
-    from tokenizers import Tokenizer
-
     out.mkdir(parents=True, exist_ok=True)
-    np.save(out / "tile.npy", np.asarray(Image.open(PICTURE).convert("RGB").resize((512, 512))))
+    side = json.loads((checkpoint / "config.json").read_text())["vision_config"].get("image_size", SIDE)
+    np.save(out / "tile.npy", np.asarray(Image.open(PICTURE).convert("RGB").resize((side, side))))
     text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "README.md", ROOT / "docs" / "running.md"))
     ids = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(text, add_special_tokens=False).ids
     (out / "ids.json").write_text(json.dumps(ids[:1000]))
 
 
-def warm(places: list[Place], repeat: int) -> dict[str, dict[str, Any]]:
-    """Times of each piece of work of each peer, or its error; the features of one picture; memory."""
-    workers = {place.program.name: place.start() for place in places}
-    found: dict[str, dict[str, Any]] = {name: {"load": worker.loaded, "times": {}} for name, worker in workers.items()}
+def warm(places: list[Place], repeat: int) -> list[dict[str, Any]]:
+    """Of each place: times of each piece of work, or its error; the features of one picture; memory."""
+    workers = [place.start() for place in places]
+    found: list[dict[str, Any]] = [{"load": worker.loaded, "times": {}} for worker in workers]
     try:
-        for place in places:
-            name, features = place.program.name, place.folder / "features.npy"
-            reply = workers[name].ask({"do": "encode", "changed": False, "features": str(features.resolve())})
-            found[name]["features"] = None if "error" in reply else str(features)
-            reply = workers[name].ask({"do": "decode", "tokens": 80, "count": COUNT, "changed": False})
-            found[name]["ids"] = reply.get("ids")
+        for place, worker, own in zip(places, workers, found, strict=True):
+            features = place.folder / "features.npy"
+            reply = worker.ask({"do": "encode", "changed": False, "features": str(features.resolve())})
+            own["features"] = None if "error" in reply else str(features)
+            own["ids"] = worker.ask({"do": "decode", "tokens": 80, "count": COUNT, "changed": False}).get("ids")
         for work, task in WORK.items():
             for turn in range(repeat + 1):  # the first is for warming up
-                for name in list(workers)[:: -1 if turn % 2 else 1]:
-                    times = found[name]["times"].setdefault(work, [])
+                for worker, own in list(zip(workers, found, strict=True))[:: -1 if turn % 2 else 1]:
+                    times = own["times"].setdefault(work, [])
                     if isinstance(times, str):
                         continue
-                    reply = workers[name].ask(task)
+                    reply = worker.ask(task)
                     if "error" in reply:
-                        found[name]["times"][work] = reply["error"]
+                        own["times"][work] = reply["error"]
                     elif turn:
                         times.append(reply["seconds"])
-                    found[name]["peak"] = reply.get("peak")
+                    own["peak"] = reply.get("peak")
             print(f"{work}: done", file=sys.stderr)
     finally:
-        for worker in workers.values():
+        for worker in workers:
             worker.close()
     return found
 
 
-def cold(places: list[Place], repeat: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds from the start of a process to the first token of one tile and 80 tokens, and its peak memory then."""
-    found: dict[str, dict[str, list[float]]] = {place.program.name: {"seconds": [], "peak": []} for place in places}
+def cold(places: list[Place], repeat: int) -> list[dict[str, list[float]]]:
+    """Of each place: seconds from a process's start to the first token of one tile and 80 tokens; its peak memory."""
+    found: list[dict[str, list[float]]] = [{"seconds": [], "peak": []} for _ in places]
     for turn in range(repeat):
-        for place in places[:: -1 if turn % 2 else 1]:
+        for place, own in list(zip(places, found, strict=True))[:: -1 if turn % 2 else 1]:
             start = time.perf_counter()
             worker = place.start()
             replies = [worker.ask({"do": "encode"}), worker.ask({"do": "prefill", "tokens": 80})]
             seconds = time.perf_counter() - start
             worker.close()
             if not any("error" in reply for reply in replies):
-                found[place.program.name]["seconds"].append(seconds)
-                found[place.program.name]["peak"].append(replies[-1]["peak"])
+                own["seconds"].append(seconds)
+                own["peak"].append(replies[-1]["peak"])
     return found
+
+
+def prepare(
+    programs: Sequence[Program], checkpoint: Path, out: Path, environments: Path, threads: int
+) -> tuple[dict[str, dict[str, Any]], list[Place]]:
+    """What `Place.prepare` says of each program, and the places of those that can be started."""
+    write_work(checkpoint, out)
+    made, places = {}, []
+    for program in programs:
+        place = Place(program, out, environments, threads)
+        made[program.name] = place.prepare(checkpoint)
+        print(f"{program.name}: {made[program.name]}", file=sys.stderr)
+        if program.npm or "error" not in made[program.name]:
+            places.append(place)
+    return made, places
+
+
+def cosines(warm: dict[str, Any]) -> dict[str, float | None]:
+    """Of each program's features with those of transformers."""
+    features = {name: found.pop("features", None) for name, found in warm.items()}
+    return {name: cosine(own, features.get(REFERENCE)) for name, own in features.items()}
 
 
 def cosine(features: str | None, reference: str | None) -> float | None:
@@ -251,10 +283,10 @@ def cosine(features: str | None, reference: str | None) -> float | None:
     return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
 
 
-def table(programs: list[Program], results: dict[str, Any]) -> str:
-    """Markdown: median seconds, and in how many of EdgeVLM's times each peer does the same."""
+def table(programs: Sequence[Program], results: dict[str, Any]) -> str:
+    """Markdown: median seconds, and in how many of EdgeVLM's times each peer does the same; no empty columns."""
     heads = ("", *WORK, "cold start", "memory", "cosine", "export", "its memory")
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    rows = []
     errors: list[str] = []
     own = results["warm"].get(OWN, {"times": {}})
     for program in programs:
@@ -275,7 +307,11 @@ def table(programs: list[Program], results: dict[str, Any]) -> str:
         made = results["prepared"][name]
         cells.append(f"{made['seconds']:.1f} s" if made.get("seconds") else "-")
         cells.append(f"{made['peak'] / 1e6:.0f} MB" if made.get("peak") else "-")
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
+    filled = [i for i in range(len(heads)) if any(row[i] != "-" for row in rows)]
+    shown = [[row[i] for i in filled] for row in (heads, *rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in shown]
+    lines.insert(1, "|---" * len(filled) + "|")
     return "\n".join(lines + (["", "What a program did not do, in its own words:", "", *errors] if errors else []))
 
 
@@ -293,25 +329,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--environments", type=Path, metavar="DIR", help="those of another run")
     parser.add_argument("--only", nargs="*", default=[], choices=[program.name for program in PROGRAMS], metavar="NAME")
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     programs = [program for program in PROGRAMS if not args.only or program.name in (*args.only, OWN)]
-    write_work(args.checkpoint, args.out)
-    results: dict[str, Any] = {"threads": args.threads, "prepared": {}}
-    places = []
-    for program in programs:
-        place = Place(program, args.out, args.threads)
-        place.install()
-        results["prepared"][program.name] = made = place.prepare(args.checkpoint)
-        print(f"{program.name}: {made}", file=sys.stderr)
-        if program.npm or "error" not in made:
-            places.append(place)
-    results["warm"] = warm(places, args.repeat)
-    results["cold"] = cold(places, args.repeat)
-    reference = results["warm"].get("transformers_eager", {}).get("features")
-    results["cosine"] = {name: cosine(found.get("features"), reference) for name, found in results["warm"].items()}
+    environments = args.environments or args.out / "environments"
+    prepared, places = prepare(programs, args.checkpoint, args.out, environments, args.threads)
+    names = [place.program.name for place in places]
+    results: dict[str, Any] = {"threads": args.threads, "prepared": prepared}
+    results["warm"] = dict(zip(names, warm(places, args.repeat), strict=True))
+    results["cold"] = dict(zip(names, cold(places, args.repeat), strict=True))
+    results["cosine"] = cosines(results["warm"])
     (args.out / "peers.json").write_text(json.dumps(results, indent=1) + "\n")
     print(table(programs, results))
 

@@ -13,9 +13,9 @@ from protocol import F32, serve
 RUNTIME, TARGET = "onnxruntime", "onnx"
 
 
-def prepare(checkpoint: Path, folder: Path, target: str = TARGET) -> None:
+def prepare(checkpoint: Path, folder: Path, target: str = TARGET, preset: str = "balanced") -> None:
     command = [sys.executable, "-m", "edgevlm", "export", str(checkpoint), str(folder / "bundle"), "--target", target]
-    subprocess.run([*command, "--no-gate", "--force"], check=True, stdout=sys.stderr)
+    subprocess.run([*command, "--preset", preset, "--no-gate", "--force"], check=True, stdout=sys.stderr)
 
 
 def load(folder: Path, threads: int, runtime: str = RUNTIME) -> EdgeVLM:

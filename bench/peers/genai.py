@@ -1,4 +1,4 @@
-"""onnxruntime-genai: its model builder's int4 of the text model. It has no class for this family's pictures."""
+"""onnxruntime-genai: its model builder's int4 of the text model. Its pictures need other graphs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GenAi:
         self.genai, self.model = onnxruntime_genai, onnxruntime_genai.Model(config)
 
     def encode(self, tile: npt.NDArray[np.uint8]) -> F32:
-        raise NotImplementedError("the model builder of onnxruntime-genai has no SmolVLM")
+        raise NotImplementedError("the model builder of onnxruntime-genai is given the text model alone")
 
     def prefill(self, ids: list[int]) -> int:
         params = self.genai.GeneratorParams(self.model)

@@ -7,6 +7,7 @@ Its converter is not part of the package, so the fp16 files are EdgeVLM's; the d
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from protocol import F32, OneByOne, rows, serve
+from protocol import F32, OneByOne, serve
 
 Q4_0 = 2  # llama_ftype
 BATCH = 512  # positions per call
@@ -35,32 +36,42 @@ def prepare(checkpoint: Path, folder: Path) -> None:
 
 
 def load(folder: Path, threads: int) -> LlamaCpp:
-    return LlamaCpp(folder / "q4_0.gguf", next((folder / "fp16" / "gguf").glob("*mmproj*")), threads)
+    return LlamaCpp(folder, threads)
 
 
 class LlamaCpp(OneByOne):
-    def __init__(self, model: Path, mmproj: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int) -> None:
         import llama_cpp
         from llama_cpp import mtmd_cpp
 
-        self.llama, self.mtmd = llama_cpp, mtmd_cpp
+        from edgevlm.bundle.manifest import open_bundle
+
+        self.llama, self.mtmd, self.threads = llama_cpp, mtmd_cpp, threads
+        self.spec = open_bundle(folder / "fp16").manifest.spec
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
-        self.model = llama_cpp.llama_model_load_from_file(bytes(model), params)
+        self.model = llama_cpp.llama_model_load_from_file(bytes(folder / "q4_0.gguf"), params)
         context = llama_cpp.llama_context_default_params()
         context.n_ctx, context.n_batch, context.n_ubatch = 2048, BATCH, BATCH
         context.n_threads = context.n_threads_batch = threads
         self.context = llama_cpp.llama_init_from_model(self.model, context)
-        vision = mtmd_cpp.mtmd_context_params_default()
-        vision.use_gpu, vision.print_timings, vision.n_threads = False, False, threads
-        vision.image_min_tokens = vision.image_max_tokens = 64  # one tile, without the overview that it would add
-        self.vision = mtmd_cpp.mtmd_init_from_file(bytes(mmproj), self.model, vision)
-        vocabulary = llama_cpp.llama_model_get_vocab(self.model)
-        self.width, self.size = llama_cpp.llama_model_n_embd(self.model), llama_cpp.llama_vocab_n_tokens(vocabulary)
+        self.mmproj, self.vision = next((folder / "fp16" / "gguf").glob("*mmproj*")), None
+        self.size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+
+    def _open_vision(self, tokens: int) -> None:
+        """mtmd for pictures of so many tokens: a tile stays one, without the overview that would be added."""
+        vision = self.mtmd.mtmd_context_params_default()
+        vision.use_gpu, vision.print_timings, vision.n_threads = False, False, self.threads
+        vision.image_min_tokens = vision.image_max_tokens = tokens
+        self.vision = self.mtmd.mtmd_init_from_file(bytes(self.mmproj), self.model, vision)
+        if not self.vision:
+            raise RuntimeError("mtmd_init_from_file failed")
 
     def encode(self, tile: npt.NDArray[np.uint8]) -> F32:
         mtmd, (height, width) = self.mtmd, tile.shape[:2]
+        if self.vision is None:
+            self._open_vision(math.prod(self.spec.token_grid(height, width)))
         bitmap = mtmd.mtmd_bitmap_init(width, height, tile.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
         chunks, marker = mtmd.mtmd_input_chunks_init(), mtmd.mtmd_default_marker()
         text = mtmd.mtmd_input_text(text=marker, text_len=len(marker), add_special=False, parse_special=True)
@@ -71,11 +82,11 @@ class LlamaCpp(OneByOne):
         if mtmd.mtmd_encode_chunk(self.vision, chunk):
             raise RuntimeError("mtmd_encode_chunk failed")
         tokens = mtmd.mtmd_input_chunk_get_n_tokens(chunk)
-        features = np.empty((tokens, self.width), np.float32)
+        features = np.empty((tokens, self.spec.decoder.feature_width), np.float32)
         ctypes.memmove(features.ctypes.data, mtmd.mtmd_get_output_embd(self.vision), features.nbytes)
         mtmd.mtmd_input_chunks_free(chunks)
         mtmd.mtmd_bitmap_free(bitmap)
-        return rows(features, self.width)
+        return features
 
     def restart(self) -> None:
         self.llama.llama_memory_clear(self.llama.llama_get_memory(self.context), True)

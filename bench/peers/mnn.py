@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from openvino_runtime import files, portable
+from portable import Portable, write_portable
 from protocol import F32, rows, serve
 
 
 def prepare(checkpoint: Path, folder: Path) -> None:
-    portable(checkpoint, folder)
+    write_portable(checkpoint, folder)
     convert = [str(Path(sys.executable).parent / "mnnconvert"), "-f", "ONNX", "--bizCode", "edgevlm"]
-    convert += ["--modelFile", str(files(folder)["vision_encoder"]), "--MNNModel", str(folder / "encoder.mnn")]
+    convert += ["--modelFile", str(Portable(folder).files["vision_encoder"]), "--MNNModel", str(folder / "encoder.mnn")]
     # The converter installs packages with the first pip that it finds: its own environment's.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     subprocess.run([*convert, "--weightQuantBits", "8"], check=True, stdout=sys.stderr, env=os.environ | {"PATH": path})
@@ -25,27 +25,27 @@ def prepare(checkpoint: Path, folder: Path) -> None:
 
 
 def load(folder: Path, threads: int) -> Mnn:
-    return Mnn(folder / "encoder.mnn", threads)
+    return Mnn(folder, threads)
 
 
 class Mnn:
-    def __init__(self, file: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int) -> None:
         import MNN.nn
 
-        self.mnn = MNN
+        self.graphs, file = Portable(folder), str(folder / "encoder.mnn")
         runtime = MNN.nn.create_runtime_manager(({"backend": "CPU", "numThread": threads, "precision": "low"},))
-        self.inputs = ["pixel_values", "pixel_attention_mask"]
-        self.encoder = MNN.nn.load_module_from_file(str(file), self.inputs, ["image_features"], runtime_manager=runtime)
+        self.inputs = list(self.graphs.picture(np.zeros((self.graphs.side,) * 2 + (3,), np.uint8)))
+        self.encoder = MNN.nn.load_module_from_file(file, self.inputs, ["image_features"], runtime_manager=runtime)
 
     def encode(self, tile: npt.NDArray[np.uint8]) -> F32:
         import MNN.expr
-        import MNN.numpy
 
-        pixels = np.ascontiguousarray(tile.transpose(2, 0, 1)[None, None].astype(np.float32) / 127.5 - 1)
-        mask = np.ones((1, 1, *tile.shape[:2]), np.int32)
-        given = [
-            MNN.expr.const(a, a.shape, MNN.expr.NCHW, t) for a, t in ((pixels, MNN.expr.float), (mask, MNN.expr.int))
-        ]
+        given = []
+        for values in self.graphs.picture(tile).values():
+            real = values.dtype == np.float32
+            values = np.ascontiguousarray(values, np.float32 if real else np.int32)
+            kind = MNN.expr.float if real else MNN.expr.int
+            given.append(MNN.expr.const(values, values.shape, MNN.expr.NCHW, kind))
         found = self.encoder.forward(given)[0].read()
         return rows(found, np.asarray(found).shape[-1])
 

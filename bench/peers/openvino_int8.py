@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from openvino_runtime import ROOT, files, load, portable
+from openvino_runtime import load
+from portable import ROOT, Portable, write_portable
 from protocol import serve
 
 PICTURES = ROOT / "edgevlm" / "assets"
@@ -16,11 +17,12 @@ def prepare(checkpoint: Path, folder: Path, bits: str = "INT8_SYM") -> None:
     import nncf
     import openvino
 
-    portable(checkpoint, folder)
-    for name, file in files(folder).items():
+    write_portable(checkpoint, folder)
+    graphs = Portable(folder)
+    for name, file in graphs.files.items():
         model: Any = openvino.convert_model(file)
         if name == "vision_encoder":
-            data = nncf.Dataset(_tiles(masked=len(model.inputs) > 1))
+            data = nncf.Dataset(_tiles(graphs))
             model = nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=16)
         else:
             mode = getattr(nncf.CompressWeightsMode, "INT8_SYM" if name == "embed_tokens" else bits)
@@ -29,18 +31,12 @@ def prepare(checkpoint: Path, folder: Path, bits: str = "INT8_SYM") -> None:
         openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
 
 
-def _tiles(masked: bool) -> list[Any]:
+def _tiles(graphs: Portable) -> list[Any]:
     from PIL import Image
 
-    found = []
-    for file in sorted(PICTURES.rglob("*.jpg")) + sorted(PICTURES.rglob("*.png")):
-        picture = np.asarray(Image.open(file).convert("RGB").resize((512, 512)), np.float32)
-        pixels = np.ascontiguousarray(picture.transpose(2, 0, 1)[None] / np.float32(127.5) - 1)
-        mask = np.ones((1, *pixels[:, 0].shape), bool)
-        found.append(
-            {"pixel_values": pixels[None], "pixel_attention_mask": mask} if masked else {"pixel_values": pixels}
-        )
-    return found[:16]
+    pictures = (sorted(PICTURES.rglob("*.jpg")) + sorted(PICTURES.rglob("*.png")))[:16]
+    size = graphs.side, graphs.side
+    return [graphs.picture(np.asarray(Image.open(file).convert("RGB").resize(size))) for file in pictures]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Peer(Protocol):
     """One engine with the model loaded. What it cannot do raises, and the message stands below the table."""
 
     def encode(self, tile: npt.NDArray[np.uint8]) -> F32:
-        """One RGB tile (512, 512, 3) to its image features (64, D)."""
+        """One RGB tile (S, S, 3) to its image features (tokens, D)."""
 
     def prefill(self, ids: list[int]) -> int:
         """A new prompt of text; the most likely next token."""
