@@ -134,7 +134,7 @@ class Place:
             return found
         try:
             self.install()
-        except subprocess.CalledProcessError as error:
+        except (OSError, subprocess.CalledProcessError) as error:
             return {"error": f"its environment could not be set up: {error}"[:300]}
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.program.npm and not (self.folder / "bundle").is_symlink():
