@@ -8,7 +8,6 @@ coremltools gives each package random identifiers and the same export should giv
 from __future__ import annotations
 
 import json
-import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError, install_hint
+from edgevlm.runtimes.coreml.library import import_coremltools
 
 SPECIFICATION_VERSION = 9  # iOS 18, macOS 15: states, SDPA, per-block weights, multifunction
 _NAMESPACE = uuid.UUID("6f0a3a9e-2f5b-5d0c-9a3e-0c0de5e1edfe")  # of package identifiers; any constant will do
@@ -37,11 +37,8 @@ class Mil:
 
 def load_coremltools() -> Mil:
     """Import coremltools when a CoreML export begins; EdgeVLMError says how to install it."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # off a Mac it warns eight times that it cannot predict
     try:
-        import coremltools as ct
+        ct = import_coremltools()
         from coremltools.converters.mil import Builder as mb
         from coremltools.converters.mil.mil import Function, Program, get_new_symbol, types
     except ImportError:
@@ -49,8 +46,6 @@ def load_coremltools() -> Mil:
             "The CoreML target needs the package coremltools (9.0 or later), which is not installed: "
             f"{install_hint('coreml')}."
         ) from None
-    finally:
-        logger.setLevel(level)
     mb.name_count.clear()  # names count up across a process, and the same export should give the same names
     return Mil(ct, mb, types, Function, Program, get_new_symbol)
 

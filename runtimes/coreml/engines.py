@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 
 from edgevlm.errors import EdgeVLMError, install_hint
+from edgevlm.runtimes.coreml.library import import_coremltools
 from edgevlm.runtimes.mil.evaluator import MilEvaluator, Observer, State
 from edgevlm.runtimes.mil.file import MilPackage
 
@@ -126,12 +127,11 @@ class PredictedDecoder:
 
 def _coremltools() -> ModuleType:
     try:
-        import coremltools
+        return import_coremltools()
     except ImportError:
         raise EdgeVLMError(
             f"The CoreML runtime on macOS needs the package coremltools: {install_hint('coreml')}."
         ) from None
-    return cast(ModuleType, coremltools)
 
 
 def _device_arrays(inputs: Mapping[str, Any]) -> dict[str, Any]:
