@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,24 @@ _PACKAGES = {"vision_encoder": ("vision", "VisionEncoder.mlpackage"), "decoder":
 
 
 def check_coreml(spec: ModelSpec, options: CoreMLOptions) -> None:
-    """Raise EdgeVLMError for a model that the packages cannot hold: they are built, of weights without values."""
-    mil = load_coremltools()
+    """Raise EdgeVLMError for a model that the packages cannot hold: they are built, of weights without values.
+
+    Of layers of one kind the first is built; the others would take seconds and be refused for the same.
+    """
+    mil, spec = load_coremltools(), one_of_each(spec)
     for component in components(spec):
         if component.name in _PACKAGES:
             _functions(mil, Unread(spec), component, spec, options)
+
+
+def one_of_each(spec: ModelSpec) -> ModelSpec:
+    """A model with one layer of each kind; all of a part's, where values are taken behind layers by their number."""
+    vision, text = spec.vision, spec.decoder
+    if type(vision) is Vit and not (vision.taps or vision.deepstack):
+        vision = replace(vision, num_layers=1)
+    if not text.deepstack:
+        text = replace(text, layers=tuple(dict.fromkeys(text.layers)))
+    return replace(spec, vision=vision, decoder=text)
 
 
 def _functions(

@@ -42,14 +42,17 @@ from small_models import (
 
 from edgevlm.bundle.files import write_json
 from edgevlm.bundle.manifest import Bundle
+from edgevlm.bundle.qtensor import QTensor
 from edgevlm.errors import EdgeVLMError
-from edgevlm.export.coreml_ import CoreMLOptions, write_coreml
+from edgevlm.export.coreml_ import CoreMLOptions, check_coreml, write_coreml
+from edgevlm.export.coreml_ import write as coreml_write
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import Layout, Span
 from edgevlm.inputs.preprocess import normalize
 from edgevlm.inputs.rules import OverlappingTiles, Stretch
 from edgevlm.io.records import to_dict
+from edgevlm.models.components import components
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.towers.qwen_vit import QwenVit
@@ -65,15 +68,19 @@ from edgevlm.verify.lint_ane import lint_package
 pytest.importorskip("coremltools", reason="coremltools is not installed (pip install '.[coreml]')")
 
 
+def plain(weights: Drawn) -> Callable[[str], QTensor]:
+    return lambda name: quantize(weights.read(name), "fp32", name)
+
+
 class Exported:
     def __init__(self, folder: Path, spec: ModelSpec, options: CoreMLOptions) -> None:
         self.spec, self.weights = spec, Drawn(spec)
+        check_coreml(spec, options)  # refuses none that can be written
         (folder / "coreml").mkdir(parents=True)
 
-        def plain(name: str) -> Any:
-            return quantize(self.weights.read(name), "fp32", name)
-
-        self.entry = write_coreml(folder / "coreml", spec, self.weights, make_recipe("fp32"), plain, options)
+        self.entry = write_coreml(
+            folder / "coreml", spec, self.weights, make_recipe("fp32"), plain(self.weights), options
+        )
         image = IMAGE
         if isinstance(spec.vision, Vit):
             side, (rows, _) = spec.vision.image_size, spec.token_grid(spec.vision.image_size, spec.vision.image_size)
@@ -281,8 +288,22 @@ def test_heads_of_two_sizes_and_layers_that_share(tmp_path: Path, profile: str) 
     ids=["memory", "heads", "positions"],
 )
 def test_what_packages_do_not_hold_is_refused(tmp_path: Path, spec: Decoder, message: str) -> None:
+    """... at the first question, and by what writes them."""
+    whole = clip(replace(spec, layers=spec.layers * 2))
     with pytest.raises(EdgeVLMError, match=message):
-        Exported(tmp_path, clip(spec), PROFILES["gpu"])
+        check_coreml(whole, PROFILES["gpu"])
+    with pytest.raises(EdgeVLMError, match=message):
+        write_coreml(tmp_path, whole, Drawn(whole), make_recipe("fp32"), plain(Drawn(whole)), PROFILES["gpu"])
+
+
+def test_a_layer_of_each_kind_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 layers take as long as two kinds do; layers behind which something is taken are all there."""
+    asked: list[ModelSpec] = []
+    monkeypatch.setattr(coreml_write, "components", lambda spec: asked.append(spec) or components(spec))
+    check_coreml(clip(replace(PLAIN, layers=PLAIN.layers * 10)), PROFILES["gpu"])
+    check_coreml(levels(), PROFILES["gpu"])
+    assert asked[0].decoder.layers == (0,) and asked[0].vision.num_layers == 1
+    assert asked[1] == levels()
 
 
 def test_a_side_that_no_view_has_is_refused(tmp_path: Path) -> None:
