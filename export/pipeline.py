@@ -43,7 +43,8 @@ from edgevlm.io.text import check_place
 from edgevlm.models.model import ModelSpec
 from edgevlm.types import Progress
 from edgevlm.verify.answers import QUESTIONS, maybe_questions
-from edgevlm.verify.gate import GateOptions, run_gate, typical_pixels
+from edgevlm.verify.gate import GateOptions, run_gate, typical_view
+from edgevlm.verify.reference import Reference
 from edgevlm.verify.report import GateReport
 
 _TOOLS = ("numpy", "pillow", "tokenizers", "onnx", "onnxruntime", "gguf", "coremltools")
@@ -123,7 +124,8 @@ def _export(options: ExportOptions, output: Replacement, progress: Progress) -> 
     if options.calibration is not None and options.calibration.budget is not None:
         check_budget(spec, weights, recipe, options.targets, _shared_bytes(checkpoint), options.calibration.budget)
     image_spec = with_newline(read_image_spec(checkpoint.processor, spec), weights)
-    recipe = keep_fine(recipe, spec, weights, typical_pixels(image_spec))
+    original = Reference(spec, weights, image_spec)
+    recipe = keep_fine(recipe, original, typical_view(image_spec))
     store = TensorStore(output.scratch)
     expected, calibration = QuantizedModel(weights, recipe, store=store), None
     if options.calibration is not None:
@@ -139,7 +141,7 @@ def _export(options: ExportOptions, output: Replacement, progress: Progress) -> 
         with maybe_questions(options.answers, options.questions) as questions:
             report = run_gate(
                 bundle,
-                original=weights,
+                original=original,
                 expected=expected,
                 source=read_source(checkpoint.processor, spec, weights),
                 adapter=read_adapter(checkpoint),

@@ -81,6 +81,7 @@ def verify(
     from edgevlm.io.files import check_new, write_text
     from edgevlm.verify.answers import maybe_questions
     from edgevlm.verify.gate import GateOptions, run_gate
+    from edgevlm.verify.reference import Reference
 
     if lint not in (None, "ane"):
         raise EdgeVLMError(f"There are no rules '{lint}' to lint by: use --lint ane.")
@@ -115,7 +116,7 @@ def verify(
             opened, model, adapter, processor, revision, Path(cache_dir) if cache_dir else None
         )
     with progress_bar() as progress, maybe_questions(answers, questions) as question_set:
-        original = expected.weights if expected else None
+        original = Reference(opened.manifest.spec, expected.weights, opened.image_spec) if expected else None
         report = run_gate(
             opened,
             original=original,

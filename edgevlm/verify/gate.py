@@ -25,7 +25,7 @@ from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.inputs.clip import make_clip
 from edgevlm.inputs.decode import decode_image, open_image
-from edgevlm.inputs.preprocess import Prepared, normalize, prepare
+from edgevlm.inputs.preprocess import Prepared, prepare
 from edgevlm.inputs.spec import ImageSpec, tiled
 from edgevlm.io import limits
 from edgevlm.io.options import check_types
@@ -33,7 +33,7 @@ from edgevlm.io.processor import processor
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
-from edgevlm.types import F32, U8, Progress
+from edgevlm.types import U8, Progress
 from edgevlm.verify.adapter import MergedAdapter, check_adapter
 from edgevlm.verify.advice import advice, notes
 from edgevlm.verify.bounds import LOSS_BOUNDS, bound_of
@@ -94,7 +94,7 @@ class GateOptions:
 def run_gate(
     bundle: Bundle,
     *,
-    original: Weights | None = None,
+    original: Reference | None = None,
     expected: ExpectedWeights | None = None,
     source: Source | None = None,
     adapter: MergedAdapter | None = None,
@@ -104,10 +104,10 @@ def run_gate(
 ) -> GateReport:
     """Compare every target of `bundle` with the reference.
 
-    original: the checkpoint's weights, to measure what quantization costs. expected: the quantizer's result for them,
-    which the files must hold. source: the rules of the checkpoint's own processor, for pictures and prompts.
-    adapter: what was merged into the original, of which peft is asked. Without them (a bundle alone) these parts are
-    left out, and the inputs are compared with the export's record.
+    original: the reference on the checkpoint's weights, to measure what quantization costs. expected: the quantizer's
+    result for them, which the files must hold. source: the rules of the checkpoint's own processor, for pictures and
+    prompts. adapter: what was merged into the original, of which peft is asked. Without them (a bundle alone) these
+    parts are left out, and the inputs are compared with the export's record.
     questions: asked on every target, for the third level; its score is compared with the original's, or without that
     with the reference's. This is the slowest part: the reference answers every question in numpy.
     """
@@ -164,8 +164,9 @@ def run_gate(
             )
             if questions is not None:
                 begin("answers")
+                whole = None if original is None else original.weights
                 found.append(
-                    _check_answers(bundle, target, runtime, questions, shipped, original, options, baseline_scores)
+                    _check_answers(bundle, target, runtime, questions, shipped, whole, options, baseline_scores)
                 )
             rows.extend(found)
             passed, logits = all(row.passed for row in found), bounds(target)[1].logits
@@ -188,10 +189,9 @@ def run_gate(
     if original is not None:
         begin("loss")
         losses = (options.apply("loss", loss) for loss in _losses(bundle))
-        whole = Reference(spec, original, bundle.image_spec)
-        rows.extend(check_loss(reference, whole, cases[0], answers, *losses))
+        rows.extend(check_loss(reference, original, cases[0], answers, *losses))
         if not brief:
-            layers["quantization"] = layer_losses(reference, whole, cases[0])
+            layers["quantization"] = layer_losses(reference, original, cases[0])
         if questions is None and any(row.bound is None for row in rows if row.target == "quantization"):
             note = "four bits are judged by answers: give questions (--answers)"
             rows.append(Row("quantization", UNJUDGED, 0, None, not options.strict, note, "answers"))
@@ -242,9 +242,9 @@ def picture_folder() -> Path:
     return Path(str(importlib.resources.files("edgevlm"))) / "assets" / "pictures"
 
 
-def typical_pixels(spec: ImageSpec) -> F32:
-    """A shipped picture as one view, normalized (3, H, W)."""
-    return normalize(prepare(open_image(picture_folder() / PICTURES[0]), spec, max_tiles=1).views[0], spec)
+def typical_view(spec: ImageSpec) -> U8:
+    """A shipped picture as one view (H, W, 3), the first that the gate looks at."""
+    return prepare(open_image(picture_folder() / PICTURES[0]), spec, max_tiles=1).views[0]
 
 
 def _cases(bundle: Bundle) -> list[Case]:

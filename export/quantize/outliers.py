@@ -15,10 +15,12 @@ import numpy as np
 from edgevlm.bundle.qtensor import BLOCK
 from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.export.quantize.round import quantize
+from edgevlm.inputs.preprocess import normalize
 from edgevlm.models.eager import EagerOps
-from edgevlm.models.model import ModelSpec, image_features
+from edgevlm.models.model import image_features
 from edgevlm.models.ops import Weights
-from edgevlm.types import F32
+from edgevlm.types import F32, U8
+from edgevlm.verify.reference import Reference
 
 # Least cosine of a picture's features with weights and activations rounded: 0.9997 without outliers, and the gate wants
 # 0.999 of each by itself.
@@ -29,21 +31,23 @@ LARGEST = (0.1, 0.025, 0.0)
 _ROWS = 256  # of activations that errors are measured on
 
 
-def keep_fine(recipe: Recipe, spec: ModelSpec, weights: Weights, pixels: F32) -> Recipe:
-    """`recipe`, and where its encoder departs too far on a picture, with the int8 matrices at fault in `outliers`.
+def keep_fine(recipe: Recipe, original: Reference, view: U8) -> Recipe:
+    """`recipe`, and where its encoder departs too far on a view, with the int8 matrices at fault in `outliers`.
 
-    pixels: a picture as normalized pixels (3, H, W). It is encoded twice in numpy, and up to six times where outliers
-    are found; never where nothing of the encoder is int8. All of the encoder keeps fp16 where less is not enough.
+    original: the model before rounding, which keeps the view's features: the gate asks for them again. The view is
+    encoded once more in numpy, and up to five times where outliers are found; never where nothing of the encoder is
+    int8. All of the encoder keeps fp16 where less is not enough.
     """
     if "int8" not in (recipe.vision.kind, recipe.projector.kind):
         return recipe
-    feeds = spec.vision.feeds(pixels)
+    spec, weights = original.spec, original.weights
+    feeds = spec.vision.feeds(normalize(view, original.image))
 
     def encode(ops: EagerOps) -> F32:
-        features: F32 = image_features(ops, spec, dict(feeds))
+        features: F32 = image_features(ops, spec, dict(feeds))[0]
         return features
 
-    wanted = encode(EagerOps(weights, inputs=feeds))
+    (wanted,) = original.features([view])
 
     def good(recipe: Recipe) -> bool:
         return _lowest_cosine(encode(_RoundingOps(weights, recipe, feeds)), wanted) >= LEAST

@@ -27,6 +27,7 @@ from edgevlm.verify import gate
 from edgevlm.verify.answers import Questions, check_answers, open_questions
 from edgevlm.verify.bounds import BOUNDS
 from edgevlm.verify.gate import picture_folder, run_gate
+from edgevlm.verify.reference import Reference
 
 
 def report(scores: dict[str, list[float]]) -> Report:
@@ -91,7 +92,7 @@ def test_targets_are_held_to_the_original_answer_by_answer(
     tiny_checkpoint: Path, tiny_bundle: Path, asked: Questions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = open_bundle(tiny_bundle)
-    _, original = read_model(open_checkpoint(str(tiny_checkpoint)))
+    original = Reference(*read_model(open_checkpoint(str(tiny_checkpoint))), bundle.image_spec)
     found = run_gate(bundle, original=original, questions=asked)
     (row,) = (row for row in found.rows if row.level == "answers")
     assert found.passed and (row.target, row.check) == ("onnx", "score lost on jsonl")

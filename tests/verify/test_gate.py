@@ -19,6 +19,7 @@ from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.verify.gate import run_gate
+from edgevlm.verify.reference import Reference
 from edgevlm.verify.report import GateReport
 
 RECIPES = [("fp32", "balanced"), ("fp16", "balanced"), ("int8", "balanced"), ("int4", "balanced"), ("int4", "size"),
@@ -59,8 +60,8 @@ class Fault:
 
             manifest["files"][name] = {"size": path.stat().st_size, "sha256": sha256(path)}
         (self.folder / "manifest.json").write_text(json.dumps(manifest))
-        recipe = make_recipe("fp32")
-        return run_gate(open_bundle(self.folder), original=self.weights, expected=QuantizedModel(self.weights, recipe))
+        bundle, expected = open_bundle(self.folder), QuantizedModel(self.weights, make_recipe("fp32"))
+        return run_gate(bundle, original=Reference(self.spec, self.weights, bundle.image_spec), expected=expected)
 
     def edit_graph(self, name: str, change: Callable[[onnx.ModelProto], None]) -> None:
         path = self.folder / "onnx" / name

@@ -22,7 +22,8 @@ from edgevlm.export import pipeline
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.export.quantize.outliers import _round, keep_fine, product_error
 from edgevlm.export.quantize.recipe import Form, fit, make_recipe
-from edgevlm.verify.gate import typical_pixels
+from edgevlm.verify.gate import typical_view
+from edgevlm.verify.reference import Reference
 
 CHANNELS = [3, 77, 200, 301, 302, 480]
 
@@ -62,8 +63,8 @@ def chosen(folder: Path, quantize: str = "int4", preset: str = "balanced") -> tu
     checkpoint = open_checkpoint(str(folder))
     spec, weights = read_model(checkpoint)
     recipe = fit(make_recipe(quantize, preset), weights)
-    pixels = typical_pixels(read_image_spec(checkpoint.folder, spec))
-    return keep_fine(recipe, spec, weights, pixels).outliers
+    image = read_image_spec(checkpoint.folder, spec)
+    return keep_fine(recipe, Reference(spec, weights, image), typical_view(image)).outliers
 
 
 def test_an_encoder_without_outliers_stays_as_it_was(wide: Path, tiny_checkpoint: Path) -> None:
