@@ -21,6 +21,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from edgevlm.bench.device_card import card_line, device_card
+from edgevlm.runtimes.ort.products import session_options, signed_saturates
 from edgevlm.runtimes.ort.session import import_onnxruntime
 
 POSITIONS, WIDTH, INNER = 1024, 768, 3072
@@ -40,7 +41,7 @@ def session(threads: int, operator: str, k: int, n: int, weights: dict[str, Any]
     graph = helper.make_graph([node], "rate", sides[:1], sides[1:], tensors)
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    options = ort.SessionOptions()
+    options = session_options(ort, signed_saturates(ort))  # exact products, as a bundle's are
     options.intra_op_num_threads = threads
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
