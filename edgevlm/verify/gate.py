@@ -164,9 +164,8 @@ def run_gate(
             )
             if questions is not None:
                 begin("answers")
-                whole = None if original is None else original.weights
                 found.append(
-                    _check_answers(bundle, target, runtime, questions, shipped, whole, options, baseline_scores)
+                    _check_answers(bundle, target, runtime, questions, shipped, original, options, baseline_scores)
                 )
             rows.extend(found)
             passed, logits = all(row.passed for row in found), bounds(target)[1].logits
@@ -217,7 +216,7 @@ def _check_answers(
     runtime: Runtime,
     questions: Questions,
     shipped: Weights,
-    original: Weights | None,
+    original: Reference | None,
     options: GateOptions,
     baseline_scores: list[Report],
 ) -> Row:
@@ -226,7 +225,7 @@ def _check_answers(
     from edgevlm.verify.answers import check_answers
 
     if not baseline_scores:
-        baseline = eager_runtime(bundle, shipped if original is None else original)
+        baseline = eager_runtime(bundle, shipped if original is None else original.weights)
         baseline_scores.append(questions.ask(bundle, baseline))
         baseline.close()
     numerics = _numerics(bundle, "vision", "projector", "decoder", "embed")

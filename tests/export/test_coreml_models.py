@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from cases import heavy_but
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_models import (
@@ -107,7 +108,7 @@ class Exported:
 
 PROFILES = {"gpu": CoreMLOptions("gpu", (64,)), "ane": CoreMLOptions("ane", (64,), image_side=48)}
 
-BY_PROFILE = [pytest.param("gpu", marks=pytest.mark.heavy), "ane"]
+BY_PROFILE = heavy_but(["ane"], PROFILES)
 
 
 @pytest.mark.parametrize("profile", BY_PROFILE)
@@ -130,7 +131,7 @@ def test_square_towers(tmp_path: Path, make: Callable[[], ModelSpec], profile: s
 GRIDS = {f"{make.__name__}-{profile}": (make, profile) for make in (qwen, deep, woven, gated) for profile in PROFILES}
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=[pytest.mark.heavy] * n.endswith("gpu")) for n in GRIDS])
+@pytest.fixture(scope="module", params=heavy_but([n for n in GRIDS if n.endswith("ane")], GRIDS))
 def grid_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     make, profile = GRIDS[request.param]
     return Exported(tmp_path_factory.mktemp("grid"), make(), PROFILES[profile])

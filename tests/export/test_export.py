@@ -99,10 +99,11 @@ def test_256m_exports_within_bounds_of_memory(checkpoint_256m: Path, tmp_path: P
     plain = export_alone(checkpoint_256m, tmp_path / "plain", quantize, "no-gate")
     assert plain["peak"] < 2 * largest + 500e6, plain
     judged = export_alone(checkpoint_256m, tmp_path / "judged", quantize, "gate")
-    undecided = ("largest logit gap",) if quantize == "int4" else ()
-    assert judged["rows"] and all(check.endswith(undecided) for check in judged["missed"]), judged
     if quantize == "int4":
         assert judged["peak"] < 1.2e9, judged
+        if [check.endswith("largest logit gap") for check in judged["missed"]] == [True]:
+            pytest.xfail(f"one undecided token turned: {judged['missed']}")
+    assert judged["rows"] and not judged["missed"], judged
 
 
 @pytest.mark.heavy

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import heavy_but
 from PIL import Image
 from tokenizers import Tokenizer
 
@@ -173,12 +174,7 @@ class _Killed(Exception):
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {},
-        pytest.param({"lora": 4}, marks=pytest.mark.heavy),
-        pytest.param({"bf16": True, "accumulate": 2}, marks=pytest.mark.heavy),
-        pytest.param({"optimizer": "muon", "encoder_rate": 0.5}, marks=pytest.mark.heavy),
-    ],
+    heavy_but([{}], [{}, {"lora": 4}, {"bf16": True, "accumulate": 2}, {"optimizer": "muon", "encoder_rate": 0.5}]),
 )
 def test_a_stopped_run_goes_on_with_the_same_weights(
     options: TrainOptions, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
@@ -353,7 +349,7 @@ def test_an_adapter_is_what_export_merges(options: TrainOptions) -> None:
         np.testing.assert_allclose(ours.read(name), merged[name].numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("lora", [pytest.param(None, marks=pytest.mark.heavy), 4])
+@pytest.mark.parametrize("lora", heavy_but([4], [None, 4]))
 def test_the_preferred_answer_becomes_likelier(options: TrainOptions, lora: int | None) -> None:
     options = replace(
         options,

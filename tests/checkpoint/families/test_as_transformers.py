@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from cases import heavy_but
 from PIL import Image
 
 from edgevlm.checkpoint.checkpoint import open_checkpoint
@@ -102,9 +103,7 @@ def layout_of(spec: ModelSpec, ids: I64, views: list[F32]) -> Layout:
     return Layout(len(ids), tuple(spans))
 
 
-@pytest.mark.parametrize(
-    "pictures", [pytest.param(name, marks=[pytest.mark.heavy] * (name != "several")) for name in PICTURES]
-)
+@pytest.mark.parametrize("pictures", heavy_but(["several"], PICTURES))
 def test_features_and_tokens_are_transformers(built: Built, pictures: str) -> None:
     model, processor, spec, weights = built
     answer = ask(model, processor, PICTURES[pictures], QUESTION)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import heavy_but
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -212,9 +213,7 @@ def test_masks_windows_and_states_stay_inside_a_sequence(other: Model) -> None:
     assert (row, seen, place) == (len(batch.ids), len(features), len(batch.answers))
 
 
-@pytest.mark.parametrize(
-    "other", [pytest.param(name, marks=[pytest.mark.heavy] * (name != "lfm2_vl")) for name in DECODERS], indirect=True
-)
+@pytest.mark.parametrize("other", heavy_but(["lfm2_vl"], DECODERS), indirect=True)
 def test_other_decoders_lose_less_than_by_rounding(other: Model, tmp_path: Path) -> None:
     recipe = fit(make_recipe("int4", "balanced"), other.weights)
     judge = LossMeter(other.spec, other.weights, other.batch(pictures(12, seed=1)))
