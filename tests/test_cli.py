@@ -749,6 +749,7 @@ def test_across_shows_engines_side_by_side(cli: Any, apple: Path) -> None:
         assert pair in done.err
 
 
+@pytest.mark.heavy
 def test_run_on_coreml(cli: Any, apple: Path) -> None:
     for storage in ("fp16", "fp32"):
         done = cli("run", apple, PICTURE, "How many books are there?", "--runtime", "coreml", "--storage", storage)

@@ -224,6 +224,7 @@ def test_values_that_are_no_numbers_are_refused(adapter: Path, tiny_checkpoint: 
     assert np.isfinite(merged.read(name.replace(".0.", ".1."))).all()
 
 
+@pytest.mark.heavy
 def test_files_of_the_inner_model(adapter: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The oldest layout lacks the outer module; adapters have it."""
     inner = Path(shutil.copytree(tiny_checkpoint, tmp_path / "inner"))

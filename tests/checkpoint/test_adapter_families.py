@@ -14,6 +14,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from cases import heavy_but
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -210,50 +211,22 @@ KINDS: dict[str, dict[str, Any]] = {
     "DoRA": {"use_dora": True, "rank_pattern": {"v_proj": 3}},
 }
 TARGETS = ("q and v", "all linear layers", "tower", "projector", "tables", "trained tables")
-# What the default suite has of the matrix: every family, layout, target and kind once and more.
+# What the default suite has of the matrix: every layout, target and kind once and more.
 SAMPLE = [
     ("llava", "hub", "all linear layers", "LoRA"),
     ("llava", "memory", "trained tables", "rsLoRA"),
     ("internvl", "saved", "tower", "DoRA"),
     ("qwen2_5_vl", "hub", "tables", "DoRA"),
-    ("qwen2_5_vl tied", "memory", "tower", "DoRA"),
-    ("qwen2_vl", "saved", "projector", "LoRA"),
     ("qwen3_vl", "hub", "projector", "LoRA"),
-    ("qwen3_vl", "saved", "tower", "DoRA"),
-    ("paddleocr_vl", "hub", "tower", "LoRA"),
-    ("paddleocr_vl", "memory", "projector", "DoRA"),
-    ("hunyuan_vl tied", "hub", "projector", "LoRA"),
-    ("deepseek_vl", "hub", "tower", "LoRA"),
-    ("deepseek_vl", "saved", "projector", "rsLoRA"),
-    ("internvl", "hub", "q and v", "LoRA"),
-    ("llava_next", "hub", "tower", "LoRA"),
-    ("llava_onevision", "saved", "trained tables", "LoRA"),
     ("vipllava", "memory", "projector", "rsLoRA"),
     ("janus", "hub", "q and v", "LoRA"),
     ("gemma3 tied", "hub", "all linear layers", "LoRA"),
-    ("gemma3n tied", "hub", "tower", "LoRA"),
-    ("gemma3n tied", "saved", "q and v", "DoRA"),
     ("gemma4 tied", "saved", "all linear layers", "LoRA"),
     ("mistral3", "hub", "tower", "LoRA"),
-    ("fast_vlm", "hub", "tower", "LoRA"),
-    ("lighton_ocr", "saved", "projector", "DoRA"),
-    ("ovis2", "saved", "projector", "DoRA"),
-    ("paligemma tied", "saved", "projector", "rsLoRA"),
-    ("lfm2_vl tied", "hub", "all linear layers", "LoRA"),
     ("lfm2_vl tied", "saved", "tower", "DoRA"),
     ("qwen3_5 tied", "hub", "all linear layers", "rsLoRA"),
-    ("lfm3_vl tied", "hub", "tower", "rsLoRA"),
-    ("granite4_vision", "hub", "projector", "rsLoRA"),
     ("granite4_vision", "saved", "all linear layers", "DoRA"),
-    ("granite_docling tied", "hub", "projector", "LoRA"),
-    ("granite_docling tied", "saved", "trained tables", "DoRA"),
-    ("lfm3_vl tied", "memory", "all linear layers", "LoRA"),
-    ("minicpmv4_6 tied", "saved", "tower", "LoRA"),
-    ("glm4v", "hub", "all linear layers", "LoRA"),
-    ("glm_ocr tied", "saved", "tower", "DoRA"),
-    ("minicpmv4_7", "memory", "projector", "rsLoRA"),
     ("phi4_multimodal", "hub", "projector", "LoRA"),
-    ("phi4_multimodal", "saved", "all linear layers", "DoRA"),
 ]
 
 
@@ -508,7 +481,7 @@ ALL |= {"llava_qwen2": (fast_vlm.build, {"layout": "own"})}
 ALL |= {f"moondream1 {layout}": (moondream.build, {"layout": layout}) for layout in ("hub", "own")}
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", heavy_but([name for name in ALL if name.endswith("hub")], ALL))
 def test_names_without_wrappers_are_of_one_tensor(name: str, tmp_path: Path) -> None:
     """What names are matched by tells every tensor of every layout from every other."""
     build, options = ALL[name]

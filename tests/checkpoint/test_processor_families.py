@@ -102,7 +102,7 @@ def conversation(turns: Any) -> tuple[list[dict[str, Any]], list[int]]:
 
 @pytest.mark.parametrize("name", CASES)
 @given(turns=TURNS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_ids_and_layout_equal_the_processors(name: str, turns: Any) -> None:
     got = read(name)
     messages, shown = conversation(turns)

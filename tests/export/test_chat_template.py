@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 import pytest
+from cases import heavy_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,7 +110,7 @@ def cases() -> Iterator[tuple[str, list[dict[str, Any]], bool]]:
                     yield name, probe, False
 
 
-@pytest.mark.parametrize("engine", ["jinja2", "transformers", "onnxruntime-genai"])
+@pytest.mark.parametrize("engine", heavy_but(["jinja2"], ["jinja2", "transformers", "onnxruntime-genai"]))
 def test_probes_read_as_upstreams_template_writes_them(engines: dict[str, Render], engine: str) -> None:
     written = engines[engine]
     for name, probe, generation in cases():

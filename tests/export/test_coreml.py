@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from cases import heavy_but
 
 from edgevlm.bundle.files import write_json
 from edgevlm.bundle.manifest import Bundle, open_bundle
@@ -148,7 +149,7 @@ def gaps(reference: Reference, embeds: Any, tokens: list[int]) -> Any:
 # Parity of what was saved, read back and executed
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", heavy_but(["gpu-int4", "ane-int8", "ane-palette6"], FORMS))
 def test_parity_with_the_reference(exported: Callable[[str], Exported], form: str) -> None:
     model = exported(form)
     reference = model.reference()
@@ -261,7 +262,7 @@ def test_the_same_export_gives_the_same_bytes(tiny_checkpoint: Path, tmp_path: P
 # Weights
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", heavy_but(["gpu-int4", "ane-int8"], FORMS))
 def test_every_matrix_is_the_quantizers(exported: Callable[[str], Exported], form: str) -> None:
     model = exported(form)
     stored = CoreMLWeights(model.bundle)
@@ -660,10 +661,10 @@ def spoil_bias(bundle: Bundle, _: pytest.MonkeyPatch) -> None:
     ("spoil", "check", "named"),
     [
         (spoil_weight, "weights that differ", "decoder.layers.1.gate_up"),
-        (spoil_mask, "prefill logits", "decoder.layers.1.attention"),
         (spoil_state, "prefill logits", "decoder.layers.2.attention"),
-        (spoil_rope, "prefill logits", "decoder.layers.0.attention"),
-        (spoil_bias, "features of 1 tile", "vision.layers.1.fc2"),
+        pytest.param(spoil_mask, "prefill logits", "decoder.layers.1.attention", marks=pytest.mark.heavy),
+        pytest.param(spoil_rope, "prefill logits", "decoder.layers.0.attention", marks=pytest.mark.heavy),
+        pytest.param(spoil_bias, "features of 1 tile", "vision.layers.1.fc2", marks=pytest.mark.heavy),
     ],
 )
 def test_the_gate_fails_and_names_the_component(

@@ -113,7 +113,9 @@ BY_PROFILE = heavy_but(["ane"], PROFILES)
 
 @pytest.mark.parametrize("profile", BY_PROFILE)
 @pytest.mark.parametrize(
-    "make", [clip, convolved, bottlenecks, intern, pooled, levels, windowed], ids=lambda make: make.__name__
+    "make",
+    heavy_but([clip, convolved, levels], [clip, convolved, bottlenecks, intern, pooled, levels, windowed]),
+    ids=lambda make: make.__name__,
 )
 def test_square_towers(tmp_path: Path, make: Callable[[], ModelSpec], profile: str) -> None:
     spec = make()
@@ -137,7 +139,7 @@ def grid_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return Exported(tmp_path_factory.mktemp("grid"), make(), PROFILES[profile])
 
 
-@pytest.mark.parametrize("grid", [(6, 10), (4, 4), (2, 14), (12, 12)])
+@pytest.mark.parametrize("grid", heavy_but([(6, 10)], [(6, 10), (4, 4), (2, 14), (12, 12)]))
 def test_pictures_of_any_grid(grid_model: Exported, grid: tuple[int, int]) -> None:
     view = picture(*grid, 4)
     wanted = grid_model.features(view)

@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import onnx
 import pytest
+from cases import heavy_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -161,7 +162,7 @@ def thirds(parts, rows, spec):
     return [rows // len(parts)] * len(parts)
 
 
-@pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize("kind", heavy_but(["int4"], ["int4", "int8"]))
 @pytest.mark.parametrize("side", ["gguf", "onnx"])
 def test_one_changed_code_is_found(gguf_bundle, tmp_path, kind, side):
     bundle = gguf_bundle(kind)

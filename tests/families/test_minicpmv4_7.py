@@ -29,5 +29,5 @@ class TestMiniCpmV47(FamilyTests):
     engines: ClassVar = {"onnx": 64, "coreml": 32}  # llama.cpp hides from a token what lies to the right of it
 
     @pytest.mark.heavy
-    def test_several_turns_are_transformers(self, any_made: Checkpoint) -> None:
-        check_turns(any_made)
+    def test_several_turns_are_transformers(self, made: Checkpoint) -> None:
+        check_turns(made)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import heavy_but
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import internvl, lfm3_vl, linked, qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl
@@ -142,7 +143,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", heavy_but(["short"], FILES))
 def test_prompts_and_pixels_are_transformers(made: Made, file: str, tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mp4", **FILES[file])
     said = made.inputs(path, conversation())
@@ -227,6 +228,7 @@ def test_tokens_of_other_targets_are_transformers(
     assert apart is None or margins[apart] < bound_of(target, "float").near_tie, f"token {apart}"
 
 
+@pytest.mark.parametrize("made", heavy_but(["qwen2_vl"], FAMILIES), indirect=True)
 def test_what_does_not_fit_is_told_before_frames_are_read(made: Made, tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mp4", frames=600, rate=2, size=(200, 200))
     pipeline = Pipeline(made.bundle, open_runtime(made.bundle))

@@ -8,6 +8,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from cases import heavy_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -129,7 +130,7 @@ def test_no_draft_holds_what_ends_an_answer() -> None:
 @pytest.mark.parametrize(
     "engine", ["onnxruntime", pytest.param("onnxruntime portable", marks=pytest.mark.heavy), "eager", "llama.cpp"]
 )
-@pytest.mark.parametrize("form", ["fp32", "int4"])
+@pytest.mark.parametrize("form", heavy_but(["int4"], ["fp32", "int4"]))
 def test_greedy_answers_are_the_same_with_and_without(engine: str, form: str, gguf_bundle) -> None:
     if engine == "llama.cpp" and importlib.util.find_spec("llama_cpp") is None:
         pytest.skip("llama-cpp-python is not installed")

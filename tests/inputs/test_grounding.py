@@ -167,7 +167,7 @@ def pictures(draw: st.DrawFn) -> tuple[int, int, list[tuple[str, Edges]]]:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("convention", CONVENTIONS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(picture=pictures())
 def test_boxes_come_back_within_one_unit(convention: str, rule: str, picture: Any) -> None:
     made, forward = RULES[rule]

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from cases import heavy_but
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_models import PLAIN, WIDTH, Drawn, clip, cosine, logits
@@ -78,7 +79,7 @@ ENGINES: dict[str, Callable[[Path, ModelSpec, Drawn], Decoder]] = {
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", heavy_but(["eager", "onnx", "ane"], ENGINES))
 def test_any_pieces_of_a_prompt_give_what_it_gives_at_once(tmp_path: Path, mixer: str, engine: str) -> None:
     spec = model(mixer)
     weights = Drawn(spec)

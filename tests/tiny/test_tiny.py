@@ -227,6 +227,7 @@ def test_sizes_suit_blocks_of_32(built: Built) -> None:
             assert still[0].numel() % 32 == 0, (name, tuple(tensor.shape))
 
 
+@pytest.mark.heavy
 def test_transformers_reads_it_back(built: Built) -> None:
     if not built.case.loadable:
         config = json.loads((built.folder / "config.json").read_text())

@@ -65,7 +65,7 @@ class Built(NamedTuple):
 _BUILT: dict[str, Built] = {}
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=heavy_but([name for name in CASES if name.endswith(("hub", "remote", "nanovlm"))], CASES))
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Each case, built once."""
     if request.param not in _BUILT:

@@ -131,7 +131,8 @@ def test_onnx_graphs_give_the_published_features(exported: tuple[Path, ModelSpec
         assert cosine(ours.astype(np.float64), expected.astype(np.float64)) >= 0.99999
 
 
-@pytest.mark.parametrize("profile", [pytest.param("gpu", marks=pytest.mark.heavy), "ane"])
+@pytest.mark.heavy
+@pytest.mark.parametrize("profile", ["gpu", "ane"])
 def test_coreml_packages_give_the_published_features(
     exported: tuple[Path, ModelSpec, Any, F32, F32], tmp_path: Path, profile: str
 ) -> None:
