@@ -17,7 +17,8 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.canvas import canvas_positions
 from edgevlm.inputs.packing import Framed, Joined, Packed, Pooled
 from edgevlm.models.blocks import mask_input, rope_inputs
-from edgevlm.models.spec import Decoder, Rope, RopeScaling
+from edgevlm.models.rope import rope_rows
+from edgevlm.models.spec import Decoder
 from edgevlm.types import F32, I64
 
 
@@ -170,61 +171,6 @@ def _numbered(layout: Layout, axes: int) -> I64:
         row, col = np.indices(grid).reshape(2, -1)
         out[-3:, start : start + len(row)] = col, row, np.full_like(row, number)
     return out
-
-
-def rope_rows(rope: Rope, places: I64) -> tuple[F32, F32]:
-    """cos and sin (S, size / 2) of positions (axes, S), in the float32 arithmetic of transformers."""
-    frequencies = rope_frequencies(rope)
-    if rope.scaling is not None:
-        frequencies = frequencies / rope_factors(rope)
-    frequencies = frequencies / np.float32(rope.factor)
-    if rope.divisors:
-        frequencies = np.divide(frequencies, rope.divisors, dtype=np.float32)
-    axis = np.zeros(rope.size // 2, np.intp)  # the position axis that each frequency takes
-    if rope.sections and not rope.interleaved:
-        axis = np.repeat(np.arange(len(rope.sections)), rope.sections)
-    elif rope.sections:  # time, row, column, time, row, column ..., then time for what is left
-        for number in (1, 2):
-            axis[number : rope.sections[number] * 3 : 3] = number
-    angles = places.astype(np.float32)[axis].T * frequencies
-    gain = np.float32(rope.gain)
-    return np.cos(angles) * gain, np.sin(angles) * gain
-
-
-def rope_factors(rope: Rope) -> F32:
-    """What scaling divides each frequency by, (size / 2).
-
-    Of transformers' _compute_llama3_parameters and _compute_yarn_parameters; llama.cpp reads these as the tensor
-    rope_freqs.
-    """
-    frequencies, scaling = rope_frequencies(rope), rope.scaling
-    if scaling is None:
-        return np.ones_like(frequencies)
-    turns = scaling.original_context * frequencies / np.float32(2 * math.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    if scaling.kind == "yarn":
-        first, last = math.floor(_place(rope, scaling, high)), math.ceil(_place(rope, scaling, low))
-        first, last = max(first, 0), min(last, rope.size - 1)
-        place = np.arange(rope.size // 2, dtype=np.float32)
-        kept = 1 - np.clip((place - first) / np.float32((last - first) or 0.001), 0, 1)
-    else:
-        kept = np.clip((turns - low) / (high - low), 0, 1)
-    factors: F32 = (1 / ((1 - kept) / scaling.factor + kept)).astype(np.float32)
-    return factors
-
-
-def _place(rope: Rope, scaling: RopeScaling, turns: float) -> float:
-    """Which frequency turns so often within the original context, counted from the fastest."""
-    return rope.size * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
-
-
-def rope_frequencies(rope: Rope) -> F32:
-    """(size / 2) radians per position, before scaling."""
-    exponents = np.arange(0, rope.size, 2, dtype=np.float32) / np.float32(rope.size)
-    frequencies: F32 = (1.0 / np.power(np.float32(rope.theta), exponents)).astype(np.float32)
-    if rope.turning is not None:
-        frequencies[rope.turning :] = 0
-    return frequencies
 
 
 def visible(layout: Layout, rule: str, past: int, new: int, window: int | None = None) -> npt.NDArray[np.bool_]:

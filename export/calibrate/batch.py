@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgevlm.inputs.layout import Layout, Marker, Span, positions, rope_rows
+from edgevlm.inputs.layout import Layout, Marker, Span, positions
 from edgevlm.models.blocks import rope_inputs
+from edgevlm.models.rope import rope_rows
 from edgevlm.models.spec import Decoder
 from edgevlm.types import F32, I64
 

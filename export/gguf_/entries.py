@@ -11,10 +11,10 @@ from edgevlm.bundle.qtensor import BLOCK, QTensor
 from edgevlm.export.gguf_.archs import ProjectorType, TextArch
 from edgevlm.export.gguf_.blocks import ggml_type
 from edgevlm.export.quantize.recipe import Recipe
-from edgevlm.inputs.layout import rope_factors
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Group
 from edgevlm.models.record import weight_tree
+from edgevlm.models.rope import rope_factors
 from edgevlm.models.spec import Attention, Decoder, Rope
 from edgevlm.runtimes.llama.names import PROJECTORS, ROPE_DIVISORS, ROPE_FACTORS, SHARING, TEXT, Table, frame_name
 from edgevlm.types import F32

@@ -12,8 +12,8 @@ from edgevlm.export.onnx_.graph import MICROSOFT, Graph
 from edgevlm.export.onnx_.placement import OnnxWeights
 from edgevlm.export.onnx_.products import PendingSum, Value
 from edgevlm.export.onnx_.tower import TowerOps
-from edgevlm.inputs.layout import rope_rows
 from edgevlm.models.blocks import rope_inputs
+from edgevlm.models.rope import rope_rows
 from edgevlm.models.spec import Attention, Decoder, Norm
 from edgevlm.types import F32
 

@@ -17,11 +17,12 @@ import torch
 import transformers as hf
 from transformers import masking_utils
 
-from edgevlm.inputs.layout import Layout, Span, decoder_inputs, positions, rope_rows
+from edgevlm.inputs.layout import Layout, Span, decoder_inputs, positions
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.decoder import decoder, memory
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.record import decoder_tree
+from edgevlm.models.rope import rope_rows
 from edgevlm.models.spec import Attention, Block, Decoder, DeltaRule, Mlp, Norm, Rope, ShortConv, states
 from edgevlm.models.states import States
 

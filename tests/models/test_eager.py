@@ -13,10 +13,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_model
-from edgevlm.inputs.layout import Layout, decoder_inputs, rope_rows
+from edgevlm.inputs.layout import Layout, decoder_inputs
 from edgevlm.models.decoder import decoder, embed_tokens
 from edgevlm.models.eager import EagerOps, attend
 from edgevlm.models.ops import Weights
+from edgevlm.models.rope import rope_rows
 from edgevlm.models.spec import Attention, Decoder, Rope, RopeScaling
 from edgevlm.models.states import States
 from edgevlm.runtimes.eager import encode_view

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgevlm.models.rope import cos_sin, frequencies
 from edgevlm.models.tensor import Tensor
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.types import F32, I64
@@ -40,6 +41,6 @@ class PlacedVit(QwenVit):
     def _waves(self, place: I64) -> F32:
         """(P, places / 2): the sines of slower and slower waves, then their cosines; angles in float32."""
         quarter = self.places // 4
-        frequencies = np.float32(1) / np.power(np.float32(10000), np.arange(quarter, dtype=np.float32) / quarter)
-        angles = place[:, None].astype(np.float32) * frequencies.astype(np.float32)
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+        rates = frequencies(10000, np.arange(quarter, dtype=np.float32) / np.float32(quarter))
+        cos, sin = cos_sin(place[:, None].astype(np.float32) * rates)
+        return np.concatenate([sin, cos], axis=1)

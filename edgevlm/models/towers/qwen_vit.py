@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from edgevlm.models.blocks import mask_apart, residual, rope_inputs
 from edgevlm.models.ops import Ops, X
+from edgevlm.models.rope import cos_sin, frequencies
 from edgevlm.models.spec import Attention, Block
 from edgevlm.models.tensor import Tensor
 from edgevlm.models.towers import tables
@@ -191,7 +192,7 @@ class QwenVit:
         """cos and sin (P, head size / 2): a quarter of a head is rotated by row, a quarter by column."""
         quarter = self.attention.head_dim // 4
         exponents = np.arange(0, 1, 0.5 / quarter, dtype=np.float32)  # those of a whole head
-        frequencies = (1.0 / np.power(np.float32(self.theta), exponents)).astype(np.float32)
-        own = frequencies[::2], frequencies[int(self.staggered) :: 2]
+        rates = frequencies(self.theta, exponents)
+        own = rates[::2], rates[int(self.staggered) :: 2]
         angles = np.concatenate([p[:, None].astype(np.float32) * f for p, f in zip((row, col), own, strict=True)], -1)
-        return np.cos(angles), np.sin(angles)
+        return cos_sin(angles)
