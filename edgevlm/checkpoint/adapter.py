@@ -15,9 +15,9 @@ import numpy as np
 
 from edgevlm.checkpoint.adapter_config import FILE, read_adapter_config
 from edgevlm.checkpoint.module_names import StoredNames
-from edgevlm.checkpoint.safetensors import SafetensorsFile
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
+from edgevlm.io.safetensors import SafetensorsFile
 from edgevlm.types import F32
 
 WEIGHTS = "adapter_model.safetensors"

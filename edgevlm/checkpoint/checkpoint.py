@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edgevlm.checkpoint import hub
-from edgevlm.checkpoint.safetensors import SafetensorsFile, SafetensorsHeader
 from edgevlm.checkpoint.upstream import upstream_files
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.io.json import read_object
 from edgevlm.io.regular import open_regular
+from edgevlm.io.safetensors import SafetensorsFile, SafetensorsHeader
 from edgevlm.io.text import check_place
 from edgevlm.types import F32
 

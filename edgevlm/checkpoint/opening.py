@@ -15,10 +15,10 @@ from edgevlm.checkpoint.adapter import LoraAdapter
 from edgevlm.checkpoint.adapter_config import FILE, base_model
 from edgevlm.checkpoint.checkpoint import DEFAULT, Checkpoint, find_folder, has_weights, name_of, read_config
 from edgevlm.checkpoint.families import adapter_base, find_family, read_checkpoint
-from edgevlm.checkpoint.safetensors import SafetensorsHeader
 from edgevlm.checkpoint.upstream import upstream_files
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.json import read_object
+from edgevlm.io.safetensors import SafetensorsHeader
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from edgevlm.checkpoint.checkpoint import open_checkpoint
-from edgevlm.checkpoint.safetensors import SafetensorsFile
 from edgevlm.checkpoint.upstream import copy_upstream
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.safetensors import SafetensorsFile
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,8 +13,8 @@ from huggingface_hub import hf_api
 
 from edgevlm.checkpoint import hub
 from edgevlm.checkpoint.checkpoint import open_checkpoint
-from edgevlm.checkpoint.safetensors import SafetensorsHeader
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.safetensors import SafetensorsHeader
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def _tried(call: Callable[[], Any]) -> Any:
 
 
 def read_safetensors(folder: Path) -> Any:
-    from edgevlm.checkpoint.safetensors import SafetensorsFile
+    from edgevlm.io.safetensors import SafetensorsFile
 
     file = SafetensorsFile(folder / "model.safetensors")
     return {name: _tried(lambda name=name: file.read(name)) for name in file.tensors}

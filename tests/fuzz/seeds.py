@@ -43,7 +43,7 @@ def _checkpoints(out: Path, checkpoint: Path) -> None:
         shutil.copyfile(checkpoint / name, out / "sharded" / name)
     shutil.copyfile(checkpoint / "model.safetensors", out / "checkpoint" / "model.safetensors")
     shutil.copyfile(checkpoint / "model.safetensors", out / "sharded" / "model-00001-of-00001.safetensors")
-    from edgevlm.checkpoint.safetensors import SafetensorsFile
+    from edgevlm.io.safetensors import SafetensorsFile
 
     tensors = SafetensorsFile(checkpoint / "model.safetensors").tensors
     index = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}

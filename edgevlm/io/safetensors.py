@@ -1,4 +1,4 @@
-"""Read safetensors files with numpy alone: every tensor as float32, one at a time, through plain reads.
+"""Read and write safetensors files with numpy alone: every tensor as float32, one at a time, through plain reads.
 
 Format: 8 bytes little-endian header length, a JSON header of that length, then the tensors' bytes
 (https://github.com/huggingface/safetensors#format). The `safetensors` package is not used because it maps the
@@ -7,8 +7,10 @@ file (mapped pages count towards resident memory, which an export bounds) and ca
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -116,6 +118,24 @@ class SafetensorsFile(SafetensorsHeader):
             if not count:
                 raise EdgeVLMError(f"{self.path} became shorter while it was read: do not change it during an export.")
             done += count
+
+
+def write_safetensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], F32], dtype: str
+) -> None:
+    """Write tensors of these names and shapes, each read when its turn comes. dtype: "float32" or "float16"."""
+    word, stored = {name: word for word, name in _FLOATS.items()}[dtype], np.dtype(dtype).newbyteorder("<")
+    header: dict[str, Any] = {}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * stored.itemsize
+        header[name] = {"dtype": word, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in shapes:
+            stream.write(np.ascontiguousarray(read(name), stored).tobytes())
 
 
 def _read_header(path: Path, stream: BinaryIO, size: int) -> dict[str, TensorInfo]:
