@@ -12,6 +12,7 @@ from edgevlm import __version__
 from edgevlm.bundle.files import BUNDLE, list_files, write_json, write_manifest
 from edgevlm.bundle.manifest import SCHEMA, Bundle, Manifest, ModelInfo, open_bundle
 from edgevlm.bundle.qtensor import QTensor
+from edgevlm.bundle.region import REGION, region_bytes, region_dtype, region_shapes
 from edgevlm.bundle.targets import TargetEntry
 from edgevlm.checkpoint.checkpoint import Checkpoint, Weights
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt, read_prompt_spec
@@ -29,6 +30,7 @@ from edgevlm.export.coreml_.options import CoreMLOptions
 from edgevlm.export.quantize.model import QuantizedModel
 from edgevlm.export.quantize.outliers import keep_fine
 from edgevlm.export.quantize.recipe import Recipe, fit, make_recipe
+from edgevlm.export.quantize.round import quantize
 from edgevlm.export.quantize.store import TensorStore
 from edgevlm.export.source import read_adapter, read_source
 from edgevlm.export.targets import TARGETS, Job
@@ -39,6 +41,7 @@ from edgevlm.inputs.tokenizer import settle_tokenizer
 from edgevlm.io.folders import Replacement, replacing
 from edgevlm.io.options import check_types
 from edgevlm.io.records import to_dict
+from edgevlm.io.safetensors import write_safetensors
 from edgevlm.io.text import check_place
 from edgevlm.models.model import ModelSpec
 from edgevlm.types import Progress
@@ -122,7 +125,8 @@ def _export(options: ExportOptions, output: Replacement, progress: Progress) -> 
     spec, weights = _read(checkpoint, options)
     recipe = fit(make_recipe(options.quantize, options.preset, options.components), weights)
     if options.calibration is not None and options.calibration.budget is not None:
-        check_budget(spec, weights, recipe, options.targets, _shared_bytes(checkpoint), options.calibration.budget)
+        shared = _shared_bytes(checkpoint, spec, recipe)
+        check_budget(spec, weights, recipe, options.targets, shared, options.calibration.budget)
     image_spec = with_newline(read_image_spec(checkpoint.processor, spec), weights)
     original = Reference(spec, weights, image_spec)
     recipe = keep_fine(recipe, original, typical_view(image_spec))
@@ -170,9 +174,10 @@ def _read(checkpoint: Checkpoint, options: ExportOptions) -> tuple[ModelSpec, Ma
     return spec, weights
 
 
-def _shared_bytes(checkpoint: Checkpoint) -> int:
+def _shared_bytes(checkpoint: Checkpoint, spec: ModelSpec, recipe: Recipe) -> int:
     """Of the files that every target needs beside its own."""
-    return sum(path.stat().st_size for path in upstream_files(checkpoint.folder, checkpoint.processor))
+    own = region_bytes(spec, recipe.quantize)
+    return own + sum(path.stat().st_size for path in upstream_files(checkpoint.folder, checkpoint.processor))
 
 
 def _calibrate(
@@ -188,7 +193,7 @@ def _calibrate(
 ) -> Calibration:
     prompt = with_markers(read_prompt_spec(checkpoint.processor, spec), spec, weights)
     prompter = Prompter(prompt, checkpoint.processor / "tokenizer.json")
-    shared = _shared_bytes(checkpoint)
+    shared = _shared_bytes(checkpoint, spec, recipe)
     return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, progress)
 
 
@@ -209,6 +214,8 @@ def _write(
     settle_tokenizer(folder / "tokenizer.json")
     write_json(folder / "preprocess.json", to_dict(image_spec))
     write_json(folder / "prompt.json", to_dict(prompt_spec))
+    if spec.region is not None:
+        _write_region(folder, spec, weights, recipe)
 
     total = sum(weights.is_linear(name) for name in weights.names())
     targets: dict[str, TargetEntry] = {}
@@ -246,9 +253,17 @@ def _write(
     return open_bundle(folder)
 
 
+def _write_region(folder: Path, spec: ModelSpec, weights: Weights, recipe: Recipe) -> None:
+    """The region head: no graph has it, and every target needs it."""
+    dtype = region_dtype(recipe.quantize)
+    kind = {"float32": "fp32", "float16": "fp16"}[dtype]
+    shapes = region_shapes(spec)
+    write_safetensors(folder / REGION, shapes, lambda name: quantize(weights.read(name), kind, name).codes, dtype)
+
+
 def _check_budget(manifest: Manifest, budget: int) -> None:
     """Compare each target's real size, shared files included, with the budget: bits were chosen by estimate."""
-    shared = sum(info.size for name, info in manifest.files.items() if name in UPSTREAM)
+    shared = sum(info.size for name, info in manifest.files.items() if name in (*UPSTREAM, REGION))
     for target in manifest.targets:
         size = shared + sum(info.size for name, info in manifest.files.items() if name.startswith(f"{target}/"))
         if size > budget:

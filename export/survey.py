@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from edgevlm.bundle.region import region_bytes
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import find_family, read_image_spec, read_model, read_prompt_spec
 from edgevlm.checkpoint.families.tensors import MappedWeights
@@ -164,7 +165,7 @@ def _held(
         except EdgeVLMError:
             continue
         linear = sum(component_size(spec, weights, recipe, component, (target,)) for component in COMPONENTS)
-        sizes[kind] = linear + other_size(spec, weights, recipe, shared)
+        sizes[kind] = linear + other_size(spec, weights, recipe, shared + region_bytes(spec, kind))
     return Holding(None, why, sizes)
 
 

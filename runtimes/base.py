@@ -98,6 +98,14 @@ class DraftDecoder(Decoder, Protocol):
         """Append tokens (S,); logits (S, V) after each: as a step for each, up to how the engine rounds."""
 
 
+@runtime_checkable
+class StateDecoder(Decoder, Protocol):
+    """A decoder that also gives what its last layer gave, for a head beside it."""
+
+    def hidden_state(self) -> F32:
+        """Of the last position that was appended: (D,), before the norm of the head. Of a model with such a head."""
+
+
 class Unfinished(Protocol):
     """An answer that is under way."""
 

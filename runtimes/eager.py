@@ -11,7 +11,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, decoder_inputs
 from edgevlm.inputs.preprocess import normalize
 from edgevlm.inputs.spec import ImageSpec
-from edgevlm.models.decoder import decoder, embed_tokens
+from edgevlm.models.decoder import embed_tokens, head, hidden_states
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec, image_features
 from edgevlm.models.ops import Weights
@@ -102,6 +102,7 @@ class EagerDecoder:
         """keep: hold the weights in memory as float32 after their first use (see `CachedWeights`)."""
         self._spec, self._weights = spec, CachedWeights(weights) if keep else weights
         self._states, self._layout, self._position = States(), Layout(0), 0
+        self._hidden = np.zeros(spec.hidden_size, np.float32)
 
     def embed(self, ids: I64) -> F32:
         rows: F32 = embed_tokens(EagerOps(self._weights), ids, self._spec)
@@ -120,9 +121,14 @@ class EagerDecoder:
         if layout is not None:
             self._layout = layout
         inputs = decoder_inputs(self._spec, self._layout, self._position, len(embeds))
-        logits: F32 = decoder(EagerOps(self._weights, self._states, inputs, keep=keep), embeds, self._spec)
-        self._position = total
+        ops = EagerOps(self._weights, self._states, inputs, keep=keep)
+        states = hidden_states(ops, embeds, self._spec)
+        logits: F32 = head(ops, states, self._spec)
+        self._hidden, self._position = states[-1].copy(), total
         return logits
+
+    def hidden_state(self) -> F32:
+        return self._hidden
 
     def step(self, token: int) -> F32:
         return self.forward(self.embed(np.array([token], np.int64)))

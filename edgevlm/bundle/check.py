@@ -119,6 +119,8 @@ def check_prompt(prompt: PromptSpec, spec: ModelSpec) -> None:
     found = {marker.token_id: len(marker.row) for marker in prompt.markers}
     if found != dict.fromkeys(spec.markers, spec.decoder.hidden_size):
         raise _disagree("prompt.json", f"rows for the tokens {sorted(found)}", f"whole ones for {sorted(spec.markers)}")
+    if spec.region is None and (asked := [name for name, role in prompt.chat.roles.items() if role.places]):
+        raise _disagree("prompt.json", f"the role {asked[0][:80]!r} that asks for places", "a region head for it")
     for token in (*prompt.stop_ids, *([prompt.bos_id] if prompt.add_bos else [])):
         if token is not None and token >= spec.decoder.vocab_size:
             raise _disagree("prompt.json", f"the token {token}", f"ids below {spec.decoder.vocab_size}")

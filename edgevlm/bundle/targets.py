@@ -57,7 +57,7 @@ class CoreMLDecoder:
     functions: dict[str, CoreMLFunction]
     inputs: tuple[str, ...]
     states: tuple[str, ...]
-    outputs: tuple[str, ...]  # parts of the logits, in order
+    outputs: tuple[str, ...]  # parts of the logits, in order, and hidden_state where a head beside the decoder reads it
     mask_value: float  # added where a row may not look
     rope: str  # how cos and sin rows are laid out, in words
 

@@ -70,8 +70,8 @@ def warn_if_failed(bundle: Bundle) -> Bundle:
     return bundle
 
 
-def pictures_and_question(bundle: str, inputs: tuple[str, ...]) -> tuple[list[str], str]:
-    """Pictures, and the question, which is the last argument."""
+def pictures_and_question(bundle: str, inputs: tuple[str, ...], *, optional: bool = False) -> tuple[list[str], str]:
+    """Pictures, and the question, which is the last argument; where it is optional it may be left out, and is ""."""
     if not inputs:
         example = f'edgevlm run {shlex.quote(bundle)} photo.jpg "What is this?"'
         raise EdgeVLMError(f"No question was given: add one in quotes, as in `{example}`.")
@@ -80,7 +80,9 @@ def pictures_and_question(bundle: str, inputs: tuple[str, ...]) -> tuple[list[st
         example = " ".join(map(shlex.quote, ["edgevlm", "run", found, *rest]))
         raise EdgeVLMError(f"'{found}' is the bundle, which comes first: write `{example}`.")
     *pictures, question = inputs
-    if why := _no_question(question, lone=not pictures):
+    if optional and os.path.isfile(question):
+        pictures, question = list(inputs), ""
+    elif why := _no_question(question, lone=not pictures):
         raise EdgeVLMError(why)
     for picture in pictures:
         if not _ADDRESS.match(picture) and not os.path.exists(picture):

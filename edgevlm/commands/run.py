@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--fps", type=float, metavar="F", help="Frames per second of a video.  [default: the model's]")
 @click.option("--max-frames", type=int, metavar="N", help="Most frames of a video.  [default: the model's]")
 @click.option("--thinking/--no-thinking", default=None, help="Think before the answer, where the model has a switch.")
+@click.option("--task", metavar="ROLE", help="What is asked, where the model has tasks: detect, caption, ...")
 @click.option("--draw", metavar="FILE", help="Write the picture with the answer's boxes and points drawn on it.")
 @click.option("--force", is_flag=True, help="Replace FILE.")
 @click.option("--timings", is_flag=True, help="Show the four stages on standard error.")
@@ -67,6 +68,7 @@ def run(
     fps: float | None,
     max_frames: int | None,
     thinking: bool | None,
+    task: str | None,
     draw: str | None,
     force: bool,
     timings: bool,
@@ -75,9 +77,10 @@ def run(
     """Ask the model in BUNDLE a QUESTION about pictures.
 
     One picture, several, or none. The answer streams to standard output. With --json it also has the boxes and points
-    that the answer names, in pixels of the picture, where the model's way of writing them is known.
+    that the answer names, in pixels of the picture, where the model's way of writing them is known. With --task,
+    QUESTION is what that task takes, such as the thing to find; a caption takes none.
     """
-    pictures, question = pictures_and_question(bundle, inputs)
+    pictures, question = pictures_and_question(bundle, inputs, optional=task is not None)
     folder = bundle_folder(bundle)
     if draw is not None:
         _check_drawing(Path(draw), pictures, force)
@@ -96,10 +99,11 @@ def run(
         lookup=lookup,
     )
     asked: Conversation = question
-    if video is not None:
+    if video is not None or task is not None:
         clip = {"type": "video", "video": video, "fps": fps, "max_frames": max_frames}
-        content = [*({"type": "image"} for _ in pictures), clip, {"type": "text", "text": question}]
-        asked = [{"role": "user", "content": content}]
+        content: list[dict[str, Any]] = [{"type": "image"} for _ in pictures]
+        content += [clip] * (video is not None) + [{"type": "text", "text": question}] * bool(question)
+        asked = [{"role": task or "user", "content": content}]
     answer = ask(folder, pictures, asked, options, runtime, device, threads, tiles, not as_json, storage, thinking)
     if as_json:
         figures = {**dataclasses.asdict(answer.timings), "finish_reason": answer.finish_reason}

@@ -16,15 +16,18 @@ from edgevlm.generate.answer import Answer, AnswerStream, Timings
 from edgevlm.generate.drafter import LENGTHS, Drafter
 from edgevlm.generate.given import Pictures, conversation_of, open_picture, pictures_of
 from edgevlm.generate.lookup import Lookup, Trial
+from edgevlm.generate.region import POSITIONS, Place, find_places, line_of
 from edgevlm.generate.sampling import GenerateOptions, Sampler
 from edgevlm.generate.videos import with_videos
 from edgevlm.inputs.clip import Clip
 from edgevlm.inputs.grounding import Box, Frame, Point, find, frame_of
 from edgevlm.inputs.layout import Layout, merge
 from edgevlm.inputs.preprocess import cut_views, plan
-from edgevlm.inputs.prompt import Conversation, Views
+from edgevlm.inputs.prompt import Conversation, Views, messages_of
 from edgevlm.inputs.spec import VideoTokens
-from edgevlm.runtimes.base import Decoder, DraftDecoder, Runtime
+from edgevlm.io import limits
+from edgevlm.runtimes.base import Decoder, DraftDecoder, Runtime, StateDecoder
+from edgevlm.runtimes.region import RegionHead, open_region
 from edgevlm.types import F32, U8, Ids
 
 __all__ = ["Answer", "AnswerStream", "GenerateOptions", "Pipeline", "Prompt", "Timings"]
@@ -39,6 +42,8 @@ class Prompt:
     views: list[U8]  # of all pictures in order, (H, W, 3) each
     max_tokens: int  # what the options ask for, cut to what the context length leaves
     frames: tuple[Frame, ...] = ()  # what the model sees of each picture, for boxes
+    places: str | None = None  # "boxes" | "points": what is asked of the region head, in the place of text
+    label: str = ""  # ... and of what
 
     @property
     def image_tokens(self) -> int:
@@ -61,6 +66,7 @@ class Pipeline:
         self.bundle, self.runtime = bundle, runtime
         self.prompter = bundle.prompter()
         self._trial = Trial()
+        self._region: RegionHead | None = None  # read when it is first asked
 
     def ask(
         self,
@@ -148,7 +154,8 @@ class Pipeline:
         if len(ids) >= limit:
             videos = sum(isinstance(each, VideoTokens) for each in placed)
             raise EdgeVLMError(_too_long(len(ids), image_tokens, len(placed) - videos, videos, max_tokens, limit))
-        return Prompt(ids, layout, views, min(max_tokens, limit - len(ids)), tuple(frames))
+        most, (places, label) = min(max_tokens, limit - len(ids)), self._asked(conversation, len(pictures))
+        return Prompt(ids, layout, views, most, tuple(frames), places, label)
 
     def _run(self, prompt: Prompt, options: GenerateOptions, timings: Timings) -> Generator[str, None, Answer]:
         encoder, decoder = self.runtime.encoder, self.runtime.decoder
@@ -159,6 +166,9 @@ class Pipeline:
         embeds = merge(decoder.embed(prompt.ids), prompt.layout, features)
         decoder.rewind(0)
         logits = decoder.forward(embeds, prompt.layout)
+        if prompt.places is not None:
+            timings.prefill, _ = _lap(start)
+            return (yield from self._found(prompt, logits, options, timings))
         sampler = Sampler(options, prompt.ids.tolist())
         choose = partial(_choose, sampler, self.runtime)
         stops = () if options.ignore_stop else self.bundle.prompt_spec.stop_ids
@@ -191,6 +201,55 @@ class Pipeline:
             yield last
         boxes, points = self._places(ids, prompt)
         return Answer("".join(pieces), tuple(ids), timings, "stop" if stopped else "length", boxes, points)
+
+    def _asked(self, conversation: Conversation, pictures: int) -> tuple[str | None, str]:
+        """Which places the last message asks for, by its role, and of what."""
+        role, content = messages_of(conversation, pictures)[-1]
+        places = self.bundle.prompt_spec.chat.roles[role].places
+        if places is None:
+            return None, ""
+        label = " ".join(str(item["text"]).strip() for item in content if item["type"] == "text").strip()
+        if not label or pictures != 1:
+            raise EdgeVLMError(f"The role '{role}' asks where something is: give one picture, and name the thing.")
+        if not isinstance(self.runtime.decoder, StateDecoder):
+            raise EdgeVLMError(
+                f"The role '{role}' asks for {places}, which this model reads from its decoder's states, and "
+                f"{self.runtime.decoder.name} does not give them: use another runtime."
+            )
+        return places, label[: limits.LABEL]
+
+    def _found(
+        self, prompt: Prompt, logits: F32, options: GenerateOptions, timings: Timings
+    ) -> Generator[str, None, Answer]:
+        """The answer out of the region head: its places, and a line of text for each."""
+        decoder, kind = self.runtime.decoder, prompt.places
+        assert isinstance(decoder, StateDecoder) and kind is not None
+        start = time.perf_counter()
+        self._region = self._region or open_region(self.bundle)
+        found = find_places(
+            self._region, _checked(logits, self.runtime), decoder.hidden_state,
+            lambda row: _checked(decoder.forward(row), self.runtime),
+            kind=kind, label=prompt.label, picture=prompt.frames[0].picture, most=prompt.max_tokens,
+            endless=options.ignore_stop,
+        )  # fmt: skip
+        places, text = list[Place](), ""
+        while True:
+            try:
+                place = next(found)
+            except StopIteration as end:
+                reason = str(end.value)
+                break
+            finally:
+                timings.decode += time.perf_counter() - start
+            piece = "\n" * bool(text) + line_of(place)
+            places, text = [*places, place], text + piece
+            yield piece
+            start = time.perf_counter()
+        timings.answer_tokens = 1 + POSITIONS[kind] * len(places)
+        timings.peak_memory = peak_memory()
+        boxes = tuple(place for place in places if isinstance(place, Box))
+        points = tuple(place for place in places if isinstance(place, Point))
+        return Answer(text, (), timings, reason, boxes, points)
 
     def _lookup(
         self, prompt: Prompt, options: GenerateOptions, stops: Collection[int], choose: Callable[[F32], int]
@@ -242,12 +301,16 @@ def _steps(decoder: Decoder, token: int, choose: Callable[[F32], int]) -> Iterat
 
 
 def _choose(sampler: Sampler, runtime: Runtime, logits: F32) -> int:
+    return sampler.choose(_checked(logits, runtime))
+
+
+def _checked(logits: F32, runtime: Runtime) -> F32:
     if np.isnan(logits).any():
         raise EdgeVLMError(
             f"The engine {runtime.name} on {runtime.device} gave logits that are not numbers: check the "
             "bundle with `edgevlm verify`, or use --device cpu."
         )
-    return sampler.choose(logits)
+    return logits
 
 
 def _too_long(prompt: int, image: int, pictures: int, videos: int, wanted: int, limit: int) -> str:

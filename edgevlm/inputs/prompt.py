@@ -139,7 +139,9 @@ def _items(
     chat: Chat, role: str, content: Sequence[Mapping[str, Any]], number: Iterator[int]
 ) -> Iterator[ControlText | UserText | Picture]:
     last = len(content) - 1
-    trims = chat.roles[role].trim or (chat.trim and not (chat.trim_each and role == "system"))
+    around = chat.roles[role]
+    image_after = chat.image_after if around.image_after is None else around.image_after
+    trims = around.trim or (chat.trim and not (chat.trim_each and role == "system"))
     for place, item in enumerate(content):
         yield ControlText(chat.join if place else "")
         if item["type"] == "video":
@@ -148,7 +150,7 @@ def _items(
         if item["type"] == "image":
             yield ControlText(chat.image_before if place else "")
             yield Picture(next(number))
-            yield ControlText(chat.image_after if place != last else "")
+            yield ControlText(image_after if place != last else "")
             continue
         text = item["text"]
         if trims and (chat.trim_each or place == 0):

@@ -24,6 +24,7 @@ from edgevlm.io import limits
 IMAGE_SPEC_VERSION = 2
 PROMPT_SPEC_VERSION = 2
 SYSTEM_PLACES = ("turn", "in_first_user")
+PLACES = ("boxes", "points")
 
 
 class ViewTokens(NamedTuple):
@@ -133,9 +134,12 @@ class RoleText:
     open_image: str | None  # before a message whose first item is an image; None: it takes none
     close: str
     trim: bool = False  # as `Chat.trim`, of this role's messages alone
+    image_after: str | None = None  # in the place of `Chat.image_after`; None: the same
+    places: str | None = None  # "boxes" | "points": the answer is no text, but these, out of the model's region head
 
     def __post_init__(self) -> None:
-        found = len(self.open_text) + len(self.open_image or "") + len(self.close)
+        check(self.places in (None, *PLACES), "prompt", "roles.places", " or ".join(PLACES), self.places)
+        found = len(self.open_text) + len(self.open_image or "") + len(self.close) + len(self.image_after or "")
         check(found <= limits.TEXT, "prompt", "roles", f"at most {limits.TEXT} characters each", found)
 
 

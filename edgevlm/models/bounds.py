@@ -18,6 +18,7 @@ from edgevlm.models.projector import (
     Shuffle,
     Take,
 )
+from edgevlm.models.region import Region
 from edgevlm.models.spec import (
     ACTS,
     Attention,
@@ -47,6 +48,10 @@ _POSITIVE = (TINY, limits.REAL)
 # () is any text. A field that holds other parts has no entry.
 BOUNDS: dict[type, dict[str, Bound]] = {
     ModelSpec: {"name": (), "family": (), "image_token_id": (0, limits.VOCABULARY), "markers": (0, limits.VOCABULARY)},
+    Region: {
+        "end": (0, limits.VOCABULARY), "inner": (1, limits.MLP_WIDTH), "bins": (1, limits.MLP_WIDTH),
+        "coord_features": (2, limits.MLP_WIDTH), "size_features": (2, limits.MLP_WIDTH),
+    },
     Norm: {"kind": ("rms", "layer"), "eps": (0.0, 1.0)},
     RopeScaling: {
         "factor": _POSITIVE, "low_freq_factor": _POSITIVE, "high_freq_factor": _POSITIVE,

@@ -173,6 +173,10 @@ def _together(spec: ModelSpec) -> Iterator[str]:
         yield f"its layers take {text.per_layer_width} values of a token, or further levels of features beside them"
     if spec.image_token_id >= text.vocab_size:
         yield f"image_token_id {spec.image_token_id} is outside the vocabulary"
+    if spec.region is not None and spec.region.end >= text.vocab_size:
+        yield f"the token {spec.region.end}, which ends its places, is outside the vocabulary"
+    if spec.region is not None and (spec.region.coord_features % 2 or spec.region.size_features % 2):
+        yield "its region head writes places as an odd number of cosines and sines"
     if len(spec.markers) > limits.MARKERS or max(spec.markers, default=0) >= text.vocab_size:
         yield f"it has over {limits.MARKERS} tokens around pictures, or one outside the vocabulary"
     yield from _square(spec, vision) if isinstance(vision, Vit) else _windows(vision)

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgevlm.models.blocks import mask_input, rope_inputs
-from edgevlm.models.decoder import decoder, embed_tokens
+from edgevlm.models.decoder import embed_tokens, head, hidden_states
 from edgevlm.models.model import ModelSpec, feature_shape, image_features
 from edgevlm.models.ops import Ops, X
 from edgevlm.models.spec import Decoder, State, states
 from edgevlm.models.tensor import Tensor
 
 Values = dict[str, X]
+HIDDEN = "hidden_state"  # of a decoder with a head beside it: what the last layer gives at the last position
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,15 @@ def components(spec: ModelSpec) -> list[Component]:
     d = spec.decoder
     ids = {"input_ids": Tensor("int64", ("batch_size", "sequence_length"))}
     embeds = {"inputs_embeds": Tensor("float32", ("batch_size", "sequence_length", d.embed_width))}
-    logits = {"logits": Tensor("float32", ("batch_size", 1, d.vocab_size))}
+    outputs = {"logits": Tensor("float32", ("batch_size", 1, d.vocab_size))}
+    if spec.region is not None:
+        outputs[HIDDEN] = Tensor("float32", ("batch_size", 1, d.hidden_size))
+
+    def decoder(ops: Ops, values: Values) -> Values:
+        states = hidden_states(ops, values["inputs_embeds"], d)
+        found = {"logits": head(ops, states, d)}
+        return found | {HIDDEN: ops.last(states)} if spec.region is not None else found
+
     return [
         Component(
             "vision_encoder", spec.vision.inputs(), {"image_features": feature_shape(spec)}, (),
@@ -41,10 +50,7 @@ def components(spec: ModelSpec) -> list[Component]:
             "embed_tokens", ids, embeds, (),
             lambda ops, values: {"inputs_embeds": embed_tokens(ops, values["input_ids"], d)},
         ),
-        Component(
-            "decoder", embeds | position_inputs(d), logits, tuple(states(d)),
-            lambda ops, values: {"logits": decoder(ops, values["inputs_embeds"], d)},
-        ),
+        Component("decoder", embeds | position_inputs(d), outputs, tuple(states(d)), decoder),
     ]  # fmt: skip
 
 

@@ -38,6 +38,18 @@ def decoder(ops: Ops, x: X, d: Decoder) -> X:
 
     What is kept for later calls stays in the backend's states.
     """
+    return head(ops, hidden_states(ops, x, d), d)
+
+
+def head(ops: Ops, x: X, d: Decoder) -> X:
+    """What the last layer gives (S, D) to logits of the last position."""
+    x = ops.last(ops.norm(x, "decoder.norm", d.norm) if d.norm else x)
+    logits = ops.linear(x, (head_name(d), d.vocab_size), bias=d.head_bias)[0]
+    return ops.mul(ops.act(ops.mul(logits, 1 / d.logit_cap), "tanh"), d.logit_cap) if d.logit_cap else logits
+
+
+def hidden_states(ops: Ops, x: X, d: Decoder) -> X:
+    """Embeddings as `decoder` takes them to what the last layer gives (S, D), before the norm of the head."""
     widths = [d.hidden_size] * (1 + len(d.deepstack)) + [d.per_layer_width] * bool(d.per_layer)
     x, *levels = ops.split(x, *widths) if len(widths) > 1 else (x,)
     given = _per_layer(ops, x, levels.pop(), d) if d.per_layer else [None] * d.num_layers
@@ -53,10 +65,7 @@ def decoder(ops: Ops, x: X, d: Decoder) -> X:
         x = _layer(ops, x, layer, d, given[layer])
         if layer in d.deepstack:
             x = ops.add(x, levels[d.deepstack.index(layer)])  # zeros where a position is no image token
-    x = joined(ops, streams, d) if streams else x
-    x = ops.last(ops.norm(x, "decoder.norm", d.norm) if d.norm else x)
-    logits = ops.linear(x, (head_name(d), d.vocab_size), bias=d.head_bias)[0]
-    return ops.mul(ops.act(ops.mul(logits, 1 / d.logit_cap), "tanh"), d.logit_cap) if d.logit_cap else logits
+    return joined(ops, streams, d) if streams else x
 
 
 def _per_layer(ops: Ops, x: X, rows: X, d: Decoder) -> list[X]:

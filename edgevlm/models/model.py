@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from edgevlm.models.ops import Ops, X
 from edgevlm.models.projector import Grid, Resample, Step, projector
+from edgevlm.models.region import Region
 from edgevlm.models.spec import Decoder
 from edgevlm.models.tensor import Tensor
 from edgevlm.models.towers.conv_vit import ConvVit
@@ -32,6 +33,7 @@ class ModelSpec:
     framed: bool = False  # with newline: one more learned row each begins and ends a picture's features
     separator: bool = False  # ... and one stands between the map of the tiles and the whole picture
     deepstack: tuple[Step, ...] = ()  # from a marked layer of the tower to one more level of features, each by its own
+    region: Region | None = None  # a head that reads places out of the decoder's states (models/region.py)
 
     @property
     def image_tokens(self) -> int:

@@ -46,6 +46,7 @@ def host_tree(spec: ModelSpec) -> dict[str, WeightInfo]:
         **{name: (spec.decoder.feature_width,) if spec.framed else () for name in ("begin", "end")},
         "separator": (spec.decoder.feature_width,) if spec.separator else (),
         "markers": (len(spec.markers), width) if spec.markers else (),
+        **(spec.region.shapes(width) if spec.region else {}),
     }
     return {name: WeightInfo("host", shape) for name, shape in shapes.items() if shape}
 

@@ -43,7 +43,7 @@ from edgevlm.verify.reference import Reference
 from edgevlm.verify.report import Bound, GateReport, Loss, Row
 from edgevlm.verify.runtime import TILE_COUNTS, TOKENS, Case, check_loss, check_runtime, is_large
 from edgevlm.verify.targets import JUDGES, JudgedTarget, bundle_weights
-from edgevlm.verify.weights import ExpectedWeights
+from edgevlm.verify.weights import ExpectedWeights, check_region
 
 if TYPE_CHECKING:
     from edgevlm.evaluation.runner import Report
@@ -207,7 +207,10 @@ def _weights(bundle: Bundle, expected: ExpectedWeights | None) -> tuple[Weights,
     """The weights that the reference computes with, and the rows that hold every target's files to `expected`."""
     targets = bundle.manifest.targets
     shipped: Weights = expected if expected is not None and "onnx" not in targets else bundle_weights(bundle)
-    return shipped, [JUDGES[name].check_weights(bundle, expected) for name in targets] if expected is not None else []
+    if expected is None:
+        return shipped, []
+    head = [check_region(bundle, expected)] if bundle.manifest.spec.region is not None else []
+    return shipped, [JUDGES[name].check_weights(bundle, expected) for name in targets] + head
 
 
 def _check_answers(

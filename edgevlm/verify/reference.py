@@ -9,7 +9,7 @@ import numpy as np
 from edgevlm.inputs.layout import Layout, decoder_inputs, merge
 from edgevlm.inputs.preprocess import array_key, normalize
 from edgevlm.inputs.spec import ImageSpec
-from edgevlm.models.decoder import decoder, embed_tokens
+from edgevlm.models.decoder import embed_tokens, head, hidden_states
 from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
@@ -30,6 +30,7 @@ class Reference:
         self._features: dict[bytes, F32] = {}
         self._logits: dict[bytes, F32] = {}
         self._read: dict[bytes, tuple[F32, States]] = {}
+        self._hidden: dict[bytes, F32] = {}
 
     def features(self, views: Sequence[U8]) -> list[F32]:
         """Image features (tokens, D) of each view (H, W, 3); a view seen before is not computed again."""
@@ -57,23 +58,36 @@ class Reference:
         key = array_key(prompt) + array_key(rest) + repr(layout).encode()
         if key not in self._logits:
             last, held = self._read_prompt(prompt, layout)
-            more = [self._play(self.weights, rest, held.fork(), layout, len(prompt))] if len(rest) else []
+            more = [self._play(self.weights, rest, held.fork(), layout, len(prompt))[0]] if len(rest) else []
             self._logits[key] = np.concatenate([last, *more])
         return self._logits[key]
 
+    def hidden_state(self, prompt: F32, layout: Layout) -> F32:
+        """What the last layer gives at the last position of a prompt: (D,)."""
+        self._read_prompt(prompt, layout)
+        return self._hidden[_key(prompt, layout)]
+
     def _read_prompt(self, prompt: F32, layout: Layout) -> tuple[F32, States]:
         """The last logits and the states behind a prompt, which is read once however many answers follow it."""
-        key = array_key(prompt) + repr(layout).encode()
+        key = _key(prompt, layout)
         if key not in self._read:
             held = States()
-            self._read[key] = self._play(self.prompt_weights, prompt, held, layout, 0, keep=1), held
+            logits, self._hidden[key] = self._play(self.prompt_weights, prompt, held, layout, 0, keep=1)
+            self._read[key] = logits, held
         return self._read[key]
 
-    def _play(self, weights: Weights, x: F32, held: States, layout: Layout, past: int, keep: int | None = None) -> F32:
+    def _play(
+        self, weights: Weights, x: F32, held: States, layout: Layout, past: int, keep: int | None = None
+    ) -> tuple[F32, F32]:
+        """Logits, and what the last layer gives at the last position."""
         inputs = decoder_inputs(self.spec.decoder, layout, past, len(x))
         ops = EagerOps(weights, held, inputs, keep=len(x) if keep is None else keep)
-        logits: F32 = decoder(ops, x, self.spec.decoder)
-        return logits
+        states = hidden_states(ops, x, self.spec.decoder)
+        return head(ops, states, self.spec.decoder), states[-1].copy()
+
+
+def _key(prompt: F32, layout: Layout) -> bytes:
+    return array_key(prompt) + repr(layout).encode()
 
 
 def cosine(ours: F32, theirs: F32, *, lowest: bool = True) -> float:

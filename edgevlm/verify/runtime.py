@@ -13,7 +13,7 @@ from edgevlm.inputs.layout import Layout, merge, next_part
 from edgevlm.inputs.preprocess import array_key
 from edgevlm.models.model import Tower
 from edgevlm.models.towers.vit import Vit
-from edgevlm.runtimes.base import BatchDecoder, BatchEncoder, Decoder, Encoder, Runtime
+from edgevlm.runtimes.base import BatchDecoder, BatchEncoder, Decoder, Encoder, Runtime, StateDecoder
 from edgevlm.runtimes.ort.products import EXACT, product_errors, session_options, signed_saturates
 from edgevlm.runtimes.ort.session import import_onnxruntime
 from edgevlm.types import F32, U8
@@ -110,6 +110,9 @@ def check_runtime(
     decoder.rewind(0)
     low = cosine(decoder.forward(embeds, first.layout), wanted)
     yield at_least(target, "prefill logits, cosine", low, text.logits)
+    if spec.region is not None and isinstance(decoder, StateDecoder):
+        low = cosine(decoder.hidden_state(), reference.hidden_state(embeds, first.layout))
+        yield at_least(target, "prefill hidden state, cosine", low, text.logits)
     half = next_part(first.layout, spec.decoder.mask, 0, len(embeds), len(embeds) // 2)
     # A prompt that sees itself cannot be read in two parts. A state that is replaced may reach a few positions only.
     for start in (half, *([len(embeds) - 1] if spec.decoder.replaces else [])):

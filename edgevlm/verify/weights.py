@@ -8,6 +8,7 @@ import numpy as np
 
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.qtensor import PREFILL, QTensor
+from edgevlm.bundle.region import region_dtype, region_file, region_shapes
 from edgevlm.bundle.weights import ShippedWeights
 from edgevlm.models.ops import Weights
 from edgevlm.runtimes.gguf import GgufWeights, gguf_files
@@ -68,10 +69,23 @@ def check_gguf(pair: GgufWeights, expected: ExpectedWeights) -> Row:
     return _row("gguf", wrong, len(names))
 
 
-def _row(target: str, wrong: list[tuple[str, str]], count: int) -> Row:
+def check_region(bundle: Bundle, expected: ExpectedWeights) -> Row:
+    """Every tensor of the region head's file has the original's values, in the type that the recipe asks for."""
+    names, file, wrong = list(region_shapes(bundle.manifest.spec)), region_file(bundle), list[tuple[str, str]]()
+    dtype = region_dtype(bundle.manifest.recipe["quantize"])
+    for name in names:
+        ours, theirs = file.read(name), expected.quantized(name).codes.astype(dtype).astype(np.float32)
+        if file.dtype(name) != dtype:
+            wrong.append((name, f"stored as {file.dtype(name)}, expected {dtype}"))
+        elif found := _values_differ(ours, theirs):
+            wrong.append((name, found))
+    return _row("region head", wrong, len(names), "tensors that differ from the original's")
+
+
+def _row(target: str, wrong: list[tuple[str, str]], count: int, check: str = "weights that differ") -> Row:
     note = f"first: {wrong[0][0]}: {wrong[0][1]}" if wrong else f"{count} tensors"
     where = wrong[0][0] if wrong else ""
-    return Row(target, "weights that differ", len(wrong), 0, not wrong, note, "numbers", where)
+    return Row(target, check, len(wrong), 0, not wrong, note, "numbers", where)
 
 
 def difference(ours: QTensor, theirs: QTensor) -> str:

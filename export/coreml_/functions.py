@@ -138,10 +138,12 @@ def _decoder_function(
 
     def body(inputs: dict[str, X]) -> list[X]:
         ops = ops_type(mil, store, inputs, cache)
-        logits = component.build(ops, {"inputs_embeds": ops.load(inputs["embeddings"])})["logits"]
+        found = component.build(ops, {"inputs_embeds": ops.load(inputs["embeddings"])})
+        logits = found.pop("logits")
+        others = [ops.output(value, name) for name, value in found.items()]
         if not isinstance(logits, list):
-            return [ops.output(logits, "logits")]
-        return [ops.output(part, f"logits_{i}") for i, part in enumerate(logits)]
+            return [ops.output(logits, "logits"), *others]
+        return [*(ops.output(part, f"logits_{i}") for i, part in enumerate(logits)), *others]
 
     return _function(mil, tensors, sizes, cache, body)
 

@@ -6,6 +6,7 @@ import math
 
 from edgevlm.bundle.targets import CoreMLTarget
 from edgevlm.io import limits
+from edgevlm.models.components import HIDDEN
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import states
 from edgevlm.runtimes.base import disagreement
@@ -46,5 +47,7 @@ def check_decoder(package: MilPackage, target: CoreMLTarget, spec: ModelSpec) ->
         kept = sum(math.prod(size or 0 for size in kind.shape) for kind in function.states.values())
         if kept != sum(map(math.prod, shapes)):
             raise disagreement(f"the function '{name}' keeps {kept} values")
+        if (HIDDEN in function.outputs) != (spec.region is not None):
+            raise disagreement(f"the function '{name}' gives {', '.join(function.outputs)[:200]}")
         if tuple(target.decoder.outputs) != function.outputs:  # their order is the vocabulary's
             raise disagreement(f"the function '{name}' gives {', '.join(function.outputs)[:200]}")

@@ -13,6 +13,7 @@ from edgevlm.bundle.targets import CoreMLFunction, CoreMLTarget
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, decoder_inputs, next_part
 from edgevlm.inputs.preprocess import normalize
+from edgevlm.models.components import HIDDEN
 from edgevlm.models.eager import widen
 from edgevlm.models.spec import Decoder
 from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, disagreement, rewound
@@ -100,7 +101,9 @@ class CoreMLDecoder:
         target = target_of(bundle, CoreMLTarget)
         package = open_package(bundle.package(target.decoder.file))
         check_decoder(package, target, bundle.manifest.spec)
-        self._outputs, self._mask_value = target.decoder.outputs, target.decoder.mask_value
+        self._outputs = [name for name in target.decoder.outputs if name != HIDDEN]
+        self._gives_hidden, self._mask_value = HIDDEN in target.decoder.outputs, target.decoder.mask_value
+        self._hidden = np.zeros(bundle.manifest.spec.decoder.hidden_size, np.float32)
         self._table = EmbeddingTable(bundle.path(target.embedding.file), target.embedding)
         second = target.per_layer_embedding
         self._second = None if second is None else EmbeddingTable(bundle.path(second.file), second)
@@ -196,7 +199,14 @@ class CoreMLDecoder:
         logits = np.concatenate([np.asarray(found[output], np.float32).reshape(-1) for output in self._outputs])
         if len(logits) != self._spec.vocab_size:
             raise disagreement(f"'{name}' gives {len(logits)} logits for {self._spec.vocab_size} tokens")
+        if self._gives_hidden:
+            self._hidden = np.asarray(found[HIDDEN], np.float32).reshape(-1)
+            if len(self._hidden) != self._spec.hidden_size:
+                raise disagreement(f"'{name}' gives a hidden state of {len(self._hidden)} values")
         return logits
+
+    def hidden_state(self) -> F32:
+        return self._hidden
 
     @property
     def position(self) -> int:

@@ -94,7 +94,8 @@ def _decoder(bundle: Bundle, graphs: _Graphs) -> OrtDecoder:
     embed = graphs.load("embed_tokens", 1)
     names = [name for name in ("decoder", "decoder_prefill") if name == "decoder" or name in graphs.files]
     decoders = [graphs.load(name, graphs.threads) for name in names]
-    cache = (SharedCache if graphs.shared else PassedCache)(graphs.ort, d, decoders)
+    hidden = bundle.manifest.spec.region is not None
+    cache = (SharedCache if graphs.shared else PassedCache)(graphs.ort, d, decoders, hidden)
     return OrtDecoder(embed, decoders, cache, d, graphs.device)
 
 
@@ -155,6 +156,11 @@ class OrtDecoder:
         if layout is not None:
             self._layout = layout
         last: F32 = self._run(embeds, 1)[0]
+        return last
+
+    def hidden_state(self) -> F32:
+        assert self._cache is not None, "the runtime is closed"
+        last: F32 = self._cache.hidden[0, -1]
         return last
 
     def step(self, token: int) -> F32:

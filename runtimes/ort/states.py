@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgevlm.inputs.layout import Layout, decoder_inputs
-from edgevlm.models.components import position_inputs, rope_names
+from edgevlm.models.components import HIDDEN, position_inputs, rope_names
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder, State, states
 from edgevlm.runtimes.base import context_error
@@ -25,6 +25,7 @@ Array = np.ndarray[Any, Any]
 
 class Cache(Protocol):
     position: int
+    hidden: F32  # (1, 1, D) of the last call that gave one position's logits, where the graph gives it
 
     def run(self, embeds: F32, inputs: Mapping[str, Array], keep: int = 1) -> F32:
         """Append positions (S, D); logits (keep, V) after the last ones. inputs: what else the graph takes."""
@@ -39,7 +40,8 @@ class SharedCache:
     A state that is replaced has two buffers, which take turns as past and as present.
     """
 
-    def __init__(self, ort: Any, spec: Decoder, sessions: list[Any]) -> None:
+    def __init__(self, ort: Any, spec: Decoder, sessions: list[Any], hidden: bool) -> None:
+        """hidden: whether the graph gives hidden states, too."""
         self.position = 0
         self.capacity = 0
         self._ort, self._spec, self._sessions = ort, spec, sessions
@@ -50,6 +52,8 @@ class SharedCache:
         }
         self._mask = np.empty((1, 0), np.int64)
         self._logits = np.empty((1, 1, spec.vocab_size), np.float32)
+        self.hidden = np.empty((1, 1, spec.hidden_size), np.float32)
+        self._given = {"logits": self._logits} | ({HIDDEN: self.hidden} if hidden else {})
         self._keep = np.array(1)
 
     def run(self, embeds: F32, inputs: Mapping[str, Array], keep: int = 1) -> F32:
@@ -102,13 +106,15 @@ class SharedCache:
         self.capacity = capacity
 
     def _bind_logits(self, keep: int) -> None:
-        """Where they go. The graph declares one row of them, and the engine takes no larger buffer for more."""
+        """Where they go, and hidden states with them. The graph declares one row, and the engine takes no larger buffer
+        for more."""
         self._keep = np.array(keep)
         for binding in self._bindings:
-            if keep == 1:
-                binding.bind_ortvalue_output("logits", self._ort.OrtValue.ortvalue_from_numpy(self._logits))
-            else:
-                binding.bind_output("logits")
+            for name, array in self._given.items():
+                if keep == 1:
+                    binding.bind_ortvalue_output(name, self._ort.OrtValue.ortvalue_from_numpy(array))
+                else:
+                    binding.bind_output(name)
             self._bind(binding, KEEP, self._keep)
 
     def _bind_states(self, buffers: Mapping[str, tuple[F32, F32]]) -> None:
@@ -126,9 +132,11 @@ class SharedCache:
 class PassedCache:
     """Past goes in, past and new come out, a copy for each call: what graphs of standard operators can do."""
 
-    def __init__(self, ort: Any, spec: Decoder, sessions: list[Any]) -> None:
+    def __init__(self, ort: Any, spec: Decoder, sessions: list[Any], hidden: bool) -> None:
         self.position = 0
+        self.hidden = np.empty((1, 1, spec.hidden_size), np.float32)
         self._ort, self._spec, self._sessions = ort, spec, sessions
+        self._wanted = ["logits", *[HIDDEN] * hidden]
         self._states = states(spec)
         self._past: list[Any] = []  # OrtValues, fed back without passing through numpy
 
@@ -152,8 +160,10 @@ class PassedCache:
             KEEP: value(np.array(keep)),
         }
         session = self._sessions[which_session(self._sessions, len(embeds))]
-        outputs = session.run_with_ort_values(["logits", *(f"present.{name}" for name in names)], feeds)
-        self._past = outputs[1:]
+        outputs = session.run_with_ort_values([*self._wanted, *(f"present.{name}" for name in names)], feeds)
+        self._past = outputs[len(self._wanted) :]
+        if len(self._wanted) > 1:
+            self.hidden = outputs[1].numpy()
         self.position = total
         logits: F32 = outputs[0].numpy()[0]
         return logits

@@ -42,6 +42,7 @@ from edgevlm.models.bounds import BOUNDS
 from edgevlm.models.check import check_model
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Queries
+from edgevlm.models.region import Region
 from edgevlm.models.spec import Attention, Decoder, DeltaRule, Norm, RopeScaling, ShortConv
 
 
@@ -51,7 +52,7 @@ def scaled() -> ModelSpec:
     rule = replace(PLAIN.blocks[0], mixers=(DeltaRule(2, 4, 8, 8, 4, Norm()),))
     blocks = (*PLAIN.blocks, conv, rule)
     decoder = replace(PLAIN, ropes={"main": rope}, blocks=blocks, layers=(0, 1, 2), learned_positions=9)
-    return replace(clip(decoder), projector=(Queries("qformer", 4),))
+    return replace(clip(decoder), projector=(Queries("qformer", 4),), region=Region(7, 16, 64, 8, 8))
 
 
 MODELS = [

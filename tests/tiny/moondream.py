@@ -1,7 +1,8 @@
 """Moondream 2 in its authors' layout, and a reading of their code in float64, which is the oracle.
 
-What is followed: moondream/torch of vikhyat/moondream (44146f1): image_crops.py with Pillow, vision.py, text.py and the
-tasks of moondream.py. Sizes that are constants there (378 pixels, patches of 14, margins of 4) are small here.
+What is followed: moondream/torch of vikhyat/moondream (44146f1): image_crops.py with Pillow, vision.py, text.py,
+region.py and the tasks of moondream.py. Sizes that are constants there (378 pixels, patches of 14, margins of 4) are
+small here.
 """
 
 from __future__ import annotations
@@ -28,12 +29,19 @@ SIDE, PATCH, MARGIN, CROPS = 48, 8, 1, 6  # pixels of a square and of a patch, p
 GRID = SIDE // PATCH
 VISION = {"enc_dim": 64, "enc_n_layers": 2, "enc_ff_dim": 96, "enc_n_heads": 2, "proj_inner_dim": 160}
 TEXT = {"dim": 128, "ff_dim": 192, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "max_context": 2048}
+REGION = {
+    "dim": TEXT["dim"], "coord_feat_dim": 16, "coord_out_dim": 256, "size_feat_dim": 24, "size_out_dim": 2048,
+    "inner_dim": 32,
+}  # fmt: skip
 FIRST = ("<|endoftext|>", "<|md_reserved_0|>", "<|md_reserved_1|>", "<|md_reserved_2|>", "<|md_reserved_3|>")
 BEGIN, TASK, ASKED, ANSWER = range(4)
 
 
-def build(folder: Path, *, seed: int = 0, layout: Layout = "hub") -> Oracle:
-    """Write a tiny Moondream 2 into `folder`. layout: "own" is without the Hub's prefix "model."."""
+def build(folder: Path, *, seed: int = 0, layout: Layout = "hub", ends: float = 0.0) -> Oracle:
+    """Write a tiny Moondream 2 into `folder`. layout: "own" is without the Hub's prefix "model.".
+
+    ends: added to the logits of the token that ends texts and lists of places.
+    """
     splits = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     tokenizer = tokenizers.byte_level(FIRST, (), splits)
     text = TEXT | {"vocab_size": padded(tokenizer.get_vocab_size())}
@@ -42,16 +50,17 @@ def build(folder: Path, *, seed: int = 0, layout: Layout = "hub") -> Oracle:
         "proj_out_dim": TEXT["dim"],
     }  # fmt: skip
     weights = _random(_shapes(text, vision), seed, tokenizer.get_vocab_size())
+    weights["text.lm_head.bias"][BEGIN] += ends
     prefix = "model." if layout == "hub" else ""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {prefix + name: value.contiguous() for name, value in weights.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {"text": text, "vision": vision, "region": {}}
+    config = {"text": text, "vision": vision, "region": REGION}
     auto = {"AutoConfig": "hf_moondream.HfConfig", "AutoModelForCausalLM": "hf_moondream.HfMoondream"}
     published = {"architectures": ["HfMoondream"], "auto_map": auto, "config": config, "torch_dtype": "float32"}
     write_json(folder / "config.json", published | {"model_type": "moondream1"})
-    ends = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-    write_tokenizer(folder, tokenizer, kind="CodeGenTokenizer", published=True, template=None, **ends)
+    tokens = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    write_tokenizer(folder, tokenizer, kind="CodeGenTokenizer", published=True, template=None, **tokens)
     return Oracle(weights)
 
 
@@ -61,8 +70,8 @@ def _shapes(text: dict[str, int], vision: dict[str, int]) -> dict[str, tuple[int
     found: dict[str, tuple[int, ...]] = {
         "text.wte": (text["vocab_size"], d),
         "vision.pos_emb": (1, GRID**2, v),
-        "region.coord_features": (1, 8),
-        "region.size_features": (2, 8),
+        "region.coord_features": (1, REGION["coord_feat_dim"] // 2),
+        "region.size_features": (2, REGION["size_feat_dim"] // 2),
     }
 
     def linear(name: str, rows: int, columns: int) -> None:
@@ -86,8 +95,10 @@ def _shapes(text: dict[str, int], vision: dict[str, int]) -> dict[str, tuple[int
     linear("vision.patch_emb", v, 3 * PATCH**2)
     linear("vision.proj_mlp.fc1", inner, 2 * v)
     linear("vision.proj_mlp.fc2", d, inner)
-    linear("region.coord_encoder", d, 16)
-    linear("region.coord_decoder.fc1", 32, d)
+    for name, given, made in (("coord", "coord_feat_dim", "coord_out_dim"), ("size", "size_feat_dim", "size_out_dim")):
+        linear(f"region.{name}_encoder", d, REGION[given])
+        linear(f"region.{name}_decoder.fc1", REGION["inner_dim"], d)
+        linear(f"region.{name}_decoder.fc2", REGION[made], REGION["inner_dim"])
     return found
 
 
@@ -151,12 +162,26 @@ class Oracle:
     def __call__(
         self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None, tiling: torch.Tensor | None = None
     ) -> Any:
+        x = self._embedded(input_ids, pixel_values, tiling)
+        return SimpleNamespace(logits=self._head(self._hidden(x, pixel_values is not None))[None])
+
+    def _embedded(
+        self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, tiling: torch.Tensor | None
+    ) -> torch.Tensor:
         x = self.w["text.wte"][input_ids[0]]
-        length = len(x)
-        seen = torch.ones(length, length).tril().bool()
         if pixel_values is not None:
             assert tiling is not None
             x[1 : 1 + GRID**2] = self.get_image_features(pixel_values, tiling).pooler_output
+        return x
+
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._linear(self._norm(hidden, "text.post_ln"), "text.lm_head")
+
+    def _hidden(self, x: torch.Tensor, picture: bool) -> torch.Tensor:
+        """text_decoder there: embeddings (S, D) to what the last block gives."""
+        length = len(x)
+        seen = torch.ones(length, length).tril().bool()
+        if picture:
             seen[: 1 + GRID**2, : 1 + GRID**2] = True
         heads, kv = TEXT["n_heads"], TEXT["n_kv_heads"]
         size = TEXT["dim"] // heads
@@ -167,7 +192,43 @@ class Oracle:
             q, k, v = (self._heads(part, n) for part, n in zip(parts, (heads, kv, kv), strict=True))
             q, k, v = self._turned(q), self._turned(k).repeat_interleave(heads // kv, 0), v.repeat_interleave(2, 0)
             x = x + self._linear(self._attend(q, k, v, seen), f"{name}.attn.proj") + self._mlp(h, f"{name}.mlp")
-        return SimpleNamespace(logits=self._linear(self._norm(x, "text.post_ln"), "text.lm_head")[None])
+        return x
+
+    @torch.no_grad()
+    def places(
+        self, input_ids: torch.Tensor, pixel_values: torch.Tensor, tiling: torch.Tensor, *, size: bool, most: int
+    ) -> list[dict[str, float]]:
+        """_generate_points there: at most `most` boxes, or points without `size`, in shares of the picture's sides."""
+        x, out = self._embedded(input_ids, pixel_values, tiling), list[dict[str, float]]()
+        hidden = self._hidden(x, True)[-1]
+
+        def fed(row: torch.Tensor) -> torch.Tensor:
+            nonlocal x
+            x = torch.cat([x, row[None]])
+            return self._hidden(x, True)[-1]
+
+        while self._head(hidden).argmax() != BEGIN and len(out) < most:
+            logits = self._mlp(hidden, "region.coord_decoder")
+            x_center = logits.argmax() / logits.shape[-1]
+            hidden = fed(self._encoded(x_center[None], "coord"))
+            logits = self._mlp(hidden, "region.coord_decoder")
+            y_center = logits.argmax() / logits.shape[-1]
+            hidden = fed(self._encoded(y_center[None], "coord"))
+            if not size:
+                out.append({"x": x_center.item(), "y": y_center.item()})
+                continue
+            w, h = 2.0 ** (self._mlp(hidden, "region.size_decoder").view(2, -1).argmax(-1) / 1023.0 * 10.0 - 10.0)
+            hidden = fed(self._encoded(torch.stack([w, h]), "size"))
+            out.append({
+                "x_min": x_center.item() - w.item() / 2, "y_min": y_center.item() - h.item() / 2,
+                "x_max": x_center.item() + w.item() / 2, "y_max": y_center.item() + h.item() / 2,
+            })  # fmt: skip
+        return out
+
+    def _encoded(self, values: torch.Tensor, name: str) -> torch.Tensor:
+        """encode_coordinate and encode_size there, with their fourier_features."""
+        f = 2 * math.pi * values.double() @ self.w[f"region.{name}_features"]
+        return self._linear(torch.cat([f.cos(), f.sin()], dim=-1), f"region.{name}_encoder")
 
     def generate(self, *, input_ids: torch.Tensor, max_new_tokens: int, **inputs: Any) -> Any:
         pictures = {name: inputs[name] for name in ("pixel_values", "tiling") if name in inputs}
@@ -217,10 +278,14 @@ class Processor:
         ((text,),) = ([part["text"] for part in m["content"] if part["type"] == "text"] for m in messages)
         return str(text)
 
-    def __call__(self, *, text: str, images: Sequence[Image.Image] | None, return_tensors: str) -> BatchFeature:
-        task, asked = self._ids("query"), self._ids(text)
+    def __call__(
+        self, *, text: str, images: Sequence[Image.Image] | None, return_tensors: str, task: str = "query"
+    ) -> BatchFeature:
+        """task: "detect" and "point" have a space before the text, and one token behind it."""
+        query = task == "query"
+        asked = self._ids(text if query else " " + text)
         picture = [BEGIN] * GRID**2 if images else []
-        ids = [BEGIN, *picture, TASK, *task, ASKED, *asked, ANSWER, ANSWER]
+        ids = [BEGIN, *picture, TASK, *self._ids(task), ASKED, *asked, *[ANSWER] * (2 if query else 1)]
         data: dict[str, Any] = {"input_ids": torch.tensor([ids])}
         if images:
             (image,) = images

@@ -1,8 +1,8 @@
 """Moondream 2 in its authors' layout (github.com/vikhyat/moondream, moondream/torch), from revision 2025-06-21 on.
 
-Its config.json leaves everything to the code there, whose values are the defaults here. Points, boxes and grounded
-reasoning come out of a region head, which reads states and writes embeddings in place of tokens: it is not read, and
-the tasks that need it are left out. An answer there never holds the token that ends reasoning; here nothing forbids it.
+Its config.json leaves everything to the code there, whose values are the defaults here. Points and boxes come out of a
+region head. Left out are the tasks that write places into a prompt or among words: questions about places, gaze, and
+grounded reasoning. An answer there never holds the token that ends reasoning; here nothing forbids it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from edgevlm.checkpoint.chat_template import ChatFormat
 from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names
 from edgevlm.checkpoint.families.family import Family
-from edgevlm.checkpoint.families.moondream_parts import read_parallel, read_sheet
+from edgevlm.checkpoint.families.moondream_parts import read_parallel, read_region, read_sheet
 from edgevlm.checkpoint.families.tensors import Names, Plain, prefix_of
 from edgevlm.checkpoint.families.transforms import Bare
 from edgevlm.checkpoint.processor.files import ProcessorFiles
@@ -29,6 +29,7 @@ from edgevlm.models.towers.sheet_vit import SheetVit
 
 BEGIN, TASK, ASKED, ANSWER = "<|endoftext|>", "<|md_reserved_0|>", "<|md_reserved_1|>", "<|md_reserved_2|>"
 CAPTIONS = {"caption_short": "short", "caption": "normal", "caption_long": "long"}
+PLACES = {"detect": "boxes", "point": "points"}
 LAYER = {"o": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 VISION_LAYER, TEXT_LAYER = {"norm1": "ln1", "norm2": "ln2"} | LAYER, {"norm1": "ln"} | LAYER
 
@@ -40,14 +41,15 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
             f"{checkpoint.folder} is a Moondream of another layout than that of 2025, whose tensors are called "
             "text.wte and the like: take revision 2025-06-21."
         )
-    vision, text = (config.section("config").section(key) for key in ("vision", "text"))
+    vision, text, region = (config.section("config").section(key) for key in ("vision", "text", "region"))
     if text.value("group_size") is not None:
         raise text.wrong("group_size", "null: weights that are not quantized")
     decoder = read_parallel(text)
     vision.choice("proj_out_dim", decoder.hidden_size, {decoder.hidden_size: f"{decoder.hidden_size}"})
     inner = vision.count("proj_inner_dim", 8192)
     projector = (Linear("linear_1", inner), Act("gelu_tanh"), Linear("linear_2", decoder.hidden_size))
-    return ModelSpec(checkpoint.name, "moondream1", read_sheet(vision), projector, decoder, image_token_id=0)
+    head = read_region(region, decoder.hidden_size, end=0)
+    return ModelSpec(checkpoint.name, "moondream1", read_sheet(vision), projector, decoder, 0, region=head)
 
 
 def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
@@ -70,6 +72,7 @@ def tensor_names(checkpoint: Checkpoint, spec: ModelSpec) -> Names:
         **names.stacked(f"{text}blocks.{{i}}.attn.qkv", starts, total, "decoder"),
         "decoder.norm": f"{text}post_ln",
         "decoder.head": f"{text}lm_head",
+        **{name: f"{text.removesuffix('text.')}{name}" for name in _stems(spec)},
     }
 
 
@@ -83,7 +86,8 @@ def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
 
 
 def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
-    """A question about at most one picture; the three captions are roles whose message is a picture alone."""
+    """A question about at most one picture. Other tasks are roles: captions, whose message is a picture alone, and
+    places, whose message also names what is looked for."""
     if files.tokenizer.token_to_id(BEGIN) != 0 or files.tokenizer.token_to_id(TASK) != 1:
         raise EdgeVLMError(
             f"'{files.tokenizer_json}' is not the tokenizer of this model, whose own repository holds an older one "
@@ -94,13 +98,17 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
         raise files.config.wrong("config", "no tokenizer section: other templates than the code's")
     asks = f"{TASK}query{ASKED}"
     captions = {role: RoleText("", "", f"{TASK}caption{ASKED}{length}") for role, length in CAPTIONS.items()}
-    roles = {"user": RoleText(asks, "", ANSWER)} | captions
+    asked = {role: f"{TASK}{role}{ASKED} " for role in PLACES}
+    places = {role: RoleText(asked[role], "", "", image_after=asked[role], places=PLACES[role]) for role in PLACES}
+    roles = {"user": RoleText(asks, "", ANSWER)} | captions | places
     chat = Chat(BEGIN, roles, ANSWER, images_first=True, image_after=asks, pictures=1)
     return prompt_spec(files, model, needed=(BEGIN, TASK, ASKED, ANSWER), chat=ChatFormat(chat))
 
 
-def _region(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
-    return (f"{prefix_of(checkpoint, 'text.wte')}region.",)
+def _stems(spec: ModelSpec) -> set[str]:
+    """What the region head's weights are called, in the files too."""
+    assert spec.region is not None
+    return {n.removesuffix(".weight").removesuffix(".bias") for n in spec.region.shapes(spec.decoder.hidden_size)}
 
 
-FAMILY = Family(("moondream1",), "Moondream 2", read, tensor_names, image, prompt, _region)
+FAMILY = Family(("moondream1",), "Moondream 2", read, tensor_names, image, prompt)

@@ -1,9 +1,10 @@
-"""Tower and decoder of Moondream's config; what it leaves out is as in moondream/torch/config.py."""
+"""Tower, decoder and region head of Moondream's config; what it leaves out is as in moondream/torch/config.py."""
 
 from __future__ import annotations
 
 from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
+from edgevlm.models.region import SIZE_BINS, Region
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope
 from edgevlm.models.towers.sheet_vit import SheetVit
 
@@ -32,6 +33,21 @@ def read_sheet(config: JsonFile) -> SheetVit:
         table=side // patch,
         post_norm=True,
         margin=config.count("overlap_margin", 4),
+    )
+
+
+def read_region(config: JsonFile, width: int, end: int) -> Region:
+    """width: of the decoder. end: the token that ends a list of places."""
+    if config.value("group_size") is not None:
+        raise config.wrong("group_size", "null: weights that are not quantized")
+    config.choice("dim", 2048, {width: f"the decoder's {width}"})
+    config.choice("size_out_dim", 2 * SIZE_BINS, {2 * SIZE_BINS: "a width's and a height's"})
+    return Region(
+        end,
+        config.count("inner_dim", 8192),
+        config.count("coord_out_dim", 1024),
+        config.count("coord_feat_dim", 256, least=2),
+        config.count("size_feat_dim", 512, least=2),
     )
 
 
