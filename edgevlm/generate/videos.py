@@ -55,4 +55,5 @@ def _asked(video: VideoSpec, fps: Any, most: Any) -> VideoSpec:
     if most is not None and not (type(most) is int and 1 <= most <= limits.FRAMES):
         raise EdgeVLMError(f"The most frames are {most!r}: give a whole number from 1 to {limits.FRAMES}.")
     most = most or video.most
-    return replace(video, fps=fps or video.fps, most=most, least=min(video.least, most))
+    slower = () if fps else video.slower
+    return replace(video, fps=fps or video.fps, slower=slower, most=most, least=min(video.least, most))

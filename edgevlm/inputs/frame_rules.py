@@ -26,7 +26,8 @@ class NativeFrames(Native):
     kind: str = "native_frames"
 
     def bounds(self) -> dict[str, int]:
-        return {**super().bounds(), "cap": limits.COUNT, "count": limits.FRAMES}
+        most = limits.NATIVE_PIXELS * (limits.FRAMES if self.together else 1)
+        return {**super().bounds(), "most": most, "cap": limits.COUNT, "count": limits.FRAMES}
 
     def edges(self, width: int, height: int) -> tuple[int, int]:
         if self.together and min(width, height) < self.unit:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from edgevlm.inputs import frame_times
 from edgevlm.inputs.check import check
 from edgevlm.inputs.frame_rules import NativeFrames
 from edgevlm.inputs.resample import FILTERS
@@ -13,7 +15,7 @@ from edgevlm.inputs.rules import Rule
 from edgevlm.io import limits
 from edgevlm.types import Ids
 
-SPREADS = ("ends", "nearest", "starts", "middles")
+SPREADS = ("ends", "nearest", "starts", "middles", *frame_times.RULES)
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,9 @@ class VideoSpec:
     """How frames are chosen, cut and written into a prompt: docs/preprocessing.md, section 7.
 
     fps: frames for each second of the video; None: `most` of them. spread: from the first frame to the last, rounded
-    down ("ends") or to the nearest ("nearest"); or of as many equal parts, each one's first ("starts") or middle frame.
+    down ("ends") or to the nearest ("nearest"); or of as many equal parts, each one's first ("starts") or middle frame;
+    or by times, as `frame_times` says. longest: seconds of a video after which it has no more times. slower: seconds of
+    a video beyond which these have other frames per second, in rising order.
     skip: of "ends", seconds left out at both ends of a video that is longer than `most` * `fps` seconds without them.
     rule, resample: of a frame, which is one view.
     group: frames that are one view together: its channels are theirs, one behind the other; the last fills it up.
@@ -30,8 +34,9 @@ class VideoSpec:
     token: the special token that stands for the views'; empty: the image token.
     like_text: a message that begins with a video begins as one that begins with text, not with an image.
 
-    In `intro`, {count} is the number of frames in words and {duration} the video's H:MM:SS; in `stamp`, {time} is MM:SS
-    of a view's frame, {seconds} the middle of the first's and the last's, and {number} the view's, from 1.
+    In `intro`, {count} is the number of frames in words and {duration} the video's H:MM:SS; in `stamp` and `close`,
+    {time} is MM:SS of a view's first frame, {start} its seconds and {whole} the whole ones, {seconds} the middle of its
+    and the last's, and {number} the view's, from 1.
     """
 
     fps: float | None
@@ -47,6 +52,8 @@ class VideoSpec:
     least: int = 1
     spread: str = "ends"
     skip: int = 0
+    longest: float | None = None
+    slower: tuple[tuple[float, float], ...] = ()
     group: int = 1
     apart: bool = True
     pace: float | None = None
@@ -63,6 +70,11 @@ class VideoSpec:
         check(1 <= self.group <= limits.GROUP, "image", "video.group", f"1 to {limits.GROUP}", self.group)
         check(self.pace is None or 0 < self.pace <= 1000, "image", "video.pace", "up to 1000", self.pace)
         check(self.spread in SPREADS, "image", "video.spread", " or ".join(SPREADS), self.spread)
+        good = self.fps is not None or self.spread not in frame_times.RULES
+        check(good, "image", "video.fps", "a number where frames stand for times", self.fps)
+        check(self.longest is None or self.longest > 0, "image", "video.longest", "more than 0", self.longest)
+        good = all(after > 0 and 0 < slow <= limits.FRAME_RATE for after, slow in self.slower)
+        check(good, "image", "video.slower", f"seconds, and up to {limits.FRAME_RATE} frames", self.slower)
         check(self.resample in FILTERS, "image", "video.resample", " or ".join(FILTERS), self.resample)
         check(not (self.apart and self.pooled), "image", "video.pooled", "false where apart is true", self.pooled)
         for name in ("intro", "stamp", "open", "close", "join", "outro", "token"):
@@ -70,8 +82,15 @@ class VideoSpec:
             check(len(text) <= long, "image", f"video.{name}", f"at most {long} characters", text)
 
     def frames(self, total: int, rate: float) -> Ids:
-        """Which of a video's `total` frames are taken, int64 (n,), rising; rate: of its frames per second."""
+        """Which of a video's `total` frames are taken, int64 (n,), in order; rate: of its frames per second.
+
+        By times, the last one is repeated until they are whole views.
+        """
         seconds, spread = total / rate, self.spread
+        if spread in frame_times.RULES and self.fps is not None:
+            fps = next((slow for after, slow in reversed(self.slower) if seconds > after), self.fps)
+            found = frame_times.RULES[spread](total, rate, fps, self.most, self.longest or math.inf)
+            return np.array(found + found[-1:] * (-len(found) % self.group), np.int64)
         count = self.most
         if self.fps is not None:
             count = round(self.fps * seconds) if spread == "ends" else int(seconds * self.fps)
@@ -97,13 +116,23 @@ class VideoSpec:
         if not self.apart:
             return [intro, self.outro]
         times = [int(frame) / rate for frame in frames]
-        stamps = []
+        stamps, closes = list[str](), list[str]()
         for number, start in enumerate(range(0, len(times), self.group), 1):
             first, last = times[start], times[min(start + self.group, len(times)) - 1]
-            text = self.stamp.replace("{time}", f"{int(first // 60):02}:{int(first % 60):02}")
-            stamps.append(text.replace("{seconds}", f"{(first + last) / 2:.1f}").replace("{number}", str(number)))
-        between = [f"{self.close}{self.join}{stamp}{self.open}" for stamp in stamps[1:]]
-        return [f"{intro}{stamps[0]}{self.open}", *between, self.close + self.outro]
+            words = {
+                "{time}": f"{int(first // 60):02}:{int(first % 60):02}",
+                "{start}": f"{first:.1f}",
+                "{whole}": str(int(first)),
+                "{seconds}": f"{(first + last) / 2:.1f}",
+                "{number}": str(number),
+            }
+            for texts, text in ((stamps, self.stamp), (closes, self.close)):
+                for name, said in words.items():
+                    text = text.replace(name, said)
+                texts.append(text)
+        opens = [f"{stamp}{self.open}" for stamp in stamps]
+        between = [f"{close}{self.join}{following}" for close, following in zip(closes[:-1], opens[1:], strict=True)]
+        return [f"{intro}{opens[0]}", *between, closes[-1] + self.outro]
 
     def step(self, frames: Ids, total: int, rate: float) -> float:
         """Positions of time from one view of a run to the next."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,8 +48,9 @@ class VideoFile:
         return count
 
     def frames(self, wanted: Ids) -> Iterator[Image.Image]:
-        """The frames of these rising numbers, upright, as RGB. A file that ends before gives those that it has."""
-        left = set(wanted.tolist())
+        """The frames of these numbers, none lower than the one before, upright, as RGB, each as often as its number is
+        there. A file that ends before gives those that it has."""
+        left = Counter(wanted.tolist())
         decoded: Iterator[tuple[int, Any]] = enumerate(self._container.decode(self._stream))
         while left:
             with _sentences(self._name):
@@ -57,11 +59,10 @@ class VideoFile:
                 return
             number, frame = found
             check_size(self._name, frame.width, frame.height)
-            if number in left:
-                left.remove(number)
+            if times := left.pop(number, 0):
                 picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
                 turn = round(frame.rotation) % 360
-                yield picture.transpose(_TURN[turn]) if turn in _TURN else picture
+                yield from [picture.transpose(_TURN[turn]) if turn in _TURN else picture] * times
 
 
 @contextmanager

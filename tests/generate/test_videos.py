@@ -6,6 +6,7 @@ import json
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -44,6 +45,7 @@ from edgevlm.runtimes import open_runtime
 av = pytest.importorskip("av")
 QUESTION = "What happens?"
 INTERNVL, ONEVISION = ("internvl", "InternVLVideoProcessor"), ("llava_onevision", "LlavaOnevisionVideoProcessor")
+GLM4V, GLM46V = ("glm4v", "Glm4vVideoProcessor"), ("glm46v", "Glm46VVideoProcessor")
 QWEN2, QWEN3 = ("qwen2_vl", "Qwen2VLVideoProcessor"), ("qwen3_vl", "Qwen3VLVideoProcessor")
 RULE = TilesThenWhole(64, 256, 4096, 2, False)
 
@@ -108,10 +110,30 @@ def test_the_frames_of_parts_are_transformers(case: tuple[int, float, float, int
     _near(ours, theirs, (2 * np.arange(count) + 1) * total / (2 * count))
 
 
+@settings(max_examples=200, deadline=None)
+@given(SAMPLED)
+def test_the_frames_of_times_are_transformers(case: tuple[int, float, float, int]) -> None:
+    (total, rate, fps, _), seen = case, _metadata(case[0], case[1])
+    given = {"most": 768, "rule": RULE, "resample": "bicubic", "open": "", "group": 2}
+    if fps <= 2:  # more than `most` otherwise
+        ours = VideoSpec(fps, **given, spread="steps", longest=300.0).frames(total, rate)
+        np.testing.assert_array_equal(ours, video_class(*GLM4V)().sample_frames(seen, fps=fps))
+    given |= {"most": 640, "spread": "walk", "longest": 2400.0, "slower": ((30.0, 2.0), (300.0, 1.0))}
+    ours, theirs = VideoSpec(6.0, **given).frames(total, rate), video_class(*GLM46V)().sample_frames(seen)
+    np.testing.assert_array_equal(ours, theirs if len(theirs) else [0, 0])  # none of less than a sixth of a second
+
+
+def test_fewer_frames_than_there_are_times_for() -> None:
+    spec = VideoSpec(2.0, 5, RULE, "bicubic", "", spread="steps", longest=300.0, group=2)
+    assert spec.frames(100, 10.0).tolist() == [0, 25, 50, 75, 99, 99]  # the first and the last, and between them
+    assert replace(spec, spread="walk").frames(100, 10.0).tolist() == [0, 24, 49, 74, 99, 99]
+    assert replace(spec, most=1).frames(100, 10.0).tolist() == [0, 0]
+
+
 @settings(max_examples=500, deadline=None)
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(2, 768), st.booleans())
 def test_sizes_of_frames_are_transformers(width: int, height: int, count: int, capped: bool) -> None:
-    kinds = ((QWEN2, False, 28, 128000 * 28**2 * 9 // 10), (QWEN3, True, 32, 768 * 32**2))
+    kinds = ((QWEN2, False, 28, 128000 * 28**2 * 9 // 10), (QWEN3, True, 32, 768 * 32**2), (GLM4V, True, 28, None))
     for name, together, unit, cap in kinds:
         processor, least, most = video_class(*name)(), 20 * unit**2, 300 * unit**2 * (20 if together else 1)
         wanted = SizeDict(shortest_edge=least, longest_edge=most)

@@ -28,6 +28,7 @@ SPECIALS = (
 PATTERN = tokenizers.QWEN_PATTERN.replace(r"\p{N}|", r"\p{N}{1,3}|")
 # Two frames of a still picture are counted: 4 to 40 image tokens.
 LEAST, MOST = 2 * 4 * 16 * 16, 2 * 40 * 16 * 16
+VIDEO = {"shortest_edge": 60_000, "longest_edge": 1_200_000}  # of all frames
 # What both templates write, in few words; the newer one strips an answer and puts an empty thought before it.
 USER = (
     "<|user|>\n{% if m.content is string %}{{ m.content }}{% else %}{% for item in m.content %}"
@@ -166,6 +167,10 @@ def _write_processor(folder: Path, tokenizer: Tokenizer, layout: Layout, kind: s
         more = {"image_processor_type": images.__name__.removesuffix("Pil"), "processor_class": name}
         more |= {"image_mean": images.image_mean, "image_std": images.image_std}
         write_json(folder / "preprocessor_config.json", settings | more)
+        if kind != "glm_ocr":
+            of_videos = {"video_processor_type": f"{KINDS[kind]}VideoProcessor", "size": VIDEO}
+            del more["image_processor_type"]
+            write_json(folder / "video_preprocessor_config.json", settings | more | of_videos)
         (folder / "chat_template.jinja").write_text(template, "utf-8")
     else:
         write_processor(folder, name, images(**settings), template)

@@ -14,6 +14,7 @@ from edgevlm.checkpoint.families.towers import read_grid
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import native_spec
 from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
+from edgevlm.checkpoint.processor.videos import with_timed_pairs
 from edgevlm.inputs.grounding import Grounding
 from edgevlm.inputs.native import NativeScaled
 from edgevlm.inputs.spec import ImageSpec
@@ -23,7 +24,18 @@ from edgevlm.models.projector import Act, Gated, Group, Linear, Normalize, Step
 from edgevlm.models.spec import Mlp, Norm
 from edgevlm.models.towers.qwen_vit import QwenVit
 
-BOXES = Grounding("tagged", 1000, open="<|begin_of_box|>", close="<|end_of_box|>")
+AROUND_VIDEO: dict[str, Any] = {
+    "intro": "<|begin_of_video|>",
+    "open": "<|begin_of_image|>",
+    "outro": "<|end_of_video|>",
+}
+VIDEOS: dict[str, dict[str, Any]] = {  # 4.6V's class has its own numbers of frames, whatever the file says
+    "glm4v": {"kind": "Glm4vVideoProcessor", "spread": "steps", "close": "<|end_of_image|>{whole}"},
+    "glm46v": {
+        "kind": "Glm46VVideoProcessor", "spread": "walk", "close": "<|end_of_image|>{start} seconds", "most": 640,
+        "fps": 6.0, "longest": 2400.0, "slower": ((30.0, 2.0), (300.0, 1.0)),
+    },
+}  # fmt: skip
 TEXT: dict[str, Any] = {
     "hidden": 4096, "inner": 13696, "layers": 40, "heads": 32, "kv_heads": 2, "vocab": 151552, "context": 32768,
 }  # fmt: skip
@@ -92,15 +104,21 @@ def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
     return glm4_text.unused(checkpoint, spec.decoder)
 
 
-def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+def still(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
     return native_spec(
         files, model, "Glm4vImageProcessor", "Glm46VImageProcessor", least=112 * 112, most=28 * 28 * 15000, counted=2,
         kind=NativeScaled,
     )  # fmt: skip
 
 
+def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
+    return with_timed_pairs(still(files, model), files, **AROUND_VIDEO, **VIDEOS[model.family])
+
+
 def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
-    return prompt_spec(files, model, grounding=BOXES)
+    return prompt_spec(
+        files, model, grounding=Grounding("tagged", 1000, open="<|begin_of_box|>", close="<|end_of_box|>")
+    )
 
 
 TYPES, TITLE = ("glm4v", "glm46v"), "GLM-4.1V and GLM-4.6V-Flash"

@@ -47,5 +47,5 @@ def prompt(files: ProcessorFiles, model: ModelSpec) -> ReadPrompt:
 
 TYPES, TOWERS, DECODERS = ("glm_ocr",), ("glm_ocr", "glm_ocr_vision"), ("glm_ocr_text",)
 FAMILY = Family(
-    TYPES, "GLM-OCR", read, glm4v.tower_names, glm4v.image, prompt, glm4v.unused, towers=TOWERS, decoders=DECODERS
+    TYPES, "GLM-OCR", read, glm4v.tower_names, glm4v.still, prompt, glm4v.unused, towers=TOWERS, decoders=DECODERS
 )

@@ -61,11 +61,7 @@ def with_pairs(
     of a video (`together`: of a frame), that the class has for its sizes. together: sizes are of all frames. fields:
     of `VideoSpec`.
     """
-    file = files.video
-    _check_same(file, kind, image)
-    file.choice("temporal_patch_size", 2, {2: "2"})
-    if file.count("patch_size", unit // 2) * file.count("merge_size", 2) != image.token_pixels:
-        raise file.wrong("patch_size", f"with merge_size, the {image.token_pixels} pixels of a token")
+    file = _pairs_file(image, files, kind, unit)
     sizes = file.without("min_pixels").without("max_pixels") if together else file  # which that class does not know
     least, most = areas(sizes, 128 * unit**2, 768 * unit**2)
     budget = file.count("max_video_tokens", tokens) * (image.token_pixels or 1) ** 2
@@ -80,6 +76,48 @@ def with_pairs(
         **fields,
     )
     return replace(image, video=video)
+
+
+def with_timed_pairs(
+    image: ImageSpec,
+    files: ProcessorFiles,
+    kind: str,
+    *,
+    unit: int = 28,
+    least: int = 112 * 112,
+    area: int = 28 * 28 * 60000,
+    fps: float | None = None,
+    longest: float | None = None,
+    most: int = limits.FRAMES,
+    **fields: Any,
+) -> ImageSpec:
+    """The same, of a processor whose sizes are of all frames and whose frames stand for times.
+
+    least, area: the fewest and the most pixels of all frames, where the file does not say. fps, longest: what the class
+    has for any file; None: the file's. fields: of `VideoSpec`.
+    """
+    file = _pairs_file(image, files, kind, unit)
+    sizes = areas(file.without("min_pixels").without("max_pixels"), least, area)  # which the class does not know
+    video = VideoSpec(
+        fps=fps or file.number("fps", FPS, least=1e-3, most=limits.FRAME_RATE),
+        longest=longest or file.number("max_duration", 300.0),
+        most=most,
+        rule=NativeFrames(image.token_pixels or 1, *sizes, together=True),
+        resample=resample_of(file, 3),
+        group=2,
+        **fields,
+    )
+    return replace(image, video=video)
+
+
+def _pairs_file(image: ImageSpec, files: ProcessorFiles, kind: str | None, unit: int) -> JsonFile:
+    """The settings of a processor that puts two frames into one view, checked but for its sizes and numbers."""
+    file = files.video
+    _check_same(file, kind, image)
+    file.choice("temporal_patch_size", 2, {2: "2"})
+    if file.count("patch_size", unit // 2) * file.count("merge_size", 2) != image.token_pixels:
+        raise file.wrong("patch_size", f"with merge_size, the {image.token_pixels} pixels of a token")
+    return file
 
 
 def with_squares(
