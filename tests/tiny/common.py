@@ -116,12 +116,12 @@ def image_features(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tens
 
 
 @torch.no_grad()
-def randomize(model: Any, seed: int, special: Sequence[int], *, head: float = 6.0) -> None:
+def randomize(model: Any, seed: int, special: Sequence[int], *, head: float = 2.0) -> None:
     """Fill every parameter so that each part matters to the logits; the words win over the `special` tokens.
 
     Activations stay near unit size. Norm weights are near 1, layer scales near 0.6, tables and tokens near 0.5 noise.
-    head: standard deviation of the logits of an untied head; a tied one's is near 2. What an engine rounds grows with
-    it, and the gate's bound on near-ties does not.
+    head: standard deviation of the logits of an untied head; a tied one's is near 2, as those of trained models. What
+    an engine rounds grows with it, and the gate's bound on near-ties does not.
     """
     random = torch.Generator().manual_seed(seed)
     tied = model.config.tie_word_embeddings
