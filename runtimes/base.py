@@ -94,6 +94,10 @@ class DraftDecoder(Decoder, Protocol):
     def most_steps(self) -> int:
         """Tokens that one call takes at most; 0 for a model whose states cannot go back."""
 
+    @property
+    def rounds(self) -> bool:
+        """Whether activations are rounded to 8 bits: results that differ by a last bit may then differ by a step."""
+
     def steps(self, tokens: Sequence[int]) -> F32:
         """Append tokens (S,); logits (S, V) after each: as a step for each, up to how the engine rounds."""
 

@@ -137,6 +137,10 @@ class EagerDecoder:
     def most_steps(self) -> int:
         return 0 if self._spec.replaces else self._spec.context_length
 
+    @property
+    def rounds(self) -> bool:
+        return False
+
     def steps(self, tokens: Sequence[int]) -> F32:
         return self._forward(self.embed(np.array(tokens, np.int64)), None, len(tokens))
 

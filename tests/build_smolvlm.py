@@ -320,7 +320,8 @@ def _randomize(model: Any, embedding_std: float) -> None:
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape)
         if "norm" in name and name.endswith("weight"):
-            parameter.copy_(1 + 0.2 * noise)
+            # The last one makes logits as wide as trained models': the gate's bound on near-ties is absolute.
+            parameter.copy_((1 + 0.2 * noise) * (0.5 if name.endswith("text_model.norm.weight") else 1))
         elif name.endswith("bias"):
             parameter.copy_(0.1 * noise)
         elif "embed_tokens" in name or "lm_head" in name:

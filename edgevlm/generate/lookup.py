@@ -25,8 +25,13 @@ COARSE = 1e-2  # a lead that too many choices lack: positions together are then 
 
 @dataclass
 class Trial:
-    """How far apart an engine's logits are for positions together and alone. One for each decoder."""
+    """How far apart an engine's logits are for positions together and alone. One for each decoder.
 
+    rounds: the engine rounds activations to 8 bits. Where its results differ at all, a last bit can then become a step
+    of such a code, whether the trial met one or not.
+    """
+
+    rounds: bool = False
     error: float = 0.0
     _left: dict[int, int] = field(default_factory=lambda: {length + 1: length + 1 for length in LENGTHS})
 
@@ -45,7 +50,7 @@ class Trial:
 
     @property
     def coarse(self) -> bool:
-        return self.lead > COARSE
+        return self.lead > COARSE or (self.rounds and self.error > 0)
 
 
 class Lookup:

@@ -65,7 +65,8 @@ class Pipeline:
                 )
         self.bundle, self.runtime = bundle, runtime
         self.prompter = bundle.prompter()
-        self._trial = Trial()
+        decoder = runtime.decoder
+        self._trial = Trial(rounds=isinstance(decoder, DraftDecoder) and decoder.rounds)
         self._region: RegionHead | None = None  # read when it is first asked
 
     def ask(

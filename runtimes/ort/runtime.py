@@ -96,7 +96,8 @@ def _decoder(bundle: Bundle, graphs: _Graphs) -> OrtDecoder:
     decoders = [graphs.load(name, graphs.threads) for name in names]
     hidden = bundle.manifest.spec.region is not None
     cache = (SharedCache if graphs.shared else PassedCache)(graphs.ort, d, decoders, hidden)
-    return OrtDecoder(embed, decoders, cache, d, graphs.device)
+    quantized = bundle.manifest.recipe["decoder"]["kind"] in ("int8", "int4")
+    return OrtDecoder(embed, decoders, cache, d, graphs.device, quantized and not graphs.portable)
 
 
 class OrtEncoder:
@@ -127,8 +128,9 @@ class OrtDecoder:
 
     name = NAME
 
-    def __init__(self, embed: Any, sessions: list[Any], cache: Cache, spec: Decoder, device: str) -> None:
+    def __init__(self, embed: Any, sessions: list[Any], cache: Cache, spec: Decoder, device: str, rounds: bool) -> None:
         """sessions: the decoder, and behind it the prompt's own where there is one."""
+        self._rounds = rounds
         self._embed, self._decoders, self._spec, self.device = embed, sessions, spec, device
         self._cache: Cache | None = cache
         self._layout = Layout(0)
@@ -169,6 +171,10 @@ class OrtDecoder:
     @property
     def most_steps(self) -> int:
         return 0 if self._spec.replaces else MOST_STEPS
+
+    @property
+    def rounds(self) -> bool:
+        return self._rounds
 
     def steps(self, tokens: Sequence[int]) -> F32:
         return self._run(self.embed(np.array(tokens, np.int64)), len(tokens))

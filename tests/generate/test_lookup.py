@@ -58,6 +58,10 @@ class Uneven(Decoder):
     def most_steps(self) -> int:
         return 99
 
+    @property
+    def rounds(self) -> bool:
+        return False
+
     def steps(self, tokens: Sequence[int]) -> F32:
         self.calls += 1
         return np.array([self._append(token, False) for token in tokens])
@@ -110,6 +114,15 @@ def test_what_repeats_takes_a_fraction_of_the_calls() -> None:
     decoder = Uneven(3, 1e-5, 0.0)
     _, looked_up = say(decoder, [1, 2], 600, drafts=True)
     assert looked_up > 450 and decoder.calls < 150
+
+
+def test_an_engine_that_rounds_activations_is_trusted_where_it_is_exact_alone() -> None:
+    """A trial may meet differences of a last bit alone, and a step of a code comes later."""
+    for error, coarse in ((0.0, False), (1e-7, True)):
+        trial = Trial(rounds=True)
+        trial.compare(LENGTHS[0] + 1, np.zeros(4, np.float32), np.full(4, error, np.float32))
+        assert trial.coarse is coarse
+    assert not Trial(error=1e-7).coarse
 
 
 def test_a_coarse_engine_is_asked_once_and_left_alone_unless_it_is_forced() -> None:
