@@ -88,15 +88,16 @@ class BatchDecoder(Protocol):
 
 @runtime_checkable
 class DraftDecoder(Decoder, Protocol):
-    """A decoder that gives logits after each of several tokens of one call, and can forget those that were wrong."""
+    """A decoder that gives logits after each of several tokens of one call, and can forget those that were wrong.
+
+    rounds: it rounds activations to 8 bits, so that results which differ by a last bit may differ by a step of a code.
+    """
+
+    rounds: bool
 
     @property
     def most_steps(self) -> int:
         """Tokens that one call takes at most; 0 for a model whose states cannot go back."""
-
-    @property
-    def rounds(self) -> bool:
-        """Whether activations are rounded to 8 bits: results that differ by a last bit may then differ by a step."""
 
     def steps(self, tokens: Sequence[int]) -> F32:
         """Append tokens (S,); logits (S, V) after each: as a step for each, up to how the engine rounds."""

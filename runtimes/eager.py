@@ -96,7 +96,7 @@ class EagerEncoder:
 class EagerDecoder:
     """`Decoder` over `edgevlm.models` and any `Weights`."""
 
-    name, device = NAME, DEVICE
+    name, device, rounds = NAME, DEVICE, False
 
     def __init__(self, spec: Decoder, weights: Weights, *, keep: bool = True) -> None:
         """keep: hold the weights in memory as float32 after their first use (see `CachedWeights`)."""
@@ -136,10 +136,6 @@ class EagerDecoder:
     @property
     def most_steps(self) -> int:
         return 0 if self._spec.replaces else self._spec.context_length
-
-    @property
-    def rounds(self) -> bool:
-        return False
 
     def steps(self, tokens: Sequence[int]) -> F32:
         return self._forward(self.embed(np.array(tokens, np.int64)), None, len(tokens))

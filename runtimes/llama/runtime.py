@@ -173,9 +173,8 @@ class LlamaDecoder:
         self._spec, self._engine, self.device = bundle.manifest.spec.decoder, files.engine, files.device
         self._embeddings, self._threads = files.embeddings, files.threads
         # Float weights: keep the KV cache in fp32 too; with quantized weights its rounding does not matter.
-        form = bundle.manifest.recipe.get("decoder") or {}
-        self._rounds = form.get("kind") not in ("fp32", "fp16")
-        self._exact = not files.gpu and not self._rounds
+        self.rounds = (bundle.manifest.recipe.get("decoder") or {}).get("kind") not in ("fp32", "fp16")
+        self._exact = not files.gpu and not self.rounds
         self._model: LlamaFiles | None = files.hold()
         self._context: Any = None
         self._capacity = self._batch = self._position = 0
@@ -237,10 +236,6 @@ class LlamaDecoder:
     def most_steps(self) -> int:
         """A cache with windows forgets what a rewind would need."""
         return 0 if self._spec.replaces or self._spec.windows - {None} else BATCH
-
-    @property
-    def rounds(self) -> bool:
-        return self._rounds
 
     def steps(self, tokens: Sequence[int]) -> F32:
         assert self._model, "the runtime is closed"

@@ -130,7 +130,7 @@ class OrtDecoder:
 
     def __init__(self, embed: Any, sessions: list[Any], cache: Cache, spec: Decoder, device: str, rounds: bool) -> None:
         """sessions: the decoder, and behind it the prompt's own where there is one."""
-        self._rounds = rounds
+        self.rounds = rounds
         self._embed, self._decoders, self._spec, self.device = embed, sessions, spec, device
         self._cache: Cache | None = cache
         self._layout = Layout(0)
@@ -171,10 +171,6 @@ class OrtDecoder:
     @property
     def most_steps(self) -> int:
         return 0 if self._spec.replaces else MOST_STEPS
-
-    @property
-    def rounds(self) -> bool:
-        return self._rounds
 
     def steps(self, tokens: Sequence[int]) -> F32:
         return self._run(self.embed(np.array(tokens, np.int64)), len(tokens))

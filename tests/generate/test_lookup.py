@@ -30,7 +30,7 @@ class Uneven(Decoder):
     """Says tokens by the last two, among them near-ties, and is off by up to `error` where any position that it holds
     was computed among others."""
 
-    name, device = "uneven", "none"
+    name, device, rounds = "uneven", "none", False
 
     def __init__(self, seed: int, error: float, ties: float) -> None:
         rng = np.random.default_rng(seed)
@@ -57,10 +57,6 @@ class Uneven(Decoder):
     @property
     def most_steps(self) -> int:
         return 99
-
-    @property
-    def rounds(self) -> bool:
-        return False
 
     def steps(self, tokens: Sequence[int]) -> F32:
         self.calls += 1
