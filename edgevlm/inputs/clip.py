@@ -21,7 +21,8 @@ from edgevlm.types import U8, Ids
 class Clip:
     """A video, prepared: what a prompt and an encoder need of it, so that no frame is held at its own size.
 
-    views: uint8 (H, W, 3 * frames of one view). frames: what the model sees of each, for boxes.
+    views: uint8 (H, W, 3 * frames of one view), those of a frame that has several one behind the other. frames: what
+    the model sees of each, for boxes.
     """
 
     tokens: VideoTokens
@@ -38,17 +39,17 @@ def make_clip(
     looked at, for a video whose tokens do not fit into `room`, and for one without frames.
     """
     rules, frames, cut = spec.frames(video, len(numbers)), list[Frame](), list[U8]()
-    rows, cols = 0, 0
+    of_one = list[ViewTokens]()
     for picture in _alike(pictures):
         views = plan(*picture.size, rules)
         if not frames:
-            rows, cols = rules.token_grid(views[0])
-            _check_room(_tokens(rows, cols, len(numbers), numbers, total, rate, spec, video).count, len(numbers), room)
+            of_one = [ViewTokens(view.place, *rules.token_grid(view)) for view in views]
+            _check_room(_tokens(of_one, len(numbers), numbers, total, rate, spec, video).count, len(numbers), room)
         frames.append(frame_of(picture.size, views))
         cut += cut_views(picture, views, rules)
     if not cut:
         raise EdgeVLMError("The video has no frame that can be decoded: use an intact copy.")
-    tokens = _tokens(rows, cols, len(cut), numbers, total, rate, spec, video)
+    tokens = _tokens(of_one, len(frames), numbers, total, rate, spec, video)
     group = video.group
     groups = (cut[start : start + group] for start in range(0, len(cut), group))
     together = [np.concatenate([*own, *own[-1:] * (group - len(own))], axis=2) for own in groups]
@@ -56,22 +57,29 @@ def make_clip(
 
 
 def _tokens(
-    rows: int, cols: int, count: int, numbers: Ids, total: int, rate: float, spec: ImageSpec, video: VideoSpec
+    of_one: list[ViewTokens], count: int, numbers: Ids, total: int, rate: float, spec: ImageSpec, video: VideoSpec
 ) -> VideoTokens:
-    """Of the first `count` frames, each view of which has rows x cols tokens."""
-    frames, views = numbers[:count], -(-count // video.group)
-    each = [ViewTokens(None, rows, cols)] * views
+    """Of the first `count` frames, each of which has these views' tokens."""
+    frames, views, (whole, *tiles) = numbers[:count], -(-count // video.group), of_one
+    runs = [whole] * views
     if video.pooled:
         newline = np.array(spec.packing.newline if spec.packing else (), np.float32)
-        pooled = Pooled((rows, cols), views, newline)
-        each = [ViewTokens(None, 1, pooled.tokens, pooled)]
+        pooled = Pooled((whole.rows, whole.cols), views, newline)
+        runs = [ViewTokens(None, 1, pooled.tokens, pooled)]
     elif not video.apart:
-        each = [ViewTokens(None, rows, cols, None, views, video.step(frames, total, rate))]
-    first, *texts = video.texts(frames, total, rate)
-    parts: list[str | ViewTokens] = [first]
-    for tokens, text in zip(each, texts, strict=True):
-        parts += [tokens, text]
-    return VideoTokens(tuple(parts), video.token, video.like_text)
+        runs = [ViewTokens(None, whole.rows, whole.cols, None, views, video.step(frames, total, rate))]
+    parts = list[str | ViewTokens]()
+    for run, (before, behind) in zip(runs, video.texts(frames, total, rate), strict=True):
+        parts += [before, run, behind]
+        for number, tile in enumerate(tiles):
+            if number and _row(tile) != _row(tiles[number - 1]):
+                parts.append(video.row_join)
+            parts += [video.tile, tile, video.tile_close]
+    return VideoTokens((*parts, video.outro), video.token, video.like_text)
+
+
+def _row(tile: ViewTokens) -> int:
+    return tile.place[0] if tile.place else 0
 
 
 def _alike(pictures: Iterable[Image.Image]) -> Iterator[Image.Image]:

@@ -221,12 +221,14 @@ class Prompter:
                 text.write(piece.text)
             else:
                 own, token = pictures[piece.index], spec.image_token_id
+                video = isinstance(own, VideoTokens)
+                index = sum(isinstance(each, VideoTokens) == video for each in pictures[: piece.index])
                 if isinstance(own, VideoTokens):
-                    token, parts = self._token(own.token), iter(own.parts)
+                    token, parts = self._token(own.token), own.numbered(index)
                 else:
                     if len(pictures) > 1:
-                        control(spec.picture.number.replace("{index}", str(piece.index)))
-                    parts = picture_parts(spec.picture, own, piece.index)
+                        control(spec.picture.number.replace("{index}", str(index)))
+                    parts = picture_parts(spec.picture, own, index)
                 for part in parts:
                     if isinstance(part, str):
                         control(part)

@@ -6,7 +6,7 @@ document (docs/preprocessing.md) and hold no rule of their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -48,6 +48,11 @@ class VideoTokens:
     parts: tuple[str | ViewTokens, ...]
     token: str
     like_text: bool
+
+    def numbered(self, index: int) -> Iterator[str | ViewTokens]:
+        """The parts of the prompt's `index`-th video, from 0."""
+        for part in self.parts:
+            yield part.replace("{index}", str(index)) if isinstance(part, str) else part
 
     @property
     def count(self) -> int:
@@ -220,7 +225,7 @@ class Chat:
 class PictureText:
     """The control text around a picture's image tokens."""
 
-    open: str = ""  # {index} counts the prompt's pictures from 0
+    open: str = ""  # {index} counts the prompt's pictures, without videos, from 0
     tile: str = ""  # before a tile's image tokens; {row} and {col} count from 1
     tile_join: str = ""  # between tiles of one row
     row_join: str = ""  # between rows of tiles

@@ -27,16 +27,16 @@ class VideoSpec:
     or by times, as `frame_times` says. longest: seconds of a video after which it has no more times. slower: seconds of
     a video beyond which these have other frames per second, in rising order.
     skip: of "ends", seconds left out at both ends of a video that is longer than `most` * `fps` seconds without them.
-    rule, resample: of a frame, which is one view.
+    rule, resample: of a frame, which is one view, or one view of all of it and tiles, between `tile` and `tile_close`.
     group: frames that are one view together: its channels are theirs, one behind the other; the last fills it up.
     apart: each view's tokens are by themselves, with `stamp`, `open`, `close` and `join`; False: all are one run.
     pace: of a run, positions of time in a second; None: one for each view. pooled: of a run, as `Pooled`.
     token: the special token that stands for the views'; empty: the image token.
     like_text: a message that begins with a video begins as one that begins with text, not with an image.
 
-    In `intro`, {count} is the number of frames in words and {duration} the video's H:MM:SS; in `stamp` and `close`,
-    {time} is MM:SS of a view's first frame, {start} its seconds and {whole} the whole ones, {seconds} the middle of its
-    and the last's, and {number} the view's, from 1.
+    In `intro`, {count} is the number of frames in words, {duration} the video's H:MM:SS and {index} which of the
+    prompt's videos it is, from 0; in `stamp` and `close`, {time} is MM:SS of a view's first frame, {start} its seconds
+    and {whole} the whole ones, {seconds} the middle of its and the last's, and {number} the view's, from 1.
     """
 
     fps: float | None
@@ -47,6 +47,9 @@ class VideoSpec:
     close: str = ""  # after them
     stamp: str = ""  # before a view
     join: str = ""  # between two views
+    tile: str = ""  # before each tile's tokens, which follow those of all of the frame
+    tile_close: str = ""  # after them
+    row_join: str = ""  # between two rows of tiles
     intro: str = ""  # before all
     outro: str = ""  # after them
     least: int = 1
@@ -77,7 +80,8 @@ class VideoSpec:
         check(good, "image", "video.slower", f"seconds, and up to {limits.FRAME_RATE} frames", self.slower)
         check(self.resample in FILTERS, "image", "video.resample", " or ".join(FILTERS), self.resample)
         check(not (self.apart and self.pooled), "image", "video.pooled", "false where apart is true", self.pooled)
-        for name in ("intro", "stamp", "open", "close", "join", "outro", "token"):
+        texts = ("intro", "stamp", "open", "close", "join", "tile", "tile_close", "row_join", "outro", "token")
+        for name in texts:
             text, long = getattr(self, name), limits.PICTURE_TEXT
             check(len(text) <= long, "image", f"video.{name}", f"at most {long} characters", text)
 
@@ -108,15 +112,14 @@ class VideoSpec:
             first, last = 0, total - 1
         return np.unique(np.linspace(first, last, count, dtype=np.int64))
 
-    def texts(self, frames: Ids, total: int, rate: float) -> list[str]:
-        """What stands before each view's tokens, and behind the last; of a run, before and behind it."""
+    def texts(self, frames: Ids, total: int, rate: float) -> list[tuple[str, str]]:
+        """What stands before and behind the tokens of each view, or of each frame with tiles; of a run, around it."""
         whole = int(total / rate)
         duration = f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
         intro = self.intro.replace("{count}", in_words(len(frames))).replace("{duration}", duration)
         if not self.apart:
-            return [intro, self.outro]
-        times = [int(frame) / rate for frame in frames]
-        stamps, closes = list[str](), list[str]()
+            return [(intro, "")]
+        times, found = [int(frame) / rate for frame in frames], list[tuple[str, str]]()
         for number, start in enumerate(range(0, len(times), self.group), 1):
             first, last = times[start], times[min(start + self.group, len(times)) - 1]
             words = {
@@ -126,17 +129,19 @@ class VideoSpec:
                 "{seconds}": f"{(first + last) / 2:.1f}",
                 "{number}": str(number),
             }
-            for texts, text in ((stamps, self.stamp), (closes, self.close)):
-                for name, said in words.items():
-                    text = text.replace(name, said)
-                texts.append(text)
-        opens = [f"{stamp}{self.open}" for stamp in stamps]
-        between = [f"{close}{self.join}{following}" for close, following in zip(closes[:-1], opens[1:], strict=True)]
-        return [f"{intro}{opens[0]}", *between, closes[-1] + self.outro]
+            stamp, close = (_filled(text, words) for text in (self.stamp, self.close))
+            found.append((f"{self.join if start else intro}{stamp}{self.open}", close))
+        return found
 
     def step(self, frames: Ids, total: int, rate: float) -> float:
         """Positions of time from one view of a run to the next."""
         return 1.0 if self.pace is None else self.pace * float(np.float32(self.group / (len(frames) / total * rate)))
+
+
+def _filled(text: str, words: dict[str, str]) -> str:
+    for name, said in words.items():
+        text = text.replace(name, said)
+    return text
 
 
 _SMALL = (

@@ -93,6 +93,11 @@ def test_pictures_take_the_row_of_the_padding_token(tmp_path: Path) -> None:
     assert spec.image_token_id == rows[0]
 
 
+def test_videos_need_settings_of_their_own(tmp_path: Path) -> None:
+    gemma4.build(tmp_path, layout="saved")  # transformers finds none here either
+    assert read_image_spec(tmp_path, read_model(open_checkpoint(str(tmp_path)))[0]).video is None
+
+
 def test_layers_find_whose_keys_they_read(tmp_path: Path) -> None:
     gemma4.build(tmp_path)
     decoder = read_model(open_checkpoint(str(tmp_path)))[0].decoder
@@ -136,6 +141,8 @@ def test_the_switch_of_thinking_is_in_the_system_message(tmp_path: Path, thinkin
         ("processor_config.json", {"image_processor": {"do_normalize": True}}, "do_normalize = True, expected false"),
         ("processor_config.json", {"image_processor": {"max_soft_tokens": 140}}, "expected at most the 85 tokens in a"),
         ("processor_config.json", {"image_processor": {"pooling_kernel_size": 2}}, "the 12 pixels of a token"),
+        ("processor_config.json", {"video_processor": {"max_soft_tokens": 140}}, "expected at most the 85 tokens in a"),
+        ("processor_config.json", {"video_processor": {"image_mean": [0.5] * 3}}, r"expected \[0.0, 0.0, 0.0\], with"),
     ],
 )
 def test_what_it_does_not_take_is_refused(tmp_path: Path, file: str, change: dict[str, Any], message: str) -> None:

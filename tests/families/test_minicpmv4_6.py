@@ -43,6 +43,7 @@ class TestMiniCpmV46(FamilyTests):
         ("config.json", "merge_kernel_size", [2, 1], r"expected \[2, 2\]"),
         ("config.json", "drop_vision_last_layer", True, "expected false"),
         ("preprocessor_config.json", "downsample_mode", "4x", "the 32 pixels of a token"),
+        ("preprocessor_config.json", "stack_frames", 3, "expected 1"),
     ],
 )
 def test_what_is_not_supported_is_refused(file: str, key: str, value: Any, expected: str, tmp_path: Path) -> None:

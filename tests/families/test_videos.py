@@ -15,11 +15,15 @@ import numpy as np
 import pytest
 import torch
 from cases import heavy_but
+from transformers import MiniCPMV4_7Processor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import glm4v, internvl, lfm3_vl, linked, qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl
+from tiny import gemma4, glm4v, internvl, lfm3_vl, linked, minicpmv4_6, qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl
 from tiny.common import IMAGENET_MEAN, IMAGENET_STD, picture
 from tiny.videos import on_pillow, read, video_class, write_video
+
+sys.path.insert(0, str(Path(__file__).parent))
+import test_gemma4
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.errors import EdgeVLMError
@@ -37,8 +41,13 @@ pytest.importorskip("av")
 QUESTION = "What happens?"
 INTERNVL = video_class("internvl", "InternVLVideoProcessor")
 LLAVA_ONEVISION = video_class("llava_onevision", "LlavaOnevisionVideoProcessor")
+GEMMA4 = video_class("gemma4", "Gemma4VideoProcessor")
 GLM4V, GLM46V = video_class("glm4v", "Glm4vVideoProcessor"), video_class("glm46v", "Glm46VVideoProcessor")
+MINICPM = video_class("minicpmv4_6", "MiniCPMV4_6VideoProcessor")
 QWEN2, QWEN3 = video_class("qwen2_vl", "Qwen2VLVideoProcessor"), video_class("qwen3_vl", "Qwen3VLVideoProcessor")
+OF_VIDEOS = (
+    "pixel_values_videos", "video_grid_thw", "video_position_ids", "num_frames_per_video", "target_sizes_videos",
+)  # fmt: skip
 ONEVISION: dict[str, Any] = {"kind": "llava_onevision", "text": "qwen2"}
 
 
@@ -53,7 +62,18 @@ class Family:
     sampled: dict[str, Any] = field(default_factory=dict)
     patch: int | None = None
     targets: tuple[str, ...] = ("coreml", "gguf")
+    views: Callable[[Any], list[F32]] | None = None  # pixels of single frames, where they stand in patches
     system: str | None = None  # a message that transformers has to be given, and edgevlm knows
+
+
+def averaged(said: dict[str, Any]) -> list[F32]:
+    of_pictures = {"pixel_values": said["pixel_values_videos"], "image_position_ids": said["video_position_ids"]}
+    return test_gemma4.views(of_pictures)
+
+
+def sliced(said: dict[str, Any]) -> list[F32]:
+    of_pictures = {"pixel_values": said["pixel_values_videos"], "target_sizes": said["target_sizes_videos"]}
+    return minicpmv4_6.views(of_pictures)
 
 
 FAMILIES = {
@@ -67,6 +87,18 @@ FAMILIES = {
         Family("glm4v", glm4v.build, glm4v.load_processor, GLM4V, {}, 8),
         Family(
             "glm46v", partial(glm4v.build, kind="glm46v"), partial(glm4v.load_processor, kind="glm46v"), GLM46V, {}, 8
+        ),
+        Family(
+            "gemma4", gemma4.build, gemma4.load_processor, GEMMA4, views=averaged,
+        ),
+        Family(
+            "minicpmv4_6", minicpmv4_6.build, partial(minicpmv4_6.load_processor, videos=MINICPM), MINICPM,
+            views=sliced,
+        ),
+        Family(
+            "minicpmv4_7", partial(minicpmv4_6.build, version="4_7"),
+            partial(minicpmv4_6.load_processor, kind=MiniCPMV4_7Processor, videos=MINICPM), MINICPM, views=sliced,
+            targets=("coreml",),
         ),
         Family("internvl", internvl.build, internvl.load_processor, INTERNVL, {"num_frames": 8}),
         Family(
@@ -82,9 +114,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
-LATER = {"glm4v"}  # the default suite leaves out what one of these has in common with the others
-DEFAULT = {name for name in FAMILIES if name not in ("glm46v",)}
-COMMON = pytest.mark.parametrize("made", heavy_but(DEFAULT - LATER, FAMILIES), indirect=True, scope="module")
+DEFAULT = FAMILIES.keys() - {"glm46v", "minicpmv4_7"}
 
 
 class Made:
@@ -131,6 +161,8 @@ def conversation(path: Path | None = None, **asked: Any) -> list[dict[str, Any]]
 
 def pixels(made: Made, inputs: Any) -> list[F32]:
     """transformers' pixels, one array (3 * frames, H, W) for each of our views."""
+    if made.family.views is not None:
+        return made.family.views({name: value.numpy() for name, value in inputs.items() if torch.is_tensor(value)})
     if made.family.patch is None:
         found = inputs["pixel_values_videos"][0] if "pixel_values_videos" in inputs else inputs["pixel_values"]
         return list(found.numpy())
@@ -141,7 +173,10 @@ def pixels(made: Made, inputs: Any) -> list[F32]:
 
 def places(made: Made, said: Any) -> Any:
     """transformers' positions (3, S), and by how much those behind the prompt differ from their number."""
-    takes = ("mm_token_type_ids", "video_grid_thw", "image_grid_thw", "second_per_grid_ts", "attention_mask")
+    takes = (
+        "mm_token_type_ids", "video_grid_thw", "image_grid_thw", "second_per_grid_ts", "attention_mask", "target_sizes",
+        "target_sizes_videos",
+    )  # fmt: skip
     found, delta = made.model.model.get_rope_index(said["input_ids"], **{k: said[k] for k in takes if k in said})
     return found[:, 0].numpy(), int(delta)
 
@@ -165,12 +200,13 @@ def test_prompts_and_pixels_are_transformers(made: Made, file: str, tmp_path: Pa
         np.testing.assert_array_equal(normalize(view, made.bundle.image_spec), theirs)
     if hasattr(made.model.model, "get_rope_index"):
         expected, delta = places(made, said)
-        np.testing.assert_array_equal(positions(ours.layout, 3), expected)
-        after = positions(ours.layout, 3, len(ours.ids), len(ours.ids) + 2)
+        kind = made.bundle.manifest.spec.decoder.places
+        np.testing.assert_array_equal(positions(ours.layout, 3, places=kind), expected)
+        after = positions(ours.layout, 3, len(ours.ids), len(ours.ids) + 2, kind)
         assert (after == len(ours.ids) + delta + np.arange(2)).all()
 
 
-@COMMON
+@pytest.mark.parametrize("made", heavy_but(DEFAULT - {"glm4v", "gemma4", "minicpmv4_6"}, FAMILIES), indirect=True)
 def test_turns_with_pictures_and_videos_are_transformers(made: Made, tmp_path: Path) -> None:
     path, seen = write_video(tmp_path / "clip.mp4", **FILES["short"]), picture(60, 40)
     video, text = {"type": "video"}, {"type": "text", "text": QUESTION}
@@ -184,7 +220,8 @@ def test_turns_with_pictures_and_videos_are_transformers(made: Made, tmp_path: P
     ours = Pipeline(made.bundle, open_runtime(made.bundle)).prepare([], asked)
     assert ours.ids.tolist() == said["input_ids"][0].tolist()
     if hasattr(made.model.model, "get_rope_index"):
-        np.testing.assert_array_equal(positions(ours.layout, 3), places(made, said)[0])
+        kind = made.bundle.manifest.spec.decoder.places
+        np.testing.assert_array_equal(positions(ours.layout, 3, places=kind), places(made, said)[0])
 
 
 @torch.no_grad()
@@ -202,7 +239,7 @@ def answer(made: Made, inputs: Any, count: int) -> tuple[list[int], list[float]]
 def test_features_and_tokens_are_transformers(made: Made, tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mp4", **FILES["short"])
     said = made.inputs(path, conversation())
-    takes = {name: said[name] for name in ("pixel_values_videos", "video_grid_thw") if name in said}
+    takes = {name: said[name] for name in OF_VIDEOS if name in said}
     of = made.model.model
     found = of.get_video_features(**takes) if takes else of.get_image_features(said["pixel_values"])
     levels = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
@@ -248,7 +285,6 @@ def test_what_does_not_fit_is_told_before_frames_are_read(made: Made, tmp_path: 
     assert pipeline.prepare([], conversation(path, max_frames=2)).image_tokens
 
 
-@COMMON
 def test_llama_cpp_says_that_it_encodes_single_pictures(made: Made) -> None:
     if made.family.patch is not None:
         encoder = LlamaEncoder.__new__(LlamaEncoder)

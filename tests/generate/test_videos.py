@@ -7,6 +7,7 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -45,6 +46,7 @@ from edgevlm.runtimes import open_runtime
 av = pytest.importorskip("av")
 QUESTION = "What happens?"
 INTERNVL, ONEVISION = ("internvl", "InternVLVideoProcessor"), ("llava_onevision", "LlavaOnevisionVideoProcessor")
+MINICPM = ("minicpmv4_6", "MiniCPMV4_6VideoProcessor")
 GLM4V, GLM46V = ("glm4v", "Glm4vVideoProcessor"), ("glm46v", "Glm46VVideoProcessor")
 QWEN2, QWEN3 = ("qwen2_vl", "Qwen2VLVideoProcessor"), ("qwen3_vl", "Qwen3VLVideoProcessor")
 RULE = TilesThenWhole(64, 256, 4096, 2, False)
@@ -121,6 +123,21 @@ def test_the_frames_of_times_are_transformers(case: tuple[int, float, float, int
     given |= {"most": 640, "spread": "walk", "longest": 2400.0, "slower": ((30.0, 2.0), (300.0, 1.0))}
     ours, theirs = VideoSpec(6.0, **given).frames(total, rate), video_class(*GLM46V)().sample_frames(seen)
     np.testing.assert_array_equal(ours, theirs if len(theirs) else [0, 0])  # none of less than a sixth of a second
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 2000), st.sampled_from([0.4, 1.0, 7.0, 10.0, 23.976, 29.97, 60.0]), st.sampled_from([3, 16, 128]))
+def test_the_frames_of_seconds_are_transformers(total: int, rate: float, most: int) -> None:
+    ours = VideoSpec(1.0, most, RULE, "bicubic", "", spread="seconds").frames(total, rate)
+    theirs = video_class(*MINICPM)().sample_frames(_metadata(total, rate), max_num_frames=most)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_frame_that_lasts_is_taken_several_times(tmp_path: Path) -> None:
+    with open_video(write_video(tmp_path / "clip.mp4", 3)) as video:
+        pictures = [np.asarray(picture) for picture in video.frames(np.array([0, 1, 1, 2, 2]))]
+    assert len(pictures) == 5
+    assert [np.array_equal(a, b) for a, b in pairwise(pictures)] == [False, True, False, True]
 
 
 def test_fewer_frames_than_there_are_times_for() -> None:

@@ -58,6 +58,8 @@ CHAT_TEMPLATE = """{{- bos_token -}}
             {{- item['text'] | trim -}}
         {%- elif item['type'] == 'image' -%}
             {{- '<|image|>' -}}
+        {%- elif item['type'] == 'video' -%}
+            {{- '<|video|>' -}}
         {%- endif -%}
     {%- endfor -%}
     {{- '<turn|>\n' -}}
@@ -70,6 +72,10 @@ _IMAGES: dict[str, Any] = {
     "do_convert_rgb": True, "do_normalize": False, "do_rescale": True, "do_resize": True, "image_mean": [0.0] * 3,
     "image_seq_length": TOKENS, "image_std": [1.0] * 3, "max_soft_tokens": TOKENS, "patch_size": PATCH,
     "pooling_kernel_size": POOL, "resample": 3, "rescale_factor": 1 / 255,
+}  # fmt: skip
+_VIDEOS: dict[str, Any] = {key: value for key, value in _IMAGES.items() if key != "image_seq_length"} | {
+    "do_normalize": True, "do_sample_frames": True, "num_frames": 6, "return_metadata": False,
+    "video_processor_type": "Gemma4VideoProcessor",
 }  # fmt: skip
 _EXTRA = {
     "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>",
@@ -197,9 +203,8 @@ def _write_processor(folder: Path, tokenizer: Any, layout: Layout) -> None:
     if published:
         nested = _IMAGES | {"image_processor_type": "Gemma4ImageProcessor"}
         sizes = {"image_seq_length": TOKENS, "audio_seq_length": 750, "audio_ms_per_token": 40}
-        write_json(
-            folder / "processor_config.json", {"image_processor": nested, "processor_class": "Gemma4Processor"} | sizes
-        )
+        parts = {"image_processor": nested, "video_processor": _VIDEOS, "processor_class": "Gemma4Processor"}
+        write_json(folder / "processor_config.json", parts | sizes)
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
     else:
         images = Gemma4ImageProcessorPil(**_IMAGES)

@@ -40,7 +40,8 @@ CHAT_TEMPLATE = """{%- macro written(content) -%}
 {%- if content is string -%}{{- content -}}{%- else -%}
 {%- set ns = namespace(parts=[]) -%}
 {%- for item in content -%}
-{%- set ns.parts = ns.parts + ['<|image_pad|>' if item.type == 'image' else item.text] -%}
+{%- set ns.parts = ns.parts + [{'image': '<|image_pad|>', 'video': '<|video_pad|>'}[item.type]
+    if item.type != 'text' else item.text] -%}
 {%- endfor -%}{{- ns.parts | join('\\n') -}}{%- endif -%}
 {%- endmacro -%}
 {%- for message in messages -%}
@@ -138,13 +139,15 @@ def _write_processor(folder: Path, tokenizer: Any, layout: Layout, mode: str, na
         write_processor(folder, name, MiniCPMV4_6ImageProcessorPil(**settings), CHAT_TEMPLATE)
 
 
-def load_processor(folder: Path, kind: Any = MiniCPMV4_6Processor) -> Any:
-    """transformers' processor with the Pillow image processor; what it asks of a video processor is told."""
+def load_processor(folder: Path, kind: Any = MiniCPMV4_6Processor, videos: Any = None) -> Any:
+    """transformers' processor with the Pillow image processor. videos: a video processor's class; without one, what is
+    asked of it is told."""
     images = MiniCPMV4_6ImageProcessorPil.from_pretrained(folder)
+    told = SimpleNamespace(slice_mode=False, downsample_mode=images.downsample_mode)
     with mock.patch.object(ProcessorMixin, "check_argument_for_proper_class"):
         return kind(
             image_processor=images,
-            video_processor=SimpleNamespace(slice_mode=False, downsample_mode=images.downsample_mode),
+            video_processor=videos.from_pretrained(folder) if videos else told,
             tokenizer=PreTrainedTokenizerFast.from_pretrained(folder, extra_special_tokens=TOKENS),
             chat_template=CHAT_TEMPLATE,
         )

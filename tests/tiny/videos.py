@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -21,14 +22,15 @@ from transformers.video_utils import read_video_pyav
 
 
 def video_class(family: str, name: str) -> Any:
-    """A video processor's class; some modules import torchvision for no more than a type."""
+    """A video processor's class; some modules import torchvision for no more than a type, one names a type of it."""
     names = [
         "torchvision",
         "torchvision.transforms",
         "torchvision.transforms.v2",
         "torchvision.transforms.v2.functional",
     ]
-    with mock.patch.dict(sys.modules, {name: sys.modules.get(name, ModuleType(name)) for name in names}):
+    modules = {name: sys.modules.get(name, ModuleType(name)) for name in names}
+    with mock.patch.dict(sys.modules, modules), mock.patch.object(builtins, "tvF", _OF_TORCHVISION, create=True):
         return getattr(importlib.import_module(f"transformers.models.{family}.video_processing_{family}"), name)
 
 
@@ -56,6 +58,14 @@ def _resize(self: Any, image: torch.Tensor, size: Any, resample: Any = None, **_
     return whole.reshape(*image.shape[:-2], *whole.shape[-2:])
 
 
+def _resize_frames(video: torch.Tensor, size: list[int], interpolation: Any, antialias: bool) -> torch.Tensor:
+    assert antialias
+    return _resize(None, video, SimpleNamespace(height=size[0], width=size[1]), interpolation)
+
+
+_OF_TORCHVISION = SimpleNamespace(resize=_resize_frames, InterpolationMode=object)
+
+
 def _numbers(
     self: Any, images: torch.Tensor, do_rescale: bool, rescale_factor: float, do_normalize: bool, mean: Any, std: Any
 ) -> torch.Tensor:
@@ -72,6 +82,7 @@ def on_pillow() -> Iterator[None]:
         mock.patch.object(TorchvisionBackend, "resize", _resize),
         mock.patch.object(TorchvisionBackend, "rescale_and_normalize", _numbers),
         mock.patch.object(BaseVideoProcessor, "convert_to_rgb", lambda self, video: video),
+        mock.patch.object(builtins, "tvF", _OF_TORCHVISION, create=True),
     ):
         yield
 

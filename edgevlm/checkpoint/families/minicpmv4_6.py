@@ -9,13 +9,9 @@ from edgevlm.checkpoint.checkpoint import Checkpoint
 from edgevlm.checkpoint.families import names, qwen3_5_text
 from edgevlm.checkpoint.families.decoders import is_tied
 from edgevlm.checkpoint.families.family import Family
+from edgevlm.checkpoint.families.minicpmv4_6_files import MODES, image, prompt
 from edgevlm.checkpoint.families.tensors import Names, Plain, prefix_of
 from edgevlm.checkpoint.families.towers import read_vit
-from edgevlm.checkpoint.processor.files import ProcessorFiles
-from edgevlm.checkpoint.processor.images import image_spec, processor_type, token_pixels
-from edgevlm.checkpoint.processor.prompts import ReadPrompt, prompt_spec
-from edgevlm.inputs.slices import WholeThenSlices
-from edgevlm.inputs.spec import ImageSpec, PictureText
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Group, Linear, Normalize
@@ -24,7 +20,6 @@ from edgevlm.models.towers.halved_vit import HalvedVit
 from edgevlm.models.towers.qwen_vit import QwenVit
 
 EMBED, HEAD, MERGER = "embed_tokens.weight", "lm_head", "merger.mlp.0."
-MODES = {"16x": "16", "4x": "4"}  # patches that become one token
 
 
 def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
@@ -86,34 +81,6 @@ def unused(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[str, ...]:
     further = ("mtp.",)  # layers that guess further tokens
     whole = isinstance(spec.vision, HalvedVit)
     return further if whole else (*further, f"{prefix_of(checkpoint, names.PATCHES)}vit_merger.")  # the 4x mode
-
-
-def image(files: ProcessorFiles, model: ModelSpec) -> ImageSpec:
-    file, unit = files.image, token_pixels(model)
-    processor_type(file, "MiniCPMV4_6ImageProcessor")
-    file.require(True, "do_resize")
-    side = 2 if file.choice("downsample_mode", "16x", MODES) == "4" else 4
-    if file.count("patch_size", 14) * side != unit:
-        raise file.wrong("downsample_mode", f"with patch_size, the {unit} pixels of a token in config.json")
-    most = file.count("max_slice_nums", 9) if file.flag("slice_mode", True) else 1
-    return image_spec(files, model, WholeThenSlices(unit, file.count("scale_resolution", 448), most), usual=3)
-
-
-def prompt(files: ProcessorFiles, model: ModelSpec, canvas: tuple[int, ...] = ()) -> ReadPrompt:
-    open_, close, tile, tile_close, number, number_close = needed = tuple(
-        files.token(f"{part}_token", usual)
-        for part, usual in (
-            ("image_start", "<image>"), ("image_end", "</image>"), ("slice_start", "<slice>"),
-            ("slice_end", "</slice>"), ("image_id_start", "<image_id>"), ("image_id_end", "</image_id>"),
-        )
-    )  # fmt: skip
-    numbered = files.processor.flag("use_image_id", files.image.flag("use_image_id", True))
-    text = PictureText(
-        open=f"{number}{{index}}{number_close}" if numbered else "",
-        whole=open_, alone=open_, whole_close=close, tile=tile, tile_join=tile_close, row_join="\n",
-        row_close=tile_close,
-    )  # fmt: skip
-    return prompt_spec(files, model, picture=text, needed=needed, canvas=canvas)
 
 
 TYPES, TITLE, TOWERS, DECODERS = ("minicpmv4_6",), "MiniCPM-V 4.6", ("minicpmv4_6_vision",), ("qwen3_5_text",)

@@ -8,7 +8,7 @@ from typing import Any
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.checkpoint.processor.images import areas, check_side, mean_std, resample_of
 from edgevlm.inputs.frame_rules import NativeFrames
-from edgevlm.inputs.rules import TilesThenWhole
+from edgevlm.inputs.rules import Rule, TilesThenWhole
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.inputs.squares import Stretch
 from edgevlm.inputs.video import VideoSpec
@@ -16,6 +16,7 @@ from edgevlm.io import limits
 from edgevlm.io.json import JsonFile
 from edgevlm.models.model import ModelSpec
 
+Numbers = tuple[tuple[float, float, float], tuple[float, float, float]]  # a mean and a deviation
 FPS = 2.0  # where a processor's class has none: what Qwen's own package of helpers takes
 
 
@@ -120,6 +121,18 @@ def _pairs_file(image: ImageSpec, files: ProcessorFiles, kind: str | None, unit:
     return file
 
 
+def with_frames(
+    image: ImageSpec, files: ProcessorFiles, kind: str, rule: Rule, *, most: int, fps: float | None = None,
+    numbers: Numbers | None = None, **fields: Any,
+) -> ImageSpec:  # fmt: skip
+    """`image` with the rules of frames that are pictures of their own, cut by `rule`.
+
+    kind: the video processor's class. numbers: as of `_check_same`. most, fps and the rest: of `VideoSpec`.
+    """
+    _check_same(files.video, kind, image, numbers)
+    return replace(image, video=VideoSpec(fps, most, rule, resample_of(files.video, 3), **fields))
+
+
 def with_squares(
     image: ImageSpec, files: ProcessorFiles, model: ModelSpec, kind: str, *, most: int, **fields: Any
 ) -> ImageSpec:
@@ -158,11 +171,15 @@ def _check_type(file: JsonFile, kind: str | None) -> None:
         raise file.wrong("video_processor_type", kind)
 
 
-def _check_same(file: JsonFile, kind: str | None, image: ImageSpec) -> None:
-    """A video's pixels are resized, and then are numbers as a picture's."""
+def _check_same(file: JsonFile, kind: str | None, image: ImageSpec, numbers: Numbers | None = None) -> None:
+    """A video's pixels are resized, and then are numbers as a picture's.
+
+    numbers: the mean and deviation that the file has for these, where the model does the rest.
+    """
     _check_type(file, kind)
     file.require(True, "do_resize")
     if file.value("do_center_crop"):
         raise file.wrong("do_center_crop", "false")
-    if file.value("image_mean") is not None and mean_std(file) != (image.mean, image.std):
-        raise file.wrong("image_mean", "with image_std, those of the image processor")
+    mean, std = numbers or (image.mean, image.std)
+    if file.value("image_mean") is not None and mean_std(file) != (mean, std):
+        raise file.wrong("image_mean", f"{list(mean)}, with an image_std of {list(std)}")
