@@ -213,6 +213,7 @@ def test_targets_in_capitals_and_in_every_list(tmp_path: Path, capfd: pytest.Cap
         assert _targets(words) == ("onnx", "gguf")
 
 
+@pytest.mark.heavy
 def test_a_bundle_that_failed_its_gate_says_so(
     places: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

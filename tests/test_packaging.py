@@ -85,6 +85,7 @@ def test_every_package_folder_is_listed() -> None:
     assert FOLDERS == {"edgevlm.export": "export", "edgevlm.runtimes": "runtimes"}
 
 
+@pytest.mark.heavy
 def test_a_device_never_imports_the_exporter() -> None:
     for path in sources():
         name = path.relative_to(ROOT).as_posix()
@@ -138,6 +139,7 @@ def build(tree: Path, out: Path, what: str) -> Path:
     return next(out.iterdir())
 
 
+@pytest.mark.heavy
 def test_the_wheel_holds_edgevlm_and_nothing_beside_it(source_tree: Path, tmp_path: Path) -> None:
     sdist = build(source_tree, tmp_path / "sdist", "sdist")
     shutil.unpack_archive(sdist, tmp_path / "unpacked", filter="data")

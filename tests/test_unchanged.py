@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from cases import heavy_but
 
 RECORDED = Path(__file__).parent / "unchanged.json"
 
@@ -73,7 +74,7 @@ def export(model: str, quantize: str, folder: Path) -> Path:
 KINDS = ("fp32", "int8", "int4")
 
 
-@pytest.mark.parametrize("quantize", KINDS)
+@pytest.mark.parametrize("quantize", heavy_but(["int4"], KINDS))
 def test_the_default_models_bundle_is_what_it_was(quantize: str, tmp_path: Path) -> None:
     recorded = json.loads(RECORDED.read_text("utf-8"))["default"][quantize]
     assert fingerprint(export("default", quantize, tmp_path / "bundle")) == recorded

@@ -65,8 +65,7 @@ class Pipeline:
                 )
         self.bundle, self.runtime = bundle, runtime
         self.prompter = bundle.prompter()
-        decoder = runtime.decoder
-        self._trial = Trial(rounds=isinstance(decoder, DraftDecoder) and decoder.rounds)
+        self._trial: Trial | None = None  # of the first lookup on
         self._region: RegionHead | None = None  # read when it is first asked
 
     def ask(
@@ -262,6 +261,7 @@ class Pipeline:
             return None
         if decoder.most_steps <= max(LENGTHS):
             return None
+        self._trial = self._trial or Trial(rounds=decoder.rounds)
         drafter = Drafter(prompt.ids.tolist(), never={*stops, self.prompter.image_token_id})
         return Lookup(decoder, drafter, self._trial, choose, prompt.max_tokens - 1, force=options.lookup is True)
 

@@ -263,6 +263,7 @@ FULL: dict[str, Any] = {
 }
 
 
+@pytest.mark.heavy
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_left_out_fields_take_transformers_defaults(data: st.DataObject) -> None:

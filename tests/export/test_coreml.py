@@ -437,7 +437,7 @@ def diverges(model: Exported, bundle: Bundle) -> str:
 PROFILES = ["gpu-int4", "ane-int8"]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", heavy_but(PROFILES, FORMS))
 def test_no_divergence_without_a_fault(exported: Callable[[str], Exported], form: str) -> None:
     assert diverges(exported(form), exported(form).bundle) == ""
 
@@ -736,7 +736,7 @@ HEAVY = pytest.mark.heavy
 @pytest.mark.parametrize(
     ("quantize", "profile"),
     [
-        ("int8", "ane"),
+        pytest.param("int8", "ane", marks=HEAVY),
         pytest.param("int4", "gpu", marks=HEAVY),
         pytest.param("fp16", "gpu", marks=HEAVY),
         pytest.param("int8", "gpu", marks=HEAVY),

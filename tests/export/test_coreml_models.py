@@ -250,6 +250,7 @@ def test_streams_of_states(tmp_path: Path, profile: str) -> None:
     assert find_divergence(model.bundle, model.weights, pixels, embeds[:24], layout=Layout(24)) is None
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("profile", BY_PROFILE)
 def test_heads_of_two_sizes_and_layers_that_share(tmp_path: Path, profile: str) -> None:
     """Gemma 4's: two packed states, keys and values of other layers, a second table, maps with bounds."""

@@ -20,6 +20,7 @@ from edgevlm.verify.gate import picture_folder
 from edgevlm.verify.reference import Reference, cosine
 
 
+@pytest.mark.heavy
 def test_export_needs_no_torch(tiny_checkpoint: Path, tmp_path: Path) -> None:
     done = export_alone(tiny_checkpoint, tmp_path / "out", "int4", "gate")
     assert done["rows"] and not done["missed"], done

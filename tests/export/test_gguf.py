@@ -129,7 +129,7 @@ def bits(values):
 
 
 @pytest.mark.parametrize("model", ["tiny", "default"])
-@pytest.mark.parametrize("kind", ["int4", "int8", "fp16", "fp32"])
+@pytest.mark.parametrize("kind", heavy_but(["int4", "fp16"], ["int4", "int8", "fp16", "fp32"]))
 def test_every_tensor_is_equal_bit_for_bit(gguf_bundle, kind, model):
     bundle = gguf_bundle(kind, model)
     different, count = differing(bundle.folder, bundle.manifest.spec)

@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from cases import heavy_but
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import llava15, qwen2_5_vl
@@ -62,7 +61,8 @@ def test_stored_tensors_count_once(tmp_path: Path) -> None:
     assert sum(found.values()) == sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("quantize", heavy_but(["int4"], ["fp16", "int8", "int4"]))
+@pytest.mark.heavy
+@pytest.mark.parametrize("quantize", ["fp16", "int8", "int4"])
 def test_sizes_are_near_those_of_exports(tmp_path: Path, quantize: str) -> None:
     """Rounded up: by ONNX's tables and room for graphs, 1.3 MB of this model."""
     options = ExportOptions("default", tmp_path / "out", ("onnx", "gguf", "coreml"), quantize, gate=False)

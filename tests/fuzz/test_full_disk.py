@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import heavy_but
 
 sys.path.insert(0, str(Path(__file__).parent))
 from campaign import campaign, digests, export_job, scenes_job
@@ -29,7 +30,7 @@ def check(place: Path, trials: list[dict[str, Any]]) -> None:
         assert trial["said"].splitlines()[-1].startswith(told) and "Traceback" not in trial["said"], trial
 
 
-@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+@pytest.mark.parametrize("exchange", heavy_but([True], [True, False]), ids=["exchange", "two renames"])
 def test_full_at_every_operation(exchange: bool, tmp_path: Path) -> None:
     place = tmp_path / "place"
     _, trials = campaign(place, **scenes_job(1000, exchange) | {"how": "full"})

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import heavy_but
 
 sys.path.insert(0, str(Path(__file__).parent))
 from campaign import EXPORT, campaign, digests, export_job, scenes_job
@@ -29,7 +30,7 @@ def check(trials: list[dict[str, Any]], at_once: bool = True) -> None:
         assert "Traceback" not in trial["said_again"], trial
 
 
-@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+@pytest.mark.parametrize("exchange", heavy_but([True], [True, False]), ids=["exchange", "two renames"])
 def test_killed_at_every_operation(exchange: bool, tmp_path: Path) -> None:
     first, trials = campaign(tmp_path / "place", **scenes_job(1000, exchange))
     assert len(trials) == first["operations"] > 15
@@ -41,6 +42,7 @@ def test_killed_at_every_operation(exchange: bool, tmp_path: Path) -> None:
     assert all("'out' is back: a stopped run had moved it aside." in trial["said_again"] for trial in missing)
 
 
+@pytest.mark.heavy
 def test_killed_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
     first, trials = campaign(tmp_path / "place", **export_job(tiny_checkpoint, 5, exchange=True))
     assert first["operations"] > 30

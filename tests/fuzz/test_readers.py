@@ -89,7 +89,7 @@ def test_a_few_damaged_files_of_every_quick_reader(tmp_path: Path) -> None:
     checkpoint = HERE.parents[1] / "edgevlm" / "assets" / "default"
     seeds = make_seeds(tmp_path / "seeds", checkpoint, everything=False)
     titles = [reader.title for reader in READERS if reader.quick]
-    count = 12 * len(titles)
+    count = 6 * len(titles)
     check(run(seeds, 0, count, titles), titles, count)
 
 

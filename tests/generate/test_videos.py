@@ -147,6 +147,7 @@ def test_fewer_frames_than_there_are_times_for() -> None:
     assert replace(spec, most=1).frames(100, 10.0).tolist() == [0, 0]
 
 
+@pytest.mark.heavy
 @settings(max_examples=500, deadline=None)
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(2, 768), st.booleans())
 def test_sizes_of_frames_are_transformers(width: int, height: int, count: int, capped: bool) -> None:

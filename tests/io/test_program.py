@@ -113,6 +113,7 @@ OLD = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", OLD)
 def test_names_in_an_old_encoding(name: str, tmp_path: Path) -> None:
     """One that the encoding lacks is escaped, in results and in messages."""
@@ -129,6 +130,7 @@ def test_names_in_an_old_encoding(name: str, tmp_path: Path) -> None:
     assert done.stderr.startswith(b"Error: There is no picture '") and done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.heavy
 def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     script = "mv m $O; $E run $O q; $E export default -o $O/b --no-gate; $E scenes $O/s --count 1; ls $O"

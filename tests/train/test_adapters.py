@@ -82,6 +82,7 @@ def test_an_adapter_of_a_composed_model_is_merged(
     assert row.passed and row.note == f"{layers} tensors by peft {peft.__version__}"
 
 
+@pytest.mark.heavy
 def test_training_goes_on_from_an_adapter(options: TrainOptions) -> None:
     """The base model with the adapter merged is what is trained; what stays frozen shows it."""
     adapter = run(replace(options, lora=4, train=("vision", "decoder")))

@@ -135,7 +135,8 @@ def test_llava_layout_computes_what_transformers_computes(halves: tuple[Path, Pa
     np.testing.assert_allclose(reference.logits(merged, layout=layout)[0], logits, atol=2e-4)
 
 
-@pytest.mark.parametrize("kind", ["mlp", pytest.param("linear", marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
 def test_composed_models_pass_the_gate(halves: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
     folder = composed(halves, tmp_path / "model", kind)
     _randomize_projector(folder)

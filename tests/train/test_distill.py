@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import heavy_but
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -142,7 +143,9 @@ def test_the_teacher_runs_once(options: DistillOptions, monkeypatch: pytest.Monk
     assert blocks == [0, 1, 2, 1, 0, 1, 2]  # another temperature is another question
 
 
-@pytest.mark.parametrize("part", ["cross_entropy", "answer_kl", "visual_kl", "relation", "features"])
+@pytest.mark.parametrize(
+    "part", heavy_but(["features"], ["cross_entropy", "answer_kl", "visual_kl", "relation", "features"])
+)
 def test_each_part_of_the_loss_falls_when_it_is_trained(options: DistillOptions, part: str) -> None:
     alone = {"cross_entropy": 0.0, "answer_kl": 0.0} | {part: 1.0}
     out = quiet(replace(options, **alone, steps=12, batch=8, learning_rate=5e-3, save_every=100))  # type: ignore[arg-type]
@@ -179,7 +182,7 @@ def test_a_stopped_distillation_goes_on_with_the_same_weights(
     assert (resumed / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("preset", ["balanced", "size"])
+@pytest.mark.parametrize("preset", heavy_but(["balanced"], ["balanced", "size"]))
 def test_what_is_trained_quantized_is_what_ships(options: DistillOptions, tmp_path: Path, preset: str) -> None:
     out = quiet(replace(options, teacher=options.model, quantize="int4", preset=preset))
     source = open_source(str(out))
@@ -268,6 +271,7 @@ def test_options_are_checked_at_once(options: DistillOptions, change: dict[str, 
         replace(options, **change)
 
 
+@pytest.mark.heavy
 def test_a_changed_cache_is_noticed(options: DistillOptions) -> None:
     quiet(options)
     (cache,) = list(options.cache.iterdir())  # type: ignore[union-attr]

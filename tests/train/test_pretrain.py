@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import heavy_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -167,7 +166,8 @@ def test_names_are_found_in_questions(base: str) -> None:
     assert len(named.row) > 50 and words <= {*NOUN_INDEX}
 
 
-@pytest.mark.parametrize("stage", heavy_but(["labels"], STAGES))
+@pytest.mark.heavy
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_stopped_run_ends_at_the_same_weights(
     base: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -278,6 +278,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(options: TrainOptions) 
         assert np.mean(np.abs(ours[name] - theirs[name]) < 1e-5) > 0.98, name
 
 
+@pytest.mark.heavy
 def test_batches_of_a_step_count_by_their_tokens(options: TrainOptions) -> None:
     """Accumulated, the step is that of one large batch, though answers differ in length."""
     options = replace(options, data=options.data.with_name("questions.jsonl"), steps=1, warmup=0.0)
@@ -349,7 +350,8 @@ def test_an_adapter_is_what_export_merges(options: TrainOptions) -> None:
         np.testing.assert_allclose(ours.read(name), merged[name].numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("lora", heavy_but([4], [None, 4]))
+@pytest.mark.heavy
+@pytest.mark.parametrize("lora", [None, 4])
 def test_the_preferred_answer_becomes_likelier(options: TrainOptions, lora: int | None) -> None:
     options = replace(
         options,
@@ -367,6 +369,7 @@ def test_the_preferred_answer_becomes_likelier(options: TrainOptions, lora: int 
     assert (out / ("model.safetensors" if lora is None else "adapter_model.safetensors")).exists()
 
 
+@pytest.mark.heavy
 def test_a_damaged_picture_stops_a_run_or_is_left_out(options: TrainOptions, tmp_path: Path) -> None:
     folder = write_data(tmp_path / "data", 8)
     path = folder / "images" / "000002.png"

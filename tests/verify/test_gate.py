@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from cases import heavy_but
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.checkpoint.checkpoint import open_checkpoint
@@ -26,7 +27,7 @@ RECIPES = [("fp32", "balanced"), ("fp16", "balanced"), ("int8", "balanced"), ("i
            ("int4", "latency")]  # fmt: skip
 
 
-@pytest.mark.parametrize(("quantize", "preset"), RECIPES)
+@pytest.mark.parametrize(("quantize", "preset"), heavy_but(RECIPES[2:4], RECIPES, several=True))
 def test_every_recipe_passes(tiny_checkpoint: Path, tmp_path: Path, quantize: str, preset: str) -> None:
     stages: list[tuple[str, int, int]] = []
     options = ExportOptions(str(tiny_checkpoint), tmp_path / "out", quantize=quantize, preset=preset)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import heavy_but
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -81,7 +82,11 @@ def write(folder: Path, side: int, arguments: Any, **vision: Any) -> None:
 
 @pytest.mark.parametrize(
     ("multiplier", "side", "prefix"),
-    [(1 / 64, 512, "model.vision_tower."), (0.05, 256, "vision_tower.")],
+    heavy_but(
+        [(0.05, 256, "vision_tower.")],
+        [(1 / 64, 512, "model.vision_tower."), (0.05, 256, "vision_tower.")],
+        several=True,
+    ),
 )
 def test_states_are_the_published_definitions(tmp_path: Path, multiplier: float, side: int, prefix: str) -> None:
     tower = Tower(tmp_path, multiplier, side, prefix)

@@ -330,7 +330,7 @@ def test_divergence_of_worked_distributions() -> None:
     assert np.allclose(kl, 0.130812, atol=1e-6) and same.all()
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq+gptq"])
+@pytest.mark.parametrize("method", heavy_but(["awq+gptq"], ["gptq", "awq+gptq"]))
 def test_every_target_holds_the_same_bits(gguf_checkpoint: Path, jsonl: Path, tmp_path: Path, method: str) -> None:
     out = tmp_path / "out"
     options = ExportOptions(
@@ -430,7 +430,7 @@ def test_the_gate_passes_other_families_calibrated(family: str, jsonl: Path, tmp
     assert row.measured == 0 and open_bundle(result.folder).manifest.calibration is not None
 
 
-@pytest.mark.parametrize("limits", [{"budget": 650_000}, {"max_loss": 0.5}])
+@pytest.mark.parametrize("limits", heavy_but([{"budget": 650_000}], [{"budget": 650_000}, {"max_loss": 0.5}]))
 def test_limits_choose_the_bits(gguf_checkpoint: Path, jsonl: Path, tmp_path: Path, limits: dict[str, Any]) -> None:
     options = ExportOptions(
         str(gguf_checkpoint),
