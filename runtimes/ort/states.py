@@ -40,7 +40,7 @@ class SharedCache:
     A state that is replaced has two buffers, which take turns as past and as present.
     """
 
-    def __init__(self, ort: Any, spec: Decoder, sessions: list[Any], hidden: bool) -> None:
+    def __init__(self, ort: Any, spec: Decoder, sessions: list[Any], hidden: bool = False) -> None:
         """hidden: whether the graph gives hidden states, too."""
         self.position = 0
         self.capacity = 0
@@ -132,7 +132,7 @@ class SharedCache:
 class PassedCache:
     """Past goes in, past and new come out, a copy for each call: what graphs of standard operators can do."""
 
-    def __init__(self, ort: Any, spec: Decoder, sessions: list[Any], hidden: bool) -> None:
+    def __init__(self, ort: Any, spec: Decoder, sessions: list[Any], hidden: bool = False) -> None:
         self.position = 0
         self.hidden = np.empty((1, 1, spec.hidden_size), np.float32)
         self._ort, self._spec, self._sessions = ort, spec, sessions

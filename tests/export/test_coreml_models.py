@@ -316,7 +316,7 @@ def test_a_side_that_no_view_has_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("profile", BY_PROFILE)
-@pytest.mark.parametrize("mask", ["image", "prompt"])
+@pytest.mark.parametrize("mask", heavy_but(["image"], ["image", "prompt"]))
 def test_positions_that_see_later_ones(tmp_path: Path, mask: str, profile: str) -> None:
     """A picture, or a prompt, is read by one call; a fixed one writes 32 rows of it at a time."""
     layout = Layout(90, (Span(40, (6, 6)),))

@@ -140,7 +140,7 @@ def _map_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     ("plant", "where"),
     [
         pytest.param(_all_values, "decoder.layers.0.norm2_after", marks=pytest.mark.heavy),
-        (_stream_dropped, "decoder.layers.1.norm1"),
+        pytest.param(_stream_dropped, "decoder.layers.1.norm1", marks=pytest.mark.heavy),
         pytest.param(_map_dropped, "decoder.layers.0.norm2", marks=pytest.mark.heavy),
     ],
     ids=["all values of gates", "a stream dropped", "a map dropped"],

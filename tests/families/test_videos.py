@@ -236,6 +236,7 @@ def answer(made: Made, inputs: Any, count: int) -> tuple[list[int], list[float]]
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("made", heavy_but(["qwen2_vl", "internvl", "gemma4"], FAMILIES), indirect=True)
 def test_features_and_tokens_are_transformers(made: Made, tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mp4", **FILES["short"])
     said = made.inputs(path, conversation())

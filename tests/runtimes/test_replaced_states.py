@@ -66,7 +66,10 @@ def _plain(weights: Drawn) -> Any:
 
 def _bundle(folder: Path, spec: ModelSpec, **targets: OnnxTarget | CoreMLTarget) -> Bundle:
     files = {str(path.relative_to(folder)): None for path in folder.rglob("*") if path.is_file()}
-    return Bundle(folder, cast(Any, SimpleNamespace(spec=spec, targets=targets, files=files)))
+    return Bundle(
+        folder,
+        cast(Any, SimpleNamespace(spec=spec, targets=targets, files=files, recipe={"decoder": {"kind": "fp32"}})),
+    )
 
 
 ENGINES: dict[str, Callable[[Path, ModelSpec, Drawn], Decoder]] = {

@@ -96,6 +96,7 @@ def test_training_goes_on_from_an_adapter(options: TrainOptions) -> None:
         run(replace(again, lora=2, out=options.out.with_name("third")))
 
 
+@pytest.mark.heavy
 def test_nothing_is_said_but_edgevlms_own_lines(options: TrainOptions, capfd: pytest.CaptureFixture[str]) -> None:
     """peft would look for the base model on the Hub, and warn that it did not find it."""
     with warnings.catch_warnings(record=True) as caught:

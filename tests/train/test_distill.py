@@ -236,6 +236,7 @@ def test_a_question_counts_the_same_however_long_its_answer() -> None:
         assert float(value) == pytest.approx(float(short[name] + long[name]) / 2, rel=1e-4)
 
 
+@pytest.mark.heavy
 def test_models_that_cannot_be_compared_are_refused(
     options: DistillOptions, builder: ModuleType, tmp_path: Path
 ) -> None:

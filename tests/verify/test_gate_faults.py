@@ -488,6 +488,7 @@ def test_a_state_that_is_not_carried_is_caught_and_named(
     assert row.where == ("0.conv" if lost == "all" else lost)
 
 
+@pytest.mark.heavy
 def test_a_bundle_alone_is_held_to_what_its_export_recorded(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
