@@ -32,8 +32,8 @@ What the tests of each family measured, written by `make models`: no cell is typ
 [models.json](models.json), and a family that no test has measured says so.
 
 Each family is tested on small checkpoints with random weights, built by transformers' own classes (or by the published
-code where transformers has none), in every layout of tensor names; the sizes are below. A cell says, over all layouts,
-pictures and prompts that were tried:
+code where transformers has none), in every layout of tensor names; the sizes are below. Layouts that are read bit for
+bit alike are one model, which engines run once. A cell says, over all layouts, pictures and prompts that were tried:
 
 - **float** (fp32; fp16 in CoreML): the lowest cosine of an image token's features with transformers' own, and how many
   greedy tokens are transformers' own before the first tie that floats cannot tell.

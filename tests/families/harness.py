@@ -342,6 +342,7 @@ class FamilyTests:
                     for target, count in self.engines.items():
                         check_tokens(other, self.prompts[-1], target, count)
                     tried.append(other)
+                made.measured += other.measured
             except Exception as error:
                 error.add_note(f"of the variant {variant.name}")
                 raise
