@@ -21,7 +21,8 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.io.regular import open_regular
 from edgevlm.models.model import ModelSpec
-from edgevlm.runtimes.llama.names import PROJECTORS, TEXT, Table, frame_name
+from edgevlm.runtimes.llama.names import PROJECTORS, TEXT
+from edgevlm.runtimes.llama.table import Table, frame_name
 from edgevlm.types import F32
 
 if TYPE_CHECKING:
@@ -186,6 +187,10 @@ class GgufWeights:
         """Whether a weight of the model belongs in these files: a tower's does not where there is no mmproj."""
         return name.startswith("decoder.") or self._pictures is not None
 
+    def held(self, name: str, values: F32) -> F32:
+        """What a file holds of the original's values: all of them, but for kernels that llama.cpp takes in fp16."""
+        return values.astype(np.float16).astype(np.float32) if self._find(name)[1].halves(name) else values
+
     def __contains__(self, name: object) -> bool:
         try:
             return isinstance(name, str) and bool(self._find(name))
@@ -202,6 +207,8 @@ class GgufWeights:
             values = np.stack(kernels, axis=2).reshape(len(values), -1)
         if table.scatters(name):
             values = values.reshape(len(values), -1)
+        if table.spans(name, values.ndim == 4 and values.shape[2:] == (1, 1)):
+            values = values.reshape(values.shape[:-2])
         values = values.T if table.turns(name) else values
         values = values.reshape(-1, values.shape[-1]) if table.planes_of(name) else values
         by_head = table.by_head(name, self._spec)

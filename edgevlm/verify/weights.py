@@ -56,14 +56,14 @@ def gguf_weights(bundle: Bundle) -> GgufWeights:
 
 
 def check_gguf(pair: GgufWeights, expected: ExpectedWeights) -> Row:
-    """Every matrix and vector of the pair, dequantized, has the bits of the quantizer's."""
+    """Every matrix and vector of the pair, dequantized, has the bits of the quantizer's, or of their fp16 (`held`)."""
     wrong = []
     names = [name for name in expected.names() if not name.startswith(PREFILL) and pair.should_hold(name)]
     for name in names:
         if name not in pair:
             wrong.append((name, "missing"))
             continue
-        ours, theirs = pair.read(name), expected.read(name)
+        ours, theirs = pair.read(name), pair.held(name, expected.read(name))
         if ours.tobytes() != theirs.tobytes():
             wrong.append((name, _values_differ(ours, theirs.reshape(ours.shape)) or "signs of zero differ"))
     return _row("gguf", wrong, len(names))

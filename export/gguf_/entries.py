@@ -16,7 +16,8 @@ from edgevlm.models.projector import Group
 from edgevlm.models.record import weight_tree
 from edgevlm.models.rope import rope_factors
 from edgevlm.models.spec import Attention, Decoder, Rope
-from edgevlm.runtimes.llama.names import PROJECTORS, ROPE_DIVISORS, ROPE_FACTORS, SHARING, TEXT, Table, frame_name
+from edgevlm.runtimes.llama.names import PROJECTORS, ROPE_DIVISORS, ROPE_FACTORS, SHARING, TEXT
+from edgevlm.runtimes.llama.table import Table, frame_name
 from edgevlm.types import F32
 
 
@@ -93,10 +94,11 @@ def _entries(spec: ModelSpec, part: str, table: Table, recipe: Recipe) -> list[E
     for weight, info in weight_tree(spec).items():
         if not weight.startswith(part):
             continue
-        shape, kind = info.shape, GGMLQuantizationType.F32
+        shape, kind = info.shape, GGMLQuantizationType.F16 if table.halves(weight) else GGMLQuantizationType.F32
         if info.is_linear:
             form = recipe.form(weight).kind
-            moved = table.turns(weight) or (table.scatters(weight) and form == "int4")
+            spans = table.spans(weight, info.is_linear)
+            moved = table.turns(weight) or spans or (table.scatters(weight) and form == "int4")
             kind = ggml_type("fp32" if moved and form.startswith("int") else form, shape[-1])
         if table.square_patches and weight == "vision.patch_embedding.weight":
             shape = (shape[0], 3, spec.vision.patch_size, spec.vision.patch_size)
@@ -110,6 +112,7 @@ def _entries(spec: ModelSpec, part: str, table: Table, recipe: Recipe) -> list[E
         if table.kernel and table.scatters(weight):
             group = next(step for step in spec.projector if isinstance(step, Group))
             shape, kind = (shape[0], group.width, group.side, group.side), GGMLQuantizationType.F32
+        shape = (*shape, 1, 1) if table.spans(weight, info.is_linear) else shape
         planes = table.planes_of(weight)
         shape = (planes, shape[0] // planes, *shape[1:]) if planes else shape
         name, weights = table.name(weight), tuple([weight])

@@ -86,8 +86,8 @@ def _check_tensors(file: GgufFile, entries: list[Entry]) -> None:
             raise _wrong(file, f"the tensor {entry.name} is missing")
         if tensor.shape != entry.shape:
             raise _wrong(file, f"the tensor {entry.name} has the shape {tensor.shape}, expected {entry.shape}")
-        if tensor.kind != "F32" and not entry.linear:
-            raise _wrong(file, f"the tensor {entry.name} is {tensor.kind}, expected F32")
+        if tensor.kind != entry.kind.name and not entry.linear:
+            raise _wrong(file, f"the tensor {entry.name} is {tensor.kind}, expected {entry.kind.name}")
     if unknown := sorted(set(file.tensors) - {entry.name for entry in entries}):
         raise _wrong(file, f"the tensor {unknown[0]} does not belong to this model")
 

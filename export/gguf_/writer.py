@@ -23,7 +23,8 @@ from edgevlm.export.quantize.recipe import Recipe
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
-from edgevlm.runtimes.llama.names import PROJECTORS, TEXT, Table
+from edgevlm.runtimes.llama.names import PROJECTORS, TEXT
+from edgevlm.runtimes.llama.table import Table
 from edgevlm.verify.stock import stock_note
 
 MODEL, MMPROJ = "model.gguf", "mmproj.gguf"

@@ -21,7 +21,7 @@ from edgevlm.runtimes.devices import llama_device
 from edgevlm.runtimes.gguf import GgufFile, gguf_files
 from edgevlm.runtimes.llama.check import check_agreement
 from edgevlm.runtimes.llama.engine import load_engine, probe_in_child
-from edgevlm.runtimes.llama.names import EMBEDDINGS, PER_LAYER, PROJECTORS, Table
+from edgevlm.runtimes.llama.names import EMBEDDINGS, NO_TABLE, PER_LAYER, PROJECTORS
 from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class LlamaEncoder:
         self._no_pictures = target_of(bundle, GgufTarget).no_pictures
         self._spec, self._engine, self.device = bundle.manifest.spec, files.engine, files.device
         self._files: LlamaFiles | None = files.hold()
-        self._table = PROJECTORS.get(target_of(bundle, GgufTarget).projector_type or "", Table({}))
+        self._table = PROJECTORS.get(target_of(bundle, GgufTarget).projector_type or "", NO_TABLE)
         self._limits = range(0)
         self._mtmd: Any = None
 

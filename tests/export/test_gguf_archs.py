@@ -29,11 +29,13 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.projector import Act, Gated, Group, Linear, Normalize, Pool, Shuffle, Take
 from edgevlm.models.record import weight_tree
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Norm, Rope, RopeScaling, ShortConv
+from edgevlm.models.towers.mobilenet import Attending, Bottleneck, MobileNet
 from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.base import EngineOptions
 from edgevlm.runtimes.eager import eager_runtime
 from edgevlm.runtimes.gguf import GgufFile, GgufWeights
+from edgevlm.verify.weights import check_gguf
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny.tokenizer import DEEPSEEK_CUTS, LFM2_PATTERN, TEKKEN_PATTERN, bytes_alone, isolated
@@ -151,6 +153,26 @@ def gated_merger(act="gelu"):
     return Group(2, EYES), first, second, Normalize(Norm("layer", 1e-5)), Act(act), Gated(Mlp(160), WIDTH)
 
 
+def bottlenecks(**options):
+    """MobileNetV5's layers with few channels."""
+    few, many, norm = Attention(3, 1, 16), Attention(4, 1, 8), Norm("rms", 1e-6)
+    layers = (
+        Bottleneck(8, 32, fused=3, stride=2), *[Bottleneck(8, 32, fused=3)] * 2,
+        Bottleneck(16, 48, 3, 5, stride=2), *[Bottleneck(16, 64, 5), Bottleneck(16, 64, 3)] * 2,
+        Bottleneck(32, 96, 5, 5, stride=2), *[Bottleneck(32, 64, 5)] * 7, Bottleneck(32, 32),
+        *[Attending(few, stride=2), Bottleneck(32, 64)] * 14,
+        Bottleneck(40, 96, 5, 5, stride=2), *[Attending(many), Bottleneck(40, 64)] * 19,
+    )  # fmt: skip
+    block = Block((many,), Mlp(144, "gelu_tanh", gated=False), norm)
+    made = MobileNet(256, 16, EYES, len(layers), block, stem=12, layers=layers, fine=45)
+    return dataclasses.replace(made, **options)
+
+
+def embedder(eps=1e-6, width=WIDTH):
+    bare = Normalize(Norm("rms", 1e-6, weight=False), "norm_after")
+    return Normalize(Norm("rms", eps)), Linear("linear", width, bias=False), bare
+
+
 LLAMA3 = RopeScaling(8.0, 1.0, 4.0, 64)
 TEXTS = {
     "llama": ("llama", decoder(tied=False)),
@@ -163,6 +185,7 @@ TEXTS = {
     "qwen2vl": ("qwen2vl", decoder(bias=True, sections=(2, 3, 3), tied=False)),
     "glm4": ("glm4", sandwich()),
 }
+LARGE = "gemma3nv of larger pictures"
 TOWERS = {
     "idefics3": (vit(act="gelu_tanh"), idefics3()),
     "mlp": (vit(act="gelu_tanh", post_norm=False), two_maps()),
@@ -185,9 +208,12 @@ TOWERS = {
     "glm4v with norms of heads and biases": (gated_vit(bias=True), gated_merger()),
     "dots_ocr": (between_vit(), plain_merger()),
     "dots_ocr with biases": (between_vit(bias=True, pre_norm=False), plain_merger()),
+    "gemma3nv": (bottlenecks(), embedder()),
+    LARGE: (bottlenecks(image_size=512, patch_size=32), embedder()),
 }  # fmt: skip
 # Sizes of pictures: of a grid tower one window, several with a rest on both sides, and one token.
 GRIDS = {name: [(112, 112), (140, 308), (28, 28)] for name in TOWERS if TOWERS[name][0].kind == "qwen_vit"}
+GRIDS |= {name: [(tower.image_size,) * 2] for name, (tower, _) in TOWERS.items() if tower.kind == "mobilenet"}
 
 
 def model(text="llama", tower="idefics3"):
@@ -394,6 +420,12 @@ NO_PICTURES = {
     "no norm behind layers, dots_ocr": (between_vit(post_norm=False), plain_merger(), "with a norm behind its layers"),
     "another activation, glm4v": (gated_vit(), gated_merger("gelu_tanh"), "projector has other steps than"),
     "other windows": (qwen_vit(window=4), merger(), "other windows than llama.cpp's of 112 pixels"),
+    "another stage": (bottlenecks(fine=37), embedder(), "vision tower has other layers than llama.cpp's"),
+    "an epsilon of bottlenecks": (bottlenecks(), embedder(eps=1e-5), "projector has other norms than llama.cpp's"),
+    "states of another width": (
+        bottlenecks(hidden_size=96), embedder(), "features of another width than its tower's states",
+    ),
+    "fewer tokens of bottlenecks": (bottlenecks(patch_size=32), embedder(), "other than 16 x 16 tokens of a picture"),
 }  # fmt: skip
 
 
@@ -461,6 +493,30 @@ def test_every_weight_is_read_back_bit_for_bit(write, text, tower, kind):
         assert name in weights and weights.read(name).tobytes() == values.tobytes(), name
     kinds = set(bundle.manifest.targets["gguf"].bytes)
     assert kinds <= {"int4": {"Q4_0", "Q8_0", "F32"}, "int8": {"Q8_0", "F32"}, "fp32": {"F32"}}[kind]
+
+
+@pytest.mark.parametrize("kind", ["int4", "fp16", "fp32"])
+def test_convolutions_of_single_channels_are_fp16_and_others_without_blocks(write, kind):
+    """What llama.cpp takes: it dies of such kernels in float32, and has no convolution of blocks."""
+    spec = model(tower="gemma3nv")
+    bundle, expected = write(spec, Arrays(spec), kind)
+    path = files(bundle)[1]
+    weights, file = GgufWeights(*files(bundle), spec), GgufFile(path)
+    kernels = {name for name, info in weight_tree(spec).items() if info.role == "kernel" and info.shape[1] == 1}
+    assert len(kernels) == 6 + 9 + 28 + 2  # in three stages, and before keys and values
+    for name, values in expected.items():
+        held = values.astype(np.float16).astype(np.float32) if name in kernels else values
+        assert name in weights and weights.read(name).tobytes() == held.tobytes(), name
+    told = SimpleNamespace(names=lambda: list(expected), read=expected.__getitem__)
+    assert check_gguf(weights, told).passed
+    expected[min(kernels)] = expected[min(kernels)] * np.float32(1 + 2**-9)
+    assert not check_gguf(weights, told).passed
+    assert file.keys["clip.vision.patch_size"] == 1
+    convolutions = [tensor for name, tensor in file.tensors.items() if name.startswith("v.") and len(tensor.shape) == 4]
+    assert {tensor.kind for tensor in convolutions} == {"F16", "F32"}
+    assert {tensor.kind for tensor in convolutions if tensor.shape[2:] == (1, 1)} == {
+        "F16" if kind == "fp16" else "F32"
+    }
 
 
 def test_names_are_llama_cpps_own(write):
@@ -579,7 +635,9 @@ def test_a_text_alone_has_one_position_per_token(engines):
 
 
 @needs_llama
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize(
+    "tower", [*(name for name in TOWERS if name != LARGE), pytest.param(LARGE, marks=pytest.mark.heavy)]
+)
 def test_features_are_eagers(engines, tower):
     text = "qwen2vl" if tower.startswith("qwen2.5vl_merger") else "qwen2"
     ours, eager = engines(model(text, tower))

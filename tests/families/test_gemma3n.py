@@ -17,7 +17,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import gemma3n
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import PICTURES, QUESTION, SIZES, Checkpoint, FamilyTests, Variant, check_features, check_tokens
+from harness import (
+    PICTURES,
+    QUESTION,
+    SIZES,
+    Checkpoint,
+    FamilyTests,
+    Variant,
+    check_features,
+    check_tokens,
+)
 
 from edgevlm.checkpoint.checkpoint import open_checkpoint
 from edgevlm.checkpoint.families import read_image_spec, read_model
@@ -25,6 +34,7 @@ from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.export.gguf_.archs import text_arch
 from edgevlm.export.onnx_.ops import OnnxOps
 from edgevlm.export.pipeline import ExportOptions, export_model
+from edgevlm.export.survey import survey
 from edgevlm.generate.loop import Pipeline
 from edgevlm.models.spec import Attention
 from edgevlm.runtimes import open_runtime
@@ -42,7 +52,7 @@ def _variant(name: str, **options: Any) -> Variant:
 
 LONG = [(1, 40), (600, 3), (4100, 60)]
 # The numbers that are constants of llama.cpp.
-PUBLISHED = {
+PUBLISHED: dict[str, Any] = {
     "num_hidden_layers": 25, "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 5, "laurel_rank": 64,
     "num_kv_shared_layers": 5, "intermediate_size": 2048, "hidden_size_per_layer_input": 256,
     "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 15, "final_logit_softcapping": 30.0,
@@ -55,6 +65,20 @@ class TestGemma3nWithPublishedNumbers(FamilyTests):
 
     variants: ClassVar = {"published": _variant("published", **PUBLISHED)}
     engines: ClassVar = {"onnx": 64, "gguf": 64, "coreml": 32}
+
+
+@pytest.mark.heavy
+class TestGemma3nOfPublishedWidth:
+    """As wide as its tower's states, as llama.cpp takes every such model to be: then its pair of files is whole."""
+
+    @pytest.fixture(scope="class")
+    def made(self, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+        return Checkpoint(_variant("wide", **PUBLISHED, hidden_size=2048), tmp_path_factory.mktemp("wide"))
+
+    def test_llama_cpp_encodes_and_answers(self, made: Checkpoint) -> None:
+        found = survey(open_checkpoint(str(made.folder))).targets["gguf"]
+        assert (found.refusal, found.no_pictures) == (None, None)
+        check_tokens(made, "several", "gguf", 64)
 
 
 LAYOUTS = {name: _variant(name, layout=name) for name in ("hub", "saved", "memory")}

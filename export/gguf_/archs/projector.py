@@ -39,6 +39,7 @@ class ProjectorType:
     line_break: str | None = None  # the tensor with the embedding of the token that it puts between rows
     padding: tuple[int, int, int] | None = None  # the colour around pictures that llama.cpp alone makes square
     sandwich: bool = False  # layers with norms behind parts, of heads and of values, bounds and scores as they are
+    other_layers: Callable[[ModelSpec], bool] | None = None  # whether a tower's are others, of a type of its own kinds
 
     def keys(self, spec: ModelSpec, image: ImageSpec) -> dict[str, Value]:
         made: dict[str, Value] = {
@@ -53,11 +54,8 @@ class ProjectorType:
 
     def refused(self, spec: ModelSpec) -> list[str]:
         """Why the type cannot compute a model's pictures; empty where it can."""
-        refusals: Refusals = {
-            "vision tower has other layers than llama.cpp's": lambda spec: (
-                _other_sandwich(spec) if self.sandwich else _other_layers(spec, self)
-            )
-        }
+        other = self.other_layers or (_other_sandwich if self.sandwich else lambda spec: _other_layers(spec, self))
+        refusals: Refusals = {"vision tower has other layers than llama.cpp's": other}
         return [reason for reason, holds in {**refusals, **_REFUSALS, **self.refusals}.items() if holds(spec)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgevlm.export.gguf_.archs.bottlenecks import BOTTLENECKS
 from edgevlm.export.gguf_.archs.grids import GRIDS
 from edgevlm.export.gguf_.archs.projector import ProjectorType
 from edgevlm.export.gguf_.archs.squares import SQUARE
@@ -40,4 +41,4 @@ def why_no_pictures(spec: ModelSpec) -> str | None:
 
 def _of_shape(spec: ModelSpec) -> list[ProjectorType]:
     shape = spec.vision.kind, tuple(step.kind for step in spec.projector)
-    return [each for each in (*SQUARE, *GRIDS) if (each.tower, each.steps) == shape]
+    return [each for each in (*SQUARE, *GRIDS, *BOTTLENECKS) if (each.tower, each.steps) == shape]
