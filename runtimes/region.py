@@ -11,6 +11,7 @@ import numpy as np
 from edgevlm.bundle.region import region_file
 from edgevlm.models.activations import ACTS
 from edgevlm.models.region import SIZE_BINS, SIZE_OCTAVES, Region
+from edgevlm.models.rope import cos_sin
 from edgevlm.types import F32
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ class RegionHead:
         return self._linear(f"{name}.fc2", ACTS["gelu_tanh"](self._linear(f"{name}.fc1", state)))
 
     def _written(self, name: str, *values: float) -> F32:
-        angles = np.float32(2 * math.pi) * np.array([values], np.float32) @ self._weights[f"region.{name}_features"]
-        return self._linear(f"{name}_encoder", np.concatenate([np.cos(angles), np.sin(angles)], axis=1))
+        turns: F32 = np.multiply([values], 2 * math.pi, dtype=np.float32)
+        angles: F32 = turns @ self._weights[f"region.{name}_features"]
+        return self._linear(f"{name}_encoder", np.concatenate(cos_sin(angles), axis=1))
 
     def _linear(self, name: str, x: F32) -> F32:
         made: F32 = x @ self._weights[f"region.{name}.weight"].T + self._weights[f"region.{name}.bias"]

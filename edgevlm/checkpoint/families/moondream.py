@@ -42,8 +42,9 @@ def read(checkpoint: Checkpoint, config: JsonFile) -> ModelSpec:
             "text.wte and the like: take revision 2025-06-21."
         )
     vision, text, region = (config.section("config").section(key) for key in ("vision", "text", "region"))
-    if text.value("group_size") is not None:
-        raise text.wrong("group_size", "null: weights that are not quantized")
+    for part in (text, region):
+        if part.value("group_size") is not None:
+            raise part.wrong("group_size", "null: weights that are not quantized")
     decoder = read_parallel(text)
     vision.choice("proj_out_dim", decoder.hidden_size, {decoder.hidden_size: f"{decoder.hidden_size}"})
     inner = vision.count("proj_inner_dim", 8192)

@@ -38,8 +38,6 @@ def read_sheet(config: JsonFile) -> SheetVit:
 
 def read_region(config: JsonFile, width: int, end: int) -> Region:
     """width: of the decoder. end: the token that ends a list of places."""
-    if config.value("group_size") is not None:
-        raise config.wrong("group_size", "null: weights that are not quantized")
     config.choice("dim", 2048, {width: f"the decoder's {width}"})
     config.choice("size_out_dim", 2 * SIZE_BINS, {2 * SIZE_BINS: "a width's and a height's"})
     return Region(
