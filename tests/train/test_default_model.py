@@ -165,7 +165,7 @@ def test_the_recipe_goes_from_nothing_to_a_model_like_the_shipped_one(tmp_path: 
     """Every stage for two steps: what is read here is that they fit together, not what they teach."""
     from edgevlm.train.shipped.recipe import NUMBERS, PATCH, TEACHER_LAYERS, VISION_LAYERS, Recipe, make
 
-    few = {name: 2 for name in NUMBERS if name.endswith("steps") or name == "batch"}
+    few = {name: 2 for name in NUMBERS if name.endswith("steps") or name in ("batch", "labelled", "drills")}
     made = make(Recipe(tmp_path / "run", pictures=8, **few))
     ours, theirs = (open_checkpoint(folder) for folder in (made, SHIPPED))
     assert {n: ours.shape(n) for n in ours.names()} == {n: theirs.shape(n) for n in theirs.names()}

@@ -56,7 +56,9 @@ class Recipe:
     whole_steps: int = 400  # of stage `both` in step 6
     twice_steps: int = 100
     aware_steps: int = 350
-    batch: int = 8  # pictures
+    batch: int = 8  # pictures of a step
+    labelled: int = 24  # pictures of a step on labels
+    drills: int = 32  # pictures of a step that asks for one thing alone
     threads: int = 2
     seed: int = 0
     larger: bool = False  # the teacher
@@ -74,17 +76,16 @@ class Stage(NamedTuple):
     steps: str  # the recipe's number
     rate: float
     fall: float = 1.0
-    drills: int = 0
+    drills: bool = False
 
 
 NUMBERS = (
     "pictures", "label_steps", "name_steps", "both_steps", "sign_steps", "said_steps", "whole_steps",
-    "twice_steps", "aware_steps", "batch", "threads", "seed",
+    "twice_steps", "aware_steps", "batch", "labelled", "drills", "threads", "seed",
 )  # fmt: skip
 PREPROCESSOR = "preprocessor_config.json"
 VISION_LAYERS, LAYERS, PATCH = 8, 6, 16  # grown
 TEACHER_LAYERS = 10  # of its decoder
-LABELLED, DRILLS = 24, 32  # pictures of a step on labels, and of one that asks for one thing alone
 FIRST = (
     Stage("seen", "base", "labels", "label_steps", 1.5e-3, 0.4),
     Stage("named", "seen", "names", "name_steps", 2e-3),
@@ -92,12 +93,12 @@ FIRST = (
 )
 AGAIN = (
     Stage("read", "grown", "signs", "sign_steps", 6e-4, 0.9),
-    Stage("said", "read", "names", "said_steps", 1e-3, drills=DRILLS),
-    Stage("whole", "said", "both", "whole_steps", 4e-4, drills=DRILLS),
+    Stage("said", "read", "names", "said_steps", 1e-3, drills=True),
+    Stage("whole", "said", "both", "whole_steps", 4e-4, drills=True),
 )
 DEEPER = (
-    Stage("larger-said", "deeper", "names", "said_steps", 1e-3, drills=DRILLS),
-    Stage("larger", "larger-said", "both", "whole_steps", 4e-4, drills=DRILLS),
+    Stage("larger-said", "deeper", "names", "said_steps", 1e-3, drills=True),
+    Stage("larger", "larger-said", "both", "whole_steps", 4e-4, drills=True),
 )
 STAGES = FIRST + AGAIN + DEEPER  # each has a seed of its own
 
@@ -179,8 +180,8 @@ def _run(recipe: Recipe, progress: Progress, stages: tuple[Stage, ...]) -> None:
             recipe.out / stage.name,
             stage.kind,
             steps=getattr(recipe, stage.steps),
-            batch=LABELLED if labels else recipe.batch,
-            drills=stage.drills,
+            batch=recipe.labelled if labels else recipe.batch,
+            drills=recipe.drills if stage.drills else 0,
             learning_rate=stage.rate,
             fall=stage.fall,
             seed=seed,
