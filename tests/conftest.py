@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes begins first, so that all processes end together."""
-    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
-
-
 @pytest.fixture(scope="session")
 def builder() -> ModuleType:
     """tests/build_smolvlm.py as a module."""

@@ -159,7 +159,6 @@ def test_the_card_states_the_measured_figures(figures: dict[str, Any]) -> None:
         assert f"{found['score']:.1%}" in row and str(found["n"]) in row, (skill, row)
 
 
-@pytest.mark.longest
 @pytest.mark.heavy
 def test_the_recipe_goes_from_nothing_to_a_model_like_the_shipped_one(tmp_path: Path) -> None:
     """Every stage for two steps: what is read here is that they fit together, not what they teach."""
