@@ -10,7 +10,7 @@ import numpy as np
 from edgevlm.bundle.manifest import target_of
 from edgevlm.bundle.targets import OnnxTarget
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.layout import Layout
+from edgevlm.inputs.layout import Layout, next_part
 from edgevlm.inputs.preprocess import normalize, normalize_all
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.model import ModelSpec
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
 
 NAME = "onnxruntime"
+# Positions of a prompt in one call on a CPU. A call's scores of all heads are held at once and those of later keys are
+# computed, too: in parts they stay in the cache, and half of them are never made.
+PROMPT_PART = 256
 
 
 def open_runtime(bundle: Bundle, options: EngineOptions) -> Runtime:
@@ -69,8 +72,8 @@ class _Graphs:
         count = (
             "one thread per core" if self.threads is None else f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         )
-        on_cpu = options.device == "cpu"
-        self.device = f"CPU ({count})" if on_cpu else f"{self._providers[0][0]}, CPU for what it lacks"
+        self.on_cpu = options.device == "cpu"
+        self.device = f"CPU ({count})" if self.on_cpu else f"{self._providers[0][0]}, CPU for what it lacks"
 
     def load(self, graph: str, threads: int | None) -> Graph:
         if graph not in self.files:
@@ -96,8 +99,9 @@ def _decoder(bundle: Bundle, graphs: _Graphs) -> OrtDecoder:
     decoders = [graphs.load(name, graphs.threads) for name in names]
     hidden = bundle.manifest.spec.region is not None
     cache = (SharedCache if graphs.shared else PassedCache)(graphs.ort, d, decoders, hidden)
-    quantized = bundle.manifest.recipe["decoder"]["kind"] in ("int8", "int4")
-    return OrtDecoder(embed, decoders, cache, d, graphs.device, quantized and not graphs.portable)
+    rounds = bundle.manifest.recipe["decoder"]["kind"] in ("int8", "int4") and not graphs.portable
+    part = PROMPT_PART if graphs.on_cpu else d.context_length
+    return OrtDecoder(embed, decoders, cache, d, graphs.device, rounds, part)
 
 
 class OrtEncoder:
@@ -128,9 +132,11 @@ class OrtDecoder:
 
     name = NAME
 
-    def __init__(self, embed: Any, sessions: list[Any], cache: Cache, spec: Decoder, device: str, rounds: bool) -> None:
-        """sessions: the decoder, and behind it the prompt's own where there is one."""
-        self.rounds = rounds
+    def __init__(
+        self, embed: Any, sessions: list[Any], cache: Cache, spec: Decoder, device: str, rounds: bool, part: int
+    ) -> None:
+        """sessions: the decoder, and behind it the prompt's own where there is one. part: most positions of a call."""
+        self.rounds, self._part = rounds, part
         self._embed, self._decoders, self._spec, self.device = embed, sessions, spec, device
         self._cache: Cache | None = cache
         self._layout = Layout(0)
@@ -157,7 +163,15 @@ class OrtDecoder:
         assert self._cache is not None, "the runtime is closed"
         if layout is not None:
             self._layout = layout
-        last: F32 = self._run(embeds, 1)[0]
+        first = start = self._cache.position
+        stop = start + len(embeds)
+        self._cache.make_room(stop)
+        parts = max(1, -(-len(embeds) // self._part))
+        most = -(-len(embeds) // parts)  # parts of one size: a short last one would cost as much as a longer
+        while (end := next_part(self._layout, self._spec.mask, first, stop, most)) < stop:
+            self._run(embeds[first - start : end - start], 1)
+            first = end
+        last: F32 = self._run(embeds[first - start :], 1)[0]
         return last
 
     def hidden_state(self) -> F32:

@@ -27,6 +27,9 @@ class Cache(Protocol):
     position: int
     hidden: F32  # (1, 1, D) of the last call that gave one position's logits, where the graph gives it
 
+    def make_room(self, positions: int) -> None:
+        """For so many in all; EdgeVLMError beyond the context length."""
+
     def run(self, embeds: F32, inputs: Mapping[str, Array], keep: int = 1) -> F32:
         """Append positions (S, D); logits (keep, V) after the last ones. inputs: what else the graph takes."""
 
@@ -56,10 +59,13 @@ class SharedCache:
         self._given = {"logits": self._logits} | ({HIDDEN: self.hidden} if hidden else {})
         self._keep = np.array(1)
 
+    def make_room(self, positions: int) -> None:
+        if positions > self.capacity:
+            self._grow(positions)
+
     def run(self, embeds: F32, inputs: Mapping[str, Array], keep: int = 1) -> F32:
         total = self.position + len(embeds)
-        if total > self.capacity:
-            self._grow(total)
+        self.make_room(total)
         if self.position == 0:
             for past, _ in self._turns.values():
                 past.fill(0)
@@ -140,11 +146,14 @@ class PassedCache:
         self._states = states(spec)
         self._past: list[Any] = []  # OrtValues, fed back without passing through numpy
 
+    def make_room(self, positions: int) -> None:
+        if positions > self._spec.context_length:
+            raise context_error(positions, self._spec.context_length)
+
     def run(self, embeds: F32, inputs: Mapping[str, Array], keep: int = 1) -> F32:
         spec, position = self._spec, self.position
         total = position + len(embeds)
-        if total > spec.context_length:
-            raise context_error(total, spec.context_length)
+        self.make_room(total)
         value = self._ort.OrtValue.ortvalue_from_numpy
         if position == 0:
             self._past = [value(empty) for empty in empty_states(spec).values()]

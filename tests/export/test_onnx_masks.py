@@ -21,6 +21,7 @@ from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import Layout, next_part
 from edgevlm.models.spec import Decoder, Norm, Rope
+from edgevlm.runtimes.ort.runtime import OrtDecoder
 from edgevlm.runtimes.ort.session import import_onnxruntime
 from edgevlm.runtimes.ort.states import Cache, PassedCache, SharedCache, position_feeds
 from edgevlm.runtimes.ort.versions import check_version
@@ -58,12 +59,9 @@ def test_logits_are_the_references(written: Any, suffix: str, make: Callable[...
     embeds = np.random.default_rng(4).normal(0, 1, (LAYOUT.length + 6, WIDTH)).astype(np.float32)
     wanted = logits(written.spec, written.weights, embeds, LAYOUT, keep=7)
     for most in (LAYOUT.length, 7):
-        cache, start = make(ort, d, [session]), 0
-        while start < LAYOUT.length:
-            end = next_part(LAYOUT, d.mask, start, LAYOUT.length, most)
-            found = cache.run(embeds[start:end], position_feeds(d, LAYOUT, start, end - start))
-            start = end
-        steps = [found]
+        cache = make(ort, d, [session])
+        decoder = OrtDecoder(None, [session], cache, d, "CPU", rounds=False, part=most)
+        steps = [decoder.forward(embeds[: LAYOUT.length], LAYOUT)[None]]
         for at in range(LAYOUT.length, len(embeds)):
             steps.append(cache.run(embeds[at : at + 1], position_feeds(d, LAYOUT, at, 1)))
         np.testing.assert_allclose(np.concatenate(steps), wanted, atol=2e-5)

@@ -106,6 +106,21 @@ def test_a_prompt_in_parts_is_the_prompt_at_once(runtime, reference, embeds):
     close(logits, whole)
 
 
+@pytest.mark.parametrize("kind", ["onnxruntime", "portable"])
+@pytest.mark.parametrize(("count", "parts"), [(256, [256]), (257, [129, 128]), (600, [200] * 3), (1100, [220] * 5)])
+def test_long_prompts_are_read_in_parts_of_one_size(bundle, reference, monkeypatch, kind, count, parts):
+    read, embeds = [], np.random.default_rng(3).normal(0, 0.3, (count, 64)).astype(np.float32)
+    runtime = open_kind(bundle, kind)
+    run = runtime.decoder._run
+    monkeypatch.setattr(runtime.decoder, "_run", lambda rows, keep: read.append(len(rows)) or run(rows, keep))
+    close(runtime.decoder.forward(embeds), reference.decoder.forward(embeds))
+    assert read == parts
+    with pytest.raises(EdgeVLMError, match="and the model's context holds 2048"):
+        runtime.decoder.forward(np.zeros((2000, 64), np.float32))
+    assert read == parts and runtime.decoder.position == count  # refused before any of it is read
+    runtime.close()
+
+
 def test_growing_step_by_step_over_every_doubling(runtime, reference, embeds):
     expected = {length: None for length in (127, 128, 129, 130, 256, 257, 258, 300)}
     for length in expected:
