@@ -22,6 +22,7 @@ from edgevlm.checkpoint.processor.images import with_newline
 from edgevlm.checkpoint.processor.prompts import with_markers
 from edgevlm.checkpoint.upstream import UPSTREAM, upstream_files
 from edgevlm.errors import EdgeVLMError, GateError
+from edgevlm.export.cache_steps import keep_in_8_bits
 from edgevlm.export.calibrate.choose import check_budget
 from edgevlm.export.calibrate.plan import Calibration, CalibrationOptions, run
 from edgevlm.export.calibrate.record import recorded
@@ -44,6 +45,7 @@ from edgevlm.io.records import to_dict
 from edgevlm.io.safetensors import write_safetensors
 from edgevlm.io.text import check_place
 from edgevlm.models.model import ModelSpec
+from edgevlm.models.spec import CACHES, with_cache
 from edgevlm.types import Progress
 from edgevlm.verify.answers import QUESTIONS, maybe_questions
 from edgevlm.verify.gate import GateOptions, run_gate, typical_view
@@ -61,6 +63,7 @@ class ExportOptions:
     targets: tuple[str, ...] = ("onnx",)
     quantize: str = "int4"
     preset: str = "balanced"
+    kv_cache: str = "float32"  # or "int8", on ONNX
     components: dict[str, str] = field(default_factory=dict)  # overrides, such as {"vision": "fp16"}
     coreml: CoreMLOptions = field(default_factory=CoreMLOptions)
     adapter: str | None = None
@@ -82,6 +85,13 @@ class ExportOptions:
                 raise EdgeVLMError(f"Target '{target}' does not exist: choose from {', '.join(TARGETS)}.")
         if not self.targets:
             raise EdgeVLMError(f"No target was given: choose from {', '.join(TARGETS)}.")
+        if self.kv_cache not in CACHES:
+            raise EdgeVLMError(f"A cache of '{self.kv_cache}' is not available: choose one of {', '.join(CACHES)}.")
+        if self.kv_cache != "float32" and self.targets != ("onnx",):
+            raise EdgeVLMError(
+                "Keys and values of 8 bits are for ONNX alone: CoreML's are fp16, and llama.cpp's what its caller asks "
+                "for; export other targets without --kv-cache into a bundle of their own."
+            )
         recipe = make_recipe(self.quantize, self.preset, self.components)
         for target in self.targets:
             TARGETS[target].check(recipe, self.coreml)
@@ -138,6 +148,8 @@ def _export(options: ExportOptions, output: Replacement, progress: Progress) -> 
         )
         expected, calibration = QuantizedModel(made.found.original, made.recipe, made.found, store), made.report
         calibration["tensors"] = recorded(expected, made.found)
+    if options.kv_cache == "int8":
+        spec, expected = keep_in_8_bits(spec, expected, image_spec, _prompter(checkpoint, spec, weights))
     bundle = _write(output.new, checkpoint, image_spec, spec, expected, options, progress, calibration)
     report = None
     if options.gate:
@@ -169,8 +181,9 @@ def _export(options: ExportOptions, output: Replacement, progress: Progress) -> 
 def _read(checkpoint: Checkpoint, options: ExportOptions) -> tuple[ModelSpec, MappedWeights]:
     """The model, refused where a target cannot hold it, before anything is fetched or written."""
     spec, weights = read_model(checkpoint)
+    held = replace(spec, decoder=with_cache(spec.decoder, options.kv_cache))
     for target in options.targets:
-        TARGETS[target].check_model(spec, checkpoint.processor / "tokenizer.json", options.coreml)
+        TARGETS[target].check_model(held, checkpoint.processor / "tokenizer.json", options.coreml)
     return spec, weights
 
 
@@ -191,10 +204,14 @@ def _calibrate(
     scratch: Path,
     progress: Progress,
 ) -> Calibration:
-    prompt = with_markers(read_prompt_spec(checkpoint.processor, spec), spec, weights)
-    prompter = Prompter(prompt, checkpoint.processor / "tokenizer.json")
+    prompter = _prompter(checkpoint, spec, weights)
     shared = _shared_bytes(checkpoint, spec, recipe)
     return run(spec, weights, recipe, calibration, image_spec, prompter, options.targets, shared, scratch, progress)
+
+
+def _prompter(checkpoint: Checkpoint, spec: ModelSpec, weights: Weights) -> Prompter:
+    prompt = with_markers(read_prompt_spec(checkpoint.processor, spec), spec, weights)
+    return Prompter(prompt, checkpoint.processor / "tokenizer.json")
 
 
 def _write(

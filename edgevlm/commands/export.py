@@ -79,6 +79,7 @@ def _replaced(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--projector", metavar=KINDS, help="... for the projector.")
 @click.option("--decoder", metavar=KINDS, help="... for the decoder.")
 @click.option("--embed", metavar=KINDS, help="... for the embedding table (and a tied head).")
+@click.option("--kv-cache", metavar="[float32|int8]", help="How ONNX keeps keys and values.  [default: float32]")
 @click.option(
     "--calibrate",
     metavar="WHERE",
@@ -139,6 +140,7 @@ def export(
     projector: str | None,
     decoder: str | None,
     embed: str | None,
+    kv_cache: str | None,
     calibrate: str | None,
     method: str | None,
     budget: str | None,
@@ -196,6 +198,7 @@ def export(
         targets=targets,
         quantize=kind,
         preset=preset or "balanced",
+        kv_cache=kv_cache or "float32",
         components={name: kind for name, kind in overrides.items() if kind},
         calibration=_calibration(calibrate, method, budget, max_loss, [n for n, kind in overrides.items() if kind]),
         coreml=CoreMLOptions(coreml_profile, contexts, image_side),

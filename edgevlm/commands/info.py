@@ -15,6 +15,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, size, table, write, write_json
 from edgevlm.io.console import seconds as duration
 from edgevlm.io.processor import processor_line
+from edgevlm.models.spec import Decoder, states
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -87,7 +88,7 @@ def describe(bundle: Bundle) -> str:
         ("targets", ", ".join(manifest.targets)),
         ("image", _picture(bundle.image_spec)),
         ("decoder", f"{decoder.num_layers} layers of {decoder.hidden_size}, {decoder.vocab_size} tokens, "
-                    f"context {decoder.context_length}"),
+                    f"context {decoder.context_length}{_cache(decoder)}"),
         ("judged on", processor_line((manifest.gate or {}).get("processor")) or "not recorded"),
         ("written by", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
         ("size", size(sum(file.size for file in manifest.files.values()))),
@@ -95,6 +96,10 @@ def describe(bundle: Bundle) -> str:
     files = table([(name, size(file.size)) for name, file in manifest.files.items()])
     gate = gate_table(manifest.gate) if manifest.gate else "  not run: try `edgevlm verify`"
     return f"{table(facts)}\n\nFiles\n{files}\n\nGate\n{gate}"
+
+
+def _cache(decoder: Decoder) -> str:
+    return ", keys and values of 8 bits" if any(state.dtype == "int8" for state in states(decoder)) else ""
 
 
 def _survey_text(found: Survey) -> str:

@@ -21,6 +21,7 @@ from edgevlm.models.projector import (
 from edgevlm.models.region import Region
 from edgevlm.models.spec import (
     ACTS,
+    CACHES,
     Attention,
     Block,
     Decoder,
@@ -66,6 +67,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "second_rope": (),
         "scale": _POSITIVE, "softcap": _POSITIVE, "window": (1, limits.CONTEXT),
         "reads": ("self", "memory", "earlier"), "gated": ("values", "heads"), "kind": ("attention",),
+        "cache": CACHES,
     },
     ShortConv: {"kernel": (2, limits.KERNEL), "kind": ("short_conv",)},
     DeltaRule: {

@@ -134,6 +134,8 @@ def _together(spec: ModelSpec) -> Iterator[str]:
         yield "the attention of its tower is gated, does not read its own states, or turns them in another way"
     if any((a.second_rope or a.norm_after) and (a.reads != "self" or a.rope is None) for a in attentions):
         yield "an attention turns heads by two RoPEs or before their norm, and has no RoPE or reads others' states"
+    if tower.cache != "float32" or len({a.cache for a in attentions if a.reads != "memory"}) > 1:
+        yield "its layers keep keys and values in different forms, or its tower keeps some"
     for a in attentions:
         sizes = {text.ropes[rope or ""].size for rope in (a.rope, a.second_rope)} if a.second_rope else {a.head_dim}
         if sizes != {a.head_dim}:

@@ -183,6 +183,10 @@ class EagerOps(Ops):
         assert self.states is not None, "a decoder needs states"
         return self.states.append(state, x)
 
+    def rounded(self, x: F32, name: str, count: int, size: int) -> F32:
+        steps = self._weight(name).reshape(count, 1, size)
+        return round8(x, steps)
+
     def grown(self, state: str) -> F32:
         assert self.states is not None, "a decoder needs states"
         return self.states.growing[state]
@@ -268,6 +272,12 @@ class EagerOps(Ops):
 def widen(x: F32, width: int) -> F32:
     """(..., D) to (..., width) with zeros behind."""
     return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])]) if x.shape[-1] < width else x
+
+
+def round8(x: F32, steps: F32) -> F32:
+    """Each value at the nearest of -128 to 127 of its steps, a half to the even one."""
+    codes = np.clip(np.rint(x / steps), -128, 127)
+    return codes * steps
 
 
 def attend(q: F32, k: F32, v: F32, a: Attention, allowed: Any) -> F32:

@@ -77,7 +77,13 @@ class Ops(Primitives):
         q, k = self._rotated(q, f"{w}.q_norm", a, a.heads), self._rotated(k, f"{w}.k_norm", a, a.kv_heads)
         v = self.heads(v, a.kv_heads, a.head_dim)
         v = self.norm_heads(v, f"{w}.v_norm", a.v_norm) if a.v_norm else v
-        return (q, k, v) if state is None else (q, self.append(f"{state}.key", k), self.append(f"{state}.value", v))
+        if state is None:
+            return q, k, v
+        if a.cache == "int8":
+            k, v = (
+                self.rounded(part, f"{w}.{side}_step", a.kv_heads, a.head_dim) for part, side in ((k, "k"), (v, "v"))
+            )
+        return q, self.append(f"{state}.key", k), self.append(f"{state}.value", v)
 
     def _rotated(self, x: X, norm: str, a: Attention, count: int) -> X:
         x = self.heads(x, count, a.head_dim)

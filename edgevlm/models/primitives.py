@@ -179,6 +179,10 @@ class Primitives:
         """Write (B, kv heads, S, d) at the end of a growing state; all that it holds."""
         self._lacks("append")
 
+    def rounded(self, x: X, name: str, count: int, size: int) -> X:
+        """(B, H, S, d) as 8-bit codes hold it: the nearest of -128 to 127 steps, the weight `name` (H * d)."""
+        self._lacks("rounded")
+
     def grown(self, state: str) -> X:
         """What `append` gave for a growing state in this call: all that it holds."""
         self._lacks("grown")

@@ -5,9 +5,10 @@ Llama, Qwen2, Qwen3, Gemma, LFM2, Llama 3.2 Vision, OPT and BART are values of t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+CACHES = ("float32", "int8")
 ACTS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu")
 
 
@@ -81,6 +82,7 @@ class Attention:
     clipped: bool = False  # what goes into each map and comes out of it is kept within bounds of its own
     second_rope: str | None = None  # the second half of each head turns by these rows, where not by the first's
     norm_after: bool = False  # `qk_norm` stands behind RoPE
+    cache: str = "float32"  # how keys and values are kept: "float32" | "int8", in steps of their own for each channel
     kind: str = "attention"
 
 
@@ -244,6 +246,7 @@ class State:
     name: str
     shape: tuple[int | None, ...]
     kind: str  # "append": grows along its free axis | "replace": written whole | "memory": set once per prompt
+    dtype: str = "float32"
 
 
 def states(decoder: Decoder) -> list[State]:
@@ -261,8 +264,18 @@ def states(decoder: Decoder) -> list[State]:
             elif mixer.reads != "earlier":
                 kind = "append" if mixer.reads == "self" else "memory"
                 shape = (mixer.kv_heads, None, mixer.head_dim)
-                found += [State(f"{name}.{side}", shape, kind) for side in ("key", "value")]
+                found += [State(f"{name}.{side}", shape, kind, mixer.cache) for side in ("key", "value")]
     return found
+
+
+def with_cache(decoder: Decoder, dtype: str) -> Decoder:
+    """The same decoder, whose keys and values are kept as "float32" or "int8"."""
+
+    def kept(mixer: Mixer) -> Mixer:
+        return replace(mixer, cache=dtype) if isinstance(mixer, Attention) and mixer.reads != "memory" else mixer
+
+    blocks = (replace(block, mixers=tuple(map(kept, block.mixers))) for block in decoder.blocks)
+    return replace(decoder, blocks=tuple(blocks))
 
 
 def keeps(decoder: Decoder, layer: int, m: int) -> int:

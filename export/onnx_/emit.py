@@ -24,7 +24,9 @@ from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.models.tensor import Tensor
 
-_DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
+_DTYPES = {
+    "float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int8": TensorProto.INT8, "bool": TensorProto.BOOL,
+}  # fmt: skip
 
 
 def write_onnx(
@@ -104,14 +106,14 @@ def _build(ops: OnnxOps, spec: ModelSpec, component: Component) -> None:
         mask = g.input("attention_mask", TensorProto.INT64, ["batch_size", total])
         for state in component.states:
             past = ["batch_size", *("past_sequence_length" if n is None else n for n in state.shape)]
-            g.input(f"past_key_values.{state.name}", TensorProto.FLOAT, past)
+            g.input(f"past_key_values.{state.name}", _DTYPES[ops.kept_as(state)], past)
         ops.begin_decoder(str(values["inputs_embeds"]), mask)
     for name, value in component.build(ops, values).items():
         tensor = component.outputs[name]
         g.output(name, ops.value(value), _DTYPES[tensor.dtype], tensor.shape)
     for state in component.states:
         present = ["batch_size", *(total if n is None else n for n in state.shape)]
-        g.output(f"present.{state.name}", f"present.{state.name}", TensorProto.FLOAT, present)
+        g.output(f"present.{state.name}", f"present.{state.name}", _DTYPES[ops.kept_as(state)], present)
 
 
 def _real_tiles(g: Graph, pixels: Tensor) -> str:

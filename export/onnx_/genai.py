@@ -12,12 +12,13 @@ from typing import Any
 from edgevlm.bundle.targets import OnnxTarget
 from edgevlm.inputs.spec import PromptSpec
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Attention, Decoder
+from edgevlm.models.spec import Attention, Decoder, states
 
 
 def runs_text(d: Decoder) -> bool:
     """Whether genai's loop feeds the decoder all that it takes: a length, and rows as wide as the embeddings."""
-    return d.is_plain and not (d.replaces or d.per_layer or d.deepstack)
+    floats = all(state.dtype == "float32" for state in states(d))
+    return d.is_plain and floats and not (d.replaces or d.per_layer or d.deepstack)
 
 
 def genai_config(spec: ModelSpec, prompt: PromptSpec, target: OnnxTarget) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from edgevlm.export.onnx_.products import PendingSum, Value
 from edgevlm.export.onnx_.tower import TowerOps
 from edgevlm.models.blocks import rope_inputs
 from edgevlm.models.rope import rope_rows
-from edgevlm.models.spec import Attention, Decoder, Norm
+from edgevlm.models.spec import Attention, Decoder, Norm, State
 from edgevlm.types import F32
 
 UNSEEN = -1e9  # added to the score of a position that is not seen; softmax makes 0 of it
@@ -215,6 +215,10 @@ class OnnxOps(TowerOps):
         total = g.node("Squeeze", self._total, g.constant([0]))
         self._total32 = g.node("Cast", total, to=TensorProto.INT32)
 
+    def kept_as(self, state: State) -> str:
+        """The type of a state in this graph."""
+        return state.dtype
+
     @property
     def _spec(self) -> Decoder:
         assert self.decoder is not None, "a decoder graph needs its spec"
@@ -242,7 +246,11 @@ class OnnxOps(TowerOps):
             self._masks[mask] = g.node("Unsqueeze", bias, g.constant([0, 1]))
         return self._masks[mask]
 
-    def _visibility(self, a: Attention, mask: str | None) -> tuple[list[str], dict[str, int]]:
+    def _steps(self, state: str, shape: tuple[int, ...]) -> list[str]:
+        """What codes of keys and of values count, for each channel."""
+        return [self.placement.plain(self.graph, f"decoder.layers.{state}.{side}_step", shape) for side in "kv"]
+
+    def _visibility(self, a: Attention, mask: str | None) -> tuple[list[str], dict[str, Any]]:
         """GroupQueryAttention's last inputs and attributes for what a position sees. Only without its own causal mask
         does a bias show later positions; it then refuses a window, which the mask holds already."""
         if self._spec.mask != "causal":
@@ -261,7 +269,7 @@ class OnnxOps(TowerOps):
             rows = (a.heads * a.head_dim, *(a.kv_heads * a.head_dim,) * 2)
             made = self.linear(x, *zip(names, rows, strict=True), bias=a.bias)
             parts = (self._turned_apart if a.norm_after or a.second_rope else self._normed)(made, w, a)
-        return self._attended(parts, past, [f"{w}.attention", *present], a, mask)
+        return self._attended(parts, past, [f"{w}.attention", *present], a, mask, state)
 
     def _turned_apart(self, parts: list[Value], w: str, a: Attention) -> list[str]:
         """Queries, keys and values, the first two turned where the attention's own kernel cannot do it."""
@@ -287,13 +295,23 @@ class OnnxOps(TowerOps):
     def _shared_attention(self, x: str, w: str, a: Attention, state: str, mask: str | None) -> str:
         """Over another layer's keys and values, to which this one adds none: the kernel takes no more of length 0."""
         g, rows = self.graph, a.heads * a.head_dim
+        if a.cache == "int8":
+            raise EdgeVLMError(
+                "Layers of this model read others' keys and values, which ONNX Runtime cannot where these have 8 "
+                "bits: leave --kv-cache int8 out."
+            )
         (q,) = self._normed(self.linear(x, (f"{w}.q", rows), bias=a.bias), w, a)
         none = g.node("Slice", q, g.constant([0, 0]), g.constant([0, a.kv_heads * a.head_dim]), g.constant([1, 2]))
         past = [f"present.{state}.{side}" for side in ("key", "value")]
-        return self._attended([q, none, none], past, [f"{w}.attention"], a, mask)
+        return self._attended([q, none, none], past, [f"{w}.attention"], a, mask, state)
 
-    def _attended(self, parts: list[str], past: list[str], outputs: list[str], a: Attention, mask: str | None) -> str:
+    def _attended(
+        self, parts: list[str], past: list[str], outputs: list[str], a: Attention, mask: str | None, state: str
+    ) -> str:
         seen, rule = self._visibility(a, mask)
+        if a.cache == "int8":
+            seen += [""] * (3 - len(seen)) + self._steps(state, (1, a.kv_heads, 1, a.head_dim))
+            rule |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         turned = bool(a.norm_after or a.second_rope)  # by `_turned_apart`
         rows = ["", ""] if turned else [self._rope(a.rope, part) for part in (0, 1)]
         out, *_ = self.graph.nodes(

@@ -55,12 +55,12 @@ class OnnxWeights:
         self._plain: dict[str, tuple[Region, tuple[int, ...]]] = {}
         self._zero_points: dict[int, Region] = {}
 
-    def plain(self, graph: Graph, name: str) -> str:
-        """A float32 tensor as it is: norms, biases, positions, convolution kernels."""
+    def plain(self, graph: Graph, name: str, shape: tuple[int, ...] | None = None) -> str:
+        """A float32 tensor as it is, or in another shape: norms, biases, positions, convolution kernels."""
         if name not in self._plain:
             self._plain[name] = self._place_plain(name, self.weights.read(name))
-        region, shape = self._plain[name]
-        return graph.external(name, TensorProto.FLOAT, shape, region)
+        region, own = self._plain[name]
+        return graph.external(name, TensorProto.FLOAT, shape or own, region)
 
     def constant(self, graph: Graph, name: str, make: Callable[[], F32]) -> str:
         """A computed float32 table, such as RoPE's."""
@@ -176,8 +176,8 @@ class Unplaced(OnnxWeights):
     def form(self, name: str) -> Form:
         return Form("fp32")
 
-    def plain(self, graph: Graph, name: str) -> str:
-        return graph.external(name, TensorProto.FLOAT, self._tree[name].shape, NOWHERE)
+    def plain(self, graph: Graph, name: str, shape: tuple[int, ...] | None = None) -> str:
+        return graph.external(name, TensorProto.FLOAT, shape or self._tree[name].shape, NOWHERE)
 
     def constant(self, graph: Graph, name: str, make: Callable[[], F32]) -> str:
         return graph.external(name, TensorProto.FLOAT, (), NOWHERE)

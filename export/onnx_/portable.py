@@ -12,7 +12,7 @@ from edgevlm.export.onnx_.ops import OnnxOps, optional_attributes
 from edgevlm.export.onnx_.placement import Linear
 from edgevlm.export.onnx_.products import PendingSum, Value
 from edgevlm.export.onnx_.scan import delta_step
-from edgevlm.models.spec import Attention, DeltaRule
+from edgevlm.models.spec import Attention, DeltaRule, State
 
 
 class PortableOps(OnnxOps):
@@ -87,6 +87,9 @@ class PortableOps(OnnxOps):
             near = g.node("Greater", key, g.node("Sub", query, g.constant(window)))
             self._visible[window] = g.node("And", self._visible[None], near)
 
+    def kept_as(self, state: State) -> str:
+        return "float32"
+
     def _cached_attention(self, x: str, w: str, a: Attention, state: str, mask: str | None) -> str:
         g, sizes = self.graph, (a.heads * a.head_dim, *(a.kv_heads * a.head_dim,) * 2)
         names = tuple(f"{w}.{name}" for name in "qkv")
@@ -96,6 +99,9 @@ class PortableOps(OnnxOps):
         else:
             q, k, v = self._normed(parts, w, a)
             q, k = self._rotate(q, a, a.heads), self._rotate(k, a, a.kv_heads)
+        if a.cache == "int8":  # the same numbers, kept as floats: the standard operator has no other cache
+            steps = self._steps(state, (a.kv_heads * a.head_dim,))
+            k, v = (self._rounded(part, step) for part, step in zip((k, v), steps, strict=True))
         past = [f"past_key_values.{state}.{side}" for side in ("key", "value")]
         present = [f"present.{state}.{side}" for side in ("key", "value")]
         out, *_ = g.nodes(
@@ -111,6 +117,13 @@ class PortableOps(OnnxOps):
             **optional_attributes(a),
         )
         return out
+
+    def _rounded(self, x: str, steps: str) -> str:
+        """(B, new, channels) at the nearest 8-bit code."""
+        g, zero = self.graph, self.graph.constant(0, np.int8)
+        zeros = g.node("Expand", zero, g.node("Shape", steps))
+        codes = g.node("QuantizeLinear", x, steps, zeros, axis=2)
+        return g.node("DequantizeLinear", codes, steps, zeros, axis=2)
 
     def _shared_attention(self, x: str, w: str, a: Attention, state: str, mask: str | None) -> str:
         """Heads apart, as another layer's keys and values are."""

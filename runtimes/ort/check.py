@@ -6,6 +6,7 @@ A graph from a stranger is still a program: it may compute for as long, and take
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from edgevlm.bundle.manifest import Bundle
@@ -20,7 +21,7 @@ from edgevlm.runtimes.protobuf import Message, fields, text
 KEEP = "num_logits_to_keep"  # of a decoder: the input that need not be fed
 _DEPTH = 8  # graphs inside attributes of nodes
 _ADVICE = "check the bundle with `edgevlm verify`, or export it again"
-_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(bool)": "bool"}
+_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int8)": "int8", "tensor(bool)": "bool"}
 # onnx.proto's numbers of fields: (what a message is, its field) -> what that field is.
 _INNER = {
     ("model", 7): "graph", ("model", 25): "function", ("function", 7): "node", ("graph", 1): "node",
@@ -77,16 +78,18 @@ def _check_external(bundle: Bundle, relative: str, entries: dict[str, str]) -> N
         raise ValueError(f"it names weights beyond the end of {location[:80]!r}")
 
 
-def check_signature(session: Any, bundle: Bundle, graph: str) -> None:
+def check_signature(session: Any, bundle: Bundle, graph: str, portable: bool = False) -> None:
     """The graph takes and gives what the manifest's model does; EdgeVLMError names the first that differs.
 
-    Runtimes allocate and read by these shapes.
+    Runtimes allocate and read by these shapes. portable: one of standard operators, which keep floats.
     """
     name = "decoder" if graph == "decoder_prefill" else graph
     optional = {value.name for value in session.get_overridable_initializers()}
     if optional != ({KEEP} if name == "decoder" else set()):
         raise disagreement(f"'{graph}' has the optional inputs {sorted(optional)}")
     component = next(part for part in components(bundle.manifest.spec) if part.name == name)
+    states = tuple(replace(state, dtype="float32") for state in component.states) if portable else component.states
+    component = replace(component, states=states)
     inputs = _inputs(component, bundle.manifest.spec.masked_tiles)
     for found, wanted in ((session.get_inputs(), inputs), (session.get_outputs(), _outputs(component))):
         have = {value.name: (_DTYPES.get(value.type, value.type), tuple(value.shape)) for value in found}
@@ -129,7 +132,7 @@ def _outputs(component: Component) -> dict[str, Tensor]:
 def _states(component: Component, prefix: str) -> dict[str, Tensor]:
     return {
         f"{prefix}.{state.name}": Tensor(
-            "float32", ("batch_size", *("positions" if size is None else size for size in state.shape))
+            state.dtype, ("batch_size", *("positions" if size is None else size for size in state.shape))
         )
         for state in component.states
     }

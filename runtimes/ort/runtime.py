@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from edgevlm.inputs.layout import Layout, next_part
 from edgevlm.inputs.preprocess import normalize, normalize_all
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Decoder
+from edgevlm.models.spec import Decoder, states
 from edgevlm.runtimes.base import EngineOptions, Runtime, rewound
 from edgevlm.runtimes.ort.check import check_file, check_signature
 from edgevlm.runtimes.ort.products import signed_saturates
@@ -24,7 +26,6 @@ from edgevlm.runtimes.ort.states import (
     Cache,
     PassedCache,
     SharedCache,
-    empty_states,
     position_feeds,
     tile_feeds,
     vision_feeds,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
 
 NAME = "onnxruntime"
+ENCODER, EMBED = "vision_encoder", "embed_tokens"
 # Positions of a prompt in one call on a CPU. A call's scores of all heads are held at once and those of later keys are
 # computed, too: in parts they stay in the cache, and half of them are never made.
 PROMPT_PART = 256
@@ -45,15 +47,18 @@ PROMPT_PART = 256
 def open_runtime(bundle: Bundle, options: EngineOptions) -> Runtime:
     """Three or four sessions, batch 1."""
     graphs = _Graphs(bundle, options)
-    return Runtime(_encoder(bundle, graphs), _decoder(bundle, graphs))
+    encoder, *rest = graphs.load(ENCODER, *graphs.decoders)
+    return Runtime(_encoder(bundle, graphs, encoder), _decoder(bundle, graphs, rest))
 
 
 def open_encoder(bundle: Bundle, options: EngineOptions) -> OrtEncoder:
-    return _encoder(bundle, _Graphs(bundle, options))
+    graphs = _Graphs(bundle, options)
+    return _encoder(bundle, graphs, *graphs.load(ENCODER))
 
 
 def open_decoder(bundle: Bundle, options: EngineOptions) -> OrtDecoder:
-    return _decoder(bundle, _Graphs(bundle, options))
+    graphs = _Graphs(bundle, options)
+    return _decoder(bundle, graphs, graphs.load(*graphs.decoders))
 
 
 class _Graphs:
@@ -66,6 +71,7 @@ class _Graphs:
         self._relative = {name: graph.portable if options.portable else graph.file for name, graph in graphs.items()}
         self.files = {name: bundle.path(file) for name, file in self._relative.items()}
         self.portable = options.portable
+        self.decoders = [EMBED, "decoder", *(["decoder_prefill"] if "decoder_prefill" in self.files else [])]
         self.shared = "decoder" in graphs and graphs["decoder"].shared_kv and not options.portable
         # Standard operators multiply in float32.
         self._unsigned = not options.portable and signed_saturates(self.ort)
@@ -75,31 +81,36 @@ class _Graphs:
         self.on_cpu = options.device == "cpu"
         self.device = f"CPU ({count})" if self.on_cpu else f"{self._providers[0][0]}, CPU for what it lacks"
 
-    def load(self, graph: str, threads: int | None) -> Graph:
+    def load(self, *names: str) -> list[Graph]:
+        """Beside each other: a session keeps one core busy while it arranges weights for the kernels."""
+        with ThreadPoolExecutor(min(len(names), self.threads or os.cpu_count() or 1)) as pool:
+            return list(pool.map(self._load, names))
+
+    def _load(self, graph: str) -> Graph:
         if graph not in self.files:
             raise EdgeVLMError(f"The bundle '{self.bundle.folder}' has no graph '{graph}': export it again.")
+        if graph == "decoder":
+            check_version(self.ort, self.bundle.manifest.spec.decoder, self.portable)
         check_file(self.bundle, self._relative[graph])
         path = self.files[graph]
+        # Looking up rows needs no pool; an idle one would spin beside the decoder's after every token.
+        threads = 1 if graph == EMBED else self.threads
         session = open_session(self.ort, path, self._providers, threads, self._unsigned)
-        check_signature(session, self.bundle, graph)
+        check_signature(session, self.bundle, graph, self.portable)
         return Graph(session, path)
 
 
-def _encoder(bundle: Bundle, graphs: _Graphs) -> OrtEncoder:
-    session = graphs.load("vision_encoder", graphs.threads)
+def _encoder(bundle: Bundle, graphs: _Graphs, session: Graph) -> OrtEncoder:
     return OrtEncoder(session, bundle.manifest.spec, bundle.image_spec, graphs.device)
 
 
-def _decoder(bundle: Bundle, graphs: _Graphs) -> OrtDecoder:
+def _decoder(bundle: Bundle, graphs: _Graphs, sessions: list[Graph]) -> OrtDecoder:
     d = bundle.manifest.spec.decoder
-    check_version(graphs.ort, d, graphs.portable)
-    # Looking up rows needs no pool; an idle one would spin beside the decoder's after every token.
-    embed = graphs.load("embed_tokens", 1)
-    names = [name for name in ("decoder", "decoder_prefill") if name == "decoder" or name in graphs.files]
-    decoders = [graphs.load(name, graphs.threads) for name in names]
+    embed, *decoders = sessions
     hidden = bundle.manifest.spec.region is not None
     cache = (SharedCache if graphs.shared else PassedCache)(graphs.ort, d, decoders, hidden)
     rounds = bundle.manifest.recipe["decoder"]["kind"] in ("int8", "int4") and not graphs.portable
+    rounds = rounds or any(state.dtype == "int8" for state in states(d))
     part = PROMPT_PART if graphs.on_cpu else d.context_length
     return OrtDecoder(embed, decoders, cache, d, graphs.device, rounds, part)
 
@@ -149,7 +160,8 @@ class OrtDecoder:
         for row, prompt in enumerate(prompts):
             embeds[row, : len(prompt)] = prompt
             mask[row, : len(prompt)] = 1
-        past = {f"past_key_values.{name}": empty for name, empty in empty_states(self._spec, len(prompts)).items()}
+        assert self._cache is not None, "the runtime is closed"
+        past = {f"past_key_values.{name}": empty for name, empty in self._cache.empty(len(prompts)).items()}
         session = self._decoders[which_session(self._decoders, longest)]
         feeds = {"inputs_embeds": embeds, "attention_mask": mask, **past}
         logits: F32 = session.run(["logits"], feeds)[0][:, -1]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +28,9 @@ class Cache(Protocol):
     position: int
     hidden: F32  # (1, 1, D) of the last call that gave one position's logits, where the graph gives it
 
+    def empty(self, batch: int) -> dict[str, Array]:
+        """What a graph is given before the first position, by state name."""
+
     def make_room(self, positions: int) -> None:
         """For so many in all; EdgeVLMError beyond the context length."""
 
@@ -49,7 +53,7 @@ class SharedCache:
         self.capacity = 0
         self._ort, self._spec, self._sessions = ort, spec, sessions
         self._bindings = [session.io_binding() for session in sessions]
-        self._buffers: dict[str, F32] = {}
+        self._buffers: dict[str, Array] = {}
         self._turns = {
             state.name: (_zeros(state, 1, 0), _zeros(state, 1, 0)) for state in states(spec) if state.kind == "replace"
         }
@@ -58,6 +62,9 @@ class SharedCache:
         self.hidden = np.empty((1, 1, spec.hidden_size), np.float32)
         self._given = {"logits": self._logits} | ({HIDDEN: self.hidden} if hidden else {})
         self._keep = np.array(1)
+
+    def empty(self, batch: int) -> dict[str, Array]:
+        return empty_states(states(self._spec), batch)
 
     def make_room(self, positions: int) -> None:
         if positions > self.capacity:
@@ -123,7 +130,7 @@ class SharedCache:
                     binding.bind_output(name)
             self._bind(binding, KEEP, self._keep)
 
-    def _bind_states(self, buffers: Mapping[str, tuple[F32, F32]]) -> None:
+    def _bind_states(self, buffers: Mapping[str, tuple[Array, Array]]) -> None:
         """Past and present of each, in every session."""
         for name, (past, present) in buffers.items():
             given, taken = (self._ort.OrtValue.ortvalue_from_numpy(buffer) for buffer in (past, present))
@@ -143,20 +150,23 @@ class PassedCache:
         self.hidden = np.empty((1, 1, spec.hidden_size), np.float32)
         self._ort, self._spec, self._sessions = ort, spec, sessions
         self._wanted = ["logits", *[HIDDEN] * hidden]
-        self._states = states(spec)
+        self._states = [replace(state, dtype="float32") for state in states(spec)]
         self._past: list[Any] = []  # OrtValues, fed back without passing through numpy
+
+    def empty(self, batch: int) -> dict[str, Array]:
+        return empty_states(self._states, batch)
 
     def make_room(self, positions: int) -> None:
         if positions > self._spec.context_length:
             raise context_error(positions, self._spec.context_length)
 
     def run(self, embeds: F32, inputs: Mapping[str, Array], keep: int = 1) -> F32:
-        spec, position = self._spec, self.position
+        position = self.position
         total = position + len(embeds)
         self.make_room(total)
         value = self._ort.OrtValue.ortvalue_from_numpy
         if position == 0:
-            self._past = [value(empty) for empty in empty_states(spec).values()]
+            self._past = [value(empty) for empty in self.empty(1).values()]
         for number, (state, past) in enumerate(zip(self._states, self._past, strict=True)):
             if state.kind == "append" and past.shape()[2] > position:
                 self._past[number] = value(np.ascontiguousarray(past.numpy()[:, :, :position]))
@@ -208,13 +218,13 @@ def position_feeds(d: Decoder, layout: Layout, past: int, new: int) -> dict[str,
     }
 
 
-def empty_states(spec: Decoder, batch: int = 1) -> dict[str, F32]:
+def empty_states(kept: Iterable[State], batch: int = 1) -> dict[str, Array]:
     """What a decoder's graph is given before the first position, by state name."""
-    return {state.name: _zeros(state, batch, 0) for state in states(spec)}
+    return {state.name: _zeros(state, batch, 0) for state in kept}
 
 
-def _zeros(state: State, batch: int, positions: int) -> F32:
-    return np.zeros((batch, *(positions if size is None else size for size in state.shape)), np.float32)
+def _zeros(state: State, batch: int, positions: int) -> Array:
+    return np.zeros((batch, *(positions if size is None else size for size in state.shape)), state.dtype)
 
 
 def which_session(sessions: list[Any], positions: int) -> int:

