@@ -79,6 +79,7 @@ def verify(
     from edgevlm.bundle.manifest import open_bundle
     from edgevlm.io.apart import check_apart
     from edgevlm.io.files import check_new, write_text
+    from edgevlm.models.spec import with_cache
     from edgevlm.verify.answers import maybe_questions
     from edgevlm.verify.gate import GateOptions, run_gate
     from edgevlm.verify.reference import Reference
@@ -116,7 +117,9 @@ def verify(
             opened, model, adapter, processor, revision, Path(cache_dir) if cache_dir else None
         )
     with progress_bar() as progress, maybe_questions(answers, questions) as question_set:
-        original = Reference(opened.manifest.spec, expected.weights, opened.image_spec) if expected else None
+        spec = opened.manifest.spec
+        spec = replace(spec, decoder=with_cache(spec.decoder, "float32"))
+        original = Reference(spec, expected.weights, opened.image_spec) if expected else None
         report = run_gate(
             opened,
             original=original,

@@ -276,8 +276,8 @@ def widen(x: F32, width: int) -> F32:
 
 def round8(x: F32, steps: F32) -> F32:
     """Each value at the nearest of -128 to 127 of its steps, a half to the even one."""
-    codes = np.clip(np.rint(x / steps), -128, 127)
-    return codes * steps
+    held: F32 = np.clip(np.rint(x / steps), -128, 127) * steps
+    return held
 
 
 def attend(q: F32, k: F32, v: F32, a: Attention, allowed: Any) -> F32:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -18,8 +19,10 @@ from small_models import LAYOUT, WIDTH, Drawn, clip, gemma, logits, sharing
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.bundle.weights import ShippedWeights
+from edgevlm.cli import edgevlm
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.cache_steps import step_of
+from edgevlm.export.calibrate.plan import CalibrationOptions
 from edgevlm.export.onnx_.emit import check_onnx, write_onnx
 from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.export.quantize.recipe import make_recipe
@@ -129,6 +132,22 @@ def test_steps_are_shipped_weights(bundle: Bundle) -> None:
     weights = ShippedWeights(bundle)
     found = [weights.read(f"decoder.layers.0.{side}_step") for side in "kv"]
     assert all(step.shape == (2 * 16,) and (step > 0).all() for step in found)
+
+
+def test_verify_holds_the_bundle_to_the_original(bundle: Bundle, tiny_checkpoint: Path) -> None:
+    done = CliRunner().invoke(edgevlm, ["verify", str(bundle.folder), "--model", str(tiny_checkpoint)])
+    assert done.exit_code == 0 and "Gate passed." in done.stderr, done.output
+    told = CliRunner().invoke(edgevlm, ["info", str(bundle.folder)])
+    assert "context 2048, keys and values of 8 bits" in told.output
+
+
+@pytest.mark.parametrize("preset", ["latency", "balanced"])
+def test_presets_and_calibration(tiny_checkpoint: Path, tmp_path: Path, preset: str) -> None:
+    """Both decoders of `latency` share the cache; a calibration folds weights before steps are found."""
+    made = CalibrationOptions(method="awq") if preset == "balanced" else None
+    out = tmp_path / "out"
+    result = export_model(ExportOptions(str(tiny_checkpoint), out, preset=preset, kv_cache="int8", calibration=made))
+    assert result.report is not None and result.report.passed
 
 
 @pytest.mark.parametrize("targets", [("gguf",), ("onnx", "coreml")])
