@@ -1,12 +1,12 @@
 """Write the tables of docs/performance.md: from docs/performance.json, which measurements fill, and from counted work.
 
 python docs/make_performance.py                                         writes them
-python docs/make_performance.py --peers peers/peers.json --rates FILE   takes measurements into performance.json first
-python docs/make_performance.py --shapes shapes/shapes.json             ... of models of other shapes
+python docs/make_performance.py --rates FILE --peers peers/peers.json   takes measurements into performance.json first
+python docs/make_performance.py --rates FILE --shapes shapes/shapes.json   ... of models of other shapes
 python docs/make_performance.py --check                                 exits with 1 if the page would change
 
 --peers: what bench/peers/compare.py wrote; --shapes: what bench/peers/shapes.py wrote; --rates: what bench/rates.py
-wrote, on the same machine.
+wrote, on the same machine. Each machine keeps its own, the latest first.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import importlib.util
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -204,10 +205,19 @@ def work_table() -> str:
     return _table(*rows)
 
 
+MISSING = "Not measured yet."
+
+
+def _machines(results: dict[str, Any], key: str, table: Callable[[dict[str, Any]], str]) -> str:
+    """A table for each machine on which this was measured, under its name."""
+    found = [each for each in results.get("machines", []) if each.get(key)]
+    parts = (f"**{each['rates']['machine']}**, {each['rates']['threads']} threads:\n\n{table(each)}" for each in found)
+    return "\n\n".join(parts) or MISSING
+
+
 def floor_table(results: dict[str, Any]) -> str:
-    rates = results.get("rates")
-    if not rates:
-        return "Not measured yet."
+    """results: of one machine."""
+    rates = results["rates"]
     device = Device("here", rates["integer"], rates["floats"], rates["bandwidth"])
     own = (results.get("peers") or {}).get("warm", {}).get("edgevlm_onnx", {}).get("times", {})
     rows = [("", "floor", "measured", "of the floor")]
@@ -217,27 +227,23 @@ def floor_table(results: dict[str, Any]) -> str:
         taken = statistics.median(times) if isinstance(times, list) and times else None
         rows.append((stage, _time(least), _time(taken) if taken else "-", f"{taken / least:.2f}" if taken else "-"))
     words = (
-        f"{rates['machine']}, {rates['threads']} threads: {rates['integer'] / 1e9:.0f} G operations a second in 8-bit "
-        f"products, {rates['floats'] / 1e9:.0f} G in float32, {rates['bandwidth'] / 1e9:.1f} GB/s from memory."
+        f"{rates['integer'] / 1e9:.0f} G operations a second in 8-bit products, {rates['floats'] / 1e9:.0f} G in "
+        f"float32, {rates['bandwidth'] / 1e9:.1f} GB/s from memory."
     )
     return f"{words}\n\n{_table(*rows)}"
 
 
 def peers_table(results: dict[str, Any]) -> str:
-    peers = results.get("peers")
-    if not peers:
-        return "Not measured yet."
-    compare = _compare()
+    """results: of one machine."""
+    peers, compare = results["peers"], _compare()
     programs = [program for program in compare.PROGRAMS if program.name in peers["prepared"]]
     return str(compare.table(programs, peers))
 
 
 def shapes_table(results: dict[str, Any]) -> str:
-    shapes = results.get("shapes")
-    if not shapes:
-        return "Not measured yet."
+    """results: of one machine."""
     parts = []
-    for name, peers in shapes.items():
+    for name, peers in results["shapes"].items():
         encoder, decoder = peers["layers"]
         made = "whole"
         if peers["depths"]:
@@ -291,10 +297,10 @@ def summary() -> str:
 
 def blocks(results: dict[str, Any]) -> dict[str, str]:
     return {
-        "Peers": peers_table(results),
-        "Shapes": shapes_table(results),
+        "Peers": _machines(results, "peers", peers_table),
+        "Shapes": _machines(results, "shapes", shapes_table),
         "Work": work_table(),
-        "Floor": floor_table(results),
+        "Floor": _machines(results, "rates", floor_table),
         "Devices": devices_table(),
         "Errors": f"{errors_table()}\n\n{summary()}",
     }
@@ -324,7 +330,14 @@ def main() -> None:
             sys.exit(f"docs/performance.md does not match docs/performance.json and the counted work: run {COMMAND}")
         return
     given = {name: getattr(args, name) for name in ("peers", "shapes", "rates")}
-    results |= {name: json.loads(path.read_text(encoding="utf-8")) for name, path in given.items() if path}
+    new = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in given.items() if path}
+    if new and "rates" not in new:
+        parser.error("--rates says which machine it was: run bench/rates.py there")
+    if new:
+        machine, known = new["rates"]["machine"], results.get("machines", [])
+        same = [each for each in known if each["rates"]["machine"] == machine]
+        others = [each for each in known if each["rates"]["machine"] != machine]
+        results["machines"] = [{**(same[0] if same else {}), **new}, *others]
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(text, results), encoding="utf-8")
 
