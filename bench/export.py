@@ -46,8 +46,8 @@ EXPORTERS = (
     Exporter(
         "optimum-intel", "optimum-intel, OpenVINO, int4",
         ("{python}", "-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", "{model}", "--task",
-         "image-text-to-text", "--weight-format", "int4", "{out}"),
-        ("optimum-intel[openvino]", "nncf", "pillow"),
+         "image-text-to-text", "--weight-format", "int4", "--group-size", "64", "{out}"),
+        ("optimum-intel[openvino]", "nncf", "pillow", "transformers<4.58"),  # it refuses newer ones
     ),
     Exporter(
         "optimum-onnx", "optimum-onnx 0.1.0, ONNX",
@@ -56,9 +56,11 @@ EXPORTERS = (
         ("optimum-onnx==0.1.0", "torch==2.13.0", "onnxruntime", "pillow"),
     ),
     Exporter("llama.cpp", "llama.cpp, GGUF: its converter, twice, and Q4_0",
-             ("{python}", str(HERE / "peers" / "convert_gguf.py"), "{llama}", "{model}", "{out}")),
+             ("{python}", str(HERE / "peers" / "convert_gguf.py"), "{llama}", "{model}", "{out}"),
+             ("llama-cpp-python", "torch==2.13.0", "transformers", "sentencepiece")),
     Exporter("coremltools", "coremltools, encoder and decoder without a cache traced, fp16",
-             ("{python}", str(HERE / "peers" / "trace_coreml.py"), "{model}", "{out}")),
+             ("{python}", str(HERE / "peers" / "trace_coreml.py"), "{model}", "{out}"),
+             ("coremltools==9.0", "numpy<2.4", "torch==2.13.0", "transformers")),  # newer numpy breaks its tracing
 )  # fmt: skip
 
 

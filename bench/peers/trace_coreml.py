@@ -21,7 +21,11 @@ class Encoder(torch.nn.Module):
         self.model = model
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.model.connector(self.model.vision_model(pixel_values=pixels).last_hidden_state)
+        """A tile without a mask: coremltools has no `bucketize`, by which masks become positions."""
+        tower = self.model.vision_model
+        patches = tower.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        hidden = tower.encoder(inputs_embeds=patches + tower.embeddings.position_embedding.weight).last_hidden_state
+        out: torch.Tensor = self.model.connector(tower.post_layernorm(hidden))
         return out
 
 
