@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,15 @@ def probe(model: str, mmproj: str | None = None) -> None:
 def probe_in_child(*paths: Path) -> None:
     """Load untrusted files in a child process, once per state of a file; EdgeVLMError if it dies."""
     _probe_once(*((path.resolve(), path.stat().st_mtime_ns) for path in paths))
+
+
+def load_beside_trial(*paths: Path) -> Engine:
+    """The engine, imported while `probe_in_child` tries the files."""
+    with ThreadPoolExecutor(1) as pool:
+        trial = pool.submit(probe_in_child, *paths)
+        engine = load_engine()
+        trial.result()
+    return engine
 
 
 @functools.lru_cache(maxsize=64)

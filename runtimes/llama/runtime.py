@@ -20,7 +20,7 @@ from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, rewound
 from edgevlm.runtimes.devices import llama_device
 from edgevlm.runtimes.gguf import GgufFile, gguf_files
 from edgevlm.runtimes.llama.check import check_agreement
-from edgevlm.runtimes.llama.engine import load_engine, probe_in_child
+from edgevlm.runtimes.llama.engine import load_beside_trial
 from edgevlm.runtimes.llama.names import EMBEDDINGS, NO_TABLE, PER_LAYER, PROJECTORS
 from edgevlm.types import F32, I64, U8
 
@@ -56,10 +56,9 @@ class LlamaFiles:
         check_agreement(self.embeddings, bundle.manifest.spec)
         if self.mmproj:
             GgufFile(self.mmproj)  # llama.cpp loads a truncated file without an error
-        self.engine = load_engine()
+        self.engine = load_beside_trial(self.model, *([self.mmproj] if self.mmproj else []))
         gpu = llama_device(options.device)
         self.gpu, self.threads = bool(gpu), options.threads or _cores()
-        probe_in_child(self.model, *([self.mmproj] if self.mmproj else []))
         self.engine.silence()
         self.handle: Any = self.engine.load_model(self.model, self.gpu)
         self._users = 0
