@@ -22,6 +22,8 @@ from edgevlm.commands.distill import distill
 from edgevlm.commands.eval import eval
 from edgevlm.commands.export import export
 from edgevlm.commands.info import info
+from edgevlm.commands.pull import pull
+from edgevlm.commands.push import push
 from edgevlm.commands.report import report
 from edgevlm.commands.run import run
 from edgevlm.commands.scenes import scenes
@@ -57,7 +59,7 @@ def edgevlm() -> None:
     """
 
 
-for _verb in (export, run, verify, eval, bench, report, info, demo, scenes, train, distill, compose):
+for _verb in (export, run, verify, eval, bench, report, info, push, pull, demo, scenes, train, distill, compose):
     edgevlm.add_command(_verb)
 
 

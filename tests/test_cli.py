@@ -381,11 +381,6 @@ MISTAKES = {
         "run {tmp}/none q",
         "There is no bundle '{tmp}/none': make one with `edgevlm export MODEL -o {tmp}/none`.",
     ),
-    "a hub id is no bundle": (
-        "run owner/name q",
-        "'owner/name' is a model, not a bundle: export it first with "
-        "`edgevlm export owner/name -o name-int4`, then run name-int4.",
-    ),
     "a checkpoint is no bundle": (
         "run {checkpoint} q",
         "'{checkpoint}' is a model, not a bundle: export it first with "
@@ -687,6 +682,13 @@ def test_no_network(tmp_path: Path) -> None:
         r"Error: 'owner/name' is neither a local folder nor in the cache, and the Hub could not be reached "
         r"\(.*\): "
         r"check the network, or give a local folder\.\n",
+        done.stderr,
+    ), done.stderr
+    done = process("run", "owner/name", "q", env={**os.environ, **nowhere})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"Error: 'owner/name' is neither a local folder nor whole in the cache, and the Hub could not be reached "
+        r"\(.*\): check the path or the network\.\n",
         done.stderr,
     ), done.stderr
 

@@ -126,6 +126,19 @@ def _open(folder: Path, everything: bool) -> Bundle:
                 f"`edgevlm export {folder} -o {folder.resolve().name}-bundle`."
             )
         raise EdgeVLMError(f"'{folder}' is not a bundle: it has no {MANIFEST}; make one with `edgevlm export`.")
+    bundle = Bundle(folder, read_manifest(folder))
+    for link in links_out(folder):  # unlisted ones too: an engine would open one that a graph names
+        raise EdgeVLMError(
+            f"'{link.relative_to(folder)}' in '{folder}' is a link to the outside: put the real file there, or remove "
+            "it; of a bundle on the Hub, `huggingface_hub.snapshot_download(ID, local_dir=FOLDER)` gives real files."
+        )
+    for name, info in bundle.manifest.files.items():
+        _check_file(bundle, name, info, everything)
+    return bundle
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in `folder`, within limits and with names inside the folder; the files themselves may be missing."""
     data = read_json(folder / MANIFEST, AGAIN, largest=limits.MANIFEST_FILE)
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
@@ -133,30 +146,23 @@ def _open(folder: Path, everything: bool) -> Bundle:
             f"The bundle '{folder}' has schema {repr(schema)[:40]}, and this edgevlm reads schema {SCHEMA}: "
             "export the bundle again, or update edgevlm."
         )
-    bundle = Bundle(folder, from_dict(Manifest, data, MANIFEST))
-    manifest = bundle.manifest
+    manifest = from_dict(Manifest, data, MANIFEST)
     check_model(manifest.spec, f"{MANIFEST}: spec", AGAIN)
     check_recipe(manifest.recipe)
     if manifest.gate is not None:
         check_gate(manifest.gate)
     for target in manifest.targets.values():
         check_target(target, manifest.spec)
-    for link in links_out(folder):  # unlisted ones too: an engine would open one that a graph names
-        raise EdgeVLMError(
-            f"'{link.relative_to(folder)}' in '{folder}' is a link to the outside: put the real file there, or remove "
-            "it; of a bundle on the Hub, `huggingface_hub.snapshot_download(ID, local_dir=FOLDER)` gives real files."
-        )
-    for name, info in manifest.files.items():
-        _check_file(bundle, name, info, everything)
-    return bundle
+    for name in manifest.files:
+        parts = PurePosixPath(name).parts
+        if not parts or name[0] == "/" or "\\" in name or ":" in name or any(part in ("..", ".") for part in parts):
+            raise EdgeVLMError(
+                f"The manifest of '{folder}' names the file '{name[:200]}', which is outside the bundle: do not use it."
+            )
+    return manifest
 
 
 def _check_file(bundle: Bundle, name: str, info: FileInfo, everything: bool) -> None:
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or "\\" in name or ":" in name or any(part in ("..", ".") for part in parts):
-        raise EdgeVLMError(
-            f"The manifest of '{bundle.folder}' names the file '{name}', which is outside the bundle: do not use it."
-        )
     path = bundle.folder / name
     if not path.is_file():
         raise EdgeVLMError(f"The bundle '{bundle.folder}' lacks its file '{name}': export or copy it again.")

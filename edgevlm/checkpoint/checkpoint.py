@@ -15,6 +15,7 @@ from edgevlm.checkpoint import hub
 from edgevlm.checkpoint.upstream import upstream_files
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
+from edgevlm.io.hub import is_hub_id
 from edgevlm.io.json import read_object
 from edgevlm.io.regular import open_regular
 from edgevlm.io.safetensors import SafetensorsFile, SafetensorsHeader
@@ -155,7 +156,7 @@ def find_folder(model: str, what: str, revision: str | None, cache_dir: Path | N
             raise EdgeVLMError(f"'{model}' is a file: give the folder that holds the {what}.")
     except (OSError, ValueError):
         raise EdgeVLMError(f"'{model[:200]}' is not a usable path: give a local folder or a Hub id.") from None
-    if hub.is_hub_id(model):
+    if is_hub_id(model):
         return hub.fetch(model, revision=revision, cache_dir=cache_dir, weights=weights)
     raise EdgeVLMError(f"there is no folder '{model}': give a local {what} folder or a Hub id such as 'owner/name'.")
 

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgevlm.errors import EdgeVLMError, install_hint
+from edgevlm.errors import EdgeVLMError
+from edgevlm.io.hub import COMMIT, answers, hub_client, named, reason
 
 # Weights in safetensors, configuration, tokenizer and chat template; never pickle, never code.
 SMALL = ["*.json", "*.txt", "*.jinja", "*.model"]
 PATTERNS = [*SMALL, "*.safetensors"]
 _BELOW = ["*/*"]  # other forms of the model, a trainer's checkpoints
 _SHARDS = re.compile(r"-of-(\d+)\.safetensors$")
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-def is_hub_id(model: str) -> bool:
-    """Whether `model` has the form "owner/name"."""
-    return bool(_ID.fullmatch(model)) and ".." not in model and len(model) <= 200
 
 
 def fetch(model: str, *, revision: str | None = None, cache_dir: Path | None = None, weights: bool = True) -> Path:
@@ -30,7 +23,7 @@ def fetch(model: str, *, revision: str | None = None, cache_dir: Path | None = N
     Without a network the cached snapshot is used. Raises EdgeVLMError when there is none, when the model or the
     revision does not exist, or when access needs a token.
     """
-    hub_errors = _hub(model).errors
+    hub_errors = hub_client(model).errors
     from huggingface_hub import snapshot_download
 
     def snapshot(local_only: bool) -> Path:
@@ -45,15 +38,15 @@ def fetch(model: str, *, revision: str | None = None, cache_dir: Path | None = N
             )
         )
 
-    which = f"'{model}'" if revision is None else f"'{model}' at revision '{revision}'"
-    if re.fullmatch(r"[0-9a-f]{40}", revision or ""):  # a commit never changes: no need to ask the Hub
+    which = named(model, revision)
+    if COMMIT.fullmatch(revision or ""):  # a commit never changes: no need to ask the Hub
         try:
             if _is_whole(folder := snapshot(local_only=True)):
                 return folder
         except (hub_errors.LocalEntryNotFoundError, OSError, ValueError):
             pass
     try:
-        with _answers(which):
+        with answers(which):
             return snapshot(local_only=False)
     except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError, ValueError) as error:
         problem = error
@@ -62,7 +55,7 @@ def fetch(model: str, *, revision: str | None = None, cache_dir: Path | None = N
     except (hub_errors.LocalEntryNotFoundError, OSError, ValueError):
         raise EdgeVLMError(
             f"{which} is neither a local folder nor in the cache, and the Hub could not be reached "
-            f"({_reason(problem)}): check the network, or give a local folder."
+            f"({reason(problem)}): check the network, or give a local folder."
         ) from None
 
 
@@ -72,10 +65,10 @@ def headers(model: str, *, revision: str | None) -> dict[str, dict[str, Any]]:
     Nothing but headers is fetched, by range requests. Raises EdgeVLMError as `fetch`, and where a model has no
     safetensors.
     """
-    hub = _hub(model)
+    hub = hub_client(model)
     errors = hub.errors
     try:
-        with _answers(f"'{model}'"):
+        with answers(f"'{model}'"):
             found = hub.get_safetensors_metadata(model, revision=revision)
     except errors.NotASafetensorsRepoError:
         raise EdgeVLMError(
@@ -86,7 +79,7 @@ def headers(model: str, *, revision: str | None) -> dict[str, dict[str, Any]]:
         raise
     except Exception as error:  # the client lets errors of its HTTP library through, which is one or another by version
         raise EdgeVLMError(
-            f"The headers of the weights of '{model}' could not be read from the Hub ({_reason(error)}): check the "
+            f"The headers of the weights of '{model}' could not be read from the Hub ({reason(error)}): check the "
             "network, or give a local folder."
         ) from None
     return {
@@ -96,41 +89,6 @@ def headers(model: str, *, revision: str | None) -> dict[str, dict[str, Any]]:
         }
         for file, header in found.files_metadata.items()
     }
-
-
-def _hub(model: str) -> Any:
-    try:
-        import huggingface_hub
-        import huggingface_hub.errors
-    except ImportError:
-        raise EdgeVLMError(
-            f"'{model}' is not a local folder, and the Hub needs the package huggingface_hub: "
-            f"{install_hint('export')}, or give a local folder."
-        ) from None
-    return huggingface_hub
-
-
-@contextmanager
-def _answers(which: str) -> Iterator[None]:
-    """Sentences for what the Hub says when it is reached."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise EdgeVLMError(
-            f"{which} is gated: accept its terms on its Hub page, then run 'hf auth login' and try again."
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise EdgeVLMError(f"{which} does not exist on the Hub: check the revision on the model's Hub page.") from None
-    except errors.RepositoryNotFoundError:
-        raise EdgeVLMError(
-            f"{which} is not on the Hub, or is private: check the name, or run 'hf auth login' for a private model."
-        ) from None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _is_whole(folder: Path) -> bool:

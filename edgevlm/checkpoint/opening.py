@@ -17,6 +17,7 @@ from edgevlm.checkpoint.checkpoint import DEFAULT, Checkpoint, find_folder, has_
 from edgevlm.checkpoint.families import adapter_base, find_family, read_checkpoint
 from edgevlm.checkpoint.upstream import upstream_files
 from edgevlm.errors import EdgeVLMError
+from edgevlm.io.hub import is_hub_id
 from edgevlm.io.json import read_object
 from edgevlm.io.safetensors import SafetensorsHeader
 
@@ -38,7 +39,7 @@ def resolve(
     Raises EdgeVLMError for a bundle, for a second adapter, and for one whose base model cannot be found.
     """
     folder = find_folder(model, "model", revision, cache_dir, weights=False)
-    if _is_bundle(folder):
+    if is_bundle(folder):
         raise EdgeVLMError(
             f"'{model}' is a bundle already: run it with `edgevlm run {model}`, or give the model that it was made of."
         )
@@ -52,7 +53,7 @@ def resolve(
             f"'{model}' is a LoRA adapter, and its {FILE} names no base model: give that as MODEL, and "
             f"--adapter {model}."
         )
-    if base != DEFAULT and not Path(base).is_dir() and not hub.is_hub_id(base):
+    if base != DEFAULT and not Path(base).is_dir() and not is_hub_id(base):
         raise EdgeVLMError(
             f"'{model}' is a LoRA adapter of '{base[:200]}', which is not here: give that model as MODEL, and "
             f"--adapter {model}."
@@ -135,7 +136,7 @@ def _is_adapter(folder: Path, local: bool) -> bool:
     return (folder / FILE).exists() and not ((folder / "config.json").exists() and (has_weights(folder) or not local))
 
 
-def _is_bundle(folder: Path) -> bool:
+def is_bundle(folder: Path) -> bool:
     """Whether it has edgevlm's manifest and no weights of a checkpoint."""
     if has_weights(folder) or not (folder / "manifest.json").is_file():
         return False

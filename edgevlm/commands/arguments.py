@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note
+from edgevlm.io.hub import is_hub_id
 from edgevlm.io.text import printable
 
 if TYPE_CHECKING:
@@ -39,12 +40,16 @@ def is_model(bundle: str) -> bool:
 
 
 def bundle_folder(bundle: str) -> Path:
-    """The folder of a bundle; a checkpoint or Hub id is answered with the command that exports it."""
+    """The folder of a bundle, fetched where it is one of the Hub; a checkpoint is answered with what exports it."""
     folder = Path(bundle)
     if os.path.isfile(bundle):
         raise EdgeVLMError(_no_folder(bundle))
     if not is_model(bundle):
         return folder  # open_bundle reports what is missing
+    if not os.path.exists(bundle) and is_hub_id(bundle):
+        from edgevlm.bundle.hub import resolve_bundle
+
+        return resolve_bundle(bundle)
     out = folder.resolve().name + "-int4"
     raise EdgeVLMError(
         f"'{bundle}' is a model, not a bundle: export it first with "

@@ -14,6 +14,7 @@ from edgevlm.commands.gate_table import gate_table
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, size, table, write, write_json
 from edgevlm.io.console import seconds as duration
+from edgevlm.io.hub import is_hub_id
 from edgevlm.io.processor import processor_line
 from edgevlm.models.spec import Decoder, states
 
@@ -32,8 +33,8 @@ def info(model: str | None, as_json: bool, revision: str | None, devices: bool) 
     """Show what MODEL is.
 
     A bundle: model, quantization, files, gate. A checkpoint or a Hub id: family, parts and sizes, the targets that can
-    hold it, why others cannot, and the bytes of each quantization. Of a model on the Hub, the small files and the
-    headers of the weights are read, nothing more.
+    hold it, why others cannot, and the bytes of each quantization. Of a model or a bundle on the Hub, the small files
+    and the headers of the weights are read, nothing more.
     """
     if model is None and not devices:
         raise EdgeVLMError("Nothing to show: name a bundle or a model, or add --devices for this machine's engines.")
@@ -44,7 +45,11 @@ def info(model: str | None, as_json: bool, revision: str | None, devices: bool) 
 
         engines: Any = list_devices()
         shown, text = engines, _engines_text(engines)
-    elif is_model(model):
+    elif bundle := _bundle(model, revision):
+        from edgevlm.bundle.manifest import MANIFEST
+
+        shown, text = json.loads(bundle.folder.joinpath(MANIFEST).read_text(encoding="utf-8")), describe(bundle)
+    else:
         from edgevlm.checkpoint.opening import open_headers, resolve
         from edgevlm.export.survey import survey
 
@@ -52,15 +57,25 @@ def info(model: str | None, as_json: bool, revision: str | None, devices: bool) 
             note(said)
         surveyed = survey(open_headers(model, revision=revision))
         shown, text = surveyed.to_dict(), _survey_text(surveyed)
-    else:
-        from edgevlm.bundle.manifest import MANIFEST, open_bundle
-
-        opened = open_bundle(bundle_folder(model))
-        shown, text = json.loads(opened.folder.joinpath(MANIFEST).read_text(encoding="utf-8")), describe(opened)
     if as_json:
         write_json(shown, indent=2)
     else:
         write(text)
+
+
+def _bundle(model: str, revision: str | None) -> Bundle | None:
+    """The bundle that is named; None for a model. Of a bundle on the Hub the small files are here, and no weights."""
+    from edgevlm.bundle.manifest import Bundle, open_bundle, read_manifest
+
+    if not is_model(model):
+        return open_bundle(bundle_folder(model))
+    if os.path.exists(model) or not is_hub_id(model):
+        return None
+    from edgevlm.checkpoint.checkpoint import find_folder
+    from edgevlm.checkpoint.opening import is_bundle
+
+    folder = find_folder(model, "model", revision, None, weights=False)
+    return Bundle(folder, read_manifest(folder)) if is_bundle(folder) else None
 
 
 def _picture(image: ImageSpec) -> str:
