@@ -1,4 +1,8 @@
-"""Write docs/cli.md from the program itself: `python docs/make_cli_docs.py`, or `--check` to compare."""
+"""Write docs/cli.md, and the table of docs/from-optimum.md, from the program itself.
+
+python docs/make_cli_docs.py          writes them
+python docs/make_cli_docs.py --check  exits with 1 if it would change one
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ from pathlib import Path
 import click
 
 from edgevlm.cli import edgevlm
-from edgevlm.commands.export import REPLACED, REPLACED_SWITCHES
+from edgevlm.commands.optimum_flags import REPLACED, REPLACED_SWITCHES
 
 PAGE = Path(__file__).parent / "cli.md"
+OPTIMUM = Path(__file__).parent / "from-optimum.md"
 COMMAND = "python docs/make_cli_docs.py"
 
 OPENING = f"""# Command line
@@ -27,22 +32,22 @@ Exit codes: 0 done, 1 an artifact missed a bound of the gate, 2 something you ca
 of the output went away.
 """
 
-OPTIMUM = """## Coming from `optimum-cli export onnx`
-
-`-m`/`--model`, the positional output folder, `--dtype fp32|fp16`, `--cache-dir`, `--task image-text-to-text`,
-`--device cpu` and `--framework pt` work. The other flags end with a sentence that says what to do instead:
-
-| flag | what `edgevlm export` says |
-|---|---|
-"""
+BEGIN, END = f"<!-- Written by `{COMMAND}`. -->\n", "<!-- The end of the flags. -->\n"
 
 
 def page() -> str:
     """docs/cli.md as the program stands."""
     parts = [OPENING, _help(edgevlm, "edgevlm")]
     parts += [_help(command, f"edgevlm {verb}") for verb, command in edgevlm.commands.items()]
+    return "\n".join(parts)
+
+
+def optimum_page() -> str:
+    """docs/from-optimum.md with the flags that an export answers with a sentence."""
+    before, _, rest = OPTIMUM.read_text(encoding="utf-8").partition(BEGIN)
     rows = [f"| `{flag}` | {sentence} |" for flag, sentence in {**REPLACED, **REPLACED_SWITCHES}.items()]
-    return "\n".join([*parts, OPTIMUM + "\n".join(rows)]) + "\n"
+    head = "| flag | what `edgevlm export` says |\n|---|---|\n"
+    return f"{before}{BEGIN}\n{head}" + "\n".join(rows) + f"\n\n{END}{rest.partition(END)[2]}"
 
 
 def _help(command: click.Command, name: str) -> str:
@@ -52,10 +57,11 @@ def _help(command: click.Command, name: str) -> str:
 
 
 def main() -> None:
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(page(), encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
-        sys.exit(f"docs/cli.md does not match the program: run {COMMAND}")
+    for path, text in ((PAGE, page()), (OPTIMUM, optimum_page())):
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            sys.exit(f"docs/{path.name} does not match the program: run {COMMAND}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from edgevlm.commands.distill import distill
 from edgevlm.commands.eval import eval
 from edgevlm.commands.export import export
 from edgevlm.commands.info import info
+from edgevlm.commands.optimum import optimum
 from edgevlm.commands.pull import pull
 from edgevlm.commands.push import push
 from edgevlm.commands.report import report
@@ -59,7 +60,9 @@ def edgevlm() -> None:
     """
 
 
-for _verb in (export, run, verify, eval, bench, report, info, push, pull, demo, scenes, train, distill, compose):
+for _verb in (
+    *(export, run, verify, eval, bench, report, info, push, pull, demo, scenes, train, distill, compose, optimum),
+):
     edgevlm.add_command(_verb)
 
 

@@ -91,8 +91,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_the_documents_parse(page: Path) -> None:
-    """Every `edgevlm VERB ...` in an indented block is accepted by the program's own parser."""
-    for line in re.findall(r"^    (?:\$ )?(edgevlm .*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+    """Every `edgevlm VERB ...` in an indented block, or beside another program's, is accepted by our parser."""
+    text = page.read_text(encoding="utf-8")
+    beside = re.findall(r"`(edgevlm \w[^`]*)`", text) if page.name.startswith("from-") else []
+    for line in [*re.findall(r"^    (?:\$ )?(edgevlm .*)$", text, re.MULTILINE), *beside]:
         _, verb, *words = shlex.split(line, comments=True)
         command = edgevlm.commands.get(verb)
         assert command is not None, f"{page.name}: {line}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import click
 from edgevlm.commands.arguments import check_model, check_questions, given, nearest
 from edgevlm.commands.calibration_table import calibration_table
 from edgevlm.commands.gate_table import gate_table, read_bounds
+from edgevlm.commands.optimum_flags import replaced
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.io.console import note, progress_bar, size, table, write
 from edgevlm.io.text import printable
@@ -22,38 +22,6 @@ if TYPE_CHECKING:
 
 KINDS = "[fp32|fp16|int8|int4|palette6|palette4]"
 MOST_PLAIN = 0.1  # a larger number without its % may be meant as a percentage
-
-# Flags of `optimum-cli export onnx` that have no meaning here: what to do instead.
-REPLACED = {
-    "--opset": "The opset is part of a graph's design: leave --opset out (onnx/*_portable.onnx have 23).",
-    "--atol": "The gate's bounds are fixed per quantization: leave --atol out and read its table.",
-    "--optimize": "Graphs are authored in fused form: leave --optimize out and choose a --preset instead.",
-    "--batch_size": "No shape is baked into a graph: leave --batch_size out.",
-    "--sequence_length": "No shape is baked into a graph: leave --sequence_length out.",
-    "--pad_token_id": "Token ids are read from the checkpoint: leave --pad_token_id out.",
-    "--library": "The model family is read from config.json: leave --library out.",
-    "--variant": "There is one layout, described in docs/bundle-format.md: leave --variant out.",
-}
-REPLACED_SWITCHES = {
-    "--trust-remote-code": "Code from a checkpoint is never run: leave --trust-remote-code out.",
-    "--monolith": "A device runs each stage at its own time, from a graph of its own: leave --monolith out.",
-    "--no-post-process": "Tied weights are shared from the start: leave --no-post-process out.",
-    "--no-dynamic-axes": "No shape is baked into a graph: leave --no-dynamic-axes out.",
-    "--slim": "Graphs are authored without waste: leave --slim out.",
-    "--legacy": "Decoders are always one merged graph: leave --legacy out.",
-}
-
-
-def _replaced(function: Callable[..., Any]) -> Callable[..., Any]:
-    def refuse(ctx: click.Context, param: click.Parameter, value: object) -> None:
-        if value:
-            raise EdgeVLMError({**REPLACED, **REPLACED_SWITCHES}[param.opts[0]])
-
-    for flag in REPLACED:
-        function = click.option(flag, hidden=True, expose_value=False, callback=refuse)(function)
-    for flag in REPLACED_SWITCHES:
-        function = click.option(flag, is_flag=True, hidden=True, expose_value=False, callback=refuse)(function)
-    return function
 
 
 @click.command()
@@ -127,7 +95,7 @@ def _replaced(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--task", hidden=True)
 @click.option("--device", hidden=True)
 @click.option("--framework", hidden=True)
-@_replaced
+@replaced
 def export(
     model: str | None,
     out: str | None,
