@@ -23,6 +23,13 @@ import pytest
 LARGE = 20_000  # bytes from which on a file is stored by its sha256: git-lfs
 
 
+def _git_name(data: bytes) -> str:
+    """What git calls a file; a large one is known by its sha256."""
+    if len(data) > LARGE:
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
 @dataclass
 class Repository:
     name: str
@@ -63,6 +70,9 @@ class Hub:
     sent: dict[str, int] = field(default_factory=dict)  # bytes of each file that were sent
     spoil: dict[str, bytes] = field(default_factory=dict)  # name: other bytes to send in its place
     listed: dict[str, int] = field(default_factory=dict)  # name: another size in the listing
+    gated: set[str] = field(default_factory=set)  # repositories whose files take an agreement
+    stalled: set[str] = field(default_factory=set)  # names of which half is sent, and the rest not before `go`
+    go: threading.Event = field(default_factory=threading.Event)
     race: bool = False  # somebody else commits first
 
     def add(self, name: str, files: dict[str, bytes], **options: Any) -> Repository:
@@ -120,10 +130,12 @@ class Answers(BaseHTTPRequestHandler):
             repository.branches[unquote(found[2])] = [dict(repository.files)]
             return self._json({})
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)", path):
-            modes = [
-                {"path": f["path"], "uploadMode": "lfs" if f["size"] > LARGE else "regular", "shouldIgnore": False}
-                for f in json.loads(body)["files"]
-            ]
+            there = self.hub.repositories[found[1]].branches.get(unquote(found[2]), [{}])[-1]
+            modes = []
+            for each in json.loads(body)["files"]:
+                mode = "lfs" if each["size"] > LARGE else "regular"
+                oid = _git_name(there[each["path"]]) if each["path"] in there else None
+                modes.append({"path": each["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
             return self._json({"files": modes})
         if re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
             objects = []
@@ -201,6 +213,8 @@ class Answers(BaseHTTPRequestHandler):
     def _file(self, name: str, revision: str, path: str, body: bool) -> None:
         if (files := self._files(name, revision)) is None:
             return
+        if name in self.hub.gated:
+            return self._error(403, "GatedRepo")
         if path not in files:
             return self._error(404, "EntryNotFound")
         repository = self.hub.repositories[name]
@@ -218,6 +232,11 @@ class Answers(BaseHTTPRequestHandler):
         if not body:
             return None
         rest = data[start:]
+        if path in self.hub.stalled:
+            self.wfile.write(rest[: len(rest) // 2])
+            self.hub.go.wait(30)
+            self.close_connection = True
+            return None
         end = 0 if path in self.hub.broken else self.hub.cut.pop(path, len(rest))
         self.wfile.write(rest[:end])
         self.hub.sent[path] = self.hub.sent.get(path, 0) + len(rest[:end])

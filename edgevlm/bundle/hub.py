@@ -8,8 +8,8 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,10 +130,8 @@ def fetch_file(remote: Remote, name: str, largest: int, where: Mapping[str, str 
         raise EdgeVLMError(
             f"'{name}' of '{remote.repo}' has {count} bytes, expected at most {largest}: do not use this bundle."
         )
-    try:
+    with _fetching(remote):
         return Path(hf_hub_download(remote.repo, name, revision=remote.commit, **where))
-    except Exception as error:  # as in `look`
-        raise _stopped(remote, error) from None
 
 
 def _download(remote: Remote, where: Mapping[str, str | None]) -> Path:
@@ -152,15 +150,13 @@ def _download(remote: Remote, where: Mapping[str, str | None]) -> Path:
         count = sum(manifest.files[name].size for name in missing)
         _check_room(remote, folder, count)
         note(f"Downloading '{remote.repo}' ({remote.commit[:8]}): {len(missing)} files, {size(count)}.")
-    try:
+    with _fetching(remote):
         snapshot_download(
             remote.repo,
             revision=remote.commit,
             allow_patterns=[glob.escape(name) for name in (MANIFEST, *manifest.files)],
             **where,
         )
-    except Exception as error:  # as in `look`
-        raise _stopped(remote, error) from None
     _check_hashes(remote, folder, manifest, manifest.files if "local_dir" in where else missing)
     return folder
 
@@ -229,10 +225,16 @@ def _check_hashes(remote: Remote, folder: Path, manifest: Manifest, names: Colle
             )
 
 
-def _stopped(remote: Remote, error: Exception) -> EdgeVLMError:
-    if isinstance(error, EdgeVLMError):
-        return error
-    return EdgeVLMError(
-        f"The download of '{remote.repo}' stopped ({reason(error)}): run the same command again; files that are whole "
-        "are not fetched twice."
-    )
+@contextmanager
+def _fetching(remote: Remote) -> Iterator[None]:
+    """Sentences for a download that is refused or stops."""
+    try:
+        with answers(f"'{remote.repo}'"):
+            yield
+    except EdgeVLMError:
+        raise
+    except Exception as error:  # as in `look`
+        raise EdgeVLMError(
+            f"The download of '{remote.repo}' stopped ({reason(error)}): run the same command again; files that are "
+            "whole are not fetched twice."
+        ) from None

@@ -130,7 +130,7 @@ def _open(folder: Path, everything: bool) -> Bundle:
     for link in links_out(folder):  # unlisted ones too: an engine would open one that a graph names
         raise EdgeVLMError(
             f"'{link.relative_to(folder)}' in '{folder}' is a link to the outside: put the real file there, or remove "
-            "it; of a bundle on the Hub, `huggingface_hub.snapshot_download(ID, local_dir=FOLDER)` gives real files."
+            "it; of a bundle on the Hub, `edgevlm pull OWNER/NAME` gives real files."
         )
     for name, info in bundle.manifest.files.items():
         _check_file(bundle, name, info, everything)

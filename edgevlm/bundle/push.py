@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from edgevlm.bundle.card import CARD, Licence, is_ours, model_card
+from edgevlm.bundle.check import AGAIN
 from edgevlm.bundle.files import BUNDLE
 from edgevlm.bundle.hub import Remote, fetch_file, look
 from edgevlm.bundle.manifest import MANIFEST, Bundle, ModelInfo, open_bundle
@@ -19,7 +20,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.io.console import note
 from edgevlm.io.hub import answers, hub_client, is_hub_id, named, reason
-from edgevlm.io.json import read_json
+from edgevlm.io.json import read_object
 from edgevlm.io.options import check_types
 from edgevlm.io.regular import read_regular
 
@@ -105,12 +106,7 @@ def _judge(remote: Remote, bundle: Bundle, scratch: Path, options: PushOptions) 
         )
     if remote.private and options.public:
         note(f"'{remote.repo}' exists and stays private: its page on the Hub has the switch.")
-    where = {"local_dir": str(scratch)}
-    own, name = set[str](), None
-    if MANIFEST in remote.files:
-        data = read_json(fetch_file(remote, MANIFEST, limits.MANIFEST_FILE, where), "", largest=limits.MANIFEST_FILE)
-        own = set(BUNDLE.own(data) or ())
-        name = data["model"].get("name") if own and isinstance(data["model"], dict) else None
+    own, name = _bundle_there(remote, scratch)
     if not options.force:
         others = remote.files.keys() - own - _NO_CONTENT
         if own and name != bundle.manifest.model.name:
@@ -125,12 +121,24 @@ def _judge(remote: Remote, bundle: Bundle, scratch: Path, options: PushOptions) 
             )
     keeps = False
     if CARD in remote.files and not options.force:
-        path = fetch_file(remote, CARD, limits.CARD_FILE, where)
+        path = fetch_file(remote, CARD, limits.CARD_FILE, {"local_dir": str(scratch)})
         keeps = not is_ours(read_regular(path, limits.CARD_FILE, "").decode("utf-8", "replace"))
         if keeps:
             note(f"The card of '{remote.repo}' is somebody's own and was kept: --force writes it anew.")
     new = {MANIFEST, CARD, *bundle.manifest.files}
     return sorted((own & remote.files.keys()) - new), keeps
+
+
+def _bundle_there(remote: Remote, scratch: Path) -> tuple[set[str], str | None]:
+    """The files of the bundle that a repository holds, and its model's name; none where it holds no bundle."""
+    count = remote.files.get(MANIFEST, (None, None))[0]
+    if count is None or count > limits.MANIFEST_FILE:
+        return set(), None
+    fetch_file(remote, MANIFEST, limits.MANIFEST_FILE, {"local_dir": str(scratch)})
+    if not (own := BUNDLE.files(scratch)):
+        return set(), None
+    model = read_object(scratch / MANIFEST, AGAIN)["model"]
+    return set(own), model.get("name") if isinstance(model, dict) else None
 
 
 def _operations(bundle: Bundle, gone: list[str], card: str | None) -> list[Any]:

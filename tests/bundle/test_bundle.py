@@ -128,7 +128,7 @@ def test_snapshot_of_another_cache_is_refused(bundle: Path, tmp_path: Path, cach
         (snapshot / "tokenizer.json").resolve().rename(other / "tokenizer.json")
         (snapshot / "tokenizer.json").unlink()
         (snapshot / "tokenizer.json").symlink_to(other / "tokenizer.json")
-    with pytest.raises(EdgeVLMError, match=r"is a link to the outside.*local_dir"):
+    with pytest.raises(EdgeVLMError, match=r"is a link to the outside.*edgevlm pull"):
         open_bundle(snapshot)
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from edgevlm.bundle.hub import pull, resolve_bundle
 from edgevlm.bundle.manifest import MANIFEST, open_bundle
 from edgevlm.errors import EdgeVLMError
 
+ROOT = Path(__file__).parents[2]
 TINY = {"size": 1, "sha256": "0" * 64}
 LARGE = "onnx/decoder_model_merged.onnx_data"
 
@@ -126,6 +131,12 @@ def test_what_is_no_bundle_of_the_hub(hub: Hub, repo: str, revision: str | None,
 def test_a_private_bundle_needs_a_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert "is not on the Hub, or is private" in refused(lambda: resolve_bundle("someone/tiny"))
+
+
+def test_a_gated_bundle_says_what_to_do(hub: Hub, tmp_path: Path) -> None:
+    hub.gated.add("someone/tiny")
+    for call in (lambda: resolve_bundle("someone/tiny"), lambda: pull("someone/tiny", tmp_path / "out")):
+        assert "'someone/tiny' is gated: accept its terms on its Hub page" in refused(call)
 
 
 def test_an_empty_repository_is_no_bundle(hub: Hub) -> None:
@@ -247,6 +258,31 @@ def test_a_pull_that_failed_goes_on_from_whole_files(hub: Hub, tiny_bundle: Path
     assert LARGE in again and len(whole) > 3 and not again & (whole - {MANIFEST})
 
 
+def test_a_pull_that_is_killed_goes_on_from_whole_files(hub: Hub, tiny_bundle: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of a file."""
+    hub.stalled.add(LARGE)
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    environment = {**os.environ, **settings, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "edgevlm", "pull", "someone/tiny", "out"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
+        files = tmp_path / ".out.edgevlm-pull"
+        deadline = time.monotonic() + 60
+        while len([path for path in files.rglob("*") if path.is_file()]) < 50 and time.monotonic() < deadline:
+            threading.Event().wait(0.05)  # 21 files, each with a note of huggingface_hub's
+            if not {*files_of(tiny_bundle)} - {LARGE} - hub.sent.keys():
+                break
+        process.kill()
+    hub.go.set()
+    hub.stalled.clear()
+    assert not (tmp_path / "out").exists() and left(tmp_path) == {".out.edgevlm", ".out.edgevlm-pull"}
+    whole = {name for name, data in files_of(tiny_bundle).items() if (files / name).is_file() and data}
+    before = dict(hub.sent)
+    pull("someone/tiny", tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(tiny_bundle) and left(tmp_path) == {"out"}
+    again = {name for name in hub.sent if hub.sent[name] != before.get(name)}
+    assert len(whole) > 3 and LARGE in again and not again & (whole - {MANIFEST})
+
+
 def test_files_of_a_failed_pull_that_were_changed_are_found(hub: Hub, tiny_bundle: Path, tmp_path: Path) -> None:
     hub.broken.add(LARGE)
     refused(lambda: pull("someone/tiny", tmp_path / "out"))
@@ -284,6 +320,14 @@ def test_a_revision(hub: Hub, tmp_path: Path) -> None:
     assert "is no bundle" in refused(lambda: pull("someone/tiny", tmp_path / "out"))
     for number, revision in enumerate(("v1", repository.commit("v1"))):
         open_bundle(pull("someone/tiny", tmp_path / f"out{number}", revision=revision))
+
+
+@pytest.mark.parametrize("out", [".", ".."])
+def test_a_place_that_cannot_be_replaced(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    refused(lambda: pull("someone/tiny", Path(out), force=True))
+    assert left(tmp_path) == {"a"} and not list((tmp_path / "a").iterdir()) and not hub.sent
 
 
 @pytest.mark.parametrize("repo", ["tiny", "", "a/b/c", "../x", "https://huggingface.co/someone/tiny"])
