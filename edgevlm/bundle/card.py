@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,21 +31,24 @@ class Licence:
     link: str | None = None
 
 
-def model_card(manifest: Manifest, repo: str, licence: Licence | None) -> str:
+def model_card(manifest: Manifest, repo: str, licence: Licence | None, branch: str | None = None) -> str:
     """The card of a bundle that is pushed to `repo`. licence: of the source; None where it is not known."""
-    model = manifest.model
+    model, name = manifest.model, repo.partition("/")[2]
+    lines = [f"edgevlm pull {repo}", f'edgevlm run {name} photo.jpg "What is in the picture?"']
+    if branch:
+        lines[0] += f" --revision {shlex.quote(branch)}"
+    else:
+        lines.append(f'edgevlm run {repo} photo.jpg "What is in the picture?"  # the same from the Hub\'s cache')
     parts = [
         _front(manifest, licence),
         f"# {_plain(model.name)} for EdgeVLM: {_plain(_kind(manifest))}, {', '.join(manifest.targets)}",
         f"An EdgeVLM bundle of {_source(model)}: the weights, the preprocessing and the prompt of a vision-language "
         "model, as edge runtimes take them.",
-        f"## Run it\n\nWith EdgeVLM installed:\n\n```sh\nedgevlm pull {repo} {repo.partition('/')[2]}\n"
-        f'edgevlm run {repo.partition("/")[2]} photo.jpg "What is in the picture?"\n'
-        f'edgevlm run {repo} photo.jpg "What is in the picture?"  # the same from the Hub\'s cache\n```',
+        "## Run it\n\nWith EdgeVLM installed:\n\n```sh\n" + "\n".join(lines) + "\n```",
         f"## What is in it\n\n{_targets(manifest)}",
         f"## The gate\n\n{_gate(manifest.gate)}",
         f"## Licence\n\n{_terms(model, licence)}",
-        f"Source: {_source(model)}, revision {_code(model.revision or 'not recorded')}, weights sha256 "
+        f"Source: {_source(model)}, {f'revision {_code(model.revision)}, ' if model.revision else ''}weights sha256 "
         f"{_code(model.weights_sha256)}.\nWritten by: "
         + ", ".join(_plain(f"{name} {version}") for name, version in manifest.tools.items())
         + ".",
@@ -89,7 +93,8 @@ def _kind(manifest: Manifest) -> str:
 def _source(model: ModelInfo) -> str:
     """The original, with an adapter that was merged into it."""
     place = f"[{_plain(model.source)}](https://huggingface.co/{model.source})"
-    named = place if is_hub_id(model.source) else _code(model.source)
+    ours = "the model that ships with EdgeVLM" if model.source == "default" else _code(model.source)
+    named = place if is_hub_id(model.source) else ours
     return named + (f" with the adapter {_code(model.adapter)} merged" if model.adapter else "")
 
 

@@ -66,7 +66,7 @@ def push(folder: str | Path, repo: str, options: PushOptions | None = None) -> s
     remote, branch_exists = _there(repo, options)
     with TemporaryDirectory(prefix="edgevlm-") as scratch:
         gone, keeps_card = _judge(remote, bundle, Path(scratch), options) if remote else ([], False)
-    card = model_card(bundle.manifest, repo, _licence(model, options))
+    card = model_card(bundle.manifest, repo, _licence(model, options), options.revision)
     with _writing(repo):
         if remote is None:
             api.create_repo(repo, private=not options.public)

@@ -288,7 +288,9 @@ def test_files_of_a_failed_pull_that_were_changed_are_found(hub: Hub, tiny_bundl
     refused(lambda: pull("someone/tiny", tmp_path / "out"))
     hub.broken.clear()
     victim = tmp_path / ".out.edgevlm-pull" / "tokenizer.json"
+    before = victim.stat()
     victim.write_bytes(victim.read_bytes()[:-1] + b" ")
+    os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))  # a newer file would be fetched again unseen
     assert "'tokenizer.json' of 'someone/tiny' is not what its manifest says" in refused(
         lambda: pull("someone/tiny", tmp_path / "out")
     )

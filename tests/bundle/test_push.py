@@ -243,15 +243,16 @@ def test_a_source_that_is_a_folder_is_no_base_model(tiny_bundle: Path) -> None:
     assert "was not known when this card was written" in card and "The gate did not run" in card
 
 
-def test_commands_in_a_card_are_the_programs_own(tiny_bundle: Path) -> None:
-    lines = [
-        line for line in model_card(manifest_of(tiny_bundle), REPO, None).splitlines() if line.startswith("edgevlm ")
-    ]
-    assert [line.split()[1] for line in lines] == ["pull", "run", "run"]
-    for line in lines:
-        _, verb, *words = shlex.split(line, comments=True)
+@pytest.mark.parametrize(("branch", "verbs"), [(None, ["pull", "run", "run"]), ("an int4; x", ["pull", "run"])])
+def test_commands_in_a_card_are_the_programs_own(tiny_bundle: Path, branch: str | None, verbs: list[str]) -> None:
+    card = model_card(manifest_of(tiny_bundle), REPO, None, branch)
+    lines = [shlex.split(line, comments=True) for line in card.splitlines() if line.startswith("edgevlm ")]
+    assert [words[1] for words in lines] == verbs
+    for _, verb, *words in lines:
         command = edgevlm.commands[verb]
-        command.make_parser(click.Context(command, info_name=verb)).parse_args(args=words)
+        values, _, _ = command.make_parser(click.Context(command, info_name=verb)).parse_args(args=words)
+        if verb == "pull":
+            assert values["repo"] == REPO and (branch is None or values["revision"] == branch)
 
 
 def test_sizes_in_a_card_add_up(tiny_bundle: Path) -> None:
