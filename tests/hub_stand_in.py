@@ -118,7 +118,7 @@ class Answers(BaseHTTPRequestHandler):
             name = f"{asked.get('organization') or 'someone'}/{asked['name']}"
             if name.startswith("other/"):
                 return self._error(403, None, "You don't have the rights to create a model under this namespace")
-            if name in self.hub.repositories:
+            if name in self.hub.repositories or name.startswith("hidden/"):
                 return self._json({"url": f"{self.hub.url}/{name}"}, 409)
             private = asked.get("private", asked.get("visibility") == "private")
             self.hub.repositories[name] = Repository(name, bool(private))

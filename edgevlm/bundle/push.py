@@ -23,6 +23,7 @@ from edgevlm.io.hub import answers, hub_client, is_hub_id, named, reason
 from edgevlm.io.json import read_object
 from edgevlm.io.options import check_types
 from edgevlm.io.regular import read_regular
+from edgevlm.io.text import printable
 
 _IDENTIFIER = re.compile(r"[\w.+-]{1,80}")
 _ADDRESS = re.compile(r"https?://[^\s<>()\[\]\"']{1,500}")
@@ -75,7 +76,7 @@ def push(folder: str | Path, repo: str, options: PushOptions | None = None) -> s
         commit = api.create_commit(
             repo,
             _operations(bundle, gone, None if keeps_card else card),
-            commit_message=f"EdgeVLM bundle of {model.name[:100]}: {', '.join(bundle.manifest.targets)}",
+            commit_message=f"EdgeVLM bundle of {printable(model.name)[:100]}: {', '.join(bundle.manifest.targets)}",
             revision=options.revision,
             parent_commit=remote.commit if remote and (branch_exists or not options.revision) else None,
         )
@@ -112,7 +113,7 @@ def _judge(remote: Remote, bundle: Bundle, scratch: Path, options: PushOptions) 
         if own and name != bundle.manifest.model.name:
             raise EdgeVLMError(
                 f"'{remote.repo}' holds a bundle of {str(name)[:100]!r}, and this one is of "
-                f"{bundle.manifest.model.name!r}: choose another name, or replace it with --force."
+                f"{bundle.manifest.model.name[:100]!r}: choose another name, or replace it with --force."
             )
         if others and not own:
             raise EdgeVLMError(
@@ -189,7 +190,7 @@ def _writing(repo: str) -> Iterator[None]:
         said = {
             401: "You are not logged in to the Hub: run 'hf auth login' with a token that may write, and try again.",
             403: f"Your token may not write '{repo}': use one that may, or another name.",
-            409: f"'{repo}' was made by somebody else meanwhile: try again.",
+            409: f"'{repo}' exists, and your token may not see it: use one that may, or another name.",
             412: f"'{repo}' was changed by somebody else meanwhile: look at it, and try again.",
         }.get(status or 0)
         raise EdgeVLMError(

@@ -168,6 +168,7 @@ def test_somebody_who_is_first_is_not_overwritten(hub: Hub, bundle: Path) -> Non
     [
         (REPO, "hf_wrong", "You are not logged in to the Hub"),
         ("other/tiny", "hf_right", "Your token may not write 'other/tiny'"),
+        ("hidden/tiny", "hf_right", "'hidden/tiny' exists, and your token may not see it"),
         ("tiny", "hf_right", "'tiny' is no id of the Hub"),
         ("a/b/c", "hf_right", "'a/b/c' is no id of the Hub"),
         ("someone/na--me", "hf_right", "is no id that the Hub has"),
