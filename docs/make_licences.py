@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "licences.md"
 ASSETS = ROOT / "edgevlm" / "assets"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 BASE = "base"
-EXTRAS = ("export", "gguf", "coreml", "eval", "llama", "train", "video", "test", "heavy")
+EXTRAS = ("export", "gguf", "coreml", "eval", "llama", "constrain", "train", "video", "test", "heavy")
 
 # What packages without a licence expression call their licence, and its SPDX name.
 SPDX = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True, metavar="R", help="1: off.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="For sampling.")
 @click.option("--lookup/--no-lookup", default=None, help="Repeat known words faster.  [default: if exact]")
+@click.option("--schema", metavar="FILE", help="Answer in JSON that this JSON Schema allows.")
+@click.option("--choice", "choices", multiple=True, metavar="TEXT", help="Answer with this text, or another --choice.")
+@click.option("--scores", is_flag=True, help="Also say how probable each --choice is.")
+@click.option("--regex", metavar="R", help="Answer with a text that this regular expression matches as a whole.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. May be repeated.")
 @click.option("--tiles", type=int, metavar="N", help="Most tiles per picture; 1 is fastest.  [default: the model's]")
 @click.option("--video", metavar="FILE", help="A video to ask about, after the pictures: MP4, MOV, MKV, WebM, AVI.")
 @click.option("--fps", type=float, metavar="F", help="Frames per second of a video.  [default: the model's]")
@@ -63,6 +69,11 @@ def run(
     repetition_penalty: float,
     seed: int,
     lookup: bool | None,
+    schema: str | None,
+    choices: tuple[str, ...],
+    scores: bool,
+    regex: str | None,
+    stop: tuple[str, ...],
     tiles: int | None,
     video: str | None,
     fps: float | None,
@@ -78,7 +89,8 @@ def run(
 
     One picture, several, or none. The answer streams to standard output. With --json it also has the boxes and points
     that the answer names, in pixels of the picture, where the model's way of writing them is known. With --task,
-    QUESTION is what that task takes, such as the thing to find; a caption takes none.
+    QUESTION is what that task takes, such as the thing to find; a caption takes none. --schema, --choice and --regex
+    say what form the answer has to have.
     """
     pictures, question = pictures_and_question(bundle, inputs, optional=task is not None)
     folder = bundle_folder(bundle)
@@ -88,7 +100,12 @@ def run(
         raise EdgeVLMError(f"{extra[0]} is of a video: add --video FILE, or leave it out.")
 
     from edgevlm.generate.sampling import GenerateOptions
+    from edgevlm.io import limits
+    from edgevlm.io.json import read_object
 
+    form = None
+    if schema is not None:
+        form = read_object(Path(schema), "name the file of a JSON Schema", largest=limits.SCHEMA)
     options = GenerateOptions(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -97,6 +114,11 @@ def run(
         repetition_penalty=repetition_penalty,
         seed=seed,
         lookup=lookup,
+        schema=form,
+        choices=choices or None,
+        regex=regex,
+        scores=scores,
+        stop=stop,
     )
     asked: Conversation = question
     if video is not None or task is not None:
@@ -108,11 +130,14 @@ def run(
     if as_json:
         figures = {**dataclasses.asdict(answer.timings), "finish_reason": answer.finish_reason}
         places = {name: [dataclasses.asdict(p) for p in getattr(answer, name)] for name in ("boxes", "points")}
-        write_json({"answer": answer.text, **places, **figures})
+        scored = {} if answer.scores is None else {"scores": answer.scores}
+        write_json({"answer": answer.text, **scored, **places, **figures})
     if draw is not None:
         _draw(Path(draw), pictures[0], answer, force)
     if as_json:
         return
+    if answer.scores is not None:
+        note(table([(choice, f"{100 * math.exp(score):.1f} %") for choice, score in answer.scores.items()]))
     if answer.finish_reason == "length":
         note(f"(stopped after {answer.timings.answer_tokens} tokens: raise --max-tokens for a longer answer)")
     if timings:

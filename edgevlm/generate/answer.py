@@ -19,6 +19,7 @@ class Timings:
     encode: float = 0.0  # views to image features
     prefill: float = 0.0  # prompt to the logits of the first token
     decode: float = 0.0  # the answer's tokens after the first
+    scoring: float = 0.0  # the choices' log probabilities, where they are asked for
     image_tokens: int = 0
     prompt_tokens: int = 0  # image tokens included
     answer_tokens: int = 0
@@ -36,11 +37,15 @@ class Answer:
     text: str  # without white space before its first word, which some chat formats make the model write
     ids: tuple[int, ...]  # with the stop token where there was one, as transformers' generate gives them
     timings: Timings
-    finish_reason: str  # "stop": the model ended its answer; "length": max_tokens or the context length did
+    # "stop": the model ended its answer, its form was complete, or a stop string came; "length": max_tokens or the
+    # context length ended it.
+    finish_reason: str
     # In pixels of the picture, where the model writes them; of several pictures an answer does not say which one it
     # means, and there are none.
     boxes: tuple[Box, ...] = ()
     points: tuple[Point, ...] = ()
+    # The logarithm of each choice's probability, given that the answer is one of them; None where not asked for.
+    scores: dict[str, float] | None = None
 
 
 class AnswerStream:

@@ -13,9 +13,11 @@ import numpy as np
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.answer import Answer, AnswerStream, Timings
+from edgevlm.generate.constrain import LEAD, Form, Forms
 from edgevlm.generate.drafter import LENGTHS, Drafter
 from edgevlm.generate.given import Pictures, conversation_of, open_picture, pictures_of
 from edgevlm.generate.lookup import Lookup, Trial
+from edgevlm.generate.reader import Reader
 from edgevlm.generate.region import POSITIONS, Place, find_places, line_of
 from edgevlm.generate.sampling import GenerateOptions, Sampler
 from edgevlm.generate.videos import with_videos
@@ -65,6 +67,7 @@ class Pipeline:
                 )
         self.bundle, self.runtime = bundle, runtime
         self.prompter = bundle.prompter()
+        self._forms = Forms(bundle, self.prompter)
         self._trial: Trial | None = None  # of the first lookup on
         self._region: RegionHead | None = None  # read when it is first asked
 
@@ -89,20 +92,23 @@ class Pipeline:
         max_tiles: the most tiles a picture may take; None is the bundle's own rule.
         thinking: whether the model is to think before it answers, where it has a switch; None leaves that to it.
 
-        Raises EdgeVLMError here, before any work of the engine, for a bad picture or conversation, and for a
-        prompt that leaves no room for an answer.
+        Raises EdgeVLMError here, before any work of the engine, for a bad picture or conversation, for a prompt that
+        leaves no room for an answer, and for a schema, choices or a regular expression that cannot be used.
         """
         options = GenerateOptions() if options is None else options
         if not isinstance(options, GenerateOptions):
             raise EdgeVLMError(f"The options are a {type(options).__name__}: give GenerateOptions(max_tokens=128).")
         start = time.perf_counter()
         prompt = self.prepare(images, question, options.max_tokens, max_tiles=max_tiles, thinking=thinking)
+        if prompt.places is not None and (options.constrained or options.stop):
+            raise EdgeVLMError("An answer in boxes or points is no text: leave out schema, choices, regex and stop.")
+        form = self._forms.start(options, self.runtime.decoder, len(prompt.ids), thinking)
         timings = Timings(
             preprocess=time.perf_counter() - start,
             image_tokens=prompt.image_tokens,
             prompt_tokens=len(prompt.ids),
         )
-        return AnswerStream(self._run(prompt, options, timings), self.runtime.turn)
+        return AnswerStream(self._run(prompt, options, timings, form), self.runtime.turn)
 
     def answer(
         self,
@@ -157,7 +163,9 @@ class Pipeline:
         most, (places, label) = min(max_tokens, limit - len(ids)), self._asked(conversation, len(pictures))
         return Prompt(ids, layout, views, most, tuple(frames), places, label)
 
-    def _run(self, prompt: Prompt, options: GenerateOptions, timings: Timings) -> Generator[str, None, Answer]:
+    def _run(
+        self, prompt: Prompt, options: GenerateOptions, timings: Timings, form: Form | None
+    ) -> Generator[str, None, Answer]:
         encoder, decoder = self.runtime.encoder, self.runtime.decoder
         start = time.perf_counter()
         features = encoder.encode(prompt.views)
@@ -170,22 +178,24 @@ class Pipeline:
             timings.prefill, _ = _lap(start)
             return (yield from self._found(prompt, logits, options, timings))
         sampler = Sampler(options, prompt.ids.tolist())
-        choose = partial(_choose, sampler, self.runtime)
+        choose = partial(_choose, sampler, self.runtime, form)
         stops = () if options.ignore_stop else self.bundle.prompt_spec.stop_ids
         token = choose(logits)
+        timings.prefill, start = _lap(start)
+        scores = form.scores(decoder, logits) if form else None
+        timings.scoring, _ = _lap(start)
         lookup = self._lookup(prompt, options, stops, choose)
         tokens = lookup.after(token) if lookup else _steps(decoder, token, choose)
-        timings.prefill, _ = _lap(start)
 
-        text, ids = self.prompter.stream(), [token]
+        text, ids = Reader(self.prompter.stream(), options.stop, LEAD if form else None), [token]
         pieces: list[str] = []
         while True:
             stopped = token in stops
             piece = "" if stopped else text.push(token)
+            stopped = stopped or text.stopped or (form is not None and form.constraint.done)
             if stopped or len(ids) == prompt.max_tokens:
                 break
-            # Chat formats that end in "Assistant:" make the first token begin with a space.
-            if piece := piece if pieces else piece.lstrip():
+            if piece:
                 pieces.append(piece)
                 yield piece
             start = time.perf_counter()
@@ -195,12 +205,11 @@ class Pipeline:
         timings.answer_tokens = len(ids)
         timings.looked_up = lookup.looked_up if lookup else 0
         timings.peak_memory = peak_memory()
-        last = piece + text.finish()
-        if last := last if pieces else last.lstrip():
+        if last := piece + text.finish():
             pieces.append(last)
             yield last
         boxes, points = self._places(ids, prompt)
-        return Answer("".join(pieces), tuple(ids), timings, "stop" if stopped else "length", boxes, points)
+        return Answer("".join(pieces), tuple(ids), timings, "stop" if stopped else "length", boxes, points, scores)
 
     def _asked(self, conversation: Conversation, pictures: int) -> tuple[str | None, str]:
         """Which places the last message asks for, by its role, and of what."""
@@ -256,7 +265,7 @@ class Pipeline:
     ) -> Lookup | None:
         """None where an answer is not simply the most likely tokens, or the engine takes one token a call."""
         decoder = self.runtime.decoder
-        greedy = options.temperature == 0.0 and options.repetition_penalty == 1.0
+        greedy = options.temperature == 0.0 and options.repetition_penalty == 1.0 and not options.constrained
         if options.lookup is False or not greedy or not isinstance(decoder, DraftDecoder):
             return None
         if decoder.most_steps <= max(LENGTHS):
@@ -301,8 +310,13 @@ def _steps(decoder: Decoder, token: int, choose: Callable[[F32], int]) -> Iterat
         yield token
 
 
-def _choose(sampler: Sampler, runtime: Runtime, logits: F32) -> int:
-    return sampler.choose(_checked(logits, runtime))
+def _choose(sampler: Sampler, runtime: Runtime, form: Form | None, logits: F32) -> int:
+    logits = _checked(logits, runtime)
+    if form is None:
+        return sampler.choose(logits)
+    token = sampler.choose(form.constraint.mask(logits))
+    form.constraint.take(token)
+    return token
 
 
 def _checked(logits: F32, runtime: Runtime) -> F32:

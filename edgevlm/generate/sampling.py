@@ -6,12 +6,14 @@ Its order: repetition penalty, then (only when sampling) temperature, top-k, top
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from edgevlm.errors import EdgeVLMError
+from edgevlm.generate.forms import check_choices, check_regex, check_stops, schema_text
 from edgevlm.io.options import check_types
 from edgevlm.types import F32, F64, I64
 
@@ -30,8 +32,19 @@ class GenerateOptions:
     # tokens may change places.
     lookup: bool | None = None
     ignore_stop: bool = False  # go on to max_tokens: for measuring speed over a fixed number of tokens
+    # What the answer has to be, at most one of them: JSON that the schema allows, one of the texts, or a match of the
+    # regular expression from end to end. They need the extra `constrain`.
+    schema: Mapping[str, Any] | str | None = None  # a JSON Schema, or its text, which it is kept as
+    choices: tuple[str, ...] | None = None
+    regex: str | None = None
+    scores: bool = False  # also the log probability of each choice
+    stop: tuple[str, ...] = ()  # the answer ends before the first of these texts
 
     def __post_init__(self) -> None:
+        if self.schema is not None:
+            object.__setattr__(self, "schema", schema_text(self.schema))
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
         for name, least in (("max_tokens", 1), ("top_k", 0), ("seed", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
@@ -46,6 +59,23 @@ class GenerateOptions:
             if not number or not (low < value <= high or (low_is_in and value == low)):
                 raise EdgeVLMError(f"{name} is {value!r}: give a number {wanted}.")
         check_types(self)
+        if given := [name for name in ("schema", "choices", "regex") if getattr(self, name) is not None]:
+            if len(given) > 1:
+                raise EdgeVLMError(f"An answer has one form, and {' and '.join(given)} are given: leave one.")
+            if self.ignore_stop:
+                raise EdgeVLMError(f"ignore_stop goes on where {given[0]} ends an answer: leave one of them out.")
+        if self.choices is not None:
+            check_choices(self.choices)
+        elif self.scores:
+            raise EdgeVLMError("scores are of choices: give choices, or leave scores out.")
+        if self.regex is not None:
+            check_regex(self.regex)
+        check_stops(self.stop)
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the answer has to be of a form."""
+        return self.schema is not None or self.choices is not None or self.regex is not None
 
 
 class Sampler:

@@ -171,7 +171,7 @@ class Prompter:
         """vocab_size: rows of the model's embedding table, which each token's id must lie in; None leaves that open."""
         self.spec = spec
         self.tokenizer = load_tokenizer(Path(tokenizer_json), vocab_size)
-        self._inner = inner_tokenizer(self.tokenizer)
+        self.inner = inner_tokenizer(self.tokenizer)  # for text behind a prompt's beginning
         added = self.tokenizer.get_added_tokens_decoder()
         self._special = {token.content: int(id_) for id_, token in added.items() if token.special}
         if self._special.get(spec.image_token) != spec.image_token_id:
@@ -202,7 +202,7 @@ class Prompter:
         Equal to Hugging Face's processor and chat template, but for special tokens spelled out in the user's
         text: here they are text, so that a question can neither end its turn nor add an image.
         """
-        spec, text = self.spec, _Text(self.tokenizer, self._inner)
+        spec, text = self.spec, _Text(self.tokenizer, self.inner)
 
         def control(written: str) -> None:
             for number, piece in enumerate(self._splitter.split(written)):

@@ -92,5 +92,14 @@ COUNT = (1 << 31) - 1  # any other whole number: what int32 holds, as token ids 
 BOXES = 1000  # and points of one answer: a crowded picture has 100
 LABEL = 256  # characters of a box's label: 40
 
+# What an answer is asked to look like.
+SCHEMA = 1 << 17  # bytes of a JSON Schema: those of programming interfaces have 20 kB
+MULTIPLE = 10_000  # of multipleOf in one, without its zeros and decimal point: 0.01 is 1
+CHOICES = 10_000  # texts of which an answer may be one: iNaturalist has 10,000 species
+CHOICE = 1024  # characters of one: a name has 50
+REGEX = 1 << 13  # characters of a regular expression for an answer: 100
+STOPS = 16  # texts that end an answer: OpenAI takes 4
+STOP = 256  # characters of one: 20
+
 # Numbers.
 REAL = 1e18  # of a number without a natural bound: float32 holds its square root with room

@@ -7,6 +7,7 @@ import os
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,15 @@ def check_types(options: Any) -> None:
 def _convert(hint: Any, value: Any) -> Any:
     """The value as `hint` has it; TypeError where it is something else."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):  # written "X | None" everywhere
-        return None if value is None else _convert(args[0], value)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for one in args:
+            with suppress(TypeError):
+                return _convert(one, value)
+        raise TypeError
+    if hint is Any:
+        return value
     if origin is tuple and isinstance(value, tuple | list):
         return tuple(_convert(args[0], item) for item in value)
     if origin in (dict, Mapping) and isinstance(value, Mapping):
