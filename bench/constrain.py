@@ -30,7 +30,8 @@ ITEM = {
 FORMS: dict[str, dict[str, Any]] = {
     "schema: objects with strings, enums, numbers": {"schema": {"type": "array", "items": ITEM, "minItems": 50}},
     "schema: any JSON": {"schema": {"type": "array", "minItems": 500}},
-    "regex: letters and spaces": {"regex": "[A-Za-z ,.]{2000}"},
+    "regex: words": {"regex": "([A-Za-z]+[ ,.])+END"},
+    "regex: exactly 2,000 letters": {"regex": "[A-Za-z ,.]{2000}"},
     "choices: 1,000 long ones": {
         "choices": tuple(f"number {n} of a thousand {'and on ' * 100}" + "end" for n in range(1000))
     },

@@ -202,6 +202,8 @@ class Pipeline:
             token = next(tokens)
             timings.decode += time.perf_counter() - start
             ids.append(token)
+        if lookup and text.stopped:  # within a draft
+            decoder.rewind(len(prompt.ids) + len(ids) - 1)
         timings.answer_tokens = len(ids)
         timings.looked_up = lookup.looked_up if lookup else 0
         timings.peak_memory = peak_memory()
