@@ -32,6 +32,8 @@ LEAD = " "  # what an answer may begin with beside its form
 
 # One way to write each JSON value, as models write it: with free white space, some write nothing else.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# What only one text can follow is not put through the tokenizer, whose normalizer may write another one.
+_OPTIONS = '%llguidance {"no_forcing": true}\n'
 _MOST_STATES = 50_000  # of the machine that reads tokens, 1 to 2 kB each; a usual schema takes some hundreds
 
 
@@ -110,7 +112,7 @@ class Grammar:
             grammar = f'start: FORM\nFORM: "{LEAD}"? (/{form}/ & /([^{LEAD}](?s:.*))?/)'
         with library_errors(f"The {what} cannot be used", "make it simpler"):
             limits = self._library.LLParserLimits(max_lexer_states=_MOST_STATES, verbose_errors=False)
-            matcher = self._library.LLMatcher(self._tokens, grammar, log_level=0, limits=limits)
+            matcher = self._library.LLMatcher(self._tokens, _OPTIONS + grammar, log_level=0, limits=limits)
             made = Constraint(matcher, self._stops, self._size, what)
             first = np.flatnonzero(made.allowed)[:16].tolist()
             if not made.accepting and all(not self._tokens.decode_str([token]).strip(LEAD) for token in first):

@@ -168,6 +168,16 @@ def test_a_choice_is_one_of_them(name: str, choices: list[str], seed: int) -> No
         assert ended and text in choices
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("text", ["豈", "e\u0301", "Å", "<image>", "</s>", "\x7f", "a\x00b", "\ufeffa"])
+def test_texts_that_a_normalizer_or_a_grammar_would_change(name: str, text: str) -> None:
+    """Composed characters, names of control tokens, characters that are no text of a grammar."""
+    assert draw(name, GenerateOptions(choices=[text]), 0) == (text, True)
+    assert draw(name, GenerateOptions(regex=re.escape(text)), 0) == (text, True)
+    written, ended = draw(name, GenerateOptions(schema={"const": text}), 0)
+    assert ended and json.loads(written) == text
+
+
 def test_a_choice_may_go_on_where_another_ends() -> None:
     found = {
         draw("byte-level", GenerateOptions(choices=["red", "red square", "1", "10"]), seed)[0] for seed in range(60)
