@@ -251,7 +251,7 @@ def check_answers(pipeline: Pipeline, count: int) -> None:
         assert answer.finish_reason == "stop", answer.text
         Draft202012Validator(schema).validate(json.loads(answer.text))
         seen.add(answer.text)
-    assert len(seen) > count / 2
+    assert len(seen) > count / 3  # some have three values
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "eager"])
