@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, Unsupported
 from edgevlm.runtimes.llama.engine import TESTED, load_engine
 
 # ggml_backend_dev_type, ggml-backend.h; what it calls accelerators are BLAS and AMX, which work for the CPU
@@ -87,14 +87,14 @@ def llama_device(device: str) -> str:
         if found := [entry["description"] for entry in llama_devices() if entry["kind"] == "gpu"]:
             return found[0]
         if load_engine().llama.llama_supports_gpu_offload():
-            raise EdgeVLMError(
+            raise Unsupported(
                 "llama.cpp was built with GPU support but finds no GPU: install its driver, or use --device cpu."
             )
-        raise EdgeVLMError(
+        raise Unsupported(
             "The installed llama.cpp was built for the CPU alone: build it with GPU support, `CMAKE_ARGS=... pip "
             f"install --force-reinstall --no-cache-dir llama-cpp-python=={TESTED}` with {_BUILDS}, or use --device cpu."
         )
-    raise EdgeVLMError(
+    raise Unsupported(
         f"llama.cpp has no {device.upper()} support here: use --device gpu or cpu, or --runtime onnxruntime with an "
         "execution provider for it."
     )

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from edgevlm import errors
 from edgevlm.cli import main
 from edgevlm.errors import EdgeVLMError
 
@@ -341,6 +342,9 @@ def written(node: ast.expr) -> str | None:
     return None
 
 
+ERRORS = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, EdgeVLMError)}
+
+
 def sentences() -> list[tuple[str, str]]:
     """(place, text) of every EdgeVLMError that is made with a literal."""
     found = []
@@ -349,7 +353,7 @@ def sentences() -> list[tuple[str, str]]:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
                     continue
-                text = written(node.args[0]) if node.func.id in ("EdgeVLMError", "GateError") else None
+                text = written(node.args[0]) if node.func.id in ERRORS else None
                 if text is not None:
                     found.append((f"{path.relative_to(ROOT)}:{node.lineno}", text))
     return found

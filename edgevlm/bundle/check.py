@@ -7,7 +7,7 @@ from typing import Any
 
 from edgevlm.bundle.qtensor import KINDS
 from edgevlm.bundle.targets import CoreMLTarget, TargetEntry
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import BundleError
 from edgevlm.inputs.rules import OverlappingTiles
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.inputs.views import ResizeTo, View
@@ -130,9 +130,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= limits.REAL
 
 
-def _wrong(where: str, found: Any, expected: str) -> EdgeVLMError:
-    return EdgeVLMError(f"manifest.json: {where} is {repr(found)[:100]}, expected {expected}: {AGAIN}.")
+def _wrong(where: str, found: Any, expected: str) -> BundleError:
+    return BundleError(f"manifest.json: {where} is {repr(found)[:100]}, expected {expected}: {AGAIN}.")
 
 
-def _disagree(file: str, found: str, expected: str) -> EdgeVLMError:
-    return EdgeVLMError(f"{file} and manifest.json disagree: {found}, expected {expected}; {AGAIN}.")
+def _disagree(file: str, found: str, expected: str) -> BundleError:
+    return BundleError(f"{file} and manifest.json disagree: {found}, expected {expected}; {AGAIN}.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -11,7 +13,7 @@ from typing import Any, TypeVar
 
 from edgevlm.bundle.check import AGAIN, check_gate, check_image, check_prompt, check_recipe, check_target
 from edgevlm.bundle.targets import CoreMLTarget, GgufTarget, OnnxTarget, TargetEntry
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import BundleError, EdgeVLMError
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.io import limits
@@ -69,7 +71,7 @@ class Bundle:
     def path(self, relative: str) -> Path:
         """An existing file of the bundle by its name in the manifest."""
         if relative not in self.manifest.files:
-            raise EdgeVLMError(f"The bundle '{self.folder}' has no file '{relative}': export it again.")
+            raise BundleError(f"The bundle '{self.folder}' has no file '{relative}': export it again.")
         return self.folder / relative
 
     def package(self, relative: str) -> Path:
@@ -77,7 +79,7 @@ class Bundle:
         folder = self.path(f"{relative}/Manifest.json").parent
         for path in folder.rglob("*"):
             if not path.is_dir() and path.relative_to(self.folder).as_posix() not in self.manifest.files:
-                raise EdgeVLMError(f"'{path}' stands in a package of the bundle and not in its manifest: {AGAIN}.")
+                raise BundleError(f"'{path}' stands in a package of the bundle and not in its manifest: {AGAIN}.")
         return folder
 
     def read_json(self, relative: str, largest: int = limits.SPEC_FILE) -> Any:
@@ -85,19 +87,32 @@ class Bundle:
 
     @cached_property
     def image_spec(self) -> ImageSpec:
-        spec = from_dict(ImageSpec, self.read_json("preprocess.json"), "preprocess.json")
-        check_image(spec, self.manifest.spec)
+        with _bundle_errors():
+            spec = from_dict(ImageSpec, self.read_json("preprocess.json"), "preprocess.json")
+            check_image(spec, self.manifest.spec)
         return spec
 
     @cached_property
     def prompt_spec(self) -> PromptSpec:
-        spec = from_dict(PromptSpec, self.read_json("prompt.json"), "prompt.json")
-        check_prompt(spec, self.manifest.spec)
+        with _bundle_errors():
+            spec = from_dict(PromptSpec, self.read_json("prompt.json"), "prompt.json")
+            check_prompt(spec, self.manifest.spec)
         return spec
 
     def prompter(self) -> Prompter:
         """Prompts and answers in the bundle's tokenizer, each of whose ids the embedding table has."""
         return Prompter(self.prompt_spec, self.path("tokenizer.json"), self.manifest.spec.decoder.vocab_size)
+
+
+@contextmanager
+def _bundle_errors() -> Iterator[None]:
+    """Whatever is wrong with a file of a bundle, in the words of who read it, is a BundleError."""
+    try:
+        yield
+    except BundleError:
+        raise
+    except EdgeVLMError as error:
+        raise BundleError(str(error)) from error
 
 
 def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
@@ -107,28 +122,29 @@ def open_bundle(folder: Path | str, check: str = "size") -> Bundle:
     or outside the folder. A snapshot in the Hub's cache is a bundle too: its files are links into the same cache.
     """
     if not isinstance(folder, str | os.PathLike):
-        raise EdgeVLMError(f"The bundle is a {type(folder).__name__}: give the path of its folder.")
+        raise BundleError(f"The bundle is a {type(folder).__name__}: give the path of its folder.")
     folder = Path(folder)
     try:
-        return _open(folder, everything=check == "hash")
+        with _bundle_errors():
+            return _open(folder, everything=check == "hash")
     except OSError as error:
-        raise EdgeVLMError(f"The bundle '{folder}' cannot be read ({error.strerror}): check its permissions.") from None
+        raise BundleError(f"The bundle '{folder}' cannot be read ({error.strerror}): check its permissions.") from None
 
 
 def _open(folder: Path, everything: bool) -> Bundle:
     if not os.path.isdir(folder):  # False for a name that no file can have
-        raise EdgeVLMError(f"There is no bundle '{folder}': make one with `edgevlm export MODEL -o {folder}`.")
+        raise BundleError(f"There is no bundle '{folder}': make one with `edgevlm export MODEL -o {folder}`.")
     check_place(folder)
     if not (folder / MANIFEST).is_file():
         if (folder / "config.json").is_file():
-            raise EdgeVLMError(
+            raise BundleError(
                 f"'{folder}' is a checkpoint, not a bundle: export it first, with "
                 f"`edgevlm export {folder} -o {folder.resolve().name}-bundle`."
             )
-        raise EdgeVLMError(f"'{folder}' is not a bundle: it has no {MANIFEST}; make one with `edgevlm export`.")
+        raise BundleError(f"'{folder}' is not a bundle: it has no {MANIFEST}; make one with `edgevlm export`.")
     bundle = Bundle(folder, read_manifest(folder))
     for link in links_out(folder):  # unlisted ones too: an engine would open one that a graph names
-        raise EdgeVLMError(
+        raise BundleError(
             f"'{link.relative_to(folder)}' in '{folder}' is a link to the outside: put the real file there, or remove "
             "it; of a bundle on the Hub, `edgevlm pull OWNER/NAME` gives real files."
         )
@@ -142,7 +158,7 @@ def read_manifest(folder: Path) -> Manifest:
     data = read_json(folder / MANIFEST, AGAIN, largest=limits.MANIFEST_FILE)
     schema = data.get("schema") if isinstance(data, dict) else None
     if schema != SCHEMA:
-        raise EdgeVLMError(
+        raise BundleError(
             f"The bundle '{folder}' has schema {repr(schema)[:40]}, and this edgevlm reads schema {SCHEMA}: "
             "export the bundle again, or update edgevlm."
         )
@@ -156,7 +172,7 @@ def read_manifest(folder: Path) -> Manifest:
     for name in manifest.files:
         parts = PurePosixPath(name).parts
         if not parts or name[0] == "/" or "\\" in name or ":" in name or any(part in ("..", ".") for part in parts):
-            raise EdgeVLMError(
+            raise BundleError(
                 f"The manifest of '{folder}' names the file '{name[:200]}', which is outside the bundle: do not use it."
             )
     return manifest
@@ -165,15 +181,15 @@ def read_manifest(folder: Path) -> Manifest:
 def _check_file(bundle: Bundle, name: str, info: FileInfo, everything: bool) -> None:
     path = bundle.folder / name
     if not path.is_file():
-        raise EdgeVLMError(f"The bundle '{bundle.folder}' lacks its file '{name}': export or copy it again.")
+        raise BundleError(f"The bundle '{bundle.folder}' lacks its file '{name}': export or copy it again.")
     size = path.stat().st_size
     if size != info.size:
-        raise EdgeVLMError(
+        raise BundleError(
             f"The file '{name}' of '{bundle.folder}' has {size} bytes, and the manifest says {info.size}: "
             "it is damaged or incomplete; export or copy the bundle again."
         )
     if (everything or size <= SMALL) and sha256(path) != info.sha256:
-        raise EdgeVLMError(
+        raise BundleError(
             f"The file '{name}' of '{bundle.folder}' was changed after the export (its sha256 differs): "
             "export or copy the bundle again."
         )
@@ -189,7 +205,7 @@ def target_of(bundle: Bundle, kind: type[T]) -> T:
     found = bundle.manifest.targets.get(kind.kind)
     if isinstance(found, kind):
         return found
-    raise EdgeVLMError(
+    raise BundleError(
         f"The bundle '{bundle.folder}' holds no {_HOLDS[kind]}: export it again with them, "
         f"`edgevlm export MODEL --target {kind.kind} -o {bundle.folder} --force`."
     )

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from edgevlm.bundle.manifest import Bundle
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import BundleError
 from edgevlm.io.safetensors import SafetensorsFile
 from edgevlm.models.model import ModelSpec
 
@@ -37,7 +37,7 @@ def region_file(bundle: Bundle) -> SafetensorsFile:
     found = {name: info.shape for name, info in file.tensors.items()}
     for name in sorted(found.keys() | shapes.keys()):
         if found.get(name) != shapes.get(name):
-            raise EdgeVLMError(
+            raise BundleError(
                 f"{REGION} and manifest.json disagree: '{name[:200]}' is {found.get(name, 'missing')}, expected "
                 f"{shapes.get(name, 'none')}; export or copy the bundle again."
             )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.bundle.qtensor import BLOCK, KINDS, PREFILL, QTensor
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import BundleError
 from edgevlm.io import limits
 from edgevlm.models.record import weight_tree
 from edgevlm.types import F32, I64
@@ -62,13 +62,13 @@ class ShippedWeights:
         if self._prompt:
             entry = self._entries.get(PREFILL + name, entry)
         if entry is None:
-            raise EdgeVLMError(f"The bundle '{self._bundle.folder}' lacks the weight '{name}': export it again.")
+            raise BundleError(f"The bundle '{self._bundle.folder}' lacks the weight '{name}': export it again.")
         try:
             if name in self._tree and tuple(entry["shape"]) != self._tree[name].shape:
                 raise ValueError(f"the model has the shape {list(self._tree[name].shape)}")
             return self._read(entry, ids)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise EdgeVLMError(
+            raise BundleError(
                 f"The entry of '{name[:200]}' in weights.json does not fit its file ({str(error)[:120]}): export the "
                 "bundle again."
             ) from None

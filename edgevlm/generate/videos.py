@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, Unsupported
 from edgevlm.inputs.clip import make_clip
 from edgevlm.inputs.spec import ImageSpec
 from edgevlm.inputs.video import VideoSpec
@@ -38,7 +38,7 @@ def _message(message: Any, spec: ImageSpec, room: int) -> Any:
 
 def _item(item: Mapping[str, Any], spec: ImageSpec, room: int) -> dict[str, Any]:
     if spec.video is None:
-        raise EdgeVLMError("This model takes no videos: ask about single frames, as pictures.")
+        raise Unsupported("This model takes no videos: ask about single frames, as pictures.")
     path = item.get("video", item.get("path"))
     if not isinstance(path, str | os.PathLike):
         raise EdgeVLMError(f"A video item of a message holds {type(path).__name__}: give the path of a file.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image
 
-from edgevlm.errors import EdgeVLMError, EdgeVLMWarning
+from edgevlm.errors import EdgeVLMError, EdgeVLMWarning, ImageError
 from edgevlm.inputs.kinds import HEAD, kind_of, looks_like_picture
 from edgevlm.inputs.picture_limits import (
     LOAD_READS,
@@ -60,18 +60,17 @@ def open_image(source: Source, background: Color = WHITE) -> U8:
     return np.asarray(decode_image(source, background))
 
 
-def decode_image(source: Source, background: Color = WHITE) -> Image.Image:
-    """As `open_image`, but a Pillow image of mode RGB, which spares two copies of a large photo."""
+def decode_image(source: Source, background: Color = WHITE, name: str = "The image") -> Image.Image:
+    """As `open_image`, but a Pillow image of mode RGB, which spares two copies of a large photo.
+
+    name: what sentences call an image or the bytes of one.
+    """
     if isinstance(source, Image.Image):
-        name = "The image"
         picture, cut = to_rgb(name, source, background)
-    elif isinstance(source, bytes):
-        name = "The image"
-        picture, cut = _decode(name, source, background)
     else:
-        path = Path(source)
-        name = f"The image '{path}'"
-        picture, cut = _decode(name, _read(path, name), background)
+        if not isinstance(source, bytes):
+            name, source = read_file(source)
+        picture, cut = _decode(name, source, background)
     if cut:
         warnings.warn(
             f"{name} has grey values {cut}, which are cut to whole numbers from 0 to 255, as by transformers: "
@@ -82,32 +81,33 @@ def decode_image(source: Source, background: Color = WHITE) -> Image.Image:
     return picture
 
 
-def _read(path: Path, name: str) -> bytes:
+def read_file(path: str | os.PathLike[str]) -> tuple[str, bytes]:
+    """What sentences call a picture's file, and its bytes."""
+    path = Path(path)
+    name = f"The image '{path}'"
     try:
         if path.is_dir():
-            raise EdgeVLMError(f"{name} is a folder: give the path of one picture.")
+            raise ImageError(f"{name} is a folder: give the path of one picture.")
         if not path.exists():
-            raise EdgeVLMError(f"{name} does not exist: check the path (only local files are read).")
+            raise ImageError(f"{name} does not exist: check the path (only local files are read).")
         if not path.is_file():
-            raise EdgeVLMError(f"{name} is not a regular file: save the picture to a file first.")
+            raise ImageError(f"{name} is not a regular file: save the picture to a file first.")
         with open_regular(path) as stream:
             if os.fstat(stream.fileno()).st_size > MAX_BYTES:
-                raise EdgeVLMError(_too_many_bytes(name))
-            return stream.read(MAX_BYTES + 1)
+                raise ImageError(_too_many_bytes(name))
+            return name, stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as e:  # ValueError: a NUL in the path
-        raise EdgeVLMError(f"{name} cannot be read ({_reason(e)}): check the path and its permissions.") from e
+        raise ImageError(f"{name} cannot be read ({_reason(e)}): check the path and its permissions.") from e
 
 
 def _decode(name: str, content: bytes, background: Color) -> tuple[Image.Image, str]:
     if len(content) > MAX_BYTES:
-        raise EdgeVLMError(
-            f"{name} has more than {MAX_BYTES >> 20} MiB, which is the most that is read: scale it down."
-        )
+        raise ImageError(f"{name} has more than {MAX_BYTES >> 20} MiB, which is the most that is read: scale it down.")
     kind = kind_of(content[:HEAD])
     if kind == "HEIC":
-        raise EdgeVLMError(f"{name} is a HEIC picture, which is not read: save it as JPEG or PNG.")
+        raise ImageError(f"{name} is a HEIC picture, which is not read: save it as JPEG or PNG.")
     if kind is None:
-        raise EdgeVLMError(_not_a_picture(name))
+        raise ImageError(_not_a_picture(name))
     check_header(name, kind, content)
     if is_decoded_apart(kind, content):
         return _decode_apart(name, kind, content, background)
@@ -122,10 +122,10 @@ def _decode_apart(name: str, kind: str, content: bytes, background: Color) -> tu
     try:
         head, _, pixels = ask_child("edgevlm.inputs.decode_apart", settings + content, APART).partition(b"\n")
     except ChildFailed as e:
-        raise EdgeVLMError(f"{name}, a {kind} file, {e.reason}: save it as PNG or JPEG.") from None
+        raise ImageError(f"{name}, a {kind} file, {e.reason}: save it as PNG or JPEG.") from None
     answer = json.loads(head)
     if "error" in answer:
-        raise EdgeVLMError(answer["error"])
+        raise ImageError(answer["error"])
     return Image.frombytes("RGB", tuple(answer["size"]), pixels), answer["cut"]
 
 
@@ -134,13 +134,13 @@ def open_header(name: str, kind: str, stream: BinaryIO) -> Image.Image:
     try:
         return Image.open(stream, formats=(kind,))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise EdgeVLMError(
+        raise ImageError(
             f"{name} has too many pixels, at most {MAX_PIXELS / 1e6:.1f} million are read: scale it down first."
         ) from e
     except TooManyParts as e:
-        raise EdgeVLMError(_too_many_parts(name)) from e
+        raise ImageError(_too_many_parts(name)) from e
     except Exception as e:  # an unreadable header raises nearly anything; a Pillow without AVIF a KeyError
-        raise EdgeVLMError(_not_a_picture(name)) from e
+        raise ImageError(_not_a_picture(name)) from e
 
 
 def to_rgb(name: str, image: Image.Image, background: Color) -> tuple[Image.Image, str]:
@@ -157,11 +157,11 @@ def to_rgb(name: str, image: Image.Image, background: Color) -> tuple[Image.Imag
     except EdgeVLMError:
         raise
     except MemoryError as e:
-        raise EdgeVLMError(f"{name} needs more memory than there is: use a smaller picture.") from e
+        raise ImageError(f"{name} needs more memory than there is: use a smaller picture.") from e
     except TooManyParts as e:
-        raise EdgeVLMError(_too_many_parts(name)) from e
+        raise ImageError(_too_many_parts(name)) from e
     except Exception as e:  # Pillow's readers raise nearly anything on a damaged file
-        raise EdgeVLMError(
+        raise ImageError(
             f"{name} is damaged or incomplete and cannot be decoded ({_reason(e)}): use an intact copy."
         ) from e
 

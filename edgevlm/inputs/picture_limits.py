@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import ImageError
 
 MAX_PIXELS = 89_478_485  # 1 GiB as 3 x 4 bytes: where Pillow, too, starts to speak of a decompression bomb
 MAX_SIDE = 65_535  # what JPEG and GIF can hold; rows of few pixels cost a decoder far more than their bytes
@@ -40,14 +40,14 @@ class TooManyParts(ValueError):
 def check_size(name: str, width: int, height: int) -> None:
     """Refuse a picture of no, too many, or far too lengthy rows and columns."""
     if 0 in (width, height):
-        raise EdgeVLMError(f"{name} has no pixels ({width} x {height}): use a picture of at least 1 x 1.")
+        raise ImageError(f"{name} has no pixels ({width} x {height}): use a picture of at least 1 x 1.")
     if width * height > MAX_PIXELS:
-        raise EdgeVLMError(
+        raise ImageError(
             f"{name} has {width} x {height} pixels, at most {MAX_PIXELS / 1e6:.1f} million are read: "
             "scale it down first."
         )
     if max(width, height) > MAX_SIDE:
-        raise EdgeVLMError(
+        raise ImageError(
             f"{name} has {width} x {height} pixels, at most {MAX_SIDE} a side are read: cut it into pieces first."
         )
 
@@ -58,7 +58,7 @@ def check_header(name: str, kind: str, content: bytes) -> None:
         width, height = (int.from_bytes(content[at : at + 3], "little") + 1 for at in (24, 27))
         check_size(name, width, height)
     if kind == "JPEG" and (scans := count_scans(content)) > MOST_SCANS:
-        raise EdgeVLMError(
+        raise ImageError(
             f"{name} is a JPEG of {scans} scans, at most {MOST_SCANS} are read: save it again as an ordinary JPEG."
         )
 

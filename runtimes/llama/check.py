@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import RuntimeFailed
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Attention
 from edgevlm.runtimes.gguf import GgufFile
@@ -36,7 +36,7 @@ def check_agreement(file: GgufFile, spec: ModelSpec) -> None:
     wanted["embeddings"], found["embeddings"] = (d.vocab_size, d.hidden_size), table.shape if table else None
     for key in wanted:
         if wanted[key] != found[key]:
-            raise EdgeVLMError(
+            raise RuntimeFailed(
                 f"'{file.path}' has {key} = {repr(found[key])[:80]}, and the manifest says {wanted[key]}: the file "
                 "belongs to another model; export the bundle again."
             )

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, RuntimeFailed
 
 TESTED = "0.3.36"  # llama-cpp-python; mtmd's structures change between versions
 PROBE_SECONDS = 300.0
@@ -39,7 +39,7 @@ class Engine:
             import llama_cpp
             from llama_cpp import mtmd_cpp
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
-            raise EdgeVLMError(
+            raise RuntimeFailed(
                 f"llama.cpp could not be imported ({str(error)[:120]}): install it with "
                 f"`pip install llama-cpp-python=={TESTED}`, which compiles it once (5 to 20 minutes)."
             ) from None
@@ -72,7 +72,7 @@ class Engine:
         params.check_tensors = check
         model = self.llama.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
-            raise EdgeVLMError(
+            raise RuntimeFailed(
                 f"llama.cpp cannot load '{path}' ({self.reason()}): the file is damaged, incomplete or needs a newer "
                 "llama-cpp-python; export the bundle again."
             )
@@ -95,7 +95,7 @@ class Engine:
         params.image_min_tokens, params.image_max_tokens = tokens[0], tokens[-1]
         context = self.mtmd.mtmd_init_from_file(os.fsencode(path), model, params)
         if not context:
-            raise EdgeVLMError(
+            raise RuntimeFailed(
                 f"llama.cpp cannot load '{path}' ({self.reason()}): the file is damaged or belongs to another model; "
                 "export the bundle again."
             )
@@ -115,7 +115,7 @@ class Engine:
         params.no_perf = True
         context = self.llama.llama_init_from_model(model, params)
         if not context:
-            raise EdgeVLMError(
+            raise RuntimeFailed(
                 f"llama.cpp has no memory for {positions} positions ({self.reason()}): free some, or ask for less."
             )
         return context
@@ -180,21 +180,21 @@ def _probe_once(*files: tuple[Path, int]) -> None:
             timeout=PROBE_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        raise EdgeVLMError(
+        raise RuntimeFailed(
             f"llama.cpp did not finish loading '{folder}' within {PROBE_SECONDS:.0f} s: export the bundle again."
         ) from None
     if child.returncode == 0:
         return
     lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
     if child.returncode == 3 and lines:
-        raise EdgeVLMError(lines[-1])
+        raise RuntimeFailed(lines[-1])
     if lines[-1:] == ["computing"]:
-        raise EdgeVLMError(
+        raise RuntimeFailed(
             f"llama.cpp loads the files in '{folder}' and dies when it computes (exit {child.returncode}), so it was "
             f"built for another CPU, or for this one's AMX unit by a compiler with a fault (GCC 12): {_REBUILD}."
         )
     reason = next((line for line in lines if "GGML_ASSERT" in line or "abort" in line), f"exit {child.returncode}")
-    raise EdgeVLMError(
+    raise RuntimeFailed(
         f"llama.cpp crashed on the files in '{folder}' ({reason[:160]}): they are damaged or not from edgevlm; "
         "export the bundle again."
     )

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgevlm.bundle.manifest import Bundle
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import RuntimeFailed
 from edgevlm.io import limits
 from edgevlm.io.regular import check_regular, read_regular
 from edgevlm.models.components import Component, components
@@ -43,9 +43,9 @@ def check_file(bundle: Bundle, relative: str) -> None:
         for tensor in _tensors(Message(data), "model"):
             _check_external(bundle, relative, tensor)
     except (ValueError, IndexError) as error:
-        raise EdgeVLMError(f"'{path}' is no ONNX file, or is damaged ({str(error)[:120]}): {_ADVICE}.") from None
+        raise RuntimeFailed(f"'{path}' is no ONNX file, or is damaged ({str(error)[:120]}): {_ADVICE}.") from None
     except OSError as error:
-        raise EdgeVLMError(f"'{path}' cannot be read ({error.strerror}): {_ADVICE}.") from None
+        raise RuntimeFailed(f"'{path}' cannot be read ({error.strerror}): {_ADVICE}.") from None
 
 
 def _tensors(message: Message, kind: str, depth: int = 0) -> Iterator[dict[str, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import RuntimeFailed, Unsupported
 from edgevlm.runtimes.base import disagreement
 from edgevlm.runtimes.ort.products import session_options
 
@@ -51,7 +51,7 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise EdgeVLMError(
+        raise RuntimeFailed(
             f"onnxruntime could not be imported ({error}): install it with `pip install onnxruntime`."
         ) from None
     return onnxruntime
@@ -63,7 +63,7 @@ def find_providers(ort: Any, device: str) -> Providers:
         if provider in available:
             return [(provider, options)] if provider == _CPU else [(provider, options), (_CPU, {})]
     packages = ", ".join(package for _, _, package in PROVIDERS[device])
-    raise EdgeVLMError(
+    raise Unsupported(
         f"The installed onnxruntime {ort.__version__} has no {device.upper()} support: replace it with the "
         f"package for your hardware ({packages}), or use --device cpu."
     )
@@ -106,12 +106,12 @@ def open_session(ort: Any, path: Path, providers: Providers, threads: int | None
     try:
         session = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # the engine's exceptions share no base class
-        raise EdgeVLMError(
+        raise RuntimeFailed(
             f"onnxruntime {ort.__version__} cannot load '{path}' ({_reason(error)}): the file is damaged, incomplete "
             "or needs a newer onnxruntime; check the bundle with `edgevlm verify`, or export it again."
         ) from None
     if providers[0][0] not in session.get_providers():
-        raise EdgeVLMError(
+        raise Unsupported(
             f"onnxruntime has {providers[0][0]} but could not start it: install the driver and libraries "
             "that it needs, or use --device cpu."
         )

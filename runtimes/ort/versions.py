@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import Unsupported
 from edgevlm.models.spec import Attention, Decoder
 
 Version = tuple[int, int]
@@ -17,7 +17,7 @@ def check_version(ort: Any, d: Decoder, portable: bool) -> None:
     found = tuple(int(number) for number in re.findall(r"\d+", str(ort.__version__))[:2])
     if found < needed:
         version = ".".join(map(str, needed))
-        raise EdgeVLMError(
+        raise Unsupported(
             f"onnxruntime {ort.__version__} is too old for this model, {reason}, which it computes right from "
             f"{version} on: `pip install 'onnxruntime>={version}'`."
         )
