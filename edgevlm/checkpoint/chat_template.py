@@ -15,7 +15,7 @@ from edgevlm.checkpoint.later_system import with_later_system
 from edgevlm.checkpoint.played import Asked, Message, Render, played
 from edgevlm.checkpoint.thinking import with_switch
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.prompt import ControlText, UserText, render, takes
+from edgevlm.inputs.render import ControlText, UserText, render, takes
 from edgevlm.inputs.spec import Chat, RoleText
 from edgevlm.io import limits
 from edgevlm.io.json import JsonFile, read_json_file

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.prompt import Picture, render
+from edgevlm.inputs.render import Picture, render
 from edgevlm.inputs.spec import Chat
 
 

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.inputs.prompt import takes
+from edgevlm.inputs.render import takes
 from edgevlm.inputs.spec import Chat
 
 MOST_MARK = 64  # characters behind a message

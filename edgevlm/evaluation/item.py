@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgevlm.inputs.prompt import Conversation
+from edgevlm.inputs.render import Conversation
 
 _MARK = re.compile(r"(<image \d+>)")
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from edgevlm.checkpoint import played
 from edgevlm.checkpoint.chat_template import ChatFormat, read_chat_template
 from edgevlm.errors import EdgeVLMError, EdgeVLMWarning
-from edgevlm.inputs.prompt import Picture, render
+from edgevlm.inputs.render import Picture, render
 from edgevlm.io.child import Limits
 from edgevlm.io.json import JsonFile
 

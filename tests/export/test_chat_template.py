@@ -24,7 +24,7 @@ from tiny import deepseek_vl, gemma3, internvl, llava15, minicpmv4_6, nanovlm, q
 from edgevlm.checkpoint.chat_template import ChatFormat, probes, read_chat_template
 from edgevlm.export.chat_template import llama_cpp_template, processor_template
 from edgevlm.export.pipeline import ExportOptions, export_model
-from edgevlm.inputs.prompt import Picture, render, takes
+from edgevlm.inputs.render import Picture, render, takes
 from edgevlm.inputs.spec import Chat, RoleText
 from edgevlm.io.json import JsonFile
 from edgevlm.runtimes.ort.session import import_onnxruntime

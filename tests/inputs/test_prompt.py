@@ -17,7 +17,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Span
-from edgevlm.inputs.prompt import MOST_TEXT, Prompter
+from edgevlm.inputs.prompt import Prompter
+from edgevlm.inputs.render import MOST_TEXT
 from edgevlm.inputs.spec import PromptSpec, ViewTokens
 from edgevlm.io.records import from_dict, to_dict
 

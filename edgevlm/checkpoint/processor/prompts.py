@@ -9,7 +9,8 @@ from edgevlm.checkpoint.chat_template import ChatFormat, probes, read_chat_templ
 from edgevlm.checkpoint.processor.files import ProcessorFiles
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.grounding import Grounding
-from edgevlm.inputs.prompt import ControlText, Picture, Prompter, UserText, picture_parts, render, takes
+from edgevlm.inputs.prompt import Prompter, picture_parts
+from edgevlm.inputs.render import ControlText, Picture, UserText, render, takes
 from edgevlm.inputs.spec import PROMPT_SPEC_VERSION, Chat, MarkerRow, PictureText, PromptSpec, ViewTokens
 from edgevlm.inputs.tokenizer import encode
 from edgevlm.io.json import read_json_file
