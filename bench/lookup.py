@@ -45,7 +45,7 @@ def main() -> None:
     from edgevlm.runtimes import open_runtime
 
     bundle = open_bundle(args.bundle)
-    pipeline = Pipeline(bundle, open_runtime(bundle, args.runtime, threads=args.threads))
+    pipeline = Pipeline(bundle, open_runtime(bundle, args.runtime, threads=args.threads), reuse=False)
     with_lookup = GenerateOptions(max_tokens=args.tokens, lookup=True if args.lookup == "always" else None)
     without = GenerateOptions(max_tokens=args.tokens, lookup=False)
     pipeline.answer([], QUESTIONS["JSON"], with_lookup)  # warms up, and is the engine's trial

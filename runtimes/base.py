@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import Closed, ContextFull, EdgeVLMError, RuntimeFailed
 from edgevlm.inputs.layout import Layout
 from edgevlm.io.options import check_types
 from edgevlm.models import spec
@@ -43,6 +43,7 @@ class Decoder(Protocol):
 
     name: str
     device: str
+    layout: Layout  # the last that was given; an empty one of a new conversation
 
     def embed(self, ids: I64) -> F32:
         """Token ids (S,) to embeddings (S, D)."""
@@ -50,7 +51,7 @@ class Decoder(Protocol):
     def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
         """Append S positions (S, D); logits (V,) after the last one.
 
-        layout: of the whole prompt, given with its first part; None goes on under the one before.
+        layout: of the whole prompt, given with the first part of it that is read; None goes on under the one before.
         """
 
     def step(self, token: int) -> F32:
@@ -133,7 +134,7 @@ class Turn:
     def take(self, answer: Unfinished) -> None:
         """Give the engine to `answer`. Raises EdgeVLMError where the runtime is closed."""
         if self.closed:
-            raise EdgeVLMError("The runtime is closed: open it again with open_runtime.")
+            raise Closed("The runtime is closed: open it again with open_runtime.")
         holder = self._holder() if self._holder else None
         if holder is not answer:
             if holder is not None:
@@ -197,9 +198,9 @@ class Engine(Protocol):
     def open_runtime(self, bundle: Bundle, options: EngineOptions) -> Runtime: ...
 
 
-def disagreement(what: str) -> EdgeVLMError:
+def disagreement(what: str) -> RuntimeFailed:
     """A bundle's files belong to different models."""
-    return EdgeVLMError(f"The bundle's graphs and its manifest disagree: {what}; export the bundle again.")
+    return RuntimeFailed(f"The bundle's graphs and its manifest disagree: {what}; export the bundle again.")
 
 
 def rewound(d: spec.Decoder, held: int, length: int) -> int:
@@ -215,9 +216,7 @@ def rewound(d: spec.Decoder, held: int, length: int) -> int:
     return max(0, min(held, length))
 
 
-def context_error(total: int, limit: int) -> EdgeVLMError:
+def context_error(total: int, limit: int) -> ContextFull:
     """A conversation does not fit what a decoder holds."""
-    return EdgeVLMError(
-        f"The conversation would take {total} positions and the model's context holds {limit}: start a new "
-        "one, or ask for less."
-    )
+    sentence = f"The conversation would take {total} positions and the model's context holds {limit}: "
+    return ContextFull(sentence + "start a new one, or ask for less.", total, limit)

@@ -73,7 +73,7 @@ class CoreAIRuntime:
         self._context, self._position = context, 0
         self._rows = rows_per_call(spec.decoder, context)
         self._array = load_coreai("runtime").NDArray
-        self._layout = Layout(0)
+        self.layout = Layout(0)
         self._states = {
             state.name: np.zeros((1, *(size or context for size in state.shape)), np.float32)
             for state in states(spec.decoder)
@@ -124,7 +124,7 @@ class CoreAIRuntime:
         if self._position + len(embeds) > self._context:
             raise context_error(self._position + len(embeds), self._context)
         if layout is not None:
-            self._layout = layout
+            self.layout = layout
         for start in range(0, len(embeds), self._rows):
             logits = self._decode(embeds[start : start + self._rows])
         return logits
@@ -132,7 +132,7 @@ class CoreAIRuntime:
     def _decode(self, embeds: F32) -> F32:
         past, count = self._position, len(embeds)
         inputs: dict[str, npt.NDArray[Any]] = {state_input(name): held for name, held in self._states.items()}
-        for name, value in decoder_inputs(self._spec.decoder, self._layout, past, self._rows).items():
+        for name, value in decoder_inputs(self._spec.decoder, self.layout, past, self._rows).items():
             if value.dtype == np.bool_:  # this call's rows lie behind the whole cache
                 value = np.insert(value, [past] * (self._context - past), False, axis=1)
             inputs[name] = _fill(value, value.shape, MASK_VALUE)
@@ -155,7 +155,7 @@ class CoreAIRuntime:
     def rewind(self, length: int) -> None:
         self._position = min(self._position, length)
         if self._position == 0:
-            self._layout = Layout(0)
+            self.layout = Layout(0)
 
     def close(self) -> None:
         if not self._closed:

@@ -101,7 +101,7 @@ class EagerDecoder:
     def __init__(self, spec: Decoder, weights: Weights, *, keep: bool = True) -> None:
         """keep: hold the weights in memory as float32 after their first use (see `CachedWeights`)."""
         self._spec, self._weights = spec, CachedWeights(weights) if keep else weights
-        self._states, self._layout, self._position = States(), Layout(0), 0
+        self._states, self.layout, self._position = States(), Layout(0), 0
         self._hidden = np.zeros(spec.hidden_size, np.float32)
 
     def embed(self, ids: I64) -> F32:
@@ -119,8 +119,8 @@ class EagerDecoder:
         # An interrupt in an earlier call may have left layers of different lengths.
         self._states.cut(self._position)
         if layout is not None:
-            self._layout = layout
-        inputs = decoder_inputs(self._spec, self._layout, self._position, len(embeds))
+            self.layout = layout
+        inputs = decoder_inputs(self._spec, self.layout, self._position, len(embeds))
         ops = EagerOps(self._weights, self._states, inputs, keep=keep)
         states = hidden_states(ops, embeds, self._spec)
         logits: F32 = head(ops, states, self._spec)
@@ -147,6 +147,8 @@ class EagerDecoder:
     def rewind(self, length: int) -> None:
         self._position = rewound(self._spec, self._position, length)
         self._states.cut(self._position)
+        if self._position == 0:
+            self.layout = Layout(0)
 
     def close(self) -> None:
         self.rewind(0)

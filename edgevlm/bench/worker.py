@@ -102,12 +102,14 @@ def main() -> None:
 def _serve(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from edgevlm.bundle.manifest import open_bundle
     from edgevlm.generate.loop import GenerateOptions, Pipeline
+    from edgevlm.generate.pictures import PictureCache
     from edgevlm.runtimes import open_runtime
 
     start = time.perf_counter()
     bundle = open_bundle(task["bundle"])
     runtime = open_runtime(bundle, task["runtime"], device=task["device"], threads=task["threads"])
-    pipeline = Pipeline(bundle, replace(runtime, encoder=_Uncached(runtime.encoder)))
+    runtime = replace(runtime, encoder=_Uncached(runtime.encoder))
+    pipeline = Pipeline(bundle, runtime, reuse=False, pictures=PictureCache(0))
     yield {"load": time.perf_counter() - start, "runtime": runtime.name, "device": runtime.device}
     options = GenerateOptions(max_tokens=task["tokens"], ignore_stop=True, lookup=False)
     for _ in sys.stdin:

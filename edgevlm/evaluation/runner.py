@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +19,12 @@ from edgevlm.evaluation.statistics import summary
 from edgevlm.evaluation.suites import fingerprint
 from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.inputs.decode import decode_image
-from edgevlm.inputs.preprocess import array_key
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.tokenizer import load_tokenizer
 from edgevlm.io.options import check_types
-from edgevlm.runtimes.base import Encoder, Runtime
-from edgevlm.types import F32, U8, Progress
+from edgevlm.runtimes.base import Runtime
+from edgevlm.types import Progress
 
-_KEPT_TILES = 64  # features of this many tiles are kept for later questions about the same picture
 _LOC = re.compile(r"<loc_\d+>")
 
 
@@ -87,31 +83,6 @@ class Report:
             "left_out": list(self.problems),
             "seconds": round(self.seconds, 3),
         }
-
-
-class CachingEncoder:
-    """An encoder that remembers the features of the last views, so that a picture is encoded once for its questions."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
-        self._kept: OrderedDict[bytes, F32] = OrderedDict()
-        self.name, self.device = encoder.name, encoder.device
-        self.encoded = 0  # views that the engine really saw
-
-    def encode(self, views: Sequence[U8]) -> list[F32]:
-        keys = [array_key(view) for view in views]
-        for key, view in zip(keys, views, strict=True):
-            if key not in self._kept:
-                (self._kept[key],) = self._encoder.encode([view])
-                self.encoded += 1
-            self._kept.move_to_end(key)
-        found = [self._kept[key] for key in keys]
-        while len(self._kept) > max(len(keys), _KEPT_TILES):
-            self._kept.popitem(last=False)
-        return found
-
-    def close(self) -> None:
-        self._encoder.close()
 
 
 def evaluate(
@@ -174,7 +145,7 @@ class _Session:
     """Answers one question at a time; decoded pictures are kept for later questions about them."""
 
     def __init__(self, bundle: Bundle, runtime: Runtime, suite: Suite, options: EvalOptions) -> None:
-        self._pipeline = Pipeline(bundle, replace(runtime, encoder=CachingEncoder(runtime.encoder)))
+        self._pipeline = Pipeline(bundle, runtime, reuse=False)  # a score is the same in any order, and resumed
         self._tokenizer: Tokenizer = load_tokenizer(bundle.path("tokenizer.json"))
         self._suite, self._options = suite, options
         self._generate = GenerateOptions(max_tokens=options.max_tokens or suite.max_tokens)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from threading import Event
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.grounding import Box, Point
@@ -23,6 +24,7 @@ class Timings:
     image_tokens: int = 0
     prompt_tokens: int = 0  # image tokens included
     answer_tokens: int = 0
+    reused_tokens: int = 0  # of the prompt's, those that the decoder had read for the question before
     looked_up: int = 0  # of these, tokens that were guessed from the text before and checked together
     peak_memory: int | None = None  # bytes, the process's largest resident set so far; None where unknown
 
@@ -38,7 +40,7 @@ class Answer:
     ids: tuple[int, ...]  # with the stop token where there was one, as transformers' generate gives them
     timings: Timings
     # "stop": the model ended its answer, its form was complete, or a stop string came; "length": max_tokens or the
-    # context length ended it.
+    # context length ended it; "cancelled": `cancel` did.
     finish_reason: str
     # In pixels of the picture, where the model writes them; of several pictures an answer does not say which one it
     # means, and there are none.
@@ -53,11 +55,13 @@ class AnswerStream:
 
     The engine works while a piece is waited for. Where another question needs the engine in between, that one computes
     the rest of this answer first, and the pieces wait here: a stream may be read slowly, and from any thread. One that
-    is dropped costs nothing more; `close` stops one that is kept.
+    is dropped costs nothing more; `close` stops one that is kept, and so does leaving a `with` block.
     """
 
-    def __init__(self, run: Generator[str, None, Answer], turn: Turn) -> None:
-        self._run, self._turn = run, turn
+    def __init__(self, run: Generator[str, None, Answer], turn: Turn, cancelled: Event) -> None:
+        """cancelled: what `run` looks at between its calls."""
+        self._run, self._turn, self._cancelled = run, turn, cancelled
+        self.when_whole: Callable[[Answer], None] | None = None  # called with the answer, once
         self._pieces: deque[str] = deque()  # computed and not read yet
         self._answer: Answer | None = None
         self._failed: Exception | None = None
@@ -76,11 +80,31 @@ class AnswerStream:
             raise EdgeVLMError("The answer was stopped before its end: ask again for the whole.")
         return self._answer
 
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def cancel(self) -> None:
+        """End the answer after the call that is under way. Returns at once, from any thread, whoever waits for a piece.
+
+        What was said until then is the answer, whose `finish_reason` is "cancelled".
+        """
+        self._cancelled.set()
+
     def close(self) -> None:
         """Compute nothing more. Iteration ends after the pieces that are there."""
         with self._turn.lock:
             self._run.close()
             self._stopped = True
+
+    def settle(self) -> None:
+        """Compute the rest now, whoever reads it later."""
+        with self._turn.lock:
+            if not self._done:
+                self._turn.take(self)
+                self.finish()
 
     def finish(self) -> None:
         """Compute the rest, and keep it for the reader, an error too. Called with the turn's lock held."""
@@ -107,6 +131,8 @@ class AnswerStream:
             self._pieces.append(next(self._run))
         except StopIteration as end:
             self._answer = end.value
+            if self.when_whole is not None:
+                self.when_whole(end.value)
         except Exception as error:  # for this answer's reader, who may be in another thread
             self._failed = error
         except BaseException:

@@ -6,16 +6,17 @@ import base64
 import binascii
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import numpy as np
 from PIL import Image
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, ImageError
 from edgevlm.inputs.clip import Clip
-from edgevlm.inputs.decode import Source, decode_image
-from edgevlm.inputs.prompt import Conversation
+from edgevlm.inputs.decode import Source, decode_image, read_file
+from edgevlm.inputs.render import Conversation
 from edgevlm.types import U8
 
 Picture = Source | U8
@@ -25,6 +26,20 @@ _ONE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
 _FORMS = "a path, the bytes of a file, a data: URL, a Pillow image or a uint8 array"
 _KEYS = ("image", "path", "url", "image_url")  # where an item of a message may have its picture
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A picture of an earlier turn, as it was then: its file's bytes or the picture, and how many tiles it may take."""
+
+    content: bytes | Image.Image
+    max_tiles: int | None
+
+
+def keep(source: Any, max_tiles: int | None) -> Kept:
+    """A picture in any form, so that it stays what it is whatever becomes of its file or array."""
+    _, content = load_picture(source)
+    return Kept(content if isinstance(content, bytes) else content.copy(), max_tiles)
 
 
 def pictures_of(images: Any) -> list[Any]:
@@ -100,15 +115,21 @@ def _own(item: Mapping[str, Any]) -> Any:
 
 def open_picture(source: Any, background: tuple[int, int, int]) -> Image.Image:
     """Decode a picture in any form to RGB. Raises EdgeVLMError for what is none."""
+    name, content = load_picture(source)
+    return decode_image(content, background, name)
+
+
+def load_picture(source: Any) -> tuple[str, bytes | Image.Image]:
+    """What sentences call a picture in any form, and its file's bytes or the picture itself, not decoded yet."""
     if isinstance(source, np.ndarray):
-        return decode_image(_from_array(source), background)
-    if isinstance(source, bytearray | memoryview):
-        return decode_image(bytes(source), background)
+        return "The image", _from_array(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "The image", bytes(source)
     if isinstance(source, str):
         source = _from_address(source)
     if not isinstance(source, str | os.PathLike | bytes | Image.Image):
-        raise EdgeVLMError(f"A picture is {_a(source)}: give {_FORMS}.")
-    return decode_image(source, background)
+        raise ImageError(f"A picture is {_a(source)}: give {_FORMS}.")
+    return ("The image", source) if isinstance(source, bytes | Image.Image) else read_file(source)
 
 
 def is_data_url(text: str) -> bool:
@@ -124,18 +145,18 @@ def _from_address(text: str) -> str | bytes:
                 raise ValueError("no ';base64,'")
             return base64.b64decode(unquote_to_bytes(data), validate=True)
         except (ValueError, binascii.Error) as error:
-            raise EdgeVLMError(
+            raise ImageError(
                 f"The data: URL of a picture is damaged ({str(error)[:80]}): write it as 'data:image/png;base64,...'."
             ) from None
     kind = text.partition("://")[0].lower()
     if kind in ("http", "https", "ftp", "s3", "gs"):
-        raise EdgeVLMError(f"The picture '{text[:200]}' is on the network, which is never read: download it first.")
+        raise ImageError(f"The picture '{text[:200]}' is on the network, which is never read: download it first.")
     if kind == "file":
         from urllib.request import url2pathname  # with it come HTTP, mail and TLS: 30 ms
 
         return url2pathname(urlsplit(text).path)
     if not text:
-        raise EdgeVLMError("The path of a picture is empty: name a file.")
+        raise ImageError("The path of a picture is empty: name a file.")
     return text
 
 
@@ -150,7 +171,7 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
             advice = "give several pictures as a list, list(array)"
         elif array.size and array.ndim == 3 and shape[0] in _MODES:
             advice = "channels come last, array.transpose(1, 2, 0)"
-        raise EdgeVLMError(f"A picture is an array of {array.dtype} {shape}: {advice}.")
+        raise ImageError(f"A picture is an array of {array.dtype} {shape}: {advice}.")
     return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if shape[2:] == (1,) else array))
 
 

@@ -5,61 +5,50 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
+from threading import Event
 
 import numpy as np
 
 from edgevlm.bundle.manifest import Bundle
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, RuntimeFailed, Unsupported
 from edgevlm.generate.answer import Answer, AnswerStream, Timings
 from edgevlm.generate.constrain import LEAD, Form, Forms
 from edgevlm.generate.drafter import LENGTHS, Drafter
-from edgevlm.generate.given import Pictures, conversation_of, open_picture, pictures_of
+from edgevlm.generate.given import Pictures
+from edgevlm.generate.held import Held
 from edgevlm.generate.lookup import Lookup, Trial
+from edgevlm.generate.pictures import PictureCache
+from edgevlm.generate.prompt import Prompt, prepare
 from edgevlm.generate.reader import Reader
 from edgevlm.generate.region import POSITIONS, Place, find_places, line_of
 from edgevlm.generate.sampling import GenerateOptions, Sampler
-from edgevlm.generate.videos import with_videos
-from edgevlm.inputs.clip import Clip
-from edgevlm.inputs.grounding import Box, Frame, Point, find, frame_of
-from edgevlm.inputs.layout import Layout, merge
-from edgevlm.inputs.preprocess import cut_views, plan
-from edgevlm.inputs.prompt import Conversation, Views, messages_of
-from edgevlm.inputs.spec import VideoTokens
+from edgevlm.inputs.grounding import Box, Point, find
+from edgevlm.inputs.render import Conversation, messages_of
 from edgevlm.io import limits
 from edgevlm.runtimes.base import Decoder, DraftDecoder, Runtime, StateDecoder
 from edgevlm.runtimes.region import RegionHead, open_region
-from edgevlm.types import F32, U8, Ids
+from edgevlm.types import F32
 
 __all__ = ["Answer", "AnswerStream", "GenerateOptions", "Pipeline", "Prompt", "Timings"]
 
 
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """A prepared question: everything that is computed before the engine starts."""
-
-    ids: Ids  # (S,)
-    layout: Layout  # where the views' tokens lie
-    views: list[U8]  # of all pictures in order, (H, W, 3) each
-    max_tokens: int  # what the options ask for, cut to what the context length leaves
-    frames: tuple[Frame, ...] = ()  # what the model sees of each picture, for boxes
-    places: str | None = None  # "boxes" | "points": what is asked of the region head, in the place of text
-    label: str = ""  # ... and of what
-
-    @property
-    def image_tokens(self) -> int:
-        return sum(span.tokens for span in self.layout.spans)
-
-
 class Pipeline:
-    """A bundle on a runtime. Each question starts a new conversation.
+    """A bundle on a runtime. Each question starts a new conversation, but what it shares with the last is not computed
+    again: the prompt's beginning, and pictures.
 
     Any number of threads may ask; the engine computes one answer at a time, and the others wait for their turn.
     """
 
-    def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
-        """Raises EdgeVLMError where the two are something else, a path for one."""
+    def __init__(
+        self, bundle: Bundle, runtime: Runtime, *, reuse: bool = True, pictures: PictureCache | None = None
+    ) -> None:
+        """reuse: False reads every prompt whole, so that no answer depends on what was asked before, not even by how
+        an engine rounds. pictures: where pictures and their features are kept; None is a cache of its own.
+
+        Raises EdgeVLMError where bundle and runtime are something else, a path for one.
+        """
         for value, kind, function in ((bundle, Bundle, "open_bundle"), (runtime, Runtime, "open_runtime")):
             if not isinstance(value, kind):
                 raise EdgeVLMError(
@@ -68,6 +57,8 @@ class Pipeline:
         self.bundle, self.runtime = bundle, runtime
         self.prompter = bundle.prompter()
         self._forms = Forms(bundle, self.prompter)
+        self.pictures = PictureCache() if pictures is None else pictures
+        self._held = Held(runtime.decoder, bundle.manifest.spec.decoder, reuse)
         self._trial: Trial | None = None  # of the first lookup on
         self._region: RegionHead | None = None  # read when it is first asked
 
@@ -108,7 +99,8 @@ class Pipeline:
             image_tokens=prompt.image_tokens,
             prompt_tokens=len(prompt.ids),
         )
-        return AnswerStream(self._run(prompt, options, timings, form), self.runtime.turn)
+        cancelled = Event()
+        return AnswerStream(self._run(prompt, options, timings, form, cancelled), self.runtime.turn, cancelled)
 
     def answer(
         self,
@@ -133,50 +125,39 @@ class Pipeline:
     ) -> Prompt:
         """Pictures and question to views and token ids, refused if they do not fit the context."""
         GenerateOptions(max_tokens)  # which checks it
-        spec, limit = self.bundle.image_spec, self.bundle.manifest.spec.decoder.context_length
-        conversation, pictures = conversation_of(with_videos(question, spec, limit), pictures_of(images))
-        rule = spec.among(sum(not isinstance(picture, Clip) for picture in pictures))
-        placed: list[Views | VideoTokens] = []
-        views: list[U8] = []
-        frames: list[Frame] = []
-        image_tokens = 0
-        for source in pictures:
-            if isinstance(source, Clip):
-                placed.append(source.tokens)
-                frames += source.frames
-                views += source.views
-                image_tokens += source.tokens.count
-                continue
-            picture = open_picture(source, rule.background)
-            planned = plan(*picture.size, rule, max_tiles=max_tiles)
-            placed.append(tokens := rule.view_tokens(planned, picture.size))
-            frames.append(frame_of(picture.size, planned))
-            image_tokens += sum(view.rows * view.cols for view in tokens)
-            # Once the pictures alone are too many, only their sizes still matter: a thousand of them must end
-            # in the sentence below, not in exhausted memory.
-            if image_tokens < limit:
-                views += cut_views(picture, planned, rule)
-        ids, layout = self.prompter.encode(conversation, placed, thinking=thinking)
-        if len(ids) >= limit:
-            videos = sum(isinstance(each, VideoTokens) for each in placed)
-            raise EdgeVLMError(_too_long(len(ids), image_tokens, len(placed) - videos, videos, max_tokens, limit))
-        most, (places, label) = min(max_tokens, limit - len(ids)), self._asked(conversation, len(pictures))
-        return Prompt(ids, layout, views, most, tuple(frames), places, label)
+        conversation, pictures, prompt = prepare(
+            self.bundle, self.prompter, self.pictures, images, question, max_tokens, max_tiles, thinking
+        )
+        places, label = self._asked(conversation, pictures)
+        return replace(prompt, places=places, label=label)
 
     def _run(
-        self, prompt: Prompt, options: GenerateOptions, timings: Timings, form: Form | None
+        self, prompt: Prompt, options: GenerateOptions, timings: Timings, form: Form | None, cancelled: Event
     ) -> Generator[str, None, Answer]:
-        encoder, decoder = self.runtime.encoder, self.runtime.decoder
-        start = time.perf_counter()
-        features = encoder.encode(prompt.views)
-        timings.encode, start = _lap(start)
+        try:
+            return (yield from self._tell(prompt, options, timings, form, cancelled))
+        except GeneratorExit:  # where a piece was waited for: no call is half done
+            raise
+        except BaseException:
+            self._held.forget()
+            raise
 
-        embeds = merge(decoder.embed(prompt.ids), prompt.layout, features)
-        decoder.rewind(0)
-        logits = decoder.forward(embeds, prompt.layout)
+    def _tell(
+        self, prompt: Prompt, options: GenerateOptions, timings: Timings, form: Form | None, cancelled: Event
+    ) -> Generator[str, None, Answer]:
+        encoder, decoder, ids = self.runtime.encoder, self.runtime.decoder, list[int]()
+        start = time.perf_counter()
+        length = self._held.length(prompt)
+        new = prompt.views_behind(length)
+        features = self.pictures.features(encoder, prompt.views[new], prompt.keys[new], cancelled.is_set)
+        timings.encode, start = _lap(start)
+        if cancelled.is_set():
+            return Answer("", (), timings, "cancelled")
+        timings.reused_tokens = length
+        logits = self._held.read(prompt, length, features, ids)
         if prompt.places is not None:
             timings.prefill, _ = _lap(start)
-            return (yield from self._found(prompt, logits, options, timings))
+            return (yield from self._found(prompt, logits, options, timings, cancelled))
         sampler = Sampler(options, prompt.ids.tolist())
         choose = partial(_choose, sampler, self.runtime, form)
         stops = () if options.ignore_stop else self.bundle.prompt_spec.stop_ids
@@ -187,17 +168,21 @@ class Pipeline:
         lookup = self._lookup(prompt, options, stops, choose)
         tokens = lookup.after(token) if lookup else _steps(decoder, token, choose)
 
-        text, ids = Reader(self.prompter.stream(), options.stop, LEAD if form else None), [token]
+        text = Reader(self.prompter.stream(), options.stop, LEAD if form else None)
+        ids.append(token)
         pieces: list[str] = []
         while True:
             stopped = token in stops
             piece = "" if stopped else text.push(token)
             stopped = stopped or text.stopped or (form is not None and form.constraint.done)
-            if stopped or len(ids) == prompt.max_tokens:
+            if stopped or len(ids) == prompt.max_tokens or cancelled.is_set():
                 break
             if piece:
                 pieces.append(piece)
                 yield piece
+            if cancelled.is_set():
+                piece = ""
+                break
             start = time.perf_counter()
             token = next(tokens)
             timings.decode += time.perf_counter() - start
@@ -211,7 +196,8 @@ class Pipeline:
             pieces.append(last)
             yield last
         boxes, points = self._places(ids, prompt)
-        return Answer("".join(pieces), tuple(ids), timings, "stop" if stopped else "length", boxes, points, scores)
+        reason = "stop" if stopped else "length" if len(ids) == prompt.max_tokens else "cancelled"
+        return Answer("".join(pieces), tuple(ids), timings, reason, boxes, points, scores)
 
     def _asked(self, conversation: Conversation, pictures: int) -> tuple[str | None, str]:
         """Which places the last message asks for, by its role, and of what."""
@@ -223,14 +209,14 @@ class Pipeline:
         if not label or pictures != 1:
             raise EdgeVLMError(f"The role '{role}' asks where something is: give one picture, and name the thing.")
         if not isinstance(self.runtime.decoder, StateDecoder):
-            raise EdgeVLMError(
+            raise Unsupported(
                 f"The role '{role}' asks for {places}, which this model reads from its decoder's states, and "
                 f"{self.runtime.decoder.name} does not give them: use another runtime."
             )
         return places, label[: limits.LABEL]
 
     def _found(
-        self, prompt: Prompt, logits: F32, options: GenerateOptions, timings: Timings
+        self, prompt: Prompt, logits: F32, options: GenerateOptions, timings: Timings, cancelled: Event
     ) -> Generator[str, None, Answer]:
         """The answer out of the region head: its places, and a line of text for each."""
         decoder, kind = self.runtime.decoder, prompt.places
@@ -245,6 +231,9 @@ class Pipeline:
         )  # fmt: skip
         places, text = list[Place](), ""
         while True:
+            if cancelled.is_set():
+                reason = "cancelled"
+                break
             try:
                 place = next(found)
             except StopIteration as end:
@@ -323,24 +312,8 @@ def _choose(sampler: Sampler, runtime: Runtime, form: Form | None, logits: F32) 
 
 def _checked(logits: F32, runtime: Runtime) -> F32:
     if np.isnan(logits).any():
-        raise EdgeVLMError(
+        raise RuntimeFailed(
             f"The engine {runtime.name} on {runtime.device} gave logits that are not numbers: check the "
             "bundle with `edgevlm verify`, or use --device cpu."
         )
     return logits
-
-
-def _too_long(prompt: int, image: int, pictures: int, videos: int, wanted: int, limit: int) -> str:
-    if videos:
-        what = f"{image} of them from frames of videos" + (" and pictures" if pictures else "")
-        remedy = "take fewer frames (--max-frames, --fps)"
-    elif image:
-        pictures_are = "1 picture" if pictures == 1 else f"{pictures} pictures"
-        what = f"{image} of them from {pictures_are}"
-        remedy = "allow fewer tiles per picture, give fewer pictures or a shorter question"
-    else:
-        what, remedy = "none of them from pictures", "ask a shorter question"
-    return (
-        f"The prompt takes {prompt} tokens ({what}) and up to {wanted} for the answer, but the model's "
-        f"context holds {limit}: {remedy}."
-    )

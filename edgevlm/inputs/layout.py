@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.canvas import canvas_positions
 from edgevlm.inputs.packing import Framed, Joined, Packed, Pooled
+from edgevlm.io import limits
 from edgevlm.models.blocks import mask_input, rope_inputs
 from edgevlm.models.rope import rope_rows
 from edgevlm.models.spec import Decoder
@@ -128,6 +130,46 @@ def merge(embeds: F32, layout: Layout, features: Sequence[F32]) -> F32:
     for marker in layout.markers:
         merged[marker.start, : len(marker.row)] = marker.row
     return merged
+
+
+def behind(layout: Layout, start: int) -> Layout:
+    """What lies at `start` and later, as a layout of its own for `merge`. No picture reaches over `start`."""
+    spans = tuple(replace(span, start=span.start - start) for span in layout.spans if span.start >= start)
+    markers = tuple(replace(marker, start=marker.start - start) for marker in layout.markers if marker.start >= start)
+    return Layout(layout.length - start, spans, markers)
+
+
+def unchanged(d: Decoder, old: Layout, new: Layout, length: int) -> int:
+    """How many of the first `length` positions, whose tokens are the same, a decoder computes under `new` as under
+    `old`: their pictures, places and masks agree, none of them sees a position behind, and no picture is cut.
+    """
+    before = -1
+    while length != before:
+        before = length
+        marked = ([marker.start for marker in layout.markers] for layout in (old, new))
+        blocks = (_blocks(layout, d.mask) for layout in (old, new))
+        parts = [(span.start, int(span.places[-1]) + 1) for span in new.spans] + _blocks(new, d.mask)
+        for ours, theirs in ((old.spans, new.spans), marked, blocks):
+            length = min(length, _first_other(ours, theirs))
+        length = min((first for first, end in parts if first < length < end), default=length)
+        if d.axes > 1:
+            at, wanted = (positions(layout, d.axes, 0, length, d.places) for layout in (old, new))
+            length = min(np.flatnonzero((at != wanted).any(axis=0)).tolist(), default=length)
+    return length
+
+
+def _first_other(ours: Sequence[Any], theirs: Sequence[Any]) -> int:
+    """Where the first of two lists of things differs, in positions; more than any prompt has where none does."""
+    for one, other in zip_longest(ours, theirs):
+        if one != other:
+            return min(_start(each) for each in (one, other) if each is not None)
+    return limits.CONTEXT + 1
+
+
+def _start(thing: Any) -> int:
+    if isinstance(thing, Span):
+        return thing.start
+    return int(thing[0] if isinstance(thing, tuple) else thing)
 
 
 def positions(layout: Layout, axes: int, start: int = 0, stop: int | None = None, places: str = "grid") -> I64:

@@ -85,7 +85,7 @@ def ask_all(
             notes.append(f"{who}: no answers. {error}")
             continue
         try:
-            pipeline = Pipeline(bundle, engine)
+            pipeline = Pipeline(bundle, engine, reuse=False)
             for each, given in zip(todo, answers, strict=True):
                 given.append(GalleryAnswer(who, _answer(pipeline, each, tiles, notes, who)))
         finally:

@@ -118,7 +118,7 @@ class CoreMLDecoder:
         self.context = self._functions[names[0]].context
         self._flexible = names == ["main"]
         self._spec: Decoder = bundle.manifest.spec.decoder
-        self._layout, self._position = Layout(0), 0
+        self.layout, self._position = Layout(0), 0
 
     def embed(self, ids: I64) -> F32:
         rows = self._table.rows(ids)
@@ -136,7 +136,7 @@ class CoreMLDecoder:
         if len(embeds) == 0:
             raise EdgeVLMError("The prompt is empty: give at least one position.")
         if layout is not None:
-            self._layout = layout
+            self.layout = layout
         start = 0
         while start < len(embeds):
             rows = embeds[start : start + self._rows(len(embeds) - start)]
@@ -161,11 +161,11 @@ class CoreMLDecoder:
         """
         start, mask = self._position, self._spec.mask
         if self._flexible:
-            return next_part(self._layout, mask, start, start + left, self.rows_per_call(left)) - start
+            return next_part(self.layout, mask, start, start + left, self.rows_per_call(left)) - start
         sizes = [info.rows for info in self._functions.values() if start + info.rows <= self.context]
         if self._spec.replaces:
             return max(sizes) if left >= max(sizes) else 1
-        wanted = next_part(self._layout, mask, start, start + left, max(sizes)) - start
+        wanted = next_part(self.layout, mask, start, start + left, max(sizes)) - start
         if wanted > max(sizes):
             raise EdgeVLMError(
                 f"{wanted} positions see each other and are read by one call, for which the {self.context} positions "
@@ -181,7 +181,7 @@ class CoreMLDecoder:
             fitting = {name: info.rows for name, info in self._functions.items() if info.rows in room}
             name = min(fitting, key=lambda name: fitting[name])
             size, end = fitting[name], self.context
-        feeds = decoder_inputs(self._spec, self._layout, past, size)
+        feeds = decoder_inputs(self._spec, self.layout, past, size)
         feeds = {
             name: np.pad(value, ((0, 0), (0, end - past - size))) if value.dtype == np.bool_ else value
             for name, value in feeds.items()
@@ -216,7 +216,7 @@ class CoreMLDecoder:
         """Positions behind `length` stay in the state until they are overwritten; the mask hides them."""
         self._position = rewound(self._spec, self._position, length)
         if self._position == 0:
-            self._layout = Layout(0)
+            self.layout = Layout(0)
             if self._spec.replaces:
                 self.engine.reset()
 

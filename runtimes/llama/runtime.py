@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgevlm.bundle.manifest import target_of
 from edgevlm.bundle.targets import GgufTarget
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import EdgeVLMError, RuntimeFailed, Unsupported
 from edgevlm.inputs.layout import Layout, positions, runs
 from edgevlm.models.eager import widen
 from edgevlm.models.towers.vit import Vit
@@ -93,12 +93,12 @@ class LlamaEncoder:
         assert self._files, "the runtime is closed"
         files, spec = self._files, self._spec
         if files.mmproj is None:
-            raise EdgeVLMError(
+            raise Unsupported(
                 f"{self._no_pictures or 'The GGUF files hold no vision tower'}: encode them with another engine, "
                 "--runtime onnxruntime+llama.cpp."
             )
         if any(view.shape[2] > 3 for view in views):
-            raise EdgeVLMError(
+            raise Unsupported(
                 "llama.cpp encodes single pictures, and this model sees a video's frames two by two: encode them with "
                 "another engine, --runtime onnxruntime+llama.cpp."
             )
@@ -140,12 +140,12 @@ class LlamaEncoder:
                 ]
             )
             if not found or mtmd.mtmd_input_chunk_get_n_tokens(found[0]) != len(out):
-                raise EdgeVLMError(
+                raise RuntimeFailed(
                     f"llama.cpp did not take a view of {width} x {height} pixels as it is: use llama-cpp-python's "
                     "tested version."
                 )
             if mtmd.mtmd_encode_chunk(self._mtmd, found[0]) != 0:
-                raise EdgeVLMError(f"llama.cpp could not encode a tile ({self._engine.reason()}): free some memory.")
+                raise RuntimeFailed(f"llama.cpp could not encode a tile ({self._engine.reason()}): free some memory.")
             ctypes.memmove(out.ctypes.data, mtmd.mtmd_get_output_embd(self._mtmd), out.nbytes)
         finally:
             mtmd.mtmd_input_chunks_free(chunks)
@@ -177,7 +177,7 @@ class LlamaDecoder:
         self._model: LlamaFiles | None = files.hold()
         self._context: Any = None
         self._capacity = self._batch = self._position = 0
-        self._layout = Layout(0)
+        self.layout = Layout(0)
 
     def embed(self, ids: I64) -> F32:
         """llama.cpp scales the embeddings of its own tokens, and takes given ones as they are."""
@@ -192,9 +192,9 @@ class LlamaDecoder:
     def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
         assert self._model, "the runtime is closed"
         if layout is not None:
-            self._layout = layout
+            self.layout = layout
         start, stop = self._position, self._position + len(embeds)
-        parts = list(runs(self._layout, self._spec.mask, start, stop, BATCH))
+        parts = list(runs(self.layout, self._spec.mask, start, stop, BATCH))
         self._reserve(stop, max((end - first for first, end, _ in parts), default=1))
         embeds = np.ascontiguousarray(embeds, np.float32)
         for first, end, whole in parts:
@@ -209,7 +209,7 @@ class LlamaDecoder:
     def _read_twice(self, embeds: F32) -> None:
         """Positions of a prompt where llama.cpp itself looks each token up in a second table, and gives positions that
         come as embeddings the first row of it: text goes in as tokens, but for those with embeddings of their own."""
-        start, layout = self._position, self._layout
+        start, layout = self._position, self.layout
         pictured = np.zeros(start + len(embeds), np.bool_)
         for span in layout.spans:
             pictured[span.places[span.places < len(pictured)]] = True
@@ -268,7 +268,7 @@ class LlamaDecoder:
                 batch.logits[i] = i >= count - keep
             llama.llama_set_causal_attn(self._context, causal)
             if llama.llama_decode(self._context, batch) != 0:
-                raise EdgeVLMError(
+                raise RuntimeFailed(
                     f"llama.cpp could not compute {count} positions ({self._engine.reason()}): free some memory."
                 )
         finally:
@@ -282,7 +282,7 @@ class LlamaDecoder:
         Under M-RoPE, embeddings have four rows of them: time, row, column and nothing. A token of text has one.
         """
         axes, start, places = self._spec.axes, self._position, self._spec.places
-        found = positions(self._layout, axes, start, start + count, places).astype(np.int32)
+        found = positions(self.layout, axes, start, start + count, places).astype(np.int32)
         if axes == 1 or not rows:
             return np.ascontiguousarray(found[0])
         return np.concatenate([found, np.zeros((4 - axes, count), np.int32)])
@@ -323,10 +323,10 @@ class LlamaDecoder:
 
     def rewind(self, length: int) -> None:
         length = rewound(self._spec, self._position, length)
-        if length == self._position:
+        if not self._context or length == self._position > 0:  # at 0, what an interrupted call left is removed
             return
         axes, start = self._spec.axes, max(0, length - 1)
-        found = positions(self._layout, axes, start, start + 2, self._spec.places)
+        found = positions(self.layout, axes, start, start + 2, self._spec.places)
         before, cut = found[0] if length else (-1, 0)
         if before == cut:
             raise EdgeVLMError(
@@ -334,7 +334,7 @@ class LlamaDecoder:
             )
         llama = self._engine.llama
         llama.llama_memory_seq_rm(llama.llama_get_memory(self._context), 0, int(cut), -1)
-        self._position = length
+        self._position, self.layout = length, self.layout if length else Layout(0)
 
     def close(self) -> None:
         if self._context:

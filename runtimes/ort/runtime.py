@@ -150,7 +150,7 @@ class OrtDecoder:
         self.rounds, self._part = rounds, part
         self._embed, self._decoders, self._spec, self.device = embed, sessions, spec, device
         self._cache: Cache | None = cache
-        self._layout = Layout(0)
+        self.layout = Layout(0)
 
     def forward_padded(self, prompts: Sequence[F32]) -> F32:
         """Logits (B, V) after each of several prompts (S, D), padded on the right into one batch; no cache is kept."""
@@ -174,13 +174,13 @@ class OrtDecoder:
     def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
         assert self._cache is not None, "the runtime is closed"
         if layout is not None:
-            self._layout = layout
+            self.layout = layout
         first = start = self._cache.position
         stop = start + len(embeds)
         self._cache.make_room(stop)
         parts = max(1, -(-len(embeds) // self._part))
         most = -(-len(embeds) // parts)  # parts of one size: a short last one would cost as much as a longer
-        while (end := next_part(self._layout, self._spec.mask, first, stop, most)) < stop:
+        while (end := next_part(self.layout, self._spec.mask, first, stop, most)) < stop:
             self._run(embeds[first - start : end - start], 1)
             first = end
         last: F32 = self._run(embeds[first - start :], 1)[0]
@@ -204,7 +204,7 @@ class OrtDecoder:
     def _run(self, embeds: F32, keep: int) -> F32:
         cache = self._cache
         assert cache is not None, "the runtime is closed"
-        return cache.run(embeds, position_feeds(self._spec, self._layout, cache.position, len(embeds)), keep)
+        return cache.run(embeds, position_feeds(self._spec, self.layout, cache.position, len(embeds)), keep)
 
     @property
     def position(self) -> int:
@@ -213,6 +213,8 @@ class OrtDecoder:
     def rewind(self, length: int) -> None:
         if self._cache:
             self._cache.position = rewound(self._spec, self._cache.position, length)
+        if self.position == 0:
+            self.layout = Layout(0)
 
     def close(self) -> None:
         self._embed = self._cache = None

@@ -14,11 +14,10 @@ from PIL import Image
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.cli import main
 from edgevlm.errors import EdgeVLMError
-from edgevlm.evaluation.runner import CachingEncoder, EvalOptions, answer_text, evaluate
+from edgevlm.evaluation.runner import EvalOptions, answer_text, evaluate
 from edgevlm.evaluation.suites import SUITES, read_items
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.tokenizer import load_tokenizer
-from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
 
 ROWS: list[dict[str, Any]] = [
@@ -139,21 +138,6 @@ def test_a_picture_is_encoded_once_for_all_its_questions(tiny_bundle: Path, fold
     engine = Scripted(bundle, RIGHT * 3)
     evaluate(bundle, Runtime(engine, engine), suite, read_items(suite, folder), EvalOptions(max_tiles=1))
     assert (engine.asked, engine.encoded) == (21, 3)
-
-
-def test_features_are_the_engines_own(tiny_bundle: Path) -> None:
-    bundle = open_bundle(tiny_bundle)
-    runtime = open_runtime(bundle)
-    once = CachingEncoder(runtime.encoder)
-    tiles = list(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8))
-    np.testing.assert_array_equal(once.encode(tiles), runtime.encoder.encode(tiles))
-    np.testing.assert_array_equal(once.encode(tiles), runtime.encoder.encode(tiles))
-    assert once.encoded == 3
-    many = list(np.random.default_rng(1).integers(0, 256, (70, 64, 64, 3), np.uint8))
-    assert len(once.encode(many)) == 70  # more than are kept: still given back whole, and the older ones go
-    once.encode(tiles)
-    assert once.encoded == 76
-    runtime.close()
 
 
 class Killed(BaseException):

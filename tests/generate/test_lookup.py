@@ -146,7 +146,7 @@ def test_greedy_answers_are_the_same_with_and_without(engine: str, form: str, gg
     bundle = gguf_bundle(form, "default")
     name, _, portable = engine.partition(" ")
     runtime = open_runtime(bundle, name, threads=None if name == "eager" else 1, portable=bool(portable))
-    pipeline, helped = Pipeline(bundle, runtime), 0
+    pipeline, helped = Pipeline(bundle, runtime, reuse=False), 0
     for question in QUESTIONS:
         plain, looked = (
             pipeline.answer([], question, GenerateOptions(max_tokens=100, ignore_stop=True, lookup=lookup))

@@ -15,7 +15,7 @@ import edgevlm
 from edgevlm.bundle.manifest import open_bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.export.pipeline import ExportOptions, export_model
-from edgevlm.generate import loop as generate
+from edgevlm.generate import pictures as generate
 from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime

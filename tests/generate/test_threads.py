@@ -96,7 +96,8 @@ def test_five_hundred_questions_from_eight_threads(default_bundle: Bundle, name:
         asked = [question.question for question in ask(scene)]
         questions += [([scene.picture], asked[0]), *(([], words) for words in asked)]
     runtime = open_runtime(default_bundle, name, threads=1)
-    ask_from_threads(Pipeline(default_bundle, runtime), questions, 500, tokens=12)
+    # Products of int4 round to 8 bits: what is read in other pieces may say something else.
+    ask_from_threads(Pipeline(default_bundle, runtime, reuse=False), questions, 500, tokens=12)
     runtime.close()
 
 
