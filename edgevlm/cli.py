@@ -16,6 +16,7 @@ import click
 from edgevlm import __version__
 from edgevlm.commands.arguments import nearest
 from edgevlm.commands.bench import bench
+from edgevlm.commands.chat import chat
 from edgevlm.commands.compose import compose
 from edgevlm.commands.demo import demo
 from edgevlm.commands.distill import distill
@@ -61,7 +62,7 @@ def edgevlm() -> None:
 
 
 for _verb in (
-    *(export, run, verify, eval, bench, report, info, push, pull, demo, scenes, train, distill, compose, optimum),
+    *(export, run, chat, verify, eval, bench, report, info, push, pull, demo, scenes, train, distill, compose, optimum),
 ):
     edgevlm.add_command(_verb)
 

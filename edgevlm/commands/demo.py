@@ -9,8 +9,9 @@ from pathlib import Path
 
 import click
 
+from edgevlm.commands.engine import EngineChoice, show
 from edgevlm.commands.export import export_bundle
-from edgevlm.commands.run import show_answer, timings_table
+from edgevlm.commands.run import timings_table
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note
 
@@ -30,26 +31,17 @@ QUESTIONS = (
 @click.option("--quantize", default="int4", show_default=True, metavar="[fp32|fp16|int8|int4]")
 def demo(out: str, quantize: str) -> None:
     """Export the shipped model, check it, ask about a picture."""
-    from edgevlm.bundle.manifest import open_bundle
-    from edgevlm.generate.loop import Pipeline
-    from edgevlm.generate.sampling import GenerateOptions
-    from edgevlm.runtimes import open_runtime
-
     again = _is_demo(Path(out))
     if not again and os.path.isdir(out) and os.listdir(out):
         raise EdgeVLMError(f"'{out}' exists and is no demo of before: choose another place with --out.")
     note(f"$ edgevlm export default --target onnx --quantize {quantize} -o {shlex.quote(out)}")
-    bundle = open_bundle(export_bundle("default", out, quantize=quantize, force=again))
+    bundle = export_bundle("default", out, quantize=quantize, force=again)
     note(f"\nNow {len(QUESTIONS)} questions about the picture {PICTURE}")
-    engine = open_runtime(bundle)
-    try:
-        pipeline = Pipeline(bundle, engine)
-        timings = []
+    timings = []
+    with EngineChoice().open(bundle) as pipeline:
         for question in QUESTIONS:
             note(f"\n{question}")
-            timings.append(show_answer(pipeline, [PICTURE], question, GenerateOptions()).timings)
-    finally:
-        engine.close()
+            timings.append(show(pipeline.ask([PICTURE], question)).timings)
     typical = sorted(timings, key=lambda t: t.preprocess + t.encode + t.prefill + t.decode)[len(timings) // 2]
     note(f"\nTime of one question, the median of these:\n{timings_table(typical)}")
     words = [out, str(PICTURE), "Is there a dog in the picture?"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevlm.commands.arguments import bundle_folder, given, pictures_and_question, warn_if_failed
+from edgevlm.commands.arguments import bundle_folder, given, pictures_and_question
+from edgevlm.commands.engine import EngineChoice, show
+from edgevlm.commands.requests import answer_lines, check_input, figures
 from edgevlm.errors import EdgeVLMError
-from edgevlm.io.console import note, seconds, size, table, write, write_json
+from edgevlm.io.console import note, seconds, size, table, write_json
 from edgevlm.io.files import check_new, writing
 
 if TYPE_CHECKING:
-    from edgevlm.generate.loop import Answer, GenerateOptions, Pipeline, Timings
-    from edgevlm.inputs.prompt import Conversation
+    from edgevlm.generate.answer import Answer, Timings
+    from edgevlm.inputs.render import Conversation
 
 
 @click.command()
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 @click.option("--max-frames", type=int, metavar="N", help="Most frames of a video.  [default: the model's]")
 @click.option("--thinking/--no-thinking", default=None, help="Think before the answer, where the model has a switch.")
 @click.option("--task", metavar="ROLE", help="What is asked, where the model has tasks: detect, caption, ...")
+@click.option("--input", "place", metavar="FILE", help="Questions as JSON lines, or a folder of pictures; - is stdin.")
+@click.option("--cache", metavar="DIR", help="Keep features of pictures there, for later starts.")
 @click.option("--draw", metavar="FILE", help="Write the picture with the answer's boxes and points drawn on it.")
 @click.option("--force", is_flag=True, help="Replace FILE.")
 @click.option("--timings", is_flag=True, help="Show the four stages on standard error.")
@@ -80,6 +83,8 @@ def run(
     max_frames: int | None,
     thinking: bool | None,
     task: str | None,
+    place: str | None,
+    cache: str | None,
     draw: str | None,
     force: bool,
     timings: bool,
@@ -91,22 +96,34 @@ def run(
     that the answer names, in pixels of the picture, where the model's way of writing them is known. With --task,
     QUESTION is what that task takes, such as the thing to find; a caption takes none. --schema, --choice and --regex
     say what form the answer has to have.
+
+    With --input, every line of a file is a question, {"image": "photo.jpg", "question": "What is this?"}, and its
+    answer is a line of JSON, in order; a line with a mistake gets an "error". QUESTION is then for lines without one,
+    and for the pictures of a folder.
     """
-    pictures, question = pictures_and_question(bundle, inputs, optional=task is not None)
+    if place is not None:
+        check_input(place)
+        if extra := given("video", "fps", "max_frames", "task", "draw", "timings"):
+            raise EdgeVLMError(f"{extra[0]} is for one question, and --input has many: leave one of the two out.")
+        if len(inputs) > 1:
+            raise EdgeVLMError("With --input, pictures are named in its lines: give at most a question beside it.")
+        pictures, question = list[str](), " ".join(inputs)
+    else:
+        pictures, question = pictures_and_question(bundle, inputs, optional=task is not None)
     folder = bundle_folder(bundle)
     if draw is not None:
         _check_drawing(Path(draw), pictures, force)
     if video is None and (extra := given("fps", "max_frames")):
         raise EdgeVLMError(f"{extra[0]} is of a video: add --video FILE, or leave it out.")
 
-    from edgevlm.generate.sampling import GenerateOptions
+    from edgevlm.generate.chat import AskOptions
     from edgevlm.io import limits
     from edgevlm.io.json import read_object
 
     form = None
     if schema is not None:
         form = read_object(Path(schema), "name the file of a JSON Schema", largest=limits.SCHEMA)
-    options = GenerateOptions(
+    options = AskOptions(
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -119,19 +136,27 @@ def run(
         regex=regex,
         scores=scores,
         stop=stop,
+        max_tiles=tiles,
+        thinking=thinking,
     )
+    engine = EngineChoice(runtime, device, threads, storage, cache)
+    if place is not None:
+        with engine.open(folder) as pipeline:
+            answer_lines(pipeline, place, question or None, options)
+        return
+    from edgevlm.generate.chat import put
+
     asked: Conversation = question
     if video is not None or task is not None:
         clip = {"type": "video", "video": video, "fps": fps, "max_frames": max_frames}
         content: list[dict[str, Any]] = [{"type": "image"} for _ in pictures]
         content += [clip] * (video is not None) + [{"type": "text", "text": question}] * bool(question)
         asked = [{"role": task or "user", "content": content}]
-    answer = ask(folder, pictures, asked, options, runtime, device, threads, tiles, not as_json, storage, thinking)
+    with engine.open(folder) as pipeline:
+        stream = put(pipeline, asked, pictures, options)
+        answer = stream.answer if as_json else show(stream)
     if as_json:
-        figures = {**dataclasses.asdict(answer.timings), "finish_reason": answer.finish_reason}
-        places = {name: [dataclasses.asdict(p) for p in getattr(answer, name)] for name in ("boxes", "points")}
-        scored = {} if answer.scores is None else {"scores": answer.scores}
-        write_json({"answer": answer.text, **scored, **places, **figures})
+        write_json(figures(answer))
     if draw is not None:
         _draw(Path(draw), pictures[0], answer, force)
     if as_json:
@@ -165,58 +190,15 @@ def _draw(path: Path, picture: str, answer: Answer, force: bool) -> None:
     note(f"Boxes drawn in {path}: {len(answer.boxes)}, points: {len(answer.points)}.")
 
 
-def ask(
-    folder: Path,
-    pictures: Sequence[str | Path],
-    question: Conversation,
-    options: GenerateOptions,
-    runtime: str | None = None,
-    device: str = "cpu",
-    threads: int | None = None,
-    tiles: int | None = None,
-    stream: bool = True,
-    storage: str = "fp16",
-    thinking: bool | None = None,
-) -> Answer:
-    """Open the bundle on an engine and put the question; `stream` writes the answer to standard output as it comes."""
-    from edgevlm.bundle.manifest import open_bundle
-    from edgevlm.generate.loop import Pipeline
-    from edgevlm.runtimes import open_runtime
-
-    bundle = warn_if_failed(open_bundle(folder))
-    engine = open_runtime(bundle, runtime, device=device, threads=threads, storage=storage)
-    try:
-        pipeline = Pipeline(bundle, engine)
-        if stream:
-            return show_answer(pipeline, pictures, question, options, tiles, thinking)
-        return pipeline.answer(list(pictures), question, options, max_tiles=tiles, thinking=thinking)
-    finally:
-        engine.close()
-
-
-def show_answer(
-    pipeline: Pipeline,
-    pictures: Sequence[str | Path],
-    question: Conversation,
-    options: GenerateOptions,
-    tiles: int | None = None,
-    thinking: bool | None = None,
-) -> Answer:
-    """Put the question, write the answer to standard output as it comes."""
-    stream = pipeline.ask(list(pictures), question, options, max_tiles=tiles, thinking=thinking)
-    for piece in stream:
-        write(piece, end="")
-    write("")
-    return stream.answer
-
-
 def timings_table(timings: Timings) -> str:
     """Time and amount of work of the four stages, and the peak memory."""
     speed = f"{timings.answer_tokens} tokens, {timings.tokens_per_second:.1f} per second"
+    read = f"{timings.prompt_tokens} prompt tokens"
+    read += f", {timings.reused_tokens} of them read before" if timings.reused_tokens else ""
     rows = [
         ("preprocess", seconds(timings.preprocess), ""),
         ("encode", seconds(timings.encode), f"{timings.image_tokens} image tokens"),
-        ("prefill", seconds(timings.prefill), f"{timings.prompt_tokens} prompt tokens"),
+        ("prefill", seconds(timings.prefill), read),
         ("decode", seconds(timings.decode), speed),
     ]
     if timings.peak_memory:

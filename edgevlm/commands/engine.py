@@ -1,0 +1,52 @@
+"""What commands say about where a bundle runs, and how an answer is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgevlm.commands.arguments import warn_if_failed
+from edgevlm.io.console import write
+
+if TYPE_CHECKING:
+    from edgevlm.generate.answer import Answer, AnswerStream
+    from edgevlm.generate.loop import Pipeline
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """As `open_runtime` takes it. cache: a folder for features of pictures."""
+
+    runtime: str | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    storage: str = "fp16"
+    cache: str | None = None
+
+    @contextmanager
+    def open(self, folder: Path) -> Iterator[Pipeline]:
+        """The bundle, open for asking within the block."""
+        from edgevlm.bundle.manifest import open_bundle
+        from edgevlm.generate.feature_folder import FeatureFolder
+        from edgevlm.generate.loop import Pipeline
+        from edgevlm.generate.pictures import PictureCache
+        from edgevlm.runtimes import open_runtime
+
+        bundle = warn_if_failed(open_bundle(folder))
+        runtime = open_runtime(bundle, self.runtime, device=self.device, threads=self.threads, storage=self.storage)
+        try:
+            kept = None if self.cache is None else FeatureFolder(self.cache, bundle, runtime.encoder)
+            yield Pipeline(bundle, runtime, pictures=PictureCache(folder=kept))
+        finally:
+            runtime.close()
+
+
+def show(stream: AnswerStream) -> Answer:
+    """Write the answer to standard output as it comes."""
+    for piece in stream:
+        write(piece, end="")
+    write("")
+    return stream.answer
