@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from edgevlm.bundle.hub import resolve_bundle
 from edgevlm.bundle.manifest import open_bundle
 from edgevlm.errors import Closed, EdgeVLMError, Unsupported
 from edgevlm.generate.answer import Answer, AnswerStream
@@ -39,6 +40,7 @@ class LoadOptions:
     reuse: bool = True
     cache_bytes: int = LIMIT
     cache_folder: Path | None = None
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -65,7 +67,7 @@ class Request:
 
 
 def load(bundle: str | Path, runtime: str | None = None, threads: int | None = None, **options: Any) -> Model:
-    """Open a bundle for asking.
+    """Open a bundle for asking: a folder, or "owner/name" on the Hub, which is fetched into the Hub's cache.
 
     runtime: "onnxruntime", "llama.cpp", "coreml", "eager", or two of them, "encoder+decoder"; None is the first whose
     files the bundle has. threads: worker threads on the CPU; None leaves the number to the engine.
@@ -73,6 +75,7 @@ def load(bundle: str | Path, runtime: str | None = None, threads: int | None = N
     ones too, whose sizes alone are compared otherwise. reuse: keep what a question shares with the one before.
     cache_bytes: of memory for pictures that were asked about, 64 MiB where nothing is said; 0 keeps none.
     cache_folder: where features of pictures are kept on disk, too, for later processes; up to 1 GiB.
+    revision: branch, tag or commit of a bundle on the Hub.
 
     Raises EdgeVLMError: BundleError for what is no whole bundle, Unsupported and RuntimeFailed for an engine that
     cannot be used.
@@ -93,7 +96,7 @@ class Model:
 
     def __init__(self, bundle: str | Path, options: LoadOptions) -> None:
         self._options = options
-        self._bundle = open_bundle(bundle, "hash" if options.verify else "size")
+        self._bundle = open_bundle(resolve_bundle(bundle, options.revision), "hash" if options.verify else "size")
         self._lock = threading.RLock()
         self._closed = False
         self._opened: Pipeline | None = None

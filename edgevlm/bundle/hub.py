@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edgevlm.bundle.files import BUNDLE
 from edgevlm.bundle.manifest import MANIFEST, Manifest, open_bundle, read_manifest, sha256
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import BundleError, EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.io.claims import work_folder
 from edgevlm.io.console import note, size
@@ -41,7 +41,7 @@ def resolve_bundle(place: str | Path, revision: str | None = None, cache_dir: st
     Raises EdgeVLMError where the Hub has no such bundle, or can neither be reached nor replaced by the cache.
     """
     if not isinstance(place, str | os.PathLike):
-        raise EdgeVLMError(f"The bundle is a {type(place).__name__}: give the path of its folder, or a Hub id.")
+        raise BundleError(f"The bundle is a {type(place).__name__}: give the path of its folder, or a Hub id.")
     repo = os.fspath(place)
     if os.path.lexists(repo) or not is_hub_id(repo):
         if revision is not None:

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 from hub_stand_in import Hub, standing_in
 
+import edgevlm
 from edgevlm.bundle.hub import pull, resolve_bundle
 from edgevlm.bundle.manifest import MANIFEST, open_bundle
 from edgevlm.errors import EdgeVLMError
+from edgevlm.generate.sampling import GenerateOptions
 
 ROOT = Path(__file__).parents[2]
 TINY = {"size": 1, "sha256": "0" * 64}
@@ -39,6 +41,13 @@ def hub(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         found.add("someone/tiny", {**files_of(tiny_bundle), "README.md": b"# tiny\n", "run.sh": b"rm -r /\n"})
         found.add("someone/model", {"config.json": b"{}", "model.safetensors": b"x"})
         yield found
+
+
+def test_load_takes_a_hub_id(hub: Hub) -> None:
+    with edgevlm.load("someone/tiny", threads=1) as model:
+        assert model.answer("What is this?", options=GenerateOptions(max_tokens=2)).text is not None
+    with pytest.raises(EdgeVLMError, match="is a model, not a bundle"):
+        edgevlm.load("someone/model")
 
 
 def refused(call: Callable[[], object]) -> str:
@@ -275,7 +284,10 @@ def test_a_pull_that_is_killed_goes_on_from_whole_files(hub: Hub, tiny_bundle: P
     hub.go.set()
     hub.stalled.clear()
     assert not (tmp_path / "out").exists() and left(tmp_path) == {".out.edgevlm", ".out.edgevlm-pull"}
-    whole = {name for name, data in files_of(tiny_bundle).items() if (files / name).is_file() and data}
+    notes = files / ".cache" / "huggingface" / "download"  # one for each file that is whole, written behind it
+    whole = {
+        name for name in files_of(tiny_bundle) if (files / name).is_file() and (notes / f"{name}.metadata").is_file()
+    }
     before = dict(hub.sent)
     pull("someone/tiny", tmp_path / "out")
     assert files_of(tmp_path / "out") == files_of(tiny_bundle) and left(tmp_path) == {"out"}
