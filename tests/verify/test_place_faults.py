@@ -19,7 +19,7 @@ from tiny import qwen3_vl
 from edgevlm.errors import GateError
 from edgevlm.export.onnx_.ops import OnnxOps
 from edgevlm.export.pipeline import ExportOptions, export_model
-from edgevlm.generate import loop
+from edgevlm.generate import held
 from edgevlm.inputs import layout
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.towers import tables
@@ -111,13 +111,13 @@ def dropped_levels(monkeypatch: pytest.MonkeyPatch) -> None:
         width = embeds.shape[1] // 3
         return real(embeds, given, [np.pad(each[:, :width], ((0, 0), (0, 2 * width))) for each in features])
 
-    for module in (places, reference, runtime, loop):
+    for module in (places, reference, runtime, held):
         monkeypatch.setattr(module, "merge", first_alone)
 
 
 def swapped_features(monkeypatch: pytest.MonkeyPatch) -> None:
     real = layout.merge
-    for module in (places, reference, runtime, loop):
+    for module in (places, reference, runtime, held):
         monkeypatch.setattr(module, "merge", lambda embeds, given, found: real(embeds, given, [f[::-1] for f in found]))
 
 
