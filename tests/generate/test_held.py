@@ -315,9 +315,14 @@ def test_every_decoder_says_what_it_says_anew(name: str, tmp_path: Path) -> None
     chat = Chat(lambda: pipeline)
     first = chat.answer(FIRST, [ONE], long)
     answer = chat.answer(SECOND, [], long)
-    near(counted.logits[-1], anew(counted, [], asked(pipeline, chat.turns[:1], chat.turns[1])))
-    if d.mask != "prompt":
-        assert answer.timings.reused_tokens == first.timings.prompt_tokens + len(first.ids) - 1
+    question = asked(pipeline, chat.turns[:1], chat.turns[1])
+    near(counted.logits[-1], anew(counted, [], question))
+    # An answer in bytes that are no text, or whose thinking is left out later, stands in other tokens then.
+    held = [*pipeline.prepare([ONE], FIRST).ids.tolist(), *first.ids[:-1]]
+    same = [one == other for one, other in zip(held, pipeline.prepare([], question).ids.tolist(), strict=False)]
+    shared = same.index(False) if False in same else len(held)
+    assert shared >= first.timings.prompt_tokens or d.replaces
+    assert answer.timings.reused_tokens == (shared if shared == len(held) or not d.replaces else 0)
     pipeline.runtime.close()
 
 
