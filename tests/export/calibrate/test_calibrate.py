@@ -417,8 +417,9 @@ def test_the_gate_passes_and_judges_a_calibrated_export(tiny_checkpoint: Path, j
 @pytest.mark.heavy
 @pytest.mark.parametrize("family", DECODERS)
 def test_the_gate_passes_other_families_calibrated(family: str, jsonl: Path, tmp_path: Path) -> None:
-    """Random weights have near-ties, which rounded activations turn: of twelve seeds the one that it moves least."""
-    seed = {"seed": 11} if family == "qwen3_5" else {}
+    """Random weights have near-ties, which rounded activations turn, on each kind of CPU others: where the first seed
+    came close to a bound on one, the seed that stays furthest from it (of 19 on a CPU with AMX)."""
+    seed = {"seed": {"gemma3": 9, "qwen3_5": 4}[family]} if family in ("gemma3", "qwen3_5") else {}
     DECODERS[family].build(tmp_path / "model", **seed)
     calibration = CalibrationOptions(str(jsonl))
     options = ExportOptions(
