@@ -17,14 +17,13 @@ from edgevlm.errors import Closed, EdgeVLMError, Unsupported
 from edgevlm.generate.answer import Answer, AnswerStream
 from edgevlm.generate.async_stream import AsyncAnswerStream
 from edgevlm.generate.chat import AskOptions, Chat, put
-from edgevlm.generate.feature_folder import FeatureFolder
 from edgevlm.generate.given import Pictures
 from edgevlm.generate.loop import Pipeline
-from edgevlm.generate.pictures import LIMIT, PictureCache
+from edgevlm.generate.opening import open_pipeline
+from edgevlm.generate.pictures import LIMIT
 from edgevlm.generate.sampling import GenerateOptions
 from edgevlm.inputs.render import Conversation
 from edgevlm.io.options import check_types
-from edgevlm.runtimes import open_runtime
 
 TRIMS = ("caches", "sessions")
 
@@ -206,13 +205,8 @@ class Model:
                 raise Closed("The model is closed: load it again with edgevlm.load.")
             if self._opened is None:
                 options = self._options
-                runtime = open_runtime(self._bundle, options.runtime, options.device, options.threads)
-                try:
-                    place = options.cache_folder
-                    folder = None if place is None else FeatureFolder(place, self._bundle, runtime.encoder)
-                    cache = PictureCache(options.cache_bytes, folder)
-                    self._opened = Pipeline(self._bundle, runtime, reuse=options.reuse, pictures=cache)
-                except BaseException:
-                    runtime.close()
-                    raise
+                self._opened = open_pipeline(
+                    self._bundle, options.runtime, options.device, options.threads,
+                    reuse=options.reuse, cache_bytes=options.cache_bytes, cache_folder=options.cache_folder,
+                )  # fmt: skip
             return self._opened

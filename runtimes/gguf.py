@@ -109,22 +109,16 @@ class GgufFile:
 
     def _take(self, layout: str) -> tuple[Any, ...]:
         values = struct.unpack_from(layout, self._data, self._at)
-        self._advance(struct.calcsize(layout))
-        return values
-
-    def _advance(self, count: int) -> None:
-        self._at += count
+        self._at += struct.calcsize(layout)
         if self._at > min(len(self._data), limits.GGUF_HEADER):
             raise ValueError("its header has no end")
+        return values
 
     def _string(self) -> str:
-        (length,) = self._take("<Q")
-        start = self._at
-        self._advance(length)
-        return self._data[start : self._at].decode("utf-8")
+        return self._strings(1)[0]
 
     def _strings(self, count: int) -> list[str]:
-        """As `_string`, for lists of a vocabulary's length, where a call for each takes most of a start's time."""
+        """One after the other. Lists are as long as a vocabulary: a call for each would take most of a start's time."""
         data, at, end = self._data, self._at, min(len(self._data), limits.GGUF_HEADER)
         found = []
         for _ in range(count):

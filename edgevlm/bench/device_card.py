@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from edgevlm.io.processor import processor, processor_line, read_fields, read_line, sysctl
+from edgevlm.io.processor import processor, processor_line, read_fields, read_line, sysctl, usable_cores
 
 ENGINES = ("onnxruntime", "onnxruntime-gpu", "llama-cpp-python", "coremltools", "numpy", "pillow", "tokenizers")
 
@@ -24,7 +24,7 @@ def device_card(root: Path = Path("/")) -> dict[str, Any]:
         "cpu": cpu["name"],
         "instructions": cpu["instructions"],
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable_cores": usable_cores(),
         "memory": _memory(root),
         "board": _board(root),
         "governor": read_line(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgevlm.commands.arguments import bundle_folder
 from edgevlm.commands.engine import EngineChoice, show
+from edgevlm.commands.sampling import sampling_options
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note
 from edgevlm.io.text import printable
@@ -40,12 +41,7 @@ STOPPED = "(stopped: this question is not part of the conversation)"
 @click.option("--runtime", metavar="NAME", help="onnxruntime, llama.cpp, coreml, eager, or two: encoder+decoder.")
 @click.option("--device", default="cpu", show_default=True, metavar="[cpu|gpu|npu]", help="What to run on.")
 @click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: all cores]")
-@click.option("--max-tokens", type=int, default=512, show_default=True, metavar="N", help="Longest answer.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, metavar="T", help="0 is greedy.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, metavar="P", help="Nucleus.")
-@click.option("--top-k", type=int, default=0, show_default=True, metavar="K", help="0 keeps every token.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, metavar="R", help="1: off.")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="For sampling.")
+@sampling_options(max_tokens=512)
 @click.option("--tiles", type=int, metavar="N", help="Most tiles per picture; 1 is fastest.  [default: the model's]")
 @click.option("--thinking/--no-thinking", default=None, help="Think before the answer, where the model has a switch.")
 @click.option("--cache", metavar="DIR", help="Keep features of pictures there, for later starts.")
@@ -55,15 +51,10 @@ def chat(
     runtime: str | None,
     device: str,
     threads: int | None,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    repetition_penalty: float,
-    seed: int,
     tiles: int | None,
     thinking: bool | None,
     cache: str | None,
+    **sampling: Any,
 ) -> None:
     """Talk with the model in BUNDLE, a question a line.
 
@@ -75,10 +66,7 @@ def chat(
 
     from edgevlm.generate.chat import AskOptions, Chat
 
-    options = AskOptions(
-        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-        repetition_penalty=repetition_penalty, seed=seed, max_tiles=tiles, thinking=thinking,
-    )  # fmt: skip
+    options = AskOptions(max_tiles=tiles, thinking=thinking, **sampling)
     with EngineChoice(runtime, device, threads, cache=cache).open(folder) as pipeline:
         _Session(lambda: Chat(lambda: pipeline, system), options).run()
 

@@ -30,18 +30,16 @@ class EngineChoice:
     def open(self, folder: Path) -> Iterator[Pipeline]:
         """The bundle, open for asking within the block."""
         from edgevlm.bundle.manifest import open_bundle
-        from edgevlm.generate.feature_folder import FeatureFolder
-        from edgevlm.generate.loop import Pipeline
-        from edgevlm.generate.pictures import PictureCache
-        from edgevlm.runtimes import open_runtime
+        from edgevlm.generate.opening import open_pipeline
 
-        bundle = warn_if_failed(open_bundle(folder))
-        runtime = open_runtime(bundle, self.runtime, device=self.device, threads=self.threads, storage=self.storage)
+        pipeline = open_pipeline(
+            warn_if_failed(open_bundle(folder)), self.runtime, self.device, self.threads,
+            storage=self.storage, cache_folder=self.cache,
+        )  # fmt: skip
         try:
-            kept = None if self.cache is None else FeatureFolder(self.cache, bundle, runtime.encoder)
-            yield Pipeline(bundle, runtime, pictures=PictureCache(folder=kept))
+            yield pipeline
         finally:
-            runtime.close()
+            pipeline.runtime.close()
 
 
 def show(stream: AnswerStream) -> Answer:

@@ -16,7 +16,6 @@ from edgevlm.io.console import note, size, table, write, write_json
 from edgevlm.io.console import seconds as duration
 from edgevlm.io.hub import is_hub_id
 from edgevlm.io.processor import processor_line
-from edgevlm.models.spec import Decoder, states
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -94,6 +93,7 @@ def describe(bundle: Bundle) -> str:
     manifest = bundle.manifest
     spec, model, recipe = manifest.spec, manifest.model, manifest.recipe
     decoder = spec.decoder
+    kept = ", keys and values of 8 bits" if decoder.cache == "int8" else ""
     facts = [
         ("model", f"{model.name} ({spec.family}) from {model.source}"),
         ("revision", model.revision or "none"),
@@ -103,7 +103,7 @@ def describe(bundle: Bundle) -> str:
         ("targets", ", ".join(manifest.targets)),
         ("image", _picture(bundle.image_spec)),
         ("decoder", f"{decoder.num_layers} layers of {decoder.hidden_size}, {decoder.vocab_size} tokens, "
-                    f"context {decoder.context_length}{_cache(decoder)}"),
+                    f"context {decoder.context_length}{kept}"),
         ("judged on", processor_line((manifest.gate or {}).get("processor")) or "not recorded"),
         ("written by", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
         ("size", size(sum(file.size for file in manifest.files.values()))),
@@ -111,10 +111,6 @@ def describe(bundle: Bundle) -> str:
     files = table([(name, size(file.size)) for name, file in manifest.files.items()])
     gate = gate_table(manifest.gate) if manifest.gate else "  not run: try `edgevlm verify`"
     return f"{table(facts)}\n\nFiles\n{files}\n\nGate\n{gate}"
-
-
-def _cache(decoder: Decoder) -> str:
-    return ", keys and values of 8 bits" if any(state.dtype == "int8" for state in states(decoder)) else ""
 
 
 def _survey_text(found: Survey) -> str:

@@ -12,6 +12,7 @@ import click
 from edgevlm.commands.arguments import bundle_folder, given, pictures_and_question
 from edgevlm.commands.engine import EngineChoice, show
 from edgevlm.commands.requests import answer_lines, check_input, figures
+from edgevlm.commands.sampling import sampling_options
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, seconds, size, table, write_json
 from edgevlm.io.files import check_new, writing
@@ -34,12 +35,7 @@ if TYPE_CHECKING:
     help="What to run on; for onnxruntime also a provider: cuda, tensorrt, coreml, webgpu, xnnpack, qnn.",
 )
 @click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: all cores]")
-@click.option("--max-tokens", type=int, default=128, show_default=True, metavar="N", help="Longest answer.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, metavar="T", help="0 is greedy.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, metavar="P", help="Nucleus.")
-@click.option("--top-k", type=int, default=0, show_default=True, metavar="K", help="0 keeps every token.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, metavar="R", help="1: off.")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="For sampling.")
+@sampling_options(max_tokens=128)
 @click.option("--lookup/--no-lookup", default=None, help="Repeat known words faster.  [default: if exact]")
 @click.option("--schema", metavar="FILE", help="Answer in JSON that this JSON Schema allows.")
 @click.option("--choice", "choices", multiple=True, metavar="TEXT", help="Answer with this text, or another --choice.")
@@ -65,12 +61,6 @@ def run(
     storage: str,
     device: str,
     threads: int | None,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    repetition_penalty: float,
-    seed: int,
     lookup: bool | None,
     schema: str | None,
     choices: tuple[str, ...],
@@ -89,6 +79,7 @@ def run(
     force: bool,
     timings: bool,
     as_json: bool,
+    **sampling: Any,
 ) -> None:
     """Ask the model in BUNDLE a QUESTION about pictures.
 
@@ -124,12 +115,6 @@ def run(
     if schema is not None:
         form = read_object(Path(schema), "name the file of a JSON Schema", largest=limits.SCHEMA)
     options = AskOptions(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
         lookup=lookup,
         schema=form,
         choices=choices or None,
@@ -138,6 +123,7 @@ def run(
         stop=stop,
         max_tiles=tiles,
         thinking=thinking,
+        **sampling,
     )
     engine = EngineChoice(runtime, device, threads, storage, cache)
     if place is not None:

@@ -234,6 +234,13 @@ class Decoder:
         return self.axes == 1 and self.mask == "causal" and self.windows <= {None}
 
     @cached_property
+    def cache(self) -> str:
+        """How keys and values are kept, by all layers alike."""
+        mixers = (mixer for block in self.blocks for mixer in block.mixers)
+        kept = {mixer.cache for mixer in mixers if isinstance(mixer, Attention) and mixer.reads != "memory"}
+        return "int8" if "int8" in kept else "float32"
+
+    @cached_property
     def replaces(self) -> bool:
         """Whether a call overwrites a state: it then cannot forget its last positions, only all of them."""
         return any(state.kind == "replace" for state in states(self))

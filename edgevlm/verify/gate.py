@@ -31,7 +31,6 @@ from edgevlm.io import limits
 from edgevlm.io.options import check_types
 from edgevlm.io.processor import processor
 from edgevlm.models.ops import Weights
-from edgevlm.models.spec import states
 from edgevlm.runtimes import open_runtime
 from edgevlm.runtimes.base import Runtime
 from edgevlm.types import U8, Progress
@@ -302,7 +301,7 @@ def _numerics(bundle: Bundle, *components: str) -> str:
         forms.append(recipe["prefill"])
     if any(form["dynamic"] for form in forms):
         return "dynamic"
-    if "decoder" in components and any(state.dtype == "int8" for state in states(bundle.manifest.spec.decoder)):
+    if "decoder" in components and bundle.manifest.spec.decoder.cache == "int8":
         return "int8"
     return "int8" if any(form["kind"] in ("int8", "int4") for form in forms) else "float"
 

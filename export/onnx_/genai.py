@@ -12,13 +12,12 @@ from typing import Any
 from edgevlm.bundle.targets import OnnxTarget
 from edgevlm.inputs.spec import PromptSpec
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Attention, Decoder, states
+from edgevlm.models.spec import Attention, Decoder
 
 
 def runs_text(d: Decoder) -> bool:
     """Whether genai's loop feeds the decoder all that it takes: a length, and rows as wide as the embeddings."""
-    floats = all(state.dtype == "float32" for state in states(d))
-    return d.is_plain and floats and not (d.replaces or d.per_layer or d.deepstack)
+    return d.is_plain and d.cache == "float32" and not (d.replaces or d.per_layer or d.deepstack)
 
 
 def genai_config(spec: ModelSpec, prompt: PromptSpec, target: OnnxTarget) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from edgevlm.bundle.manifest import target_of
 from edgevlm.bundle.targets import GgufTarget
 from edgevlm.errors import EdgeVLMError, RuntimeFailed, Unsupported
 from edgevlm.inputs.layout import Layout, positions, runs
+from edgevlm.io.processor import usable_cores
 from edgevlm.models.eager import widen
 from edgevlm.models.towers.vit import Vit
 from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, rewound
@@ -58,7 +58,7 @@ class LlamaFiles:
             GgufFile(self.mmproj)  # llama.cpp loads a truncated file without an error
         self.engine = load_beside_trial(self.model, *([self.mmproj] if self.mmproj else []))
         gpu = llama_device(options.device)
-        self.gpu, self.threads = bool(gpu), options.threads or _cores()
+        self.gpu, self.threads = bool(gpu), options.threads or usable_cores()
         self.engine.silence()
         self.handle: Any = self.engine.load_model(self.model, self.gpu)
         self._users = 0
@@ -343,7 +343,3 @@ class LlamaDecoder:
             self._model.release()
         self._context = self._model = None
         self._capacity = self._batch = self._position = 0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

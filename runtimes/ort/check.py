@@ -14,6 +14,7 @@ from edgevlm.errors import RuntimeFailed
 from edgevlm.io import limits
 from edgevlm.io.regular import check_regular, read_regular
 from edgevlm.models.components import Component, components
+from edgevlm.models.spec import with_cache
 from edgevlm.models.tensor import Tensor
 from edgevlm.runtimes.base import disagreement
 from edgevlm.runtimes.protobuf import Message, fields, text
@@ -87,9 +88,9 @@ def check_signature(session: Any, bundle: Bundle, graph: str, portable: bool = F
     optional = {value.name for value in session.get_overridable_initializers()}
     if optional != ({KEEP} if name == "decoder" else set()):
         raise disagreement(f"'{graph}' has the optional inputs {sorted(optional)}")
-    component = next(part for part in components(bundle.manifest.spec) if part.name == name)
-    states = tuple(replace(state, dtype="float32") for state in component.states) if portable else component.states
-    component = replace(component, states=states)
+    spec = bundle.manifest.spec
+    spec = replace(spec, decoder=with_cache(spec.decoder, "float32")) if portable else spec
+    component = next(part for part in components(spec) if part.name == name)
     inputs = _inputs(component, bundle.manifest.spec.masked_tiles)
     for found, wanted in ((session.get_inputs(), inputs), (session.get_outputs(), _outputs(component))):
         have = {value.name: (_DTYPES.get(value.type, value.type), tuple(value.shape)) for value in found}

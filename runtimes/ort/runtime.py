@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,9 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, next_part
 from edgevlm.inputs.preprocess import normalize, normalize_all
 from edgevlm.inputs.spec import ImageSpec
+from edgevlm.io.processor import usable_cores
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Decoder, states
+from edgevlm.models.spec import Decoder
 from edgevlm.runtimes.base import EngineOptions, Runtime, rewound
 from edgevlm.runtimes.ort.check import check_file, check_signature
 from edgevlm.runtimes.ort.products import signed_saturates
@@ -83,7 +83,7 @@ class _Graphs:
 
     def load(self, *names: str) -> list[Graph]:
         """Beside each other: a session keeps one core busy while it arranges weights for the kernels."""
-        with ThreadPoolExecutor(min(len(names), self.threads or os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(len(names), self.threads or usable_cores())) as pool:
             return list(pool.map(self._load, names))
 
     def _load(self, graph: str) -> Graph:
@@ -110,7 +110,7 @@ def _decoder(bundle: Bundle, graphs: _Graphs, sessions: list[Graph]) -> OrtDecod
     hidden = bundle.manifest.spec.region is not None
     cache = (SharedCache if graphs.shared else PassedCache)(graphs.ort, d, decoders, hidden)
     rounds = bundle.manifest.recipe["decoder"]["kind"] in ("int8", "int4") and not graphs.portable
-    rounds = rounds or any(state.dtype == "int8" for state in states(d))
+    rounds = rounds or d.cache == "int8"
     part = PROMPT_PART if graphs.on_cpu else d.context_length
     return OrtDecoder(embed, decoders, cache, d, graphs.device, rounds, part)
 

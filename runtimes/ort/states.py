@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from edgevlm.inputs.layout import Layout, decoder_inputs
 from edgevlm.models.components import HIDDEN, position_inputs, rope_names
 from edgevlm.models.model import ModelSpec
-from edgevlm.models.spec import Decoder, State, states
+from edgevlm.models.spec import Decoder, State, states, with_cache
 from edgevlm.runtimes.base import context_error
 from edgevlm.runtimes.ort.check import KEEP
 from edgevlm.types import F32
@@ -150,7 +149,7 @@ class PassedCache:
         self.hidden = np.empty((1, 1, spec.hidden_size), np.float32)
         self._ort, self._spec, self._sessions = ort, spec, sessions
         self._wanted = ["logits", *[HIDDEN] * hidden]
-        self._states = [replace(state, dtype="float32") for state in states(spec)]
+        self._states = states(with_cache(spec, "float32"))
         self._past: list[Any] = []  # OrtValues, fed back without passing through numpy
 
     def empty(self, batch: int) -> dict[str, Array]:

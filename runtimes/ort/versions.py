@@ -31,7 +31,7 @@ def _needs(d: Decoder, portable: bool) -> list[tuple[Version, str]]:
         found.append(((1, 27), "whose standard operator caps scores before they are masked"))
     if not portable and d.mask != "causal":
         found.append(((1, 30), "whose pictures or prompts see later positions"))
-    elif not portable and any(a.cache == "int8" for a in attentions):
+    elif not portable and d.cache == "int8":
         found.append(((1, 27), "whose keys and values have 8 bits"))
     elif not portable and any(a.reads == "earlier" for a in attentions):
         found.append(((1, 27), "some of whose layers read others' keys and values"))

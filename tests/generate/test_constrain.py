@@ -262,14 +262,6 @@ def pipeline(request: pytest.FixtureRequest, tiny_bundle: Path) -> Iterator[Pipe
     runtime.close()
 
 
-@pytest.fixture(scope="module")
-def fast(tiny_bundle: Path) -> Iterator[Pipeline]:
-    bundle = open_bundle(tiny_bundle)
-    runtime = open_runtime(bundle, threads=1)
-    yield Pipeline(bundle, runtime)
-    runtime.close()
-
-
 def check_engine(pipeline: Pipeline) -> None:
     """One form of each kind, greedy and sampled, with everything else that chooses tokens."""
     check_answers(pipeline, 10)

@@ -114,14 +114,6 @@ LONG = GenerateOptions(max_tokens=30)
 SHORT = GenerateOptions(max_tokens=4)
 
 
-@pytest.fixture(scope="module")
-def fast(tiny_bundle: Path) -> Iterator[Pipeline]:
-    bundle = open_bundle(tiny_bundle)
-    runtime = open_runtime(bundle, threads=1)
-    yield Pipeline(bundle, runtime)
-    runtime.close()
-
-
 def test_a_stream_that_is_read_slowly_stays_whole_and_stops_nobody(fast: Pipeline) -> None:
     alone, other = fast.answer([], WORDS[0], LONG), fast.answer([], WORDS[1], SHORT)
     stream = fast.ask([], WORDS[0], LONG)

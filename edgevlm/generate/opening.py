@@ -1,0 +1,36 @@
+"""A pipeline with its engine, and what it keeps of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgevlm.bundle.manifest import Bundle
+from edgevlm.generate.feature_folder import FeatureFolder
+from edgevlm.generate.loop import Pipeline
+from edgevlm.generate.pictures import LIMIT, PictureCache
+from edgevlm.runtimes import open_runtime
+
+
+def open_pipeline(
+    bundle: Bundle,
+    runtime: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    *,
+    storage: str = "fp16",
+    reuse: bool = True,
+    cache_bytes: int = LIMIT,
+    cache_folder: Path | str | None = None,
+) -> Pipeline:
+    """The bundle on an engine, as `open_runtime` takes it; closing its `runtime` is the caller's.
+
+    reuse: see `Pipeline`. cache_bytes: of memory for pictures and their features. cache_folder: where features are kept
+    on disk, too. Raises EdgeVLMError, with no engine left open.
+    """
+    engine = open_runtime(bundle, runtime, device=device, threads=threads, storage=storage)
+    try:
+        folder = None if cache_folder is None else FeatureFolder(cache_folder, bundle, engine.encoder)
+        return Pipeline(bundle, engine, reuse=reuse, pictures=PictureCache(cache_bytes, folder))
+    except BaseException:
+        engine.close()
+        raise
