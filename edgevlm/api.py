@@ -73,7 +73,7 @@ def load(bundle: str | Path, runtime: str | None = None, threads: int | None = N
     device: "cpu", "gpu", "npu", or a provider of onnxruntime. verify: hash every file of the bundle first, the large
     ones too, whose sizes alone are compared otherwise. reuse: keep what a question shares with the one before.
     cache_bytes: of memory for pictures that were asked about, 64 MiB where nothing is said; 0 keeps none.
-    cache_folder: where features of pictures are kept on disk, too, for later processes; up to 1 GiB.
+    cache_folder: where what pictures cost is kept on disk, too, for later processes; up to 1 GiB.
     revision: branch, tag or commit of a bundle on the Hub.
 
     Raises EdgeVLMError: BundleError for what is no whole bundle, Unsupported and RuntimeFailed for an engine that

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy.typing as npt
 
 from edgevlm.errors import Closed, ContextFull, EdgeVLMError, RuntimeFailed
 from edgevlm.inputs.layout import Layout
@@ -23,6 +25,14 @@ if TYPE_CHECKING:
 
 STORAGES = ("fp16", "fp32")
 MAX_THREADS = 256
+
+
+class Stopped(Exception):
+    """A prompt was left between two calls of its reading: nobody wants it any more. What was read is held."""
+
+
+def never() -> bool:
+    return False
 
 
 class Encoder(Protocol):
@@ -48,10 +58,11 @@ class Decoder(Protocol):
     def embed(self, ids: I64) -> F32:
         """Token ids (S,) to embeddings (S, D)."""
 
-    def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
+    def forward(self, embeds: F32, layout: Layout | None = None, stopped: Callable[[], bool] = never) -> F32:
         """Append S positions (S, D); logits (V,) after the last one.
 
         layout: of the whole prompt, given with the first part of it that is read; None goes on under the one before.
+        stopped: where that takes several calls of the engine, asked between them. Raises Stopped where it says so.
         """
 
     def step(self, token: int) -> F32:
@@ -110,6 +121,28 @@ class StateDecoder(Decoder, Protocol):
 
     def hidden_state(self) -> F32:
         """Of the last position that was appended: (D,), before the norm of the head. Of a model with such a head."""
+
+
+@runtime_checkable
+class ForkDecoder(Decoder, Protocol):
+    """A decoder that can go back to where its overwritten states were copied."""
+
+    def copied(self) -> dict[str, npt.NDArray[Any]]:
+        """The overwritten states after the last position, by name."""
+
+    def go_back(self, length: int, copied: Mapping[str, npt.NDArray[Any]]) -> None:
+        """As `rewind`, to positions that are still held, after which `copied` was given."""
+
+
+@runtime_checkable
+class SavedDecoder(Decoder, Protocol):
+    """A decoder whose states can be taken out and put into another process's."""
+
+    def saved(self) -> dict[str, npt.NDArray[Any]]:
+        """Every state by name, without its batch axis, with `position` positions where it grows."""
+
+    def restore(self, length: int, layout: Layout, saved: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Hold the `length` positions of `layout`'s prompt after which `saved` was given."""
 
 
 class Unfinished(Protocol):

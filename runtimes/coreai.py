@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from edgevlm.models.eager import EagerOps
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.ops import Weights
 from edgevlm.models.spec import Decoder, states
-from edgevlm.runtimes.base import context_error
+from edgevlm.runtimes.base import Stopped, context_error, never
 from edgevlm.types import F32, I64, U8
 
 VISION, DECODER = "VisionEncoder.aimodel", "Decoder.aimodel"
@@ -120,12 +120,14 @@ class CoreAIRuntime:
         rows: F32 = embed_tokens(EagerOps(self._weights), ids, self._spec.decoder)
         return rows
 
-    def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
+    def forward(self, embeds: F32, layout: Layout | None = None, stopped: Callable[[], bool] = never) -> F32:
         if self._position + len(embeds) > self._context:
             raise context_error(self._position + len(embeds), self._context)
         if layout is not None:
             self.layout = layout
         for start in range(0, len(embeds), self._rows):
+            if start and stopped():
+                raise Stopped
             logits = self._decode(embeds[start : start + self._rows])
         return logits
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.inputs.layout import Layout, decoder_inputs
@@ -17,7 +18,7 @@ from edgevlm.models.model import ModelSpec, image_features
 from edgevlm.models.ops import Weights
 from edgevlm.models.spec import Decoder
 from edgevlm.models.states import States
-from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, rewound
+from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, never, rewound
 from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ class EagerDecoder:
         rows: F32 = embed_tokens(EagerOps(self._weights), ids, self._spec)
         return rows
 
-    def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
+    def forward(self, embeds: F32, layout: Layout | None = None, stopped: Callable[[], bool] = never) -> F32:
+        """In one call."""
         last: F32 = self._forward(embeds, layout, 1)[-1]
         return last
 
@@ -149,6 +151,14 @@ class EagerDecoder:
         self._states.cut(self._position)
         if self._position == 0:
             self.layout = Layout(0)
+
+    def copied(self) -> dict[str, npt.NDArray[Any]]:
+        return dict(self._states.replaced)  # no array is changed in place
+
+    def go_back(self, length: int, copied: Mapping[str, npt.NDArray[Any]]) -> None:
+        self._states.cut(length)
+        self._states.replaced |= copied
+        self._position = length
 
     def close(self) -> None:
         self.rewind(0)

@@ -169,12 +169,12 @@ def test_bytes_that_are_no_text_and_lines_without_end(tiny_bundle: Path, cli: Ca
     assert [row["id"] for row in found] == [1, 2, 3, "last"] and max(map(len, out.splitlines())) < 1200
 
 
-def test_features_are_kept_in_a_folder(
+def test_features_and_states_are_kept_in_a_folder(
     tiny_bundle: Path, pictures: Path, tmp_path: Path, cli: Callable[..., Done]
 ) -> None:
     words = ("run", tiny_bundle, pictures / "0.png", "What is this?", *SHORT, "--cache", tmp_path / "kept")
     first, second = cli(*words), cli(*words)
-    assert first == second and first[0] == 0 and len(list((tmp_path / "kept").iterdir())) == 1
+    assert first == second and first[0] == 0 and len(list((tmp_path / "kept").iterdir())) == 3
     (tmp_path / "file").write_text("")
     code, _, err = cli(*words[:-1], tmp_path / "file")
     assert code == 2 and "cannot be used" in err

@@ -44,7 +44,7 @@ STOPPED = "(stopped: this question is not part of the conversation)"
 @sampling_options(max_tokens=512)
 @click.option("--tiles", type=int, metavar="N", help="Most tiles per picture; 1 is fastest.  [default: the model's]")
 @click.option("--thinking/--no-thinking", default=None, help="Think before the answer, where the model has a switch.")
-@click.option("--cache", metavar="DIR", help="Keep features of pictures there, for later starts.")
+@click.option("--cache", metavar="DIR", help="Keep what was computed of pictures there, for later starts.")
 def chat(
     bundle: str,
     system: str | None,

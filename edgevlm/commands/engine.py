@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """As `open_runtime` takes it. cache: a folder for features of pictures."""
+    """As `open_runtime` takes it. cache: a folder for what pictures cost."""
 
     runtime: str | None = None
     device: str = "cpu"

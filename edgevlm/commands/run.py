@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @click.option("--thinking/--no-thinking", default=None, help="Think before the answer, where the model has a switch.")
 @click.option("--task", metavar="ROLE", help="What is asked, where the model has tasks: detect, caption, ...")
 @click.option("--input", "place", metavar="FILE", help="Questions as JSON lines, or a folder of pictures; - is stdin.")
-@click.option("--cache", metavar="DIR", help="Keep features of pictures there, for later starts.")
+@click.option("--cache", metavar="DIR", help="Keep what was computed of pictures there, for later starts.")
 @click.option("--draw", metavar="FILE", help="Write the picture with the answer's boxes and points drawn on it.")
 @click.option("--force", is_flag=True, help="Replace FILE.")
 @click.option("--timings", is_flag=True, help="Show the four stages on standard error.")

@@ -24,6 +24,7 @@ from edgevlm.generate.prompt import Prompt, prepare
 from edgevlm.generate.reader import Reader
 from edgevlm.generate.region import POSITIONS, Place, find_places, line_of
 from edgevlm.generate.sampling import GenerateOptions, Sampler
+from edgevlm.generate.stored_states import StoredStates
 from edgevlm.inputs.grounding import Box, Point, find
 from edgevlm.inputs.render import Conversation, messages_of
 from edgevlm.io import limits
@@ -42,10 +43,17 @@ class Pipeline:
     """
 
     def __init__(
-        self, bundle: Bundle, runtime: Runtime, *, reuse: bool = True, pictures: PictureCache | None = None
+        self,
+        bundle: Bundle,
+        runtime: Runtime,
+        *,
+        reuse: bool = True,
+        pictures: PictureCache | None = None,
+        stored: StoredStates | None = None,
     ) -> None:
         """reuse: False reads every prompt whole, so that no answer depends on what was asked before, not even by how
         an engine rounds. pictures: where pictures and their features are kept; None is a cache of its own.
+        stored: the decoder's states behind pictures, kept on disk.
 
         Raises EdgeVLMError where bundle and runtime are something else, a path for one.
         """
@@ -58,7 +66,7 @@ class Pipeline:
         self.prompter = bundle.prompter()
         self._forms = Forms(bundle, self.prompter)
         self.pictures = PictureCache() if pictures is None else pictures
-        self._held = Held(runtime.decoder, bundle.manifest.spec.decoder, reuse)
+        self._held = Held(runtime.decoder, bundle.manifest.spec.decoder, reuse, stored)
         self._trial: Trial | None = None  # of the first lookup on
         self._region: RegionHead | None = None  # read when it is first asked
 
@@ -147,14 +155,16 @@ class Pipeline:
     ) -> Generator[str, None, Answer]:
         encoder, decoder, ids = self.runtime.encoder, self.runtime.decoder, list[int]()
         start = time.perf_counter()
-        length = self._held.length(prompt)
-        new = prompt.views_behind(length)
-        features = self.pictures.features(encoder, prompt.views[new], prompt.keys[new], cancelled.is_set)
+        length = self._held.begin(prompt)
+        known = prompt.views_before(length)
+        features = self.pictures.features(encoder, prompt.views, prompt.keys, cancelled.is_set, known)
         timings.encode, start = _lap(start)
         if cancelled.is_set():
             return Answer("", (), timings, "cancelled")
         timings.reused_tokens = length
-        logits = self._held.read(prompt, length, features, ids)
+        logits = self._held.read(prompt, length, features, ids, cancelled.is_set)
+        if logits is None:
+            return Answer("", (), timings, "cancelled")
         if prompt.places is not None:
             timings.prefill, _ = _lap(start)
             return (yield from self._found(prompt, logits, options, timings, cancelled))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgevlm.bundle.manifest import Bundle
-from edgevlm.generate.feature_folder import FeatureFolder
+from edgevlm.generate.array_folder import ArrayFolder
 from edgevlm.generate.loop import Pipeline
 from edgevlm.generate.pictures import LIMIT, PictureCache
+from edgevlm.generate.stored_pictures import StoredPictures
+from edgevlm.generate.stored_states import StoredStates
 from edgevlm.runtimes import open_runtime
 
 
@@ -25,12 +27,17 @@ def open_pipeline(
     """The bundle on an engine, as `open_runtime` takes it; closing its `runtime` is the caller's.
 
     reuse: see `Pipeline`. cache_bytes: of memory for pictures and their features. cache_folder: where features are kept
-    on disk, too. Raises EdgeVLMError, with no engine left open.
+    on disk, too, and, with `reuse`, the states of decoders that can be saved. Raises EdgeVLMError, with no engine left
+    open.
     """
     engine = open_runtime(bundle, runtime, device=device, threads=threads, storage=storage)
     try:
-        folder = None if cache_folder is None else FeatureFolder(cache_folder, bundle, engine.encoder)
-        return Pipeline(bundle, engine, reuse=reuse, pictures=PictureCache(cache_bytes, folder))
+        if cache_folder is None:
+            return Pipeline(bundle, engine, reuse=reuse, pictures=PictureCache(cache_bytes))
+        folder = ArrayFolder(cache_folder)
+        pictures = PictureCache(cache_bytes, StoredPictures(folder, bundle, engine.encoder))
+        stored = StoredStates(folder, bundle, engine)
+        return Pipeline(bundle, engine, reuse=reuse, pictures=pictures, stored=stored)
     except BaseException:
         engine.close()
         raise

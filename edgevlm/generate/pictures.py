@@ -7,14 +7,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.generate.feature_folder import FeatureFolder
 from edgevlm.generate.given import load_picture
+from edgevlm.generate.stored_pictures import StoredPictures
 from edgevlm.inputs.decode import decode_image
 from edgevlm.inputs.grounding import Frame, frame_of
 from edgevlm.inputs.preprocess import array_key, cut_views, plan
@@ -25,13 +26,33 @@ from edgevlm.types import F32, U8
 LIMIT = 64 << 20  # bytes: 4 pictures of 17 tiles of 512 pixels, or 60 of one, with their features
 
 
+class Later(Sequence[U8]):
+    """Arrays that are made when one of them is asked for."""
+
+    def __init__(self, count: int, make: Callable[[], Sequence[U8]]) -> None:
+        self._count, self._make = count, make
+        self._made: Sequence[U8] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, place: int) -> U8: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[U8]: ...
+    def __getitem__(self, place: int | slice) -> U8 | Sequence[U8]:
+        if self._made is None:
+            self._made = self._make()
+        return self._made[place]
+
+
 @dataclass(frozen=True, eq=False)
 class Seen:
     """A picture, prepared: what a prompt and an encoder need of it."""
 
     tokens: list[ViewTokens]
     frame: Frame  # what the model sees of it, for boxes
-    views: list[U8]  # (H, W, 3) each; none of a picture that there was no room for
+    views: Sequence[U8]  # (H, W, 3) each; none of a picture that there was no room for
     keys: list[bytes]  # of the views
 
     @property
@@ -45,11 +66,11 @@ class PictureCache:
     What was used least recently goes first. Any thread may use it.
     """
 
-    def __init__(self, limit: int = LIMIT, folder: FeatureFolder | None = None) -> None:
-        """limit: bytes of memory; 0 keeps nothing. folder: where features are kept on disk, too."""
+    def __init__(self, limit: int = LIMIT, stored: StoredPictures | None = None) -> None:
+        """limit: bytes of memory; 0 keeps nothing. stored: what is kept on disk, too."""
         if type(limit) is not int or limit < 0:
             raise EdgeVLMError(f"The limit of the picture cache is {limit!r}: give a whole number of bytes, or 0.")
-        self.limit, self.folder = limit, folder
+        self.limit, self.stored = limit, stored
         self._kept: OrderedDict[tuple[Any, ...], tuple[int, Any]] = OrderedDict()
         self._bytes, self._lock = 0, threading.Lock()
 
@@ -67,32 +88,47 @@ class PictureCache:
             digest = hashlib.sha256(content).digest()
         key = (digest, several, max_tiles)
         seen: Seen | None = self._get(key)
-        if seen is None:
-            picture = content if isinstance(content, Image.Image) else decode_image(content, spec.background, name)
-            planned = plan(*picture.size, spec, max_tiles=max_tiles)
-            tokens, frame = spec.view_tokens(planned, picture.size), frame_of(picture.size, planned)
-            seen = Seen(tokens, frame, [], [])
-            if seen.count < room:
-                views = cut_views(picture, planned, spec)
-                seen = Seen(tokens, frame, views, [array_key(view) for view in views])
-                self._put(key, seen, sum(view.nbytes for view in views))
+        if seen is not None:
+            return seen
+
+        def picture() -> Image.Image:
+            return content if isinstance(content, Image.Image) else decode_image(content, spec.background, name)
+
+        place = repr((*key, PIL.__version__)).encode()
+        if self.stored is not None and (known := self.stored.views(place)) is not None:
+            size, keys = known
+            planned = plan(*size, spec, max_tiles=max_tiles)
+            if len(keys) == len(planned):
+                views = Later(len(keys), lambda: cut_views(picture(), planned, spec))
+                return Seen(spec.view_tokens(planned, size), frame_of(size, planned), views, keys)
+        whole = picture()
+        planned = plan(*whole.size, spec, max_tiles=max_tiles)
+        tokens, frame = spec.view_tokens(planned, whole.size), frame_of(whole.size, planned)
+        seen = Seen(tokens, frame, [], [])
+        if seen.count < room:
+            cut = cut_views(whole, planned, spec)
+            seen = Seen(tokens, frame, cut, [array_key(view) for view in cut])
+            self._put(key, seen, sum(view.nbytes for view in cut))
+            if self.stored is not None:
+                self.stored.write_views(place, whole.size, seen.keys)
         return seen
 
     def features(
-        self, encoder: Encoder, views: Sequence[U8], keys: Sequence[bytes], stopped: Callable[[], bool]
+        self, encoder: Encoder, views: Sequence[U8], keys: Sequence[bytes], stopped: Callable[[], bool], start: int = 0
     ) -> list[F32]:
-        """Each view's features (tokens, D); fewer where `stopped` says in between that they are not wanted any more."""
+        """Each view's features (tokens, D), from view `start` on; fewer where `stopped` says in between that they are
+        not wanted any more."""
         found = list[F32]()
-        for view, key in zip(views, keys, strict=True):
+        for number, key in enumerate(keys[start:], start):
             if stopped():
                 break
             features = self._get((key,))
-            if features is None and self.folder is not None:
-                features = self.folder.read(key)
+            if features is None and self.stored is not None:
+                features = self.stored.read(key)
             if features is None:
-                (features,) = encoder.encode([view])
-                if self.folder is not None:
-                    self.folder.write(key, features)
+                (features,) = encoder.encode([views[number]])
+                if self.stored is not None:
+                    self.stored.write(key, features)
             self._put((key,), features, features.nbytes)
             found.append(features)
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.errors import ContextFull
 from edgevlm.generate.given import Kept, conversation_of, pictures_of
-from edgevlm.generate.pictures import PictureCache
+from edgevlm.generate.pictures import Later, PictureCache
 from edgevlm.generate.videos import with_videos
 from edgevlm.inputs.clip import Clip
 from edgevlm.inputs.grounding import Frame
@@ -27,7 +28,7 @@ class Prompt:
 
     ids: Ids  # (S,)
     layout: Layout  # where the views' tokens lie
-    views: list[U8]  # of all pictures in order, (H, W, 3) each
+    views: Sequence[U8]  # of all pictures in order, (H, W, 3) each
     max_tokens: int  # what the options ask for, cut to what the context length leaves
     frames: tuple[Frame, ...] = ()  # what the model sees of each picture, for boxes
     places: str | None = None  # "boxes" | "points": what is asked of the region head, in the place of text
@@ -47,9 +48,9 @@ class Prompt:
             start += len(span.features)
         return found
 
-    def views_behind(self, start: int) -> slice:
-        """Which views' tokens lie at `start` or later."""
-        return slice(sum(len(span.features) for span in self.layout.spans if span.start < start), None)
+    def views_before(self, start: int) -> int:
+        """How many views' tokens lie before `start`."""
+        return sum(len(span.features) for span in self.layout.spans if span.start < start)
 
 
 def prepare(
@@ -68,14 +69,14 @@ def prepare(
     stills = sum(not isinstance(picture, Clip) for picture in pictures)
     rule = spec.among(stills)
     placed: list[Views | VideoTokens] = []
-    views, keys = list[U8](), list[bytes]()
+    views, keys = list[Sequence[U8]](), list[bytes]()
     frames: list[Frame] = []
     image_tokens = 0
     for source in pictures:
         if isinstance(source, Clip):
             placed.append(source.tokens)
             frames += source.frames
-            views += source.views
+            views.append(source.views)
             keys += map(array_key, source.views)
             image_tokens += source.tokens.count
             continue
@@ -85,7 +86,7 @@ def prepare(
         seen = cache.look(content, rule, stills > 1, tiles, limit - image_tokens)
         placed.append(seen.tokens)
         frames.append(seen.frame)
-        views += seen.views
+        views.append(seen.views)
         keys += seen.keys
         image_tokens += seen.count
     ids, layout = prompter.encode(conversation, placed, thinking=thinking)
@@ -94,7 +95,8 @@ def prepare(
         sentence = _too_long(len(ids), image_tokens, len(placed) - videos, videos, max_tokens, limit)
         raise ContextFull(sentence, len(ids) + max_tokens, limit)
     most = min(max_tokens, limit - len(ids))
-    return conversation, len(pictures), Prompt(ids, layout, views, most, tuple(frames), keys=tuple(keys))
+    together = Later(len(keys), lambda: [view for part in views for view in part])
+    return conversation, len(pictures), Prompt(ids, layout, together, most, tuple(frames), keys=tuple(keys))
 
 
 def _too_long(prompt: int, image: int, pictures: int, videos: int, wanted: int, limit: int) -> str:

@@ -83,8 +83,11 @@ class Sampler:
 
     def __init__(self, options: GenerateOptions, prompt: Sequence[int]) -> None:
         self._options = options
-        self._seen = np.unique(np.asarray(prompt, np.int64))
-        self._random = np.random.default_rng(options.seed)
+        # Only where they are used: numpy imports what these two take on their first use, 20 ms of a start.
+        if options.repetition_penalty != 1.0:
+            self._seen = np.unique(np.asarray(prompt, np.int64))
+        if options.temperature != 0.0:
+            self._random = np.random.default_rng(options.seed)
 
     def choose(self, logits: F32) -> int:
         """The next token after `logits` (V,); it counts as seen from then on."""

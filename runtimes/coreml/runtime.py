@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from edgevlm.inputs.preprocess import normalize
 from edgevlm.models.components import HIDDEN
 from edgevlm.models.eager import widen
 from edgevlm.models.spec import Decoder
-from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, disagreement, rewound
+from edgevlm.runtimes.base import EngineOptions, Runtime, Stopped, context_error, disagreement, never, rewound
 from edgevlm.runtimes.coreml.check import check_decoder, check_vision
 from edgevlm.runtimes.coreml.engines import (
     DecoderEngine,
@@ -128,7 +128,7 @@ class CoreMLDecoder:
             return np.concatenate([rows, self._second.rows(ids) * np.float32(self._spec.per_layer_scale)], axis=1)
         return widen(rows, self._spec.embed_width)
 
-    def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
+    def forward(self, embeds: F32, layout: Layout | None = None, stopped: Callable[[], bool] = never) -> F32:
         total = self._position + len(embeds)
         limit = min(self.context, self._spec.context_length)
         if total > limit:
@@ -139,6 +139,8 @@ class CoreMLDecoder:
             self.layout = layout
         start = 0
         while start < len(embeds):
+            if start and stopped():
+                raise Stopped
             rows = embeds[start : start + self._rows(len(embeds) - start)]
             logits = self._call(rows)
             start += len(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from edgevlm.inputs.layout import Layout, positions, runs
 from edgevlm.io.processor import usable_cores
 from edgevlm.models.eager import widen
 from edgevlm.models.towers.vit import Vit
-from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, rewound
+from edgevlm.runtimes.base import EngineOptions, Runtime, Stopped, context_error, never, rewound
 from edgevlm.runtimes.devices import llama_device
 from edgevlm.runtimes.gguf import GgufFile, gguf_files
 from edgevlm.runtimes.llama.check import check_agreement
@@ -189,7 +189,7 @@ class LlamaDecoder:
             return np.concatenate([rows, second], axis=1)
         return widen(rows, self._spec.embed_width)
 
-    def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
+    def forward(self, embeds: F32, layout: Layout | None = None, stopped: Callable[[], bool] = never) -> F32:
         assert self._model, "the runtime is closed"
         if layout is not None:
             self.layout = layout
@@ -198,6 +198,8 @@ class LlamaDecoder:
         self._reserve(stop, max((end - first for first, end, _ in parts), default=1))
         embeds = np.ascontiguousarray(embeds, np.float32)
         for first, end, whole in parts:
+            if first > start and stopped():
+                raise Stopped
             rows = embeds[first - start : end - start]
             if self._spec.per_layer:
                 self._read_twice(rows)

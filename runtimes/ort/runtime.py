@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgevlm.bundle.manifest import target_of
 from edgevlm.bundle.targets import OnnxTarget
@@ -17,7 +18,7 @@ from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.processor import usable_cores
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder
-from edgevlm.runtimes.base import EngineOptions, Runtime, rewound
+from edgevlm.runtimes.base import EngineOptions, Runtime, Stopped, never, rewound
 from edgevlm.runtimes.ort.check import check_file, check_signature
 from edgevlm.runtimes.ort.products import signed_saturates
 from edgevlm.runtimes.ort.session import Graph, find_providers, import_onnxruntime, open_session
@@ -171,7 +172,7 @@ class OrtDecoder:
         rows: F32 = self._embed.run(["inputs_embeds"], {"input_ids": ids[None]})[0][0]
         return rows
 
-    def forward(self, embeds: F32, layout: Layout | None = None) -> F32:
+    def forward(self, embeds: F32, layout: Layout | None = None, stopped: Callable[[], bool] = never) -> F32:
         assert self._cache is not None, "the runtime is closed"
         if layout is not None:
             self.layout = layout
@@ -183,6 +184,8 @@ class OrtDecoder:
         while (end := next_part(self.layout, self._spec.mask, first, stop, most)) < stop:
             self._run(embeds[first - start : end - start], 1)
             first = end
+            if stopped():
+                raise Stopped
         last: F32 = self._run(embeds[first - start :], 1)[0]
         return last
 
@@ -215,6 +218,24 @@ class OrtDecoder:
             self._cache.position = rewound(self._spec, self._cache.position, length)
         if self.position == 0:
             self.layout = Layout(0)
+
+    def copied(self) -> dict[str, npt.NDArray[Any]]:
+        assert self._cache is not None, "the runtime is closed"
+        return self._cache.held(("replace",))
+
+    def go_back(self, length: int, copied: Mapping[str, npt.NDArray[Any]]) -> None:
+        assert self._cache is not None, "the runtime is closed"
+        self._cache.put(length, copied)
+
+    def saved(self) -> dict[str, npt.NDArray[Any]]:
+        assert self._cache is not None, "the runtime is closed"
+        return self._cache.held(("append", "replace", "memory"))
+
+    def restore(self, length: int, layout: Layout, saved: Mapping[str, npt.NDArray[Any]]) -> None:
+        assert self._cache is not None, "the runtime is closed"
+        self._cache.position = 0
+        self._cache.put(length, saved)
+        self.layout = layout
 
     def close(self) -> None:
         self._embed = self._cache = None

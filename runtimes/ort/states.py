@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,6 +35,12 @@ class Cache(Protocol):
 
     def run(self, embeds: F32, inputs: Mapping[str, Array], keep: int = 1) -> F32:
         """Append positions (S, D); logits (keep, V) after the last ones. inputs: what else the graph takes."""
+
+    def held(self, kinds: Collection[str]) -> dict[str, Array]:
+        """Copies of the states of these kinds after the last position, without their batch axis."""
+
+    def put(self, length: int, held: Mapping[str, Array]) -> None:
+        """Hold `length` positions: states that `held` has are those, others go back to it."""
 
 
 class SharedCache:
@@ -93,6 +99,24 @@ class SharedCache:
         logits: F32 = self._logits if keep == 1 else binding.get_outputs()[0].numpy()  # bound first
         rows: F32 = logits[0].copy()
         return rows
+
+    def held(self, kinds: Collection[str]) -> dict[str, Array]:
+        found = {}
+        for state in states(self._spec):
+            if state.kind == "replace" and state.kind in kinds:
+                found[state.name] = self._turns[state.name][0][0].copy()
+            elif state.kind in kinds:
+                found[state.name] = self._buffers[state.name][0, :, : self.position].copy()
+        return found
+
+    def put(self, length: int, held: Mapping[str, Array]) -> None:
+        self.make_room(length)
+        for name, value in held.items():
+            if name in self._turns:
+                self._turns[name][0][0] = value
+            else:
+                self._buffers[name][0, :, :length] = value
+        self.position = length
 
     def _grow(self, total: int) -> None:
         spec = self._spec
@@ -185,6 +209,23 @@ class PassedCache:
         self.position = total
         logits: F32 = outputs[0].numpy()[0]
         return logits
+
+    def held(self, kinds: Collection[str]) -> dict[str, Array]:
+        found = {}
+        for state, past in zip(self._states, self._past, strict=True):
+            if state.kind in kinds:
+                value = past.numpy()[0]
+                found[state.name] = value if state.kind == "replace" else value[:, : self.position]
+        return found
+
+    def put(self, length: int, held: Mapping[str, Array]) -> None:
+        value = self._ort.OrtValue.ortvalue_from_numpy
+        before = self._past or [None] * len(self._states)
+        self._past = [
+            value(np.ascontiguousarray(held[state.name][None])) if state.name in held else past
+            for state, past in zip(self._states, before, strict=True)
+        ]
+        self.position = length
 
 
 def vision_feeds(spec: ModelSpec, view: F32) -> dict[str, Array]:

@@ -76,7 +76,7 @@ class Scripted:
         logits[self._now.pop(0)] = 1
         return logits
 
-    def forward(self, embeds: Any, layout: Any = None) -> Any:
+    def forward(self, embeds: Any, layout: Any = None, stopped: Any = None) -> Any:
         self._now = list(self._texts[self.asked])
         self.asked += 1
         return self._next()

@@ -42,11 +42,14 @@ class Counted:
         self.pipeline, self.read, self.logits = Pipeline(bundle, runtime, reuse=reuse), list[int](), list[F32]()
         forward = runtime.decoder.forward
 
-        def counted(embeds: F32, layout: Layout | None = None) -> F32:
-            logits = forward(embeds, layout)
+        def counted(embeds: F32, layout: Layout | None = None, *stopped: Callable[[], bool]) -> F32:
+            logits = forward(embeds, layout, *stopped)
             if layout is not None:
                 self.read.append(len(embeds))
                 self.logits.append(logits)
+            elif stopped:  # the rest of a prompt
+                self.read[-1] += len(embeds)
+                self.logits[-1] = logits
             return logits
 
         runtime.decoder.forward = counted  # type: ignore[method-assign]
@@ -168,7 +171,7 @@ def test_a_conversation_reads_only_its_new_turn_and_is_the_same_calls(counted: C
         prompt = other.prepare([], asked(other, turns[:number], turns[number]))
         position = answer.timings.reused_tokens
         engine.rewind(position)
-        features = encoder.encode(prompt.views[prompt.views_behind(position)])
+        features = encoder.encode(prompt.views[prompt.views_before(position) :])
         embeds = merge(engine.embed(prompt.ids[position:]), behind(prompt.layout, position), features)
         logits, ids = engine.forward(embeds, prompt.layout), list[int]()
         while len(ids) < len(answer.ids):
@@ -228,6 +231,80 @@ def test_drafts_leave_what_is_held_right(bundle: Bundle) -> None:
     assert looked > 0 and sum(counted.read) < sum(plain.read)
     for made in (counted, plain):
         made.pipeline.runtime.close()
+
+
+def behind_pictures(pipeline: Pipeline, pictures: Sequence[Image.Image]) -> int:
+    span = pipeline.prepare(pictures, FIRST).layout.spans[-1]
+    return int(span.places[-1]) + 1
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "onnxruntime portable", "eager"])
+def test_overwritten_states_go_back_to_where_they_were_copied(engine: str, tmp_path: Path) -> None:
+    """Other questions about a picture, a turn that was taken back, pictures that alternate."""
+    importlib.import_module("tiny.lfm2_vl").build(tmp_path / "checkpoint")
+    options = ExportOptions(str(tmp_path / "checkpoint"), tmp_path / "bundle", quantize="fp32", gate=False)
+    bundle = open_bundle(export_model(options).folder)
+    name, _, portable = engine.partition(" ")
+    runtime = open_runtime(bundle, name, portable=bool(portable), threads=None if name == "eager" else 1)
+    pipeline = Pipeline(bundle, runtime)
+    plain = Pipeline(bundle, open_runtime(bundle, "eager"), reuse=False)
+    long = GenerateOptions(max_tokens=6, ignore_stop=True)
+    place = behind_pictures(pipeline, [ONE])
+    reused = []
+    for pictures, question in (([ONE], FIRST), ([ONE], SECOND), ([OTHER], FIRST), ([OTHER], SECOND), ([ONE], FIRST)):
+        said = pipeline.answer(pictures, question, long)
+        assert said.ids == plain.answer(pictures, question, long).ids
+        reused.append(said.timings.reused_tokens)
+    assert reused == [0, place, 0, behind_pictures(pipeline, [OTHER]), 0]
+    chat, other = Chat(lambda: pipeline), Chat(lambda: plain)
+    for question in (FIRST, SECOND, FIRST, SECOND):
+        assert (
+            chat.answer(question, [ONE] * (not chat.turns), long).ids
+            == other.answer(question, [ONE] * (not other.turns), long).ids
+        )
+    for each in (chat, other):
+        each.rewind(1)
+        each.answer("And where?", (), long)
+        each.rewind(3)
+        each.answer("And when?", (), long)
+    assert chat.turns[-1].answer.ids == other.turns[-1].answer.ids
+    assert chat.turns[-1].answer.timings.reused_tokens >= place
+    for each in (pipeline, plain):
+        each.runtime.close()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "llama.cpp"])
+def test_a_prompt_that_is_cancelled_is_left_between_two_calls(
+    name: str, gguf_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "llama.cpp":
+        pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (pip install '.[llama]')")
+        monkeypatch.setattr("edgevlm.runtimes.llama.runtime.BATCH", 16)
+    else:
+        monkeypatch.setattr("edgevlm.runtimes.ort.runtime.PROMPT_PART", 16)
+    runtime = open_runtime(gguf_bundle("fp32"), name, threads=1)
+    pipeline, decoder = Pipeline(gguf_bundle("fp32"), runtime), runtime.decoder
+    wanted = pipeline.answer([ONE], FIRST, SHORT).ids
+    decoder.rewind(0)
+    call, calls = "_run" if name == "onnxruntime" else "_decode", list[int]()
+    real = getattr(decoder, call)
+
+    def counted(*args: Any, **named: Any) -> Any:
+        calls.append(decoder.position)
+        if len(calls) == 2:
+            stream.cancel()
+        return real(*args, **named)
+
+    monkeypatch.setattr(decoder, call, counted)
+    stream = pipeline.ask([ONE], FIRST, SHORT)
+    assert stream.answer.finish_reason == "cancelled" and stream.answer.ids == () and stream.answer.text == ""
+    prompt, read = pipeline.prepare([ONE], FIRST), decoder.position
+    assert len(calls) == 2 and 0 < read < len(prompt.ids)
+    again = pipeline.answer([ONE], FIRST, SHORT)
+    # A view that was cut is read again; what lies before it is not.
+    (cut,) = [span for span in prompt.layout.spans if span.start < read < span.start + span.tokens]
+    assert again.ids == wanted and again.timings.reused_tokens == cut.start
+    runtime.close()
 
 
 # --- what is not trusted -----------------------------------------------------------------------------------
@@ -308,8 +385,10 @@ def test_every_decoder_says_what_it_says_anew(name: str, tmp_path: Path) -> None
     pipeline.answer(pictures, FIRST, long)
     second = pipeline.answer(pictures, SECOND, long)
     near(counted.logits[-1], anew(counted, pictures, SECOND))
-    # A prompt that sees itself is another one with every question; what is overwritten cannot be taken back.
-    assert (second.timings.reused_tokens > 0) == (d.mask not in ("prompt", "prefix") and not d.replaces)
+    # A prompt that sees itself is another one with every question.
+    assert (second.timings.reused_tokens > 0) == (d.mask not in ("prompt", "prefix"))
+    if d.replaces:  # what is overwritten was copied behind the pictures
+        assert second.timings.reused_tokens == behind_pictures(pipeline, pictures)
     if not FAMILIES[name]:
         return
     chat = Chat(lambda: pipeline)
@@ -322,7 +401,8 @@ def test_every_decoder_says_what_it_says_anew(name: str, tmp_path: Path) -> None
     same = [one == other for one, other in zip(held, pipeline.prepare([], question).ids.tolist(), strict=False)]
     shared = same.index(False) if False in same else len(held)
     assert shared >= first.timings.prompt_tokens or d.replaces
-    assert answer.timings.reused_tokens == (shared if shared == len(held) or not d.replaces else 0)
+    copied = behind_pictures(pipeline, [ONE]) if d.replaces else shared
+    assert answer.timings.reused_tokens == (shared if shared == len(held) else copied)
     pipeline.runtime.close()
 
 

@@ -229,7 +229,7 @@ def test_logits_that_are_not_numbers_are_refused(bundle):
         def rewind(self, length):
             pass
 
-        def forward(self, embeds, layout=None):
+        def forward(self, embeds, layout=None, stopped=None):
             return np.full(512, np.nan, np.float32)
 
     with pytest.raises(EdgeVLMError, match="logits that are not numbers"):

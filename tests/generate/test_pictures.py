@@ -16,10 +16,11 @@ from PIL import Image
 
 from edgevlm.bundle.manifest import Bundle, open_bundle
 from edgevlm.errors import EdgeVLMError, EdgeVLMWarning
-from edgevlm.generate import feature_folder
-from edgevlm.generate.feature_folder import PART, SUFFIX, FeatureFolder
+from edgevlm.generate import array_folder
+from edgevlm.generate.array_folder import PART, SUFFIX, ArrayFolder
 from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.generate.pictures import PictureCache
+from edgevlm.generate.stored_pictures import StoredPictures
 from edgevlm.inputs.preprocess import array_key
 from edgevlm.runtimes import open_runtime
 from edgevlm.types import F32, U8
@@ -131,18 +132,18 @@ def test_a_picture_in_any_form_is_known_by_what_it_holds(
 
 def test_another_process_finds_them(bundle: Bundle, encoder: Counting, tmp_path: Path) -> None:
     given = views(3)
-    wanted = ask(PictureCache(folder=FeatureFolder(tmp_path, bundle, encoder)), encoder, given)
+    wanted = ask(PictureCache(stored=StoredPictures(ArrayFolder(tmp_path), bundle, encoder)), encoder, given)
     assert encoder.count == 3 and len(list(tmp_path.iterdir())) == 3
-    found = ask(PictureCache(folder=FeatureFolder(tmp_path, bundle, encoder)), encoder, given)
+    found = ask(PictureCache(stored=StoredPictures(ArrayFolder(tmp_path), bundle, encoder)), encoder, given)
     assert encoder.count == 3
     np.testing.assert_array_equal(found, wanted)
     encoder.device = "another one"  # whose kernels may round otherwise
-    ask(PictureCache(folder=FeatureFolder(tmp_path, bundle, encoder)), encoder, given)
+    ask(PictureCache(stored=StoredPictures(ArrayFolder(tmp_path), bundle, encoder)), encoder, given)
     assert encoder.count == 6
 
 
 def _shaped(content: bytes, shape: str) -> bytes:
-    return content.replace(b'"shape": [16, 64]', f'"shape": {shape}'.encode())
+    return content.replace(b"[16, 64]", shape.encode())
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -159,6 +160,8 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "a negative shape": lambda content: _shaped(content, "[-1, 64]"),
     "a shape of text": lambda content: _shaped(content, '"16, 64"'),
     "another type": lambda content: content.replace(b'"<f4"', b'"<i4"'),
+    "an array beside": lambda content: content.replace(b'{"arrays": {', b'{"arrays": {"x": ["<f4", [1]], '),
+    "an endless size": lambda content: _shaped(content, "[16, 1e400]"),
     "an object": lambda content: content.replace(b'"<f4"', b'"|O"'),
 }
 
@@ -168,39 +171,39 @@ def test_a_damaged_file_counts_as_none_and_is_replaced(
     name: str, bundle: Bundle, encoder: Counting, tmp_path: Path
 ) -> None:
     given = views(1)
-    wanted = ask(PictureCache(folder=FeatureFolder(tmp_path, bundle, encoder)), encoder, given)
+    wanted = ask(PictureCache(stored=StoredPictures(ArrayFolder(tmp_path), bundle, encoder)), encoder, given)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     path.write_bytes(DAMAGES[name](whole))
     assert path.read_bytes() != whole
     np.testing.assert_array_equal(
-        ask(PictureCache(folder=FeatureFolder(tmp_path, bundle, encoder)), encoder, given), wanted
+        ask(PictureCache(stored=StoredPictures(ArrayFolder(tmp_path), bundle, encoder)), encoder, given), wanted
     )
     assert encoder.count == 2 and path.read_bytes() == whole
 
 
 def test_files_of_other_kinds_are_no_features(bundle: Bundle, encoder: Counting, tmp_path: Path) -> None:
     given = views(1)
-    ask(PictureCache(folder=FeatureFolder(tmp_path, bundle, encoder)), encoder, given)
+    ask(PictureCache(stored=StoredPictures(ArrayFolder(tmp_path), bundle, encoder)), encoder, given)
     (path,) = tmp_path.iterdir()
     path.unlink()
     os.mkfifo(path)  # would keep a reader waiting for ever
-    assert FeatureFolder(tmp_path, bundle, encoder).read(array_key(given[0])) is None
+    assert StoredPictures(ArrayFolder(tmp_path), bundle, encoder).read(array_key(given[0])) is None
     path.unlink()
     path.mkdir()
     with pytest.warns(EdgeVLMWarning, match="cannot be written to"):
-        ask(PictureCache(folder=FeatureFolder(tmp_path, bundle, encoder)), encoder, given)
+        ask(PictureCache(stored=StoredPictures(ArrayFolder(tmp_path), bundle, encoder)), encoder, given)
 
 
 def test_the_folder_is_bounded_and_the_oldest_go(bundle: Bundle, encoder: Counting, tmp_path: Path) -> None:
     given = views(8)
-    folder = FeatureFolder(tmp_path, bundle, encoder)
-    ask(PictureCache(folder=folder), encoder, given[:1])
+    folder = StoredPictures(ArrayFolder(tmp_path), bundle, encoder)
+    ask(PictureCache(stored=folder), encoder, given[:1])
     (first,) = tmp_path.iterdir()
     size = first.stat().st_size
-    folder = FeatureFolder(tmp_path, bundle, encoder, limit=3 * size)
+    folder = StoredPictures(ArrayFolder(tmp_path, 3 * size), bundle, encoder)
     for number, view in enumerate(given):
-        ask(PictureCache(folder=folder), encoder, [view])
+        ask(PictureCache(stored=folder), encoder, [view])
         for path in tmp_path.iterdir():
             if path != first and path.stat().st_mtime > 1e9:
                 os.utime(path, (number + 1, number + 1))
@@ -208,19 +211,19 @@ def test_the_folder_is_bounded_and_the_oldest_go(bundle: Bundle, encoder: Counti
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * size
     assert first.exists()
     encoder.count = 0
-    ask(PictureCache(folder=folder), encoder, [given[0], given[-1]])
+    ask(PictureCache(stored=folder), encoder, [given[0], given[-1]])
     assert encoder.count == 0
-    tiny = FeatureFolder(tmp_path, bundle, encoder, limit=10)
+    tiny = StoredPictures(ArrayFolder(tmp_path, 10), bundle, encoder)
     assert list(tmp_path.iterdir()) == []
-    ask(PictureCache(folder=tiny), encoder, given[:1])
+    ask(PictureCache(stored=tiny), encoder, given[:1])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_process_left_goes(bundle: Bundle, encoder: Counting, tmp_path: Path) -> None:
-    for name, age in ((f"old{PART}", 2 * feature_folder.STALE), (f"new{PART}", 0.0), ("other.txt", 1e6)):
+    for name, age in ((f"old{PART}", 2 * array_folder.STALE), (f"new{PART}", 0.0), ("other.txt", 1e6)):
         (tmp_path / name).write_bytes(b"x")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    FeatureFolder(tmp_path, bundle, encoder, limit=1)
+    StoredPictures(ArrayFolder(tmp_path, 1), bundle, encoder)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"new{PART}", "other.txt"]
 
 
@@ -228,11 +231,11 @@ def test_a_folder_that_cannot_be_used(bundle: Bundle, encoder: Counting, tmp_pat
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "file" / "below", "nul\0"):
         with pytest.raises(EdgeVLMError, match=r"The folder '.*' cannot be used \(.*\): choose another one\."):
-            FeatureFolder(place, bundle, encoder)
-    folder = FeatureFolder(tmp_path / "gone", bundle, encoder)
+            StoredPictures(ArrayFolder(place), bundle, encoder)
+    folder = StoredPictures(ArrayFolder(tmp_path / "gone"), bundle, encoder)
     (tmp_path / "gone").rmdir()
-    cache = PictureCache(folder=folder)
-    with pytest.warns(EdgeVLMWarning, match="features of further pictures are not kept") as caught:
+    cache = PictureCache(stored=folder)
+    with pytest.warns(EdgeVLMWarning, match="nothing more is kept there") as caught:
         assert len(ask(cache, encoder, views(3))) == 3
     assert len(caught) == 1
 
@@ -241,12 +244,13 @@ WORKER = """
 import sys
 import numpy as np
 from edgevlm.bundle.manifest import open_bundle
-from edgevlm.generate.feature_folder import FeatureFolder
+from edgevlm.generate.array_folder import ArrayFolder
+from edgevlm.generate.stored_pictures import StoredPictures
 from types import SimpleNamespace
 
 bundle, place = open_bundle(sys.argv[1]), sys.argv[2]
 random = np.random.default_rng(int(sys.argv[3]))
-folder = FeatureFolder(place, bundle, SimpleNamespace(name="n", device="d"), limit=40 * 4300)
+folder = StoredPictures(ArrayFolder(place, 40 * 4300), bundle, SimpleNamespace(name="n", device="d"))
 for _ in range(400):
     number = int(random.integers(60))
     key = bytes([number]) * 32
@@ -278,7 +282,7 @@ def test_an_answer_with_features_from_disk_is_the_same(bundle: Bundle, tmp_path:
     answers = []
     for _ in range(2):
         runtime = open_runtime(bundle, threads=1)
-        cache = PictureCache(folder=FeatureFolder(tmp_path, bundle, runtime.encoder))
+        cache = PictureCache(stored=StoredPictures(ArrayFolder(tmp_path), bundle, runtime.encoder))
         answers.append(Pipeline(bundle, runtime, pictures=cache).answer(views(2), "What?", SHORT))
         runtime.close()
     assert answers[0].ids == answers[1].ids
