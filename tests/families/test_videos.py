@@ -33,7 +33,7 @@ from edgevlm.generate.sampling import GenerateOptions
 from edgevlm.inputs.layout import image_tokens, positions
 from edgevlm.inputs.preprocess import normalize
 from edgevlm.runtimes import open_runtime
-from edgevlm.runtimes.llama.runtime import LlamaEncoder
+from edgevlm.runtimes.llama.encoder import LlamaEncoder
 from edgevlm.types import F32
 from edgevlm.verify.bounds import bound_of
 

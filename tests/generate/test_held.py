@@ -238,13 +238,16 @@ def behind_pictures(pipeline: Pipeline, pictures: Sequence[Image.Image]) -> int:
     return int(span.places[-1]) + 1
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "onnxruntime portable", "eager"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "onnxruntime portable", "eager", "llama.cpp"])
 def test_overwritten_states_go_back_to_where_they_were_copied(engine: str, tmp_path: Path) -> None:
     """Other questions about a picture, a turn that was taken back, pictures that alternate."""
-    importlib.import_module("tiny.lfm2_vl").build(tmp_path / "checkpoint")
-    options = ExportOptions(str(tmp_path / "checkpoint"), tmp_path / "bundle", quantize="fp32", gate=False)
-    bundle = open_bundle(export_model(options).folder)
     name, _, portable = engine.partition(" ")
+    if name == "llama.cpp":
+        pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (pip install '.[llama]')")
+    importlib.import_module("tiny.lfm2_vl").build(tmp_path / "checkpoint")
+    targets = ("onnx", "gguf") if name == "llama.cpp" else ("onnx",)
+    options = ExportOptions(str(tmp_path / "checkpoint"), tmp_path / "bundle", targets, quantize="fp32", gate=False)
+    bundle = open_bundle(export_model(options).folder)
     runtime = open_runtime(bundle, name, portable=bool(portable), threads=None if name == "eager" else 1)
     pipeline = Pipeline(bundle, runtime)
     plain = Pipeline(bundle, open_runtime(bundle, "eager"), reuse=False)
@@ -279,7 +282,7 @@ def test_a_prompt_that_is_cancelled_is_left_between_two_calls(
 ) -> None:
     if name == "llama.cpp":
         pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (pip install '.[llama]')")
-        monkeypatch.setattr("edgevlm.runtimes.llama.runtime.BATCH", 16)
+        monkeypatch.setattr("edgevlm.runtimes.llama.decoder.BATCH", 16)
     else:
         monkeypatch.setattr("edgevlm.runtimes.ort.runtime.PROMPT_PART", 16)
     runtime = open_runtime(gguf_bundle("fp32"), name, threads=1)
