@@ -40,7 +40,7 @@ class Subject:
 class BenchOptions:
     """How to measure. Raises EdgeVLMError for a value out of its range."""
 
-    repeat: int = 5  # warm questions of each subject
+    repeat: int = 6  # warm questions of each subject; with fewer, chance may put one first in every turn
     cold: int = 3  # fresh processes of each subject
     tokens: int = 32  # of the answer, stop tokens or not, so that decode is measured over the same number
     tiles: int | None = None  # most tiles of the picture; None is the model's own rule

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--runtime", metavar="NAME", help="onnxruntime, llama.cpp, coreml, eager, or two: encoder+decoder.")
 @click.option("--device", default="cpu", show_default=True, metavar="[cpu|gpu|npu]", help="As for `edgevlm run`.")
 @click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: the engine's own choice]")
-@click.option("--repeat", type=int, default=5, show_default=True, metavar="N", help="Warm questions.")
+@click.option("--repeat", type=int, default=6, show_default=True, metavar="N", help="Warm questions.")
 @click.option("--cold", type=int, default=3, show_default=True, metavar="N", help="Fresh processes.")
 @click.option("--tokens", type=int, default=32, show_default=True, metavar="N", help="Tokens of each answer.")
 @click.option("--tiles", type=int, metavar="N", help="Most tiles of the picture.  [default: the model's]")

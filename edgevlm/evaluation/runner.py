@@ -67,6 +67,13 @@ class Report:
             by_skill.setdefault(result.item.skill, []).append(result.scored.score)
         return {skill: summary(scores) for skill, scores in by_skill.items() if scores}
 
+    def scores(self) -> dict[str, dict[str, float]]:
+        """By skill, the score of each question by the beginning of its digest: equal questions of two runs are found."""
+        found: dict[str, dict[str, float]] = {}
+        for result in self.results:
+            found.setdefault(result.item.skill, {})[fingerprint([result.item])[:16]] = result.scored.score
+        return found
+
     def to_dict(self, bundle: str) -> dict[str, Any]:
         """The JSON of `edgevlm eval --json`."""
         whole = summary([r.scored.score for r in self.results])
@@ -79,6 +86,7 @@ class Report:
             "low": whole["low"],
             "high": whole["high"],
             "skills": self.skills(),
+            "scores": self.scores(),
             "metrics": self.metrics,
             "left_out": list(self.problems),
             "seconds": round(self.seconds, 3),

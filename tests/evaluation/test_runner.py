@@ -128,6 +128,9 @@ def test_right_answers_score_and_wrong_ones_do_not(tiny_bundle: Path, folder: Pa
             "high": pytest.approx(0.9385, abs=1e-4),
             "n": 3,
         }
+    scores = [score for skill in found["scores"].values() for score in skill.values()]
+    assert len(scores) == 21 and sum(scores) == 14, "every question has a digest of its own"
+    assert list(found["scores"]["colour"].values()) == [1, 0, 1]
     assert found["metrics"]["existence_random_recall"] == pytest.approx(2 / 3)
     assert found["metrics"]["caption_chair_s"] == pytest.approx(1 / 3)
     assert found["metrics"]["grounding_mean_iou"] == pytest.approx(2 / 3)
