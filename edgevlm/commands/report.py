@@ -29,7 +29,7 @@ from edgevlm.io.text import printable
 @click.option(
     "--repeat",
     type=int,
-    default=3,
+    default=6,
     show_default=True,
     metavar="N",
     help="Warm questions for a bundle without --bench; 0: none.",
@@ -54,8 +54,9 @@ def report(
 ) -> None:
     """Draw one page on BUNDLE... and what they cost.
 
-    Size against score against speed, loss by skill, divergence by layer, time by stage, the gates' tables, and each
-    target's answers side by side. The page needs nothing but itself. What no JSON file holds is measured here, briefly.
+    What each costs, loses and gains against the one with most bits, in words and in figures; scores by skill, time by
+    stage, answers side by side, divergence by layer, the gates' tables. Differences that chance may have made are called
+    so. The page needs nothing but itself. What no JSON file holds is measured here, briefly.
     """
     from edgevlm.bundle.manifest import open_bundle
     from edgevlm.io.apart import check_apart

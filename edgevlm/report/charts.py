@@ -1,6 +1,7 @@
-"""Charts as inline SVG: drawn 360 wide, so that their text can be read on a phone; colours come from the page.
+"""Charts as inline SVG that fill the width they are given: lengths are per cent of it, text keeps its size.
 
-Colour never stands alone: series have shapes or names too, and every mark has its figures as a title.
+A bar, a stack and a row of scores stand in a table's cell, whose text has their figures; only the lines by layer stand
+alone. Colour is never alone: series have shapes or names too, and every mark has its figures as a title.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 
 from edgevlm.report.markup import Html, h, join
 
-WIDTH = 360.0
 COLOURS = 8  # classes c0 to c7 of the page's style
+LINE = 13.0  # pixels from one score to the next
+_QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -22,31 +24,6 @@ class Series:
     name: str
     colour: int
     shape: int
-
-
-@dataclass(frozen=True)
-class Point:
-    """A mark of a scatter plot. label: at the mark, "" for none; title: shown when it is pointed at.
-
-    low, high: the interval of y, where it has one.
-    """
-
-    x: float
-    y: float
-    series: Series
-    label: str
-    title: str
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A stacked bar with its name above it and a label at its end."""
-
-    name: str
-    parts: Sequence[float]
-    label: str
 
 
 @dataclass(frozen=True)
@@ -73,128 +50,96 @@ def shape(kind: int, x: float, y: float, size: float = 4.5, **attributes: object
     return h("path", d=f"M{corners} Z", **attributes)
 
 
-def scatter(points: Sequence[Point], x_title: str, y_title: str, *, percent: bool = False) -> Html:
-    """Points over a logarithmic x axis; y is linear, in per cent of 1 with `percent`."""
-    left, right, top, bottom = 46.0, WIDTH - 14, 14.0, 206.0
-    x_low, x_high = _log_range([p.x for p in points])
-    heights = [y for p in points for y in (p.low, p.y, p.high) if y is not None]
-    y_low, y_high, y_ticks = _linear_range(heights)
-
-    def across(x: float) -> float:
-        return left + math.log(x / x_low) / math.log(x_high / x_low) * (right - left)
-
-    def up(y: float) -> float:
-        return bottom - (y - y_low) / (y_high - y_low) * (bottom - top)
-
-    body = [_y_axis(y_ticks, y_low, y_high, left, right, top, bottom, percent)]
-    for tick in _log_ticks(x_low, x_high):
-        x = across(tick)
-        body.append(h("line", class_="grid", x1=x, x2=x, y1=top, y2=bottom))
-        body.append(_label(x, bottom + 14, f"{tick:g}", "middle"))
-    taken: list[tuple[float, float, float]] = []
-    for p in sorted(points, key=lambda p: (-p.y, p.x)):
-        x, y = across(p.x), up(p.y)
-        if p.low is not None and p.high is not None:
-            colour = f"whisker c{p.series.colour % COLOURS}"
-            body.append(h("line", class_=colour, x1=x, x2=x, y1=up(p.low), y2=up(p.high)))
-        body.append(titled(_mark(p.series, x, y, 4.5), p.title))
-        if p.label:
-            body.append(_beside(p.label, x, y, right, taken, top, bottom))
-    body.append(_label((left + right) / 2, bottom + 30, x_title, "middle", "axis"))
-    body.append(_label(2, 9, y_title, "start", "axis"))
-    return _svg(bottom + 36, f"{y_title} against {x_title}", *body)
+def bar(value: float, longest: float, look: Series, title: str, reference: float | None = None) -> Html:
+    """A bar of `value` in a track that stands for `longest`; a thin line where the `reference` is."""
+    body = [
+        h("rect", class_="track", width="100%", height=10, y=3, rx=2),
+        titled(h("rect", class_=f"part {_class(look)}", width=_share(value, longest), height=10, y=3, rx=2), title),
+    ]
+    if reference is not None:
+        x = _share(reference, longest)
+        body.append(h("line", class_="reference", x1=x, x2=x, y1=0, y2=16))
+    return _cell(16, *body)
 
 
-def stacked_bars(bars: Sequence[Bar], names: Sequence[str], unit: str) -> Html:
-    """Horizontal bars, one part per name; parts of colour `i` are class c`i`."""
-    row, top, right = 36.0, 4.0, WIDTH - 62
-    longest = max((sum(bar.parts) for bar in bars), default=0) or 1.0
+def stack(parts: Sequence[float], longest: float, titles: Sequence[str]) -> Html:
+    """Parts side by side, part i in the colour of class c`i`, in a width that stands for `longest`."""
+    body, start = [], 0.0
+    for i, (value, title) in enumerate(zip(parts, titles, strict=True)):
+        box = {"x": _share(start, longest), "width": _share(value, longest), "y": 2, "height": 14}
+        body.append(titled(h("rect", class_=f"part c{i % COLOURS}", **box), title))
+        start += value
+    return _cell(18, h("line", class_="border", x1=0, x2=0, y1=0, y2=18), *body)
+
+
+def scores(found: Sequence[tuple[Series, Estimate | None]], what: str) -> Html:
+    """A line per series on the scale from 0 to 100 %: a mark with its interval; None leaves its line empty."""
+    height = LINE * len(found) + 6
     body = []
-    for i, bar in enumerate(bars):
-        y = top + i * row
-        body.append(_label(0, y + 11, bar.name, "start"))
-        x = 0.0
-        for part, (value, name) in enumerate(zip(bar.parts, names, strict=True)):
-            width = value / longest * right
-            title = f"{bar.name}, {name}: {value:.4g} {unit}"
-            box = h("rect", x=x, y=y + 16, width=max(width, 0.0), height=13, class_=f"part c{part % COLOURS}")
-            body.append(titled(box, title))
-            x += width
-        body.append(_label(x + 5, y + 27, bar.label, "start"))
-    return _svg(top + len(bars) * row + 4, f"{', '.join(names)} in {unit}", *body)
+    for tick in _QUARTERS:
+        x = _share(tick, 1)
+        body.append(h("line", class_="grid", x1=x, x2=x, y1=0, y2=height))
+    for i, (look, e) in enumerate(found):
+        if e is None:
+            continue
+        y = 3 + LINE * (i + 0.5)
+        ends = {"x1": _share(e.low, 1), "x2": _share(e.high, 1), "y1": y, "y2": y}
+        title = f"{look.name}, {what}: {e.value:.1%} ({e.low:.1%} to {e.high:.1%})"
+        marked = join(h("line", class_=f"whisker {_class(look)}", **ends), _mark(look, _share(e.value, 1), y, 4.0))
+        body.append(titled(marked, title))
+    return _cell(height, *body)
 
 
-def estimate_rows(rows: Sequence[str], series: Sequence[tuple[Series, dict[str, Estimate]]]) -> Html:
-    """Scores 0 to 1 with their intervals: a band per row, in it a line per series."""
-    left, right, line = 92.0, WIDTH - 18, 11.0
-    band, top = len(series) * line + 10, 18.0
-    bottom = top + len(rows) * band
-
-    def place(score: float) -> float:
-        return left + min(max(score, 0.0), 1.0) * (right - left)
-
-    body = []
-    for tick in (0, 0.25, 0.5, 0.75, 1):
-        body.append(h("line", class_="grid", x1=place(tick), x2=place(tick), y1=top, y2=bottom))
-        body.append(_label(place(tick), top - 5, f"{tick:.0%}", "middle"))
-    for i, row in enumerate(rows):
-        y = top + i * band
-        if i % 2 == 0:
-            body.append(h("rect", class_="band", x=0, y=y, width=WIDTH, height=band))
-        body.append(_label(4, y + band / 2 + 4, row, "start"))
-        for j, (look, found) in enumerate(series):
-            if row not in found:
-                continue
-            e, at = found[row], y + 5 + line * (j + 0.5)
-            title = f"{look.name}, {row}: {e.value:.1%} ({e.low:.1%} to {e.high:.1%})"
-            colour = f"whisker c{look.colour % COLOURS}"
-            whisker = h("line", class_=colour, x1=place(e.low), x2=place(e.high), y1=at, y2=at)
-            body.append(join(whisker, titled(_mark(look, place(e.value), at, 3.6), title)))
-    return _svg(bottom + 6, "Score by skill", *body)
+def score_axis() -> Html:
+    """The scale of `scores`, for the head of its column."""
+    anchors = ("start", "middle", "middle", "middle", "end")
+    labels = (
+        h("text", f"{tick:.0%}", x=_share(tick, 1), y=11, text_anchor=anchor, class_="tick")
+        for tick, anchor in zip(_QUARTERS, anchors, strict=True)
+    )
+    return _cell(14, *labels)
 
 
-def layer_lines(names: Sequence[str], series: Sequence[tuple[Series, Sequence[float | None]]]) -> Html:
+def layer_lines(names: Sequence[str], series: Sequence[tuple[Series, Sequence[float | None]]], label: str) -> Html:
     """A line per series over named places in order, on a logarithmic y axis; parts of a model stand apart.
 
-    A place is named "part.rest": "vision.layers.0.norm1", "decoder.norm".
+    A place is named "part.rest": "vision.layers.0.norm1", "decoder.norm". label: what a screen reader says.
     """
-    left, right, top, bottom = 46.0, WIDTH - 8, 16.0, 206.0
-    values = [v for _, line in series for v in line if v]
-    low, high = _log_range(values)
+    top, bottom, height = 10.0, 250.0, 274.0
+    low, high = _log_range([v for _, line in series for v in line if v])
 
-    def place(i: int, value: float) -> tuple[float, float]:
-        x = left + (i + 0.5) / len(names) * (right - left)
+    def across(i: float) -> str:
+        return _share(i, len(names))
+
+    def up(value: float) -> float:
         share = math.log(max(value, low) / low) / math.log(high / low)
-        return x, bottom - min(share, 1.0) * (bottom - top)
+        return bottom - min(share, 1.0) * (bottom - top)
 
-    body = []
+    ticks, body = [], []
     for tick in _log_ticks(low, high):
-        _, y = place(0, tick)
-        body.append(h("line", class_="grid", x1=left, x2=right, y1=y, y2=y))
-        body.append(_label(left - 5, y + 4, f"{tick:g}", "end"))
+        ticks.append(h("text", f"{tick:g}", x="100%", y=up(tick) + 4, text_anchor="end", class_="tick"))
+        body.append(h("line", class_="grid", x1=0, x2="100%", y1=up(tick), y2=up(tick)))
     parts = [name.partition(".")[0] for name in names]
     starts = [i for i in range(len(parts)) if i == 0 or parts[i] != parts[i - 1]]
     for start, end in zip(starts, [*starts[1:], len(parts)], strict=True):
-        x = left + start / len(names) * (right - left)
         if start:
-            body.append(h("line", class_="border", x1=x, x2=x, y1=top, y2=bottom))
-        middle = left + (start + end) / 2 / len(names) * (right - left)
-        if (end - start) / len(names) > 0.12:
-            body.append(_label(middle, bottom + 15, parts[start], "middle"))
+            body.append(h("line", class_="border", x1=across(start), x2=across(start), y1=top, y2=bottom))
+        if (end - start) / len(names) > 0.025 * len(parts[start]):  # it fits on a phone
+            middle = across((start + end) / 2)
+            body.append(h("text", parts[start], x=middle, y=bottom + 18, text_anchor="middle", class_="tick"))
     for look, line in series:
-        corners = [place(i, v) for i, v in enumerate(line) if v is not None]
-        path = " L".join(f"{x:.2f} {y:.2f}" for x, y in corners)
-        body.append(h("path", class_=f"line c{look.colour % COLOURS}", d=f"M{path}"))
+        known = [(i + 0.5, up(v)) for i, v in enumerate(line) if v is not None]
+        path = " L".join(f"{x:.2f} {y:.2f}" for x, y in known)
+        stretched = {"viewBox": f"0 0 {len(names)} {height:g}", "preserveAspectRatio": "none", "height": height}
+        drawn = h("path", class_=f"line {_class(look)}", d=f"M{path}") if known else None
+        body.append(h("svg", drawn, width="100%", **stretched))
         for i, value in enumerate(line):
             if value is not None:
-                mark = _mark(look, *place(i, value), 2.2)
+                mark = _mark(look, across(i + 0.5), up(value), 2.6)
                 body.append(titled(mark, f"{look.name}, {names[i]}: {value:.3g}"))
-    body.append(_label(2, 9, "relative difference", "start", "axis"))
-    return _svg(bottom + 22, "Divergence by layer", *body)
-
-
-def _mark(look: Series, x: float, y: float, size: float) -> Html:
-    return shape(look.shape, x, y, size, class_=f"mark c{look.colour % COLOURS}")
+    scale = h("svg", *ticks, class_="scale", height=height, aria_hidden="true")
+    plot = h("svg", *body, class_="plot", height=height, role="img", aria_label=label)
+    return h("div", scale, plot, class_="chart")
 
 
 def titled(mark: Html, title: str) -> Html:
@@ -202,50 +147,23 @@ def titled(mark: Html, title: str) -> Html:
     return h("g", h("title", title), mark)
 
 
-def _svg(height: float, label: str, *body: Html) -> Html:
-    view = f"0 0 {WIDTH:g} {height:g}"
-    return h("svg", *body, viewBox=view, role="img", aria_label=label, xmlns="http://www.w3.org/2000/svg")
+def _class(look: Series) -> str:
+    return f"c{look.colour % COLOURS}"
 
 
-def _label(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> Html:
-    return h("text", words, x=x, y=y, text_anchor=anchor, class_=kind)
+def _share(part: float, whole: float) -> str:
+    share = part / whole if whole > 0 else 0.0
+    return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
 
 
-def _y_axis(
-    ticks: Sequence[float], low: float, high: float, left: float, right: float, top: float, bottom: float, percent: bool
-) -> Html:
-    body = []
-    for tick in ticks:
-        y = bottom - (tick - low) / (high - low) * (bottom - top)
-        body.append(h("line", class_="grid", x1=left, x2=right, y1=y, y2=y))
-        body.append(_label(left - 5, y + 4, f"{100 * tick:g}%" if percent else f"{tick:g}", "end"))
-    return join(*body)
+def _mark(look: Series, x: str, y: float, size: float) -> Html:
+    """A mark at x per cent: an outline has no per cent, so it lies in a frame that has."""
+    return h("svg", shape(look.shape, 0.0, 0.0, size, class_=f"mark {_class(look)}"), x=x, y=y, overflow="visible")
 
 
-def _beside(
-    words: str, x: float, y: float, right: float, taken: list[tuple[float, float, float]], top: float, bottom: float
-) -> Html:
-    """A label next to its mark, moved down until it covers no earlier one. taken: (left, right, y) of earlier ones."""
-    width = 5.6 * len(words)
-    start = x + 8 if x + 8 + width <= right + 12 else x - 8 - width
-    at = y + 4
-    while at < bottom and any(start < b and a < start + width and abs(at - other) < 11 for a, b, other in taken):
-        at += 11
-    taken.append((start, start + width, at))
-    return _label(start, max(at, top + 4), words, "start", "name")
-
-
-def _linear_range(values: Sequence[float]) -> tuple[float, float, list[float]]:
-    """A range with room around the values, and round ticks in it."""
-    low, high = min(values), max(values)
-    spread = (high - low) or abs(high) * 0.2 or 1.0
-    low, high = low - 0.15 * spread, high + 0.15 * spread
-    if min(values) >= 0:
-        low = max(low, 0.0)
-    step = 10 ** math.floor(math.log10((high - low) / 3))
-    step *= next((factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6), 10)
-    first = math.ceil(low / step)
-    return low, high, [round(i * step, 12) for i in range(first, math.floor(high / step) + 1)]
+def _cell(height: float, *body: Html) -> Html:
+    """A drawing in a table's cell, as wide as that; the figures stand beside it as text."""
+    return h("svg", *body, class_="plot", height=height, aria_hidden="true")
 
 
 def _log_range(values: Sequence[float]) -> tuple[float, float]:

@@ -8,63 +8,99 @@ from edgevlm.bench.device_card import card_line
 from edgevlm.bench.worker import STAGES
 from edgevlm.io.console import seconds
 from edgevlm.io.processor import processor_line
-from edgevlm.report.charts import Bar, Series, stacked_bars
+from edgevlm.report.charts import Series, stack
 from edgevlm.report.gather import Findings
 from edgevlm.report.markup import Html, h, join
 from edgevlm.report.measure import is_evaluator
-from edgevlm.report.parts import busy_warning, missing, series_legend, table
+from edgevlm.report.parts import busy_warning, legend, missing, spaced, table
+from edgevlm.report.summary import gate_badge
 
 _RATIOS = ("encode", "prefill", "decode")
 
 
 def times(found: Findings) -> Html:
-    blocks = []
-    for report in found.benches:
-        real = [s for s in report["subjects"] if not is_evaluator(s["runtime"], str(s.get("engine", "")))]
-        settings = report.get("settings") or {}
-        tokens = settings.get("tokens")
-        bars = []
-        for subject in real:
-            steps = (subject.get("answer_tokens") or 1) - 1
-            parts = [subject["warm"][stage]["median"] * 1e3 * (steps if stage == "decode" else 1) for stage in STAGES]
-            bars.append(Bar(subject["name"], parts, seconds(sum(parts) / 1e3)))
-        rows = [
-            [h("bdi", s["name"]), kind, *(_spread(s[kind][stage]) for stage in STAGES)]
-            for s in real
-            for kind in ("warm", "cold")
-        ]
-        caption = (
-            f"{card_line(report.get('device') or {})}. One question about {settings.get('picture')}, an answer of "
-            f"{tokens} tokens, threads: {settings.get('threads') or 'as many as the engine chooses'}. Bars: "
-            f"warm medians of {settings.get('repeat')} questions. Table: median (least to greatest); decode is per "
-            "token; cold is the first question of a fresh process."
+    """A block per benchmark; all bars of the page have one scale."""
+    blocks = [(report, _real(report)) for report in found.benches]
+    longest = max((sum(_parts(subject)) for _, real in blocks for subject in real), default=0.0)
+    if longest <= 0:
+        return missing("Not measured: give a file of `edgevlm bench` with --bench.")
+    scale = "Bars: one question and its whole answer, warm medians, all on one scale. Decode is per token in the table, and whole in a bar."
+    key = legend([Series(stage, i, 1) for i, stage in enumerate(STAGES)])
+    return join(h("p", scale, class_="caption"), key, *(_block(report, real, longest) for report, real in blocks))
+
+
+def _real(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [s for s in report["subjects"] if not is_evaluator(s["runtime"], str(s.get("engine", "")))]
+
+
+def _parts(subject: dict[str, Any]) -> list[float]:
+    """Seconds of each stage of one question, all steps of decode."""
+    steps = (subject.get("answer_tokens") or 1) - 1
+    return [subject["warm"][stage]["median"] * (steps if stage == "decode" else 1) for stage in STAGES]
+
+
+def _block(report: dict[str, Any], real: list[dict[str, Any]], longest: float) -> Html:
+    settings = report.get("settings") or {}
+    rows = []
+    for subject in real:
+        parts = _parts(subject)
+        titles = [f"{subject['name']}, {stage}: {seconds(part)}" for stage, part in zip(STAGES, parts, strict=True)]
+        figures = [_spread(subject["warm"][stage], subject["cold"][stage]) for stage in STAGES]
+        rows.append(
+            [
+                h("bdi", subject["name"]),
+                stack(parts, longest, titles),
+                seconds(sum(parts)),
+                *figures,
+                subject.get("image_tokens", ""),
+            ]
         )
-        warning = busy_warning(report)
-        legend = series_legend([Series(stage, i, 1) for i, stage in enumerate(STAGES)])
-        chart = h("figure", stacked_bars(bars, STAGES, "ms")) if bars else None
-        parts_of = [h("p", caption, class_="caption"), warning, legend if bars else None, chart]
-        blocks.append(join(*parts_of, table(("", "", *STAGES), rows), _ratios(report)))
-    return join(*blocks) if blocks else missing("Not measured: give a file of `edgevlm bench` with --bench.")
+    caption = (
+        f"{card_line(report.get('device') or {})}. One question about {settings.get('picture')}, an answer of "
+        f"{settings.get('tokens')} tokens, threads: {settings.get('threads') or 'as many as the engine chooses'}. Median of "
+        f"{settings.get('repeat')} warm questions; below it the least and the greatest, and the median of the first question of a "
+        "fresh process (cold)."
+    )
+    head = ("", "", "whole answer", *STAGES, "image tokens")
+    grid = table("Time by stage", head, rows, plots=[1])
+    return join(h("p", caption, class_="caption"), busy_warning(report), grid, _ratios(report))
 
 
 def _ratios(report: dict[str, Any]) -> Html | None:
     if not report.get("vs"):
         return None
     first = report["subjects"][0]["name"]
-    rows = [
-        [h("bdi", str(vs.get("name"))), *(_ratio((vs.get("ratios") or {}).get(stage)) for stage in _RATIOS)]
-        for vs in report["vs"]
-    ]
-    caption = f"How many times as long as {first} in the same turn, medians: above 1, {first} is faster."
-    return join(h("p", caption, class_="caption"), table(("", *_RATIOS), rows))
+    rows = [[h("bdi", str(vs.get("name"))), *(_ratio(vs, stage) for stage in _RATIOS)] for vs in report["vs"]]
+    caption = (
+        f"How many times as long as {first} in the same turn, median (least to greatest): above 1, {first} is faster. Where "
+        "the range holds 1, which of the two is faster changed from turn to turn."
+    )
+    return join(h("p", caption, class_="caption"), table("Ratios", ("", *_RATIOS), rows))
 
 
-def _ratio(value: object) -> str:
-    return f"{value:.2f}x" if isinstance(value, int | float) else ""
+def _ratio(vs: dict[str, Any], stage: str) -> str:
+    value, spread = ((vs.get(name) or {}).get(stage) for name in ("ratios", "spread"))
+    if not isinstance(value, int | float):
+        return ""
+    return (
+        f"{value:.2f}x ({spread[0]:.2f} to {spread[1]:.2f})"
+        if isinstance(spread, list) and len(spread) == 2
+        else f"{value:.2f}x"
+    )
 
 
-def _spread(figure: dict[str, Any]) -> str:
-    return f"{seconds(figure['median'])} ({seconds(figure['min'])} to {seconds(figure['max'])})"
+def _spread(warm: dict[str, Any], cold: dict[str, Any]) -> Html:
+    return join(
+        h("span", seconds(warm["median"]), class_="figure"),
+        h("span", f"{_short(warm['min'], warm['max'])}", class_="caption line"),
+        h("span", f"cold {seconds(cold['median'])}", class_="caption line"),
+    )
+
+
+def _short(low: float, high: float) -> str:
+    """ "6.3 to 7.0 ms"; both units where they differ."""
+    first, second = seconds(low), seconds(high)
+    return f"{first.split()[0] if first.split()[1:] == second.split()[1:] else first} to {second}"
 
 
 def gates(found: Findings) -> Html:
@@ -77,15 +113,15 @@ def gates(found: Findings) -> Html:
             blocks.append(missing(f"{member.name}: the gate was not run; try `edgevlm verify {member.name}`."))
             continue
         checks = [row for row in gate["rows"] if isinstance(row, dict)]
-        missed = sum(not row.get("passed") for row in checks)
-        words = f"{missed} of {len(checks)} bounds missed" if missed else f"passed, {len(checks)} checks"
-        verdict = h("span", f" {words}", class_="verdict bad" if missed else "verdict")
-        rows = [_gate_row(row) for row in checks]
-        head = ("check", "", "measured", "bound", "")
         bad = {i for i, row in enumerate(checks) if not row.get("passed")}
         made_on = processor_line(gate.get("processor"))
-        summary = h("summary", h("bdi", member.name), verdict, f", on {made_on}" if made_on else "")
-        blocks.append(h("details", summary, table(head, rows, bad), open=bool(missed)))
+        where = h("span", f"on {made_on}", class_="caption") if made_on else None
+        summary = h("summary", spaced(h("bdi", member.name), gate_badge(member), where))
+        head = ("check", "", "measured", "bound", "note")
+        rows = [_gate_row(row) for row in checks]
+        blocks.append(
+            h("details", summary, table(f"Gate of {member.name}", head, rows, bad=bad), open=bool(bad), class_="card")
+        )
     return join(*blocks)
 
 
@@ -93,4 +129,9 @@ def _gate_row(row: dict[str, Any]) -> list[object]:
     measured, bound = (row.get(name) for name in ("measured", "bound"))
     figures = [f"{v:.6g}" if isinstance(v, int | float) else "" for v in (measured, bound)]
     result = "MISSED" if not row.get("passed") else "ok" if figures[1] else ""
-    return [f"{row.get('target', '')}: {row.get('check', '')}", result, *figures, h("span", row.get("note", ""))]
+    return [
+        f"{row.get('target', '')}: {row.get('check', '')}",
+        result,
+        *figures,
+        h("span", row.get("note", ""), class_="note"),
+    ]

@@ -16,7 +16,7 @@ from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.io import limits
 from edgevlm.io.json import read_json
 from edgevlm.io.options import check_types
-from edgevlm.report.gallery import GalleryEntry, Question, ask_all
+from edgevlm.report.asking import GalleryEntry, Question, ask_all
 from edgevlm.report.measure import is_evaluator, scenes_score, short_bench
 from edgevlm.types import Progress
 
@@ -30,7 +30,7 @@ class ReportOptions:
     evals: tuple[Path, ...] = ()
     benches: tuple[Path, ...] = ()
     questions: int = 300  # of Scenes, for a bundle without an evaluation; 0 measures none
-    repeat: int = 3  # warm questions of a bundle without a benchmark; 0 measures none
+    repeat: int = 6  # warm questions of a bundle without a benchmark; 0 measures none
     pictures: tuple[Path, ...] = ()  # for the gallery; empty takes shipped ones
     question: str | None = None
     tiles: int | None = None
@@ -107,15 +107,16 @@ def gather(folders: Sequence[Path], options: ReportOptions, progress: Progress |
 
     def report_progress(done: int) -> None:
         if progress:
-            progress("report", done, 3 * len(members))
+            progress("report", done, 2 * len(members) + 1)
 
     timed = {found.member_of(str(subject["bundle"])) for report in benches for subject in report["subjects"]}
     scored = {found.member_of(str(report["bundle"])) for report in evals}
-    for i, member in enumerate(members):
-        report_progress(i)
-        engines = [runtime for runtime in member.runtimes if not is_evaluator(runtime)]
-        if member not in timed and options.repeat and engines:
-            benches.append(short_bench(member.bundle, engines, options.repeat, options.tiles, options.threads))
+    best = found.baseline()
+    untimed = sorted((m for m in members if m not in timed), key=lambda member: member is not best)
+    engines = [(m.bundle, runtime) for m in untimed for runtime in m.runtimes if not is_evaluator(runtime)]
+    report_progress(0)
+    if options.repeat and engines:  # in turns of one benchmark, in which times can be compared
+        benches.append(short_bench(engines, options.repeat, options.tiles, options.threads, progress))
     for i, member in enumerate(members):
         report_progress(len(members) + i)
         if member not in scored and options.questions and member.runtimes:
@@ -126,12 +127,12 @@ def gather(folders: Sequence[Path], options: ReportOptions, progress: Progress |
         [(member.name, member.bundle, runtime) for member in members for runtime in member.runtimes],
         [Question(path, options.question) for path in options.pictures] or None,
         question=options.question,
-        baseline=found.baseline().name,
+        baseline=best.name,
         tiles=options.tiles,
         threads=options.threads,
         notes=notes,
     )
-    report_progress(3 * len(members))
+    report_progress(2 * len(members) + 1)
     return Findings(members, tuple(benches), tuple(evals), tuple(entries), tuple(notes))
 
 
@@ -145,11 +146,19 @@ def read_eval(data: Any, where: str) -> dict[str, Any]:
             for skill in data["skills"].values()
             for name in ("score", "low", "high")
         ]
-        good = all(is_number(value) for value in [data.get("score"), *skills])
+        good = all(is_number(value) for value in [data.get("score"), *skills]) and _good_scores(data.get("scores", {}))
     if not good:
         raise EdgeVLMError(f"'{where}' is not an evaluation: make one with `edgevlm eval BUNDLE --json FILE`.")
     result: dict[str, Any] = data
     return result
+
+
+def _good_scores(scores: Any) -> bool:
+    """{skill: {question: score}}, each 0 to 1."""
+    return isinstance(scores, dict) and all(
+        isinstance(each, dict) and all(is_number(score) and 0 <= score <= 1 for score in each.values())
+        for each in scores.values()
+    )
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -11,6 +11,7 @@ from typing import Any
 from edgevlm.bench.measure import BenchOptions, Subject, bench
 from edgevlm.bundle.manifest import Bundle
 from edgevlm.runtimes import open_runtime
+from edgevlm.types import Progress
 
 _PER_SCENE = 8  # questions, at least
 
@@ -21,11 +22,15 @@ def is_evaluator(runtime: str, engine: str = "") -> bool:
 
 
 def short_bench(
-    bundle: Bundle, engines: Sequence[str], repeat: int, tiles: int | None = None, threads: int | None = None
+    engines: Sequence[tuple[Bundle, str]],
+    repeat: int,
+    tiles: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """One bundle on its engines in turns, one cold process each."""
+    """Every bundle on every engine in turns, one cold process each."""
     how = BenchOptions(repeat=repeat, cold=1, tiles=tiles, threads=threads)
-    return bench([Subject(bundle.folder, engine) for engine in engines], how)
+    return bench([Subject(bundle.folder, engine) for bundle, engine in engines], how, progress)
 
 
 def scenes_score(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 
 from edgevlm import __version__
 from edgevlm.bench.device_card import card_line, device_card
-from edgevlm.io.console import size
-from edgevlm.report.charts import Series
 from edgevlm.report.costs import gates, times
 from edgevlm.report.gallery import gallery
 from edgevlm.report.gather import Findings
-from edgevlm.report.losses import layers, overview, skills
+from edgevlm.report.losses import layers, skills
 from edgevlm.report.markup import Html, h, join
-from edgevlm.report.parts import SHAPES, missing, swatch
+from edgevlm.report.parts import look, missing
+from edgevlm.report.summary import summary
 
 # What the page may load: its own style and the pictures inside it. A browser holds to this even if we erred.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -23,7 +22,8 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-ur
 
 def page(found: Findings) -> str:
     """The whole document."""
-    style = files("edgevlm").joinpath("assets/report.css").read_text(encoding="utf-8")
+    assets = files("edgevlm").joinpath("assets")
+    style = "\n".join(assets.joinpath(name).read_text(encoding="utf-8") for name in ("look.css", "report.css"))
     title = "EdgeVLM: " + ", ".join(member.name for member in found.members)
     head = h(
         "head",
@@ -33,55 +33,44 @@ def page(found: Findings) -> str:
         h("title", title),
         h("style", Html(style)),
     )
+    sections = [each for each in _sections(found) if each[2] is not None]
+    links = (h("li", h("a", name, href=f"#{key}")) for key, name, _ in sections)
     today = datetime.date.today().isoformat()
-    intro = f"Made by edgevlm {__version__} on {today}, on {card_line(device_card())}."
     body = h(
         "body",
-        h("h1", "What these bundles cost"),
-        h("p", intro, class_="caption"),
-        _legend(found),
-        *_sections(found),
-        _notes(found.notes),
+        h("header", h("h1", "What these bundles cost"), h("p", f"{today}, edgevlm {__version__}", class_="caption")),
+        h("nav", h("ul", *links), aria_label="Sections"),
+        h("main", *(h("section", h("h2", name), content, id=key) for key, name, content in sections)),
+        h("footer", h("p", f"Drawn by edgevlm {__version__} on {card_line(device_card())}.", class_="caption")),
     )
     return f"<!doctype html>\n{h('html', head, body, lang='en')}\n"
 
 
-def _sections(found: Findings) -> Iterable[Html]:
-    for title, content in (
-        ("Size, score, speed", overview(found)),
-        ("Loss by skill", skills(found)),
-        ("Divergence by layer", layers(found)),
-        ("Time by stage", times(found)),
-        ("Gate", gates(found)),
-        ("Answers", _answers(found)),
-    ):
-        yield h("section", h("h2", title), content)
-
-
-def _legend(found: Findings) -> Html:
-    items = []
-    for i, member in enumerate(found.members):
-        manifest = member.bundle.manifest
-        disk = size(sum(info.size for info in manifest.files.values()))
-        how = [str(value) for key in ("preset", "method") if (value := manifest.recipe.get(key)) not in (None, "rtn")]
-        words = f": {manifest.model.name}, {member.kind} ({', '.join(how)}), {disk} on disk"
-        items.append(h("li", swatch(Series(member.name, i, 0)), h("bdi", member.name), words))
-    used = {runtime for member in found.members for runtime in member.runtimes}
-    shapes = [h("li", swatch(Series(name, 6, i)), name) for i, name in enumerate(SHAPES) if name in used]
-    return join(h("ul", *items, class_="legend"), h("ul", *shapes, class_="legend"))
+def _sections(found: Findings) -> list[tuple[str, str, Html | None]]:
+    """Address, title and content of each."""
+    return [
+        ("summary", "Summary", summary(found)),
+        ("skills", "Scores by skill", skills(found)),
+        ("times", "Time by stage", times(found)),
+        ("answers", "Answers", _answers(found)),
+        ("layers", "Divergence by layer", layers(found)),
+        ("gate", "Gate", gates(found)),
+        ("notes", "Left out", _notes(found.notes)),
+    ]
 
 
 def _answers(found: Findings) -> Html:
     if not found.gallery:
         return missing("No engine of this machine could answer.")
+    best = found.gallery[0].answers[0].who if found.gallery[0].answers else ""
     caption = (
-        "The most likely words of each bundle on each engine, and who said them. The first card is the one that the "
-        "others are compared with. Pictures are shown smaller than they are."
+        "The most likely words of each bundle on each engine. Where an answer is not that of "
+        f"{best}, added words are marked and missing ones struck out. A few pictures are no score. They are shown smaller "
+        "than they are."
     )
-    return join(h("p", caption, class_="caption"), gallery(found.gallery))
+    looks = {f"{m.name} on {runtime}": look(found, m, runtime) for m in found.members for runtime in m.runtimes}
+    return join(h("p", caption, class_="caption"), gallery(found.gallery, looks))
 
 
 def _notes(notes: Sequence[str]) -> Html | None:
-    if not notes:
-        return None
-    return h("section", h("h2", "Left out"), h("ul", *(h("li", note) for note in notes), class_="caption"))
+    return h("ul", *(h("li", note) for note in notes), class_="caption") if notes else None

@@ -1,15 +1,18 @@
-"""Parts that the sections of a report share: colours and shapes of bundles, legends, tables."""
+"""Parts that the sections of a report share: how bundles look, legends, notes, tables."""
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from edgevlm.report.charts import COLOURS, Series, shape
 from edgevlm.report.gather import Findings, Member, is_number
-from edgevlm.report.markup import Html, h
+from edgevlm.report.markup import Html, h, join
 
 SHAPES = ("onnxruntime", "llama.cpp", "coreml", "eager")  # in the order of the charts' shapes
+_SYMBOL, _PADDING, _FIRST = 0.49, 1.5, 11.0  # rem: a letter of a table, the sides of a cell, a first column at most
 
 
 def look(found: Findings, member: Member, runtime: str) -> Series:
@@ -21,16 +24,23 @@ def look(found: Findings, member: Member, runtime: str) -> Series:
 def swatch(series: Series) -> Html:
     """A mark as it looks in the charts."""
     mark = shape(series.shape, 8.0, 8.0, 5.5, class_=f"mark c{series.colour % COLOURS}")
-    return h("svg", mark, viewBox="0 0 16 16", aria_hidden="true")
+    return h("svg", mark, viewBox="0 0 16 16", class_="swatch", aria_hidden="true")
 
 
-def series_legend(series: Sequence[Series]) -> Html:
+def legend(series: Sequence[Series], *more: Html) -> Html:
+    """What each mark stands for, and what else the chart shows."""
     items = [h("li", swatch(each), h("bdi", each.name)) for each in series]
-    return h("ul", *items, class_="legend")
+    return h("ul", *items, *(h("li", each) for each in more), class_="legend")
+
+
+def sample(kind: str) -> Html:
+    """A line of a chart, "reference" or "whisker", for a legend."""
+    line = h("line", x1=1, x2=15, y1=8, y2=8, class_=kind)
+    return h("svg", line, viewBox="0 0 16 16", class_="swatch", aria_hidden="true")
 
 
 def missing(words: str) -> Html:
-    return h("p", words, class_="missing caption")
+    return h("p", words, class_="missing")
 
 
 def busy_warning(report: dict[str, Any]) -> Html | None:
@@ -43,16 +53,55 @@ def busy_warning(report: dict[str, Any]) -> Html | None:
     return h("p", words, class_="missing")
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]], bad: set[int] | None = None) -> Html:
-    """Scrolls sideways by itself where it is wider than the screen; cells that start with a digit align right."""
+def table(
+    label: str,
+    head: Sequence[object],
+    rows: Sequence[Sequence[object]],
+    *,
+    bad: set[int] | None = None,
+    plots: Sequence[int] = (),
+) -> Html:
+    """Scrolls sideways within itself where it is wider than its place, and says so.
+
+    label: what it is, for a screen reader. bad: rows to stress. plots: columns that hold drawings, which take the room
+    that is left. Cells that start with a digit align right.
+    """
+    kinds = [
+        "plots" if i in plots else "n" if rows and all(_is_figure(row[i]) for row in rows) else None
+        for i in range(len(head))
+    ]
+    top = h("tr", *(h("th", name, scope="col", class_=kind) for name, kind in zip(head, kinds, strict=True)))
     lines = []
     for i, row in enumerate(rows):
-        cells = [h("td", cell, class_="n" if _is_figure(cell) else None) for cell in row]
+        cells = [h("th", row[0], scope="row")]
+        cells += [h("td", cell, class_=kind) for cell, kind in zip(row[1:], kinds[1:], strict=True)]
         lines.append(h("tr", *cells, class_="missed" if bad and i in bad else None))
-    top = h("thead", h("tr", *(h("th", name, scope="col") for name in head)))
-    return h("div", h("table", top, h("tbody", *lines)), class_="scroll", tabindex="0")
+    widths = [
+        16.0 if i in plots else max(map(_width, column)) for i, column in enumerate(zip(head, *rows, strict=True))
+    ]
+    least = min(widths[0], _FIRST) + sum(widths[1:])
+    hint = h("p", "More columns to the right: scroll this table sideways.", class_="hint", aria_hidden="true")
+    grid = h("table", h("thead", top), h("tbody", *lines), class_="filled" if plots else None)
+    scroll = h("div", grid, class_="scroll", tabindex="0", role="region", aria_label=label)
+    return h("div", hint, scroll, class_="table", style=f"--least:{least:.0f}rem")
 
 
 def _is_figure(cell: object) -> bool:
-    words = str(cell)
-    return not isinstance(cell, Html) and bool(words) and words.lstrip("+-")[:1].isdigit()
+    words = _plain(cell)[0].lstrip("+\u2212\u2248~ ")
+    return not words or words[:1].isdigit()
+
+
+def _plain(cell: object) -> list[str]:
+    """The pieces of text of a cell, outermost first."""
+    return [html.unescape(part) for part in re.split(r"<[^>]*>", str(cell)) if part] or [""]
+
+
+def _width(cell: object) -> float:
+    """About how wide a cell is, in rem."""
+    return _SYMBOL * max(map(len, _plain(cell))) + _PADDING
+
+
+def spaced(*children: object) -> Html:
+    """Children side by side, with a space between them."""
+    kept = [child for child in children if child is not None]
+    return join(*(part for child in kept for part in (child, " ")))

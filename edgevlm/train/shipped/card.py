@@ -127,7 +127,8 @@ def write_card(folder: Path, figures: dict[str, Any], training: str, about: dict
         **about,
     )
     write_text(folder / "README.md", card, force=True)
-    write_text(folder / "figures.json", json.dumps(figures, indent=1) + "\n", force=True)
+    kept = {name: value for name, value in figures.items() if name != "scores"}  # of every question: for comparisons
+    write_text(folder / "figures.json", json.dumps(kept, indent=1) + "\n", force=True)
 
 
 def read_figures(path: Path) -> dict[str, Any]:
