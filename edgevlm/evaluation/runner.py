@@ -68,7 +68,7 @@ class Report:
         return {skill: summary(scores) for skill, scores in by_skill.items() if scores}
 
     def scores(self) -> dict[str, dict[str, float]]:
-        """By skill, the score of each question by the beginning of its digest: equal questions of two runs are found."""
+        """By skill, the score of each question by its digest's beginning, by which two runs find equal questions."""
         found: dict[str, dict[str, float]] = {}
         for result in self.results:
             found.setdefault(result.item.skill, {})[fingerprint([result.item])[:16]] = result.scored.score

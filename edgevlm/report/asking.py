@@ -1,4 +1,4 @@
-"""The same questions to each bundle on each engine, for the gallery: photographs, scenes with known answers, or a user's own."""
+"""The gallery's questions, put to each bundle on each engine: photographs, scenes with known answers, a user's own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ TOKENS = 48
 SIDE = 320  # pixels of the longest side as shown
 _DEFAULT = "What is in the picture?"
 _PHOTOS = ("coffee.jpg", "chelsea.jpg")
-_SKILLS = ("colour", "count", "naming", "existence", "spatial", "text")  # a scene of the test split each
+_SKILLS = (
+    "colour",
+    "count",
+    "naming",
+    "existence",
+    "spatial",
+    "text",
+    "size",
+    "count",
+)  # a scene of the test split each
 
 
 @dataclass(frozen=True)

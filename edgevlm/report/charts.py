@@ -50,8 +50,15 @@ def shape(kind: int, x: float, y: float, size: float = 4.5, **attributes: object
     return h("path", d=f"M{corners} Z", **attributes)
 
 
-def bar(value: float, longest: float, look: Series, title: str, reference: float | None = None) -> Html:
-    """A bar of `value` in a track that stands for `longest`; a thin line where the `reference` is."""
+def bar(
+    value: float,
+    longest: float,
+    look: Series,
+    title: str,
+    reference: float | None = None,
+    interval: tuple[float, float] | None = None,
+) -> Html:
+    """A bar of `value` in a track that stands for `longest`; a thin line where `reference` is, `interval` below it."""
     body = [
         h("rect", class_="track", width="100%", height=10, y=3, rx=2),
         titled(h("rect", class_=f"part {_class(look)}", width=_share(value, longest), height=10, y=3, rx=2), title),
@@ -59,17 +66,25 @@ def bar(value: float, longest: float, look: Series, title: str, reference: float
     if reference is not None:
         x = _share(reference, longest)
         body.append(h("line", class_="reference", x1=x, x2=x, y1=0, y2=16))
-    return _cell(16, *body)
+    if interval is not None:
+        low, high = (_share(end, longest) for end in interval)
+        body.append(h("line", class_=f"whisker {_class(look)}", x1=low, x2=high, y1=19, y2=19))
+    return _cell(22, *body)
 
 
 def stack(parts: Sequence[float], longest: float, titles: Sequence[str]) -> Html:
-    """Parts side by side, part i in the colour of class c`i`, in a width that stands for `longest`."""
+    """Parts side by side in a width that stands for `longest`, in the colours of `part_series`."""
     body, start = [], 0.0
     for i, (value, title) in enumerate(zip(parts, titles, strict=True)):
         box = {"x": _share(start, longest), "width": _share(value, longest), "y": 2, "height": 14}
-        body.append(titled(h("rect", class_=f"part c{i % COLOURS}", **box), title))
+        body.append(titled(h("rect", class_=f"part {_class(part_series(i))}", **box), title))
         start += value
-    return _cell(18, h("line", class_="border", x1=0, x2=0, y1=0, y2=18), *body)
+    return _cell(18, *body)
+
+
+def part_series(i: int, name: str = "") -> Series:
+    """Parts have the last colours first, so that they look like bundles only where there are many."""
+    return Series(name, COLOURS - 1 - i, 1)
 
 
 def scores(found: Sequence[tuple[Series, Estimate | None]], what: str) -> Html:

@@ -10,7 +10,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from edgevlm.bench.worker import STAGES
 from edgevlm.evaluation.statistics import LEVEL, Difference, holm, paired_difference, sign_test
@@ -19,11 +19,12 @@ from edgevlm.report.measure import is_evaluator
 
 FIRST = STAGES[:3]  # of the time to the first token
 LAST = STAGES[3:]
+_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A bundle on an engine. bench: the benchmark that `timed` is of; score: the evaluation on the page's main suite."""
+    """A bundle on an engine. bench: the benchmark that `timed` is of; score: its run of the page's main suite."""
 
     member: Member
     runtime: str
@@ -64,16 +65,38 @@ class Ratio:
 
 
 @dataclass(frozen=True, eq=False)
-class Compared:
-    """rows: every bundle on every engine; base: the one that the others are compared with.
+class Runs:
+    """The evaluations on one suite, the first of which the others are compared with.
 
-    differences: of scores, by row, where both were asked some of the same questions; adjusted for their number.
+    whole, skills: differences by the run's number, and by (number, skill), where both were asked some of the same
+    questions; each adjusted for how many there are.
     """
+
+    reports: tuple[dict[str, Any], ...]
+    whole: Mapping[int, Difference]
+    skills: Mapping[tuple[int, str], Difference]
+
+    def number(self, report: Mapping[str, Any] | None) -> int:
+        return next((i for i, each in enumerate(self.reports) if each is report), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """rows: every bundle on every engine; base: the one that the others are compared with."""
 
     rows: tuple[Row, ...]
     base: Row
     suite: str | None
-    differences: Mapping[str, Difference]
+    runs: Runs
+
+    def difference(self, row: Row) -> Difference | None:
+        """Of scores, where it is known."""
+        return self.runs.whole.get(self.runs.number(row.score))
+
+    def skills(self, row: Row) -> dict[str, Difference]:
+        """Of scores by skill, those that are no chance."""
+        number = self.runs.number(row.score)
+        return {skill: d for (i, skill), d in self.runs.skills.items() if i == number and d.told}
 
     def others(self) -> list[Row]:
         """One row for each other bundle: on the baseline's engine, or else on its own first."""
@@ -105,9 +128,11 @@ def compare(found: Findings) -> Compared:
             if member and not is_evaluator(subject["runtime"], str(subject.get("engine", ""))):
                 timed.setdefault((member.name, subject["runtime"]), (report, subject))
     suite = main_suite(found.evals)
-    scored = {
-        (m.name, e["runtime"]): e for e in found.evals if e["suite"] == suite and (m := found.member_of(e["bundle"]))
-    }
+    runs = compare_runs(found, suite)
+    scored: dict[tuple[str, str], dict[str, Any]] = {}
+    for report in runs.reports:
+        if member := found.member_of(report["bundle"]):
+            scored.setdefault((member.name, report["runtime"]), report)
     rows = []
     for member in found.members:
         known = [runtime for name, runtime in (*timed, *scored) if name == member.name]
@@ -118,7 +143,23 @@ def compare(found: Findings) -> Compared:
     if not any(row.member is best for row in rows):  # no engine of this machine, and no file
         rows.insert(0, Row(best, "no engine here", None, None, None))
     base = max((row for row in rows if row.member is best), key=lambda row: (bool(row.score), bool(row.timed)))
-    return Compared(tuple(rows), base, suite, _differences(base, rows))
+    return Compared(tuple(rows), base, suite, runs)
+
+
+def compare_runs(found: Findings, suite: str | None) -> Runs:
+    """The runs of one suite, those of the baseline's bundle first."""
+    best = found.baseline()
+    reports = [report for report in found.evals if report["suite"] == suite]
+    reports.sort(key=lambda report: found.member_of(report["bundle"]) is not best)
+    whole: dict[int, Difference] = {}
+    by_skill: dict[tuple[int, str], Difference] = {}
+    for i, report in enumerate(reports[1:], 1):
+        if known := paired_difference(scores_of(reports[0]), scores_of(report)):
+            whole[i] = known
+        for skill in report["skills"]:
+            if known := paired_difference(scores_of(reports[0], skill), scores_of(report, skill)):
+                by_skill[i, skill] = known
+    return Runs(tuple(reports), _adjusted(whole), _adjusted(by_skill))
 
 
 def main_suite(evals: Sequence[Mapping[str, Any]]) -> str | None:
@@ -133,22 +174,16 @@ def scores_of(report: Mapping[str, Any] | None, skill: str | None = None) -> dic
     return {key: score for name, each in by_skill.items() if skill in (None, name) for key, score in each.items()}
 
 
-def adjusted(found: Mapping[Any, Difference]) -> dict[Any, Difference]:
-    """The differences with their p adjusted for looking at all of them."""
-    values = holm([each.p for each in found.values()])
-    return {key: replace(each, p=p) for (key, each), p in zip(found.items(), values, strict=True)}
-
-
 def question_sets(reports: Iterable[Mapping[str, Any]]) -> tuple[bool, bool]:
     """Whether all were asked the same questions, and whether all files say which."""
     sets = [frozenset(scores_of(report)) for report in reports]
     return len(set(sets)) < 2, all(sets)
 
 
-def _differences(base: Row, rows: Sequence[Row]) -> dict[str, Difference]:
-    mine = scores_of(base.score)
-    pairs = {r.name: paired_difference(mine, scores_of(r.score)) for r in rows if r is not base and r.score}
-    return adjusted({name: found for name, found in pairs.items() if found})
+def _adjusted(found: Mapping[_Key, Difference]) -> dict[_Key, Difference]:
+    """The differences with their p adjusted for looking at all of them."""
+    values = holm([each.p for each in found.values()])
+    return {key: replace(each, p=p) for (key, each), p in zip(found.items(), values, strict=True)}
 
 
 def _turns(subject: Mapping[str, Any] | None, stages: Sequence[str]) -> list[float]:

@@ -8,11 +8,11 @@ from edgevlm.bench.device_card import card_line
 from edgevlm.bench.worker import STAGES
 from edgevlm.io.console import seconds
 from edgevlm.io.processor import processor_line
-from edgevlm.report.charts import Series, stack
+from edgevlm.report.charts import part_series, stack
 from edgevlm.report.gather import Findings
 from edgevlm.report.markup import Html, h, join
 from edgevlm.report.measure import is_evaluator
-from edgevlm.report.parts import busy_warning, legend, missing, spaced, table
+from edgevlm.report.parts import busy_warning, legend, missing, short, spaced, table
 from edgevlm.report.summary import gate_badge
 
 _RATIOS = ("encode", "prefill", "decode")
@@ -24,9 +24,11 @@ def times(found: Findings) -> Html:
     longest = max((sum(_parts(subject)) for _, real in blocks for subject in real), default=0.0)
     if longest <= 0:
         return missing("Not measured: give a file of `edgevlm bench` with --bench.")
-    scale = "Bars: one question and its whole answer, warm medians, all on one scale. Decode is per token in the table, and whole in a bar."
-    key = legend([Series(stage, i, 1) for i, stage in enumerate(STAGES)])
-    return join(h("p", scale, class_="caption"), key, *(_block(report, real, longest) for report, real in blocks))
+    scale = "Bars: one question and its whole answer, warm medians, all on one scale."
+    key = legend([part_series(i, stage) for i, stage in enumerate(STAGES)])
+    return join(
+        h("p", scale, class_="caption"), key, *(_block(found, report, real, longest) for report, real in blocks)
+    )
 
 
 def _real(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -39,41 +41,44 @@ def _parts(subject: dict[str, Any]) -> list[float]:
     return [subject["warm"][stage]["median"] * (steps if stage == "decode" else 1) for stage in STAGES]
 
 
-def _block(report: dict[str, Any], real: list[dict[str, Any]], longest: float) -> Html:
+def _block(found: Findings, report: dict[str, Any], real: list[dict[str, Any]], longest: float) -> Html:
     settings = report.get("settings") or {}
     rows = []
     for subject in real:
         parts = _parts(subject)
         titles = [f"{subject['name']}, {stage}: {seconds(part)}" for stage, part in zip(STAGES, parts, strict=True)]
         figures = [_spread(subject["warm"][stage], subject["cold"][stage]) for stage in STAGES]
-        rows.append(
-            [
-                h("bdi", subject["name"]),
-                stack(parts, longest, titles),
-                seconds(sum(parts)),
-                *figures,
-                subject.get("image_tokens", ""),
-            ]
+        tokens = (
+            h("span", f"{subject['image_tokens']} image tokens", class_="caption")
+            if subject.get("image_tokens")
+            else None
         )
+        name = join(h("bdi", short(found, subject["name"], subject["runtime"])), tokens)
+        rows.append([name, stack(parts, longest, titles), seconds(sum(parts)), *figures])
     caption = (
         f"{card_line(report.get('device') or {})}. One question about {settings.get('picture')}, an answer of "
-        f"{settings.get('tokens')} tokens, threads: {settings.get('threads') or 'as many as the engine chooses'}. Median of "
-        f"{settings.get('repeat')} warm questions; below it the least and the greatest, and the median of the first question of a "
-        "fresh process (cold)."
+        f"{settings.get('tokens')} tokens, threads: {settings.get('threads') or 'as many as the engine chooses'}. In the "
+        f"table, decode is per token: the median of {settings.get('repeat')} warm questions, below it the least and the "
+        "greatest, and the median of the first question of a fresh process (cold)."
     )
-    head = ("", "", "whole answer", *STAGES, "image tokens")
+    head = ("bundle", "", "whole answer", *STAGES)
     grid = table("Time by stage", head, rows, plots=[1])
-    return join(h("p", caption, class_="caption"), busy_warning(report), grid, _ratios(report))
+    return join(h("p", caption, class_="caption"), busy_warning(report), grid, _ratios(found, report))
 
 
-def _ratios(report: dict[str, Any]) -> Html | None:
+def _ratios(found: Findings, report: dict[str, Any]) -> Html | None:
     if not report.get("vs"):
         return None
-    first = report["subjects"][0]["name"]
-    rows = [[h("bdi", str(vs.get("name"))), *(_ratio(vs, stage) for stage in _RATIOS)] for vs in report["vs"]]
+    runtimes = {subject["name"]: subject["runtime"] for subject in report["subjects"]}
+
+    def named(name: object) -> str:
+        return short(found, str(name), runtimes.get(name, ""))
+
+    first = named(report["subjects"][0]["name"])
+    rows = [[h("bdi", named(vs.get("name"))), *(_ratio(vs, stage) for stage in _RATIOS)] for vs in report["vs"]]
     caption = (
-        f"How many times as long as {first} in the same turn, median (least to greatest): above 1, {first} is faster. Where "
-        "the range holds 1, which of the two is faster changed from turn to turn."
+        f"How many times as long as {first} in the same turn, median (least to greatest): above 1, {first} is faster. "
+        "Where the range holds 1, which of the two is faster changed from turn to turn."
     )
     return join(h("p", caption, class_="caption"), table("Ratios", ("", *_RATIOS), rows))
 

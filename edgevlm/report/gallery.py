@@ -21,7 +21,7 @@ def gallery(entries: Sequence[GalleryEntry], looks: Mapping[str, Series] | None 
 
 
 def _rank(entry: GalleryEntry) -> tuple[int, float]:
-    """All right, then some right, then pictures without a known answer (those that all agree on first), then all wrong."""
+    """All right; some right; no known answer, those that all agree on first; all wrong."""
     said = [answer.text for answer in entry.answers]
     if entry.truth is None:
         return (2, len(set(said)))
@@ -48,7 +48,8 @@ def _said(
     if len(who) == len(entry.answers) > 1:
         names = h("p", f"all {len(who)} agree", class_="caption who")
     else:
-        marks = (h("li", swatch(looks[name]) if name in looks else None, h("bdi", name)) for name in who)
+        seen = [(looks.get(name), name) for name in who]
+        marks = (h("li", swatch(look) if look else None, h("bdi", look.name if look else name)) for look, name in seen)
         names = h("ul", *marks, class_="caption who")
     if words is None:
         return h("div", h("em", "no answer"), names, class_="answer differs")

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -82,6 +83,12 @@ class Findings:
     evals: tuple[dict[str, Any], ...]
     gallery: tuple[GalleryEntry, ...]
     notes: tuple[str, ...] = field(default=())  # what is missing, and why
+
+    @cached_property
+    def engines(self) -> frozenset[str]:
+        """Every engine that anything on the page is of."""
+        files = [*self.evals, *(subject for report in self.benches for subject in report["subjects"])]
+        return frozenset([r for m in self.members for r in m.runtimes] + [entry["runtime"] for entry in files])
 
     def member_of(self, place: str) -> Member | None:
         """The bundle that a JSON file names by its path, or by its folder's name."""

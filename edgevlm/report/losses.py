@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgevlm.evaluation.statistics import Difference, paired_difference
+from edgevlm.evaluation.statistics import Difference
 from edgevlm.report.charts import Estimate, Series, layer_lines, score_axis, scores
-from edgevlm.report.compare import adjusted, question_sets, scores_of
+from edgevlm.report.compare import compare_runs, question_sets
 from edgevlm.report.gather import Findings
 from edgevlm.report.markup import Html, h, join
-from edgevlm.report.parts import legend, look, missing, sample, table
+from edgevlm.report.parts import legend, look, missing, sample, short, table
 from edgevlm.report.words import difference_words, signed
 
 
@@ -20,35 +20,26 @@ def skills(found: Findings) -> Html:
     blocks = []
     for suite in suites:
         title = h("h3", f"Suite {suite}") if len(suites) > 1 else None
-        blocks.append(join(title, _suite(found, suite, [r for r in found.evals if r["suite"] == suite])))
+        blocks.append(join(title, _suite(found, suite)))
     return join(*blocks)
 
 
-def _suite(found: Findings, suite: str, reports: list[dict[str, Any]]) -> Html:
-    best = found.baseline()
-    base = next((r for r in reports if found.member_of(r["bundle"]) is best), reports[0])
-    reports = [base, *(report for report in reports if report is not base)]
-    named = [(_look(found, report, i), report) for i, report in enumerate(reports)]
-    whole = {i: d for i, r in enumerate(reports) if i and (d := paired_difference(scores_of(base), scores_of(r)))}
-    names = list(dict.fromkeys(skill for report in reports for skill in report["skills"]))
-    by_skill = {
-        (i, skill): d
-        for i, report in enumerate(reports)
-        for skill in names
-        if i and (d := paired_difference(scores_of(base, skill), scores_of(report, skill)))
-    }
-    told, whole = adjusted(by_skill), adjusted(whole)
-    rows = [_row("all", [(s, _whole(r)) for s, r in named], [whole.get(i) for i in range(1, len(reports))], base)]
-    for skill in names:
+def _suite(found: Findings, suite: str) -> Html:
+    runs = compare_runs(found, suite)
+    named = [(_look(found, report, i), report) for i, report in enumerate(runs.reports)]
+    others = range(1, len(named))
+    base = runs.reports[0]
+    rows = [_row("all", [(s, _whole(r)) for s, r in named], [runs.whole.get(i) for i in others], base)]
+    for skill in dict.fromkeys(skill for report in runs.reports for skill in report["skills"]):
         seen = [(s, _estimate(r["skills"].get(skill))) for s, r in named]
-        rows.append(_row(skill, seen, [told.get((i, skill)) for i in range(1, len(reports))], base))
-    head = ("skill", score_axis(), named[0][0].name, *(f"{s.name}: points" for s, _ in named[1:]))
+        rows.append(_row(skill, seen, [runs.skills.get((i, skill)) for i in others], base))
+    head = ("skill", score_axis(), named[0][0].name, *(f"{s.name}, points" for s, _ in named[1:]))
     caption = (
-        f"Mean scores on {suite} with 95% intervals (Wilson). Points are differences to {named[0][0].name} over the questions that "
-        "both were asked; \u2248 stands where chance may have made the difference (exact sign test at 5%, adjusted by Holm for "
-        "the skills and runs of this table)."
+        f"Mean scores on {suite} with 95% intervals (Wilson). Points are differences to {named[0][0].name} over the "
+        "questions that both were asked; \u2248 stands where chance may have made the difference (exact sign test at "
+        "5%, adjusted by Holm for the skills and runs of this table)."
     )
-    same, known = question_sets(reports)
+    same, known = question_sets(runs.reports)
     counts = ", ".join(f"{s.name} {r.get('questions', '?')}" for s, r in named)
     warning = None
     if not known:
@@ -68,7 +59,7 @@ def _row(
 ) -> list[object]:
     count = base.get("questions") if skill == "all" else base["skills"].get(skill, {}).get("n")
     first = seen[0][1]
-    name = join(h("bdi", skill), h("span", f" n = {count}" if count else "", class_="caption"))
+    name = join(h("bdi", skill), h("span", f" n = {count:,}" if count else "", class_="caption"))
     return [name, scores(seen, skill), f"{first.value:.1%}" if first else "", *map(_points, differences)]
 
 
@@ -90,11 +81,10 @@ def _whole(report: dict[str, Any]) -> Estimate:
 
 def _look(found: Findings, report: dict[str, Any], i: int) -> Series:
     member = found.member_of(report["bundle"])
-    return (
-        look(found, member, report["runtime"])
-        if member
-        else Series(f"{report['bundle']} on {report['runtime']}", 7 - i % 8, 4)
-    )
+    if member:
+        return look(found, member, report["runtime"])
+    name = short(found, f"{report['bundle']} on {report['runtime']}", report["runtime"])
+    return Series(name, 7 - i % 8, 4)
 
 
 def layers(found: Findings) -> Html:

@@ -62,11 +62,10 @@ def _sections(found: Findings) -> list[tuple[str, str, Html | None]]:
 def _answers(found: Findings) -> Html:
     if not found.gallery:
         return missing("No engine of this machine could answer.")
-    best = found.gallery[0].answers[0].who if found.gallery[0].answers else ""
     caption = (
-        "The most likely words of each bundle on each engine. Where an answer is not that of "
-        f"{best}, added words are marked and missing ones struck out. A few pictures are no score. They are shown smaller "
-        "than they are."
+        "The most likely words of each bundle on each engine, right answers first. Where they are not those of the "
+        "first line, added words are marked and missing ones struck out. So few pictures are no score. They are shown "
+        "smaller than they are."
     )
     looks = {f"{m.name} on {runtime}": look(found, m, runtime) for m in found.members for runtime in m.runtimes}
     return join(h("p", caption, class_="caption"), gallery(found.gallery, looks))

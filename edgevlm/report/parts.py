@@ -18,7 +18,12 @@ _SYMBOL, _PADDING, _FIRST = 0.49, 1.5, 11.0  # rem: a letter of a table, the sid
 def look(found: Findings, member: Member, runtime: str) -> Series:
     """A bundle has its colour everywhere, an engine its shape."""
     kind = SHAPES.index(runtime) if runtime in SHAPES else len(SHAPES)
-    return Series(f"{member.name} on {runtime}", found.members.index(member), kind)
+    return Series(short(found, f"{member.name} on {runtime}", runtime), found.members.index(member), kind)
+
+
+def short(found: Findings, name: str, runtime: str) -> str:
+    """The name without its engine, where all of the page is of one engine."""
+    return name.removesuffix(f" on {runtime}") if len(found.engines) < 2 else name
 
 
 def swatch(series: Series) -> Html:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgevlm.evaluation.statistics import Difference, paired_difference
+from edgevlm.evaluation.statistics import Difference
 from edgevlm.io.console import seconds, size
-from edgevlm.report.compare import FIRST, LAST, Compared, Row, adjusted, scores_of
+from edgevlm.report.compare import FIRST, LAST, Compared, Row, scores_of
 
 
 def lead(c: Compared) -> list[str]:
@@ -17,11 +17,13 @@ def lead(c: Compared) -> list[str]:
     best = base.member.name
     small = min(others, key=lambda row: row.bytes)
     if small.bytes < base.bytes:
-        said = f"{small.member.name} is the smallest: {size(small.bytes)} where {best} has {size(base.bytes)}"
-        sentences = [f"{said}, {times(base.bytes / small.bytes)} smaller."]
+        better, worse = ([words for words, bad in _against(c, small) if bad is which] for which in (False, True))
+        but = f", but {_listed(worse)}" if worse else ""
+        said = f"{small.member.name} is the smallest, {size(small.bytes)} where {best} has {size(base.bytes)}"
+        sentences = [f"{said}: {_listed(better)}{but}."]
     else:
         sentences = [f"No bundle is smaller than {best}, which has {size(base.bytes)}."]
-    found = [(row, d) for row in others if (d := c.differences.get(row.name))]
+    found = [(row, d) for row in others if (d := c.difference(row))]
     worse = [(row, d) for row, d in found if d.told and d.mean < 0]
     level = [(row, d) for row, d in found if not d.told]
     if worse:
@@ -29,10 +31,10 @@ def lead(c: Compared) -> list[str]:
         sentences.append(f"Of {best}'s score, {losses} points {'is' if len(worse) == 1 else 'are'} lost.")
     if level:
         names = _listed([row.member.name for row, _ in level])
-        asked = " and ".join(dict.fromkeys(f"{d.n}" for _, d in level))
+        asked = " and ".join(dict.fromkeys(f"{d.n:,}" for _, d in level))
         sentences.append(f"With {asked} questions, the score of {names} cannot be told apart from {best}'s.")
         least = min((row for row, _ in level), key=lambda row: row.bytes)
-        if least.bytes < base.bytes and (worse or len(level) > 1):
+        if least.bytes < base.bytes and least is not small:
             name = least.member.name
             sentences.append(f"The smallest without a loss that can be told is {name}, {size(least.bytes)}.")
     if not found:
@@ -48,26 +50,22 @@ def costs(row: Row) -> list[str]:
     if row.timed:
         found.append(f"{seconds(row.seconds(FIRST))} to the first token")
         if row.seconds(LAST) > 0:
-            found.append(f"{rate(row.seconds(LAST))} tokens a second after it")
+            found.append(f"{rate(1 / row.seconds(LAST))} tokens a second after it")
     return found
 
 
 def loses(c: Compared, row: Row) -> list[str]:
     """Score first, where it was compared, then what is bigger or slower."""
-    found = [_score_words(c, row)] if not _gain(c, row) else []
-    skills = [f"{skill} {points(-d.mean)}" for skill, d in skill_differences(c, row).items() if d.told and d.mean < 0]
-    if skills:
-        found.append(f"By skill, in points: {', '.join(skills)}.")
-    found += [f"{words}." for words, worse in _against(c, row) if worse]
-    return found
+    skills = [f"{points(-d.mean)} points in {skill}" for skill, d in c.skills(row).items() if d.mean < 0]
+    return _sentences(
+        [] if _gain(c, row) else [_score_words(c, row)], skills, [w for w, bad in _against(c, row) if bad]
+    )
 
 
 def gains(c: Compared, row: Row) -> list[str]:
-    found = [_score_words(c, row)] if _gain(c, row) else []
-    skills = [f"{skill} {points(d.mean)}" for skill, d in skill_differences(c, row).items() if d.told and d.mean > 0]
-    if skills:
-        found.append(f"By skill, in points: {', '.join(skills)}.")
-    return [*found, *(f"{words}." for words, worse in _against(c, row) if not worse)] or ["Nothing that can be told."]
+    skills = [f"{points(d.mean)} points in {skill}" for skill, d in c.skills(row).items() if d.mean > 0]
+    better = [words for words, bad in _against(c, row) if not bad]
+    return _sentences([_score_words(c, row)] if _gain(c, row) else [], skills, better) or ["Nothing that can be told."]
 
 
 def untold(c: Compared, row: Row) -> str | None:
@@ -84,19 +82,12 @@ def untold(c: Compared, row: Row) -> str | None:
     return f"The time of {what} cannot be told apart from {c.base.member.name}'s with {open_[0][1].turns} questions."
 
 
-def skill_differences(c: Compared, row: Row) -> dict[str, Difference]:
-    """By skill, over questions that both were asked; adjusted for the number of skills."""
-    skills = (row.score or {}).get("skills", {})
-    pairs = {skill: paired_difference(scores_of(c.base.score, skill), scores_of(row.score, skill)) for skill in skills}
-    return adjusted({skill: found for skill, found in pairs.items() if found})
-
-
 def difference_words(found: Difference) -> str:
     """A difference in points with its interval, or that there is none to tell."""
     interval = f"95% interval {signed(found.low)} to {signed(found.high)} points"
     if found.told:
-        return f"{signed(found.mean)} points over {found.n} questions, {interval}"
-    return f"cannot be told apart with {found.n} questions ({interval})"
+        return f"{signed(found.mean)} points over {found.n:,} questions, {interval}"
+    return f"cannot be told apart with {found.n:,} questions ({interval})"
 
 
 def signed(share: float) -> str:
@@ -112,19 +103,22 @@ def times(ratio: float) -> str:
     return f"{ratio:.2f}x" if ratio < 2 else f"{ratio:.1f}x"
 
 
-def rate(step: float) -> str:
-    """Tokens a second, three figures or all before the point."""
-    value = 1 / step
+def rate(value: float) -> str:
+    """Tokens a second: three figures, or all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _sentences(score: list[str], skills: list[str], rest: list[str]) -> list[str]:
+    return [*score, *(f"{_listed(words)}." for words in (skills, rest) if words)]
+
+
 def _gain(c: Compared, row: Row) -> bool:
-    found = c.differences.get(row.name)
+    found = c.difference(row)
     return found is not None and found.told and found.mean > 0
 
 
 def _score_words(c: Compared, row: Row) -> str:
-    best, found = c.base.member.name, c.differences.get(row.name)
+    best, found = c.base.member.name, c.difference(row)
     if row.score is None or c.base.score is None:
         whose = "its" if row.score is None else f"{best}'s"
         return f"Not known: {whose} score was not measured."
@@ -132,15 +126,13 @@ def _score_words(c: Compared, row: Row) -> str:
         if scores_of(row.score) and scores_of(c.base.score):
             return f"Not known: it was asked none of the questions that {best} was asked."
         return "Not known: a file of an earlier edgevlm does not say which questions were asked."
-    asked = f"the same {found.n} questions"
+    asked = f"the same {found.n:,} questions"
     if len(scores_of(row.score)) > found.n or len(scores_of(c.base.score)) > found.n:
-        asked = f"the {found.n} questions that both were asked"
+        asked = f"the {found.n:,} questions that both were asked"
     both = f"{found.second:.1%} against {found.first:.1%}"
     if not found.told:
-        limits = f"{signed(found.low)} to {signed(found.high)} points"
-        return (
-            f"No score that can be told apart with {found.n} questions: {both} over {asked}, a difference of {limits}."
-        )
+        interval = f"{signed(found.low)} to {signed(found.high)} points"
+        return f"Its score cannot be told apart with {asked}: {both} (95% interval of the difference {interval})."
     low, high = sorted((abs(found.low), abs(found.high)))
     interval = f"95% interval {points(low)} to {points(high)}"
     return f"{points(abs(found.mean))} points of score over {asked}: {both} ({interval})."
