@@ -48,18 +48,15 @@ def _block(found: Findings, report: dict[str, Any], real: list[dict[str, Any]], 
         parts = _parts(subject)
         titles = [f"{subject['name']}, {stage}: {seconds(part)}" for stage, part in zip(STAGES, parts, strict=True)]
         figures = [_spread(subject["warm"][stage], subject["cold"][stage]) for stage in STAGES]
-        tokens = (
-            h("span", f"{subject['image_tokens']} image tokens", class_="caption")
-            if subject.get("image_tokens")
-            else None
-        )
+        count = subject.get("image_tokens")
+        tokens = h("span", f"{count} image tokens", class_="caption") if count else None
         name = join(h("bdi", short(found, subject["name"], subject["runtime"])), tokens)
         rows.append([name, stack(parts, longest, titles), seconds(sum(parts)), *figures])
     caption = (
         f"{card_line(report.get('device') or {})}. One question about {settings.get('picture')}, an answer of "
-        f"{settings.get('tokens')} tokens, threads: {settings.get('threads') or 'as many as the engine chooses'}. In the "
-        f"table, decode is per token: the median of {settings.get('repeat')} warm questions, below it the least and the "
-        "greatest, and the median of the first question of a fresh process (cold)."
+        f"{settings.get('tokens')} tokens, threads: {settings.get('threads') or 'as many as the engine chooses'}. In "
+        f"the table, decode is per token: the median of {settings.get('repeat')} warm questions, below it the least "
+        "and the greatest, and the median of the first question of a fresh process (cold)."
     )
     head = ("bundle", "", "whole answer", *STAGES)
     grid = table("Time by stage", head, rows, plots=[1])

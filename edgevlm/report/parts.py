@@ -12,7 +12,7 @@ from edgevlm.report.gather import Findings, Member, is_number
 from edgevlm.report.markup import Html, h, join
 
 SHAPES = ("onnxruntime", "llama.cpp", "coreml", "eager")  # in the order of the charts' shapes
-_SYMBOL, _PADDING, _FIRST = 0.49, 1.5, 11.0  # rem: a letter of a table, the sides of a cell, a first column at most
+_LETTER, _SMALL, _PADDING = 0.46, 0.4, 1.5  # rem: a letter of a table, one of a caption, the sides of a cell
 
 
 def look(found: Findings, member: Member, runtime: str) -> Series:
@@ -82,9 +82,10 @@ def table(
         cells += [h("td", cell, class_=kind) for cell, kind in zip(row[1:], kinds[1:], strict=True)]
         lines.append(h("tr", *cells, class_="missed" if bad and i in bad else None))
     widths = [
-        16.0 if i in plots else max(map(_width, column)) for i, column in enumerate(zip(head, *rows, strict=True))
+        11.5 if i in plots else max(map(_width, column)) for i, column in enumerate(zip(head, *rows, strict=True))
     ]
-    least = min(widths[0], _FIRST) + sum(widths[1:])
+    words = [word for row in rows for word in _plain(row[0]).split()]  # which the first column breaks lines between
+    least = min(widths[0], max(7.5, *map(_width, words))) + sum(widths[1:])
     hint = h("p", "More columns to the right: scroll this table sideways.", class_="hint", aria_hidden="true")
     grid = h("table", h("thead", top), h("tbody", *lines), class_="filled" if plots else None)
     scroll = h("div", grid, class_="scroll", tabindex="0", role="region", aria_label=label)
@@ -92,18 +93,20 @@ def table(
 
 
 def _is_figure(cell: object) -> bool:
-    words = _plain(cell)[0].lstrip("+\u2212\u2248~ ")
+    words = _plain(cell).lstrip("+\u2212\u2248~ ")
     return not words or words[:1].isdigit()
 
 
-def _plain(cell: object) -> list[str]:
-    """The pieces of text of a cell, outermost first."""
-    return [html.unescape(part) for part in re.split(r"<[^>]*>", str(cell)) if part] or [""]
+def _plain(cell: object) -> str:
+    """The text of a cell."""
+    return html.unescape(re.sub(r"<[^>]*>", " ", str(cell))).strip()
 
 
 def _width(cell: object) -> float:
-    """About how wide a cell is, in rem."""
-    return _SYMBOL * max(map(len, _plain(cell))) + _PADDING
+    """About how wide a cell is, in rem: its longest piece of text."""
+    pieces = re.findall(r"(<[^>]*>)?([^<]+)", str(cell))
+    widths = [len(html.unescape(words)) * (_SMALL if "caption" in tag else _LETTER) for tag, words in pieces]
+    return min(max(widths, default=0.0), 14.0 if 'class="note"' in str(cell) else 99.0) + _PADDING
 
 
 def spaced(*children: object) -> Html:
