@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 Z = 1.959963984540054  # two-sided 95 %
 LEVEL = 0.05  # a difference that chance gives more often than this cannot be told from none
+FEWEST = 6  # questions that can tell a difference at all: if all six rise, chance has 2 / 2^6
 
 
 def wilson(total: float, count: int) -> tuple[float, float]:

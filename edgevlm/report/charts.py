@@ -107,10 +107,9 @@ def scores(found: Sequence[tuple[Series, Estimate | None]], what: str) -> Html:
 
 def score_axis() -> Html:
     """The scale of `scores`, for the head of its column."""
-    anchors = ("start", "middle", "middle", "middle", "end")
     labels = (
         h("text", f"{tick:.0%}", x=_share(tick, 1), y=11, text_anchor=anchor, class_="tick")
-        for tick, anchor in zip(_QUARTERS, anchors, strict=True)
+        for tick, anchor in ((0, "start"), (0.5, "middle"), (1, "end"))
     )
     return _cell(14, *labels)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgevlm.evaluation.statistics import Difference
+from edgevlm.evaluation.statistics import FEWEST, Difference
 from edgevlm.io.console import seconds, size
 from edgevlm.report.compare import FIRST, LAST, Compared, Row, scores_of
 
@@ -27,8 +27,8 @@ def lead(c: Compared) -> list[str]:
     worse = [(row, d) for row, d in found if d.told and d.mean < 0]
     level = [(row, d) for row, d in found if not d.told]
     if worse:
-        losses = _listed([f"{row.member.name} {points(-d.mean)}" for row, d in worse])
-        sentences.append(f"Of {best}'s score, {losses} points {'is' if len(worse) == 1 else 'are'} lost.")
+        losses = [f"{row.member.name} {'' if i else 'scores '}{points(-d.mean)}" for i, (row, d) in enumerate(worse)]
+        sentences.append(f"{_listed(losses)} points less than {best}.")
     if level:
         names = _listed([row.member.name for row, _ in level])
         asked = " and ".join(dict.fromkeys(f"{d.n:,}" for _, d in level))
@@ -87,7 +87,8 @@ def difference_words(found: Difference) -> str:
     interval = f"95% interval {signed(found.low)} to {signed(found.high)} points"
     if found.told:
         return f"{signed(found.mean)} points over {found.n:,} questions, {interval}"
-    return f"cannot be told apart with {found.n:,} questions ({interval})"
+    limits = f" ({interval})" if found.n >= FEWEST else ""
+    return f"cannot be told apart with {found.n:,} questions{limits}"
 
 
 def signed(share: float) -> str:
@@ -130,6 +131,8 @@ def _score_words(c: Compared, row: Row) -> str:
     if len(scores_of(row.score)) > found.n or len(scores_of(c.base.score)) > found.n:
         asked = f"the {found.n:,} questions that both were asked"
     both = f"{found.second:.1%} against {found.first:.1%}"
+    if not found.told and found.n < FEWEST:
+        return f"Its score cannot be told apart with {asked}."
     if not found.told:
         interval = f"{signed(found.low)} to {signed(found.high)} points"
         return f"Its score cannot be told apart with {asked}: {both} (95% interval of the difference {interval})."
