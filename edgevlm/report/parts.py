@@ -39,8 +39,9 @@ def legend(series: Sequence[Series], *more: Html) -> Html:
 
 
 def sample(kind: str) -> Html:
-    """A line of a chart, "reference" or "whisker", for a legend."""
-    line = h("line", x1=1, x2=15, y1=8, y2=8, class_=kind)
+    """A line of a chart for a legend: "reference", which stands, or "whisker", which lies."""
+    ends = (8, 8, 1, 15) if kind == "reference" else (1, 15, 8, 8)
+    line = h("line", class_=kind, **dict(zip(("x1", "x2", "y1", "y2"), ends, strict=True)))
     return h("svg", line, viewBox="0 0 16 16", class_="swatch", aria_hidden="true")
 
 
