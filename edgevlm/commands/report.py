@@ -55,8 +55,8 @@ def report(
     """Draw one page on BUNDLE... and what they cost.
 
     What each costs, loses and gains against the one with most bits, in words and in figures; scores by skill, time by
-    stage, answers side by side, divergence by layer, the gates' tables. Differences that chance may have made are called
-    so. The page needs nothing but itself. What no JSON file holds is measured here, briefly.
+    stage, answers side by side, divergence by layer, the gates' tables. Differences that chance may have made are
+    called so. The page needs nothing but itself. What no JSON file holds is measured here, briefly.
     """
     from edgevlm.bundle.manifest import open_bundle
     from edgevlm.io.apart import check_apart

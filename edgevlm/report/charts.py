@@ -166,7 +166,7 @@ def _class(look: Series) -> str:
 
 
 def _share(part: float, whole: float) -> str:
-    share = part / whole if whole > 0 else 0.0
+    share = part / whole if 0 < whole < math.inf else 0.0
     return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
 
 

@@ -9,7 +9,7 @@ from edgevlm.bench.worker import STAGES
 from edgevlm.io.console import seconds
 from edgevlm.io.processor import processor_line
 from edgevlm.report.charts import part_series, stack
-from edgevlm.report.gather import Findings
+from edgevlm.report.gather import Findings, is_number
 from edgevlm.report.markup import Html, h, join
 from edgevlm.report.measure import is_evaluator
 from edgevlm.report.parts import busy_warning, legend, missing, short, spaced, table
@@ -37,7 +37,8 @@ def _real(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _parts(subject: dict[str, Any]) -> list[float]:
     """Seconds of each stage of one question, all steps of decode."""
-    steps = (subject.get("answer_tokens") or 1) - 1
+    tokens = subject.get("answer_tokens")
+    steps = max(tokens - 1, 0) if is_number(tokens) else 0
     return [subject["warm"][stage]["median"] * (steps if stage == "decode" else 1) for stage in STAGES]
 
 
@@ -64,15 +65,17 @@ def _block(found: Findings, report: dict[str, Any], real: list[dict[str, Any]], 
 
 
 def _ratios(found: Findings, report: dict[str, Any]) -> Html | None:
-    if not report.get("vs"):
+    compared = report.get("vs")
+    compared = [vs for vs in compared if isinstance(vs, dict)] if isinstance(compared, list) else []
+    if not compared or not report["subjects"]:
         return None
     runtimes = {subject["name"]: subject["runtime"] for subject in report["subjects"]}
 
     def named(name: object) -> str:
-        return short(found, str(name), runtimes.get(name, ""))
+        return short(found, str(name), runtimes.get(str(name), ""))
 
     first = named(report["subjects"][0]["name"])
-    rows = [[h("bdi", named(vs.get("name"))), *(_ratio(vs, stage) for stage in _RATIOS)] for vs in report["vs"]]
+    rows = [[h("bdi", named(vs.get("name"))), *(_ratio(vs, stage) for stage in _RATIOS)] for vs in compared]
     caption = (
         f"How many times as long as {first} in the same turn, median (least to greatest): above 1, {first} is faster. "
         "Where the range holds 1, which of the two is faster changed from turn to turn."
@@ -81,14 +84,13 @@ def _ratios(found: Findings, report: dict[str, Any]) -> Html | None:
 
 
 def _ratio(vs: dict[str, Any], stage: str) -> str:
-    value, spread = ((vs.get(name) or {}).get(stage) for name in ("ratios", "spread"))
-    if not isinstance(value, int | float):
-        return ""
-    return (
-        f"{value:.2f}x ({spread[0]:.2f} to {spread[1]:.2f})"
-        if isinstance(spread, list) and len(spread) == 2
-        else f"{value:.2f}x"
+    value, spread = (
+        kind.get(stage) if isinstance(kind := vs.get(name), dict) else None for name in ("ratios", "spread")
     )
+    if not is_number(value):
+        return ""
+    ends = [end for end in spread if is_number(end)] if isinstance(spread, list) else []
+    return f"{value:.2f}x ({ends[0]:.2f} to {ends[1]:.2f})" if len(ends) == 2 else f"{value:.2f}x"
 
 
 def _spread(warm: dict[str, Any], cold: dict[str, Any]) -> Html:

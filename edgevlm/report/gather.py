@@ -153,7 +153,8 @@ def read_eval(data: Any, where: str) -> dict[str, Any]:
             for skill in data["skills"].values()
             for name in ("score", "low", "high")
         ]
-        good = all(is_number(value) for value in [data.get("score"), *skills]) and _good_scores(data.get("scores", {}))
+        ends = [data[name] for name in ("low", "high") if name in data]
+        good = all(map(_is_score, [data.get("score"), *skills, *ends])) and _good_scores(data.get("scores", {}))
     if not good:
         raise EdgeVLMError(f"'{where}' is not an evaluation: make one with `edgevlm eval BUNDLE --json FILE`.")
     result: dict[str, Any] = data
@@ -163,9 +164,12 @@ def read_eval(data: Any, where: str) -> dict[str, Any]:
 def _good_scores(scores: Any) -> bool:
     """{skill: {question: score}}, each 0 to 1."""
     return isinstance(scores, dict) and all(
-        isinstance(each, dict) and all(is_number(score) and 0 <= score <= 1 for score in each.values())
-        for each in scores.values()
+        isinstance(each, dict) and all(map(_is_score, each.values())) for each in scores.values()
     )
+
+
+def _is_score(value: object) -> bool:
+    return is_number(value) and -1e-9 <= value <= 1 + 1e-9
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -9,7 +9,7 @@ from edgevlm.report.charts import Estimate, Series, layer_lines, score_axis, sco
 from edgevlm.report.compare import compare_runs, question_sets
 from edgevlm.report.gather import Findings
 from edgevlm.report.markup import Html, h, join
-from edgevlm.report.parts import legend, look, missing, sample, short, table
+from edgevlm.report.parts import count, legend, look, missing, sample, short, table
 from edgevlm.report.words import difference_words, signed
 
 
@@ -40,9 +40,9 @@ def _suite(found: Findings, suite: str) -> Html:
         "5%, adjusted by Holm for the skills and runs of this table)."
     )
     same, known = question_sets(runs.reports)
-    counts = ", ".join(f"{s.name} {r.get('questions', '?')}" for s, r in named)
+    counts = ", ".join(f"{s.name} {count(r.get('questions'))}" for s, r in named)
     warning = None
-    if not known:
+    if not known and len(named) > 1:
         warning = missing(
             "A file of an earlier edgevlm does not say which questions were asked: its run is not compared."
         )
@@ -57,9 +57,9 @@ def _suite(found: Findings, suite: str) -> Html:
 def _row(
     skill: str, seen: list[tuple[Series, Estimate | None]], differences: list[Difference | None], base: dict[str, Any]
 ) -> list[object]:
-    count = base.get("questions") if skill == "all" else base["skills"].get(skill, {}).get("n")
+    asked = base.get("questions") if skill == "all" else base["skills"].get(skill, {}).get("n")
     first = seen[0][1]
-    name = join(h("bdi", skill), h("span", f" n = {count:,}" if count else "", class_="caption"))
+    name = join(h("bdi", skill), h("span", f" n = {count(asked)}" if asked else "", class_="caption"))
     return [name, scores(seen, skill), f"{first.value:.1%}" if first else "", *map(_points, differences)]
 
 

@@ -45,6 +45,11 @@ def sample(kind: str) -> Html:
     return h("svg", line, viewBox="0 0 16 16", class_="swatch", aria_hidden="true")
 
 
+def count(value: object) -> str:
+    """A number of questions as it stands in a file, which may hold anything."""
+    return f"{value:,}" if isinstance(value, int) else "?"
+
+
 def missing(words: str) -> Html:
     return h("p", words, class_="missing")
 
@@ -86,7 +91,7 @@ def table(
         11.5 if i in plots else max(map(_width, column)) for i, column in enumerate(zip(head, *rows, strict=True))
     ]
     words = [word for row in rows for word in _plain(row[0]).split()]  # which the first column breaks lines between
-    least = min(widths[0], max(7.5, *map(_width, words))) + sum(widths[1:])
+    least = min(widths[0], max([7.5, *map(_width, words)])) + sum(widths[1:])
     hint = h("p", "More columns to the right: scroll this table sideways.", class_="hint", aria_hidden="true")
     grid = h("table", h("thead", top), h("tbody", *lines), class_="filled" if plots else None)
     scroll = h("div", grid, class_="scroll", tabindex="0", role="region", aria_label=label)

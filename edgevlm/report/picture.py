@@ -10,7 +10,7 @@ from edgevlm.report.charts import Series, bar
 from edgevlm.report.compare import FIRST, LAST, Compared, Row
 from edgevlm.report.gather import Findings, Member, is_number
 from edgevlm.report.markup import Html, h, join
-from edgevlm.report.parts import legend, look, sample, spaced, swatch
+from edgevlm.report.parts import count, legend, look, sample, spaced, swatch
 from edgevlm.report.words import rate
 
 
@@ -83,8 +83,7 @@ def _cell(c: Compared, what: _Quantity, row: Row, seen: Series) -> Html:
 
 def _interval(interval: tuple[float, float] | None, asked: object) -> Html:
     limits = h("span", f"{100 * interval[0]:.1f} to {interval[1]:.1%}") if interval else None
-    count = h("span", f"n = {asked:,}") if isinstance(asked, int) else None
-    return h("span", spaced(limits, count), class_="caption")
+    return h("span", spaced(limits, h("span", f"n = {count(asked)}")), class_="caption")
 
 
 def _caption(c: Compared) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from edgevlm.report.compare import Compared, Row, compare, question_sets
 from edgevlm.report.gather import Findings, Member
 from edgevlm.report.markup import Html, h, join
-from edgevlm.report.parts import busy_warning, look, missing, spaced, swatch
+from edgevlm.report.parts import busy_warning, count, look, missing, spaced, swatch
 from edgevlm.report.picture import picture, recipe
 from edgevlm.report.words import costs, gains, lead, loses, untold
 
@@ -16,21 +16,22 @@ def summary(found: Findings) -> Html:
     c = compare(found)
     words = h("p", " ".join(lead(c)), class_="lead")
     cards = [_card(found, c, row) for row in (c.base, *c.others())]
-    return join(words, *_warnings(c), picture(found, c), h("div", *cards, class_="cards"))
+    return join(words, *_warnings(found, c), picture(found, c), h("div", *cards, class_="cards"))
 
 
-def _warnings(c: Compared) -> list[Html | None]:
+def _warnings(found: Findings, c: Compared) -> list[Html | None]:
     """What forbids to compare what the picture puts side by side."""
     benches = [row.bench for row in c.rows if row.bench]
-    found = [next((words for bench in benches if (words := busy_warning(bench))), None)]
+    warnings = [next((words for bench in benches if (words := busy_warning(bench))), None)]
     if len({id(bench) for bench in benches}) > 1:
-        found.append(missing("Times are of several benchmarks: only bundles of one benchmark are compared."))
+        warnings.append(missing("Times are of several benchmarks: only bundles of one benchmark are compared."))
     same, known = question_sets(row.score for row in c.rows if row.score)
     if not same:
-        counts = ", ".join(f"{row.name} {row.score.get('questions', '?')}" for row in c.rows if row.score)
+        named = [(look(found, row.member, row.runtime).name, row.score) for row in c.rows if row.score]
+        counts = ", ".join(f"{name} {count(score.get('questions'))}" for name, score in named)
         what = "were not asked the same questions" if known else "may not have been asked the same questions"
-        found.append(missing(f"These runs {what} ({counts}): scores are compared over those that two runs share."))
-    return found
+        warnings.append(missing(f"These runs {what} ({counts}): scores are compared over those that two runs share."))
+    return warnings
 
 
 def _card(found: Findings, c: Compared, row: Row) -> Html:

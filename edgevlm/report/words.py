@@ -17,18 +17,19 @@ def lead(c: Compared) -> list[str]:
     best = base.member.name
     small = min(others, key=lambda row: row.bytes)
     if small.bytes < base.bytes:
-        better, worse = ([words for words, bad in _against(c, small) if bad is which] for which in (False, True))
-        but = f", but {_listed(worse)}" if worse else ""
+        good, bad = ([words for words, worse in _against(c, small) if worse is which] for which in (False, True))
+        but = f", but {_listed(bad)}" if bad else ""
         said = f"{small.member.name} is the smallest, {size(small.bytes)} where {best} has {size(base.bytes)}"
-        sentences = [f"{said}: {_listed(better)}{but}."]
+        sentences = [f"{said}{': ' if good else ''}{_listed(good)}{but}."]
     else:
         sentences = [f"No bundle is smaller than {best}, which has {size(base.bytes)}."]
     found = [(row, d) for row in others if (d := c.difference(row))]
-    worse = [(row, d) for row, d in found if d.told and d.mean < 0]
+    for sign, than in ((-1, "less"), (1, "more")):
+        told = [(row.member.name, points(sign * d.mean)) for row, d in found if d.told and sign * d.mean > 0]
+        each = [f"{name} {'' if i else 'scores '}{by}" for i, (name, by) in enumerate(told)]
+        if each:
+            sentences.append(f"{_listed(each)} points {than} than {best}.")
     level = [(row, d) for row, d in found if not d.told]
-    if worse:
-        losses = [f"{row.member.name} {'' if i else 'scores '}{points(-d.mean)}" for i, (row, d) in enumerate(worse)]
-        sentences.append(f"{_listed(losses)} points less than {best}.")
     if level:
         names = _listed([row.member.name for row, _ in level])
         asked = " and ".join(dict.fromkeys(f"{d.n:,}" for _, d in level))
@@ -161,4 +162,4 @@ def _against(c: Compared, row: Row) -> list[tuple[str, bool]]:
 
 
 def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)

@@ -94,7 +94,8 @@ def _data(out: Path) -> None:
         {"image": "a.png", "question": "Is it blue?"},
     )
     skill = {"score": 0.5, "low": 0.4, "high": 0.6, "n": 9}
-    figures = {"bundle": "b", "suite": "scenes", "runtime": "onnxruntime", "score": 0.5, "skills": {"colour": skill}}
+    figures = {"bundle": "b", "suite": "scenes", "runtime": "onnxruntime", "score": 0.5, "questions": 2,
+               "skills": {"colour": skill}, "scores": {"colour": {"a": 0.0, "b": 1.0}}}  # fmt: skip
     (data / "eval.json").write_text(json.dumps(figures))
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from report_cases import EVIL, answers, bench_json, check_page, eval_json, report_member, subject
 
+from edgevlm.bench.measure import read_bench
 from edgevlm.bundle.manifest import MANIFEST, open_bundle
 from edgevlm.cli import main
 from edgevlm.errors import EdgeVLMError
@@ -86,7 +87,7 @@ def test_runs_over_different_questions_are_said_to_be(members: tuple[Member, ...
     names = [str(member.bundle.folder) for member in members]
     few = eval_json(names[1], colour=answers(60, 60))
     words = check_page(page(Findings(members, (), (eval_json(names[0], colour=answers(200, 100)), few), ()))).text()
-    assert "were not asked the same questions (plain on onnxruntime 200, <b>&'x on onnxruntime 60)" in words
+    assert "were not asked the same questions (plain 200, <b>&'x 60): scores are compared over" in words
     assert "These runs were not asked the same questions (plain 200, <b>&'x 60): marks show each run's own." in words
     del few["scores"]
     words = check_page(page(Findings(members, (), (eval_json(names[0], colour=answers(200, 100)), few), ()))).text()
@@ -194,6 +195,41 @@ GOOD = eval_json("b", colour=answers(4, 2))
 def test_json_that_is_no_evaluation(data: Any) -> None:
     with pytest.raises(EdgeVLMError, match=r"'e\.json' is not an evaluation"):
         read_eval(data, "e.json")
+
+
+ODD = (None, "", {}, [], -1, 1e308, True, "<b>", float("nan"), [None], {"a": []})
+
+
+def places(value: Any, depth: int = 3) -> list[tuple[Any, ...]]:
+    """The keys to everything in a JSON value, of lists the first only."""
+    inside = (
+        list(value.items())
+        if isinstance(value, dict)
+        else list(enumerate(value))[:1]
+        if isinstance(value, list)
+        else []
+    )
+    return [(key, *rest) for key, each in inside for rest in ([()] + (places(each, depth - 1) if depth > 1 else []))]
+
+
+def test_odd_values_in_files_make_a_page_or_a_refusal(members: tuple[Member, ...]) -> None:
+    found = everything(members)
+    whole: dict[str, Any] = {"eval": found.evals[1], "bench": found.benches[0]}
+    drawn = 0
+    inner = [place for place in places(whole, 4) if len(place) > 1]
+    for turn, place in enumerate(place for place in inner for _ in range(4)):
+        changed = json.loads(json.dumps(whole))
+        target = changed
+        for key in place[:-1]:
+            target = target[key]
+        target[place[-1]] = ODD[turn % len(ODD)]
+        try:
+            score, bench = read_eval(changed["eval"], "e.json"), read_bench(changed["bench"], "b.json")
+        except EdgeVLMError:
+            continue
+        assert "nan%" not in check_page(page(Findings(members, (bench,), (found.evals[0], score), ()))).text()
+        drawn += 1
+    assert drawn > 80
 
 
 def test_mistakes_come_before_any_work(tiny_bundle: Path, tmp_path: Path) -> None:
