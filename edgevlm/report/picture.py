@@ -56,7 +56,8 @@ def picture(found: Findings, c: Compared) -> Html:
 def recipe(member: Member) -> str:
     """ "int4 balanced gptq"."""
     said = member.bundle.manifest.recipe
-    how = [str(value) for key in ("preset", "method") if (value := said.get(key)) not in (None, "rtn")]
+    keys = () if member.kind in ("fp32", "fp16") else ("preset", "method")  # which say how weights are rounded
+    how = [str(value) for key in keys if (value := said.get(key)) not in (None, "rtn")]
     return " ".join([member.kind, *how])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgevlm.report.charts import COLOURS
 from edgevlm.report.compare import Compared, Row, compare, question_sets
 from edgevlm.report.gather import Findings, Member
 from edgevlm.report.markup import Html, h, join
@@ -36,7 +37,8 @@ def _warnings(found: Findings, c: Compared) -> list[Html | None]:
 
 def _card(found: Findings, c: Compared, row: Row) -> Html:
     manifest = row.member.bundle.manifest
-    head = h("h3", swatch(look(found, row.member, row.runtime)), h("bdi", row.member.name))
+    seen = look(found, row.member, row.runtime)
+    head = h("h3", swatch(seen), h("bdi", row.member.name))
     engine = f", on {row.runtime}" if len(found.engines) > 1 else ""
     about = h("p", f"{manifest.model.name}, {recipe(row.member)}{engine}", class_="caption")
     blocks = [("Costs", [f"{', '.join(costs(row))}."])]
@@ -47,7 +49,9 @@ def _card(found: Findings, c: Compared, row: Row) -> Html:
         if words := untold(c, row):
             blocks.append(("Open", [words]))
     terms = join(*(part for name, lines in blocks for part in (h("dt", name), *_lines(lines))))
-    return h("article", spaced(head, gate_badge(row.member)), about, h("dl", terms), class_="card")
+    return h(
+        "article", spaced(head, gate_badge(row.member)), about, h("dl", terms), class_=f"card c{seen.colour % COLOURS}"
+    )
 
 
 def _lines(lines: Sequence[str]) -> list[Html]:
