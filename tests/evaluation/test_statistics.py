@@ -20,8 +20,8 @@ def test_the_sign_test_is_scipy_s(ups: int, downs: int) -> None:
 
 
 def test_the_interval_is_the_published_one() -> None:
-    """The example of Fagerland, Lydersen and Laake 2014 (doi 10.1002/sim.6148): of 21 patients 1 before and after, 1 only
-    before, 7 only after, 12 never. The interval as its authors write it: ((c + 1) - (b + 1)) / (n + 2) and its error."""
+    """The example of Fagerland, Lydersen and Laake 2014 (doi 10.1002/sim.6148): of 21 patients 1 before and after, 1
+    only before, 7 only after, 12 never. The interval is ((c + 1) - (b + 1)) / (n + 2) and its error, as published."""
     before = {f"q{i}": float(i < 2) for i in range(21)}
     after = {f"q{i}": float(i == 0 or 2 <= i < 9) for i in range(21)}
     found = paired_difference(before, after)
