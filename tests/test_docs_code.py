@@ -1,0 +1,250 @@
+"""Every block of code in README.md, CONTRIBUTING.md, docs/ and bench/ is right.
+
+The rules, for who writes a page:
+
+- A block is fenced and names its language. `sh` holds commands, `console` commands behind `$ ` and what they print
+  (compared, where it is given), `text` is anything that is neither program nor data.
+- A page's `python` and shell blocks run in order, in one namespace and one temporary folder, offline. In that folder
+  lie the bundles BUNDLES (the shipped model), its checkpoint as CHECKPOINTS, and the files of `prepare`. What a
+  command writes (`-o`) may be there already; it is removed first.
+- Of a shell block, the `edgevlm` commands run. Of others it is checked that scripts, `make` targets and extras exist.
+- `<!-- not run: WHY, in words -->` on the line before a block: it cannot run here. It still has to compile, and its
+  commands have to parse. `<!-- heavy: WHY -->`: it runs with the heavy tests alone. Say as much with few of these.
+- `json`, `jsonl`, `yaml` and `toml` are parsed; `js` goes through `node --check`. Other languages are listed.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import textwrap
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from documents import PAGES, ROOT, Block, Command, blocks, command, name
+from PIL import Image
+
+from edgevlm.cli import edgevlm, main
+
+BUNDLES = ("smolvlm", "tiny", "bundle", "BUNDLE", "qwen", "mine", "smolvlm-fp32", "smolvlm-int8", "smolvlm-int4")
+CHECKPOINTS = ("HuggingFaceTB/SmolVLM-256M-Instruct", "my-smolvlm", "FOLDER")
+SHELLS = ("sh", "console")
+RUN = ("python", *SHELLS)
+PARSED = ("json", "jsonl", "yaml", "toml", "js")
+LISTED = ("text", "swift", "kotlin", "nginx", "dockerfile", "promql", "html", "cpp", "markdown", "diff", "ini")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture(scope="session")
+def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default model in int4, for ONNX. Do not change it."""
+    from edgevlm.export.pipeline import ExportOptions, export_model
+
+    out = tmp_path_factory.mktemp("shipped") / "default"
+    return export_model(ExportOptions("default", out, quantize="int4", gate=False)).folder
+
+
+def prepare(folder: Path, bundle: Path) -> None:
+    """What the pages' reader has at hand."""
+    for each in BUNDLES:
+        (folder / each).symlink_to(bundle)
+    for each in CHECKPOINTS:
+        (folder / each).parent.mkdir(exist_ok=True)
+        (folder / each).symlink_to(ROOT / "edgevlm" / "assets" / "default")
+    (folder / "photos").mkdir()
+    pictures = ("photo", "before", "after", "kitchen", "photos/one", "photos/two")
+    with Image.open(ROOT / "edgevlm" / "assets" / "scenes" / "demo.png") as image:
+        for each in pictures:
+            image.convert("RGB").save(folder / f"{each}.jpg", quality=95)
+    asked = [{"image": "kitchen.jpg", "question": "How many balloons are there?"}, {"question": "What is red?"}]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked), encoding="utf-8")
+    (folder / "questions.txt").write_text("/image photo.jpg\nHow many balloons are there?\n", encoding="utf-8")
+    schema = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+    (folder / "vehicle.json").write_text(json.dumps(schema), encoding="utf-8")
+
+
+class Reader:
+    """Someone who does what a page says, from its beginning to its end."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.capsys, self.monkeypatch = folder, capsys, monkeypatch
+        self.names: dict[str, Any] = {"__name__": "__main__"}
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(socket.socket, "connect", _no_network)
+
+    def do(self, block: Block) -> None:
+        if block.language == "python":
+            source = "\n" * block.line + block.text
+            exec(compile(source, str(block), "exec", dont_inherit=True), self.names)
+            return
+        for line, printed in block.commands():
+            found = command(line)
+            if found.words[0] == "edgevlm":
+                assert found.whole, f"{block}: more than one command in '{line}'; mark it as not run"
+                said = self.say(block, found)
+                assert not printed or said.strip() == printed, f"{block}: '{line}' printed {said!r}"
+
+    def say(self, block: Block, found: Command) -> str:
+        """Standard output of an `edgevlm` command that succeeds."""
+        for before, word in zip(found.words, found.words[1:], strict=False):
+            if before in ("-o", "--out"):
+                _remove(self.folder / word)
+        self.capsys.readouterr()
+        with open(found.stdin or os.devnull, encoding="utf-8") as stdin, pytest.raises(SystemExit) as done:
+            self.monkeypatch.setattr("sys.stdin", stdin)
+            main(found.words[1:])
+        said, told = self.capsys.readouterr()
+        assert done.value.code == 0, f"{block}: {' '.join(found.words)}\n{told}"
+        if found.stdout:
+            (self.folder / found.stdout).write_text(said, encoding="utf-8")
+        return said
+
+
+def _no_network(self: socket.socket, address: object) -> None:
+    raise AssertionError(f"a page reached for the network: {address}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def runs(page: Path, heavy: bool) -> list[Block]:
+    notes = ("", "heavy") if heavy else ("",)
+    return [block for block in blocks(page) if block.language in RUN and block.note in notes]
+
+
+def has_heavy(page: Path) -> bool:
+    return any(block.note == "heavy" for block in blocks(page))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runs(page, heavy=False)], ids=name)
+def test_blocks_run(
+    page: Path,
+    shipped_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepare(tmp_path, shipped_bundle)
+    reader = Reader(tmp_path, capsys, monkeypatch)
+    for block in runs(page, heavy=False):
+        reader.do(block)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("page", [page for page in PAGES if has_heavy(page)], ids=name)
+def test_heavy_blocks_run(
+    page: Path,
+    shipped_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepare(tmp_path, shipped_bundle)
+    reader = Reader(tmp_path, capsys, monkeypatch)
+    for block in runs(page, heavy=True):
+        reader.do(block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_blocks_are_well_formed(page: Path) -> None:
+    """Those that do not run, too."""
+    for block in blocks(page):
+        assert block.language in (*RUN, *PARSED, *LISTED), f"{block}: which language is '{block.language}'?"
+        if block.note:
+            assert block.language in RUN, f"{block}: a {block.language} block is never run"
+        if block.language in SHELLS:
+            for line, _ in block.commands():
+                check_command(block, command(line))
+        elif block.language == "python":
+            check_python(block)
+        elif block.language in PARSED:
+            check_data(block)
+
+
+def check_python(block: Block) -> None:
+    """An excerpt may be the inside of a function, and may leave out what a function does."""
+    inside = textwrap.indent(textwrap.dedent(block.text), " ")
+    ast.parse(block.text if not block.note else f"async def excerpt():\n{inside}", str(block))
+
+
+def check_data(block: Block) -> None:
+    if block.language in ("json", "jsonl"):
+        for text in block.text.splitlines() if block.language == "jsonl" else [block.text]:
+            json.loads(text)
+    elif block.language == "yaml":
+        assert list(yaml.safe_load_all(block.text))
+    elif block.language == "toml":
+        tomllib.loads(block.text)
+    elif node := shutil.which("node"):
+        command = [node, "--check", "--input-type=module", "-"]
+        done = subprocess.run(command, input=block.text, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{block}: {done.stderr}"
+
+
+def check_command(block: Block, found: Command) -> None:
+    """A line of a shell block: what it names of this project exists."""
+    if not found.words:
+        return
+    program, *words = found.words
+    if program == "edgevlm" and words:
+        check_verb(block, words)
+    elif program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert {word for word in words if "=" not in word} <= set(targets), f"{block}: make {words}"
+    elif program in ("python", "python3") and words[0] != "-m":
+        scripts = [word for word in words[:1] if word.startswith(("bench/", "docs/", "tests/"))]
+        assert all((ROOT / script).is_file() for script in scripts), f"{block}: {words[0]} is not there"
+    elif program == "python" and words[1] == "edgevlm":
+        check_verb(block, words[2:])
+    elif program == "pip":
+        for extras in re.findall(r"^(?:\.|edgevlm)\[([\w,-]+)\]", "\n".join(words), re.MULTILINE):
+            assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys(), f"{block}: {extras}"
+
+
+def check_verb(block: Block, words: list[str]) -> None:
+    """The verb and its flags exist, the number of arguments fits, and values have their types; files may be missing."""
+    verb, *rest = words
+    assert verb in edgevlm.commands or verb.startswith("-"), f"{block}: edgevlm {verb}"
+    if verb.startswith("-"):
+        return
+    verbs = edgevlm.commands[verb]
+    context = click.Context(verbs, info_name=verb)
+    given, left, _ = verbs.make_parser(context).parse_args([word for word in rest if word != "..."])
+    assert not left, f"{block}: edgevlm {verb} takes no {left}"
+    for option in verbs.params:
+        value = given.get(option.name or "")
+        if value is not None and not isinstance(option.type, click.Path | click.File):
+            option.type_cast_value(context, value)
+
+
+def test_what_is_not_run_is_few_and_said_why(request: pytest.FixtureRequest) -> None:
+    """-rP shows the list."""
+    found = [block for page in PAGES for block in blocks(page) if block.language in RUN]
+    counts = Counter(block.note or "run" for block in found)
+    print(f"{counts['run']} blocks run, {counts['heavy']} in the heavy tests, {counts['not run']} cannot:")
+    for block in found:
+        if block.note:
+            print(f"  {block} ({block.note}): {block.reason}")
+            assert len(block.reason) > 10, f"{block}: why is it not run?"
+    listed = Counter(b.language for page in PAGES for b in blocks(page) if b.language in LISTED)
+    print("not checked:", ", ".join(f"{count} {language}" for language, count in listed.items()))
+
+
+def test_the_readme_answers_in_three_lines_of_python() -> None:
+    (block,) = (block for block in blocks(ROOT / "README.md") if block.language == "python")
+    lines = [line for line in block.text.splitlines() if line]
+    assert len(lines) == 3 and not block.note and ";" not in block.text
