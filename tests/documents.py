@@ -31,15 +31,33 @@ class Block:
     def __str__(self) -> str:
         return f"{name(self.page)}:{self.line}"
 
-    def commands(self) -> Iterator[tuple[str, str]]:
-        """Each command of a shell block with what the page says that it prints: in `console`, behind `$ `."""
-        lines = self.text.replace("\\\n", " ").splitlines()
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Each line of a shell block with what the page says that it prints: in `console`, behind `$ `."""
         if self.language != "console":
-            yield from ((line.strip(), "") for line in lines if line.strip() and not line.strip().startswith("#"))
+            yield from ((line, "") for line in _shell_lines(self.text))
             return
-        for part in re.split(r"^\$ ", "\n".join(lines), flags=re.MULTILINE)[1:]:
-            command, _, printed = part.partition("\n")
-            yield command, printed.strip()
+        for part in re.split(r"^\$ ", self.text, flags=re.MULTILINE)[1:]:
+            line = next(_shell_lines(part))
+            yield line, part.replace("\\\n", " ")[len(line) :].strip()
+
+
+def _shell_lines(text: str) -> Iterator[str]:
+    """Lines as a shell takes them: with those that a backslash or an open quote adds, without what `<<END` holds."""
+    whole, end = "", ""
+    for line in text.replace("\\\n", " ").splitlines():
+        if end:
+            end = "" if line.strip() == end else end
+            continue
+        whole = f"{whole}\n{line}" if whole else line
+        try:
+            empty = not shlex.split(whole, comments=True)
+        except ValueError:  # an open quote
+            continue
+        if here := re.search(r"<<-?\s*['\"]?(\w+)", whole):
+            end = here[1]
+        if not empty:
+            yield whole
+        whole = ""
 
 
 def name(page: Path) -> str:
@@ -73,33 +91,30 @@ def _in_list(lines: list[str], at: int) -> bool:
     return re.match(r"([-*+]|\d+\.) ", before) is not None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Command:
-    """One command line: its words, and the files that it reads from and writes to."""
+    """One command of a line: its words, and the files that it reads from and writes to."""
 
     words: list[str]
     stdin: str | None = None
     stdout: str | None = None
-    whole: bool = True  # whether this is all of the line, and no pipe, `&&` or `&` goes on
 
 
-def command(line: str) -> Command:
-    """The first command of a line of a shell, without the variables set for it."""
+def commands(line: str) -> list[Command]:
+    """Those of a line of a shell, between `|`, `&&`, `;` and `&`, without the variables set for them."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=";<>|&")
     lexer.wordchars += "@%^{}[]$+!,:()"
-    words, given, whole = [], {"<": None, ">": None}, True
-    tokens = iter(lexer)
+    found, tokens = [Command([])], iter(lexer)
     for token in tokens:
-        if token in given:
-            given[token] = next(tokens)
+        if token == "<":
+            found[-1].stdin = next(tokens)
+        elif token == ">":
+            found[-1].stdout = next(tokens)
         elif set(token) <= set(";<>|&"):
-            whole = False
-            break
-        else:
-            words.append(token)
-    while words and re.match(r"[A-Z_]+=", words[0]):
-        words.pop(0)
-    return Command(words, given["<"], given[">"], whole)
+            found.append(Command([]))
+        elif found[-1].words or not re.match(r"[A-Z_]+=", token):
+            found[-1].words.append(token)
+    return [command for command in found if command.words]
 
 
 def prose(text: str) -> str:
