@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n 2 -rs
 # out where the CPU has such a unit.
 NO_AMX := $(shell echo | cc -march=native -dM -E - 2>/dev/null | grep -q __AMX_TILE__ && echo -mno-amx-tile -mno-amx-int8)
 
-.PHONY: demo test test-heavy campaigns lint types docs models lock wheel licences clean
+.PHONY: demo test test-heavy campaigns lint types docs site models lock wheel licences clean
 
 demo: .venv/export.done
 	$(BIN)/edgevlm demo --out bundles/demo
@@ -46,6 +46,12 @@ docs: .venv/test.done
 	$(BIN)/python docs/make_limits.py --check
 	$(BIN)/python docs/make_models.py --check
 	$(BIN)/python docs/make_performance.py --check
+	$(BIN)/python docs/make_choose.py --check
+
+# The documents as a site, into build/site, where `python3 -m http.server` shows it. A link or heading that is not there, or a page
+# that the navigation lacks, stops it.
+site: .venv/docs.done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # docs/models.md, of what the families' tests measure, heavy ones too: an hour or so. One family: docs/make_models.py NAME.
 models: .venv/heavy.done
