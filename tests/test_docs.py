@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from documents import OTHERS, PAGES, ROOT, anchors, links, name
+from documents import DOCS, OTHERS, PAGES, ROOT, anchors, links, name
 
 from edgevlm.checkpoint.families import FAMILIES
 
@@ -89,6 +89,11 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert place.suffix == ".md" and anchor in anchors(place.read_text(encoding="utf-8")), (
                 f"{name(page)}: {link}"
             )
+
+
+def test_the_first_page_leads_to_every_other() -> None:
+    leads = set(links((ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
+    assert {page.name for page in DOCS} - leads == {"index.md"}
 
 
 def test_a_page_without_the_heading_is_noticed() -> None:
