@@ -7,7 +7,7 @@ The rules, for who writes a page:
 - A page's `python` and shell blocks run in order, in one namespace and one temporary folder, offline. In that folder
   lie the bundles BUNDLES (the shipped model), its checkpoint as CHECKPOINTS, and the files of `prepare`. What a
   command writes (`-o`) may be there already; it is removed first.
-- Of a shell block, the `edgevlm` commands run. Of others it is checked that scripts, `make` targets and extras exist.
+- Of a shell block, the `edgevlm` commands run. Of others it is checked that scripts and `make` targets exist.
 - `<!-- not run: WHY, in words -->` on the line before a block: it cannot run here. It still has to compile, and its
   commands have to parse. `<!-- heavy: WHY -->`: it runs with the heavy tests alone. Say as much with few of these.
 - `json`, `jsonl`, `yaml` and `toml` are parsed; `js` goes through `node --check`. Other languages are listed.
@@ -42,7 +42,6 @@ SHELLS = ("sh", "console")
 RUN = ("python", *SHELLS)
 PARSED = ("json", "jsonl", "yaml", "toml", "js")
 LISTED = ("text", "swift", "kotlin", "nginx", "dockerfile", "promql", "html", "cpp", "markdown", "diff", "ini")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 @pytest.fixture(scope="session")
@@ -171,24 +170,27 @@ def test_commands_in_the_text_parse(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for line in re.findall(r"`(edgevlm [a-z][^`]*)`", text):
         for found in commands(line):
-            check_command(Block(page, text[: text.index(line)].count("\n") + 1, "sh", line), found)
+            check_command(Block(page, text[: text.index(line)].count("\n") + 1, "", line), found)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_blocks_are_well_formed(page: Path) -> None:
     """Those that do not run, too."""
     for block in blocks(page):
-        assert block.language in (*RUN, *PARSED, *LISTED), f"{block}: which language is '{block.language}'?"
-        if block.note:
-            assert block.language in RUN, f"{block}: a {block.language} block is never run"
-        if block.language in SHELLS:
-            for line, _ in block.lines():
-                for found in commands(line):
-                    check_command(block, found)
-        elif block.language == "python":
-            check_python(block)
-        elif block.language in PARSED:
-            check_data(block)
+        check(block)
+
+
+def check(block: Block) -> None:
+    assert block.language in (*RUN, *PARSED, *LISTED), f"{block}: which language is '{block.language}'?"
+    assert not block.note or block.language in RUN or block.language in PARSED, f"{block} is never run"
+    if block.language in SHELLS:
+        for line, _ in block.lines():
+            for found in commands(line):
+                check_command(block, found)
+    elif block.language == "python":
+        check_python(block)
+    elif block.language in PARSED:
+        check_data(block)
 
 
 def check_python(block: Block) -> None:
@@ -224,9 +226,6 @@ def check_command(block: Block, found: Command) -> None:
         assert all((ROOT / script).is_file() for script in scripts), f"{block}: {words[0]} is not there"
     elif program == "python" and words[1] == "edgevlm":
         check_verb(block, words[2:])
-    elif program == "pip":
-        for extras in re.findall(r"^(?:\.|edgevlm)\[([\w,-]+)\]", "\n".join(words), re.MULTILINE):
-            assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys(), f"{block}: {extras}"
 
 
 def check_verb(block: Block, words: list[str]) -> None:
@@ -240,7 +239,7 @@ def check_verb(block: Block, words: list[str]) -> None:
     try:
         given, left, _ = verbs.make_parser(context).parse_args([word for word in rest if word != "..."])
     except click.BadOptionUsage:  # in a sentence, a flag may stand without its value, at the end
-        assert "\n" not in block.text and rest[-1] in {flag for option in verbs.params for flag in option.opts}, block
+        assert not block.language and rest[-1] in {flag for option in verbs.params for flag in option.opts}, block
         return
     assert not left, f"{block}: edgevlm {verb} takes no {left}"
     for option in verbs.params:
@@ -266,3 +265,53 @@ def test_the_readme_answers_in_three_lines_of_python() -> None:
     (block,) = (block for block in blocks(ROOT / "README.md") if block.language == "python")
     lines = [line for line in block.text.splitlines() if line]
     assert len(lines) == 3 and not block.note and ";" not in block.text
+
+
+@pytest.mark.parametrize(
+    "language, text",
+    [
+        ("sh", "edgevlm exprot default -o out"),
+        ("sh", "edgevlm run bundle photo.jpg what --max-tokns 3"),
+        ("sh", "edgevlm run bundle photo.jpg what --max-tokens many"),
+        ("console", "$ ls && edgevlm export default --out"),
+        ("sh", "make coffee"),
+        ("sh", "python bench/nothing.py"),
+        ("python", "print('a'"),
+        ("json", '{"a": 1,}'),
+        ("jsonl", '{"a": 1}\n{"b": }'),
+        ("yaml", "a: [1"),
+        ("toml", "a = = 1"),
+        ("brainfuck", "+"),
+    ],
+)
+def test_a_wrong_block_is_found(language: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n\n<!-- not run: it is wrong -->\n```{language}\n{text}\n```\n", encoding="utf-8")
+    monkeypatch.setattr("documents.ROOT", tmp_path)
+    (block,) = blocks(page)
+    assert (block.text, block.note, block.reason) == (text, "not run", "it is wrong")
+    with pytest.raises((AssertionError, click.ClickException, SyntaxError, ValueError, yaml.YAMLError)):
+        check(block)
+
+
+def test_a_reader_stops_where_a_page_is_wrong(
+    shipped_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(tmp_path, shipped_bundle)
+    reader = Reader(tmp_path, capsys, monkeypatch)
+    reader.do(Block(ROOT / "page.md", 1, "console", "$ edgevlm run tiny photo.jpg 'How many balloons are there?'\n3"))
+    wrong = {
+        "console": "$ edgevlm run tiny photo.jpg 'How many balloons are there?'\n4",
+        "sh": "edgevlm run tiny missing.jpg 'How many balloons are there?'",
+        "python": "import urllib.request\nurllib.request.urlopen('http://127.0.0.1:9')",
+    }
+    for language, text in wrong.items():
+        with pytest.raises(AssertionError):
+            reader.do(Block(ROOT / "page.md", 1, language, text))
+
+
+def test_an_indented_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("documents.ROOT", tmp_path)
+    (tmp_path / "page.md").write_text("- an item\n\n    that goes on\n\nText:\n\n    edgevlm demo\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match=r"page\.md:7: an indented block"):
+        blocks(tmp_path / "page.md")

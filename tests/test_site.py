@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 from documents import DOCS, ROOT, anchors
+
+from edgevlm.bundle.manifest import Bundle
 
 pytest.importorskip("mkdocs", reason="mkdocs-material is not installed (extra docs)")
 
@@ -104,15 +106,13 @@ def test_the_page_of_targets_is_what_was_counted_and_measured(choose: Any) -> No
     assert unmeasured.count("| measured |") < text.count("| measured |")
 
 
-def test_its_bytes_are_those_of_files(choose: Any, tmp_path: Path) -> None:
+def test_its_bytes_are_those_of_files(choose: Any, gguf_bundle: Callable[..., Bundle]) -> None:
     """The shipped model's weights as they are written. ONNX files hold tables of RoPE, too, GGUF files a vocabulary."""
     from edgevlm.checkpoint.checkpoint import open_checkpoint
     from edgevlm.checkpoint.families import read_model
-    from edgevlm.export.pipeline import ExportOptions, export_model
 
     spec = read_model(open_checkpoint(str(ROOT / "edgevlm" / "assets" / "default")))[0]
-    options = ExportOptions("default", tmp_path / "out", targets=("onnx", "gguf"), gate=False)
-    folder = export_model(options).folder
+    folder = gguf_bundle("int4", "default").folder
     (size,) = {rope.size for rope in spec.decoder.ropes.values()}
     onnx = sum(path.stat().st_size for path in folder.glob("onnx/*.onnx_data")) - 4 * spec.decoder.context_length * size
     gguf = sum(path.stat().st_size for path in folder.glob("gguf/*.gguf"))
