@@ -38,10 +38,11 @@ from edgevlm.cli import edgevlm, main
 
 BUNDLES = ("smolvlm", "tiny", "bundle", "BUNDLE", "qwen", "mine", "smolvlm-fp32", "smolvlm-int8", "smolvlm-int4")
 CHECKPOINTS = ("HuggingFaceTB/SmolVLM-256M-Instruct", "my-smolvlm", "FOLDER")
+ENDLESS = ("serve",)
 SHELLS = ("sh", "console")
 RUN = ("python", *SHELLS)
 PARSED = ("json", "jsonl", "yaml", "toml", "js")
-LISTED = ("text", "swift", "kotlin", "nginx", "dockerfile", "promql", "html", "cpp", "markdown", "diff", "ini")
+LISTED = ("text", "swift", "kotlin", "cpp", "html", "nginx", "caddyfile", "dockerfile", "ini", "promql")
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +97,7 @@ class Reader:
             found = commands(line)
             if any(command.words[0] == "edgevlm" for command in found):
                 assert len(found) == 1, f"{block}: more than one command in '{line}'; mark it as not run"
+                assert found[0].words[1] not in ENDLESS, f"{block}: '{line}' does not end by itself; mark it as not run"
                 said = self.say(block, *found)
                 assert not printed or said.strip() == printed, f"{block}: '{line}' printed {said!r}"
 
