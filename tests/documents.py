@@ -65,7 +65,7 @@ def name(page: Path) -> str:
 
 
 def blocks(page: Path) -> list[Block]:
-    """Fenced blocks, in order; an indented one is refused, since it has no language."""
+    """Fenced blocks, in order; of an indented one each first line, with the language "indented"."""
     lines = page.read_text(encoding="utf-8").splitlines()
     found, above, at = [], [""], 0
     while at < len(lines):
@@ -79,7 +79,7 @@ def blocks(page: Path) -> list[Block]:
             above, at = [""], end + 1
             continue
         if re.match(r" {4}\S", lines[at]) and not lines[at - 1].strip() and not _in_list(lines, at):
-            raise AssertionError(f"{name(page)}:{at + 1}: an indented block. Fence it, and name its language.")
+            found.append(Block(page, at + 1, "indented", lines[at]))
         above.append(lines[at])
         at += 1
     return found

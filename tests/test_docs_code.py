@@ -76,7 +76,8 @@ def prepare(folder: Path, bundle: Path) -> None:
     (folder / "edgevlm" / "assets" / "scenes").mkdir(parents=True)
     shutil.copy(ROOT / "edgevlm" / "assets" / "scenes" / "demo.png", folder / "edgevlm" / "assets" / "scenes")
     schema = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
-    (folder / "vehicle.json").write_text(json.dumps(schema), encoding="utf-8")
+    for each in ("vehicle", "form"):
+        (folder / f"{each}.json").write_text(json.dumps(schema), encoding="utf-8")
 
 
 class Reader:
@@ -183,6 +184,7 @@ def test_blocks_are_well_formed(page: Path) -> None:
 
 
 def check(block: Block) -> None:
+    assert block.language != "indented", f"{block}: an indented block; fence it, and name its language"
     assert block.language in (*RUN, *PARSED, *LISTED), f"{block}: which language is '{block.language}'?"
     assert not block.note or block.language in RUN or block.language in PARSED, f"{block} is never run"
     if block.language in SHELLS:
@@ -246,7 +248,8 @@ def check_verb(block: Block, words: list[str]) -> None:
     assert not left, f"{block}: edgevlm {verb} takes no {left}"
     for option in verbs.params:
         value = given.get(option.name or "")
-        if isinstance(value, str) and not isinstance(option.type, click.Path | click.File):
+        # N, OUT and the like stand for a value.
+        if isinstance(value, str) and not value.isupper() and not isinstance(option.type, click.Path | click.File):
             option.type.convert(value, option, context)
 
 
@@ -314,6 +317,8 @@ def test_a_reader_stops_where_a_page_is_wrong(
 
 def test_an_indented_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("documents.ROOT", tmp_path)
-    (tmp_path / "page.md").write_text("- an item\n\n    that goes on\n\nText:\n\n    edgevlm demo\n", encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text("- an item\n\n    that goes on\n\nText:\n\n    edgevlm demo\n", encoding="utf-8")
+    (block,) = blocks(page)
     with pytest.raises(AssertionError, match=r"page\.md:7: an indented block"):
-        blocks(tmp_path / "page.md")
+        check(block)
