@@ -25,6 +25,7 @@ import subprocess
 import textwrap
 import tomllib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,22 @@ import yaml
 from documents import PAGES, ROOT, Block, Command, blocks, commands, name
 from PIL import Image
 
+from edgevlm.bundle.manifest import Bundle
 from edgevlm.cli import edgevlm, main
 
-BUNDLES = ("smolvlm", "tiny", "bundle", "BUNDLE", "qwen", "mine", "smolvlm-fp32", "smolvlm-int8", "smolvlm-int4")
-CHECKPOINTS = ("HuggingFaceTB/SmolVLM-256M-Instruct", "my-smolvlm", "FOLDER")
+BUNDLES = (
+    "smolvlm",
+    "tiny",
+    "bundle",
+    "BUNDLE",
+    "qwen",
+    "mine",
+    "smolvlm-fp32",
+    "smolvlm-fp16",
+    "smolvlm-int8",
+    "smolvlm-int4",
+)
+CHECKPOINTS = ("HuggingFaceTB/SmolVLM-256M-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct", "my-smolvlm", "FOLDER")
 ENDLESS = ("serve",)
 SHELLS = ("sh", "console")
 RUN = ("python", *SHELLS)
@@ -46,12 +59,9 @@ LISTED = ("text", "swift", "kotlin", "cpp", "html", "nginx", "caddyfile", "docke
 
 
 @pytest.fixture(scope="session")
-def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default model in int4, for ONNX. Do not change it."""
-    from edgevlm.export.pipeline import ExportOptions, export_model
-
-    out = tmp_path_factory.mktemp("shipped") / "default"
-    return export_model(ExportOptions("default", out, quantize="int4", gate=False)).folder
+def shipped_bundle(gguf_bundle: Callable[..., Bundle]) -> Path:
+    """The default model in int4, for ONNX and llama.cpp. Do not change it."""
+    return gguf_bundle("int4", "default").folder
 
 
 def prepare(folder: Path, bundle: Path) -> None:
