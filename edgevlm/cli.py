@@ -29,6 +29,7 @@ from edgevlm.commands.push import push
 from edgevlm.commands.report import report
 from edgevlm.commands.run import run
 from edgevlm.commands.scenes import scenes
+from edgevlm.commands.serve import serve
 from edgevlm.commands.train import train
 from edgevlm.commands.verify import verify
 from edgevlm.errors import EdgeVLMError
@@ -62,7 +63,25 @@ def edgevlm() -> None:
 
 
 for _verb in (
-    *(export, run, chat, verify, eval, bench, report, info, push, pull, demo, scenes, train, distill, compose, optimum),
+    *(
+        export,
+        run,
+        chat,
+        serve,
+        verify,
+        eval,
+        bench,
+        report,
+        info,
+        push,
+        pull,
+        demo,
+        scenes,
+        train,
+        distill,
+        compose,
+        optimum,
+    ),
 ):
     edgevlm.add_command(_verb)
 

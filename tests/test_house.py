@@ -21,6 +21,7 @@ ARROWS = {
     "checkpoint": {"inputs", "models", "io"},
     "runtimes": {"bundle", "inputs", "models", "io"},
     "generate": {"runtimes", "bundle", "inputs", "models", "io"},
+    "serve": {"generate", "runtimes", "bundle", "inputs", "io"},
     "evaluation": {"generate", "runtimes", "bundle", "inputs", "io", "scenes"},
     "bench": {"generate", "runtimes", "bundle", "inputs", "models", "io"},
     "verify": {"evaluation", "generate", "runtimes", "bundle", "inputs", "models", "io", "scenes"},

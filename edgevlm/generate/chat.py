@@ -100,7 +100,7 @@ class Chat:
             said.append({"role": "system", "content": self._system})
         for turn in self._turns:
             said.append(_question(turn.question, turn.pictures))
-            said.append({"role": "assistant", "content": _said(prompter, turn.answer)})
+            said.append({"role": "assistant", "content": said_of(prompter, turn.answer)})
         return said
 
     def rewind(self, turns: int = 1) -> None:
@@ -143,6 +143,7 @@ def _question(text: str, pictures: tuple[Kept, ...]) -> dict[str, Any]:
     return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
 
 
-def _said(prompter: Prompter, answer: Answer) -> Said:
+def said_of(prompter: Prompter, answer: Answer) -> Said:
+    """An answer as the text of a later message, with the tokens that it is made of."""
     ids = answer.ids[:-1] if answer.finish_reason == "stop" else answer.ids
     return Said(answer.text, ids, prompter.decode(ids, special=True))

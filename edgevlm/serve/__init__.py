@@ -1,0 +1,1 @@
+"""A server that speaks as OpenAI's chat completions do, for one bundle."""

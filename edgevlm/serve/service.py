@@ -1,0 +1,120 @@
+"""A bundle that is being served: what it is called, what it can, and its sessions once they are open."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+
+from edgevlm import __version__
+from edgevlm.bundle.manifest import Bundle
+from edgevlm.errors import Closed, Unsupported
+from edgevlm.generate.chat import AskOptions, put
+from edgevlm.generate.loop import Pipeline
+from edgevlm.generate.opening import open_pipeline
+from edgevlm.io.processor import usable_cores
+from edgevlm.serve.guard import Budget
+from edgevlm.serve.metrics import Metrics
+from edgevlm.serve.options import ServeOptions
+from edgevlm.serve.refusals import Refusal
+from edgevlm.serve.sessions import Sessions
+
+BODIES = 4  # requests of the largest size that are held at the same time
+
+
+class Service:
+    """What the routes ask. Opened by one thread, while others may ask already."""
+
+    def __init__(self, bundle: Bundle, options: ServeOptions) -> None:
+        manifest = bundle.manifest
+        self.bundle, self.options, self.metrics = bundle, options, Metrics()
+        self.name, self.started = manifest.model.name, int(time.time())
+        self.names = tuple(dict.fromkeys((self.name, *options.aliases, bundle.folder.resolve().name)))
+        self.context = manifest.spec.decoder.context_length
+        chat = bundle.prompt_spec.chat
+        self.switch = chat.thinking is not None and chat.direct is not None
+        self.budget = Budget(BODIES * options.max_body)
+        self._sessions: Sessions | None = None
+        self._closed = False
+
+    @property
+    def ready(self) -> bool:
+        return self._sessions is not None
+
+    @property
+    def sessions(self) -> Sessions:
+        """Raises Refusal while the model is being loaded."""
+        if self._sessions is None:
+            raise Refusal(
+                503, "The model is being loaded: ask again soon.", code="loading", headers={"Retry-After": "2"}
+            )
+        return self._sessions
+
+    def open(self) -> None:
+        """Load the model, once for each session, and answer a first question with each. Raises EdgeVLMError."""
+        options, made = self.options, list[Pipeline]()
+        threads = max(1, (options.threads or usable_cores()) // options.sessions)
+        try:
+            for _ in range(options.sessions):
+                made.append(
+                    open_pipeline(
+                        self.bundle, options.runtime, options.device, threads, reuse=options.reuse,
+                        cache_folder=options.cache_folder, pictures=made[0].pictures if made else None,
+                    )
+                )  # fmt: skip
+                _warm_up(made[-1])
+            if self._closed:
+                raise Closed("The server was stopped while it loaded the model.")
+            self._sessions = Sessions(made, options.queue, self.metrics)
+        except BaseException:
+            for pipeline in made:
+                pipeline.runtime.close()
+            raise
+
+    def close(self) -> None:
+        """Free the engines. Answers under way are cancelled."""
+        self._closed = True
+        if self._sessions is not None:
+            self._sessions.close()
+
+    def model(self) -> dict[str, Any]:
+        """As OpenAI lists a model, with what llama.cpp's and vLLM's servers say beside it."""
+        manifest = self.bundle.manifest
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.started,
+            "owned_by": "edgevlm",
+            "aliases": list(self.names[1:]),
+            "architecture": {"input_modalities": ["text", "image"], "output_modalities": ["text"]},
+            "max_model_len": self.context,
+            "meta": {
+                "n_ctx": self.context,
+                "n_vocab": manifest.spec.decoder.vocab_size,
+                "size": sum(info.size for info in manifest.files.values()),
+            },
+        }
+
+    def props(self) -> dict[str, Any]:
+        """What clients of llama.cpp's server look for. The template is named by what it can be told, and no more."""
+        return {
+            "default_generation_settings": {"n_ctx": self.context},
+            "total_slots": self.options.sessions,
+            "model_alias": self.name,
+            "modalities": {"vision": True, "audio": False},
+            "chat_template": "{# enable_thinking #}" if self.switch else "",
+            "chat_template_caps": {"supports_tools": False},
+            "build_info": f"edgevlm-{__version__}",
+        }
+
+
+def _warm_up(pipeline: Pipeline) -> None:
+    """So that the first question finds everything in memory."""
+    options = AskOptions(max_tokens=2, max_tiles=1)
+    ask: Callable[[Any], Any] = lambda pictures: put(pipeline, "Hello", pictures, options).answer  # noqa: E731
+    try:
+        ask([Image.new("RGB", (64, 64))])
+    except Unsupported:  # a bundle whose engine takes no pictures
+        ask([])
