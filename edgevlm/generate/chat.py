@@ -145,5 +145,6 @@ def _question(text: str, pictures: tuple[Kept, ...]) -> dict[str, Any]:
 
 def said_of(prompter: Prompter, answer: Answer) -> Said:
     """An answer as the text of a later message, with the tokens that it is made of."""
-    ids = answer.ids[:-1] if answer.finish_reason == "stop" else answer.ids
+    ended = answer.ids[-1:] and answer.ids[-1] in prompter.spec.stop_ids
+    ids = answer.ids[:-1] if ended else answer.ids
     return Said(answer.text, ids, prompter.decode(ids, special=True))

@@ -33,6 +33,11 @@ from edgevlm.serve.service import Service
 API = ("/v1/chat/completions", "/v1/models", "/health", "/metrics", "/props")
 LOGGED = "edgevlm.said"  # key of a scope: what the log tells of an answer
 READERS = 4  # threads that read requests
+HEADERS = {
+    b"x-content-type-options": b"nosniff",
+    b"cache-control": b"no-store",
+    b"cross-origin-resource-policy": b"same-origin",
+}
 
 
 def make_app(
@@ -120,7 +125,10 @@ def respond(error: Exception) -> Response:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    return respond(error)
+    response = respond(error)
+    if response.status_code >= 500 and not isinstance(error, Refusal):
+        note(f"Error: {error}")
+    return response
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -150,8 +158,7 @@ class _Around:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 names = {name.lower() for name, _ in message["headers"]}
-                extra = {b"x-content-type-options": b"nosniff", b"cache-control": b"no-store"}
-                message["headers"] = [*message["headers"], *(pair for pair in extra.items() if pair[0] not in names)]
+                message["headers"] = [*message["headers"], *(pair for pair in HEADERS.items() if pair[0] not in names)]
             await send(message)
 
         try:

@@ -7,7 +7,7 @@ request's pictures is ever left out.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from edgevlm.serve.messages import conversation_of
 from edgevlm.serve.options import ServeOptions
 from edgevlm.serve.pictures import Fetch
 from edgevlm.serve.refusals import Refusal, wrong
+from edgevlm.serve.said import Chain, chain_of
 
 # Fields that cannot change an answer here.
 IGNORED = frozenset({
@@ -80,6 +81,7 @@ class Asked:
     """A request, read."""
 
     conversation: list[dict[str, Any]]  # as `Pipeline.ask` takes it; each picture is a `Kept`
+    chain: Chain  # of the conversation
     options: AskOptions
     stream: bool
     include_usage: bool
@@ -110,7 +112,7 @@ def read_request(data: bytes, names: Collection[str], switch: bool, options: Ser
     for field, value in given.items():
         _check_default(field, value)
     conversation = conversation_of(messages, options, fetch)
-    return Asked(conversation, AskOptions(**asked), stream, include_usage)
+    return Asked(conversation, chain_of(conversation), AskOptions(**asked), stream, include_usage)
 
 
 def _check_model(model: Any, names: Collection[str]) -> None:
@@ -227,6 +229,3 @@ def _unknown(field: str) -> Refusal:
 
 def _a(value: object) -> str:
     return f"of type {type(value).__name__}"
-
-
-Reader = Callable[[bytes], Asked]

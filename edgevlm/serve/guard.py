@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
+import re
 import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 LOCAL = (".localhost", ".local", ".lan", ".internal", ".home.arpa")  # names that no public resolver has
-DRAINED = 3  # bodies of the largest size that are read off, so that a client which sends them can read the error
-DRAIN_SECONDS = 5.0
+_NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 
 
 class Guard:
@@ -40,6 +40,13 @@ class Guard:
         found: dict[bytes, list[str]] = {}
         for name, value in headers:
             found.setdefault(name, []).append(value.decode("latin-1"))
+        if {b"content-length", b"transfer-encoding"} <= found.keys():  # where a proxy reads one, and we the other
+            raise Refusal(
+                400,
+                "A request has a Content-Length or a Transfer-Encoding, not both.",
+                code="invalid_http",
+                headers={"Connection": "close"},
+            )
         hosts = found.get(b"host", [""])
         if len(hosts) > 1 or not self._is_own(hosts[0].lower()):
             raise Refusal(
@@ -74,7 +81,7 @@ class Guard:
         if self._loopback:
             return name == "localhost" or (address is not None and address.is_loopback)
         # An address is no name that could be made to point here, nor is one without a dot, as in a container's network.
-        return address is not None or (bool(name) and "." not in name and ":" not in name) or name.endswith(LOCAL)
+        return address is not None or bool(_NAME.fullmatch(name) and ("." not in name or name.endswith(LOCAL)))
 
 
 def _split(host: str) -> tuple[str, str]:
@@ -136,13 +143,10 @@ class Body:
         headers, most = self._request.headers, self._options.max_body
         length = headers.get("content-length", "")
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            await self._drain(0)
             raise Refusal(415, "The request is no JSON: send the header 'Content-Type: application/json'.")
         if headers.get("content-encoding", "identity").lower() != "identity":
-            await self._drain(0)
             raise Refusal(415, "Compressed requests are not taken: send the JSON as it is.", param="Content-Encoding")
         if length.isdigit() and int(length) > most:
-            await self._drain(0)
             raise self._too_large()
         chunks, total, deadline = list[bytes](), 0, time.monotonic() + self._options.body_seconds
         while True:
@@ -150,7 +154,6 @@ class Body:
             chunk = message.get("body", b"")
             total += len(chunk)
             if total > most:
-                await self._drain(total)
                 raise self._too_large()
             if not self._budget.take(len(chunk)):
                 raise self._busy()
@@ -173,27 +176,12 @@ class Body:
             raise Gone
         return message
 
-    async def _drain(self, seen: int) -> None:
-        """Read on for a moment: an error that is sent into an unread request may be lost with the connection."""
-        if self._request.headers.get("expect"):
-            return  # the client waits for a word before it sends anything
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while seen <= DRAINED * self._options.max_body:
-            try:
-                message = await self._next(deadline)
-            except Refusal:
-                return
-            seen += len(message.get("body", b""))
-            if not message.get("more_body", False):
-                return
-
     def _too_large(self) -> Refusal:
         most = self._options.max_body
         return Refusal(
             413,
             f"The request has over {most} bytes, which is the most that is taken: send smaller or fewer pictures.",
             code="request_too_large",
-            headers={"Connection": "close"},
         )
 
 

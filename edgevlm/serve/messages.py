@@ -81,16 +81,17 @@ class _Pictures:
         self._options, self._fetch, self._count = options, fetch, 0
 
     def read(self, value: Any, where: str) -> Any:
-        options, detail, address = self._options, "auto", value
+        options, address = self._options, value
+        detail: Any = None
         if isinstance(value, dict):
             if more := sorted(value.keys() - {"url", "detail"}):
                 raise wrong(
                     f"{where}.{more[0]}"[:200], "This field of a picture is not known: leave it out.", "unknown"
                 )
             address, detail, where = value.get("url"), value.get("detail"), f"{where}.url"
-            detail = "auto" if detail is None else detail
         if not isinstance(address, str):
             raise wrong(where, "A picture has no address: give {'url': 'data:image/jpeg;base64,...'}.", "invalid_image")
+        detail = "auto" if detail is None else detail
         if not isinstance(detail, str) or detail not in DETAILS:
             raise wrong(f"{where.removesuffix('.url')}.detail", f"detail is none of {', '.join(DETAILS)}.")
         self._count += 1

@@ -42,11 +42,7 @@ class Refusal(Exception):
             if self.status >= 500
             else {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, BAD_REQUEST)
         )
-        # Half a surrogate pair, which a request may name a field by, is no text that could be sent.
-        said, param = (
-            None if text is None else text.encode("utf-8", "replace").decode() for text in (self.message, self.param)
-        )
-        return {"error": {"message": said, "type": kind, "param": param, "code": self.code}}
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 def wrong(param: str, message: str, code: str | None = None) -> Refusal:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse
 
+from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.answer import Answer
 from edgevlm.serve.answers import DONE, Completion, event
 from edgevlm.serve.refusals import Refusal, refusal_of
@@ -46,7 +47,7 @@ class Reply:
     async def _whole(self) -> Answer:
         while not isinstance(found := await self._job.next(), Answer):
             if isinstance(found, Exception):
-                raise found
+                raise _named(found)
         return self._checked(found)
 
     def _checked(self, answer: Answer) -> Answer:
@@ -59,7 +60,7 @@ class Reply:
     async def _stream(self, send: Send) -> None:
         first = await self._job.next()
         if isinstance(first, Exception):
-            raise first
+            raise _named(first)
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async for chunk in self._chunks(first):
@@ -77,4 +78,11 @@ class Reply:
                 yield self._completion.piece(found)
             yield self._completion.last(self._checked(found))
         except Exception as error:  # too late for a status
-            yield event(refusal_of(error).body) + DONE
+            yield event(refusal_of(_named(error)).body) + DONE
+
+
+def _named(error: Exception) -> Exception:
+    """An error of the library with the field of the request that it is about."""
+    if not isinstance(error, EdgeVLMError):
+        return error
+    return refusal_of(error, "response_format" if str(error).startswith("The schema ") else "messages")

@@ -26,12 +26,14 @@ def chain_of(conversation: Sequence[Mapping[str, Any]]) -> Chain:
     chain, before = list[bytes](), b""
     for message in conversation:
         digest = hashlib.sha256(before + message["role"].encode())
-        content = message["content"]
-        for item in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if item["type"] == "text":
-                value, more = item["text"].encode("utf-8", "surrogatepass"), b"text"
+        content: Any = message["content"]
+        items: list[dict[str, Any]] = [{"text": content}] if isinstance(content, str) else content
+        for item in items:
+            picture = item.get("image")
+            if picture is None:
+                value, more = item["text"].encode(), b"text"
             else:
-                value, more = item["image"].content, b"image %d" % (item["image"].max_tiles or 0)
+                value, more = picture.content, b"image %d" % (picture.max_tiles or 0)
             digest.update(b"\0%s %d\0" % (more, len(value)) + hashlib.sha256(value).digest())
         before = digest.digest()
         chain.append(before)

@@ -24,6 +24,7 @@ from edgevlm.serve.service import Service
 
 HEAD = 1 << 14  # bytes of a request's head
 HEAD_SECONDS = 20.0  # in which it has to arrive
+KEEP_ALIVE = 30  # seconds that a connection is kept without a request
 CONNECTIONS = 512
 
 
@@ -35,7 +36,7 @@ class Server(uvicorn.Server):
         app = make_app(self.service, read_pages(), Fetcher(options.image_hosts, options.max_body), self._fail)
         config = uvicorn.Config(
             app, loop="asyncio", http=Protocol, ws="none", lifespan="on", log_config=None, log_level="critical",
-            access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=30,
+            access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=int(options.stop_seconds) + 5, h11_max_incomplete_event_size=HEAD,
         )  # fmt: skip
         super().__init__(config)
@@ -79,16 +80,17 @@ class Protocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._late)
         if len(self.connections) > CONNECTIONS:
             transport.abort()
-            return
-        self._await_head(HEAD_SECONDS)
 
-    def _await_head(self, seconds: float) -> None:
-        self._head_timer = self.loop.call_later(seconds, self._late)
+    def on_response_complete(self) -> None:
+        self._head_timer.cancel()
+        self._head_timer = self.loop.call_later(KEEP_ALIVE + HEAD_SECONDS, self._late)
+        super().on_response_complete()
 
     def _late(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -20,7 +20,7 @@ from edgevlm.generate.loop import Pipeline
 from edgevlm.serve.contract import Asked
 from edgevlm.serve.metrics import Metrics
 from edgevlm.serve.refusals import Refusal
-from edgevlm.serve.said import Chain, SaidBefore, chain_of
+from edgevlm.serve.said import Chain, SaidBefore
 
 
 class Begun:
@@ -35,7 +35,7 @@ class Job:
     """One question on its way. Made within the event loop that waits for its events."""
 
     def __init__(self, asked: Asked) -> None:
-        self.asked, self.chain, self.started = asked, chain_of(asked.conversation), time.perf_counter()
+        self.asked, self.started = asked, time.perf_counter()
         self.cancelled = threading.Event()
         self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Event]()
         self._stream: AnswerStream | None = None
@@ -55,7 +55,7 @@ class Job:
         try:
             if self.cancelled.is_set():
                 raise gone()
-            conversation = said.restore(self.asked.conversation, self.chain)
+            conversation = said.restore(self.asked.conversation, self.asked.chain)
             stream = self._stream = put(pipeline, conversation, (), self.asked.options)
             if self.cancelled.is_set():  # between the two lines above
                 stream.cancel()
@@ -65,13 +65,13 @@ class Job:
                     metrics.first_token.observe(time.perf_counter() - self.started)
                 self.tell(piece)
             answer = stream.answer
+            metrics.answered(answer)
+            if answer.finish_reason != "cancelled":
+                said.note(self.asked.chain, pipeline.prompter, answer)
         except Exception as error:
             metrics.failed()
             self.tell(error)
             return None
-        metrics.answered(answer)
-        if answer.finish_reason != "cancelled":
-            said.note(self.chain, pipeline.prompter, answer)
         self.tell(answer)
         return answer
 
@@ -119,7 +119,7 @@ class Sessions:
             if self._stopping:
                 raise stopping()
             if self._free:
-                session = max(self._free, key=lambda free: free.shared(job.chain))
+                session = max(self._free, key=lambda free: free.shared(job.asked.chain))
                 self._free.remove(session)
                 session.inbox.put(job)
             elif len(self._waiting) < self._most:
@@ -172,7 +172,7 @@ class Sessions:
             while job is not None:
                 session.job = job
                 answer = job.run(session.pipeline, self._said, self._metrics)
-                session.held = job.chain if answer is not None else ()
+                session.held = job.asked.chain if answer is not None else ()
                 job = session.job = self._next(session)
 
     def _next(self, session: _Session) -> Job | None:
