@@ -39,12 +39,12 @@ class Fetcher:
         hosts: Collection[str],
         most: int,
         *,
-        seconds: float = SECONDS,
+        seconds: float | None = None,
         resolve: Resolve | None = None,
         connect: Connect | None = None,
     ) -> None:
         """hosts: "host", or "host:port" for another port than the usual. most: bytes of a file."""
-        self._hosts, self._most, self._seconds = frozenset(hosts), most, seconds
+        self._hosts, self._most, self._seconds = frozenset(hosts), most, seconds or SECONDS
         self._resolve, self._connect = resolve or _resolve, connect or _connect
 
     def __call__(self, address: str, param: str) -> bytes:
@@ -160,10 +160,10 @@ def is_public(text: str) -> bool:
     if isinstance(address, ipaddress.IPv4Address):
         return True
     inside = address.ipv4_mapped or address.sixtofour or address.teredo
-    return inside is None and address.scope_id is None and address in _UNICAST
+    return inside is None and address.scope_id is None and address in _UNICAST and address not in _DOCUMENTATION
 
 
-_UNICAST = ipaddress.ip_network("2000::/3")
+_UNICAST, _DOCUMENTATION = ipaddress.ip_network("2000::/3"), ipaddress.ip_network("3fff::/20")
 
 
 def _resolve(host: str, port: int) -> list[str]:
