@@ -21,6 +21,8 @@ from edgevlm.bundle.manifest import open_bundle
 from edgevlm.serve.options import ServeOptions
 from edgevlm.serve.server import Server
 
+COMPLETIONS = "/v1/chat/completions"
+
 
 def picture(seed: int = 0, side: int = 64, kind: str = "PNG") -> bytes:
     """The file of a picture of noise."""
@@ -68,7 +70,7 @@ class Running:
         return self
 
     def post(self, body: Any, **more: Any) -> httpx.Response:
-        return self.client.post("/v1/chat/completions", json=body, **more)
+        return self.client.post(COMPLETIONS, json=body, **more)
 
     def send(self, *parts: bytes, wait: float = 10.0, pause: float = 0.0) -> bytes:
         """Bytes on a connection of their own, and everything that comes back until it is closed or nothing comes."""
@@ -99,7 +101,7 @@ def _is_whole(received: bytes) -> bool:
     return len(body) >= int(length.split(b":")[1]) >= 0
 
 
-def head(port: int, length: int | str | None, *lines: str, path: str = "/v1/chat/completions", method: str = "POST") -> bytes:
+def head(port: int, length: int | str | None, *lines: str, path: str = COMPLETIONS, method: str = "POST") -> bytes:
     """The head of a request, as it is to be sent."""
     first = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Content-Type: application/json"]
     if length is not None:

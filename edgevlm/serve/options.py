@@ -57,10 +57,10 @@ class ServeOptions:
             raise EdgeVLMError("The API key is none: give 1 to 512 visible ASCII characters without spaces.")
         for name in ("hosts", "image_hosts"):
             given = tuple(host.lower() for host in getattr(self, name))
-            if wrong := next((host for host in given if not _HOST.fullmatch(host)), None):
-                raise EdgeVLMError(
-                    f"{wrong[:100]!r} is no host: give a name such as 'pictures.example.com', no address."
-                )
+            for host in given:
+                if not _HOST.fullmatch(host):
+                    raise EdgeVLMError(f"{host[:100]!r} is no host: give a name such as 'pictures.example.com'.")
             object.__setattr__(self, name, given)
-        if wrong := next((name for name in self.aliases if not name or not name.isprintable()), None):
-            raise EdgeVLMError(f"The alias {wrong!r} is no name: give visible characters.")
+        for alias in self.aliases:
+            if not alias or not alias.isprintable():
+                raise EdgeVLMError(f"The alias {alias!r} is no name: give visible characters.")

@@ -37,7 +37,7 @@ REVIEW = {
             "title": "Observations",
             "type": "array",
         },
-        "scene": {"description": "A narrative.", "maxLength": 600, "minLength": 150, "title": "Scene", "type": "string"},
+        "scene": {"maxLength": 600, "minLength": 150, "title": "Scene", "type": "string"},
         "title": {"description": "Title for the activity.", "maxLength": 80, "title": "Title", "type": "string"},
         "shortSummary": {"maxLength": 140, "minLength": 70, "title": "Shortsummary", "type": "string"},
         "confidence": {"maximum": 1.0, "minimum": 0.0, "title": "Confidence", "type": "number"},
@@ -96,8 +96,8 @@ def test_frigates_llama_cpp_provider(server: Running) -> None:
     shown = {"type": "image_url", "image_url": {"url": data_url(JPEG, "jpeg")}}
     assert prompt_tokens([text, shown]) - prompt_tokens([text]) >= 16  # what a picture costs
 
-    payload = {"model": "smolvlm", "messages": [{"role": "user", "content": [text, shown]}], "temperature": 0.2, "top_k": 40}
-    answer = server.post({**payload, "top_p": 0.9, "seed": 1, "response_format": REVIEW_FORMAT}).json()
+    payload = {"model": "smolvlm", "messages": [{"role": "user", "content": [text, shown]}], "temperature": 0.2}
+    answer = server.post({**payload, "top_k": 40, "top_p": 0.9, "seed": 1, "response_format": REVIEW_FORMAT}).json()
     assert answer["choices"][0]["message"]["content"].strip().startswith('{"observations": ["')
 
     payload = {"messages": [{"role": "user", "content": "Hello"}], "model": "smolvlm", "stream": True}
@@ -141,12 +141,19 @@ async def _home_assistant(address: str, structure: bool) -> tuple[str, Any]:
         "parallel_tool_calls": False,
         "extra_headers": {"HTTP-Referer": "https://example.org", "X-Title": "Home Assistant"},
         "messages": messages,
-        "extra_body": {"chat_template_kwargs": {"enable_thinking": False}, "id_slot": 0, "metadata": {"session_id": "x"}},
+        "extra_body": {
+            "chat_template_kwargs": {"enable_thinking": False},
+            "id_slot": 0,
+            "metadata": {"session_id": "x"},
+        },
     }
     if structure:  # _format_structured_output and _adjust_schema: every property required, optional ones nullable
         schema = {
             "type": "object",
-            "properties": {"bin": {"type": "boolean"}, "colour": {"type": ["string", "null"], "enum": ["red", "green"]}},
+            "properties": {
+                "bin": {"type": "boolean"},
+                "colour": {"type": ["string", "null"], "enum": ["red", "green"]},
+            },
             "required": ["bin", "colour"],
         }
         form = {"name": "bins", "strict": True, "schema": schema}

@@ -338,7 +338,9 @@ BYTES: dict[str, Raw] = {  # bytes on the wire
     "an encoded path that climbs": lambda port: (
         head(port, None, AUTH, path="/%2e%2e/%2e%2e/etc/passwd", method="GET"),
     ),
-    "a path that climbs from the page": lambda port: (head(port, None, AUTH, path="/page.js/../../api.py", method="GET"),),
+    "a path that climbs from the page": lambda port: (
+        head(port, None, AUTH, path="/page.js/../../api.py", method="GET"),
+    ),
     "a path with backslashes": lambda port: (head(port, None, AUTH, path="/..%5c..%5capi.py", method="GET"),),
     "a whole address as path": lambda port: (head(port, None, AUTH, path="http://127.0.0.1/health", method="GET"),),
     "CONNECT": lambda port: (head(port, None, AUTH, path="127.0.0.1:22", method="CONNECT"),),
@@ -446,9 +448,7 @@ def test_without_hosts_nothing_is_fetched() -> None:
     assert not asked
 
 
-def test_no_proxy_of_the_environment_is_asked(
-    server: Running, origin: Origin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_proxy_of_the_environment_is_asked(server: Running, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
     place = f"http://127.0.0.1:{origin.canary.getsockname()[1]}"
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, place)
@@ -463,7 +463,8 @@ def test_no_proxy_of_the_environment_is_asked(
         "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
         "255.255.255.255", "192.0.2.1", "198.18.0.1", "240.0.0.1", "::", "::1", "::ffff:8.8.8.8", "::127.0.0.1",
         "64:ff9b::808:808", "64:ff9b:1::1", "2002:808:808::1", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "fe80::1",
-        "fe80::1%lo", "fc00::1", "fec0::1", "ff02::1", "2001:db8::1", "100::1", "3fff::1", "", "nonsense", "2001:4860:4860::8888%eth0",
+        "fe80::1%lo", "fc00::1", "fec0::1", "ff02::1", "2001:db8::1", "100::1", "3fff::1", "", "nonsense",
+        "2001:4860:4860::8888%eth0",
     ],
 )  # fmt: skip
 def test_what_is_not_of_the_public_internet(address: str) -> None:
