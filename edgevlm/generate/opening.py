@@ -23,20 +23,20 @@ def open_pipeline(
     reuse: bool = True,
     cache_bytes: int = LIMIT,
     cache_folder: Path | str | None = None,
-    pictures: PictureCache | None = None,
 ) -> Pipeline:
     """The bundle on an engine, as `open_runtime` takes it; closing its `runtime` is the caller's.
 
     reuse: see `Pipeline`. cache_bytes: of memory for pictures and their features. cache_folder: where features are kept
-    on disk, too, and, with `reuse`, the states of decoders that can be saved. pictures: another pipeline's, of the same
-    bundle and engine, in their place. Raises EdgeVLMError, with no engine left open.
+    on disk, too, and, with `reuse`, the states of decoders that can be saved. Raises EdgeVLMError, with no engine left
+    open.
     """
     engine = open_runtime(bundle, runtime, device=device, threads=threads, storage=storage)
     try:
-        folder = None if cache_folder is None else ArrayFolder(cache_folder)
-        if pictures is None:
-            pictures = PictureCache(cache_bytes, folder and StoredPictures(folder, bundle, engine.encoder))
-        stored = folder and StoredStates(folder, bundle, engine)
+        if cache_folder is None:
+            return Pipeline(bundle, engine, reuse=reuse, pictures=PictureCache(cache_bytes))
+        folder = ArrayFolder(cache_folder)
+        pictures = PictureCache(cache_bytes, StoredPictures(folder, bundle, engine.encoder))
+        stored = StoredStates(folder, bundle, engine)
         return Pipeline(bundle, engine, reuse=reuse, pictures=pictures, stored=stored)
     except BaseException:
         engine.close()

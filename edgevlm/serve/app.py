@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import Closed, EdgeVLMError
 from edgevlm.generate.answer import Answer
 from edgevlm.io.console import note
 from edgevlm.serve.answers import Completion
@@ -91,6 +91,8 @@ def make_app(
         async def load() -> None:
             try:
                 await asyncio.to_thread(service.open)
+            except Closed:
+                pass
             except Exception as error:
                 failed(error)
             else:
@@ -100,6 +102,7 @@ def make_app(
         yield
         await asyncio.to_thread(service.close)
         await loading
+        await asyncio.to_thread(service.close)  # what was loaded in between
         readers.shutdown(wait=False, cancel_futures=True)
 
     app = Starlette(

@@ -58,13 +58,13 @@ class Service:
         threads = max(1, (options.threads or usable_cores()) // options.sessions)
         try:
             for _ in range(options.sessions):
-                made.append(
-                    open_pipeline(
-                        self.bundle, options.runtime, options.device, threads, reuse=options.reuse,
-                        cache_folder=options.cache_folder, pictures=made[0].pictures if made else None,
-                    )
+                pipeline = open_pipeline(
+                    self.bundle, options.runtime, options.device, threads, reuse=options.reuse,
+                    cache_folder=options.cache_folder,
                 )  # fmt: skip
-                _warm_up(made[-1])
+                made.append(pipeline)
+                pipeline.pictures = made[0].pictures  # a picture is encoded once, whoever is asked about it
+                _warm_up(pipeline)
             if self._closed:
                 raise Closed("The server was stopped while it loaded the model.")
             self._sessions = Sessions(made, options.queue, self.metrics)
