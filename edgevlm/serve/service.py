@@ -66,7 +66,7 @@ class Service:
                 pipeline.pictures = made[0].pictures  # a picture is encoded once, whoever is asked about it
                 _warm_up(pipeline)
             if self._closed:
-                raise Closed("The server was stopped while it loaded the model.")
+                raise Closed("The server was stopped while it loaded the model: start it again.")
             self._sessions = Sessions(made, options.queue, self.metrics)
         except BaseException:
             for pipeline in made:
