@@ -14,8 +14,8 @@ DONE = b"data: [DONE]\n\n"
 
 
 def event(value: Any) -> bytes:
-    """A server-sent event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    """A server-sent event. In ASCII: many clients end a line at U+2028 or U+0085, too."""
+    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 
 def usage(timings: Timings) -> dict[str, Any]:

@@ -115,7 +115,8 @@ def _listen(host: str, port: int) -> socket.socket:
     """A socket that is called TCP by its number: of another, asyncio leaves Nagle's algorithm on, 40 ms an answer."""
     made = None
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)  # localhost has both
         made = socket.socket(family, kind, socket.IPPROTO_TCP)
         if os.name == "posix":  # elsewhere it lets two servers have one port
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

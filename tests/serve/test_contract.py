@@ -17,6 +17,7 @@ from serving import Running, ask, data_url, error_of, image, picture, serving
 from edgevlm.api import Model, load
 from edgevlm.generate.chat import AskOptions
 from edgevlm.generate.given import Kept
+from edgevlm.serve.answers import Completion
 
 ANSWER = {
     "type": "object",
@@ -93,6 +94,12 @@ def test_the_events_as_they_are_sent(server: Running) -> None:
     events = text.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""] and all(event.startswith("data: {") for event in events[:-2])
     assert "usage" not in json.loads(events[0][6:])  # not asked for
+
+
+def test_an_event_is_one_line_whatever_a_client_calls_a_line() -> None:
+    text = "a\n\r\x0b\x0c\x1c\x85\u2028\u2029 ü 猫 😀"
+    (line,) = Completion("m").piece(text).decode().strip("\n").splitlines()
+    assert json.loads(line[6:])["choices"][0]["delta"]["content"] == text
 
 
 def test_timings_by_llama_cpps_names(server: Running) -> None:

@@ -199,6 +199,24 @@ def test_many_large_requests_do_not_fill_the_memory(tiny_bundle: Path) -> None:
 # --- clients that go -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("host", ["localhost", "::1"])
+def test_other_addresses_of_this_machine(tiny_bundle: Path, host: str) -> None:
+    if host == "::1" and not _has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with serving(tiny_bundle, host=host) as server:
+        assert server.post(ask(max_tokens=1)).status_code == 200
+        if host == "localhost":
+            assert httpx.get(f"http://127.0.0.1:{server.port}/health").status_code == 200
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("how", ["close", "reset", "shutdown"])
 def test_an_aborted_stream_frees_its_session_within_a_token(tiny_bundle: Path, how: str) -> None:
     with serving(tiny_bundle) as server:
@@ -372,6 +390,14 @@ def test_the_command_refuses_what_it_cannot_do(tiny_bundle: Path, tmp_path: Path
     assert "port is 70000" in run("--port", "70000")
     (tmp_path / "empty").write_text("\n")
     assert "give 1 to 512 visible" in run("--api-key-file", str(tmp_path / "empty"))
+
+
+def test_a_package_that_is_missing_is_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "edgevlm.serve.server")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    result = CliRunner().invoke(edgevlm, ["serve", str(tiny_bundle)])
+    assert isinstance(result.exception, EdgeVLMError)
+    assert "The server needs uvicorn, which is not installed: run pip install '.[serve]'" in str(result.exception)
 
 
 def test_an_open_door_is_said(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
