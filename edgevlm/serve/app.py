@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -181,4 +182,5 @@ class _Around:
         self._service.metrics.requests.labels(path, str(status)).inc()
         client, said = (scope.get("client") or ("-",))[0], scope.get(LOGGED)
         line = f"{client} {scope['method'][:16]} {path} {status} {seconds:.3f} s"
-        note(f"{line}, {said}" if said else line)
+        with contextlib.suppress(OSError):  # whoever read the log is gone, and the server is not
+            note(f"{line}, {said}" if said else line)

@@ -473,7 +473,7 @@ def _text(made: httpx.Response, stream: bool) -> str:
 def test_fifty_clients_at_once(tiny_bundle: Path) -> None:
     crowd = Crowd(tiny_bundle)
     with serving(tiny_bundle, sessions=2, threads=2, queue=30) as server:
-        asyncio.run(crowd.run(server.address, 50, 3.0, aborts=False))
+        asyncio.run(crowd.run(server.address, 50, 2.0, aborts=False))
         assert crowd.answers > 50 and free(server)
         sent = server.client.get("/metrics").text
     assert f'path="/v1/chat/completions",status="200"}} {float(crowd.answers)}' in sent
