@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from serving import Running, ask, data_url, head, image, picture, request, serving
 
-from edgevlm.serve import fetch
+from edgevlm.serve import contract, fetch
 from edgevlm.serve.fetch import Fetcher, is_public
+from edgevlm.serve.options import ServeOptions
 from edgevlm.serve.refusals import Refusal
 
 KEY = "a-key-of-this-test"
@@ -420,6 +423,50 @@ def test_the_list_is_as_long_as_the_docs_say() -> None:
     assert len(JSON) + len(ADDRESSES) + len(BYTES) == 178
 
 
+# --- any request -------------------------------------------------------------------------------------------
+
+WORDS = st.sampled_from(
+    ["", "?", "user", "text", "image_url", "json_schema", SMALL, "data:,", "http://a.example/", "\u2028", "low"]
+)
+PLAIN = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | WORDS
+    | st.text(max_size=8)
+)
+INNER = ["role", "content", "type", "text", "image_url", "url", "detail", "schema", "json_schema", "enable_thinking"]
+ANY = st.recursive(
+    PLAIN,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(INNER) | st.text(max_size=4), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+FIELDS = ["model", "messages", "stream", "stream_options", "response_format", "chat_template_kwargs", "max_tokens"]
+FIELDS += ["max_completion_tokens", "user", *contract.SAMPLING, *contract.DEFAULTS]
+MESSAGES = st.just(ask()["messages"]) | ANY
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.sampled_from(FIELDS), ANY, max_size=4), MESSAGES)
+def test_any_json_is_read_or_refused(fields: dict[str, Any], messages: Any) -> None:
+    """In a text that can be sent, with a field that the request has."""
+    body = {"messages": messages, **fields}
+    try:
+        data = json.dumps(body).encode()
+        found = contract.read_request(data, ["eyes"], False, ServeOptions(), Fetcher((), 1))
+    except Refusal as refusal:
+        assert 400 <= refusal.status < 500 and len(refusal.message) < 1000
+        json.dumps(refusal.body, ensure_ascii=False).encode()
+        field = (refusal.param or "messages").partition(".")[0].partition("[")[0]
+        assert field in body
+    else:
+        assert found.conversation[-1]["role"] != "assistant"
+        assert sum(isinstance(each["content"], str) for each in found.conversation) <= len(messages)
+
+
 # --- what is allowed ---------------------------------------------------------------------------------------
 
 
@@ -517,7 +564,6 @@ def test_tls_is_of_the_name(tmp_path: Path) -> None:
 )
 def test_names_of_the_server(options: dict[str, Any], host: str, status: int) -> None:
     from edgevlm.serve.guard import Guard
-    from edgevlm.serve.options import ServeOptions
 
     headers = [(b"host", host.encode()), (b"authorization", f"bearer {KEY}".encode())]
     guard = Guard(ServeOptions(**options), ["/health"])
