@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from edgevlm.errors import EdgeVLMError, EdgeVLMWarning
 from edgevlm.io.json import parse_json
+from edgevlm.io.options import shown
 from edgevlm.io.regular import read_regular
 
 LIMIT = 1 << 30  # bytes: features of 7,000 views of 64 tokens in 576 values
@@ -46,7 +47,7 @@ class ArrayFolder:
         Raises EdgeVLMError where the folder cannot be made.
         """
         if type(limit) is not int or limit < 1:
-            raise EdgeVLMError(f"The limit of the cache's folder is {limit!r}: give a whole number of bytes.")
+            raise EdgeVLMError(f"The limit of the cache's folder is {shown(limit)}: give a whole number of bytes.")
         self.folder, self.limit = Path(folder), limit
         self._bytes, self._written = 0, 0
         try:

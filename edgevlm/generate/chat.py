@@ -15,6 +15,7 @@ from edgevlm.generate.loop import Pipeline
 from edgevlm.generate.sampling import GenerateOptions
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.render import Conversation, Said
+from edgevlm.io.options import shown
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ class Chat:
         with self._lock:
             self._settle()
             if type(turns) is not int or not 0 <= turns <= len(self._turns):
-                raise EdgeVLMError(f"{turns!r} turns cannot be taken back: give a number from 0 to {len(self._turns)}.")
+                raise EdgeVLMError(
+                    f"{shown(turns)} turns cannot be taken back: give a number from 0 to {len(self._turns)}."
+                )
             del self._turns[len(self._turns) - turns :]
 
     def close(self) -> None:

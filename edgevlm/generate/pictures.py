@@ -20,6 +20,7 @@ from edgevlm.inputs.decode import decode_image
 from edgevlm.inputs.grounding import Frame, frame_of
 from edgevlm.inputs.preprocess import array_key, cut_views, plan
 from edgevlm.inputs.spec import ImageSpec, ViewTokens
+from edgevlm.io.options import shown
 from edgevlm.runtimes.base import Encoder
 from edgevlm.types import F32, U8
 
@@ -69,7 +70,7 @@ class PictureCache:
     def __init__(self, limit: int = LIMIT, stored: StoredPictures | None = None) -> None:
         """limit: bytes of memory; 0 keeps nothing. stored: what is kept on disk, too."""
         if type(limit) is not int or limit < 0:
-            raise EdgeVLMError(f"The limit of the picture cache is {limit!r}: give a whole number of bytes, or 0.")
+            raise EdgeVLMError(f"The limit of the picture cache is {shown(limit)}: give a whole number of bytes, or 0.")
         self.limit, self.stored = limit, stored
         self._kept: OrderedDict[tuple[Any, ...], tuple[int, Any]] = OrderedDict()
         self._bytes, self._lock = 0, threading.Lock()

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.forms import check_choices, check_regex, check_stops, schema_text
-from edgevlm.io.options import check_types
+from edgevlm.io.options import check_types, shown
 from edgevlm.types import F32, F64, I64
 
 
@@ -48,7 +48,7 @@ class GenerateOptions:
         for name, least in (("max_tokens", 1), ("top_k", 0), ("seed", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
-                raise EdgeVLMError(f"{name} is {value!r}: give a whole number of at least {least}.")
+                raise EdgeVLMError(f"{name} is {shown(value)}: give a whole number of at least {least}.")
         for name, low, low_is_in, high, wanted in (
             ("temperature", 0.0, True, math.inf, "of at least 0 (0 is greedy)"),
             ("top_p", 0.0, False, 1.0, "above 0 and at most 1"),
@@ -57,7 +57,7 @@ class GenerateOptions:
             value = getattr(self, name)
             number = type(value) in (int, float) and math.isfinite(value)
             if not number or not (low < value <= high or (low_is_in and value == low)):
-                raise EdgeVLMError(f"{name} is {value!r}: give a number {wanted}.")
+                raise EdgeVLMError(f"{name} is {shown(value)}: give a number {wanted}.")
         check_types(self)
         if given := [name for name in ("schema", "choices", "regex") if getattr(self, name) is not None]:
             if len(given) > 1:

@@ -14,6 +14,7 @@ from edgevlm.inputs.spec import ImageSpec
 from edgevlm.inputs.video import VideoSpec
 from edgevlm.inputs.video_file import open_video
 from edgevlm.io import limits
+from edgevlm.io.options import shown
 
 
 def with_videos(question: Any, spec: ImageSpec, room: int) -> Any:
@@ -51,9 +52,9 @@ def _item(item: Mapping[str, Any], spec: ImageSpec, room: int) -> dict[str, Any]
 
 def _asked(video: VideoSpec, fps: Any, most: Any) -> VideoSpec:
     if fps is not None and not (isinstance(fps, int | float) and 0 < fps <= limits.FRAME_RATE):
-        raise EdgeVLMError(f"The frames per second are {fps!r}: give a number up to {limits.FRAME_RATE:g}.")
+        raise EdgeVLMError(f"The frames per second are {shown(fps)}: give a number up to {limits.FRAME_RATE:g}.")
     if most is not None and not (type(most) is int and 1 <= most <= limits.FRAMES):
-        raise EdgeVLMError(f"The most frames are {most!r}: give a whole number from 1 to {limits.FRAMES}.")
+        raise EdgeVLMError(f"The most frames are {shown(most)}: give a whole number from 1 to {limits.FRAMES}.")
     most = most or video.most
     slower = () if fps else video.slower
     return replace(video, fps=fps or video.fps, slower=slower, most=most, least=min(video.least, most))

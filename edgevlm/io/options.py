@@ -27,9 +27,13 @@ def check_types(options: Any) -> None:
         try:
             object.__setattr__(options, name, _convert(hint, value))
         except TypeError:
-            plain = value is None or isinstance(value, str | int | float)
-            shown = repr(value)[:100] if plain else f"of type {type(value).__name__}"
-            raise EdgeVLMError(f"{name} is {shown}: give {_wanted(hint)}.") from None
+            raise EdgeVLMError(f"{name} is {shown(value)}: give {_wanted(hint)}.") from None
+
+
+def shown(value: object) -> str:
+    """A value in a sentence about it, in at most 100 characters."""
+    plain = value is None or isinstance(value, str | int | float)
+    return repr(value)[:100] if plain else f"of type {type(value).__name__}"
 
 
 def _convert(hint: Any, value: Any) -> Any:
