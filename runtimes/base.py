@@ -199,8 +199,8 @@ class Runtime:
 
     def close(self) -> None:
         """Free both engines, after the call that is under way in another thread."""
+        self.turn.closed = True  # first: an answer takes the lock again and again, and would go on to its end
         with self.turn.lock:
-            self.turn.closed = True
             self.encoder.close()
             self.decoder.close()
 
