@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from edgevlm.generate.given import Pictures
 from edgevlm.generate.loop import Pipeline
 from edgevlm.generate.opening import open_pipeline
 from edgevlm.generate.pictures import LIMIT
+from edgevlm.generate.pool import check_workers, in_order, open_sessions
 from edgevlm.generate.sampling import GenerateOptions
 from edgevlm.inputs.render import Conversation
 from edgevlm.io.options import check_types
@@ -143,21 +144,31 @@ class Model:
         return Chat(self._pipeline, system)
 
     def batch(
-        self, requests: Iterable[Request], options: GenerateOptions | None = None
+        self, requests: Iterable[Request], options: GenerateOptions | None = None, workers: int = 1
     ) -> Iterator[Answer | EdgeVLMError]:
         """An item for each request, in order. An error is an item, too, and ends nothing.
 
-        options: of requests without their own.
+        options: of requests without their own. workers: with more than one, as many sessions on the same files answer
+        beside each other, which share the cores (or have `threads` each, if that was given) and close at the end; some
+        requests are then taken ahead of the answers that were read.
         """
-        for request in requests:
-            try:
-                if not isinstance(request, Request):
-                    raise EdgeVLMError(f"A request is of type {type(request).__name__}: give edgevlm.Request.")
-                yield self.answer(request.question, request.pictures, request.options or options)
-            except Closed:
-                raise
-            except EdgeVLMError as error:
-                yield error
+        check_workers(workers)
+        return self._batch(requests, options, workers)
+
+    def _batch(
+        self, requests: Iterable[Request], options: GenerateOptions | None, workers: int
+    ) -> Iterator[Answer | EdgeVLMError]:
+        if workers == 1:
+            for request in requests:
+                yield _item(self.answer, request, options)
+            return
+        self._pipeline()  # a closed model says so here
+        own = self._options
+        with open_sessions(
+            self._bundle, workers, own.runtime, own.device, own.threads,
+            reuse=own.reuse, cache_bytes=own.cache_bytes, cache_folder=own.cache_folder,
+        ) as sessions:  # fmt: skip
+            yield from in_order(requests, sessions, lambda session, request: _item(session.answer, request, options))
 
     def warm_up(self) -> None:
         """Answer a question about a blank picture, so that the first real one finds everything in memory."""
@@ -210,3 +221,15 @@ class Model:
                     reuse=options.reuse, cache_bytes=options.cache_bytes, cache_folder=options.cache_folder,
                 )  # fmt: skip
             return self._opened
+
+
+def _item(answer: Callable[..., Answer], request: Request, options: GenerateOptions | None) -> Answer | EdgeVLMError:
+    """The answer of a request of `Model.batch`, or its error."""
+    try:
+        if not isinstance(request, Request):
+            raise EdgeVLMError(f"A request is of type {type(request).__name__}: give edgevlm.Request.")
+        return answer(request.question, request.pictures, request.options or options)
+    except Closed:
+        raise
+    except EdgeVLMError as error:
+        return error

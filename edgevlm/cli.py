@@ -23,6 +23,7 @@ from edgevlm.commands.distill import distill
 from edgevlm.commands.eval import eval
 from edgevlm.commands.export import export
 from edgevlm.commands.info import info
+from edgevlm.commands.label import label
 from edgevlm.commands.optimum import optimum
 from edgevlm.commands.pull import pull
 from edgevlm.commands.push import push
@@ -68,6 +69,7 @@ for _verb in (
         run,
         chat,
         serve,
+        label,
         verify,
         eval,
         bench,

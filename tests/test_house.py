@@ -22,6 +22,7 @@ ARROWS = {
     "runtimes": {"bundle", "inputs", "models", "io"},
     "generate": {"runtimes", "bundle", "inputs", "models", "io"},
     "serve": {"generate", "runtimes", "bundle", "inputs", "io"},
+    "label": {"generate", "bundle", "inputs", "io"},
     "evaluation": {"generate", "runtimes", "bundle", "inputs", "io", "scenes"},
     "bench": {"generate", "runtimes", "bundle", "inputs", "models", "io"},
     "verify": {"evaluation", "generate", "runtimes", "bundle", "inputs", "models", "io", "scenes"},

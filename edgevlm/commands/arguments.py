@@ -21,10 +21,6 @@ from edgevlm.io.text import printable
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
 
-# How the name of a picture ends: for names of files that do not exist. What exists is known by its bytes.
-_PICTURE = re.compile(
-    r"\.(?:jpe?g?|jfif|jp2|j2k|png|apng|webp|gif|bmp|dib|tiff?|p[bgnp]m|ico|hei[cf]|avif|svg)$", re.IGNORECASE
-)
 _PATH = re.compile(r"(?:~?/|\.\.?[/\\]|[A-Za-z]:[/\\])")
 _FILE = re.compile(r"\.(?:jsonl?|txt|md|html?|pdf|mp4|mov|onnx|gguf|safetensors)$", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:data:[\w/+.-]*[;,]|\w+://)", re.IGNORECASE)
@@ -103,18 +99,18 @@ def _is_bundle(word: str) -> bool:
 
 def _no_question(word: str, lone: bool) -> str | None:
     """What is wrong with a last argument that is no question: a sentence, or None. lone: no picture precedes it."""
-    from edgevlm.inputs.kinds import looks_like_picture
+    from edgevlm.inputs.kinds import NAMED, looks_like_picture
 
     if not word.strip():
         return "The question is empty: write it in quotes as the last argument."
     spaced = bool(re.search(r"\s", word))
     if os.path.exists(word):
         what = "folder" if os.path.isdir(word) else "file"
-        what = "picture" if what == "file" and (looks_like_picture(word) or _PICTURE.search(word)) else what
+        what = "picture" if what == "file" and (looks_like_picture(word) or NAMED.search(word)) else what
         return f"No question follows the {what} '{word}': add one in quotes as the last argument."
     if _ADDRESS.match(word) and not spaced:
         return f"No question follows the address '{word[:40]}': add one in quotes as the last argument."
-    named = (_PICTURE.search(word) and (lone or not spaced)) or (_FILE.search(word) and not spaced)
+    named = (NAMED.search(word) and (lone or not spaced)) or (_FILE.search(word) and not spaced)
     if named or _PATH.match(word) or (not spaced and os.path.dirname(word) and os.path.isdir(os.path.dirname(word))):
         return (
             f"There is no file '{word}', and no question follows it: check the path, and put the question in quotes "

@@ -23,6 +23,11 @@ _SIGNATURES = (
     ("HEIC", re.compile(rb"....ftyp(?:hei[cxms]|hev[cx]|mif1|msf1)", re.S)),
 )
 
+# How the name of a picture ends, of kinds that are not read among them: for files that are damaged or not there.
+NAMED = re.compile(
+    r"\.(?:jpe?g?|jfif|jp2|j2k|png|apng|webp|gif|bmp|dib|tiff?|p[bgnp]m|ico|hei[cf]|avif|svg)$", re.IGNORECASE
+)
+
 
 def kind_of(head: bytes) -> str | None:
     """The kind of a picture whose file begins with `head`; None where it is none that is known."""

@@ -146,3 +146,53 @@ def progress_bar(clock: Callable[[], float] = time.monotonic) -> Iterator[Progre
             bar.update(tasks[what], completed=done, total=total)
 
         yield progress
+
+
+Meter = Callable[[int, int, int, str], None]
+"""meter(done, total, new, words): `new` of the `done` were done since the meter began; words stand at the end."""
+
+
+@contextmanager
+def meter(what: str, clock: Callable[[], float] = time.monotonic) -> Iterator[Meter]:
+    """Progress with speed and time left, as `progress_bar` shows it: of work whose units take some time each."""
+    start = clock()
+
+    def line(done: int, total: int, new: int, words: str) -> str:
+        spent = clock() - start
+        left = f", {span(spent / new * (total - done))} left" if new and done < total else ""
+        speed = f", {new / spent:.3g} per second{left}" if new and spent else ""
+        return f"{done} of {total} {what}{speed}, {words}"
+
+    if not sys.stderr.isatty():
+        last = start
+
+        def say(done: int, total: int, new: int, words: str) -> None:
+            nonlocal last
+            if clock() - last >= QUIET_SECONDS:
+                last = clock()
+                note(line(done, total, new, words))
+
+        yield say
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}", markup=False))
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("")
+
+        def show(done: int, total: int, new: int, words: str) -> None:
+            bar.update(task, completed=done, total=total, description=printable(line(done, total, new, words)))
+
+        yield show
+
+
+def span(value: float) -> str:
+    """A duration in the two units that matter."""
+    minutes = round(value / 60)
+    if value < 90:
+        return f"{value:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 2880 else f"{minutes // 1440} d {minutes // 60 % 24} h"
