@@ -196,5 +196,5 @@ def _line(row: Row) -> bytes:
 
 
 def _key(name: str) -> bytes:
-    """16 bytes for a name: a million pictures take some 100 MB of memory."""
-    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    """16 bytes for a name, as Parquet writes it: a million pictures take some 100 MB of memory."""
+    return hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=16).digest()

@@ -174,5 +174,5 @@ def _of_value(number: int, value: Any) -> Picture:
         return Picture(str(number), value)
     if isinstance(value, str) and value:
         return _of_path(value)
-    kind = "nothing" if value is None else f"a {type(value).__name__}"
+    kind = "nothing" if value is None else f"a value of type {type(value).__name__}"
     return Picture(str(number), EdgeVLMError(f"The row holds {kind}, expected a path or the bytes of a picture."))

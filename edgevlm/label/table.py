@@ -22,7 +22,7 @@ from edgevlm.label.journal import Row
 from edgevlm.label.pictures import import_pyarrow, open_parquet
 
 SUFFIXES = (".parquet", ".jsonl")
-_GROUP = 5000  # rows of a row group of Parquet
+_GROUP = 2000  # rows of a row group of Parquet
 _INT64 = range(-(1 << 63), 1 << 63)
 _TYPES: dict[str, Callable[[Any], Any]] = {  # of JSON Schema; a value that does not fit its column becomes null there
     "string": lambda value: _plain(value) if isinstance(value, str) else None,
@@ -144,7 +144,7 @@ def _columns(shape: Shape) -> dict[str, tuple[Any, Callable[[Row, Any], Any]]]:
     for name, kind in shape.fields.items():
         found[f"answer.{name}" if name in own else name] = (kinds[kind], field(name, _TYPES[kind]))
     if shape.scores:
-        found["scores"] = (pa.map_(pa.string(), pa.float64()), lambda row, _: list((row.get("scores") or {}).items()))
+        found["scores"] = (pa.map_(pa.string(), pa.float64()), lambda row, _: list(row["scores"].items()) if row.get("scores") else None)
     if shape.places:
         label, number = ("label", pa.string()), pa.float64()
         box, point = ([label, *((side, number) for side in sides)] for sides in (("x0", "y0", "x1", "y1"), ("x", "y")))
