@@ -255,6 +255,36 @@ def test_a_batch_is_in_order_and_its_errors_are_items(model: Model) -> None:
     assert isinstance(full, ContextFull) and full.limit == 2048 < full.needed
 
 
+def test_a_batch_of_several_workers_is_the_same(model: Model, tiny_bundle: Path) -> None:
+    """In order whatever takes how long, with errors as items, lazily, and closed when it is left."""
+    taken = 0
+
+    def requests(count: int) -> Iterator[Any]:
+        nonlocal taken
+        for number in range(count):
+            taken += 1
+            bad = [b"no picture"] if number % 7 == 3 else []
+            yield Request(f"Number {number}?", bad, AskOptions(max_tokens=1 + 30 * (number % 3 == 0)))
+
+    with load(tiny_bundle, threads=1, reuse=False) as plain:
+        one, two = (list(plain.batch(requests(40), workers=workers)) for workers in (1, 2))
+        kinds = [type(item).__name__ for item in two]
+        assert kinds == ["ImageError" if number % 7 == 3 else "Answer" for number in range(40)]
+        assert [getattr(item, "ids", None) for item in one] == [getattr(item, "ids", None) for item in two]
+        taken, before = 0, threading.active_count()
+        batch = plain.batch(requests(1000), workers=2)
+        assert taken == 0 and inspect.isgenerator(batch)
+        next(batch)
+        assert 1 <= taken <= 10
+        batch.close()
+        assert threading.active_count() == before
+    for workers in (0, True, 1.0, 1000):
+        with pytest.raises(EdgeVLMError, match=r"workers is .*: give a whole number from 1 to 256"):
+            model.batch([], workers=workers)  # type: ignore[arg-type]
+    with pytest.raises(Closed):
+        list(plain.batch([Request("What?")], workers=2))
+
+
 # --- chats -------------------------------------------------------------------------------------------------
 
 

@@ -42,7 +42,7 @@ MAY_IMPORT_TRAINING_LAZILY = {f"edgevlm/commands/{verb}.py" for verb in ("train"
 BASE_PACKAGES = {"numpy", "PIL", "tokenizers", "click", "edgevlm"}
 # Engines, and what only long work shows: imported when they are asked for.
 LAZY_PACKAGES = {"onnxruntime", "llama_cpp", "coremltools", "rich", "huggingface_hub", "pyarrow", "onnx", "av"}
-LAZY_PACKAGES |= {"llguidance"}
+LAZY_PACKAGES |= {"llguidance", "ray"}
 
 
 def sources() -> list[Path]:

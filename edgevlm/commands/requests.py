@@ -91,10 +91,11 @@ def _with(options: AskOptions, changes: Any) -> AskOptions:
 def _rows(place: str) -> Iterator[tuple[int | str, Any]]:
     """What a row is called where it has no id, and its value or what is wrong with it."""
     if os.path.isdir(place):
-        from edgevlm.inputs.kinds import looks_like_picture
+        from edgevlm.label.pictures import in_folder
 
-        pictures = sorted(entry.path for entry in os.scandir(place) if entry.is_file())
-        yield from ((picture, {"image": picture}) for picture in pictures if looks_like_picture(picture))
+        for picture in in_folder(Path(place)):
+            path = os.path.join(place, picture.name)
+            yield path, picture.source if isinstance(picture.source, EdgeVLMError) else {"image": path}
         return
     lines = _input() if place == "-" else read_lines(Path(place), limits.LINE)
     for number, line in enumerate(lines, 1):

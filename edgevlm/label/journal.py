@@ -27,6 +27,7 @@ EVERY = 2.0  # seconds
 FORMAT = "edgevlm_label"  # the first key of the first line, with the format's version
 RETRIES = "retries"  # the key of a head that says which finished table is asked about again
 _BEGINNING = b'{"' + FORMAT.encode() + b'"'
+KEYS = {"picture", "sha256", "answer", "error", "tokens", "seconds"}  # of every row
 Row = dict[str, Any]
 
 
@@ -147,8 +148,9 @@ def _row(line: bytes) -> Row | None:
         row = parse_json(line, halves=True) if line.endswith(b"\n") else None
     except ValueError:
         return None
-    whole = isinstance(row, dict) and isinstance(row.get("picture"), str)
-    return row if whole and isinstance(row.get("error", 0), str | None) else None
+    if not isinstance(row, dict) or not row.keys() >= KEYS or not isinstance(row["picture"], str):
+        return None
+    return row
 
 
 def head_line(path: Path) -> Row | None:

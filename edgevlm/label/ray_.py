@@ -125,8 +125,6 @@ def _rows(
             batch_size=share,
             num_cpus=threads,
             num_gpus=1 if where.device in _GPUS else None,
-            max_restarts=-1,
-            max_task_retries=-1,
         )
         try:
             for item in found.iter_rows():

@@ -15,6 +15,7 @@ from edgevlm.bundle.hub import resolve_bundle
 from edgevlm.bundle.manifest import MANIFEST, Bundle, open_bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.chat import AskOptions
+from edgevlm.generate.forms import schema_text
 from edgevlm.generate.pool import check_workers, open_sessions
 from edgevlm.generate.sampling import GenerateOptions
 from edgevlm.io.apart import check_apart
@@ -132,7 +133,8 @@ class _Run:
         self._task = Task(question, options, Path.cwd())
         self._journal_place = journal_place(out)
         head = _head(bundle, place, question, options, chosen)
-        self._shape = Shape(head, options.schema, options.scores, names_places(bundle))
+        schema = None if options.schema is None else schema_text(options.schema)
+        self._shape = Shape(head, schema, options.scores, names_places(bundle))
 
     def label(self, progress: Progress) -> Labels:
         out, part, chosen = self._out, self._journal_place, self._chosen

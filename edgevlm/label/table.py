@@ -18,7 +18,7 @@ from edgevlm.io import limits
 from edgevlm.io.json import parse_json
 from edgevlm.io.regular import read_lines
 from edgevlm.io.text import json_text
-from edgevlm.label.journal import Row
+from edgevlm.label.journal import KEYS, Row
 from edgevlm.label.pictures import import_pyarrow, open_parquet
 
 SUFFIXES = (".parquet", ".jsonl")
@@ -86,7 +86,7 @@ def read_table(path: Path, shape: Shape) -> Iterator[Row]:
             row = parse_json(item, halves=True) if isinstance(item, bytes) else item
         except ValueError:
             raise wrong from None
-        if not isinstance(row, dict) or not {"picture", "sha256", "answer", "error", "tokens", "seconds"} <= row.keys():
+        if not isinstance(row, dict) or not row.keys() >= KEYS:
             raise wrong
         if isinstance(item, bytes) and shape.schema is not None and row["answer"] is not None:
             row["answer"] = json_text(row["answer"])
@@ -144,7 +144,10 @@ def _columns(shape: Shape) -> dict[str, tuple[Any, Callable[[Row, Any], Any]]]:
     for name, kind in shape.fields.items():
         found[f"answer.{name}" if name in own else name] = (kinds[kind], field(name, _TYPES[kind]))
     if shape.scores:
-        found["scores"] = (pa.map_(pa.string(), pa.float64()), lambda row, _: list(row["scores"].items()) if row.get("scores") else None)
+        found["scores"] = (
+            pa.map_(pa.string(), pa.float64()),
+            lambda row, _: list(row["scores"].items()) if row.get("scores") else None,
+        )
     if shape.places:
         label, number = ("label", pa.string()), pa.float64()
         box, point = ([label, *((side, number) for side in sides)] for sides in (("x0", "y0", "x1", "y1"), ("x", "y")))

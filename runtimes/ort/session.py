@@ -51,6 +51,10 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
+        if error.__cause__ is not None and not isinstance(
+            error.__cause__, Exception
+        ):  # Ctrl-C, while C++ was importing
+            raise error.__cause__ from None
         raise RuntimeFailed(
             f"onnxruntime could not be imported ({error}): install it with `pip install onnxruntime`."
         ) from None

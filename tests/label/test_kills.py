@@ -9,23 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from labelled import ROOT, answers, draw, lines, rows
 
-ROOT = Path(__file__).parents[2]
 SIGNALS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
-
-
-def draw(folder: Path, count: int) -> Path:
-    for number in range(count):
-        place = folder / f"{number % 7}" / f"{number:05}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
-        Image.fromarray(pixels).resize((64, 64), Image.Resampling.NEAREST).save(place)
-    return folder
 
 
 def words(bundle: Path, photos: Path, out: Path, tokens: int, *more: object) -> list[str]:
@@ -33,16 +21,12 @@ def words(bundle: Path, photos: Path, out: Path, tokens: int, *more: object) -> 
     return [sys.executable, "-m", "edgevlm", *map(str, (*line, *more))]
 
 
-def rows(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-
-
-def answers(out: Path) -> dict[str, tuple[str, str]]:
-    return {row["picture"]: (row["sha256"], row["answer"]) for row in rows(out)}
-
-
-def lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def start(command: list[str]) -> subprocess.Popen[str]:
+    """With Ctrl-C as in a terminal: a shell's background jobs, of which these tests may be one, ignore it."""
+    return subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def killed_and_resumed(bundle: Path, photos: Path, out: Path, kills: int, count: int, *more: object) -> int:
@@ -51,7 +35,7 @@ def killed_and_resumed(bundle: Path, photos: Path, out: Path, kills: int, count:
     draws = random.Random(0)
     for number in range(kills):
         wanted = lines(part) + draws.randrange(count // (kills + 2)) if number % 5 else 0
-        child = subprocess.Popen(words(bundle, photos, out, 2, *more), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        child = start(words(bundle, photos, out, 2, *more))
         try:
             deadline = time.monotonic() + 120
             while number % 5 and lines(part) <= wanted and child.poll() is None and time.monotonic() < deadline:
@@ -105,7 +89,7 @@ for at in range(1, 100):
     place = base / str(at)
     place.mkdir()
     out, log = place / f"t{suffix}", base / "log"
-    words = ["label", bundle, photos, "-q", "What?", "-o", str(out), "--tiles", "1", "--max-tokens", "2", "--threads", "1"]
+    words = ["label", bundle, photos, "-q", "What?", "-o", str(out), "--threads", "1", "--tiles", "1"]
     code = trial(words, log, lambda: watch(str(place), at, kill))
     at_once = sorted(path.name for path in place.iterdir())
     again = 0 if code == 0 else trial(words, log)

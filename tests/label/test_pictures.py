@@ -140,7 +140,7 @@ def test_what_holds_no_pictures_is_refused(tmp_path: Path) -> None:
         ("list.txt", "a", "A column is of a Parquet file"),
         ("pipe", None, "is a named pipe"),
     ):
-        with pytest.raises(EdgeVLMError, match="^[^\n]*$") as error:
+        with pytest.raises(EdgeVLMError, match=r"^[^\n]*$") as error:
             Pictures(tmp_path / name, column)
         assert sentence in str(error.value)
 

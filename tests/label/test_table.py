@@ -70,8 +70,9 @@ def test_properties_are_typed_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ['{"count": 1e400}', '{"count": 99999999999999999999}', '{"count": "3"}', "[1]", "no json", '{"count": true}']
-)  # fmt: skip
+    "answer",
+    ['{"count": 1e400}', '{"count": 99999999999999999999}', '{"count": "3"}', "[1]", "no json", '{"count": true}'],
+)
 def test_what_does_not_fit_a_column_is_in_the_text(answer: str, tmp_path: Path) -> None:
     (found,) = pq.read_table(parquet(tmp_path, [row("a", answer)], Shape({}, SCHEMA))).to_pylist()
     assert found["answer"] == answer and found["count"] is None
@@ -115,7 +116,7 @@ def test_another_file_is_no_table(name: str, content: bytes | None, tmp_path: Pa
         pq.write_table(pa.table({"a": [1]}), path)
     else:
         path.write_bytes(content)
-    with pytest.raises(EdgeVLMError, match="is not what `edgevlm label` writes|is no Parquet file"):
+    with pytest.raises(EdgeVLMError, match=r"is not what `edgevlm label` writes|is no Parquet file"):
         list(read_table(path, Shape({})))
 
 
@@ -139,8 +140,8 @@ from edgevlm.label.journal import FORMAT, Journal, read_rows
 from edgevlm.label.table import Shape, write_table
 folder, count, suffix = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 def row(n):
-    return {"picture": f"folder/{n:09}.jpg", "sha256": f"{n:064x}", "answer": f"a sentence about {n} " * 40, "error": None,
-            "tokens": 9, "seconds": 0.1}
+    return {"picture": f"folder/{n:09}.jpg", "sha256": f"{n:064x}", "answer": f"a sentence about {n} " * 40,
+            "error": None, "tokens": 9, "seconds": 0.1}
 path = folder / "journal"
 with path.open("w") as stream:
     stream.write(json.dumps({FORMAT: 1}) + "\\n")
