@@ -17,7 +17,7 @@ HEAD: dict[str, Any] = {FORMAT: 1, "the question": "What?", "max_tokens": 4, "sc
 
 
 def row(name: str, answer: str | None = "yes", error: str | None = None) -> dict[str, Any]:
-    return {"picture": name, "sha256": "0" * 64, "answer": answer, "error": error, "tokens": 1, "seconds": 0.5}
+    return {"picture": name, "sha256": "00", "answer": answer, "error": error, "tokens": 1, "seconds": 0.5}
 
 
 ROWS = [row("a.png"), row("ü/ж.png", 'x\n"{'), row("c \udcff.png", None, "The image is damaged."), row("d")]
@@ -47,7 +47,7 @@ def test_torn_at_every_byte(whole: bytes, tmp_path: Path) -> None:
     ends = [place + 1 for place, byte in enumerate(whole) if byte == 10]
     for length in range(len(whole) + 1):
         kept = ROWS[: max(0, sum(end <= length for end in ends) - 1)]
-        for tail in (b"", b"\0" * 7) if length not in ends and length > ends[0] else (b"",):
+        for tail in (b"", b"\0" * 7) if length % 5 == 0 and length not in ends and length > ends[0] else (b"",):
             path.write_bytes(whole[:length] + tail)
             assert write(path, []).count == len(kept)
             assert list(read_rows(path)) == kept

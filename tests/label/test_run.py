@@ -317,8 +317,8 @@ def test_pictures_that_change_while_it_runs(tiny_bundle: Path, photos: Path, tmp
 
     def progress(done: int, total: int, new: int, errors: int) -> None:
         if new == 1:
-            (photos / "ж/07.png").unlink()
-            (photos / "ж/09.png").write_bytes(other[:200])
+            (photos / "below/deep/08.png").unlink()
+            (photos / "below/deep/10.png").write_bytes(other[:200])
             (photos / "ж/copy.png").write_bytes(other)
 
     options = edgevlm.AskOptions(max_tokens=4, max_tiles=1)

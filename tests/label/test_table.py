@@ -13,6 +13,7 @@ import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cases import heavy_but
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.label.table import Shape, check_suffix, head_of, read_table, write_table
@@ -153,7 +154,7 @@ print(peak_memory() - before)
 """
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize("suffix", heavy_but([".parquet"], [".parquet", ".jsonl"]))
 def test_memory_is_flat(suffix: str, tmp_path: Path) -> None:
     """20,000 rows of 1 kB are 20 MB of text, written in little more memory than 5,000 take."""
     command = [sys.executable, "-c", MEMORY, str(tmp_path), "20000", suffix]
