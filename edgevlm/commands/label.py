@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgevlm.commands.arguments import bundle_folder
+from edgevlm.commands.arguments import bundle_folder, warn_if_failed
 from edgevlm.commands.sampling import sampling_options
 from edgevlm.io.console import meter, note
 from edgevlm.io.signals import Stopped
@@ -70,6 +70,7 @@ def label(
     """
     folder = bundle_folder(bundle)
 
+    from edgevlm.bundle.manifest import open_bundle
     from edgevlm.generate.chat import AskOptions
     from edgevlm.io import limits
     from edgevlm.io.json import read_object
@@ -82,6 +83,7 @@ def label(
         schema=form, choices=choices or None, regex=regex, scores=scores, stop=stop, max_tiles=tiles,
         thinking=thinking, **sampling,
     )  # fmt: skip
+    warn_if_failed(open_bundle(folder))
     begun = False
     with meter("pictures") as show:
 
@@ -97,7 +99,7 @@ def label(
             )  # fmt: skip
         except (KeyboardInterrupt, Stopped):
             if begun:
-                note(f"What is done is kept beside '{out}': the same command goes on.")
+                note(f"What is done lies beside '{out}': the same command goes on.")
             raise
     wrong = f", {found.errors} of them with an error: see their column of that name" if found.errors else ""
     note(f"'{out}' has {found.rows} rows{wrong}.")

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from edgevlm.bundle.manifest import Bundle
-from edgevlm.errors import Closed, EdgeVLMError, Unsupported
+from edgevlm.errors import Closed, EdgeVLMError
 from edgevlm.generate.answer import Answer
 from edgevlm.generate.chat import AskOptions, put
 from edgevlm.generate.given import load_picture
@@ -34,23 +34,17 @@ class Task:
     options: AskOptions
     folder: Path
 
-    def check(self, session: Session) -> None:
-        """Refuse, before the first picture, what would be wrong with every one of them."""
-        try:
-            put(session.pipeline, self.question, [Image.new("RGB", (64, 64))], self.options).close()
-        except Unsupported as error:
-            raise EdgeVLMError(f"{error} Labelling needs a bundle that takes pictures here.") from None
-
 
 class Labeller:
     """Answers about pictures, by a session of its own for each thread. A picture whose content was asked about
     a moment ago is not asked about again."""
 
     def __init__(self, task: Task, sessions: Sequence[Session]) -> None:
+        """Raises EdgeVLMError, before the first picture, for what would be wrong with every one of them."""
         self._task, self._sessions = task, sessions
         self._recent: OrderedDict[str, Row] = OrderedDict()
         self._lock = threading.Lock()
-        task.check(sessions[0])
+        put(sessions[0].pipeline, task.question, [Image.new("RGB", (64, 64))], task.options).close()
 
     def rows(self, pictures: Iterable[Picture]) -> Generator[Row, None, None]:
         """A row for each picture, in order, with a bounded look-ahead."""

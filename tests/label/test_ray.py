@@ -155,6 +155,8 @@ def test_a_local_ray_from_the_command_line(
     assert (done.returncode, done.stdout) == (0, "") and done.stderr.endswith(f"'{out}' has 2000 rows.\n"), done.stderr
     said = [line for line in done.stderr.splitlines()[:-1] if " of 2000 pictures" not in line]
     assert all("core_worker.cc" in line for line in said), done.stderr  # Ray's C++ has a note of its own on actors
+    log = Path("/tmp/ray/session_latest/logs/dashboard.log").read_text()
+    assert "Usage reporting is disabled" in log
     check(out, through)
     nowhere = subprocess.run(
         [*command[:-3], "--force", "--ray", "127.0.0.1:1"], cwd=ROOT, capture_output=True, text=True
