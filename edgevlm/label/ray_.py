@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from edgevlm.label.work import Labeller, Task
 
 LOCAL = "local"  # the address of a Ray that is started here, and ends with the run
 _STORE = 512 << 20  # bytes of memory for what travels, of a Ray that is started here
+_PATIENCE = 10.0  # seconds for a cluster's first sign of life
 _CHUNK, _CHUNK_BYTES = 100_000, 128 << 20  # pictures that are handed to Ray at once, and bytes where they have any
 _BATCH = 32  # pictures of a call of an actor, at most
 _THREADS = 4  # of an actor, where nothing is said
@@ -100,8 +102,11 @@ def _start(ray: Any, address: str) -> None:
     if address == LOCAL:
         settings |= {"include_dashboard": False, "object_store_memory": _STORE}
     try:
+        host, _, port = address.rpartition(":")
+        if host and port.isdigit() and "/" not in host:  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
         ray.init(address=address, **settings)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0][:300]
         raise EdgeVLMError(f"There is no Ray at '{address}' ({reason}): give the address of a cluster.") from None
 
