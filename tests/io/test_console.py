@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgevlm.io.console import QUIET_SECONDS, note, prepare_streams, progress_bar, table, write, write_json
+from edgevlm.io.console import (
+    QUIET_SECONDS,
+    meter,
+    note,
+    prepare_streams,
+    progress_bar,
+    span,
+    table,
+    write,
+    write_json,
+)
 
 ANSWER = "模型 says 🐈 naïve"
 HOSTILE = "red\x1b[31m \x9b2J\a\r\u202egnp.\0 \tend\n"
@@ -109,3 +119,35 @@ def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     with progress_bar() as progress:
         progress("write [bold]\x1b[31m", 1, 2)
     assert "write [bold]\\x1b[31m" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.2, "0 s"), (89.4, "89 s"), (91, "2 min"), (5300, "88 min"), (5400, "1 h 30 min"), (172_000, "47 h 47 min"),
+     (180_000, "2 d 2 h"), (8_640_000, "100 d 0 h")],
+)  # fmt: skip
+def test_a_duration_has_the_units_that_matter(value: float, words: str) -> None:
+    assert span(value) == words
+
+
+def test_a_meter_says_speed_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of what this run did: 100 of the 500 rows were there before."""
+    now = 0.0
+    with meter("pictures", lambda: now) as show:
+        show(100, 1000, 0, "0 errors")
+        now = QUIET_SECONDS - 1
+        show(200, 1000, 100, "1 error")
+        now = QUIET_SECONDS + 10
+        show(500, 1000, 400, "2 errors")
+        show(501, 1000, 401, "2 errors")
+    assert capsys.readouterr().err == "500 of 1000 pictures, 10 per second, 50 s left, 2 errors\n"
+
+
+def test_a_meter_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, now = Terminal(), 10.0
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    with meter("pictures", lambda: now) as show:
+        now = 20.0
+        show(50, 50, 50, "[red]3\x1b errors")
+    assert "50 of 50 pictures, 5 per second, [red]3\\x1b errors" in terminal.getvalue()
