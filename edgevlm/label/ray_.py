@@ -145,7 +145,7 @@ def _rows(
 def _room(ray: Any, where: Cluster) -> tuple[int, int]:
     """Threads of an actor, and how many actors the cluster has cores for."""
     cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    threads = where.threads or max(1, min(_THREADS, *(core for core in cores if core), _THREADS))
+    threads = where.threads or min([_THREADS, *filter(None, cores)])
     room = sum(core // threads for core in cores)
     if not room:
         raise EdgeVLMError(

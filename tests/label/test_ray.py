@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from labelled import ROOT, answers, draw, lines, rows
 
@@ -130,6 +132,12 @@ def test_errors_and_refusals_on_a_cluster(machines: Machines, tiny_bundle: Path,
     )
     out, where = tmp_path / "t.jsonl", machines.cluster.address
     assert label(tiny_bundle, tmp_path / "list.jsonl", "What?", out, OPTIONS, ray=where, threads=1) == Labels(4, 3, 4)
+    content = [first.read_bytes(), b"no picture", first.read_bytes()]
+    pq.write_table(pa.table({"image": content}), tmp_path / "bytes.parquet")
+    table = tmp_path / "t.parquet"
+    assert label(tiny_bundle, tmp_path / "bytes.parquet", "What?", table, OPTIONS, ray=where, threads=1).errors == 1
+    one, bad, other = sorted(pq.read_table(table).to_pylist(), key=lambda row: row["picture"])
+    assert one["answer"] == other["answer"] is not None and "not a picture" in bad["error"]
     failed = {row["picture"]: row["error"] for row in rows(out)}
     assert failed.pop(str(first)) is None and "is no JSON" in failed["line 4"]
     assert "not a picture" in failed[f"{tmp_path}/bad.png"] and "does not exist" in failed["bad.png"]
