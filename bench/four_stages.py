@@ -44,7 +44,7 @@ def run_transformers(task: dict[str, Any]) -> dict[str, Any]:
     from build_smolvlm import load_model, load_processor
     from PIL import Image
 
-    from edgevlm.generate.loop import peak_memory
+    from edgevlm.io.processor import peak_memory
 
     torch.set_num_threads(task["threads"])
     folder = Path(task["model"])

@@ -91,8 +91,9 @@ def memory(task: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from edgevlm.bundle.manifest import open_bundle
-    from edgevlm.generate.loop import Pipeline, peak_memory
+    from edgevlm.generate.loop import Pipeline
     from edgevlm.inputs.layout import merge
+    from edgevlm.io.processor import peak_memory
     from edgevlm.runtimes import open_runtime
 
     bundle = open_bundle(task["bundle"])

@@ -25,5 +25,5 @@ def write_upstream(checkpoint: Checkpoint, folder: Path, template: str) -> None:
     found = stored_template(files.folder, files.processor, files.tokenizer_config)
     own = found[1] if found and found[0].name == TOKENIZER else config.get("chat_template")
     if isinstance(own, str) and not (folder / JINJA).exists():
-        (folder / JINJA).write_text(own, "utf-8")
+        (folder / JINJA).write_text(own, encoding="utf-8", newline="\n")
     write_json(folder / TOKENIZER, config | {"chat_template": template})

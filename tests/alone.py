@@ -16,7 +16,7 @@ for name in ("torch", "transformers", "optimum"):
     sys.modules[name] = None
 from edgevlm.errors import GateError
 from edgevlm.export.pipeline import ExportOptions, export_model
-from edgevlm.generate.loop import peak_memory
+from edgevlm.io.processor import peak_memory
 start = time.monotonic()
 model, out, quantize, gate, target = sys.argv[1:]
 try:

@@ -70,8 +70,8 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died: the missing answer below says so
+        except OSError:  # it died: the missing answer below says so
+            pass
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()

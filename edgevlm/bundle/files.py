@@ -30,7 +30,7 @@ BUNDLE = Kind("bundle", MANIFEST, _own)
 
 
 def write_json(path: Path, data: Any) -> None:
-    path.write_text(json_text(data, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json_text(data, indent=1) + "\n", encoding="utf-8", newline="\n")
 
 
 def list_files(folder: Path) -> dict[str, FileInfo]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from edgevlm.bundle.check import AGAIN, check_gate, check_image, check_prompt, check_recipe, check_target
@@ -19,6 +19,7 @@ from edgevlm.inputs.spec import ImageSpec, PromptSpec
 from edgevlm.io import limits
 from edgevlm.io.json import read_json
 from edgevlm.io.links import links_out
+from edgevlm.io.names import unportable
 from edgevlm.io.records import from_dict
 from edgevlm.io.regular import open_regular
 from edgevlm.io.text import check_place
@@ -169,12 +170,9 @@ def read_manifest(folder: Path) -> Manifest:
         check_gate(manifest.gate)
     for target in manifest.targets.values():
         check_target(target, manifest.spec)
-    for name in manifest.files:
-        parts = PurePosixPath(name).parts
-        if not parts or name[0] == "/" or "\\" in name or ":" in name or any(part in ("..", ".") for part in parts):
-            raise BundleError(
-                f"The manifest of '{folder}' names the file '{name[:200]}', which is outside the bundle: do not use it."
-            )
+    if found := unportable(manifest.files):
+        name, why = found
+        raise BundleError(f"The manifest of '{folder}' names the file '{name[:200]}', which {why}: do not use it.")
     return manifest
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +15,12 @@ from click.core import ParameterSource
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note
 from edgevlm.io.hub import is_hub_id
-from edgevlm.io.text import printable
+from edgevlm.io.text import printable, shell_word
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
 
-_PATH = re.compile(r"(?:~?/|\.\.?[/\\]|[A-Za-z]:[/\\])")
+PATH = re.compile(r"(?:~?/|\.\.?[/\\]|[A-Za-z]:[/\\])")
 _FILE = re.compile(r"\.(?:jsonl?|txt|md|html?|pdf|mp4|mov|onnx|gguf|safetensors)$", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:data:[\w/+.-]*[;,]|\w+://)", re.IGNORECASE)
 
@@ -49,7 +48,7 @@ def bundle_folder(bundle: str) -> Path:
     out = folder.resolve().name + "-int4"
     raise EdgeVLMError(
         f"'{bundle}' is a model, not a bundle: export it first with "
-        f"`edgevlm export {shlex.quote(bundle)} -o {shlex.quote(out)}`, then run {shlex.quote(out)}."
+        f"`edgevlm export {shell_word(bundle)} -o {shell_word(out)}`, then run {shell_word(out)}."
     )
 
 
@@ -59,14 +58,14 @@ def _no_folder(file: str) -> str:
     if looks_like_picture(file):
         return f"'{file}' is a picture, not a bundle: the bundle's folder comes first."
     if os.path.basename(file) == "manifest.json":
-        return f"'{file}' is a file of a bundle: give its folder, {shlex.quote(os.path.dirname(file) or '.')}."
+        return f"'{file}' is a file of a bundle: give its folder, {shell_word(os.path.dirname(file) or '.')}."
     return f"'{file}' is a file, not a bundle: give the folder that `edgevlm export` wrote."
 
 
 def warn_if_failed(bundle: Bundle) -> Bundle:
     """The same bundle; a line on standard error where its own gate failed."""
     if (bundle.manifest.gate or {}).get("passed") is False:
-        name = printable(shlex.quote(str(bundle.folder)))
+        name = printable(shell_word(str(bundle.folder)))
         note(f"Warning: this bundle missed a bound of its gate; answers may be wrong. See `edgevlm info {name}`.")
     return bundle
 
@@ -74,11 +73,11 @@ def warn_if_failed(bundle: Bundle) -> Bundle:
 def pictures_and_question(bundle: str, inputs: tuple[str, ...], *, optional: bool = False) -> tuple[list[str], str]:
     """Pictures, and the question, which is the last argument; where it is optional it may be left out, and is ""."""
     if not inputs:
-        example = f'edgevlm run {shlex.quote(bundle)} photo.jpg "What is this?"'
+        example = f'edgevlm run {shell_word(bundle)} photo.jpg "What is this?"'
         raise EdgeVLMError(f"No question was given: add one in quotes, as in `{example}`.")
     if not _is_bundle(bundle) and (found := next(filter(_is_bundle, inputs), None)):
         rest = [word for word in (bundle, *inputs) if word != found]
-        example = " ".join(map(shlex.quote, ["edgevlm", "run", found, *rest]))
+        example = " ".join(map(shell_word, ["edgevlm", "run", found, *rest]))
         raise EdgeVLMError(f"'{found}' is the bundle, which comes first: write `{example}`.")
     *pictures, question = inputs
     if optional and os.path.isfile(question):
@@ -111,7 +110,7 @@ def _no_question(word: str, lone: bool) -> str | None:
     if _ADDRESS.match(word) and not spaced:
         return f"No question follows the address '{word[:40]}': add one in quotes as the last argument."
     named = (NAMED.search(word) and (lone or not spaced)) or (_FILE.search(word) and not spaced)
-    if named or _PATH.match(word) or (not spaced and os.path.dirname(word) and os.path.isdir(os.path.dirname(word))):
+    if named or PATH.match(word) or (not spaced and os.path.dirname(word) and os.path.isdir(os.path.dirname(word))):
         return (
             f"There is no file '{word}', and no question follows it: check the path, and put the question in quotes "
             "at the end."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgevlm.commands.arguments import bundle_folder
+from edgevlm.commands.arguments import PATH, bundle_folder
 from edgevlm.commands.engine import EngineChoice, show
 from edgevlm.commands.sampling import sampling_options
 from edgevlm.errors import EdgeVLMError
@@ -185,4 +185,4 @@ def _stopped_by_interrupts(stream: AnswerStream) -> Iterator[None]:
 def _is_picture(word: str) -> bool:
     from edgevlm.inputs.kinds import looks_like_picture
 
-    return word.startswith(("/", "~", ".")) and Path(word).is_file() and looks_like_picture(word)
+    return bool(PATH.match(word)) and Path(word).is_file() and looks_like_picture(word)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from pathlib import Path
 
 import click
@@ -14,6 +13,7 @@ from edgevlm.commands.export import export_bundle
 from edgevlm.commands.run import timings_table
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note
+from edgevlm.io.text import shell_word
 
 PICTURE = Path(__file__).parent.parent / "assets" / "scenes" / "demo.png"
 QUESTIONS = (
@@ -34,7 +34,7 @@ def demo(out: str, quantize: str) -> None:
     again = _is_demo(Path(out))
     if not again and os.path.isdir(out) and os.listdir(out):
         raise EdgeVLMError(f"'{out}' exists and is no demo of before: choose another place with --out.")
-    note(f"$ edgevlm export default --target onnx --quantize {quantize} -o {shlex.quote(out)}")
+    note(f"$ edgevlm export default --target onnx --quantize {quantize} -o {shell_word(out)}")
     bundle = export_bundle("default", out, quantize=quantize, force=again)
     note(f"\nNow {len(QUESTIONS)} questions about the picture {PICTURE}")
     timings = []
@@ -45,7 +45,7 @@ def demo(out: str, quantize: str) -> None:
     typical = sorted(timings, key=lambda t: t.preprocess + t.encode + t.prefill + t.decode)[len(timings) // 2]
     note(f"\nTime of one question, the median of these:\n{timings_table(typical)}")
     words = [out, str(PICTURE), "Is there a dog in the picture?"]
-    note(f"\nAsk your own: edgevlm run {' '.join(map(shlex.quote, words))}")
+    note(f"\nAsk your own: edgevlm run {' '.join(map(shell_word, words))}")
 
 
 def _is_demo(folder: Path) -> bool:

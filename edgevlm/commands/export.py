@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from edgevlm.commands.gate_table import gate_table, read_bounds
 from edgevlm.commands.optimum_flags import replaced
 from edgevlm.errors import EdgeVLMError, GateError
 from edgevlm.io.console import note, progress_bar, size, table, write
-from edgevlm.io.text import printable
+from edgevlm.io.text import printable, shell_word
 
 if TYPE_CHECKING:
     from edgevlm.export.calibrate.plan import CalibrationOptions
@@ -181,7 +180,7 @@ def export(
         bounds=read_bounds(bound),
         strict=strict,
     )
-    note(f'\nNext: edgevlm run {shlex.quote(str(bundle))} photo.jpg "What is in the picture?"')
+    note(f'\nNext: edgevlm run {shell_word(str(bundle))} photo.jpg "What is in the picture?"')
     write(str(bundle))
 
 
@@ -238,7 +237,7 @@ def _places(positional: list[str], model: str | None, out: str | None) -> tuple[
     folder = out if out is not None else (positional or [""])[0]
     if not folder:
         raise EdgeVLMError(
-            f"No output folder was given: add one, as in `edgevlm export {shlex.quote(model)} -o bundle`."
+            f"No output folder was given: add one, as in `edgevlm export {shell_word(model)} -o bundle`."
         )
     return model, folder, target
 

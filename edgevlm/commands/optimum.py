@@ -58,7 +58,7 @@ def optimum(install: bool, remove: bool) -> None:
     try:
         if install:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(TEXT, encoding="utf-8")
+            path.write_text(TEXT, encoding="utf-8", newline="\n")
             note("Next: optimum-cli export edgevlm --help")
         elif remove and there:
             path.unlink()

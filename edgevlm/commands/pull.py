@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
 
 from edgevlm.io.console import note, write
+from edgevlm.io.text import shell_word
 
 
 @click.command()
@@ -28,5 +28,5 @@ def pull(repo: str, out: str | None, revision: str | None, force: bool) -> None:
 
     folder = pull_bundle(repo, Path(out or repo.rpartition("/")[2] or "bundle"), revision=revision, force=force)
     warn_if_failed(open_bundle(folder))
-    note(f'\nNext: edgevlm run {shlex.quote(str(folder))} photo.jpg "What is in the picture?"')
+    note(f'\nNext: edgevlm run {shell_word(str(folder))} photo.jpg "What is in the picture?"')
     write(str(folder))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-
 import click
 
 from edgevlm.io.console import note, write
+from edgevlm.io.text import shell_word
 
 
 @click.command()
@@ -32,7 +31,6 @@ def push(bundle: str, repo: str, public: bool, revision: str | None, licence: st
     warn_if_failed(open_bundle(bundle))
     address = push_bundle(bundle, repo, PushOptions(public, revision, licence, force))
     note(
-        f"\nNext, on another machine: edgevlm pull {repo}"
-        + (f" --revision {shlex.quote(revision)}" if revision else "")
+        f"\nNext, on another machine: edgevlm pull {repo}" + (f" --revision {shell_word(revision)}" if revision else "")
     )
     write(address)

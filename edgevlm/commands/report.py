@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
@@ -10,7 +9,7 @@ import click
 from edgevlm.commands.arguments import bundle_folder, warn_if_failed
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, progress_bar, size, write
-from edgevlm.io.text import printable
+from edgevlm.io.text import printable, shell_word
 
 
 @click.command()
@@ -68,7 +67,7 @@ def report(
     check_apart([("--out", path)], [(name, place) for name, places in read.items() for place in places])
     if path.suffix.lower() not in (".html", ".htm") and (path.is_file() or not path.exists()):
         raise EdgeVLMError(
-            f"The report is a page in HTML: name it so, as in -o {shlex.quote(str(path.with_suffix('.html')))}."
+            f"The report is a page in HTML: name it so, as in -o {shell_word(str(path.with_suffix('.html')))}."
         )
     check_new(path, force)
     options = ReportOptions(

@@ -13,7 +13,7 @@ from edgevlm.errors import Closed, EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.io.console import note, write_json
 from edgevlm.io.json import parse_json
-from edgevlm.io.regular import read_lines
+from edgevlm.io.regular import lines_of, read_lines
 
 if TYPE_CHECKING:
     from edgevlm.generate.answer import Answer
@@ -97,7 +97,7 @@ def _rows(place: str) -> Iterator[tuple[int | str, Any]]:
             path = os.path.join(place, picture.name)
             yield path, picture.source if isinstance(picture.source, EdgeVLMError) else {"image": path}
         return
-    lines = _input() if place == "-" else read_lines(Path(place), limits.LINE)
+    lines = lines_of(sys.stdin.buffer, limits.LINE) if place == "-" else read_lines(Path(place), limits.LINE)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -105,11 +105,3 @@ def _rows(place: str) -> Iterator[tuple[int | str, Any]]:
             yield number, parse_json(line)
         except ValueError as error:
             yield number, EdgeVLMError(f"Line {number} is no JSON ({error}): write an object, such as {FORM}.")
-
-
-def _input() -> Iterator[bytes]:
-    stream = sys.stdin.buffer
-    while line := stream.readline(limits.LINE + 1):
-        yield line
-        while len(line) > limits.LINE and not line.endswith(b"\n"):
-            line = stream.readline(limits.LINE + 1)

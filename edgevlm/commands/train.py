@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from edgevlm.commands.arguments import check_model, given
 from edgevlm.errors import EdgeVLMError, install_hint
+from edgevlm.io.text import shell_word
 
 if TYPE_CHECKING:
     from edgevlm.train.options import TrainOptions
@@ -124,7 +124,7 @@ def advice(options: TrainOptions) -> str:
 
     model = options.out if options.lora is None else Path(options.model)
     if model.is_dir() and (options.lora is not None or options.stage != "align") and (reason := refusal(model)):
-        return f"{reason} Training can go on with it: edgevlm train {shlex.quote(str(model))}"
+        return f"{reason} Training can go on with it: edgevlm train {shell_word(str(model))}"
     return f"Next: {next_step(options)}"
 
 
@@ -137,4 +137,4 @@ def next_step(options: TrainOptions) -> str:
     elif options.stage == "align":
         words = ["edgevlm", "train", str(options.out), "--stage", "instruct", "--data", str(options.data)]
         words += ["-o", f"{options.out}-instruct"]
-    return " ".join(map(shlex.quote, words))
+    return " ".join(map(shell_word, words))

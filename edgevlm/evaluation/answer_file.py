@@ -55,7 +55,7 @@ def answer_file(
         yield AnswerFile()
         return
     if is_stream(out):
-        with out.open("w", encoding="utf-8") as stream:
+        with out.open("w", encoding="utf-8", newline="\n") as stream:
             stream.write(_line(head))
             yield AnswerFile(stream)
         return
@@ -65,7 +65,7 @@ def answer_file(
         check_answers(out, resume, force)
         known = _begin(out, part, head, resume)
         try:
-            with part.open("a", encoding="utf-8") as stream:
+            with part.open("a", encoding="utf-8", newline="\n") as stream:
                 lines = AnswerFile(stream, known)
                 yield lines
             put(part, out, force or resume)

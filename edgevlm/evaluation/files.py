@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.evaluation.item import Picture
 from edgevlm.io import limits
 from edgevlm.io.json import parse_json, read_json
+from edgevlm.io.names import is_below
 from edgevlm.io.regular import read_lines
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -113,8 +114,7 @@ class Pictures:
         self._folders = ["", *folders]
 
     def __call__(self, name: str, place: str) -> Picture:
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name or "\0" in name:
+        if not is_below(name):
             raise EdgeVLMError(f"{place}: the picture '{name}' is no path below the folder: do not use this file.")
         for number, folder in enumerate(self._folders):
             path = self._root / folder / name

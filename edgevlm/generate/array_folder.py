@@ -79,11 +79,12 @@ class ArrayFolder:
                     new.write(content)
                     new.close()
                     os.replace(new.name, self._path(key))
-                except BaseException:
+                except BaseException as error:
                     new.close()
                     with suppress(OSError):
                         os.unlink(new.name)
-                    raise
+                    if not (isinstance(error, PermissionError) and self._path(key).exists()):
+                        raise  # else another process has written the same, and reads it now, on Windows
             self._bytes += len(content)
             self._written += 1
             if self._bytes > self.limit or self._written % LOOK_AGAIN == 0:
@@ -113,8 +114,12 @@ class ArrayFolder:
         for _, size, path in sorted(found):
             if self._bytes <= self.limit:
                 break
-            with suppress(FileNotFoundError):
+            try:
                 os.unlink(path)
+            except PermissionError:  # Windows, where another process reads it now
+                continue
+            except FileNotFoundError:
+                pass
             self._bytes -= size
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import replace
@@ -28,6 +27,7 @@ from edgevlm.generate.stored_states import StoredStates
 from edgevlm.inputs.grounding import Box, Point, find
 from edgevlm.inputs.render import Conversation, messages_of
 from edgevlm.io import limits
+from edgevlm.io.processor import peak_memory
 from edgevlm.runtimes.base import Decoder, DraftDecoder, Runtime, StateDecoder
 from edgevlm.runtimes.region import RegionHead, open_region
 from edgevlm.types import F32
@@ -280,24 +280,6 @@ class Pipeline:
         if grounding is None or len(prompt.frames) != 1:
             return (), ()
         return find(self.prompter.decode(ids, special=True), grounding, prompt.frames[0])
-
-
-def peak_memory() -> int | None:
-    """Bytes of this process's largest resident set so far; None where the system does not report it (Windows).
-
-    Not Linux's ru_maxrss: a process starts with its parent's there.
-    """
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-            peak = next((line for line in status if line.startswith("VmHWM:")), None)
-        return int(peak.split()[1]) * 1024 if peak else None
-    except OSError:
-        pass
-    if sys.platform != "darwin":
-        return None
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _lap(start: float) -> tuple[float, float]:

@@ -54,7 +54,7 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
 
 def settle_tokenizer(path: Path) -> None:
     """Write a tokenizer.json without dropout in its place: other programs that read it would draw lots."""
-    data = json.loads(path.read_text("utf-8"))
+    data = json.loads(path.read_text(encoding="utf-8"))
     if data["model"].get("dropout") is not None:
         data["model"]["dropout"] = None
         write_text(path, json.dumps(data, ensure_ascii=False, indent=2), force=True)

@@ -25,9 +25,9 @@ def check_apart(outputs: Sequence[Named], inputs: Sequence[Named]) -> None:
         for other, place in read:
             if _same(out, place):
                 raise EdgeVLMError(f"{name} is '{out}', which {other} reads: choose another output.")
-            if place.resolve().is_relative_to(out.resolve()):
+            if _holds(out, place):
                 raise EdgeVLMError(f"{name} '{out}' holds '{place}', which {other} reads: choose another output.")
-            if out.is_file() and place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+            if out.is_file() and place.is_dir() and _holds(place, out):
                 raise EdgeVLMError(
                     f"{name} is '{out}', a file of '{place}', which {other} reads: choose a file outside of it."
                 )
@@ -38,6 +38,11 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # no path at all, such as a name that is too long
         return False
+
+
+def _holds(folder: Path, place: Path) -> bool:
+    """Whether `place` lies in `folder`, which some systems spell in several ways: with other case, by a short name."""
+    return any(_same(folder, parent) for parent in (place.resolve(), *place.resolve().parents))
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -33,7 +33,7 @@ def prepare_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
             closed |= number == 1
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for as long as the process lives)
     if closed or sys.stdout is None:
         raise EdgeVLMError("Standard output is closed: send it somewhere, such as > answer.txt or > /dev/null.")
     codecs.register_error("edgevlm", _unencodable)

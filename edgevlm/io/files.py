@@ -74,10 +74,10 @@ def put(new: Path, path: Path, force: bool = False) -> None:
 def write_text(path: Path, text: str, force: bool = False) -> None:
     """Write `text` as UTF-8 beside `path`, then take its place in one step. Streams are written as they are."""
     if is_stream(path):
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", newline="\n")
         return
     with writing(path, force) as new:
-        new.write_text(text, encoding="utf-8")
+        new.write_text(text, encoding="utf-8", newline="\n")
 
 
 def change_json(path: Path, changes: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from edgevlm.errors import EdgeVLMError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_WORDS = {words: number for number in FULL if not (words := os.strerror(number)).startswith("Unknown error")}
+_WORDS["not enough space on the disk"] = errno.ENOSPC  # Windows' own, beside those of C; it has none for a quota
 _LEFT = 1 << 20  # bytes; a disk with less is taken for the cause of an error without words
 
 
@@ -44,7 +46,7 @@ def disk_errors(out: Path, work: Path) -> Iterator[None]:
 
 def _number(text: str) -> int | None:
     """The number of the error that a message quotes."""
-    return next((number for number in FULL if os.strerror(number) in text), None)
+    return next((number for words, number in _WORDS.items() if words in text), None)
 
 
 def _no_room(out: Path) -> bool:

@@ -29,7 +29,7 @@ def parse_json(data: bytes, largest: int = limits.LINE, *, finite: bool = True, 
     if data.count(b"{") + data.count(b"[") > largest // limits.JSON_BYTES_PER_CONTAINER:
         raise ValueError("it holds too many objects and lists")
     if data.startswith(b"\xef\xbb\xbf"):
-        raise ValueError("it begins with a byte order mark, which JSON has not")
+        raise ValueError("it begins with a byte order mark, which JSON has not; save it as UTF-8 without one")
     try:
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_unique, parse_float=_real,

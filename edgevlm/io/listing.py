@@ -27,7 +27,7 @@ def listed(name: str) -> Kind:
     def seal(folder: Path) -> None:
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         data = {"edgevlm_listing": _VERSION, "of": name, "files": files}
-        (folder / LISTING).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        (folder / LISTING).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8", newline="\n")
 
     return Kind(name, LISTING, own, seal)
 

@@ -1,10 +1,11 @@
-"""The processor of this machine: its name, and which instructions for products of 8-bit numbers it has."""
+"""This machine: its processor and instructions for products of 8-bit numbers, and what of it this process takes."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,24 @@ _SYSCTL = {
 def usable_cores() -> int:
     """Of this process, which may not be all that the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> int | None:
+    """Bytes of this process's largest resident set so far; None where the system does not report it (Windows).
+
+    Not Linux's ru_maxrss: a process starts with its parent's there.
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            peak = next((line for line in status if line.startswith("VmHWM:")), None)
+        return int(peak.split()[1]) * 1024 if peak else None
+    except OSError:
+        pass
+    if sys.platform != "darwin":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def processor(root: Path = Path("/")) -> dict[str, Any]:
@@ -74,6 +93,7 @@ def read_fields(path: Path, separator: str) -> dict[str, str]:
 def sysctl(name: str) -> str | None:
     """A value of macOS's kernel."""
     try:
-        return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5).stdout.strip() or None
+        done = subprocess.run(["sysctl", "-n", name], capture_output=True, encoding="utf-8", timeout=5)
+        return done.stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -73,6 +73,9 @@ def run_program(call: Callable[[], int | None]) -> int:
             return _bug()
         return _say(f"This needs the package {error.name}: {install_hint(extra)}.", USER)
     except OSError as error:
+        if sys.platform == "win32" and error.errno == errno.EINVAL and error.filename is None:
+            drop(sys.stdout, sys.stderr)  # how a pipe whose reader has gone is reported there
+            return PIPE
         sentence = _refusal(error)
         return _bug() if sentence is None else _say(sentence, USER)
     except (SystemExit, GeneratorExit):

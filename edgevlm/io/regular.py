@@ -7,9 +7,11 @@ import stat
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 from edgevlm.errors import EdgeVLMError
+
+MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark, with which some editors of Windows begin each file
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -47,16 +49,22 @@ def read_regular(path: Path, largest: int, advice: str) -> bytes:
 
 
 def read_lines(path: Path, longest: int) -> Iterator[bytes]:
-    """The lines of a text, one at a time, each with its line feed. Raises as `check_regular`.
+    """The lines of a text that a user wrote, as `lines_of` gives them. Raises as `check_regular`."""
+    with open_regular(path) as stream:
+        yield from lines_of(stream, longest)
+
+
+def lines_of(stream: BinaryIO, longest: int) -> Iterator[bytes]:
+    """The lines of a text, one at a time, each with its line feed, without the byte order mark of Windows' editors.
 
     Of a line with over `longest` bytes come the first `longest` + 1.
     """
-    with open_regular(path) as stream:
-        while line := stream.readline(longest + 1):
-            yield line
-            rest = line
-            while len(rest) > longest and not rest.endswith(b"\n"):
-                rest = stream.readline(longest + 1)
+    mark = MARK
+    while line := stream.readline(longest + 1):
+        yield line.removeprefix(mark)
+        mark = b""
+        while len(line) > longest and not line.endswith(b"\n"):
+            line = stream.readline(longest + 1)
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -27,7 +27,7 @@ def rename_new(source: Path, target: Path) -> None:
     Raises FileExistsError where something is there, and leaves both as they are.
     """
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             _without_empty(source, target)
         elif source.is_dir():
             os.rename(source, target)  # POSIX: replaces an empty folder, and nothing else
@@ -71,9 +71,9 @@ def sync_tree(folder: Path) -> None:
 
 def _sync(path: Path) -> None:
     folder = path.is_dir()
-    if folder and os.name == "nt":  # where names need no flush, and folders cannot be opened
+    if folder and sys.platform == "win32":  # where names need no flush, and folders cannot be opened
         return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
@@ -109,7 +109,7 @@ def _rename(source: Path, target: Path, flag: int) -> bool:
 @cache
 def _call() -> Any:
     """The system's call, or None."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         return None
     library = ctypes.CDLL(None, use_errno=True)
     call = getattr(library, "renamex_np" if sys.platform == "darwin" else "renameat2", None)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP stop a program as Ctrl-C does: it cleans up first."""
+"""SIGTERM, SIGHUP and SIGBREAK (Windows: Ctrl-Break, a closed window) stop a program as Ctrl-C does: it cleans up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def stopping() -> Iterator[None]:
         raise Stopped(number)
 
     main = threading.current_thread() is threading.main_thread()  # which alone may ask for signals
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if main and hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if main and hasattr(signal, name)]
     before = {number: handler for number in numbers if (handler := signal.getsignal(number)) == signal.SIG_DFL}
     for number in before:
         signal.signal(number, stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from edgevlm.errors import EdgeVLMError
 # What a terminal obeys, or what hides or turns around the text beside it: C0, DEL and C1; line separators; embedding,
 # override and isolation of directions (Trojan Source, CVE-2021-42574); halves of characters, which no encoding has.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_PLAIN = re.compile(r"[\w.:/\\+@=,~-]+")  # what both of Windows' shells take as it is
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -25,6 +27,13 @@ def printable(text: str, keep: str = "") -> str:
         return char if char in keep else char.encode("unicode_escape", "backslashreplace").decode("ascii")
 
     return _UNSAFE.sub(escape, text)
+
+
+def shell_word(text: str) -> str:
+    """`text` as one word of a command line, in this system's quotes."""
+    if sys.platform != "win32":
+        return shlex.quote(text)
+    return text if _PLAIN.fullmatch(text) else f'"{text}"'
 
 
 def check_place(path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
 from edgevlm.io.folders import Kind, replacing
 from edgevlm.io.json import parse_json, read_json
+from edgevlm.io.names import is_below
 from edgevlm.io.regular import read_lines
 from edgevlm.scenes.catalogue import SPLITS, Split
 from edgevlm.scenes.question import LOC_BINS, Question, parse_question
@@ -72,7 +73,7 @@ def write_scenes(
                     progress("Drawing scenes", number, count)
         head = {"format": FORMAT, "version": VERSION, "split": split, "seed": seed, "count": count}
         text = json.dumps(head | {"loc_bins": LOC_BINS}, indent=1) + "\n"
-        (output.new / DATASET).write_text(text, encoding="utf-8")
+        (output.new / DATASET).write_text(text, encoding="utf-8", newline="\n")
         output.publish()
     return total
 
@@ -156,8 +157,7 @@ def _json(line: bytes, last: bool) -> Any:
 
 def _image_problem(folder: Path, image: str) -> str | None:
     """Why an image cannot be used; only paths below the folder are followed."""
-    parts = PurePosixPath(image).parts
-    if image.startswith("/") or ".." in parts or "\\" in image or ":" in image or "\0" in image:
+    if not is_below(image):
         return f"the image '{image}' is not a path below the folder"
     path = folder / image
     if not path.is_file():

@@ -197,7 +197,8 @@ def main() -> None:
     sheet.save(options.out / "glyphs.png", optimize=True, bits=4)
     textures(ASSETS.parent / "pictures").save(options.out / "textures.png", optimize=True)
     data = {"sprites": places, "em": EM, "glyphs": table, "texture": TEXTURE}
-    (options.out / "atlas.json").write_text(json.dumps(data, separators=(",", ":")) + "\n", encoding="ascii")
+    text = json.dumps(data, separators=(",", ":")) + "\n"
+    (options.out / "atlas.json").write_text(text, encoding="ascii", newline="\n")
 
 
 if __name__ == "__main__":

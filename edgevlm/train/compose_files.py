@@ -73,7 +73,7 @@ def write_processor(out: Path, layout: Composed, side: int, tokens: int, tiles: 
         "processor_class": processor["processor_class"], **layout.images(side, tokens, tiles),
     }  # fmt: skip
     for name, values in (("preprocessor_config.json", images), ("processor_config.json", processor)):
-        (out / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (out / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
 
 
 def _text(token: Any) -> str | None:

@@ -196,10 +196,11 @@ def save(model: Any, source: Source, folder: Path, *, base: str, dtype: torch.dt
     }
     model.save_pretrained(folder, state_dict=state)
     copy_upstream(source.folder, folder, source.processor)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     config["dtype"] = str(stored).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8", newline="\n")
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io import limits
-from edgevlm.io.regular import open_regular, read_regular
+from edgevlm.io.regular import MARK, open_regular, read_regular
 from edgevlm.train.conversations import BadRecord, Conversation, parse_record
 from edgevlm.types import Progress
 
@@ -121,8 +121,10 @@ def _file(path: Path) -> Path:
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """(offset, line number from 1, text) of each line that is not blank."""
-    start = line = 0
+    line = 0
     with open_regular(path) as stream:
+        start = len(MARK) if stream.peek(len(MARK)).startswith(MARK) else 0
+        stream.seek(start)
         while text := stream.readline(limits.LINE):
             line += 1
             yield from [(start, line, text)] if text.strip() else []

@@ -11,7 +11,7 @@ def write_report(folder: Path, history: list[dict[str, Any]]) -> None:
     """log.jsonl and loss.png in `folder`, from the Trainer's log history."""
     entries = [entry for entry in history if "loss" in entry]
     lines = "".join(json.dumps(entry) + "\n" for entry in entries)
-    (folder / "log.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "log.jsonl").write_text(lines, encoding="utf-8", newline="\n")
     if entries:
         draw_loss(folder / "loss.png", entries)
 

@@ -134,7 +134,7 @@ def _receive(process: subprocess.Popen[bytes]) -> tuple[dict[str, Any], bytes]:
 
 
 def _against_records(merged: MergedAdapter, why: str) -> Row:
-    text = (importlib.resources.files("edgevlm") / "assets" / "merges.json").read_text("utf-8")
+    text = (importlib.resources.files("edgevlm") / "assets" / "merges.json").read_text(encoding="utf-8")
     recorded = json.loads(text)
     wrong: list[tuple[str, str]] = []
     count = 0
@@ -167,7 +167,7 @@ def _difference(ours: F32, theirs: F32) -> str:
 
 def _small(case: dict[str, Any], folder: Path) -> SmallMerge:
     """A recorded adapter as files, and its base."""
-    (folder / "adapter_config.json").write_text(json.dumps(case["config"]), encoding="utf-8")
+    (folder / "adapter_config.json").write_text(json.dumps(case["config"]), encoding="utf-8", newline="\n")
     tensors = recorded_tensors(case["adapter"], case["seed"])
     header, data = {}, b""
     for name, tensor in tensors.items():

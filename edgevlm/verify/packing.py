@@ -24,7 +24,8 @@ _NEAR = 1e-3  # of one feature's number: float32 rounding of numbers up to 10,00
 
 def check_packing(packing: Packing) -> Row:
     """The recorded pictures by the bundle's own way of packing, with numbers for features."""
-    recorded = json.loads((importlib.resources.files("edgevlm") / "assets" / "packing.json").read_text("utf-8"))
+    assets = importlib.resources.files("edgevlm") / "assets"
+    recorded = json.loads((assets / "packing.json").read_text(encoding="utf-8"))
     numbered = replace(packing, newline=(NEWLINE,), separator=(SEPARATOR,) if packing.whole_last else ())
     if packing.framed:
         return _framed(replace(numbered, begin=(BEGIN,), end=(END,)), recorded["framed"])

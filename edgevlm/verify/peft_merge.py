@@ -216,7 +216,7 @@ class _Files:
     def __init__(self, folder: Path) -> None:
         paths = [folder / "model.safetensors"]
         if not paths[0].exists():
-            index = json.loads((folder / "model.safetensors.index.json").read_text("utf-8"))
+            index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
             paths = [folder / shard for shard in sorted(set(index["weight_map"].values()))]
         self._files: dict[str, Path] = {}
         for path in paths:

@@ -33,7 +33,7 @@ _TURNED = "rows and columns exchanged"
 
 def check_places(spec: ModelSpec) -> Iterator[Row]:
     """What the model's tower and decoder are told of places, and what a prompt takes of its pictures' features."""
-    recorded = json.loads((importlib.resources.files("edgevlm") / "assets" / "places.json").read_text("utf-8"))
+    recorded = json.loads((importlib.resources.files("edgevlm") / "assets" / "places.json").read_text(encoding="utf-8"))
     tower, decoder = spec.vision, spec.decoder
     if isinstance(tower, QwenVit) and tower.merge == recorded["merge"]:
         halved = "halved_" if tower.unit > tower.merge else ""

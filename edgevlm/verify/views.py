@@ -25,7 +25,7 @@ from edgevlm.verify.report import Row
 
 def check_views(spec: ImageSpec) -> Row:
     """Views of the recorded pictures by a rule of the same kind as the bundle's, byte for byte."""
-    recorded = json.loads((importlib.resources.files("edgevlm") / "assets" / "views.json").read_text("utf-8"))
+    recorded = json.loads((importlib.resources.files("edgevlm") / "assets" / "views.json").read_text(encoding="utf-8"))
     check = "sizes whose views differ from the original processor's"
     known = recorded.get(spec.rule.kind)
     if known is None:

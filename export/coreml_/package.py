@@ -70,7 +70,8 @@ def save_package(mil: Mil, functions: dict[str, Any], folder: Path, default: str
     spec = backend.load(program, str(inner / "weights"), specification_version=SPECIFICATION_VERSION)
     spec.description.metadata.author = "edgevlm"
     (inner / "model.mlmodel").write_bytes(spec.SerializeToString(deterministic=True))
-    (folder / "Manifest.json").write_text(json.dumps(_manifest(folder.name), indent=4) + "\n", encoding="utf-8")
+    manifest = json.dumps(_manifest(folder.name), indent=4) + "\n"
+    (folder / "Manifest.json").write_text(manifest, encoding="utf-8", newline="\n")
 
 
 def _manifest(name: str) -> dict[str, Any]:

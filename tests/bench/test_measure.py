@@ -19,7 +19,8 @@ from edgevlm.bundle.manifest import open_bundle
 from edgevlm.cli import main
 from edgevlm.commands.bench import _other, describe
 from edgevlm.errors import EdgeVLMError
-from edgevlm.generate.loop import GenerateOptions, Pipeline, peak_memory
+from edgevlm.generate.loop import GenerateOptions, Pipeline
+from edgevlm.io.processor import peak_memory
 from edgevlm.runtimes import open_runtime
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +134,7 @@ def test_the_command_measures_writes_and_compares(
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM")
 def test_a_childs_peak_is_its_own() -> None:
     """ru_maxrss of a small child of a large parent is the parent's; this must not be."""
-    code = "from edgevlm.generate.loop import peak_memory; print(peak_memory())"
+    code = "from edgevlm.io.processor import peak_memory; print(peak_memory())"
     big = f"x = bytearray(400_000_000); import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", big], capture_output=True, text=True, check=True, env=environment)

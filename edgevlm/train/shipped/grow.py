@@ -81,7 +81,8 @@ def _grow(model: str, out: Path, vision_layers: int | None, layers: int | None, 
     seen = {name: getattr(vision, name) for name in ("num_hidden_layers", "image_size", "patch_size")}
     change_json(path, {"vision_config": seen, "text_config": {"num_hidden_layers": text.num_hidden_layers}})
     path = out / "preprocessor_config.json"
-    sizes = {name: json.loads(path.read_text())[name]["longest_edge"] for name in ("size", "max_image_size")}
+    there = json.loads(path.read_text(encoding="utf-8"))
+    sizes = {name: there[name]["longest_edge"] for name in ("size", "max_image_size")}
     change_json(path, {name: {"longest_edge": edge // was * vision.patch_size} for name, edge in sizes.items()})
 
 

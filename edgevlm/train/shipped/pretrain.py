@@ -69,7 +69,7 @@ def _pretrain(options: PretrainOptions, output: Replacement, progress: Progress)
         if training.step % options.save_every == 0 or training.step == options.steps:
             right = training.accuracy(tiles, target) if "vision" in training.parts else {}
             line = {"step": training.step} | {f"{k} right": round(v, 4) for k, v in right.items()}
-            with log.open("a") as out:
+            with log.open("a", encoding="utf-8", newline="\n") as out:
                 out.write(json.dumps(line | {k: round(v, 4) for k, v in mean.items()}) + "\n")
             training.save()
     if options.stage == "labels":  # in later stages the decoder has learnt the tokens' scale
