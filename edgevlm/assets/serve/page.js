@@ -467,9 +467,10 @@ function finish(turn, item, answer, last) {
   if (!turn.answer) item.append(make("p", "aside", "The answer is empty."));
   if (last?.reason === "length") item.append(make("p", "aside", "It stops here because of 'Most tokens', under More."));
   const shown = state.pictures.filter((picture) => picture.asked);
-  if (last?.places && shown.length && last.places.boxes.length + last.places.points.length) {
+  const found = { boxes: [], points: [], ...last?.places };
+  if (shown.length && found.boxes.length + found.points.length) {
     answer.classList.add("code");
-    item.append(places(last.places, shown.at(-1)));
+    item.append(places(found, shown.at(-1)));
   }
   if (last?.timings) {
     item.append(stages(last.timings));
