@@ -425,7 +425,7 @@ async function ask(question) {
   busy(true);
   state.marks = null;
   paint();
-  follow(true);
+  item.scrollIntoView({ block: "end" });
 
   const begun = performance.now();
   const tick = () => (wait.textContent = `${turn.answer ? "Answering" : turn.pictures.length ? "Looking" : "Thinking"} … ${((performance.now() - begun) / 1000).toFixed(1)} s`);
@@ -441,8 +441,7 @@ async function ask(question) {
       const choice = event.choices[0];
       if (choice?.delta?.content) {
         turn.answer += choice.delta.content;
-        answer.textContent = turn.answer;
-        follow();
+        follow(() => (answer.textContent = turn.answer));
       }
       if (choice?.finish_reason) last = { reason: choice.finish_reason, timings: event.timings, places: event.edgevlm };
     }
@@ -454,11 +453,12 @@ async function ask(question) {
   state.running = null;
   busy(false);
   if (!item.isConnected) return; // a new conversation has begun
-  if (failed) giveBack(turn, item, failed);
-  else finish(turn, item, answer, last);
-  item.removeAttribute("aria-busy");
-  paint();
-  follow();
+  follow(() => {
+    if (failed) giveBack(turn, item, failed);
+    else finish(turn, item, answer, last);
+    item.removeAttribute("aria-busy");
+    paint();
+  });
 }
 
 function finish(turn, item, answer, last) {
@@ -501,10 +501,12 @@ function busy(yes) {
   if (yes && document.activeElement === document.body) $("stop").focus();
 }
 
-/** To the newest words, unless somebody has scrolled away from them. */
-function follow(always = false) {
+/** Do what makes the conversation longer, and go to its end, unless somebody has scrolled away from there. */
+function follow(change) {
   const box = getComputedStyle($("log")).overflowY === "auto" ? $("log") : document.scrollingElement;
-  if (always || box.scrollHeight - box.scrollTop - box.clientHeight < 160) box.scrollTop = box.scrollHeight;
+  const there = box.scrollHeight - box.scrollTop - box.clientHeight < 160;
+  change();
+  if (there) box.scrollTop = box.scrollHeight;
 }
 
 function grow() {
