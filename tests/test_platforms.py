@@ -38,8 +38,7 @@ POSIX_NAMES = {
     "os": """
         fork forkpty getuid geteuid getgid setuid kill killpg setsid getpgid mkfifo chown chroot nice sync statvfs
         symlink link rename sched_getaffinity getloadavg register_at_fork uname wait waitpid O_CLOEXEC O_DIRECTORY
-        O_NOFOLLOW O_NONBLOCK O_NOCTTY pread pwrite posix_fallocate posix_fadvise sendfile memfd_create getpgrp
-        name sep""",
+        O_NOFOLLOW O_NONBLOCK O_NOCTTY pread pwrite posix_fallocate posix_fadvise sendfile memfd_create getpgrp""",
     "signal": "SIGHUP SIGKILL SIGALRM SIGXCPU SIGUSR1 SIGUSR2 SIGSTOP SIGCONT alarm setitimer pthread_sigmask",
 }
 ALLOWED = {
@@ -246,6 +245,34 @@ def test_every_verb_there(place: Path) -> None:
     for name in ("antworten.jsonl", "wert.json", "zeit.json", "Bericht.html"):
         assert b"\r\n" not in (place / name).read_bytes(), name
     assert len(list((place / "Lager 🎈").glob("*.features"))) > 0
+
+
+@linux
+@pytest.mark.heavy
+def test_a_server_there(tiny_bundle: Path, tmp_path: Path) -> None:
+    """A question with a picture and features on disk; two servers get no one port."""
+    shutil.copytree(tiny_bundle, tmp_path / "Bündel 🎈")
+    code = """if True:
+        import httpx, h11, prometheus_client, starlette.applications, starlette.responses, uvicorn.server
+        import uvicorn.protocols.http.h11_impl
+        from pathlib import Path
+        import serving
+        for name in [name for name in __import__("sys").modules if name.split(".")[0] in ("edgevlm", "serving")]:
+            del __import__("sys").modules[name]
+        import windows_rules
+        windows_rules.install()
+        from serving import ask, image, serving
+        with serving(Path("Bündel 🎈"), cache_folder=Path("Lager 🎈")) as server:
+            for _ in range(2):
+                made = server.post(ask([image(), {"type": "text", "text": "Was?"}]))
+                assert made.status_code == 200 and made.json()["usage"]["completion_tokens"], made.text
+            assert server.client.get("/").text.startswith("<!doctype html>")
+            assert "edgevlm_answers_total" in server.client.get("/metrics").text
+        assert list(Path("Lager 🎈").glob("*.features"))
+        """
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 @linux

@@ -9,6 +9,7 @@ Prints a JSON list with each command's exit code.
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import errno
 import fcntl
@@ -170,6 +171,7 @@ def install() -> None:
     io.open = builtins.open = open_file  # type: ignore[assignment]
     shutil._use_fd_functions = False  # type: ignore[attr-defined]
     shutil.disk_usage = lambda path: room  # type: ignore[assignment]
+    asyncio.ProactorEventLoop = asyncio.SelectorEventLoop  # type: ignore[attr-defined]  # only Windows has the former
     msvcrt: Any = types.ModuleType("msvcrt")
     msvcrt.LK_NBLCK, msvcrt.locking = 2, locking
     for name in NO_MODULES:
