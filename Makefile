@@ -35,10 +35,13 @@ lint: .venv/test.done
 	$(BIN)/ruff format --check .
 
 # mypy cannot follow the mapping of export/ and runtimes/ into the package: show it the package as installed, by links.
+# It knows what each system's Python lacks.
 types: .venv/test.done
 	rm -rf .venv/types && mkdir -p .venv/types/edgevlm
 	ln -s $(CURDIR)/edgevlm/* $(CURDIR)/export $(CURDIR)/runtimes .venv/types/edgevlm/
-	cd .venv/types && ../bin/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p edgevlm
+	cd .venv/types && for system in linux darwin win32; do \
+	  ../bin/mypy --platform $$system --config-file $(CURDIR)/pyproject.toml \
+	  --cache-dir $(CURDIR)/.mypy_cache/$$system -p edgevlm || exit 1; done
 
 docs: .venv/test.done
 	$(BIN)/python docs/make_cli_docs.py --check

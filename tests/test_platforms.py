@@ -439,7 +439,7 @@ def test_training_data_of_windows_are_the_same_records(tmp_path: Path) -> None:
     for kind in ("jsonl", "json"):
         found = [Records(tmp_path / f"{system}.{kind}") for system in ("unix", "windows")]
         assert len(found[0]) == len(found[1]) == 3
-        assert [one.dialogues for one in found[0]] == [one.dialogues for one in found[1]]
+        assert [found[0][i].dialogues for i in range(3)] == [found[1][i].dialogues for i in range(3)]
 
 
 def test_scenes_and_calibration_of_windows(tmp_path: Path) -> None:
@@ -471,7 +471,7 @@ def test_a_checkpoint_of_windows_is_the_same_model(tiny_checkpoint: Path, tmp_pa
             changed += b"\n" in path.read_bytes()
             path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     assert changed > 3
-    files = []
+    files: list[dict[str, bytes]] = []
     for model in (tiny_checkpoint, tmp_path / "model"):
         out = tmp_path / f"out{len(files)}"
         export_model(ExportOptions(str(model), out, quantize="fp32", gate=False))

@@ -77,11 +77,12 @@ def serve() -> None:
     os.dup2(2, 1)  # a library that prints must not print into the answer
     answer = importlib.import_module(module).answer
     request = sys.stdin.buffer.read()
-    with suppress(ImportError, OSError, ValueError):  # Windows has no such limits, macOS refuses some
-        import resource
+    if sys.platform != "win32":
+        with suppress(OSError, ValueError):  # macOS refuses some
+            import resource
 
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
         answers.write(answer(request))
         answers.close()
