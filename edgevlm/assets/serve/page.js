@@ -316,13 +316,17 @@ function draw() {
     svg.append(shape("circle", { class: `place dot k${number % KINDS}`, cx: point.x, cy: point.y, r: 8 * scale }));
     if (point.label) tags.push([point.label, point.x + 10 * scale, point.y, number]);
   });
+  const taken = []; // by labels
   for (const [label, x, y, number] of tags) {
     const text = shape("text", { class: "name", "font-size": LABEL * scale });
     text.textContent = label.length > 40 ? `${label.slice(0, 39)}…` : label;
     const tag = shape("rect", { class: `tag k${number % KINDS}`, rx: 4 * scale });
     svg.append(tag, text);
     const wide = text.getComputedTextLength() + 12 * scale, high = 1.6 * LABEL * scale;
-    const left = Math.max(0, Math.min(x, width - wide)), top = y - high >= 0 ? y - high : Math.min(y, height - high);
+    const left = Math.max(0, Math.min(x, width - wide));
+    let top = y - high >= 0 ? y - high : Math.min(y, height - high);
+    while (taken.some((other) => left < other.left + other.wide && other.left < left + wide && Math.abs(top - other.top) < high)) top += high;
+    taken.push({ left, top, wide });
     for (const [name, value] of Object.entries({ x: left, y: top, width: wide, height: high })) tag.setAttribute(name, value);
     text.setAttribute("x", left + 6 * scale);
     text.setAttribute("y", top + high / 2);
@@ -463,15 +467,12 @@ async function ask(question) {
 
 function finish(turn, item, answer, last) {
   state.turns.push(turn);
-  if ($("schema").value.trim()) answer.classList.add("code");
+  if (/^\s*[<[{]/.test(turn.answer)) answer.classList.add("code"); // JSON, or places in the model's own form
   if (!turn.answer) item.append(make("p", "aside", "The answer is empty."));
   if (last?.reason === "length") item.append(make("p", "aside", "It stops here because of 'Most tokens', under More."));
   const shown = state.pictures.filter((picture) => picture.asked);
   const found = { boxes: [], points: [], ...last?.places };
-  if (shown.length && found.boxes.length + found.points.length) {
-    answer.classList.add("code");
-    item.append(places(found, shown.at(-1)));
-  }
+  if (shown.length && found.boxes.length + found.points.length) item.append(places(found, shown.at(-1)));
   if (last?.timings) {
     item.append(stages(last.timings));
     describe(last.timings.cache_n + last.timings.prompt_n + last.timings.predicted_n);
