@@ -21,12 +21,11 @@ from test_house import ROOT, modules
 
 from edgevlm.bundle.manifest import open_bundle
 from edgevlm.errors import EdgeVLMError
-from edgevlm.generate.feature_folder import FeatureFolder
+from edgevlm.generate.array_folder import ArrayFolder
 from edgevlm.io import full, program, renames
 from edgevlm.io.apart import check_apart
 from edgevlm.io.names import unportable
 from edgevlm.io.text import shell_word
-from edgevlm.runtimes import open_runtime
 
 PICTURE = ROOT / "edgevlm" / "assets" / "pictures" / "scene-things.png"
 
@@ -244,7 +243,7 @@ def test_every_verb_there(place: Path) -> None:
     assert any(line.strip() in ("true", "false") for line in out.splitlines())
     for name in ("antworten.jsonl", "wert.json", "zeit.json", "Bericht.html"):
         assert b"\r\n" not in (place / name).read_bytes(), name
-    assert len(list((place / "Lager 🎈").glob("*.features"))) > 0
+    assert len(list((place / "Lager 🎈").glob("*.arrays"))) > 0
 
 
 @linux
@@ -268,7 +267,7 @@ def test_a_server_there(tiny_bundle: Path, tmp_path: Path) -> None:
                 assert made.status_code == 200 and made.json()["usage"]["completion_tokens"], made.text
             assert server.client.get("/").text.startswith("<!doctype html>")
             assert "edgevlm_answers_total" in server.client.get("/metrics").text
-        assert list(Path("Lager 🎈").glob("*.features"))
+        assert list(Path("Lager 🎈").glob("*.arrays"))
         """
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False)
@@ -389,28 +388,24 @@ def test_advice_is_quoted_for_the_shell_that_reads_it(monkeypatch: pytest.Monkey
 
 
 def test_features_that_another_process_reads_stay(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     """Windows replaces and removes no file that is open."""
-    bundle = open_bundle(tiny_bundle)
-    runtime = open_runtime(bundle, "eager")
-    folder = FeatureFolder(tmp_path / "kept", bundle, runtime.encoder)
-    features = np.ones((4, bundle.manifest.spec.decoder.feature_width), np.float32)
-    folder.write(b"a", features)
+    folder, arrays = ArrayFolder(tmp_path / "kept"), {"features": np.ones((4, 8), np.float32)}
+    folder.write(b"a", arrays)
 
     def denied(*words: Any, **named: Any) -> None:
         raise PermissionError(errno.EACCES, "The process cannot access the file")
 
     monkeypatch.setattr(os, "replace", denied)
-    folder.write(b"a", features)
+    folder.write(b"a", arrays)
     assert folder.limit > 0 and not recwarn.list
     found = folder.read(b"a")
-    assert found is not None and np.array_equal(found, features)
+    assert found is not None and np.array_equal(found["features"], arrays["features"])
     monkeypatch.setattr(os, "unlink", denied)
-    FeatureFolder(tmp_path / "kept", bundle, runtime.encoder, limit=1)
-    folder.write(b"b", features)  # nothing of that name is there, so this is a folder that cannot be written to
+    ArrayFolder(tmp_path / "kept", limit=1)
+    folder.write(b"b", arrays)  # nothing of that name is there, so this is a folder that cannot be written to
     assert folder.limit == 0 and len(recwarn.list) == 1
-    runtime.close()
 
 
 def test_a_picture_dragged_into_the_terminal_of_windows() -> None:
