@@ -158,7 +158,10 @@ def assets() -> Iterator[tuple[str, str, str]]:
             yield ", ".join(f"`{folder}/{name}`" for name in re.findall(r"`([^`]+)`", cells[0])), cells[-1], folder
         for cells in rows(page, "font"):
             yield f"`{folder}/glyphs.png`: {cells[1]}", cells[-1], folder
-    own = sorted(path.name for path in ASSETS.iterdir() if path.suffix in (".json", ".css"))
+    files = [*ASSETS.iterdir(), *(ASSETS / "serve").iterdir()]
+    own = sorted(
+        path.relative_to(ASSETS).as_posix() for path in files if path.suffix in (".json", ".css", ".js", ".html")
+    )
     yield ", ".join(f"`{name}`" for name in own), "Apache-2.0", ""
 
 
