@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from edgevlm.bundle.hub import resolve_bundle
 from edgevlm.bundle.manifest import open_bundle
-from edgevlm.errors import Closed, EdgeVLMError, Unsupported
+from edgevlm.errors import Closed, EdgeVLMError
 from edgevlm.generate.answer import Answer, AnswerStream
 from edgevlm.generate.async_stream import AsyncAnswerStream
-from edgevlm.generate.chat import AskOptions, Chat, put
+from edgevlm.generate.chat import Chat, put, warm_up
 from edgevlm.generate.given import Pictures
 from edgevlm.generate.loop import Pipeline
 from edgevlm.generate.opening import open_pipeline
@@ -172,11 +170,7 @@ class Model:
 
     def warm_up(self) -> None:
         """Answer a question about a blank picture, so that the first real one finds everything in memory."""
-        pictures = [Image.new("RGB", (64, 64))]
-        try:
-            self.answer("Hello", pictures, AskOptions(max_tokens=2, max_tiles=1))
-        except Unsupported:  # a bundle whose engine takes no pictures
-            self.answer("Hello", (), AskOptions(max_tokens=2))
+        warm_up(self._pipeline())
 
     def trim(self, what: str = "caches") -> None:
         """Give memory back. "caches": pictures and their features. "sessions": the engine with its weights, too, which

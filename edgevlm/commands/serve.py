@@ -34,7 +34,7 @@ LARGEST_KEY = 1024  # bytes of a file with an API key
 @click.option("--tiles", type=int, metavar="N", help="Most tiles per picture; 1 is fastest.  [default: the model's]")
 @click.option("--max-pictures", type=int, default=8, show_default=True, metavar="N", help="Of one request.")
 @click.option("--max-body", type=int, default=20, show_default=True, metavar="MIB", help="Of one request.")
-@click.option("--cache", metavar="DIR", help="Keep features of pictures there, for later starts.")
+@click.option("--cache", metavar="DIR", help="Keep what was computed of pictures there, for later starts.")
 @click.option("--reuse/--no-reuse", default=True, help="Keep what a question shares with the one before.")
 def serve(
     bundle: str,

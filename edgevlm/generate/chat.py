@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from edgevlm.errors import Closed, EdgeVLMError, Unsupported
 from edgevlm.generate.answer import Answer, AnswerStream
 from edgevlm.generate.given import Kept, Pictures, keep, pictures_of
@@ -33,6 +35,15 @@ def put(
     asked = AskOptions() if options is None else options
     tiles, thinking = (asked.max_tiles, asked.thinking) if isinstance(asked, AskOptions) else (None, None)
     return pipeline.ask(pictures, question, asked, max_tiles=tiles, thinking=thinking)
+
+
+def warm_up(pipeline: Pipeline) -> None:
+    """Answer a question about a blank picture, so that the first real one finds everything in memory."""
+    options = AskOptions(max_tokens=2, max_tiles=1)
+    try:
+        _ = put(pipeline, "Hello", [Image.new("RGB", (64, 64))], options).answer
+    except Unsupported:  # a bundle whose engine takes no pictures
+        _ = put(pipeline, "Hello", (), options).answer
 
 
 @dataclass(frozen=True)

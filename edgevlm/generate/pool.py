@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeVar
@@ -16,11 +16,11 @@ from edgevlm.generate.answer import Answer, AnswerStream
 from edgevlm.generate.chat import put
 from edgevlm.generate.given import Pictures
 from edgevlm.generate.loop import Pipeline
-from edgevlm.generate.opening import open_pipeline
+from edgevlm.generate.opening import open_pipelines
 from edgevlm.generate.pictures import LIMIT
 from edgevlm.generate.sampling import GenerateOptions
 from edgevlm.inputs.render import Conversation
-from edgevlm.io.processor import usable_cores
+from edgevlm.io.options import shown
 
 AHEAD = 4  # questions per session that are begun before the oldest answer is read
 MOST = 256  # sessions
@@ -51,7 +51,7 @@ class Session:
 
 def check_workers(workers: int) -> None:
     if type(workers) is not int or not 1 <= workers <= MOST:
-        raise EdgeVLMError(f"workers is {workers!r}: give a whole number from 1 to {MOST}.")
+        raise EdgeVLMError(f"workers is {shown(workers)}: give a whole number from 1 to {MOST}.")
 
 
 @contextmanager
@@ -66,22 +66,15 @@ def open_sessions(
     cache_bytes: int = LIMIT,
     cache_folder: Path | str | None = None,
 ) -> Iterator[list[Session]]:
-    """`workers` sessions on the same files, within the block.
-
-    threads: of each of them; None shares this process's cores out, and leaves the number to the engine where there is
-    one session. The rest is as `open_pipeline` takes it.
-    """
-    if threads is None and workers > 1:
-        threads = max(1, usable_cores() // workers)
-    with ExitStack() as stack:
-        sessions = []
-        for _ in range(workers):
-            pipeline = open_pipeline(
-                bundle, runtime, device, threads, reuse=reuse, cache_bytes=cache_bytes, cache_folder=cache_folder
-            )
-            stack.callback(pipeline.runtime.close)
-            sessions.append(Session(pipeline))
-        yield sessions
+    """`workers` sessions on the same files, within the block; the rest is as `open_pipelines` takes it."""
+    pipelines = open_pipelines(
+        bundle, workers, runtime, device, threads, reuse=reuse, cache_bytes=cache_bytes, cache_folder=cache_folder
+    )
+    try:
+        yield [Session(pipeline) for pipeline in pipelines]
+    finally:
+        for pipeline in pipelines:
+            pipeline.runtime.close()
 
 
 def in_order(

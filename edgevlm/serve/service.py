@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
-
-from PIL import Image
 
 from edgevlm import __version__
 from edgevlm.bundle.manifest import Bundle
-from edgevlm.errors import Closed, Unsupported
-from edgevlm.generate.chat import AskOptions, put
-from edgevlm.generate.loop import Pipeline
-from edgevlm.generate.opening import open_pipeline
-from edgevlm.io.processor import usable_cores
+from edgevlm.errors import Closed
+from edgevlm.generate.chat import warm_up
+from edgevlm.generate.opening import open_pipelines
 from edgevlm.serve.guard import Budget
 from edgevlm.serve.metrics import Metrics
 from edgevlm.serve.options import ServeOptions
@@ -54,17 +49,15 @@ class Service:
 
     def open(self) -> None:
         """Load the model, once for each session, and answer a first question with each. Raises EdgeVLMError."""
-        options, made = self.options, list[Pipeline]()
-        threads = max(1, (options.threads or usable_cores()) // options.sessions)
+        options = self.options
+        threads = None if options.threads is None else max(1, options.threads // options.sessions)
+        made = open_pipelines(
+            self.bundle, options.sessions, options.runtime, options.device, threads, reuse=options.reuse,
+            cache_folder=options.cache_folder,
+        )  # fmt: skip
         try:
-            for _ in range(options.sessions):
-                pipeline = open_pipeline(
-                    self.bundle, options.runtime, options.device, threads, reuse=options.reuse,
-                    cache_folder=options.cache_folder,
-                )  # fmt: skip
-                made.append(pipeline)
-                pipeline.pictures = made[0].pictures  # a picture is encoded once, whoever is asked about it
-                _warm_up(pipeline)
+            for pipeline in made:
+                warm_up(pipeline)
             if self._closed:
                 raise Closed("The server was stopped while it loaded the model: start it again.")
             self._sessions = Sessions(made, options.queue, self.metrics)
@@ -108,13 +101,3 @@ class Service:
             "chat_template_caps": {"supports_tools": False},
             "build_info": f"edgevlm-{__version__}",
         }
-
-
-def _warm_up(pipeline: Pipeline) -> None:
-    """So that the first question finds everything in memory."""
-    options = AskOptions(max_tokens=2, max_tiles=1)
-    ask: Callable[[Any], Any] = lambda pictures: put(pipeline, "Hello", pictures, options).answer  # noqa: E731
-    try:
-        ask([Image.new("RGB", (64, 64))])
-    except Unsupported:  # a bundle whose engine takes no pictures
-        ask([])

@@ -112,7 +112,7 @@ def test_a_model_that_cannot_be_loaded(tiny_bundle: Path, monkeypatch: pytest.Mo
     def fails(*given: Any, **more: Any) -> None:
         raise RuntimeFailed("The engine does not start: try another.")
 
-    monkeypatch.setattr("edgevlm.serve.service.open_pipeline", fails)
+    monkeypatch.setattr("edgevlm.serve.service.open_pipelines", fails)
     server = Running(tiny_bundle)
     server.thread.join(30)
     assert isinstance(server.error, RuntimeFailed)
