@@ -175,4 +175,4 @@ def _of_value(number: int, value: Any) -> Picture:
     if isinstance(value, str) and value:
         return _of_path(value)
     kind = "nothing" if value is None else f"a value of type {type(value).__name__}"
-    return Picture(str(number), EdgeVLMError(f"The row holds {kind}, expected a path or the bytes of a picture."))
+    return Picture(str(number), EdgeVLMError(f"The row holds {kind}: give a path or the bytes of a picture."))
