@@ -113,7 +113,7 @@ def test_parquet_of_paths_bytes_and_images_of_datasets(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [1, 2, 3], "path": ["a.png", None, "ü.png"]}), place)
     first, none, last = Pictures(place)
     assert (first, last) == (Picture("a.png", "a.png"), Picture("ü.png", "ü.png"))
-    assert none.name == "1" and "nothing, expected a path" in str(none.source)
+    assert none.name == "1" and "nothing: give a path" in str(none.source)
     content = [bytes([number]) * 9 for number in range(200)]
     pq.write_table(pa.table({"other": content, "n": range(200)}), place, row_group_size=70)
     assert list(Pictures(place, "other")) == [Picture(str(number), data) for number, data in enumerate(content)]
