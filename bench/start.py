@@ -39,16 +39,13 @@ def first_token(task: dict[str, Any]) -> dict[str, Any]:
 
     import edgevlm.commands.run  # noqa: F401
     from edgevlm.bundle.manifest import open_bundle
-    from edgevlm.generate.loop import Pipeline
-    from edgevlm.runtimes import open_runtime
+    from edgevlm.generate.opening import open_pipeline
 
     lap("import")
     bundle = open_bundle(task["bundle"])
     lap("bundle")
-    runtime = open_runtime(bundle, task["engine"], threads=task["threads"])
+    pipeline = open_pipeline(bundle, task["engine"], threads=task["threads"])
     lap("open")
-    pipeline = Pipeline(bundle, runtime)
-    lap("tokenizer")
     stream = pipeline.ask([task["picture"]], QUESTION, max_tiles=1)
     lap("prepare")
     next(iter(stream))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.runtimes.base import Engine, EngineOptions, Runtime
+from edgevlm.runtimes.base import Engine, EngineOptions, Runtime, nothing
 
 if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
@@ -26,6 +27,7 @@ def open_runtime(
     threads: int | None = None,
     portable: bool = False,
     storage: str = "fp16",
+    beside: Callable[[], object] = nothing,
 ) -> Runtime:
     """The bundle loaded for answering, on one engine or on two.
 
@@ -36,6 +38,7 @@ def open_runtime(
     threads: worker threads on the CPU; None leaves the choice to the engine.
     portable: use the graphs of standard operators only (onnxruntime).
     storage: "fp16", or "fp32" to keep the evaluator's values unrounded (coreml, off macOS).
+    beside: called once, from any thread, while the engine loads: what else has to be read can be read there.
 
     Raises EdgeVLMError for an unknown name or device, for artifacts that the bundle lacks or holds damaged, and for an
     engine that is not installed.
@@ -50,7 +53,8 @@ def open_runtime(
     options = EngineOptions(device, threads, portable, storage)
     engines = [_find_engine(part, options) for part in name.split("+", 1)]
     if len(engines) == 1:
-        return engines[0].open_runtime(bundle, options)
+        return engines[0].open_runtime(bundle, options, beside)
+    beside()
     encoder = engines[0].open_encoder(bundle, options)
     try:
         return Runtime(encoder, engines[1].open_decoder(bundle, options))

@@ -35,6 +35,10 @@ def never() -> bool:
     return False
 
 
+def nothing() -> None:
+    pass
+
+
 class Encoder(Protocol):
     """The vision half of a bundle on one engine: tower and projector. D decoder hidden size."""
 
@@ -228,7 +232,8 @@ class Engine(Protocol):
 
     def open_encoder(self, bundle: Bundle, options: EngineOptions) -> Encoder: ...
     def open_decoder(self, bundle: Bundle, options: EngineOptions) -> Decoder: ...
-    def open_runtime(self, bundle: Bundle, options: EngineOptions) -> Runtime: ...
+    def open_runtime(self, bundle: Bundle, options: EngineOptions, beside: Callable[[], object]) -> Runtime:
+        """beside: called once, where the engine leaves a core free while it loads."""
 
 
 def disagreement(what: str) -> RuntimeFailed:

@@ -18,7 +18,7 @@ from edgevlm.models.model import ModelSpec, image_features
 from edgevlm.models.ops import Weights
 from edgevlm.models.spec import Decoder
 from edgevlm.models.states import States
-from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, never, rewound
+from edgevlm.runtimes.base import EngineOptions, Runtime, context_error, never, nothing, rewound
 from edgevlm.types import F32, I64, U8
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 NAME, DEVICE = "eager", "CPU (numpy)"
 
 
-def open_runtime(bundle: Bundle, options: EngineOptions) -> Runtime:
+def open_runtime(bundle: Bundle, options: EngineOptions, beside: Callable[[], object] = nothing) -> Runtime:
     """On the weights of the bundle's own files, dequantized as they are read."""
+    beside()
     return Runtime(open_encoder(bundle, options), open_decoder(bundle, options))
 
 

@@ -25,6 +25,7 @@ from edgevlm.generate.region import POSITIONS, Place, find_places, line_of
 from edgevlm.generate.sampling import GenerateOptions, Sampler
 from edgevlm.generate.stored_states import StoredStates
 from edgevlm.inputs.grounding import Box, Point, find
+from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.render import Conversation, messages_of
 from edgevlm.io import limits
 from edgevlm.io.processor import peak_memory
@@ -48,11 +49,13 @@ class Pipeline:
         runtime: Runtime,
         *,
         reuse: bool = True,
+        prompter: Prompter | None = None,
         pictures: PictureCache | None = None,
         stored: StoredStates | None = None,
     ) -> None:
         """reuse: False reads every prompt whole, so that no answer depends on what was asked before, not even by how
-        an engine rounds. pictures: where pictures and their features are kept; None is a cache of its own.
+        an engine rounds. prompter: the bundle's, where it was opened before.
+        pictures: where pictures and their features are kept; None is a cache of its own.
         stored: the decoder's states behind pictures, kept on disk.
 
         Raises EdgeVLMError where bundle and runtime are something else, a path for one.
@@ -63,7 +66,7 @@ class Pipeline:
                     f"A pipeline takes a {kind.__name__}, not a {type(value).__name__}: make it with {function}."
                 )
         self.bundle, self.runtime = bundle, runtime
-        self.prompter = bundle.prompter()
+        self.prompter = bundle.prompter() if prompter is None else prompter
         self._forms = Forms(bundle, self.prompter)
         self.pictures = PictureCache() if pictures is None else pictures
         self._held = Held(runtime.decoder, bundle.manifest.spec.decoder, reuse, stored)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 from edgevlm.bundle.manifest import Bundle
@@ -57,10 +58,10 @@ def open_pipelines(
     if threads is None and count > 1:
         threads = max(1, usable_cores() // count)
     folder = None if cache_folder is None else ArrayFolder(cache_folder)
-    made = list[Pipeline]()
+    made, prompter = list[Pipeline](), cache(bundle.prompter)
     with ExitStack() as opened:
         for _ in range(count):
-            engine = open_runtime(bundle, runtime, device=device, threads=threads, storage=storage)
+            engine = open_runtime(bundle, runtime, device=device, threads=threads, storage=storage, beside=prompter)
             opened.callback(engine.close)
             if made:
                 pictures = made[0].pictures
@@ -68,6 +69,6 @@ def open_pipelines(
                 kept = None if folder is None else StoredPictures(folder, bundle, engine.encoder)
                 pictures = PictureCache(cache_bytes, kept)
             stored = None if folder is None else StoredStates(folder, bundle, engine)
-            made.append(Pipeline(bundle, engine, reuse=reuse, pictures=pictures, stored=stored))
+            made.append(Pipeline(bundle, engine, reuse=reuse, prompter=prompter(), pictures=pictures, stored=stored))
         opened.pop_all()
     return made

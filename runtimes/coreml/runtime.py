@@ -16,7 +16,7 @@ from edgevlm.inputs.preprocess import normalize
 from edgevlm.models.components import HIDDEN
 from edgevlm.models.eager import widen
 from edgevlm.models.spec import Decoder
-from edgevlm.runtimes.base import EngineOptions, Runtime, Stopped, context_error, disagreement, never, rewound
+from edgevlm.runtimes.base import EngineOptions, Runtime, Stopped, context_error, disagreement, never, nothing, rewound
 from edgevlm.runtimes.coreml.check import check_decoder, check_vision
 from edgevlm.runtimes.coreml.engines import (
     DecoderEngine,
@@ -38,8 +38,9 @@ NAME = "coreml"
 PROMPT_ROWS = 512  # rows per call of a flexible decoder: bounds the attention scores of a long prompt
 
 
-def open_runtime(bundle: Bundle, options: EngineOptions) -> Runtime:
+def open_runtime(bundle: Bundle, options: EngineOptions, beside: Callable[[], object] = nothing) -> Runtime:
     """Off macOS, packages are evaluated in numpy."""
+    beside()
     return Runtime(open_encoder(bundle, options), open_decoder(bundle, options))
 
 

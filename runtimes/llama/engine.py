@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -158,11 +159,12 @@ def probe_in_child(*paths: Path) -> None:
     _probe_once(*((path.resolve(), path.stat().st_mtime_ns) for path in paths))
 
 
-def load_beside_trial(*paths: Path) -> Engine:
-    """The engine, imported while `probe_in_child` tries the files."""
+def load_beside_trial(beside: Callable[[], object], *paths: Path) -> Engine:
+    """The engine, imported while `probe_in_child` tries the files; `beside` is called then, too."""
     with ThreadPoolExecutor(1) as pool:
         trial = pool.submit(probe_in_child, *paths)
         engine = load_engine()
+        beside()
         trial.result()
     return engine
 

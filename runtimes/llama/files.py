@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edgevlm.io.processor import usable_cores
-from edgevlm.runtimes.base import EngineOptions
+from edgevlm.runtimes.base import EngineOptions, nothing
 from edgevlm.runtimes.devices import llama_device
 from edgevlm.runtimes.gguf import GgufFile, gguf_files
 from edgevlm.runtimes.llama.check import check_agreement
@@ -20,13 +21,13 @@ NAME = "llama.cpp"
 class LlamaFiles:
     """A bundle's GGUF pair, tried in a child process and loaded; both halves need the model."""
 
-    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
+    def __init__(self, bundle: Bundle, options: EngineOptions, beside: Callable[[], object] = nothing) -> None:
         self.model, self.mmproj = gguf_files(bundle)
         self.embeddings = GgufFile(self.model)
         check_agreement(self.embeddings, bundle.manifest.spec)
         if self.mmproj:
             GgufFile(self.mmproj)  # llama.cpp loads a truncated file without an error
-        self.engine = load_beside_trial(self.model, *([self.mmproj] if self.mmproj else []))
+        self.engine = load_beside_trial(beside, self.model, *([self.mmproj] if self.mmproj else []))
         gpu = llama_device(options.device)
         self.gpu, self.threads = bool(gpu), options.threads or usable_cores()
         self.engine.silence()

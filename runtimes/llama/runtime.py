@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from edgevlm.runtimes.base import EngineOptions, Runtime
+from edgevlm.runtimes.base import EngineOptions, Runtime, nothing
 from edgevlm.runtimes.llama.decoder import LlamaDecoder
 from edgevlm.runtimes.llama.encoder import LlamaEncoder
 from edgevlm.runtimes.llama.files import LlamaFiles
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
     from edgevlm.bundle.manifest import Bundle
 
 
-def open_runtime(bundle: Bundle, options: EngineOptions) -> Runtime:
+def open_runtime(bundle: Bundle, options: EngineOptions, beside: Callable[[], object] = nothing) -> Runtime:
     """Both halves on one loaded model; the vision half is loaded when the first picture comes."""
-    files = LlamaFiles(bundle, options)
+    files = LlamaFiles(bundle, options, beside)
     return Runtime(LlamaEncoder(bundle, files), LlamaDecoder(bundle, files))
 
 

@@ -18,7 +18,7 @@ from edgevlm.inputs.spec import ImageSpec
 from edgevlm.io.processor import usable_cores
 from edgevlm.models.model import ModelSpec
 from edgevlm.models.spec import Decoder
-from edgevlm.runtimes.base import EngineOptions, Runtime, Stopped, never, rewound
+from edgevlm.runtimes.base import EngineOptions, Runtime, Stopped, never, nothing, rewound
 from edgevlm.runtimes.ort.check import check_file, check_signature
 from edgevlm.runtimes.ort.products import signed_saturates
 from edgevlm.runtimes.ort.session import Graph, find_providers, import_onnxruntime, open_session
@@ -45,10 +45,10 @@ ENCODER, EMBED = "vision_encoder", "embed_tokens"
 PROMPT_PART = 256
 
 
-def open_runtime(bundle: Bundle, options: EngineOptions) -> Runtime:
+def open_runtime(bundle: Bundle, options: EngineOptions, beside: Callable[[], object] = nothing) -> Runtime:
     """Three or four sessions, batch 1."""
     graphs = _Graphs(bundle, options)
-    encoder, *rest = graphs.load(ENCODER, *graphs.decoders)
+    encoder, *rest = graphs.load(ENCODER, *graphs.decoders, beside=beside)
     return Runtime(_encoder(bundle, graphs, encoder), _decoder(bundle, graphs, rest))
 
 
@@ -82,10 +82,14 @@ class _Graphs:
         self.on_cpu = options.device == "cpu"
         self.device = f"CPU ({count})" if self.on_cpu else f"{self._providers[0][0]}, CPU for what it lacks"
 
-    def load(self, *names: str) -> list[Graph]:
+    def load(self, *names: str, beside: Callable[[], object] = nothing) -> list[Graph]:
         """Beside each other: a session keeps one core busy while it arranges weights for the kernels."""
         with ThreadPoolExecutor(min(len(names), self.threads or usable_cores())) as pool:
-            return list(pool.map(self._load, names))
+            graphs = pool.map(self._load, names)
+            last = pool.submit(beside)  # behind the others: it may keep Python to itself, which they need to begin
+            found = list(graphs)
+            last.result()
+            return found
 
     def _load(self, graph: str) -> Graph:
         if graph not in self.files:

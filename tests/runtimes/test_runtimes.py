@@ -293,6 +293,21 @@ def test_wrong_choices_are_one_sentence(bundle, options, sentence):
     assert str(caught.value).startswith(sentence)
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "llama.cpp", "eager", "onnxruntime+eager"])
+def test_what_is_read_beside_is_read_once_and_its_error_is_raised(name, gguf_bundle):
+    if name == "llama.cpp":
+        pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (pip install '.[llama]')")
+    bundle, calls = gguf_bundle("fp32"), []
+    open_runtime(bundle, name, threads=1, beside=lambda: calls.append(name)).close()
+    assert calls == [name]
+
+    def fails():
+        raise EdgeVLMError("The tokenizer is damaged: export the bundle again.")
+
+    with pytest.raises(EdgeVLMError, match="The tokenizer is damaged"):
+        open_runtime(bundle, name, threads=1, beside=fails)
+
+
 def test_devices_that_the_installed_engine_lacks_say_what_to_install():
     names = ["CPUExecutionProvider"]
     engine = types.SimpleNamespace(__version__="1.99", get_available_providers=lambda: names)
