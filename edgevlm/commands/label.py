@@ -103,3 +103,5 @@ def label(
             raise
     wrong = f", {found.errors} of them with an error: see their column of that name" if found.errors else ""
     note(f"'{out}' has {found.rows} rows{wrong}.")
+    if found.again:
+        note(f"{found.again} of the pictures were listed before, and have one row each.")

@@ -50,6 +50,8 @@ def answer_lines(pipeline: Pipeline, place: str, question: str | None, options: 
             found["id"] = row["id"]
         write_json(found)
     if not count:
+        if os.path.isdir(place):
+            raise EdgeVLMError(f"'{place}' holds no picture: check the path.")
         raise EdgeVLMError(f"'{place}' holds no question: write lines such as {FORM}.")
     if wrong:
         note(f'{wrong} of {count} questions had no answer: see their lines\' "error".')

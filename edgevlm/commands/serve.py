@@ -11,6 +11,7 @@ from edgevlm.errors import EdgeVLMError, install_hint
 from edgevlm.io.console import note
 from edgevlm.io.regular import read_regular
 
+LARGEST_BODY = 1024  # MiB
 LARGEST_KEY = 1024  # bytes of a file with an API key
 
 
@@ -25,7 +26,7 @@ LARGEST_KEY = 1024  # bytes of a file with an API key
     "--allow-host", "hosts", multiple=True, metavar="NAME", help="Another name of this server, as by a proxy."
 )
 @click.option("--allow-image-host", "image_hosts", multiple=True, metavar="HOST", help="Fetch pictures from there.")
-@click.option("--parallel", "sessions", type=int, default=1, show_default=True, metavar="N", help="Answers at a time.")
+@click.option("--parallel", type=int, default=1, show_default=True, metavar="N", help="Answers at a time.")
 @click.option("--queue", type=int, default=8, show_default=True, metavar="N", help="Questions that may wait.")
 @click.option("--runtime", metavar="NAME", help="onnxruntime, llama.cpp, coreml, eager, or two: encoder+decoder.")
 @click.option("--device", default="cpu", show_default=True, metavar="[cpu|gpu|npu]", help="What to run on.")
@@ -45,7 +46,7 @@ def serve(
     aliases: tuple[str, ...],
     hosts: tuple[str, ...],
     image_hosts: tuple[str, ...],
-    sessions: int,
+    parallel: int,
     queue: int,
     runtime: str | None,
     device: str,
@@ -66,6 +67,8 @@ def serve(
         raise EdgeVLMError("--api-key and --api-key-file are two keys: give one.")
     if api_key_file is not None:
         api_key = _read_key(Path(api_key_file))
+    if not 1 <= max_body <= LARGEST_BODY:
+        raise EdgeVLMError(f"--max-body is {max_body}: give 1 to {LARGEST_BODY}, in MiB.")
     folder = bundle_folder(bundle)
     try:
         from edgevlm.serve.options import ServeOptions
@@ -76,7 +79,7 @@ def serve(
         raise EdgeVLMError(f"The server needs {error.name}, which is not installed: {install_hint('serve')}.") from None
     options = ServeOptions(
         host=host, port=port, api_key=api_key, aliases=aliases, hosts=hosts, image_hosts=image_hosts,
-        sessions=sessions, queue=queue, runtime=runtime, device=device, threads=threads, max_tokens=max_tokens,
+        parallel=parallel, queue=queue, runtime=runtime, device=device, threads=threads, max_tokens=max_tokens,
         max_tiles=tiles, max_pictures=max_pictures, max_body=max_body << 20,
         cache_folder=None if cache is None else Path(cache), reuse=reuse,
     )  # fmt: skip

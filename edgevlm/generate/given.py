@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,6 +135,11 @@ def load_picture(source: Any) -> tuple[str, bytes | Image.Image]:
 
 def is_data_url(text: str) -> bool:
     return text[:5].lower() == "data:"
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is no path: "scheme://...", or a data: URL."""
+    return is_data_url(text) or bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text))
 
 
 def _from_address(text: str) -> str | bytes:

@@ -89,7 +89,7 @@ def prepare(
         views.append(seen.views)
         keys += seen.keys
         image_tokens += seen.count
-    ids, layout = prompter.encode(conversation, placed, thinking=thinking)
+    ids, layout = prompter.encode(conversation, placed, thinking=thinking, room=limit)
     if len(ids) >= limit:
         videos = sum(isinstance(each, VideoTokens) for each in placed)
         sentence = _too_long(len(ids), image_tokens, len(placed) - videos, videos, max_tokens, limit)

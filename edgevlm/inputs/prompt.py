@@ -5,21 +5,23 @@ Needs `tokenizers` and nothing else: the checkpoint's chat template was turned i
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import ContextFull, EdgeVLMError
 from edgevlm.inputs.layout import Layout, Marker, Span, on_canvas
-from edgevlm.inputs.render import MOST_TEXT, AnswerText, ControlText, Conversation, UserText, check_length, render
+from edgevlm.inputs.render import AnswerText, ControlText, Conversation, UserText, check_length, render
 from edgevlm.inputs.spec import PictureText, PromptSpec, VideoTokens, ViewTokens
-from edgevlm.inputs.tokenizer import StreamDecoder, decode, encode, inner_tokenizer, load_tokenizer
+from edgevlm.inputs.tokenizer import StreamDecoder, decode, encode, inner_tokenizer, load_tokenizer, longest_token
 from edgevlm.types import Ids
 
 Views = Sequence[ViewTokens]
+USUAL = 8  # characters of a token; who writes more for each position is looked at more closely
 
 
 class Prompter:
@@ -40,6 +42,11 @@ class Prompter:
         longest_first = sorted(self._special, key=len, reverse=True)
         self._splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
+    @cached_property
+    def longest_token(self) -> float:
+        """Characters that one token stands for, at most."""
+        return longest_token(self.tokenizer)
+
     @property
     def image_token_id(self) -> int:
         """The id whose positions image features replace, in order."""
@@ -52,15 +59,17 @@ class Prompter:
         *,
         add_generation_prompt: bool = True,
         thinking: bool | None = None,
+        room: int | None = None,
     ) -> tuple[Ids, Layout]:
         """Token ids int64 (n,) of a question, or of messages [{"role", "content"}], and where its views' tokens lie.
 
         pictures: of each, its views in order, as `ImageSpec.view_tokens` gives them, or a video (`make_clip`).
-        thinking: as `Chat.switched`.
+        thinking: as `Chat.switched`. room: positions; a text that cannot fit into them whatever it says is refused by
+        its length, with ContextFull, and not encoded.
         Equal to Hugging Face's processor and chat template, but for special tokens spelled out in the user's
         text: here they are text, so that a question can neither end its turn nor add an image.
         """
-        spec, text = self.spec, _Text(self.tokenizer, self.inner)
+        spec, text = self.spec, _Text(self, room)
 
         def control(written: str) -> None:
             for number, piece in enumerate(self._splitter.split(written)):
@@ -161,15 +170,24 @@ def _span(spec: PromptSpec, text: _Text, control: Callable[[str], None], view: V
 class _Text:
     """Ids so far. Text up to the next special token, the template's and the user's, is encoded in one piece."""
 
-    def __init__(self, first: Tokenizer, inner: Tokenizer) -> None:
+    def __init__(self, prompter: Prompter, room: int | None) -> None:
         self._ids: list[int] = []
         self._pending: list[str] = []
-        self._first, self._inner = first, inner
-        self._left = MOST_TEXT
+        self._prompter, self._room = prompter, room
+        self._written = 0
 
     def write(self, text: str) -> None:
-        self._left -= len(text)
-        check_length(MOST_TEXT - self._left)
+        self._written += len(text)
+        check_length(self._written)
+        if self._room is not None and self._written > USUAL * self._room:
+            tokens = math.ceil(self._written / self._prompter.longest_token)
+            if tokens > self._room:
+                raise ContextFull(
+                    f"The text has {self._written} characters or more, which are at least {tokens} tokens, but the "
+                    f"model's context holds {self._room}: shorten it.",
+                    tokens,
+                    self._room,
+                )
         self._pending.append(text)
 
     def token(self, token_id: int, times: int = 1) -> int:
@@ -185,6 +203,6 @@ class _Text:
         text = "".join(self._pending)
         self._pending.clear()
         if text:
-            rules = self._inner if self._ids else self._first
+            rules = self._prompter.inner if self._ids else self._prompter.tokenizer
             self._ids += encode(rules, text)
         return self._ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from edgevlm.io.files import write_text
 
 # What byte-level BPE and SentencePiece's kinds are made of. Others (WordPiece) change text that was shown already.
 DECODERS = ("ByteLevel", "Metaspace", "Replace", "ByteFallback", "Fuse", "Strip")
+LONG = 1 << 14  # characters from which a text takes the time that others notice
+SHRINKS = 16  # characters that a normalizer makes one of, at most; NFC makes one of 4
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -75,7 +78,20 @@ def library_errors(what: str, advice: str) -> Iterator[None]:
 def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = False) -> list[int]:
     """The ids of a text."""
     with library_errors("The tokenizer fails on this text", "ask in other words, or export the bundle again"):
-        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        if len(text) < LONG:
+            return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        # The library lets other threads of Python go on in this call alone.
+        (found,) = tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)
+        return list(found.ids)
+
+
+def longest_token(tokenizer: Tokenizer) -> float:
+    """Characters that one token stands for, at most."""
+    model = tokenizer.model
+    if getattr(model, "fuse_unk", False) and not getattr(model, "byte_fallback", False):
+        return math.inf  # any number of unknown characters is one token
+    longest = max(map(len, tokenizer.get_vocab()), default=1)
+    return longest if tokenizer.normalizer is None else SHRINKS * longest
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int], *, special: bool = False) -> str:

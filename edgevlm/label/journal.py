@@ -116,7 +116,8 @@ def finished(path: Path) -> Row | None:
     """What `Journal.finish` added at the end of a file; None where the run was not so far."""
     with suppress(OSError, ValueError), path.open("rb") as stream:
         stream.seek(max(0, os.fstat(stream.fileno()).st_size - 1000))
-        found = parse_json(stream.read().splitlines()[-1])
+        *_, last = [b"", *stream.read().splitlines()]
+        found = parse_json(last)
         return found if isinstance(found, dict) and "finished" in found else None
     return None
 

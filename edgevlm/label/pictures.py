@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgevlm.errors import EdgeVLMError, install_hint
+from edgevlm.generate.given import is_data_url
 from edgevlm.inputs.kinds import NAMED, looks_like_picture
 from edgevlm.io import limits
 from edgevlm.io.json import parse_json
@@ -117,7 +118,7 @@ def _of_json(number: int, line: bytes) -> Picture:
     path = row.get("image") if isinstance(row, dict) else None
     if not isinstance(path, str) or not path:
         return Picture(f"line {number}", EdgeVLMError(f'The line has no path under "image": write {FORM}.'))
-    return _of_path(path)
+    return Picture(f"line {number}", path) if is_data_url(path) else _of_path(path)
 
 
 def import_pyarrow() -> Any:

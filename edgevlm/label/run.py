@@ -22,7 +22,9 @@ from edgevlm.io.apart import check_apart
 from edgevlm.io.claims import claimed
 from edgevlm.io.files import check_new, is_stream, put, real_place
 from edgevlm.io.full import disk_errors
+from edgevlm.io.json import parse_json
 from edgevlm.io.options import check_types
+from edgevlm.io.text import json_text
 from edgevlm.label.journal import (
     FORMAT,
     RETRIES,
@@ -63,11 +65,13 @@ class LabelOptions:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a run has done: rows of the table, of them with an error, and of them by this run."""
+    """What a run has done: rows of the table, of them with an error, of them by this run, and pictures that were listed
+    again, which have no second row."""
 
     rows: int
     errors: int
     new: int
+    again: int = 0
 
 
 Progress = Callable[[int, int, int, int], None]
@@ -146,7 +150,7 @@ class _Run:
             journal = Journal(part, self._shape.head, work / "journal", retry_errors=chosen.retry_errors)
             try:
                 before = journal.count
-                self._fill(journal, progress)
+                total = self._fill(journal, progress)
                 journal.sync()
                 write_table(read_rows(part), work / "new", out.suffix.lower(), self._shape)
                 journal.finish(_identity(work / "new"))
@@ -156,7 +160,7 @@ class _Run:
                 if not journal.count:
                     part.unlink()
             part.unlink()
-            return Labels(journal.count, journal.errors, journal.count - before)
+            return Labels(journal.count, journal.errors, journal.count - before, max(0, total - journal.count))
 
     def _take_up(self, scratch: Path) -> bool:
         """Make a journal of a finished table, whose errors are to be asked about again; whether there is such a table,
@@ -172,8 +176,8 @@ class _Run:
         begin(part, head | retries, read_table(out, self._shape), scratch)
         return True
 
-    def _fill(self, journal: Journal, progress: Progress) -> None:
-        """Let the journal have a row for every picture."""
+    def _fill(self, journal: Journal, progress: Progress) -> int:
+        """Let the journal have a row for every picture; how many are listed."""
         total, before = self._pictures.count(), journal.count
         if not total:
             raise EdgeVLMError(f"'{self._pictures.place}' holds no picture: check the path.")
@@ -181,11 +185,12 @@ class _Run:
         waiting = (picture for picture in self._pictures if picture.name not in journal)
         first = next(waiting, None)
         if first is None:  # an engine takes seconds to open
-            return
+            return total
         with self._computing() as rows, closing(rows(chain([first], waiting))) as found:
             for row in found:
                 journal.write(row)
                 progress(journal.count, total, journal.count - before, journal.errors)
+        return total
 
     @contextmanager
     def _computing(self) -> Iterator[Callable[[Iterable[Picture]], Generator[Row, None, None]]]:
@@ -207,7 +212,7 @@ class _Run:
 def _head(bundle: Bundle, place: Path, question: str, options: AskOptions, chosen: LabelOptions) -> Row:
     """What every answer of a table depends on, by names for a sentence."""
     manifest = (bundle.folder / MANIFEST).read_bytes()
-    return {
+    head = {
         FORMAT: 1,
         "the bundle": hashlib.sha256(manifest).hexdigest(),
         "the pictures": str(place.resolve()),
@@ -217,6 +222,8 @@ def _head(bundle: Bundle, place: Path, question: str, options: AskOptions, chose
         "the device": chosen.device,
         **dataclasses.asdict(options),
     }
+    found: Row = parse_json(json_text(head).encode(), halves=True)  # as it is read back
+    return found
 
 
 def _identity(table: Path) -> Row:

@@ -142,7 +142,10 @@ def _columns(shape: Shape) -> dict[str, tuple[Any, Callable[[Row, Any], Any]]]:
         return lambda row, answer: convert(answer[name]) if isinstance(answer, dict) and name in answer else None
 
     for name, kind in shape.fields.items():
-        found[f"answer.{name}" if name in own else name] = (kinds[kind], field(name, _TYPES[kind]))
+        column = name
+        while column in own or column in found:
+            column = f"answer.{column}"
+        found[column] = (kinds[kind], field(name, _TYPES[kind]))
     if shape.scores:
         found["scores"] = (
             pa.map_(pa.string(), pa.float64()),

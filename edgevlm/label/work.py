@@ -17,7 +17,7 @@ from edgevlm.bundle.manifest import Bundle
 from edgevlm.errors import Closed, EdgeVLMError
 from edgevlm.generate.answer import Answer
 from edgevlm.generate.chat import AskOptions, put
-from edgevlm.generate.given import load_picture
+from edgevlm.generate.given import is_address, load_picture
 from edgevlm.generate.pool import Session, in_order
 from edgevlm.label.journal import Row
 from edgevlm.label.pictures import Picture
@@ -73,7 +73,10 @@ class Labeller:
         if isinstance(picture.source, EdgeVLMError):
             raise picture.source
         source = picture.source
-        _, content = load_picture(self._task.folder / source if isinstance(source, str) else source)
+        if isinstance(source, str) and not is_address(source):
+            _, content = load_picture(self._task.folder / source)
+        else:
+            _, content = load_picture(source)
         assert isinstance(content, bytes)
         return content
 

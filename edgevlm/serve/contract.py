@@ -14,6 +14,7 @@ from typing import Any
 from edgevlm.errors import EdgeVLMError
 from edgevlm.generate.chat import AskOptions
 from edgevlm.io.json import parse_json
+from edgevlm.serve.closing import closed
 from edgevlm.serve.messages import conversation_of
 from edgevlm.serve.options import ServeOptions
 from edgevlm.serve.pictures import Fetch
@@ -186,6 +187,8 @@ def _schema(form: Any) -> Any:
         schema, where = inner.get("schema"), f"{param}.json_schema.schema"
         if schema is None:
             raise wrong(where, "The schema is missing: give a JSON Schema.")
+        if inner.get("strict") is True:
+            schema = closed(schema)
     else:
         schema, where = {"type": "object"} if schema is None else schema, f"{param}.schema"
     if not isinstance(schema, Mapping):

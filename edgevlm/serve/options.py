@@ -25,7 +25,7 @@ class ServeOptions:
     runtime: str | None = None
     device: str = "cpu"
     threads: int | None = None  # of all sessions together; None: every core
-    sessions: int = 1  # answers that are computed at the same time
+    parallel: int = 1  # answers that are computed at the same time
     queue: int = 8  # questions that may wait beside them
     max_tokens: int = 1024  # of an answer whose request says nothing
     max_tiles: int | None = None  # of a picture whose request says nothing
@@ -41,7 +41,7 @@ class ServeOptions:
         check_types(self)
         for name, least, most in (
             ("port", 0, 65_535),
-            ("sessions", 1, 64),
+            ("parallel", 1, 64),
             ("queue", 0, 1000),
             ("max_tokens", 1, 1 << 20),
             ("max_pictures", 0, 1000),

@@ -50,9 +50,9 @@ class Service:
     def open(self) -> None:
         """Load the model, once for each session, and answer a first question with each. Raises EdgeVLMError."""
         options = self.options
-        threads = None if options.threads is None else max(1, options.threads // options.sessions)
+        threads = None if options.threads is None else max(1, options.threads // options.parallel)
         made = open_pipelines(
-            self.bundle, options.sessions, options.runtime, options.device, threads, reuse=options.reuse,
+            self.bundle, options.parallel, options.runtime, options.device, threads, reuse=options.reuse,
             cache_folder=options.cache_folder,
         )  # fmt: skip
         try:
@@ -94,7 +94,7 @@ class Service:
         """What clients of llama.cpp's server look for. The template is named by what it can be told, and no more."""
         return {
             "default_generation_settings": {"n_ctx": self.context},
-            "total_slots": self.options.sessions,
+            "total_slots": self.options.parallel,
             "model_alias": self.name,
             "modalities": {"vision": True, "audio": False},
             "chat_template": "{# enable_thinking #}" if self.switch else "",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer
 
-from edgevlm.errors import EdgeVLMError
+from edgevlm.errors import ContextFull, EdgeVLMError
 from edgevlm.inputs.layout import Span
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.render import MOST_TEXT
@@ -258,3 +258,15 @@ def test_a_text_beyond_any_context_is_refused_before_it_is_read() -> None:
     for conversation in ("a" * (MOST_TEXT + 1), [{"role": "user", "content": items}]):
         with pytest.raises(EdgeVLMError, match=f"has more than {MOST_TEXT} characters, more than any model reads"):
             PROMPTER.encode(conversation)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.sampled_from("ab é€\u0301\n漢😀"), max_size=60), st.integers(1, 4000), st.integers(1, 400))
+def test_a_text_is_refused_by_its_length_only_where_it_cannot_fit(text: str, times: int, room: int) -> None:
+    text = (text * times)[:20_000]
+    try:
+        PROMPTER.encode(text, room=room)
+    except ContextFull as error:
+        assert len(PROMPTER.encode(text)[0]) >= error.needed > error.limit == room
+    with pytest.raises(ContextFull, match=r"The text has .* characters or more, which are at least .* tokens"):
+        PROMPTER.encode("a" * 200 * room, room=room)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -343,3 +345,25 @@ def test_panics_on_texts_and_ids_are_one_sentence() -> None:
 def test_an_interrupt_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt), library_errors("x", "y"):
         raise KeyboardInterrupt
+
+
+def test_a_long_text_is_encoded_alike_and_lets_other_threads_go_on() -> None:
+    rules = Tokenizer.from_file(str(Path(__file__).parents[1] / "vectors" / "tokenizer.json"))
+    text = "A long text about 12 cafés, 漢字 and 😀. " * 20_000
+    assert encode(rules, text) == rules.encode(text, add_special_tokens=False).ids
+    rounds, over = 0, threading.Event()
+
+    def count() -> None:
+        nonlocal rounds
+        while not over.is_set():
+            rounds += 1
+            time.sleep(0.001)
+
+    other = threading.Thread(target=count)
+    other.start()
+    before, start = rounds, time.perf_counter()
+    encode(rules, text)
+    seconds, done = time.perf_counter() - start, rounds - before
+    over.set()
+    other.join()
+    assert done > 100 * seconds  # of some 900 a second; where nothing else may run, it is one in all

@@ -96,6 +96,8 @@ def test_a_file_of_somebody_else_is_kept(content: bytes, tmp_path: Path) -> None
     with pytest.raises(EdgeVLMError, match="is not what `edgevlm label` writes: move it away"):
         write(path, ROWS)
     assert path.read_bytes() == content
+    path.write_bytes(b"")  # as good as none
+    assert finished(path) is None
     path.unlink()
     path.mkdir()
     with pytest.raises(EdgeVLMError, match="is a folder"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import shutil
@@ -180,6 +181,33 @@ def test_errors_are_rows_and_can_be_asked_about_again(
     assert {row["picture"]: row for row in read(out)} == after
 
 
+def test_errors_of_json_lines_are_asked_about_again(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, cli: Callable[..., Done]
+) -> None:
+    """A finished table in JSON lines does not say what was asked: the same command does."""
+    whole = (photos / "ж" / "01.png").read_bytes()
+    (photos / "torn.png").write_bytes(whole[:30])
+    out = tmp_path / "t.jsonl"
+    words = ("label", tiny_bundle, photos, "-q", QUESTION, "-o", out, *SHORT)
+    assert "1 of them with an error" in cli(*words)[1]
+    (photos / "torn.png").write_bytes(whole)
+    assert cli(*words, "--retry-errors") == (0, f"'{out}' has 13 rows.\n")
+    rows = {row["picture"]: row["answer"] for row in read(out)}
+    assert rows["torn.png"] == rows["ж/01.png"] != None  # noqa: E711
+
+
+def test_pictures_within_json_lines(tiny_bundle: Path, photos: Path, tmp_path: Path, cli: Callable[..., Done]) -> None:
+    """As `edgevlm run --input` takes them."""
+    content = (photos / "ж" / "01.png").read_bytes()
+    inside = "data:image/png;base64," + base64.b64encode(content).decode()
+    lines = [{"image": inside}, {"image": "http://x.test/a.png"}, {"image": str(photos / "ж" / "01.png")}]
+    (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert cli("label", tiny_bundle, tmp_path / "l.jsonl", "-q", QUESTION, "-o", tmp_path / "o.jsonl", *SHORT)[0] == 0
+    first, second, third = read(tmp_path / "o.jsonl")
+    assert first["picture"] == "line 1" and first["answer"] == third["answer"] and first["sha256"] == third["sha256"]
+    assert second["picture"] == "http://x.test/a.png" and "is on the network" in second["error"]
+
+
 def test_names_in_lists_and_parquet(tiny_bundle: Path, photos: Path, tmp_path: Path, cli: Callable[..., Done]) -> None:
     files = sorted(path for path in photos.rglob("*.png"))
     (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"image": str(path)}) for path in [*files, files[0]]))
@@ -188,7 +216,8 @@ def test_names_in_lists_and_parquet(tiny_bundle: Path, photos: Path, tmp_path: P
     for name in ("list.jsonl", "bytes.parquet"):
         out = tmp_path / f"{name}.out.jsonl"
         code, err = cli("label", tiny_bundle, tmp_path / name, "-q", QUESTION, "-o", out, *SHORT)
-        assert (code, err) == (0, f"'{out}' has 12 rows.\n")  # a path that is listed twice is one picture
+        again = "1 of the pictures were listed before, and have one row each.\n" if name == "list.jsonl" else ""
+        assert (code, err) == (0, f"'{out}' has 12 rows.\n{again}")
         rows[name] = read(out)
     assert [row["picture"] for row in rows["list.jsonl"]] == list(map(str, files))
     assert [row["picture"] for row in rows["bytes.parquet"]] == list(map(str, range(12)))

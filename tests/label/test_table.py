@@ -70,6 +70,18 @@ def test_properties_are_typed_columns(tmp_path: Path) -> None:
     assert head_of(path) == {"q": "What?"}
 
 
+def test_no_two_properties_are_one_column(tmp_path: Path) -> None:
+    names = ["answer", "answer.answer", "error", "answer.error"]
+    schema = json.dumps({"type": "object", "properties": {name: {"type": "string"} for name in names}})
+    table = pq.read_table(
+        parquet(tmp_path, [row("a.png", json.dumps({name: name for name in names}))], Shape({}, schema))
+    )
+    assert sorted(map(str, table.to_pylist()[0].values())).count("answer") == 1
+    assert set(names) <= set(map(str, table.to_pylist()[0].values())) and len(set(table.column_names)) == len(
+        table.column_names
+    )
+
+
 @pytest.mark.parametrize(
     "answer",
     ['{"count": 1e400}', '{"count": 99999999999999999999}', '{"count": "3"}', "[1]", "no json", '{"count": true}'],

@@ -18,6 +18,7 @@ from edgevlm.api import Model, load
 from edgevlm.generate.chat import AskOptions
 from edgevlm.generate.given import Kept
 from edgevlm.serve.answers import Completion
+from edgevlm.serve.closing import closed
 
 ANSWER = {
     "type": "object",
@@ -128,6 +129,26 @@ def test_a_schema(client: openai.OpenAI) -> None:
     assert "".join(part.choices[0].delta.content or "" for part in parts) == made.choices[0].message.content
 
 
+def test_a_strict_schema_has_no_other_properties() -> None:
+    """What jsonschema says of instances, before and after."""
+    inner = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    schema = {
+        "type": "object",
+        "properties": {"a": inner, "b": {"type": "array", "items": inner}, "c": {"anyOf": [inner, {"type": "null"}]},
+                       "d": {"$ref": "#/$defs/d"}, "properties": {"type": "string"}},
+        "$defs": {"d": inner},
+    }  # fmt: skip
+    made = closed(schema)
+    whole: Any = {"a": {"n": 1}, "b": [{"n": 2}], "c": {"n": 3}, "d": {"n": 4}, "properties": "x"}
+    jsonschema.validate(whole, made)
+    for more in ({"z": 1}, {"a": {"z": 1}}, {"b": [{"n": 1, "z": 1}]}, {"c": {"z": 1}}, {"d": {"z": 1}}):
+        jsonschema.validate(whole | more, schema)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(whole | more, made)
+    for own in ({"additionalProperties": True}, {"patternProperties": {"^x": {}}}, {"allOf": [inner, inner]}):
+        assert closed({"type": "object", "properties": {}, **own}) == {"type": "object", "properties": {}, **own}
+
+
 def test_objects_of_any_form(server: Running) -> None:
     for form in ({"type": "json_object"}, {"type": "json_object", "schema": ANSWER}):
         made = server.post(ask(max_tokens=300, temperature=1.0, seed=3, response_format=form)).json()["choices"][0]
@@ -216,7 +237,7 @@ def test_a_conversation_that_is_sent_back_is_held(tiny_bundle: Path) -> None:
 
 
 def test_conversations_find_their_session(tiny_bundle: Path) -> None:
-    with serving(tiny_bundle, sessions=2) as server:
+    with serving(tiny_bundle, parallel=2) as server:
         talks = [[{"role": "user", "content": [image(picture(k)), {"type": "text", "text": "?"}]}] for k in range(2)]
         read = [0, 0]
         for turn in range(4):

@@ -128,7 +128,7 @@ def test_a_port_that_is_taken(tiny_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("port", 70_000), ("port", "8080"), ("sessions", 0), ("queue", -1), ("threads", "two"), ("api_key", ""),
+        ("port", 70_000), ("port", "8080"), ("parallel", 0), ("queue", -1), ("threads", "two"), ("api_key", ""),
         ("api_key", "with space"), ("api_key", "ü"), ("image_hosts", ("http://a.example",)), ("hosts", ("a b",)),
         ("max_body", 1), ("aliases", ("",)), ("body_seconds", -1.0),
     ],
@@ -471,7 +471,7 @@ def _text(made: httpx.Response, stream: bool) -> str:
 
 def test_fifty_clients_at_once(tiny_bundle: Path) -> None:
     crowd = Crowd(tiny_bundle)
-    with serving(tiny_bundle, sessions=2, threads=2, queue=30) as server:
+    with serving(tiny_bundle, parallel=2, threads=2, queue=30) as server:
         asyncio.run(crowd.run(server.address, 50, 2.0, aborts=False))
         assert crowd.answers > 50 and free(server)
         sent = server.client.get("/metrics").text
@@ -483,7 +483,7 @@ def test_fifty_clients_for_five_minutes(tiny_bundle: Path) -> None:
     """No wrong, mixed or lost answer; flat memory and no descriptor kept, with 1 in 20 requests aborted."""
     crowd, process = Crowd(tiny_bundle), psutil.Process()
     seconds = float(os.environ.get("EDGEVLM_TEST_SECONDS", "300"))
-    with serving(tiny_bundle, sessions=2, threads=2, queue=30) as server:
+    with serving(tiny_bundle, parallel=2, threads=2, queue=30) as server:
         asyncio.run(crowd.run(server.address, 50, seconds / 10, aborts=True))
         eventually(lambda: free(server))
         memory, descriptors = process.memory_info().rss, process.num_fds()
