@@ -1,0 +1,49 @@
+package ai.edgevlm
+
+/**
+ * The largest numbers that are taken from files, as in Python's `edgevlm/io/limits.py`, which says why each is what
+ * it is. A test of the Python side holds the two lists together.
+ */
+internal object Limits {
+    // Files, in bytes.
+    const val TOKENIZER_FILE = 64 shl 20
+    const val SPEC_FILE = 1 shl 20
+    const val MANIFEST_FILE = 16 shl 20
+    const val BUNDLE_FILES = 4096
+
+    // JSON.
+    const val JSON_DEPTH = 64
+    const val JSON_BYTES_PER_CONTAINER = 32
+    const val DIGITS = 308
+
+    // What a model is.
+    const val VOCABULARY = 1 shl 20
+    const val CONTEXT = 1 shl 20
+    const val ROPE_TABLE = 1 shl 27
+    const val IMAGE_SIDE = 8192
+    const val PATCHES = 1 shl 14
+    const val PATCH_SIDE = 256
+    const val TABLE_ROWS = 1 shl 16
+    const val SHUFFLE = 64
+    const val POSITION_AXES = 3
+
+    // What a picture becomes.
+    const val VIEW_SIDE = 16384
+    const val VIEWS = 1024
+    const val GRID_TILES = 256
+    const val GRIDS = 1024
+    const val NATIVE_PIXELS = 1 shl 25
+    const val PICTURE_TOKENS = 1 shl 20
+
+    // Text.
+    const val TEXT = 1 shl 16
+    const val PICTURE_TEXT = 1024
+    const val ROLES = 16
+    const val STOP_TOKENS = 256
+    const val COUNT = Int.MAX_VALUE
+    const val STOPS = 16
+    const val STOP = 256
+
+    // Numbers.
+    const val REAL = 1e18
+}
