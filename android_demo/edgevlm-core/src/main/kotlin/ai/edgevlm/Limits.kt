@@ -18,6 +18,7 @@ internal object Limits {
 
     // What a model is.
     const val VOCABULARY = 1 shl 20
+    const val WIDTH = 1 shl 16
     const val CONTEXT = 1 shl 20
     const val ROPE_TABLE = 1 shl 27
     const val IMAGE_SIDE = 8192
@@ -39,6 +40,7 @@ internal object Limits {
     const val TEXT = 1 shl 16
     const val PICTURE_TEXT = 1024
     const val ROLES = 16
+    const val MARKERS = 64
     const val STOP_TOKENS = 256
     const val COUNT = Int.MAX_VALUE
     const val STOPS = 16
