@@ -17,6 +17,8 @@ internal object Limits {
     const val DIGITS = 308
 
     // What a model is.
+    const val WIDTH = 1 shl 16
+    const val HEAD_DIM = 1024
     const val VOCABULARY = 1 shl 20
     const val WIDTH = 1 shl 16
     const val CONTEXT = 1 shl 20
@@ -35,6 +37,11 @@ internal object Limits {
     const val GRIDS = 1024
     const val NATIVE_PIXELS = 1 shl 25
     const val PICTURE_TOKENS = 1 shl 20
+    const val FRAMES = 768
+    const val GROUP = 16
+    const val FRAME_RATE = 1000.0
+    const val BOXES = 1000
+    const val LABEL = 256
 
     // Text.
     const val TEXT = 1 shl 16
