@@ -8,10 +8,13 @@ ids a hash stands there: the first 16 digits of the sha256 of the ids as int32, 
 the file still holds what they give.
 
     tokenizers   by name, each a tokenizer.json; "default" is edgevlm/assets/default/tokenizer.json
-    encode       by tokenizer: [text, ids or hash]
+    texts
+    encode       by tokenizer: ids, or hash, of each text
     decode       by tokenizer: [ids, text, text with special tokens, pieces of a stream, what ends it]
     prompts      tokenizer, spec (prompt.json), cases: messages, pictures (of each, its views: [row, column] or null, rows and
-                 columns of image tokens), thinking, ids or hash, spans ([start, rows, columns, gap, behind, place])
+                 columns of image tokens), thinking, ids or hash, spans ([start, rows, columns, gap, behind, place]), and the
+                 places of markers
+    questions    tokenizer, spec, pictures, ids: those of each text behind the pictures as a question
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from edgevlm.errors import EdgeVLMError  # noqa: E402
 from edgevlm.inputs.prompt import Prompter  # noqa: E402
 from edgevlm.inputs.spec import PromptSpec, ViewTokens  # noqa: E402
 from edgevlm.inputs.tokenizer import StreamDecoder, load_tokenizer  # noqa: E402
+from edgevlm.io.records import from_dict  # noqa: E402
 
 OUT = ROOT / "android_demo/edgevlm-core/src/test/resources/ai/edgevlm/text/text.json.gz"
 UNICODE = ROOT / "android_demo/edgevlm-core/src/main/resources/ai/edgevlm/text/unicode.bin"
@@ -180,7 +184,7 @@ def short(ids: Sequence[int]) -> list[int] | str:
 
 
 def encoded(rules: Tokenizer, wanted: Sequence[str]) -> list[Any]:
-    return [[text, short(rules.encode(text, add_special_tokens=False).ids)] for text in wanted]
+    return [short(rules.encode(text, add_special_tokens=False).ids) for text in wanted]
 
 
 def decoded(path: Path, wanted: Sequence[str]) -> Iterator[list[Any]]:
@@ -276,11 +280,10 @@ def chats(folder: Path, wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
         added = {token["content"]: token["id"] for token in json.loads(file.read_text("utf-8"))["added_tokens"] if token["special"]}
         token = "<image>" if "<image>" in added else next(iter(added))
         own = spec | {"image_token": token, "image_token_id": added[token], "stop_ids": [0]}
-        from edgevlm.io.records import from_dict
-
         prompter = Prompter(from_dict(PromptSpec, own, name), file)
-        made = [case(prompter, [_message("user", [None, text])], [VIEWS[0]]) for text in wanted if text]
-        yield {"name": f"texts-{name}", "tokenizer": name, "spec": own, "cases": [each for each in made if each]}
+        messages = ([_message("user", [None, text])] for text in wanted)
+        ids = [short(prompter.encode(each, [_places(VIEWS[0])])[0].tolist()) for each in messages]
+        yield {"tokenizer": name, "spec": own, "pictures": [VIEWS[0]], "ids": ids}
 
 
 def vectors() -> dict[str, Any]:
@@ -295,9 +298,11 @@ def vectors() -> dict[str, Any]:
             "tokenizers": {
                 name: None if name == "default" else json.loads((folder / f"{name}.json").read_text("utf-8")) for name in kinds
             },
+            "texts": [*wanted, *edges],
             "encode": {name: encoded(rules, [*wanted, *edges]) for name, rules in kinds.items()},
             "decode": {name: list(decoded(folder / f"{name}.json", wanted[:120])) for name in kinds},
-            "prompts": [*chats(folder, wanted), *families(folder)],
+            "questions": list(chats(folder, [*wanted, *edges])),
+            "prompts": list(families(folder)),
         }
 
 

@@ -17,7 +17,6 @@ internal object Limits {
     const val DIGITS = 308
 
     // What a model is.
-    const val WIDTH = 1 shl 16
     const val HEAD_DIM = 1024
     const val VOCABULARY = 1 shl 20
     const val WIDTH = 1 shl 16
