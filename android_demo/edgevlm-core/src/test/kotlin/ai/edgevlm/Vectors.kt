@@ -49,6 +49,11 @@ internal object Vectors {
 
     fun sha256(bytes: ByteArray): String = sha256(listOf(bytes))
 
+    /** The beginning that `layout.json` has of it. */
+    fun sha(parts: Iterable<ByteArray>): String = sha256(parts).take(20)
+
+    fun sha(bytes: ByteArray): String = sha(listOf(bytes))
+
     fun bytes(values: FloatArray): ByteArray {
         val out = ByteBuffer.allocate(values.size * 4).order(ByteOrder.LITTLE_ENDIAN)
         out.asFloatBuffer().put(values)
@@ -77,3 +82,15 @@ internal fun Any?.ints(): List<Int> = (this as List<Long>).map { it.toInt() }
 
 /** The numbers of a list, whole or not. */
 internal fun Any?.floats(): FloatArray = (this as List<*>).map { (it as Number).toFloat() }.toFloatArray()
+
+/** What `make_layout_vectors.py` draws. */
+internal class Numbers(private var state: Long) {
+    fun below(end: Int): Int {
+        state = (state * 1103515245 + 12345) and 0x7fffffff
+        return ((state shr 8) % end).toInt()
+    }
+
+    fun side(): Int = 1 + below(intArrayOf(60, 700, 5000, 40000)[below(4)])
+
+    fun features(count: Int, width: Int): FloatArray = FloatArray(count * width) { (below(2001) - 1000).toFloat() / 1000f }
+}

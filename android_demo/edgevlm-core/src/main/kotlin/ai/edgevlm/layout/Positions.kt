@@ -21,6 +21,11 @@ public data class Positions(
 
     public enum class Places { GRID, CANVAS, LINE, NUMBER }
 
+    init {
+        val several = if (places == Places.NUMBER) 3..4 else 3..3
+        checkSpec(axes == 1 || axes in several, "manifest", "spec.decoder.ropes", "1 or $several axes") { axes }
+    }
+
     /** Position axes: 1, or 3 (time, row, column) under M-RoPE, or (index,) column, row, number. */
     public val axes: Int get() = ropes.values.maxOfOrNull { it.axes } ?: 1
 
@@ -53,17 +58,23 @@ public data class Positions(
 
     /**
      * Everything that a decoder call of [new] positions behind [past] takes beside embeddings and states, by the graph's
-     * names: nothing where positions are plain indices. RoPE rows are of the new positions alone.
+     * names: nothing where positions are plain indices.
+     *
+     * RoPE rows are of the new positions; [padded]: behind as many rows of zeros as there are past ones, which graphs that
+     * index rows by position take and do not read.
      */
-    public fun inputs(layout: Layout, past: Int, new: Int): Map<String, Tensor> {
+    public fun inputs(layout: Layout, past: Int, new: Int, padded: Boolean = false): Map<String, Tensor> {
         if (plain) return emptyMap()
+        val before = if (padded) past else 0
         val found = LinkedHashMap<String, Tensor>()
         for ((name, rope) in ropes) {
             val (cos, sin) = rope.rows(of(layout, past, past + new, rope.axes))
             val half = rope.size / 2
             val suffix = if (name == "main") "" else "_$name"
-            found["cos$suffix"] = FloatTensor(intArrayOf(new, half), cos)
-            found["sin$suffix"] = FloatTensor(intArrayOf(new, half), sin)
+            for ((part, values) in listOf("cos" to cos, "sin" to sin)) {
+                val rows = if (before == 0) values else FloatArray(before * half) + values
+                found["$part$suffix"] = FloatTensor(intArrayOf(before + new, half), rows)
+            }
         }
         if (mask != Mask.CAUSAL) {
             for (window in windows) {

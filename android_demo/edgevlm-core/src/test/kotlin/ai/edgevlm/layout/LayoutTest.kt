@@ -1,0 +1,239 @@
+package ai.edgevlm.layout
+
+import ai.edgevlm.Numbers
+import ai.edgevlm.Vectors
+import ai.edgevlm.floats
+import ai.edgevlm.image.CropTo
+import ai.edgevlm.image.ImageSpec
+import ai.edgevlm.image.PadTo
+import ai.edgevlm.image.Place
+import ai.edgevlm.image.ResizeTo
+import ai.edgevlm.image.RgbImage
+import ai.edgevlm.image.View
+import ai.edgevlm.image.ViewTokens
+import ai.edgevlm.image.readImageSpec
+import ai.edgevlm.int
+import ai.edgevlm.ints
+import ai.edgevlm.obj
+import ai.edgevlm.objects
+import org.junit.jupiter.api.Assertions.assertArrayEquals
+import org.junit.jupiter.api.Assertions.assertEquals
+import org.junit.jupiter.api.Assertions.assertTrue
+import org.junit.jupiter.api.DynamicTest
+import org.junit.jupiter.api.DynamicTest.dynamicTest
+import org.junit.jupiter.api.Test
+import org.junit.jupiter.api.TestFactory
+
+/** Prompts with pictures of tiny models of many families: everything that Python makes of them beside the graphs. */
+class LayoutTest {
+    private val vectors = Vectors.json("android_demo/vectors/layout.json")
+
+    private fun told(feeds: Map<String, Tensor>): Map<String, Any> = feeds.mapValues { (_, tensor) ->
+        val bytes = when (tensor) {
+            is FloatTensor -> Vectors.bytes(tensor.values)
+            is LongTensor -> Vectors.bytes(tensor.values)
+            is BoolTensor -> Vectors.bytes(tensor.values)
+        }
+        listOf(tensor.shape.map { it.toLong() }, Vectors.sha(bytes))
+    }
+
+    private fun sha(rows: List<Rows>): String = Vectors.sha(rows.map { Vectors.bytes(it.values) })
+
+    @TestFactory
+    fun `families' prompts are Python's`(): List<DynamicTest> = vectors["families"].objects().flatMap { family ->
+        val image = readImageSpec(family["preprocess"])
+        val tower = Tower.read(family["vision"], "vision")
+        val decoder = Positions.read(family["decoder"], "decoder")
+        val frames = family["frames"]?.obj()?.let { dynamicTest("${family["name"]}: frames") { frames(image, tower, it) } }
+        listOfNotNull(frames) + family["cases"].objects().map { case ->
+            dynamicTest("${family["name"]}: ${case["pictures"]}") {
+                val pictures = (case["pictures"] as List<*>).map { it.ints() }
+                val spec = image.among(pictures.size)
+                val tokens = pictures.flatMap { (width, height) ->
+                    spec.viewTokens(spec.plan(width, height), width, height)
+                }
+                assertEquals((case["tokens"] as List<*>).map { it.ints() }, tokens.map { listOf(it.rows, it.columns) })
+                val layout = layout(case, tokens, (family["canvas"] as List<*>).isNotEmpty())
+                decoded(case, decoder, layout)
+                packed(case, layout, family["width"].int(), decoder, family["decoder"].obj())
+                pictures.zip(case["feeds"] as List<*>) { (width, height), feeds -> fed(spec, tower, width, height, feeds) }
+            }
+        }
+    }
+
+    private fun layout(case: Map<String, Any?>, tokens: List<ViewTokens>, canvas: Boolean): Layout {
+        val spans = (case["spans"] as List<*>).map { it.ints() }.zip(tokens) { (start, rows, columns, gap), view ->
+            Span(start, Side(rows, columns), view.packed, gap)
+        }
+        val ids = IntArray(case["length"].int()).also { for (token in case["canvas"].ints()) it[token] = 7 }
+        val laid = if (canvas) Layout.onCanvas(spans, tokens.map { it.place }, ids, setOf(7)) else spans
+        assertEquals(case["behind"].ints(), laid.map { it.behind })
+        return Layout(ids.size, laid)
+    }
+
+    private fun decoded(case: Map<String, Any?>, decoder: Positions, layout: Layout) {
+        val found = decoder.of(layout, 0, layout.length + 3)
+        assertEquals(case["positions"], Vectors.sha(found.map(Vectors::bytes)))
+        for (call in case["inputs"] as List<*>) {
+            val (past, new, inputs) = call as List<*>
+            assertEquals(inputs, told(decoder.inputs(layout, past.int(), new.int(), padded = true)), "$past $new")
+        }
+        assertEquals(layout.length, unchanged(decoder, layout, layout, layout.length))
+        for (cut in layout.spans.filter { it.tokens > 1 }.map { it.start + 1 }) {
+            assertTrue(unchanged(decoder, layout, layout, cut) < cut)
+        }
+    }
+
+    private fun packed(case: Map<String, Any?>, layout: Layout, width: Int, decoder: Positions, spec: Map<String, Any?>) {
+        val numbers = Numbers(9)
+        val features = layout.spans.flatMap { it.features }.map { Rows(numbers.features(it, width), width) }
+        assertEquals(case["packed"], sha(layout.imageTokens(features)))
+        val wide = width + spec["per_layer"].int() * (spec["layers"] as List<*>).size
+        val embeds = Rows(numbers.features(layout.length, wide), wide)
+        layout.merge(embeds, features)
+        assertEquals(case["merged"], sha(listOf(embeds)))
+        assertEquals(layout.spans.size, layout.behind(0).spans.size)
+        assertEquals(decoder.axes, decoder.of(layout).size)
+    }
+
+    private fun fed(spec: ImageSpec, tower: Tower, width: Int, height: Int, feeds: Any?) {
+        val views = spec.cut(Vectors.picture(width, height), spec.plan(width, height))
+        val found = setOf(0, views.size - 1).map { told(tower.feeds(listOf(views[it]), spec)) }
+        assertEquals(feeds, found)
+    }
+
+    private fun frames(spec: ImageSpec, tower: Tower, feeds: Map<String, Any?>) {
+        val picture = Vectors.picture(64, 64)
+        val below = picture.oriented(4)
+        val count = (tower as PatchTower).frames
+        assertEquals(feeds, told(tower.feeds(List(count) { if (it % 2 == 0) picture else below }, spec)))
+    }
+
+    @TestFactory
+    fun `RoPE rows are Python's to the last bit`(): List<DynamicTest> = vectors["ropes"].objects().map { case ->
+        val rope = Rope.read(case["rope"], "rope")
+        dynamicTest("$rope") {
+            val (cos, sin) = rope.rows(Array(rope.axes) { axis -> LongArray(16384) { it * longArrayOf(1, 3, 7)[axis] } })
+            assertEquals(case["rows"], listOf(Vectors.sha(Vectors.bytes(cos)), Vectors.sha(Vectors.bytes(sin))))
+        }
+    }
+
+    @Test
+    fun `frames in time and pooled ones are Python's`() {
+        val case = vectors["packings"].obj()
+        val numbers = Numbers(77)
+        val pooled = Pooled(Side(5, 4), 3, numbers.features(1, 3))
+        val rows = pooled.run(List(3) { Rows(numbers.features(20, 3), 3) })
+        assertEquals(case["pooled"], sha(listOf(rows)))
+        assertEquals(pooled.tokens, rows.count)
+        val layout = Layout(60, listOf(Span(4, Side(2, 3), frames = 5, step = 1.3), Span(40, Side(1, 7))))
+        val found = Positions(mapOf("main" to Rope(1e4, 32, sections = listOf(4, 6, 6)))).of(layout)
+        assertEquals(case["frames"], found.map { it.toList() })
+    }
+
+    @Test
+    fun `answers' boxes and points are Python's`() {
+        val forms = (vectors["forms"] as List<*>).map { Grounding.read(it, "grounding") }
+        val black = ai.edgevlm.image.Color(0, 0, 0)
+        val views = listOf(
+            View(listOf(ResizeTo(300, 200))),
+            View(listOf(PadTo(400, 400, 40, 0, black), ResizeTo(96, 96))),
+            View(listOf(ResizeTo(104, 160), CropTo(4, 32, 96, 96))),
+            View(listOf(ResizeTo(300, 200), PadTo(400, 400, 50, 100, black), CropTo(0, 0, 200, 200)), Place(1, 1)),
+        )
+        for (case in vectors["answers"].objects()) {
+            val frame = Frame.of(320, 400, listOf(views[case["views"].int()]))
+            val (boxes, points) = forms[case["form"].int()].find(case["text"] as String, frame)
+            assertEquals(numbers(case["boxes"]), boxes.map { listOf(it.label, it.x0, it.y0, it.x1, it.y1) }, "${case["text"]}")
+            assertEquals(numbers(case["points"]), points.map { listOf(it.label, it.x, it.y) }, "${case["text"]}")
+        }
+    }
+
+    private fun numbers(rows: Any?): List<List<Any?>> =
+        (rows as List<*>).map { row -> (row as List<*>).map { if (it is Number) it.toDouble() + 0.0 else it } }
+
+    @Test
+    fun `answers of any length are read in a moment`() {
+        val tagged = Grounding(Grounding.Form.TAGGED, 1000, open = "<box>", close = "</box>", labelOpen = "<ref>", labelClose = "</ref>")
+        val frame = Frame.of(100, 100, listOf(View(listOf(ResizeTo(100, 100)))))
+        val forms = listOf(Grounding(Grounding.Form.JSON), tagged, Grounding(Grounding.Form.TOKENS, 64, open = "<loc_", close = ">"))
+        val start = System.nanoTime()
+        for (piece in listOf("{", "{\"", "[", "<box>", "<box>[1", "<ref>", "<loc_", "<loc_1>", "<", "1", " ", "{\"a\\", "]\n", "\\")) {
+            for (form in forms) form.find(piece.repeat(400_000 / piece.length), frame)
+        }
+        assertTrue(System.nanoTime() - start < 20e9)
+    }
+
+    @Test
+    fun `packing is what transformers makes of numbered features`() {
+        val recorded = Vectors.json("edgevlm/assets/packing.json")
+        val side = recorded["side"].int()
+        for (case in recorded["cases"].objects()) {
+            val (rows, columns) = case["tiles"].ints()
+            val last = "sides" in case
+            val crop = CropTo(0, 0, 1, 1)
+            val tiles = (0 until rows * columns).map { View(listOf(crop), Place(it / columns + 1, it % columns + 1)) }
+            val whole = listOf(View(listOf(crop)))
+            val views = if (last) tiles + whole else whole + tiles
+            val sides = (case["sides"] as List<*>?)?.map { it.ints().let { (r, c) -> Side(r, c) } }
+                ?: List(views.size) { Side(side, side) }
+            val most = (case["most"] as Long?)?.toInt()
+            val packing = Packing(most, listOf(-1.0), wholeLast = last, separator = if (last) listOf(-2.0) else emptyList())
+            val (width, height) = case["picture"].ints()
+            val packed = packing.plan(width, height, views, sides)
+            val features = sides.mapIndexed { view, (r, c) ->
+                val first = view * side * side
+                Rows(FloatArray(r * c) { (first + it / c * side + it % c).toFloat() }, 1)
+            }
+            val expected = case["tokens"].floats()
+            assertEquals(expected.size, packed.tokens)
+            assertArrayEquals(expected, packed.run(features).values, 1e-3f, "${case["picture"]}")
+        }
+        for (case in recorded["framed"].objects()) {
+            val (rows, columns) = case["side"].ints()
+            val packing = Packing(newline = listOf(-1.0), framed = true, begin = listOf(-2.0), end = listOf(-3.0))
+            val packed = packing.plan(columns, rows, listOf(View(listOf(CropTo(0, 0, 1, 1)))), listOf(Side(rows, columns)))
+            val numbers = Rows(FloatArray(rows * columns) { it.toFloat() }, 1)
+            assertArrayEquals(case["tokens"].floats(), packed.run(listOf(numbers)).values)
+        }
+    }
+
+    @Test
+    fun `positions are those of transformers`() {
+        val recorded = Vectors.json("edgevlm/assets/places.json")
+        val rope = mapOf("main" to Rope(1e4, 32, sections = listOf(4, 6, 6)))
+        for ((name, places) in listOf("tokens" to Positions.Places.GRID, "canvas" to Positions.Places.CANVAS)) {
+            for (case in recorded[name].objects()) {
+                val spans = (case["spans"] as List<*>).map { span ->
+                    val numbers = span as List<*>
+                    val (start, rows, columns) = numbers.take(3).ints()
+                    val place = numbers.getOrNull(3)?.ints()?.let { (row, column) -> Place(row, column) }
+                    Span(start, Side(rows, columns), place = place, behind = numbers.getOrNull(4)?.int() ?: 0)
+                }
+                val found = Positions(rope, places = places).of(Layout(case["length"].int(), spans))
+                assertEquals(case["places"], found.map { it.toList() })
+            }
+        }
+        for (case in recorded["number"].objects()) {
+            val axes = (case["places"] as List<*>).size
+            val spans = (case["spans"] as List<*>).map { span ->
+                val (start, rows, columns) = span.ints()
+                val packed = Packing(framed = true).plan(1, 1, emptyList(), listOf(Side(rows, columns)))
+                Span(start, Side(1, packed.tokens), packed)
+            }
+            val found = Positions(rope, places = Positions.Places.NUMBER).of(Layout(case["length"].int(), spans), axes = axes)
+            assertEquals(case["places"], found.map { it.toList() })
+        }
+    }
+
+    @Test
+    fun `a view that a tower does not take is refused`() {
+        val spec = readImageSpec(vectors["families"].objects()[0]["preprocess"])
+        for (family in vectors["families"].objects()) {
+            val tower = Tower.read(family["vision"], "vision")
+            org.junit.jupiter.api.assertThrows<ai.edgevlm.EdgeVLMException.RuntimeFailed> {
+                tower.feeds(listOf(RgbImage(7, 5, ByteArray(105))), spec)
+            }
+        }
+    }
+}
