@@ -13,7 +13,7 @@ the file still holds what they give.
     decode       by tokenizer: [ids, text, text with special tokens, pieces of a stream, what ends it]
     prompts      tokenizer, spec (prompt.json), cases: messages, pictures (of each, its views: [row, column] or null, rows and
                  columns of image tokens), thinking, ids or hash, spans ([start, rows, columns, gap, behind, place]), and the
-                 places of markers
+                 places of markers; beside them image (preprocess.json), model (spec of manifest.json) and facts of it
     questions    tokenizer, spec, pictures, ids: those of each text behind the pictures as a question
 """
 
@@ -27,7 +27,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/families")]
 from tiny import tokenizer as tiny  # noqa: E402
 
 from edgevlm.checkpoint.checkpoint import open_checkpoint  # noqa: E402
-from edgevlm.checkpoint.families import read_model, read_prompt_spec  # noqa: E402
+from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec  # noqa: E402
 from edgevlm.errors import EdgeVLMError  # noqa: E402
 from edgevlm.inputs.prompt import Prompter  # noqa: E402
-from edgevlm.inputs.spec import PromptSpec, ViewTokens  # noqa: E402
+from edgevlm.inputs.spec import ImageSpec, MarkerRow, PromptSpec, ViewTokens  # noqa: E402
 from edgevlm.inputs.tokenizer import StreamDecoder, load_tokenizer  # noqa: E402
 from edgevlm.io.records import from_dict  # noqa: E402
+from edgevlm.models.model import ModelSpec  # noqa: E402
+from edgevlm.models.spec import states  # noqa: E402
 
 OUT = ROOT / "android_demo/edgevlm-core/src/test/resources/ai/edgevlm/text/text.json.gz"
 UNICODE = ROOT / "android_demo/edgevlm-core/src/main/resources/ai/edgevlm/text/unicode.bin"
@@ -265,11 +267,36 @@ def families(folder: Path) -> Iterator[dict[str, Any]]:
     for name, variant in VARIANTS.items():
         variant.build(folder / name)
         checkpoint = open_checkpoint(folder / name)
-        spec = read_prompt_spec(folder / name, read_model(checkpoint)[0])
+        model = read_model(checkpoint)[0]
+        spec, image = filled(read_prompt_spec(folder / name, model), read_image_spec(folder / name, model), model)
         file = folder / name / "tokenizer.json"
         cases = list(family(Prompter(spec, file), spec))
         assert cases, name
-        yield {"name": name, "tokenizer": json.loads(file.read_text("utf-8")), "spec": asdict(spec), "cases": cases}
+        yield {
+            "name": name, "tokenizer": json.loads(file.read_text("utf-8")), "spec": asdict(spec), "image": asdict(image),
+            "model": asdict(model), "facts": facts(model), "cases": cases,
+        }  # fmt: skip
+
+
+def filled(spec: PromptSpec, image: ImageSpec, model: ModelSpec) -> tuple[PromptSpec, ImageSpec]:
+    """With rows where an export takes some from the weights."""
+    text = model.decoder
+    spec = replace(spec, markers=tuple(MarkerRow(each, (0.5,) * text.hidden_size) for each in model.markers))
+    if image.packing is None:
+        return spec, image
+    asked = {"newline": model.newline, "begin": model.framed, "end": model.framed, "separator": model.separator}
+    rows = {name: (0.25,) * text.feature_width for name, has in asked.items() if has}
+    return spec, replace(image, packing=replace(image.packing, **rows))
+
+
+def facts(model: ModelSpec) -> dict[str, Any]:
+    """What follows from a model's description."""
+    text = model.decoder
+    return {
+        "states": [[s.name, s.shape, s.kind, s.dtype] for s in states(text)], "embed_width": text.embed_width,
+        "feature_width": text.feature_width, "replaces": text.replaces,
+        "grids": [[high, wide, *model.token_grid(high, wide)] for high in (64, 224, 448) for wide in (64, 448)],
+    }  # fmt: skip
 
 
 def chats(folder: Path, wanted: Sequence[str]) -> Iterator[dict[str, Any]]:

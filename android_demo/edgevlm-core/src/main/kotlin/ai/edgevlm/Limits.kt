@@ -17,6 +17,12 @@ internal object Limits {
     const val DIGITS = 308
 
     // What a model is.
+    const val LAYERS = 1000
+    const val BLOCK_KINDS = 64
+    const val PROJECTOR_STEPS = 32
+    const val MLP_WIDTH = 1 shl 18
+    const val STATE_PER_POSITION = 1 shl 20
+    const val STATE_VALUES = 1 shl 28
     const val HEAD_DIM = 1024
     const val VOCABULARY = 1 shl 20
     const val WIDTH = 1 shl 16

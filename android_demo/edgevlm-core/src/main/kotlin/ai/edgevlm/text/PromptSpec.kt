@@ -4,6 +4,7 @@ import ai.edgevlm.EdgeVLMException
 import ai.edgevlm.Limits
 import ai.edgevlm.json.Fields
 import ai.edgevlm.json.checkSpec
+import ai.edgevlm.layout.Grounding
 
 /** What the answer to a message is, where it is no text. */
 public enum class Places { BOXES, POINTS }
@@ -112,36 +113,6 @@ public class MarkerRow(public val tokenId: Int, public val row: FloatArray) {
     }
 }
 
-/** How a model writes boxes and points in its answers: docs/preprocessing.md, section 7. */
-public data class Grounding(
-    /** "json", "tagged" or "tokens". */
-    val form: String,
-    /** What the far edge of the frame is; 0: numbers are pixels of the frame. */
-    val scale: Int = 0,
-    /** A number is a bin, and means its middle. */
-    val middle: Boolean = false,
-    val yFirst: Boolean = false,
-    val open: String = "",
-    val close: String = "",
-    val labelOpen: String = "",
-    val labelClose: String = "",
-) {
-    init {
-        checkSpec(form in FORMS, "prompt", "grounding.form", FORMS.joinToString(" or ")) { form }
-        checkSpec(scale in 0..Limits.VIEW_SIDE, "prompt", "grounding.scale", "0 or more") { scale }
-        for (text in listOf(open, close, labelOpen, labelClose)) {
-            val most = Limits.PICTURE_TEXT
-            checkSpec(length(text) <= most, "prompt", "grounding", "texts of at most $most characters") { text }
-        }
-        val tags = form == "json" || (open.isNotEmpty() && close.isNotEmpty())
-        checkSpec(tags && labelOpen.isEmpty() == labelClose.isEmpty(), "prompt", "grounding", "tags") { this }
-    }
-
-    internal companion object {
-        val FORMS: List<String> = listOf("json", "tagged", "tokens")
-    }
-}
-
 /**
  * Conversation and views to token ids: `prompt.json`, version 2. In control text, special tokens of tokenizer.json count;
  * in the user's text they never do.
@@ -192,7 +163,7 @@ public data class PromptSpec(
                 addBos = flag("add_bos", false),
                 bosId = optional("bos_id", Fields::int),
                 padId = optional("pad_id", Fields::int),
-                grounding = optional("grounding", ::readGrounding),
+                grounding = optional("grounding", Grounding::read),
                 markers = get("markers", emptyList()) { value, at -> Fields.list(value, at, ::readMarker) },
                 canvas = get("canvas", emptyList()) { value, at -> Fields.list(value, at, Fields::int) },
             )
@@ -259,19 +230,6 @@ public data class PromptSpec(
         private fun readMarker(data: Any?, where: String): MarkerRow = Fields.read(data, where) {
             val row = get("row") { value, at -> Fields.list(value, at, Fields::real) }
             MarkerRow(int("token_id"), FloatArray(row.size) { row[it].toFloat() })
-        }
-
-        private fun readGrounding(data: Any?, where: String): Grounding = Fields.read(data, where) {
-            Grounding(
-                form = text("form"),
-                scale = int("scale", 0),
-                middle = flag("middle", false),
-                yFirst = flag("y_first", false),
-                open = text("open", ""),
-                close = text("close", ""),
-                labelOpen = text("label_open", ""),
-                labelClose = text("label_close", ""),
-            )
         }
     }
 }
