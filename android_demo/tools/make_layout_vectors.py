@@ -34,7 +34,16 @@ from edgevlm.checkpoint.checkpoint import open_checkpoint  # noqa: E402
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec  # noqa: E402
 from edgevlm.errors import EdgeVLMError  # noqa: E402
 from edgevlm.inputs import grounding as boxes  # noqa: E402
-from edgevlm.inputs.layout import Layout, Span, image_tokens, merge, positions  # noqa: E402
+from edgevlm.inputs.layout import (  # noqa: E402
+    Layout,
+    Span,
+    image_tokens,
+    merge,
+    next_part,
+    positions,
+    unchanged,
+    visible,
+)
 from edgevlm.inputs.packing import Packing, Pooled  # noqa: E402
 from edgevlm.inputs.picture_limits import MAX_PIXELS  # noqa: E402
 from edgevlm.inputs.preprocess import normalize, plan, preprocess  # noqa: E402
@@ -44,10 +53,11 @@ from edgevlm.inputs.spec import ImageSpec  # noqa: E402
 from edgevlm.inputs.views import CropTo, PadTo, ResizeTo, Sheet, View  # noqa: E402
 from edgevlm.io.records import from_dict  # noqa: E402
 from edgevlm.models.rope import rope_rows  # noqa: E402
-from edgevlm.models.spec import Rope, RopeScaling  # noqa: E402
+from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Rope, RopeScaling  # noqa: E402
 from edgevlm.runtimes.ort.states import position_feeds, vision_feeds  # noqa: E402
 from edgevlm.verify.views import recorded_picture  # noqa: E402
 
+DECODER = Decoder(10, 12, 4096, (Block((Attention(1, 1, 12),), Mlp(4)),), (0,))
 OUT = ROOT / "android_demo" / "vectors" / "layout.json"
 # Modules of tests/tiny, with what stands for it in the name: options of its `build`.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -332,14 +342,105 @@ def answers() -> Iterator[dict[str, Any]]:
     yield {"forms": [asdict(form) for form in forms]}
 
 
+VALUES: list[Any] = [
+    0, 1, -1, 2, 300, 255, 256, 1024, 16384, 16385, 2**31 - 1, 2**31, 10**17, 10**19, 0.5, 1.5, 1e300, True, None, "x", "",
+    "bicubic", "seconds", "stretch", "x" * 1025, [], {}, [1], [1, 2], [[1, 2]], [1, 2, 3], [0.5, 0.5, 0.5],
+]  # fmt: skip
+SPEC: dict[str, Any] = {
+    **_image(RULES[0]), "tokens": None, "several": {"kind": "stretch", "side": 200},
+    "packing": {"most": 9, "newline": [0.5], "framed": False, "begin": [], "end": [], "whole_last": False, "separator": []},
+    "video": {
+        "fps": 2.0, "most": 64, "rule": RULES[16], "resample": "bicubic", "open": "<", "close": ">", "stamp": "{time}",
+        "join": "", "tile": "", "tile_close": "", "row_join": "", "intro": "", "outro": "", "least": 4, "spread": "starts",
+        "skip": 1, "longest": 10.0, "slower": [[5.0, 1.0]], "group": 2, "apart": False, "pace": 1.5, "pooled": True,
+        "token": "<v>", "like_text": True,
+    },
+}  # fmt: skip
+
+
+def specs() -> Iterator[dict[str, Any]]:
+    """Which specs are accepted in which one field is another value, is missing (the last but one) or another's name."""
+    yield {"spec": SPEC, "fields": {"/".join(path): _taken(SPEC, path) for path in _paths(SPEC)}}
+    for rule in RULES:
+        spec = _image(rule)
+        yield {"spec": spec, "fields": {"/".join(path): _taken(spec, path) for path in _paths(spec) if path[0] == "rule"}}
+
+
+def _paths(value: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, inner in value.items():
+        yield (*before, key)
+        if isinstance(inner, dict):
+            yield from _paths(inner, (*before, key))
+
+
+def _taken(spec: dict[str, Any], path: tuple[str, ...]) -> str:
+    """A digit for each of VALUES: 1 where it is accepted."""
+    changed = []
+    for value in [*VALUES, None, None]:
+        copy = json.loads(json.dumps(spec))
+        inner = copy
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        changed.append((copy, inner))
+    del changed[-2][1][path[-1]]
+    changed[-1][1][path[-1] + "_"] = changed[-1][1].pop(path[-1])
+    return "".join(str(int(_accepted(copy))) for copy, _ in changed)
+
+
+def _accepted(spec: dict[str, Any]) -> bool:
+    try:
+        from_dict(ImageSpec, spec, "preprocess.json")
+    except EdgeVLMError:
+        return False
+    return True
+
+
+def prompts() -> Iterator[dict[str, Any]]:
+    """Where calls end that read prompts with pictures, and how much of one prompt is another's beginning."""
+    numbers = Numbers(321)
+    for number in range(120):
+        mask = ("causal", "image", "prompt", "prefix")[number % 4]
+        axes, places = ((1, "grid"), (3, "grid"), (3, "canvas"), (3, "line"))[numbers.below(4)]
+        ropes = {"main": Rope(1e4, 12, sections=(2, 2, 2) if axes == 3 else ())}
+        d = replace(DECODER, mask=mask, ropes=ropes, places=places)
+        old = _random_layout(numbers, places)
+        spans = [replace(span, grid=span.grid[::-1]) if numbers.below(4) == 0 else span for span in old.spans]
+        least = max((span.start + span.tokens + span.behind for span in spans), default=1)
+        new = Layout(max(least, old.length - numbers.below(3)), tuple(spans[: numbers.below(4) + 1]))
+        length = 1 + numbers.below(min(old.length, new.length))
+        kept = unchanged(d, old, new, length)
+        ends, start, most = [], 0, 1 + numbers.below(9)
+        while start < old.length:
+            ends.append(start := next_part(old, mask, start, old.length, most))
+        window = numbers.below(7) or None
+        seen = visible(old, mask, old.length // 3, old.length - old.length // 3, window)
+        layouts = [
+            [each.length, [[s.start, *s.grid, s.place, s.behind] for s in each.spans]] for each in (old, new)
+        ]
+        yield {"mask": mask, "axes": axes, "places": places, "layouts": layouts, "length": length, "kept": kept,
+               "most": most, "ends": ends, "window": window, "seen": sha(seen)}  # fmt: skip
+
+
+def _random_layout(numbers: Numbers, places: str) -> Layout:
+    at, spans = 1 + numbers.below(4), list[Span]()
+    for _ in range(numbers.below(4)):
+        grid = (1 + numbers.below(4), 1 + numbers.below(4))
+        behind = numbers.below(3) if places == "canvas" else 0
+        spans.append(Span(at, grid, behind=behind))
+        at = spans[-1].start + spans[-1].tokens + behind + 1 + numbers.below(5)
+    return Layout(at + numbers.below(5), tuple(spans))
+
+
 def text() -> str:
     with tempfile.TemporaryDirectory() as folder:
         families = [family(name, options, Path(folder) / name) for name, options in FAMILIES.items()]
     *answered, forms = answers()
     parts: dict[str, Any] = {
-        "plans": list(plans()), "resizes": list(resizes()), "ropes": list(ropes()), "answers": answered, "families": families,
+        "plans": list(plans()), "specs": list(specs()), "prompts": list(prompts()), "resizes": list(resizes()), "ropes": list(ropes()), "answers": answered,
+        "families": families,
     }  # fmt: skip
-    whole = {"conversions": conversions(), "packings": packings(), **forms}
+    whole = {"values": VALUES, "conversions": conversions(), "packings": packings(), **forms}
     lines = [f'"{name}": {_line(value)}' for name, value in whole.items()]
     lines += [f'"{name}": [\n{",".join(chr(10) + _line(each) for each in value)[1:]}\n]' for name, value in parts.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -55,11 +55,9 @@ public enum class Resample(public val id: String) {
         val taps = Taps(this, picture.width, width)
         val row = IntArray(picture.width * 3)
         val out = ByteArray(width * picture.height * 3)
-        var to = 0
         for (y in 0 until picture.height) {
-            val start = y * row.size
-            for (i in row.indices) row[i] = picture.bytes[start + i].toInt() and 255
-            to = taps.line(row, out, to)
+            unpack(picture.bytes, y * row.size, row, 0, row.size)
+            taps.line(row, out, y * width * 3)
         }
         return RgbImage(width, picture.height, out)
     }
@@ -70,21 +68,32 @@ public enum class Resample(public val id: String) {
         val taps = Taps(this, picture.height, height)
         val wide = picture.width * 3
         val out = ByteArray(wide * height)
-        val sums = IntArray(minOf(wide, BLOCK))
+        val block = minOf(wide, BLOCK)
+        val sums = IntArray(block)
         // A block of columns at a time: its rows of numbers stay in the cache while several outputs read each.
-        val kept = Array(minOf(taps.longest, picture.height)) { IntArray(sums.size) }
-        for (left in 0 until wide step BLOCK) {
-            val count = minOf(BLOCK, wide - left)
+        val rows = minOf(taps.longest, picture.height)
+        val kept = IntArray(rows * block)
+        for (left in 0 until wide step block) {
+            val count = minOf(block, wide - left)
             var read = 0 // rows of the block so far
             for (y in 0 until height) {
                 val first = taps.first[y]
                 val end = first + taps.count(y)
                 read = maxOf(read, first)
-                while (read < end) unpack(picture.bytes, read * wide + left, kept[read++ % kept.size], count)
+                while (read < end) {
+                    unpack(picture.bytes, read * wide + left, kept, read % rows * block, count)
+                    read++
+                }
                 java.util.Arrays.fill(sums, HALF)
-                for (i in first until end) add(sums, kept[i % kept.size], taps.weights[taps.start[y] + i - first], count)
-                val at = y * wide + left
-                for (i in 0 until count) out[at + i] = clipped(sums[i])
+                var weight = taps.start[y]
+                var i = first
+                while (i < end) { // two rows at a time, as every turn reads and writes the sums
+                    val other = if (i + 1 < end) taps.weights[weight + 1] else 0
+                    add(sums, kept, i % rows * block, taps.weights[weight], (i + 1) % rows * block, other, count)
+                    weight += 2
+                    i += 2
+                }
+                for (x in 0 until count) out[y * wide + left + x] = clipped(sums[x])
             }
         }
         return RgbImage(picture.width, height, out)
@@ -132,8 +141,8 @@ internal class Taps(filter: Resample, from: Int, to: Int) {
 
     fun count(x: Int): Int = start[x + 1] - start[x]
 
-    /** One row of pixels, unpacked, to [out] from [begin] on; where the next one begins. */
-    fun line(row: IntArray, out: ByteArray, begin: Int): Int {
+    /** One row of pixels, unpacked, to [out] from [begin] on. */
+    fun line(row: IntArray, out: ByteArray, begin: Int) {
         var to = begin
         for (x in first.indices) {
             var red = HALF
@@ -152,7 +161,6 @@ internal class Taps(filter: Resample, from: Int, to: Int) {
             out[to + 2] = clipped(blue)
             to += 3
         }
-        return to
     }
 
     private companion object {
@@ -167,15 +175,15 @@ private const val BLOCK = 384 // numbers: 128 pixels
 
 private fun clipped(sum: Int): Byte {
     val value = sum shr BITS
-    return (if (value < 0) 0 else if (value > 255) 255 else value).toByte()
+    return (if (value and 255 == value) value else if (value < 0) 0 else 255).toByte()
 }
 
-private fun unpack(bytes: ByteArray, start: Int, out: IntArray, count: Int) {
-    for (i in 0 until count) out[i] = bytes[start + i].toInt() and 255
+private fun unpack(bytes: ByteArray, start: Int, out: IntArray, to: Int, count: Int) {
+    for (i in 0 until count) out[to + i] = bytes[start + i].toInt() and 255
 }
 
-private fun add(sums: IntArray, row: IntArray, weight: Int, count: Int) {
-    for (i in 0 until count) sums[i] += weight * row[i]
+private fun add(sums: IntArray, kept: IntArray, one: Int, weight: Int, two: Int, other: Int, count: Int) {
+    for (i in 0 until count) sums[i] += weight * kept[one + i] + other * kept[two + i]
 }
 
 /** Both passes in double, rounded to even and clipped once, at the end. */

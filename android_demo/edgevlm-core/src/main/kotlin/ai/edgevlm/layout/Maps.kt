@@ -1,5 +1,6 @@
 package ai.edgevlm.layout
 
+import ai.edgevlm.EdgeVLMException
 import java.math.BigDecimal
 import java.math.RoundingMode
 
@@ -63,10 +64,16 @@ internal class FloatMap(
 
 /** Rows that are written one behind the other. */
 internal class Output(val width: Int, count: Int) {
-    private val values = FloatArray(count * width)
+    private val values = FloatArray(limited(count, width, "A picture's features"))
     private var at = 0
 
     fun add(row: FloatArray) {
+        if (row.size % width != 0) {
+            throw EdgeVLMException.RuntimeFailed(
+                "The encoder gave features of $width values and preprocess.json has a row of ${row.size}: they disagree; " +
+                    "export the bundle again.",
+            )
+        }
         System.arraycopy(row, 0, values, at, row.size)
         at += row.size
     }

@@ -8,7 +8,7 @@ package ai.edgevlm.layout
  */
 internal fun visible(layout: Layout, rule: Positions.Mask, past: Int, new: Int, window: Int? = null): BooleanArray {
     val width = past + new
-    val seen = BooleanArray(Math.multiplyExact(new, width))
+    val seen = BooleanArray(limited(new, width, "A prompt's mask"))
     val blocks = blocks(layout, rule)
     for (i in 0 until new) {
         val row = past + i

@@ -1,6 +1,5 @@
 package ai.edgevlm.layout
 
-import ai.edgevlm.EdgeVLMException
 import ai.edgevlm.Limits
 import ai.edgevlm.image.ImageSpec
 import ai.edgevlm.image.RgbImage
@@ -76,7 +75,7 @@ public data class PatchTower(
 
     private fun patches(at: IntArray, columns: Int, shown: List<RgbImage>, spec: ImageSpec): Tensor {
         val length = 3 * frames * patch * patch
-        val out = FloatArray(limited(at.size, length))
+        val out = FloatArray(limited(at.size, length, VIEW))
         for (i in at.indices) {
             if (at[i] < 0) {
                 java.util.Arrays.fill(out, i * length, (i + 1) * length, filler)
@@ -92,7 +91,7 @@ public data class PatchTower(
         val high = (rows + side - 1) / side
         val wide = (columns + side - 1) / side
         val inner = side / group
-        val out = IntArray(limited(high * wide, side * side))
+        val out = IntArray(limited(high * wide, side * side, VIEW))
         var to = 0
         for (window in 0 until high * wide) {
             for (part in 0 until inner * inner) {
@@ -126,7 +125,7 @@ public data class PatchTower(
         val step = 0.5 / quarter
         val delta = step.toFloat()
         val rates = Rope.frequencies(theta, FloatArray(Math.ceil(1 / step).toInt()) { it.toFloat() * delta })
-        val cos = FloatArray(limited(flat.size, 2 * quarter))
+        val cos = FloatArray(limited(flat.size, 2 * quarter, VIEW))
         val sin = FloatArray(cos.size)
         val lines = HashMap<Int, FloatArray>()
         for (i in flat.indices) {
@@ -155,7 +154,7 @@ public data class PatchTower(
     private fun waves(count: Int, columns: Int): FloatArray {
         val quarter = places / 4
         val rates = Rope.frequencies(10000.0, FloatArray(quarter) { it.toFloat() / quarter.toFloat() })
-        val out = FloatArray(limited(count, places))
+        val out = FloatArray(limited(count, places, VIEW))
         for (i in 0 until count) {
             for (axis in 0..1) {
                 val place = if (axis == 0) i % columns else i / columns
@@ -174,7 +173,7 @@ public data class PatchTower(
         val half = kernel / 2
         val place = IntArray(rows * columns)
         for (i in at.indices) if (at[i] >= 0) place[at[i]] = i + 1
-        val out = LongArray(limited(at.size, kernel * kernel))
+        val out = LongArray(limited(at.size, kernel * kernel, VIEW))
         for (i in at.indices) {
             if (at[i] < 0) continue
             for (j in 0 until kernel * kernel) {
@@ -190,17 +189,8 @@ public data class PatchTower(
 
     internal companion object {
         const val MOST_WINDOW = 128
+        const val VIEW = "A view for the vision encoder"
         private const val MOST_KERNEL = 15
-        private const val MOST_VALUES = 1 shl 28
-
-        /** The number of values of an input, before they are made. */
-        fun limited(count: Int, each: Int): Int {
-            if (count.toLong() * each <= MOST_VALUES) return count * each
-            throw EdgeVLMException.Unsupported(
-                "A view would be ${count.toLong() * each} numbers to the vision encoder, at most $MOST_VALUES are made: " +
-                    "scale the picture down first.",
-            )
-        }
 
         fun read(fields: Fields, kind: String): PatchTower {
             val merge = fields.bounded("merge", 1..Limits.SHUFFLE)

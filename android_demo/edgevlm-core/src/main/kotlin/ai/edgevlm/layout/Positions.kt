@@ -72,7 +72,7 @@ public data class Positions(
             val half = rope.size / 2
             val suffix = if (name == "main") "" else "_$name"
             for ((part, values) in listOf("cos" to cos, "sin" to sin)) {
-                val rows = if (before == 0) values else FloatArray(before * half) + values
+                val rows = if (before == 0) values else FloatArray(limited(before, half, "A prompt's positions")) + values
                 found["$part$suffix"] = FloatTensor(intArrayOf(before + new, half), rows)
             }
         }

@@ -1,6 +1,7 @@
 package ai.edgevlm.layout
 
 import ai.edgevlm.Limits
+import ai.edgevlm.image.Logarithm
 import ai.edgevlm.json.Fields
 import ai.edgevlm.json.checkSpec
 
@@ -93,8 +94,8 @@ public data class Rope(
     public fun rows(positions: Array<LongArray>): Pair<FloatArray, FloatArray> {
         val half = size / 2
         val count = positions[0].size
-        val cos = FloatArray(count * half)
-        val sin = FloatArray(count * half)
+        val cos = FloatArray(limited(count, half, "A prompt's positions"))
+        val sin = FloatArray(cos.size)
         val gain = gain.toFloat()
         for (token in 0 until count) {
             for (i in 0 until half) {
@@ -128,7 +129,7 @@ public data class Rope(
 
     /** Which frequency turns so often within the original context, counted from the fastest. */
     private fun place(scaling: Scaling, turns: Double): Double =
-        size * StrictMath.log(scaling.originalContext / (turns * 2 * Math.PI)) / (2 * StrictMath.log(theta))
+        size * Logarithm.of(scaling.originalContext / (turns * 2 * Math.PI)) / (2 * Logarithm.of(theta))
 
     internal companion object {
         private val KINDS = listOf("llama3", "yarn")

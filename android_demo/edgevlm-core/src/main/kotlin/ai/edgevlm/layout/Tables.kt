@@ -27,7 +27,7 @@ public object Tables {
         val down = Array(rows) { along(kind, side, it, rows) }
         val across = Array(columns) { along(kind, side, it, columns) }
         val each = if (kind == Kind.NONE) 2 else down[0].lines.size * across[0].lines.size
-        val lines = LongArray(PatchTower.limited(flat.size, each))
+        val lines = LongArray(limited(flat.size, each, PatchTower.VIEW))
         val shares = FloatArray(lines.size)
         for (i in flat.indices) {
             val row = down[flat[i] / columns]
@@ -59,7 +59,7 @@ public object Tables {
         down: Array<FloatArray>,
         across: Array<FloatArray>,
     ): Map<String, Tensor> {
-        val shares = FloatArray(PatchTower.limited(flat.size, side * side))
+        val shares = FloatArray(limited(flat.size, side * side, PatchTower.VIEW))
         for (i in flat.indices) {
             val row = down[flat[i] / columns]
             val column = across[flat[i] % columns]

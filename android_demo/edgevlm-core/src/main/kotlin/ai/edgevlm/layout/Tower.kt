@@ -77,7 +77,7 @@ public data class SheetTower(val patch: Int, val window: Int, val margin: Int) :
         val cells = window * window
         val count = squares.size * cells
         val length = 3 * patch * patch
-        val pixels = FloatArray(Math.multiplyExact(count, length))
+        val pixels = FloatArray(limited(count, length, PatchTower.VIEW))
         squares.forEachIndexed { number, square ->
             for (i in 0 until cells) {
                 val top = (square / columns * window + i / window) * patch

@@ -109,6 +109,32 @@ class LayoutTest {
         assertEquals(feeds, told(tower.feeds(List(count) { if (it % 2 == 0) picture else below }, spec)))
     }
 
+    @Test
+    fun `parts of prompts, masks and common beginnings are Python's`() {
+        for (case in vectors["prompts"].objects()) {
+            val mask = Positions.Mask.valueOf((case["mask"] as String).uppercase())
+            val places = Positions.Places.valueOf((case["places"] as String).uppercase())
+            val sections = if (case["axes"].int() == 3) listOf(2, 2, 2) else emptyList()
+            val d = Positions(mapOf("main" to Rope(1e4, 12, sections = sections)), mask, places = places)
+            val (old, new) = (case["layouts"] as List<*>).map { told ->
+                val (length, spans) = told as List<*>
+                Layout(length.int(), (spans as List<*>).map { span ->
+                    val (start, rows, columns) = (span as List<*>).take(3).ints()
+                    Span(start, Side(rows, columns), behind = span[4].int())
+                })
+            }
+            assertEquals(case["kept"].int(), unchanged(d, old, new, case["length"].int()), "$case")
+            val ends = ArrayList<Int>()
+            while ((ends.lastOrNull() ?: 0) < old.length) {
+                ends += nextPart(old, mask, ends.lastOrNull() ?: 0, old.length, case["most"].int())
+            }
+            assertEquals(case["ends"].ints(), ends, "$case")
+            val past = old.length / 3
+            val seen = visible(old, mask, past, old.length - past, (case["window"] as Long?)?.toInt())
+            assertEquals(case["seen"], Vectors.sha(Vectors.bytes(seen)), "$case")
+        }
+    }
+
     @TestFactory
     fun `RoPE rows are Python's to the last bit`(): List<DynamicTest> = vectors["ropes"].objects().map { case ->
         val rope = Rope.read(case["rope"], "rope")
