@@ -11,9 +11,10 @@ the file still holds what they give.
     texts
     encode       by tokenizer: ids, or hash, of each text
     decode       by tokenizer: [ids, text, text with special tokens, pieces of a stream, what ends it]
-    prompts      tokenizer, spec (prompt.json), cases: messages, pictures (of each, its views: [row, column] or null, rows and
-                 columns of image tokens), thinking, ids or hash, spans ([start, rows, columns, gap, behind, place]), and the
-                 places of markers; beside them image (preprocess.json), model (spec of manifest.json) and facts of it
+    prompts      tokenizer, spec (prompt.json), cases: messages (an answer of before has its ids, and how they are written),
+                 pictures (of each, its views: [row, column] or null, rows and columns of image tokens; or of a video its
+                 parts: a text, or rows, columns, frames and step), thinking, ids or hash, spans ([start, rows, columns, gap,
+                 behind, place, frames, step]), and the places of markers; beside them image (preprocess.json), model (spec of manifest.json) and facts of it
     questions    tokenizer, spec, pictures, ids: those of each text behind the pictures as a question
 """
 
@@ -42,7 +43,8 @@ from edgevlm.checkpoint.checkpoint import open_checkpoint  # noqa: E402
 from edgevlm.checkpoint.families import read_image_spec, read_model, read_prompt_spec  # noqa: E402
 from edgevlm.errors import EdgeVLMError  # noqa: E402
 from edgevlm.inputs.prompt import Prompter  # noqa: E402
-from edgevlm.inputs.spec import ImageSpec, MarkerRow, PromptSpec, ViewTokens  # noqa: E402
+from edgevlm.inputs.render import Said  # noqa: E402
+from edgevlm.inputs.spec import ImageSpec, MarkerRow, PromptSpec, VideoTokens, ViewTokens  # noqa: E402
 from edgevlm.inputs.tokenizer import StreamDecoder, load_tokenizer  # noqa: E402
 from edgevlm.io.records import from_dict  # noqa: E402
 from edgevlm.models.model import ModelSpec  # noqa: E402
@@ -226,21 +228,33 @@ VIEWS = (
 )
 
 
-def _places(views: Sequence[Any]) -> list[ViewTokens]:
+VIDEO = {"video": ["Video {index}: ", [2, 2, 1, 1.0], " and <image>", [1, 3, 4, 0.5], "."]}
+
+
+def _places(views: Any) -> list[ViewTokens] | VideoTokens:
+    if isinstance(views, dict):
+        parts = (part if isinstance(part, str) else ViewTokens(None, *part[:2], None, *part[2:]) for part in views["video"])
+        return VideoTokens(tuple(parts), "", False)
     return [ViewTokens(tuple(place) if place else None, rows, cols) for place, rows, cols in views]
 
 
 def case(prompter: Prompter, messages: list[Any], pictures: list[Any], thinking: bool | None = None) -> dict[str, Any] | None:
     try:
-        ids, layout = prompter.encode(messages, [_places(views) for views in pictures], thinking=thinking)
+        ids, layout = prompter.encode(list(map(_given, messages)), [_places(views) for views in pictures], thinking=thinking)
     except EdgeVLMError:
         return None
-    spans = [[s.start, *s.grid, s.gap, s.behind, s.place] for s in layout.spans]
+    spans = [[s.start, *s.grid, s.gap, s.behind, s.place, s.frames, s.step] for s in layout.spans]
     markers = [marker.start for marker in layout.markers]
     return {
         "messages": messages, "pictures": pictures, "thinking": thinking, "ids": short(ids.tolist()), "spans": spans,
         "markers": markers,
     }  # fmt: skip
+
+
+def _given(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as the prompter takes it."""
+    items = [item | {"text": Said(item["text"], item["ids"], item["written"])} if "ids" in item else item for item in message["content"]]
+    return {**message, "content": items}
 
 
 def _message(role: str, items: Sequence[str | None]) -> dict[str, Any]:
@@ -258,6 +272,18 @@ def family(prompter: Prompter, spec: PromptSpec) -> Iterator[dict[str, Any]]:
             number += 1
             if made := case(prompter, messages, pictures, thinking):
                 yield made
+    ask = _message("user", ["What?"])
+    video = {"role": "user", "content": [{"type": "text", "text": "Look:"}, {"type": "video", "like_text": False}]}
+    odd = [each for word in ("A dis", "c and ", "a bar.") for each in prompter.tokenizer.encode(word, add_special_tokens=False).ids]
+    for before in ("", (spec.chat.direct or "")[len(spec.chat.generation) :], " "):
+        written = before + prompter.decode(odd, special=True)
+        answer = {"type": "text", "text": written.strip(), "ids": odd, "written": written}
+        turns = [ask, {"role": "assistant", "content": [answer]}, ask]
+        if made := case(prompter, turns, []):
+            yield made
+    for messages, pictures in (([video], [VIDEO]), ([video, _message("user", [None])], [VIDEO, VIEWS[0]])):
+        if made := case(prompter, messages, pictures):
+            yield made
 
 
 def families(folder: Path) -> Iterator[dict[str, Any]]:

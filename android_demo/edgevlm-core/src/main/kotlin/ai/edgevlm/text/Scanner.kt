@@ -87,7 +87,11 @@ internal class Scanner(private val expression: String) {
 
         fun spend(steps: Int) {
             left -= steps + 1
-            if (left < 0) throw unsupported(expression)
+            if (left < 0) {
+                throw EdgeVLMException.Unsupported(
+                    "The tokenizer's expression '${expression.take(200)}' takes too long on this text: ask in other words.",
+                )
+            }
         }
     }
 

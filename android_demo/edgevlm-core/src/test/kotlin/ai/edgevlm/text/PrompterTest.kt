@@ -19,10 +19,27 @@ import org.junit.jupiter.api.assertThrows
 class PrompterTest {
     private fun messages(data: Any?): List<Message> = data.objects().map { message ->
         val items = (message["content"] as? List<*>)?.map { it.obj() } ?: listOf(mapOf("type" to "text", "text" to message["content"]))
-        Message(message["role"] as String, items.map { if (it["type"] == "image") Item.Image else Item.Text(it["text"] as String) })
+        Message(message["role"] as String, items.map(::item))
     }
 
+    private fun item(data: Map<String, Any?>): Item = when {
+        data["type"] == "image" -> Item.Image
+        data["type"] == "video" -> Item.Video(data["like_text"] as Boolean)
+        "ids" in data -> Item.Answer(data["text"] as String, TextVectors.ints(data["ids"]), data["written"] as String)
+        else -> Item.Text(data["text"] as String)
+    }
+
+    private fun video(parts: Any?) = Shown.Video(
+        (parts as List<*>).map { part ->
+            if (part is String) return@map Shown.Part(part, null)
+            val (rows, columns, frames, step) = part as List<*>
+            Shown.Part(null, ViewTokens(null, rows.int(), columns.int(), null, frames.int(), step as Double))
+        },
+        "",
+    )
+
     private fun pictures(data: Any?): List<Shown> = (data as List<*>).map { views ->
+        if (views is Map<*, *>) return@map video(views["video"])
         Shown.Views(
             (views as List<*>).map { view ->
                 val (place, rows, columns) = view as List<*>
@@ -60,6 +77,8 @@ class PrompterTest {
                 assertEquals(case["ids"], TextVectors.short(made.ids), "${case["messages"]}")
                 val spans = made.layout.spans.map { listOf(it.start, it.grid.rows, it.grid.columns, it.gap, it.behind) }
                 assertEquals((case["spans"] as List<*>).map { (it as List<*>).take(5).ints() }, spans)
+                val frames = made.layout.spans.map { listOf(it.frames.toLong(), it.step) }
+                assertEquals((case["spans"] as List<*>).map { (it as List<*>).drop(6) }, frames)
                 val places = made.layout.spans.map { span -> span.place?.let { listOf(it.row, it.column) } }
                 assertEquals((case["spans"] as List<*>).map { (it as List<*>)[5]?.ints() }, places)
                 assertEquals(case["markers"].ints(), made.layout.markers.map { it.start })
