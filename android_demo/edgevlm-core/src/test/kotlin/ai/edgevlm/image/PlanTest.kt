@@ -16,7 +16,7 @@ import org.junit.jupiter.api.assertThrows
 
 /** Random sizes by rules of every kind, resizes, and what becomes of transparency and orientation: Python's own. */
 class PlanTest {
-    private val vectors = Vectors.json("android_demo/vectors/layout.json")
+    private val vectors = Vectors.json("android_demo/vectors/inputs.json")
 
     @TestFactory
     fun `plans of random sizes are Python's`(): List<DynamicTest> = vectors["plans"].objects().map { case ->

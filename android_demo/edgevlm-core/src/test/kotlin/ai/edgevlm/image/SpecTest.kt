@@ -12,7 +12,7 @@ import org.junit.jupiter.api.TestFactory
 
 /** A `preprocess.json` is taken or refused as Python does, each field with many a value, missing, or under another name. */
 class SpecTest {
-    private val vectors = Vectors.json("android_demo/vectors/layout.json")
+    private val vectors = Vectors.json("android_demo/vectors/inputs.json")
     private val values = vectors["values"] as List<*>
 
     @TestFactory
