@@ -17,9 +17,15 @@ internal object Limits {
     const val DIGITS = 308
 
     // What a model is.
-    const val WIDTH = 1 shl 16
+    const val LAYERS = 1000
+    const val BLOCK_KINDS = 64
+    const val PROJECTOR_STEPS = 32
+    const val MLP_WIDTH = 1 shl 18
+    const val STATE_PER_POSITION = 1 shl 20
+    const val STATE_VALUES = 1 shl 28
     const val HEAD_DIM = 1024
     const val VOCABULARY = 1 shl 20
+    const val WIDTH = 1 shl 16
     const val CONTEXT = 1 shl 20
     const val ROPE_TABLE = 1 shl 27
     const val IMAGE_SIDE = 8192
@@ -46,6 +52,7 @@ internal object Limits {
     const val TEXT = 1 shl 16
     const val PICTURE_TEXT = 1024
     const val ROLES = 16
+    const val MARKERS = 64
     const val STOP_TOKENS = 256
     const val COUNT = Int.MAX_VALUE
     const val STOPS = 16
