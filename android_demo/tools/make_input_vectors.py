@@ -267,15 +267,17 @@ SPEC: dict[str, Any] = {
 }  # fmt: skip
 
 
+SIZES = [(1, 1), (7, 3000), (640, 480), (60000, 1300)]
+
+
 def specs() -> Iterator[dict[str, Any]]:
-    """Which specs are accepted in which one field is another value, is missing (the last but one) or another's name."""
+    """Which specs are accepted in which one field is another value, is missing (the last but one) or another's name,
+    and a sha256 of what those plan for pictures of SIZES."""
     yield {"spec": SPEC, "fields": {"/".join(path): _taken(SPEC, path) for path in _paths(SPEC)}}
     for rule in RULES:
         spec = _image(rule)
-        yield {
-            "spec": spec,
-            "fields": {"/".join(path): _taken(spec, path) for path in _paths(spec) if path[0] == "rule"},
-        }
+        found = {"/".join(path): _taken(spec, path) for path in _paths(spec) if path[0] == "rule"}
+        yield {"spec": spec, "fields": found}
 
 
 def _paths(value: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -285,8 +287,8 @@ def _paths(value: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator[tupl
             yield from _paths(inner, (*before, key))
 
 
-def _taken(spec: dict[str, Any], path: tuple[str, ...]) -> str:
-    """A digit for each of VALUES: 1 where it is accepted."""
+def _taken(spec: dict[str, Any], path: tuple[str, ...]) -> list[str]:
+    """A digit for each of VALUES, 1 where it is accepted; and of the plans."""
     changed = []
     for value in [*VALUES, None, None]:
         copy = json.loads(json.dumps(spec))
@@ -297,20 +299,21 @@ def _taken(spec: dict[str, Any], path: tuple[str, ...]) -> str:
         changed.append((copy, inner))
     del changed[-2][1][path[-1]]
     changed[-1][1][path[-1] + "_"] = changed[-1][1].pop(path[-1])
-    return "".join(str(int(_accepted(copy))) for copy, _ in changed)
+    read = [_read(copy) for copy, _ in changed]
+    texts = [planned(spec, *size, None) for spec in read if spec is not None for size in SIZES]
+    return ["".join(str(int(spec is not None)) for spec in read), sha("\n".join(texts).encode())]
 
 
-def _accepted(spec: dict[str, Any]) -> bool:
+def _read(spec: dict[str, Any]) -> ImageSpec | None:
     try:
-        from_dict(ImageSpec, spec, "preprocess.json")
+        return from_dict(ImageSpec, spec, "preprocess.json")
     except EdgeVLMError:
-        return False
-    return True
+        return None
 
 
 def text() -> str:
     *answered, forms = answers()
-    values = {"values": VALUES, "conversions": conversions(), **forms}
+    values = {"values": VALUES, "sizes": SIZES, "conversions": conversions(), **forms}
     return to_json(values, {"plans": plans(), "specs": specs(), "resizes": resizes(), "answers": answered})
 
 

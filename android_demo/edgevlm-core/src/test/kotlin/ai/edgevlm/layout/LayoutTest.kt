@@ -42,9 +42,10 @@ class LayoutTest {
         val image = readImageSpec(family["preprocess"])
         val tower = Tower.read(family["vision"], "vision")
         val decoder = Positions.read(family["decoder"], "decoder")
-        val frames = family["frames"]?.obj()?.let { dynamicTest("${family["name"]}: frames") { frames(image, tower, it) } }
+        val name = family["name"]
+        val frames = family["frames"]?.let { dynamicTest("$name: frames") { frames(image, tower, it.obj()) } }
         listOfNotNull(frames) + family["cases"].objects().map { case ->
-            dynamicTest("${family["name"]}: ${case["pictures"]}") {
+            dynamicTest("$name: ${case["pictures"]}") {
                 val pictures = (case["pictures"] as List<*>).map { it.ints() }
                 val spec = image.among(pictures.size)
                 val tokens = pictures.flatMap { (width, height) ->
@@ -54,7 +55,9 @@ class LayoutTest {
                 val layout = layout(case, tokens, (family["canvas"] as List<*>).isNotEmpty())
                 decoded(case, decoder, layout)
                 packed(case, layout, family["width"].int(), decoder, family["decoder"].obj())
-                pictures.zip(case["feeds"] as List<*>) { (width, height), feeds -> fed(spec, tower, width, height, feeds) }
+                pictures.zip(case["feeds"] as List<*>) { (width, height), feeds ->
+                    fed(spec, tower, width, height, feeds)
+                }
             }
         }
     }
@@ -82,7 +85,13 @@ class LayoutTest {
         }
     }
 
-    private fun packed(case: Map<String, Any?>, layout: Layout, width: Int, decoder: Positions, spec: Map<String, Any?>) {
+    private fun packed(
+        case: Map<String, Any?>,
+        layout: Layout,
+        width: Int,
+        decoder: Positions,
+        spec: Map<String, Any?>,
+    ) {
         val numbers = Numbers(9)
         val features = layout.spans.flatMap { it.features }.map { Rows(numbers.features(it, width), width) }
         assertEquals(case["packed"], sha(layout.imageTokens(features)))
@@ -137,7 +146,8 @@ class LayoutTest {
     fun `RoPE rows are Python's to the last bit`(): List<DynamicTest> = vectors["ropes"].objects().map { case ->
         val rope = Rope.read(case["rope"], "rope")
         dynamicTest("$rope") {
-            val (cos, sin) = rope.rows(Array(rope.axes) { axis -> LongArray(16384) { it * longArrayOf(1, 3, 7)[axis] } })
+            val places = Array(rope.axes) { axis -> LongArray(16384) { it * longArrayOf(1, 3, 7)[axis] } }
+            val (cos, sin) = rope.rows(places)
             assertEquals(case["rows"], listOf(Vectors.sha(Vectors.bytes(cos)), Vectors.sha(Vectors.bytes(sin))))
         }
     }
@@ -169,7 +179,8 @@ class LayoutTest {
             val sides = (case["sides"] as List<*>?)?.map { it.ints().let { (r, c) -> Side(r, c) } }
                 ?: List(views.size) { Side(side, side) }
             val most = (case["most"] as Long?)?.toInt()
-            val packing = Packing(most, listOf(-1.0), wholeLast = last, separator = if (last) listOf(-2.0) else emptyList())
+            val separator = if (last) listOf(-2.0) else emptyList()
+            val packing = Packing(most, listOf(-1.0), wholeLast = last, separator = separator)
             val (width, height) = case["picture"].ints()
             val packed = packing.plan(width, height, views, sides)
             val features = sides.mapIndexed { view, (r, c) ->
@@ -183,7 +194,8 @@ class LayoutTest {
         for (case in recorded["framed"].objects()) {
             val (rows, columns) = case["side"].ints()
             val packing = Packing(newline = listOf(-1.0), framed = true, begin = listOf(-2.0), end = listOf(-3.0))
-            val packed = packing.plan(columns, rows, listOf(View(listOf(CropTo(0, 0, 1, 1)))), listOf(Side(rows, columns)))
+            val views = listOf(View(listOf(CropTo(0, 0, 1, 1))))
+            val packed = packing.plan(columns, rows, views, listOf(Side(rows, columns)))
             val numbers = Rows(FloatArray(rows * columns) { it.toFloat() }, 1)
             assertArrayEquals(case["tokens"].floats(), packed.run(listOf(numbers)).values)
         }
@@ -212,7 +224,8 @@ class LayoutTest {
                 val packed = Packing(framed = true).plan(1, 1, emptyList(), listOf(Side(rows, columns)))
                 Span(start, Side(1, packed.tokens), packed)
             }
-            val found = Positions(rope, places = Positions.Places.NUMBER).of(Layout(case["length"].int(), spans), axes = axes)
+            val layout = Layout(case["length"].int(), spans)
+            val found = Positions(rope, places = Positions.Places.NUMBER).of(layout, axes = axes)
             assertEquals(case["places"], found.map { it.toList() })
         }
     }
