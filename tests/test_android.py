@@ -42,12 +42,13 @@ def test_errors_are_pythons() -> None:
     assert set(kinds) == python - {"GateError"}
 
 
-def test_records_are_pythons() -> None:
-    _check("make_records.py")
+@pytest.mark.parametrize("tool", ["make_records.py", "make_input_vectors.py"])
+def test_records_and_inputs_are_pythons(tool: str) -> None:
+    _check(tool)
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("tool", ["make_unicode.py", "make_text_vectors.py"])
+@pytest.mark.parametrize("tool", ["make_unicode.py", "make_text_vectors.py", "make_layout_vectors.py"])
 def test_tables_and_vectors_are_up_to_date(tool: str) -> None:
     _check(tool)
 

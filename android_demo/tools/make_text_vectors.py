@@ -4,18 +4,19 @@
 
 Ids of texts and texts of ids are those of the `tokenizers` library; prompts and streams are those of `edgevlm.inputs`,
 which the SDK is defined to equal, in the chat formats of the repository's small models of each family. Of long lists of
-ids a hash stands there: the first 16 digits of the sha256 of the ids as int32, lowest byte first. `--check` says whether
-the file still holds what they give.
+ids a hash stands there: the first 16 digits of the sha256 of the ids as int32, lowest byte first. `--check` says
+whether the file still holds what they give.
 
     tokenizers   by name, each a tokenizer.json; "default" is edgevlm/assets/default/tokenizer.json
     texts
     encode       by tokenizer: ids, or hash, of each text
     decode       by tokenizer: [ids, text, text with special tokens, pieces of a stream, what ends it]
-    prompts      tokenizer, spec (prompt.json), cases: messages (an answer of before has its ids, and how they are written),
-                 pictures (of each, its views: [row, column] or null, rows and columns of image tokens; or of a video its
-                 parts: a text, or rows, columns, frames and step), thinking, ids or hash, spans ([start, rows, columns, gap,
-                 behind, place, frames, step]), and the places of markers; beside them image (preprocess.json), model (spec of manifest.json) and facts of it
     questions    tokenizer, spec, pictures, ids: those of each text behind the pictures as a question
+    prompts      of a family: tokenizer, spec (prompt.json), image (preprocess.json), model (spec of manifest.json) and
+                 facts of it; cases: messages (an answer of before has its ids, and how they are written), pictures (of
+                 each, its views: [row, column] or null, rows and columns of image tokens; or of a video its parts: a
+                 text, or rows, columns, frames and step), thinking, ids or hash, spans ([start, rows, columns, gap,
+                 behind, place, frames, step]), and the places of markers
 """
 
 from __future__ import annotations

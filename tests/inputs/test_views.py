@@ -203,6 +203,11 @@ def test_image_tokens_are_bounded() -> None:
         spec.view_tokens(spec.rule.views(1, 1), (1, 1))
 
 
+def test_a_unit_of_nothing_is_refused() -> None:
+    with pytest.raises(EdgeVLMError, match="unit = 0, expected 1 to 16384"):
+        Filled(0, 280)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_rules_round_trip(name: str) -> None:
     spec = spec_of(*RULES[name])

@@ -49,8 +49,8 @@ internal object Vectors {
 
     fun sha256(bytes: ByteArray): String = sha256(listOf(bytes))
 
-    /** The beginning that `layout.json` has of it. */
-    fun sha(parts: Iterable<ByteArray>): String = sha256(parts).take(20)
+    /** The beginning that those of `android_demo/vectors` have of it. */
+    fun sha(parts: Iterable<ByteArray>): String = sha256(parts).take(12)
 
     fun sha(bytes: ByteArray): String = sha(listOf(bytes))
 
@@ -83,7 +83,7 @@ internal fun Any?.ints(): List<Int> = (this as List<Long>).map { it.toInt() }
 /** The numbers of a list, whole or not. */
 internal fun Any?.floats(): FloatArray = (this as List<*>).map { (it as Number).toFloat() }.toFloatArray()
 
-/** What `make_layout_vectors.py` draws. */
+/** What `android_demo/tools/drawn.py` draws. */
 internal class Numbers(private var state: Long) {
     fun below(end: Int): Int {
         state = (state * 1103515245 + 12345) and 0x7fffffff

@@ -177,7 +177,8 @@ internal object Grids {
     }
 
     /** Tiles of [side] pixels on a canvas. */
-    fun count(canvas: List<Step>, side: Int): Long = (canvas.last().width / side).toLong() * (canvas.last().height / side)
+    fun count(canvas: List<Step>, side: Int): Long =
+        (canvas.last().width / side).toLong() * (canvas.last().height / side)
 
     fun tiles(canvas: List<Step>, side: Int): List<View> = parts(canvas, side, side)
 

@@ -66,15 +66,15 @@ public data class ImageSpec(
     /**
      * The views of a picture of that size, before any pixel is touched.
      *
-     * [maxTiles]: the most of them; null leaves that to the rule. Throws [EdgeVLMException.ImageError] for a picture that
-     * this model does not take, and [EdgeVLMException] for a budget below 1.
+     * [maxTiles]: the most of them; null leaves that to the rule. Throws [EdgeVLMException.ImageError] for a picture
+     * that this model does not take, and [EdgeVLMException] for a budget below 1.
      */
     public fun plan(width: Int, height: Int, maxTiles: Int? = null): List<View> {
         if (maxTiles != null && maxTiles < 1) {
             throw EdgeVLMException("The tile budget is $maxTiles: it should be 1 (the whole picture only) or more.")
         }
         if (width !in 1..LONGEST || height !in 1..LONGEST) {
-            throw EdgeVLMException.ImageError("A picture of $width x $height pixels is none, or too large: take another.")
+            throw EdgeVLMException.ImageError("A picture of $width x $height is none, or too large: take another.")
         }
         val views = rule.views(width, height, maxTiles)
         checkPixels(views, width, height)
@@ -132,8 +132,8 @@ public data class ImageSpec(
     private fun checked(tokens: Long): Int {
         if (tokens <= Limits.PICTURE_TOKENS) return tokens.toInt()
         throw EdgeVLMException.ImageError(
-            "A picture would take $tokens image tokens, at most ${Limits.PICTURE_TOKENS} are made: scale it down first, " +
-                "or export the bundle again.",
+            "A picture would take $tokens image tokens, at most ${Limits.PICTURE_TOKENS} are made: scale it down " +
+                "first, or export the bundle again.",
         )
     }
 

@@ -3,8 +3,9 @@ package ai.edgevlm.image
 /**
  * The double nearest to a natural logarithm.
  *
- * Which of two grids is nearer to a square picture's shape hangs on a logarithm's last bit, as with 3 x 2 and 2 x 3 tiles.
- * Python's is nearest but for one in thousands; Java's is a bit off for one in fourteen, and differs from device to device.
+ * Which of two grids is nearer to a square picture's shape hangs on a logarithm's last bit, as with 3 x 2 and 2 x 3
+ * tiles. Python's is nearest but for one in thousands; Java's is a bit off for one in fourteen, and differs from device
+ * to device.
  */
 internal object Logarithm {
     private const val TERMS = 24 // of the series: the first that is left out is below 2^-115

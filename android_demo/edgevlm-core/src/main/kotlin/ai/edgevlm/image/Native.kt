@@ -166,8 +166,8 @@ public data class Within(val unit: Int, val longest: Int) : Rule {
         val high = if (ratio > 1) Grids.floor(height / ratio) else height.toLong()
         if (minOf(wide, high) < 1) {
             throw EdgeVLMException.ImageError(
-                "A picture of $width x $height is less than a pixel wide at $longest pixels of length: cut it into less " +
-                    "elongated pieces first.",
+                "A picture of $width x $height is less than a pixel wide at $longest pixels of length: cut it into " +
+                    "less elongated pieces first.",
             )
         }
         return listOf(View(Grids.resize(Grids.ceil(wide, unit) * unit, Grids.ceil(high, unit) * unit)))
@@ -184,8 +184,8 @@ private fun checkNative(unit: Int, least: Long, most: Long, largest: Long = Limi
 private inline fun native(width: Long, height: Long, near: (Long, Long) -> ResizeTo): List<View> {
     if (maxOf(width, height) > 200 * minOf(width, height)) {
         throw EdgeVLMException.ImageError(
-            "A picture of $width x $height is more than 200 times as long as wide, which this model does not take: cut " +
-                "it into less elongated pieces first.",
+            "A picture of $width x $height is more than 200 times as long as wide, which this model does not take: " +
+                "cut it into less elongated pieces first.",
         )
     }
     return listOf(View(near(width, height)))

@@ -102,7 +102,8 @@ private fun Fields.nativeFrames(): Rule = NativeFrames(
 )
 
 private fun Fields.paddedTiles(): Rule = PaddedTiles(
-    int("side"), int("patch"), int("unit"), int("most"), get("color", ::readColor), get("whole_resample", ::readResample),
+    int("side"), int("patch"), int("unit"), int("most"), get("color", ::readColor),
+    get("whole_resample", ::readResample),
 )
 
 private fun readPacking(value: Any?, where: String): Packing = Fields.read(value, where) {

@@ -53,11 +53,16 @@ public enum class Resample(public val id: String) {
     private fun rows(picture: RgbImage, width: Int): RgbImage {
         if (width == picture.width) return picture
         val taps = Taps(this, picture.width, width)
-        val row = IntArray(picture.width * 3)
+        val wide = picture.width * 3
+        val pair = LongArray(wide)
         val out = ByteArray(width * picture.height * 3)
-        for (y in 0 until picture.height) {
-            unpack(picture.bytes, y * row.size, row, 0, row.size)
-            taps.line(row, out, y * width * 3)
+        for (y in 0 until picture.height step 2) { // two rows at a time, in the halves of one number
+            val one = y * wide
+            val two = minOf(y + 1, picture.height - 1) * wide
+            for (i in 0 until wide) {
+                pair[i] = (picture.bytes[one + i].toLong() and 255) or (picture.bytes[two + i].toLong() and 255 shl 32)
+            }
+            taps.lines(pair, out, y * width * 3, minOf(y + 1, picture.height - 1) * width * 3)
         }
         return RgbImage(width, picture.height, out)
     }
@@ -141,26 +146,37 @@ internal class Taps(filter: Resample, from: Int, to: Int) {
 
     fun count(x: Int): Int = start[x + 1] - start[x]
 
-    /** One row of pixels, unpacked, to [out] from [begin] on. */
-    fun line(row: IntArray, out: ByteArray, begin: Int) {
-        var to = begin
+    /**
+     * Two rows of pixels to [out], from [one] and from [two] on.
+     *
+     * Each number of [pair] is of the first row, and 2^32 times that of the second: so is each sum, and half as many
+     * products make them. A sum of one row fits 32 bits with its sign.
+     */
+    fun lines(pair: LongArray, out: ByteArray, one: Int, two: Int) {
+        var to = 0
         for (x in first.indices) {
-            var red = HALF
-            var green = HALF
-            var blue = HALF
+            var red = HALVES
+            var green = HALVES
+            var blue = HALVES
             var at = first[x] * 3
             for (i in start[x] until start[x + 1]) {
-                val weight = weights[i]
-                red += weight * row[at]
-                green += weight * row[at + 1]
-                blue += weight * row[at + 2]
+                val weight = weights[i].toLong()
+                red += weight * pair[at]
+                green += weight * pair[at + 1]
+                blue += weight * pair[at + 2]
                 at += 3
             }
-            out[to] = clipped(red)
-            out[to + 1] = clipped(green)
-            out[to + 2] = clipped(blue)
+            put(red, out, one + to, two + to)
+            put(green, out, one + to + 1, two + to + 1)
+            put(blue, out, one + to + 2, two + to + 2)
             to += 3
         }
+    }
+
+    private fun put(sums: Long, out: ByteArray, one: Int, two: Int) {
+        val low = sums.toInt()
+        out[one] = clipped(low)
+        out[two] = clipped((sums - low shr 32).toInt())
     }
 
     private companion object {
@@ -171,6 +187,7 @@ internal class Taps(filter: Resample, from: Int, to: Int) {
 private const val BITS = 22
 private const val ONE = (1 shl BITS).toDouble()
 private const val HALF = 1 shl (BITS - 1)
+private const val HALVES = (HALF.toLong() shl 32) + HALF
 private const val BLOCK = 384 // numbers: 128 pixels
 
 private fun clipped(sum: Int): Byte {

@@ -21,8 +21,8 @@ public class RgbImage(public val width: Int, public val height: Int, public val 
 
     /** The part of [width] x [height] pixels whose upper left corner is ([left], [top]); it lies inside. */
     internal fun crop(left: Int, top: Int, width: Int, height: Int): RgbImage {
-        val inside = left >= 0 && top >= 0 && left.toLong() + width <= this.width && top.toLong() + height <= this.height
-        if (width < 1 || height < 1 || !inside) {
+        val fits = left.toLong() + width <= this.width && top.toLong() + height <= this.height
+        if (minOf(left, top) < 0 || minOf(width, height) < 1 || !fits) {
             throw EdgeVLMException.ImageError(
                 "A view would be cut out of a picture of ${this.width} x ${this.height} where none of it is: give a " +
                     "larger or less elongated picture.",
@@ -47,7 +47,8 @@ public class RgbImage(public val width: Int, public val height: Int, public val 
     }
 
     /**
-     * The upright picture that EXIF's orientation [tag] (0x0112) makes of this one; values that are none change nothing.
+     * The upright picture that EXIF's orientation [tag] (0x0112) makes of this one; values that are none change
+     * nothing.
      */
     public fun oriented(tag: Int): RgbImage {
         if (tag !in 2..8) return this

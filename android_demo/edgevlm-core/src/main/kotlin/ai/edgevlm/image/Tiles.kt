@@ -7,8 +7,8 @@ import ai.edgevlm.json.checkSpec
 /**
  * A grid of tiles and then the whole picture.
  *
- * [longestEdge]: the picture is first scaled to it, and then, if that is larger, down to [maxEdge]; null leaves it as it
- * is. [shortEdgeMultiple]: of this first resize. [split]: false for the whole picture alone.
+ * [longestEdge]: the picture is first scaled to it, and then, if that is larger, down to [maxEdge]; null leaves it as
+ * it is. [shortEdgeMultiple]: of this first resize. [split]: false for the whole picture alone.
  */
 public data class TilesThenWhole(
     val side: Int,
@@ -213,8 +213,9 @@ public data class CoveringTiles(val side: Int, val most: Int) : Rule {
 }
 
 /**
- * The picture in its own shape at the top left of a canvas of up to [most] tiles: as many as it covers, or the grid whose
- * shape is nearest. Tiles lack the whole patches of padding. Then the canvas, scaled to one view by [wholeResample].
+ * The picture in its own shape at the top left of a canvas of up to [most] tiles: as many as it covers, or the grid
+ * whose shape is nearest. Tiles lack the whole patches of padding. Then the canvas, scaled to one view by
+ * [wholeResample].
  *
  * [patch], [unit]: pixels per side of a patch and of a token.
  */

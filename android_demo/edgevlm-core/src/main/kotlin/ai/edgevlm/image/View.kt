@@ -94,6 +94,6 @@ internal fun checkPixels(views: List<View>, width: Int, height: Int) {
 }
 
 private fun tooManyPixels(width: Int, height: Int, step: Step) = EdgeVLMException.ImageError(
-    "A picture of $width x $height would become ${step.width} x ${step.height} pixels, at most 89.5 million are made: " +
-        "cut it into less elongated pieces first.",
+    "A picture of $width x $height would become ${step.width} x ${step.height} pixels, at most 89.5 million are " +
+        "made: cut it into less elongated pieces first.",
 )

@@ -78,7 +78,8 @@ internal object Answers {
         for ((keys, count) in listOf(listOf("bbox_2d", "box_2d", "bbox") to 4, listOf("point_2d", "point") to 2)) {
             val numbers = keys.firstOrNull { it in fields }?.let { fields[it] } as? List<*> ?: continue
             val good = numbers.all { it is Number && Math.abs(it.toDouble()) < 1e7 }
-            if (numbers.size == count && good) yield((label as? String ?: "") to numbers.map { (it as Number).toDouble() })
+            if (numbers.size != count || !good) continue
+            yield((label as? String ?: "") to numbers.map { (it as Number).toDouble() })
         }
     }
 
@@ -105,7 +106,8 @@ internal object Answers {
             val inside = part.substring(0, closed)
             for (group in lists(inside).ifEmpty { listOf(inside) }) {
                 val (numbers, rest) = numbers(group)
-                if ((numbers.size == 2 || numbers.size == 4) && rest.all { isSpace(it) || it in "()[]," }) yield(label to numbers)
+                val alone = rest.all { isSpace(it) || it in "()[]," }
+                if (alone && (numbers.size == 2 || numbers.size == 4)) yield(label to numbers)
             }
             at = start + closed + grounding.close.length
         }
@@ -125,7 +127,7 @@ internal object Answers {
         return found
     }
 
-    /** Numbers of up to seven digits, and nine behind the point, and what else there is. More is no place in a picture. */
+    /** Numbers of up to seven digits, and nine behind the point, and what else there is. More is no place. */
     private fun numbers(text: String): Pair<List<Double>, String> {
         val code = text.codePoints().toArray()
         val found = ArrayList<Double>()
@@ -138,7 +140,8 @@ internal object Answers {
             } else {
                 val digits = StringBuilder()
                 for (i in at until end) {
-                    if (isDigit(code, i)) digits.append(Character.digit(code[i], 10)) else digits.appendCodePoint(code[i])
+                    val digit = Character.digit(code[i], 10)
+                    if (isDigit(code, i)) digits.append(digit) else digits.appendCodePoint(code[i])
                 }
                 found += digits.toString().toDouble()
                 at = end

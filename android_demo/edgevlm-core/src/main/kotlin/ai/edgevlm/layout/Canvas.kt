@@ -1,8 +1,8 @@
 package ai.edgevlm.layout
 
 /**
- * Positions (time, row, column) of a prompt whose pictures lie on canvases: a picture's slices lie on one, the whole of it
- * is spread over all of that, and the tokens around them stand at corners and edges.
+ * Positions (time, row, column) of a prompt whose pictures lie on canvases: a picture's slices lie on one, the whole of
+ * it is spread over all of that, and the tokens around them stand at corners and edges.
  */
 internal fun canvasPositions(layout: Layout): Array<LongArray> {
     val out = Array(3) { LongArray(layout.length) }

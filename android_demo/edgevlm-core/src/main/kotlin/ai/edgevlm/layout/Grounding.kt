@@ -49,7 +49,8 @@ public data class Grounding(
     /**
      * The boxes and points of an answer, control tokens spelled. Nonsense gives none; nothing is thrown.
      *
-     * Boxes are cut at the frame's and the picture's edges; one without area there is left out, and so is a point outside.
+     * Boxes are cut at the frame's and the picture's edges; one without area there is left out, and so is a point
+     * outside.
      */
     public fun find(text: String, frame: Frame): Pair<List<Box>, List<Point>> {
         val boxes = ArrayList<Box>()

@@ -7,8 +7,8 @@ import ai.edgevlm.image.Place
  * The image tokens of one view, of a picture whose views are packed, or of a video's views one behind the other.
  *
  * [start]: position of the first one in the prompt. [gap]: tokens of text between two rows. [frames]: views of that
- * [grid], one behind the other. [step]: positions of time from one of them to the next. [place]: on a canvas, of a tile;
- * null is the whole picture. [behind]: tokens behind it that stand on its picture's canvas, too.
+ * [grid], one behind the other. [step]: positions of time from one of them to the next. [place]: on a canvas, of a
+ * tile; null is the whole picture. [behind]: tokens behind it that stand on its picture's canvas, too.
  */
 public data class Span(
     val start: Int,
@@ -81,8 +81,8 @@ public data class Layout(
     }
 
     /**
-     * Put the views' [features] in the places of their image tokens, and markers' own embeddings, into [embeds]: rows of
-     * this prompt, in place. What lies behind the features' width stays as it is.
+     * Put the views' [features] in the places of their image tokens, and markers' own embeddings, into [embeds]: rows
+     * of this prompt, in place. What lies behind the features' width stays as it is.
      *
      * Throws [EdgeVLMException.RuntimeFailed] where an encoder gave others than the prompt has room for.
      */
@@ -92,7 +92,8 @@ public data class Layout(
                 throw disagree("${rows.count} rows of ${rows.width} features", "${span.tokens} of ${embeds.width}")
             }
             for (i in 0 until rows.count) {
-                System.arraycopy(rows.values, i * rows.width, embeds.values, span.position(i) * embeds.width, rows.width)
+                val to = span.position(i) * embeds.width
+                System.arraycopy(rows.values, i * rows.width, embeds.values, to, rows.width)
             }
         }
         for (marker in markers) {
@@ -102,8 +103,8 @@ public data class Layout(
 
     public companion object {
         /**
-         * The spans with their views' places, and the tokens behind each that stand on its picture's canvas, too: those of
-         * [ids] that are in [canvas].
+         * The spans with their views' places, and the tokens behind each that stand on its picture's canvas, too: those
+         * of [ids] that are in [canvas].
          */
         public fun onCanvas(spans: List<Span>, places: List<Place?>, ids: IntArray, canvas: Set<Int>): List<Span> =
             spans.zip(places) { span, place ->
@@ -113,8 +114,8 @@ public data class Layout(
             }
 
         private fun disagree(found: String, expected: String) = EdgeVLMException.RuntimeFailed(
-            "The encoder gave $found, expected $expected: the bundle's graphs and its manifest disagree; export the bundle " +
-                "again.",
+            "The encoder gave $found, expected $expected: the bundle's graphs and its manifest disagree; export the " +
+                "bundle again.",
         )
     }
 }

@@ -70,8 +70,8 @@ internal class Output(val width: Int, count: Int) {
     fun add(row: FloatArray) {
         if (row.size % width != 0) {
             throw EdgeVLMException.RuntimeFailed(
-                "The encoder gave features of $width values and preprocess.json has a row of ${row.size}: they disagree; " +
-                    "export the bundle again.",
+                "The encoder gave features of $width values and preprocess.json has a row of ${row.size}: they " +
+                    "disagree; export the bundle again.",
             )
         }
         System.arraycopy(row, 0, values, at, row.size)

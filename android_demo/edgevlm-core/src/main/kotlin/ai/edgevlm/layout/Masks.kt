@@ -13,7 +13,8 @@ internal fun visible(layout: Layout, rule: Positions.Mask, past: Int, new: Int, 
     for (i in 0 until new) {
         val row = past + i
         val block = blocks.filter { row in it }
-        fun see(from: Int, until: Int) = java.util.Arrays.fill(seen, i * width + from, i * width + maxOf(from, until), true)
+        fun see(from: Int, until: Int) =
+            java.util.Arrays.fill(seen, i * width + from, i * width + maxOf(from, until), true)
         val first = if (window == null) 0 else maxOf(0, row - window + 1)
         see(first, row + 1)
         for (each in block) {
@@ -42,7 +43,8 @@ public fun nextPart(layout: Layout, rule: Positions.Mask, start: Int, stop: Int,
     var end = minOf(start.toLong() + most, stop.toLong()).toInt()
     for (block in blocks(layout, rule)) {
         val last = block.last + 1
-        if (end in (block.first + 1) until last && end < stop) end = if (block.first > start) block.first else minOf(last, stop)
+        val cuts = end in block.first + 1 until last && end < stop
+        if (cuts) end = if (block.first > start) block.first else minOf(last, stop)
     }
     return end
 }

@@ -22,10 +22,10 @@ public class Rows(public val values: FloatArray, public val width: Int) {
 /**
  * How the features of a picture's views become one run of image tokens: `docs/preprocessing.md`, section 9.
  *
- * [most]: a map larger than so many views is scaled down to them; null: maps stay as they are. [newline]: the learned row
- * that ends each row of a map. [framed]: a picture is one view of any size, all of whose rows end so, between the learned
- * rows [begin] and [end]. [wholeLast]: the map of the tiles, whose views lack their padding, comes first and is never
- * scaled; then a learned row, [separator]; then the whole picture, whose rows end in newlines, too.
+ * [most]: a map larger than so many views is scaled down to them; null: maps stay as they are. [newline]: the learned
+ * row that ends each row of a map. [framed]: a picture is one view of any size, all of whose rows end so, between the
+ * learned rows [begin] and [end]. [wholeLast]: the map of the tiles, whose views lack their padding, comes first and is
+ * never scaled; then a learned row, [separator]; then the whole picture, whose rows end in newlines, too.
  */
 public data class Packing(
     val most: Int? = null,
@@ -55,6 +55,11 @@ public data class Packing(
      */
     internal fun plan(width: Int, height: Int, views: List<View>, sides: List<Side>): Packed {
         val side = sides[0]
+        sides.firstOrNull { minOf(it.rows, it.columns) < 1 }?.let {
+            throw EdgeVLMException.ImageError(
+                "A view of ${it.rows} x ${it.columns} image tokens is none: give a larger picture.",
+            )
+        }
         if (framed) return Framed(side, floats(newline), floats(begin), floats(end))
         if (wholeLast) {
             return Joined(sides, views.count { it.place?.row == 1 }, floats(newline), floats(separator))
@@ -98,8 +103,8 @@ public sealed interface Packed {
 /**
  * The whole picture's features first, then the map of its tiles.
  *
- * [tiles]: (0, 0) is the whole picture alone, then one newline. [cut]: rows and columns that are left out at either end of
- * the map. [map]: of what is left, after scaling.
+ * [tiles]: (0, 0) is the whole picture alone, then one newline. [cut]: rows and columns that are left out at either end
+ * of the map. [map]: of what is left, after scaling.
  */
 public class Stitched internal constructor(
     public val side: Side,
@@ -219,7 +224,8 @@ public class Pooled(public val side: Side, public val views: Int, private val ne
     override fun run(features: List<Rows>): Rows {
         val out = Output(features[0].width, tokens)
         for (frame in features) {
-            out.add(FloatMap(side.rows, side.columns, out.width, frame.values).rows(map.rows).columns(map.columns).values)
+            val whole = FloatMap(side.rows, side.columns, out.width, frame.values)
+            out.add(whole.rows(map.rows).columns(map.columns).values)
         }
         out.add(newline)
         return out.rows()

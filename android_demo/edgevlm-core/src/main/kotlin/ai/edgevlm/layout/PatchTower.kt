@@ -7,8 +7,9 @@ import ai.edgevlm.json.Fields
 import ai.edgevlm.json.checkSpec
 
 /**
- * A tower of any resolution, whose patches stand in groups that become one token each: `edgevlm/models/towers/qwen_vit.py`
- * and its kinds. Where some layers see windows, groups stand window by window, each padded to its full size.
+ * A tower of any resolution, whose patches stand in groups that become one token each:
+ * `edgevlm/models/towers/qwen_vit.py` and its kinds. Where some layers see windows, groups stand window by window, each
+ * padded to its full size.
  */
 public data class PatchTower(
     /** Pixels per side of one patch. */
@@ -44,7 +45,8 @@ public data class PatchTower(
         val units = !halved || (rows % side == 0 && columns % side == 0)
         if (!whole || !units) throw Tower.other(view, "multiples of ${if (halved) patch * side else patch}")
         if (frames.size != 1 && frames.size != this.frames) throw Tower.other(view, "${this.frames} frames")
-        if (frames.any { it.width != view.width || it.height != view.height }) throw Tower.other(view, "frames of one size")
+        val alike = frames.all { it.width == view.width && it.height == view.height }
+        if (!alike) throw Tower.other(view, "frames of one size")
         val at = order(rows, columns)
         val flat = IntArray(at.size) { maxOf(at[it], 0) }
         val real = BooleanArray(at.size) { at[it] >= 0 }
@@ -64,7 +66,8 @@ public data class PatchTower(
             found["order"] = tokenOrder(at, columns)
         }
         if (halved) {
-            found["joined_mask"] = BoolTensor(intArrayOf(1, 1, 1, at.size / 4), BooleanArray(at.size / 4) { real[4 * it] })
+            val joined = BooleanArray(at.size / 4) { real[4 * it] }
+            found["joined_mask"] = BoolTensor(intArrayOf(1, 1, 1, joined.size), joined)
         }
         if (places > 0) {
             found["places"] = FloatTensor(intArrayOf(1, at.size, places), waves(at.size, columns))
@@ -131,7 +134,8 @@ public data class PatchTower(
         for (i in flat.indices) {
             for (axis in 0..1) {
                 val place = if (axis == 0) flat[i] / columns else flat[i] % columns
-                val line = lines.getOrPut(place * 2 + axis) { line(place, rates, if (axis == 1 && staggered) 1 else 0, quarter) }
+                val first = if (axis == 1 && staggered) 1 else 0
+                val line = lines.getOrPut(place * 2 + axis) { line(place, rates, first, quarter) }
                 System.arraycopy(line, 0, cos, (2 * i + axis) * quarter, quarter)
                 System.arraycopy(line, quarter, sin, (2 * i + axis) * quarter, quarter)
             }
@@ -201,9 +205,11 @@ public data class PatchTower(
             val attention = Fields.open(mixer(fields), "spec.vision.block.mixers[0]")
             val head = attention.int("head_dim")
             val turned = attention.optional("rope", Fields::text) != null
-            checkSpec(head in 4..Limits.HEAD_DIM && head % 4 == 0 || !turned, "manifest", "head_dim", "4, 8, 12 ...") { head }
+            val turns = !turned || (head in 4..Limits.HEAD_DIM && head % 4 == 0)
+            checkSpec(turns, "manifest", "spec.vision head_dim", "a multiple of 4 up to ${Limits.HEAD_DIM}") { head }
             val resample = Tables.kind(fields.text("resample", "corners"))
-            val convolves = fields.get("convolving", emptyList()) { list, at -> Fields.list(list, at, Fields::int) }.isNotEmpty()
+            val layers = fields.get("convolving", emptyList()) { list, at -> Fields.list(list, at, Fields::int) }
+            val convolves = layers.isNotEmpty()
             val kernel = if (convolves) fields.bounded("kernel", 1..MOST_KERNEL, 3) else 0
             checkSpec(!convolves || kernel % 2 == 1, "manifest", "spec.vision.kernel", "an odd number") { kernel }
             val table = fields.bounded("table", 0..Limits.TABLE_ROWS, 0)

@@ -35,8 +35,8 @@ public data class Positions(
     /**
      * Positions of the tokens from [start] to [stop], the answer's included: of each axis, one number per token.
      *
-     * Of three axes a view takes as many positions as its longer side has tokens (arXiv 2409.12191), and so do a video's:
-     * what follows starts behind their rows and columns, and the answer behind every position.
+     * Of three axes a view takes as many positions as its longer side has tokens (arXiv 2409.12191), and so do a
+     * video's: what follows starts behind their rows and columns, and the answer behind every position.
      */
     public fun of(layout: Layout, start: Int = 0, stop: Int = layout.length, axes: Int = this.axes): Array<LongArray> {
         if (axes == 1 || places == Places.LINE) {
@@ -57,11 +57,11 @@ public data class Positions(
     }
 
     /**
-     * Everything that a decoder call of [new] positions behind [past] takes beside embeddings and states, by the graph's
-     * names: nothing where positions are plain indices.
+     * Everything that a decoder call of [new] positions behind [past] takes beside embeddings and states, by the
+     * graph's names: nothing where positions are plain indices.
      *
-     * RoPE rows are of the new positions; [padded]: behind as many rows of zeros as there are past ones, which graphs that
-     * index rows by position take and do not read.
+     * RoPE rows are of the new positions; [padded]: behind as many rows of zeros as there are past ones, which graphs
+     * that index rows by position take and do not read.
      */
     public fun inputs(layout: Layout, past: Int, new: Int, padded: Boolean = false): Map<String, Tensor> {
         if (plain) return emptyMap()
@@ -72,7 +72,8 @@ public data class Positions(
             val half = rope.size / 2
             val suffix = if (name == "main") "" else "_$name"
             for ((part, values) in listOf("cos" to cos, "sin" to sin)) {
-                val rows = if (before == 0) values else FloatArray(limited(before, half, "A prompt's positions")) + values
+                val zeros = FloatArray(limited(before, half, "A prompt's positions"))
+                val rows = if (before == 0) values else zeros + values
                 found["$part$suffix"] = FloatTensor(intArrayOf(before + new, half), rows)
             }
         }
@@ -100,8 +101,7 @@ public data class Positions(
         }
 
         private fun windowsOf(block: Any?, where: String): List<Int?> =
-            Fields.open(block, where).get("mixers") { list, at -> Fields.list(list, at) { mixer, inner -> window(mixer, inner) } }
-                .flatten()
+            Fields.open(block, where).get("mixers") { list, at -> Fields.list(list, at, ::window) }.flatten()
 
         private fun window(mixer: Any?, where: String): List<Int?> {
             val fields = Fields.open(mixer, where)

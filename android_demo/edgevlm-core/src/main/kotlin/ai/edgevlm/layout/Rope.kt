@@ -6,8 +6,8 @@ import ai.edgevlm.json.Fields
 import ai.edgevlm.json.checkSpec
 
 /**
- * Rotary position embedding (arXiv 2104.09864) of split halves, over one or several position axes: `decoder.ropes` of the
- * manifest, whose field names are these with underscores.
+ * Rotary position embedding (arXiv 2104.09864) of split halves, over one or several position axes: `decoder.ropes` of
+ * the manifest, whose field names are these with underscores.
  */
 public data class Rope(
     val theta: Double,
@@ -77,7 +77,7 @@ public data class Rope(
         val found = IntArray(size / 2)
         if (interleaved) { // time, row, column, time, row, column ..., then time for what is left
             for (axis in 1..2) {
-                for (i in axis until minOf(sections[axis].toLong() * 3, found.size.toLong()).toInt() step 3) found[i] = axis
+                for (i in axis until minOf(sections[axis] * 3, found.size) step 3) found[i] = axis
             }
         } else {
             var at = 0
@@ -107,7 +107,7 @@ public data class Rope(
         return cos to sin
     }
 
-    /** What scaling divides each frequency by: _compute_llama3_parameters and _compute_yarn_parameters of transformers. */
+    /** What scaling divides each frequency by: transformers' _compute_llama3_parameters, _compute_yarn_parameters. */
     private fun factors(scaling: Scaling, rates: FloatArray): FloatArray {
         val low = scaling.lowFreqFactor
         val high = scaling.highFreqFactor

@@ -76,7 +76,8 @@ public object Tables {
             Kind.NONE -> return Line(intArrayOf(place), one)
             Kind.NEAREST -> return Line(intArrayOf(bucket(side, place.toFloat() / count.toFloat())), one)
             Kind.BUCKETED -> {
-                val fraction = torchArange(0.0, 1 / count.toDouble(), place, arangeCount(0.0, 1 - 1e-6, 1 / count.toDouble()))
+                val step = 1 / count.toDouble()
+                val fraction = torchArange(0.0, step, place, arangeCount(0.0, 1 - 1e-6, step))
                 return Line(intArrayOf(bucket(side, fraction)), one)
             }
             Kind.STEPPED -> {

@@ -17,7 +17,8 @@ public class BoolTensor(override val shape: IntArray, public val values: Boolean
 internal fun limited(count: Int, each: Int, what: String): Int {
     if (count.toLong() * each <= MOST_VALUES) return count * each
     throw EdgeVLMException.Unsupported(
-        "$what would be ${count.toLong() * each} numbers, at most $MOST_VALUES are made: give less text or smaller pictures.",
+        "$what would be ${count.toLong() * each} numbers, at most $MOST_VALUES are made: give less text or smaller " +
+            "pictures.",
     )
 }
 

@@ -34,8 +34,8 @@ public sealed interface Tower {
         }
 
         internal fun other(view: RgbImage, expected: String) = EdgeVLMException.RuntimeFailed(
-            "A view has ${view.width} x ${view.height} pixels and the vision encoder takes $expected: preprocess.json and " +
-                "the manifest disagree; export the bundle again.",
+            "A view has ${view.width} x ${view.height} pixels and the vision encoder takes $expected: " +
+                "preprocess.json and the manifest disagree; export the bundle again.",
         )
     }
 }
@@ -63,8 +63,8 @@ public data class SquareTower(val side: Int, val masked: Boolean) : Tower {
 }
 
 /**
- * A tower that sees a picture on a sheet of squares of [window] patches per side: whole in the first, and in crops of it,
- * which have [margin] patches in common with each neighbour, halved, in the rows below.
+ * A tower that sees a picture on a sheet of squares of [window] patches per side: whole in the first, and in crops of
+ * it, which have [margin] patches in common with each neighbour, halved, in the rows below.
  */
 public data class SheetTower(val patch: Int, val window: Int, val margin: Int) : Tower {
     override fun feeds(frames: List<RgbImage>, spec: ImageSpec): Map<String, Tensor> {
@@ -90,7 +90,7 @@ public data class SheetTower(val patch: Int, val window: Int, val margin: Int) :
         return mapOf(
             "patches" to FloatTensor(intArrayOf(1, count, length), pixels),
             "table_rows" to LongTensor(intArrayOf(count, 1), LongArray(count) { (it % cells).toLong() }),
-            "table_shares" to FloatTensor(intArrayOf(count, 1), FloatArray(count).also { java.util.Arrays.fill(it, 1f) }),
+            "table_shares" to FloatTensor(intArrayOf(count, 1), FloatArray(count) { 1f }),
             "window_mask" to BoolTensor(intArrayOf(squares.size, 1, 1, cells), real),
             "whole" to LongTensor(intArrayOf(cells), LongArray(cells) { it.toLong() }),
             "places" to LongTensor(intArrayOf(cells, places.size / cells), places),

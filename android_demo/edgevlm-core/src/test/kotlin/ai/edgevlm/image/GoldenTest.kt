@@ -37,7 +37,8 @@ class GoldenTest {
             val filter = Resample.entries.first { it.id == case["resample"] }
             val picture = RgbImage(width, height, Base64.getDecoder().decode(case["input"] as String))
             val expected = Base64.getDecoder().decode(case["output"] as String)
-            assertArrayEquals(expected, filter.resize(picture, wide, high).bytes, "$filter $width x $height to $wide x $high")
+            val found = filter.resize(picture, wide, high).bytes
+            assertArrayEquals(expected, found, "$filter $width x $height to $wide x $high")
         }
     }
 

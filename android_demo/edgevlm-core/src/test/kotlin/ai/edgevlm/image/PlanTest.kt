@@ -7,6 +7,7 @@ import ai.edgevlm.floats
 import ai.edgevlm.int
 import ai.edgevlm.obj
 import ai.edgevlm.objects
+import org.junit.jupiter.api.Assertions.assertArrayEquals
 import org.junit.jupiter.api.Assertions.assertEquals
 import org.junit.jupiter.api.DynamicTest
 import org.junit.jupiter.api.DynamicTest.dynamicTest
@@ -16,7 +17,7 @@ import org.junit.jupiter.api.assertThrows
 
 /** Random sizes by rules of every kind, resizes, and what becomes of transparency and orientation: Python's own. */
 class PlanTest {
-    private val vectors = Vectors.json("android_demo/vectors/layout.json")
+    private val vectors = Vectors.json("android_demo/vectors/inputs.json")
 
     @TestFactory
     fun `plans of random sizes are Python's`(): List<DynamicTest> = vectors["plans"].objects().map { case ->
@@ -37,27 +38,6 @@ class PlanTest {
         }
     }
 
-    private fun planned(spec: ImageSpec, width: Int, height: Int, budget: Int?): String = try {
-        val views = spec.plan(width, height, budget)
-        val tokens = spec.viewTokens(views, width, height).joinToString(" ") { "${it.rows}x${it.columns}" }
-        "${views.joinToString(" ", transform = ::text)} = $tokens"
-    } catch (_: EdgeVLMException) {
-        "refused"
-    }
-
-    private fun text(view: View): String =
-        view.steps.joinToString(">", transform = ::text) + (view.place?.let { "@${it.row},${it.column}" } ?: "")
-
-    private fun text(step: Step): String {
-        val size = "${step.width}x${step.height}"
-        return when (step) {
-            is ResizeTo -> "r$size${step.resample?.id ?: ""}"
-            is PadTo -> "p$size+${step.left}+${step.top}#" + step.color.run { "$red,$green,$blue" }
-            is CropTo -> "c$size+${step.left}+${step.top}"
-            is Sheet -> "s${step.columns}[${step.parts.joinToString(" ", transform = ::text)}]"
-        }
-    }
-
     @TestFactory
     fun `random resizes are Pillow's`(): List<DynamicTest> = vectors["resizes"].objects().map { case ->
         val filter = Resample.entries.first { it.id == case["resample"] }
@@ -65,7 +45,8 @@ class PlanTest {
             val numbers = Numbers(case["seed"] as Long)
             val found = List(6) {
                 val results = List(10) {
-                    val (width, height, wide, high) = List(4) { 1 + numbers.below(intArrayOf(9, 60, 300)[numbers.below(3)]) }
+                    val most = intArrayOf(9, 60, 300)
+                    val (width, height, wide, high) = List(4) { 1 + numbers.below(most[numbers.below(3)]) }
                     filter.resize(Vectors.picture(width, height), wide, high).bytes
                 }
                 Vectors.sha(results)
@@ -100,6 +81,19 @@ class PlanTest {
     }
 
     @Test
+    fun `a picture of 89 megapixels is cut in a moment`() {
+        val picture = RgbImage.filled(9459, 9459, Color(250, 3, 77))
+        val half = listOf(0.5, 0.5, 0.5)
+        for (filter in listOf(Resample.LANCZOS, Resample.BICUBIC_PLAIN)) {
+            val rule = TilesThenWhole(512, 2048, 4096, 2, true)
+            val spec = ImageSpec(2, rule, filter, Color.BLACK, 1 / 255.0, half, half, 4)
+            val views = spec.cut(picture, spec.plan(9459, 9459))
+            assertEquals(17, views.size)
+            for (view in views) assertArrayEquals(RgbImage.filled(512, 512, Color(250, 3, 77)).bytes, view.bytes)
+        }
+    }
+
+    @Test
     fun `what is no picture, or too large, is refused before anything is made`() {
         val one = RgbImage(1, 1, ByteArray(3))
         assertThrows<EdgeVLMException.ImageError> { RgbImage(0, 1, ByteArray(0)) }
@@ -116,5 +110,27 @@ class PlanTest {
         assertThrows<EdgeVLMException.ImageError> { spec.plan(0, 5) }
         assertThrows<EdgeVLMException.ImageError> { spec.plan(Int.MAX_VALUE, Int.MAX_VALUE) }
         assertThrows<EdgeVLMException> { spec.plan(5, 5, 0) }
+    }
+}
+
+/** A plan in words, as `make_input_vectors.py` has it. */
+internal fun planned(spec: ImageSpec, width: Int, height: Int, budget: Int?): String = try {
+    val views = spec.plan(width, height, budget)
+    val tokens = spec.viewTokens(views, width, height).joinToString(" ") { "${it.rows}x${it.columns}" }
+    "${views.joinToString(" ", transform = ::text)} = $tokens"
+} catch (_: EdgeVLMException) {
+    "refused"
+}
+
+private fun text(view: View): String =
+    view.steps.joinToString(">", transform = ::text) + (view.place?.let { "@${it.row},${it.column}" } ?: "")
+
+private fun text(step: Step): String {
+    val size = "${step.width}x${step.height}"
+    return when (step) {
+        is ResizeTo -> "r$size${step.resample?.id ?: ""}"
+        is PadTo -> "p$size+${step.left}+${step.top}#" + step.color.run { "$red,$green,$blue" }
+        is CropTo -> "c$size+${step.left}+${step.top}"
+        is Sheet -> "s${step.columns}[${step.parts.joinToString(" ", transform = ::text)}]"
     }
 }
