@@ -109,9 +109,9 @@ public class Manifest private constructor(data: Any?) {
 
         /** Names that lead out of a bundle, on any system. */
         private fun checkName(name: String) {
-            val parts = name.split('/').filter { it.isNotEmpty() }
+            val parts = name.split('/').filter { it.isNotEmpty() && it != "." }
             val inside = parts.isNotEmpty() && name[0] != '/' && '\\' !in name && ':' !in name && '\u0000' !in name
-            if (inside && parts.none { it == ".." || it == "." }) return
+            if (inside && ".." !in parts) return
             throw EdgeVLMException.BundleError(
                 "The manifest names the file '${name.take(200)}', which is outside the bundle: do not use it.",
             )
