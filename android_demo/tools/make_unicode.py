@@ -1,14 +1,14 @@
 """Write unicode.bin, what the Kotlin SDK knows of characters, out of the `tokenizers` library itself.
 
-Platforms differ: Java 17's letters differ from the library's in 9,787 code points, and Android's change with the system.
-So nothing is taken from a Unicode database here: each table is what the library answers when it is asked about every
+Platforms differ: Java 17's letters differ from the library's in 9,787 code points, and Android's change with it. So
+nothing is taken from a Unicode database here: each table is what the library answers when it is asked about every
 code point. `--check` says whether the file is still what the installed library says.
 
 The file is a row of numbers, seven bits to a byte, lowest first, the highest bit set where more follow:
 
     ranges   count, then (length, value) from code point 0 on; value: the category's index in CATEGORIES, and FLAGS
     NFD      count, then (code point less the one before, length, code points): full canonical decompositions
-    classes  count, then (code point less the one before, class): combining classes, in their order and not their numbers
+    classes  count, then (code point less the one before, class): combining classes, their order alone
     NFC      count, then (first, second, composed)
 
 Syllables of Hangul are left out: they follow by arithmetic.
