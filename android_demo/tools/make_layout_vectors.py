@@ -32,12 +32,16 @@ from edgevlm.inputs.packing import Pooled
 from edgevlm.inputs.preprocess import normalize, plan, preprocess
 from edgevlm.inputs.prompt import Prompter
 from edgevlm.inputs.spec import ImageSpec
+from edgevlm.inputs.squares import Stretch
 from edgevlm.inputs.views import View
 from edgevlm.models.rope import rope_rows
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Rope, RopeScaling
+from edgevlm.models.towers import tables
+from edgevlm.models.towers.qwen_vit import QwenVit
 from edgevlm.runtimes.ort.states import position_feeds, vision_feeds
 from edgevlm.verify.views import recorded_picture
 
+PLAIN = ImageSpec(2, Stretch(8), "bicubic", (0, 0, 0), 1 / 255, (0.5,) * 3, (0.5,) * 3, 1)
 DECODER = Decoder(10, 12, 4096, (Block((Attention(1, 1, 12),), Mlp(4)),), (0,))
 # Modules of tests/tiny, with what stands for it in the name: options of its `build`.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -130,6 +134,26 @@ def frames(model: Any, image: ImageSpec) -> dict[str, Any] | None:
     return _told(vision_feeds(model, normalize(view, image)))
 
 
+def towers() -> Iterator[dict[str, Any]]:
+    """Inputs of towers with heads and tables of many sizes, for views of many shapes, in patches of one pixel."""
+    numbers = Numbers(55)
+    for number, head in enumerate((64, 72, 80, 88, 96, 104, 112, 128) * 4):
+        block = Block((Attention(1, 1, head, rope="patches"),), Mlp(4))
+        table = {"table": (16, 27, 70, 32)[numbers.below(4)], "resample": tables.KINDS[number % len(tables.KINDS)]}
+        if table["resample"] in tables.DENSE:
+            table["table"] = (8, 9, 16, 27)[numbers.below(4)]
+        window = (None, 4, 8)[numbers.below(3)]
+        more = {
+            "staggered": numbers.below(2) > 0,
+            "convolving": (0,) * numbers.below(2),
+            "filler": numbers.below(3) / 7,
+        }
+        made = QwenVit(1, 2, window, head, 1, (), block, (1e4, 1e6)[numbers.below(2)], **table, **more)
+        width, height = (2 + 2 * numbers.below(30) for _ in range(2))
+        pixels = normalize(recorded_picture(width, height), PLAIN)
+        yield {"vision": asdict(made), "size": [width, height], "feeds": _told(made.feeds(pixels))}
+
+
 def packings() -> dict[str, Any]:
     """What has no recording: a video's pooled frames, and a run of several frames in time."""
     numbers = Numbers(77)
@@ -177,7 +201,9 @@ def _random_layout(numbers: Numbers, places: str) -> Layout:
 def text() -> str:
     with tempfile.TemporaryDirectory() as folder:
         families = [family(name, options, Path(folder) / name) for name, options in FAMILIES.items()]
-    return to_json({"packings": packings()}, {"ropes": ropes(), "prompts": prompts(), "families": families})
+    return to_json(
+        {"packings": packings()}, {"ropes": ropes(), "towers": towers(), "prompts": prompts(), "families": families}
+    )
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ public data class ImageSpec(
         checkSpec(version == VERSION, "image", "version", VERSION) { version }
         checkColor("background", background)
         val numbers = listOf(rescaleFactor) + mean + std
+        checkSpec(mean.size == 3 && std.size == 3, "image", "mean and std", "three numbers each") { mean to std }
         val what = "rescale_factor, mean and std"
         checkSpec(numbers.all { Math.abs(it) < 1e30 }, "image", what, "finite") { numbers }
         checkSpec(std.all { Math.abs(it) > 1e-30 }, "image", "std", "other than 0") { std }

@@ -3,10 +3,13 @@ package ai.edgevlm.layout
 import ai.edgevlm.Numbers
 import ai.edgevlm.Vectors
 import ai.edgevlm.floats
+import ai.edgevlm.image.Color
 import ai.edgevlm.image.CropTo
 import ai.edgevlm.image.ImageSpec
 import ai.edgevlm.image.Place
+import ai.edgevlm.image.Resample
 import ai.edgevlm.image.RgbImage
+import ai.edgevlm.image.Stretch
 import ai.edgevlm.image.View
 import ai.edgevlm.image.ViewTokens
 import ai.edgevlm.image.readImageSpec
@@ -107,6 +110,17 @@ class LayoutTest {
         val views = spec.cut(Vectors.picture(width, height), spec.plan(width, height))
         val found = setOf(0, views.size - 1).map { told(tower.feeds(listOf(views[it]), spec)) }
         assertEquals(feeds, found)
+    }
+
+    @TestFactory
+    fun `towers' heads and tables are Python's`(): List<DynamicTest> = vectors["towers"].objects().map { case ->
+        val half = listOf(0.5, 0.5, 0.5)
+        val spec = ImageSpec(2, Stretch(8), Resample.BICUBIC, Color(0, 0, 0), 1 / 255.0, half, half, 1)
+        val tower = Tower.read(case["vision"], "vision")
+        dynamicTest("$tower") {
+            val (width, height) = case["size"].ints()
+            assertEquals(case["feeds"], told(tower.feeds(listOf(Vectors.picture(width, height)), spec)))
+        }
     }
 
     private fun frames(spec: ImageSpec, tower: Tower, feeds: Map<String, Any?>) {
