@@ -32,9 +32,7 @@ public data class OnnxGraph(
 )
 
 /** manifest.json, schema 2: docs/bundle-format.md. */
-public class Manifest private constructor(data: Any?) {
-    private val fields = Fields.open(data, NAME)
-
+public class Manifest private constructor(fields: Fields) {
     public val model: ModelInfo = fields.get("model") { value, at ->
         Fields.read(value, at) {
             ModelInfo(
@@ -104,7 +102,7 @@ public class Manifest private constructor(data: Any?) {
                 )
             }
             Records.check(data, "Manifest", NAME)
-            return Manifest(data)
+            return Manifest(Fields.open(data, NAME))
         }
 
         /** Names that lead out of a bundle, on any system. */
