@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import itertools
 import json
 import random
 import sys
@@ -180,17 +181,13 @@ def _whole_words() -> Tokenizer:
 
 
 def _conflicts() -> Tokenizer:
-    """Merges of few letters at random, of which most take a letter away from others."""
+    """Nearly all merges of up to four of four letters, in any order: most take a letter away from others."""
     lots = random.Random(3)
-    tokens, merges = list("abcd "), dict[tuple[str, str], None]()
-    while len(merges) < 700:
-        first, second = lots.choice(tokens), lots.choice(tokens)
-        if len(first + second) < 9:
-            merges[first, second] = None
-            tokens += [first + second] * (first + second not in tokens)
-    made = Tokenizer(
-        models.BPE({token: number for number, token in enumerate(["<unk>", *tokens])}, list(merges), unk_token="<unk>")
-    )
+    tokens = ["".join(letters) for size in range(1, 5) for letters in itertools.product("abcd", repeat=size)]
+    merges = [(token[:cut], token[cut:]) for token in tokens for cut in range(1, len(token))]
+    lots.shuffle(merges)
+    vocab = {token: number for number, token in enumerate(["<unk>", " ", *tokens])}
+    made = Tokenizer(models.BPE(vocab, merges[:700], unk_token="<unk>"))
     made.decoder = decoders.Fuse()
     return made
 
