@@ -9,7 +9,6 @@ internal object Limits {
     const val TOKENIZER_FILE = 64 shl 20
     const val SPEC_FILE = 1 shl 20
     const val MANIFEST_FILE = 16 shl 20
-    const val BUNDLE_FILES = 4096
 
     // JSON.
     const val JSON_DEPTH = 64
@@ -55,8 +54,6 @@ internal object Limits {
     const val MARKERS = 64
     const val STOP_TOKENS = 256
     const val COUNT = Int.MAX_VALUE
-    const val STOPS = 16
-    const val STOP = 256
 
     // Numbers.
     const val REAL = 1e18

@@ -12,6 +12,7 @@ import ai.edgevlm.text.Tokenizer
 import java.io.ByteArrayOutputStream
 import java.io.File
 import java.io.IOException
+import java.io.UncheckedIOException
 import java.nio.file.Files
 import java.nio.file.Path
 import java.security.MessageDigest
@@ -95,7 +96,11 @@ public class Bundle private constructor(public val folder: File, public val mani
         /** Links that lead out of the folder, listed or not: an engine would follow one that a graph names. */
         private fun checkLinks(folder: File) {
             val home = path(folder).toRealPath()
-            val links = Files.walk(path(folder)).use { all -> all.filter { Files.isSymbolicLink(it) }.iterator().asSequence().toList() }
+            val links = try {
+                Files.walk(path(folder)).use { all -> all.filter { Files.isSymbolicLink(it) }.iterator().asSequence().toList() }
+            } catch (error: UncheckedIOException) {
+                throw error.cause ?: error
+            }
             for (link in links) {
                 val inside = try {
                     stays(link.toRealPath(), home)

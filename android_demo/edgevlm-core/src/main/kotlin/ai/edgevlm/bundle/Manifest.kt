@@ -32,9 +32,7 @@ public data class OnnxGraph(
 )
 
 /** manifest.json, schema 2: docs/bundle-format.md. */
-public class Manifest private constructor(data: Any?) {
-    private val fields = Fields.open(data, NAME)
-
+public class Manifest private constructor(fields: Fields) {
     public val model: ModelInfo = fields.get("model") { value, at ->
         Fields.read(value, at) {
             ModelInfo(
@@ -104,14 +102,14 @@ public class Manifest private constructor(data: Any?) {
                 )
             }
             Records.check(data, "Manifest", NAME)
-            return Manifest(data)
+            return Manifest(Fields.open(data, NAME))
         }
 
         /** Names that lead out of a bundle, on any system. */
         private fun checkName(name: String) {
-            val parts = name.split('/').filter { it.isNotEmpty() }
+            val parts = name.split('/').filter { it.isNotEmpty() && it != "." }
             val inside = parts.isNotEmpty() && name[0] != '/' && '\\' !in name && ':' !in name && '\u0000' !in name
-            if (inside && parts.none { it == ".." || it == "." }) return
+            if (inside && ".." !in parts) return
             throw EdgeVLMException.BundleError(
                 "The manifest names the file '${name.take(200)}', which is outside the bundle: do not use it.",
             )

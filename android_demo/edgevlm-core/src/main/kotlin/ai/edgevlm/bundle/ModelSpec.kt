@@ -17,11 +17,8 @@ public data class State(val name: String, val shape: List<Int?>, val kind: Kind,
 }
 
 /** What a manifest says of its model that the code around graphs asks for; the rest of `spec` is checked, and the graphs'. */
-public class ModelSpec private constructor(data: Any?, where: String) {
-    private val fields = Fields.open(data, where)
-    private val vision = Fields.open(fields.raw("vision"), "$where: vision")
-    private val text = Fields.open(fields.raw("decoder"), "$where: decoder")
-    private val projector = steps("projector").map(::reduction)
+public class ModelSpec private constructor(fields: Fields, vision: Fields, text: Fields) {
+    private val projector = fields.objects("projector").map(::reduction)
 
     public val name: String = fields.text("name")
     public val family: String = fields.text("family")
@@ -54,15 +51,14 @@ public class ModelSpec private constructor(data: Any?, where: String) {
     /** Positions, prompt and answer together. */
     public val contextLength: Int = text.int("context_length")
 
-    /** Which of the different blocks each layer is. */
-    private val layers = text.ints("layers")
-    private val blocks = text.get("blocks") { value, at -> Fields.list(value, at, ::mixers) }
+    /** Layers of the decoder. */
+    public val layers: Int = text.ints("layers").size
 
     /** Values of an image token's features, which come in the place of as many of its embedding's. */
     public val featureWidth: Int = hiddenSize * (1 + text.ints("deepstack").size)
 
     /** Values of a row of the second table of embeddings; 0: there is none. */
-    public val perLayerWidth: Int = Math.multiplyExact(text.int("per_layer", 0), layers.size)
+    public val perLayerWidth: Int = Math.multiplyExact(text.int("per_layer", 0), layers)
 
     /** Values of a position that comes into the decoder. */
     public val embedWidth: Int = featureWidth + perLayerWidth
@@ -74,8 +70,10 @@ public class ModelSpec private constructor(data: Any?, where: String) {
     public val states: List<State>
 
     init {
-        good(layers.size in 1..Limits.LAYERS, "it has ${layers.size} layers, expected 1 to ${Limits.LAYERS}")
-        good(blocks.size in 1..Limits.BLOCK_KINDS && layers.all { it < blocks.size }, "a layer of its decoder is no block")
+        val order = text.ints("layers")
+        val blocks = text.objects("blocks").map { it.objects("mixers") }
+        good(layers in 1..Limits.LAYERS, "it has $layers layers, expected 1 to ${Limits.LAYERS}")
+        good(blocks.size in 1..Limits.BLOCK_KINDS && order.all { it < blocks.size }, "a layer of its decoder is no block")
         good(blocks.all { it.size in 1..2 }, "a layer of the decoder has no mixer, or more than two")
         good(projector.size in 1..Limits.PROJECTOR_STEPS, "its projector has ${projector.size} steps")
         for (name in blocks.flatten().filter { it.text("kind") == "attention" }.flatMap { it.ropeNames() }) {
@@ -87,7 +85,7 @@ public class ModelSpec private constructor(data: Any?, where: String) {
         val outside = markers.size > Limits.MARKERS || markers.any { it >= vocabSize }
         good(!outside, "it has over ${Limits.MARKERS} tokens around pictures, or one outside the vocabulary")
         good(perLayerWidth <= Limits.MLP_WIDTH, "its layers take $perLayerWidth values of a token")
-        states = layers.flatMapIndexed { layer, block -> blocks[block].flatMapIndexed { m, mixer -> states(layer, m, mixer) } }
+        states = order.flatMapIndexed { layer, block -> blocks[block].flatMapIndexed { m, mixer -> states(layer, m, mixer) } }
         val kept = states.filter { null in it.shape }.sumOf { it.values() }
         good(kept <= Limits.STATE_PER_POSITION, "it keeps $kept values per position, expected at most ${Limits.STATE_PER_POSITION}")
         val carried = states.filter { it.kind == State.Kind.REPLACE }.sumOf { it.values() }
@@ -156,11 +154,8 @@ public class ModelSpec private constructor(data: Any?, where: String) {
 
     private fun State.values(): Long = shape.fold(1L) { all, axis -> all * (axis ?: 1) }
 
-    private fun mixers(block: Any?, where: String): List<Fields> =
-        Fields.open(block, where).get("mixers") { value, at -> Fields.list(value, at) { each, inner -> Fields.open(each, inner) } }
-
-    private fun steps(name: String): List<Fields> =
-        fields.get(name) { value, at -> Fields.list(value, at) { each, inner -> Fields.open(each, inner) } }
+    private fun Fields.objects(name: String): List<Fields> =
+        get(name) { value, at -> Fields.list(value, at) { each, inner -> Fields.open(each, inner) } }
 
     private fun Fields.ropeNames(): List<String> =
         listOfNotNull(optional("rope", Fields::text), optional("second_rope", Fields::text))
@@ -176,6 +171,9 @@ public class ModelSpec private constructor(data: Any?, where: String) {
         val SQUARE: Set<String> = setOf("vit", "conv_vit", "mobilenet")
 
         /** Of data that [Records] has checked. */
-        fun read(data: Any?, where: String): ModelSpec = ModelSpec(data, where)
+        fun read(data: Any?, where: String): ModelSpec {
+            val fields = Fields.open(data, where)
+            return ModelSpec(fields, fields.get("vision", Fields::open), fields.get("decoder", Fields::open))
+        }
     }
 }
