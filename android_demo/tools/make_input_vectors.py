@@ -12,6 +12,7 @@ of odd answers. Large values are there as the beginning of a sha256 of their lit
 from __future__ import annotations
 
 import json
+import math
 import random
 import sys
 from collections.abc import Iterator
@@ -210,7 +211,7 @@ def answers() -> Iterator[dict[str, Any]]:
             "<|b|>1 2 30 40<|/b|>",
             "<|b|>[10,20]x[30,40]<|/b|>",
             "<|b|>-5 -6 70 80<|/b|>",
-            "<|b|>12345678 1 2 3<|/b|>",
+            "<|b|>1 2 12345678 60<|/b|>",
             "<|b|>",
             "<|/b|>",
             "<box>[\u0661\u0662, 3, 400, 500]</box>",
@@ -311,9 +312,15 @@ def _read(spec: dict[str, Any]) -> ImageSpec | None:
         return None
 
 
+def logarithms() -> str:
+    """Of the shapes of all grids of up to 257 tiles, and of some pictures."""
+    shapes = [cols / rows for cols in range(1, 258) for rows in range(1, 257 // cols + 1)]
+    return sha(np.array([math.log(shape) for shape in [*shapes, 3.0, 1e-5, 65535.0, 4 / 3, 0.999]]))
+
+
 def text() -> str:
     *answered, forms = answers()
-    values = {"values": VALUES, "sizes": SIZES, "conversions": conversions(), **forms}
+    values = {"values": VALUES, "sizes": SIZES, "logarithms": logarithms(), "conversions": conversions(), **forms}
     return to_json(values, {"plans": plans(), "specs": specs(), "resizes": resizes(), "answers": answered})
 
 

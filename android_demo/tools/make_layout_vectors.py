@@ -188,6 +188,25 @@ def prompts() -> Iterator[dict[str, Any]]:
                "most": most, "ends": ends, "window": window, "seen": sha(seen)}  # fmt: skip
 
 
+def canvases() -> str:
+    """Positions of prompts with pictures of many shapes on canvases, most of them in slices."""
+    numbers, found = Numbers(91), []
+    for _ in range(150):
+        at, spans = 1 + numbers.below(4), list[Span]()
+        for _ in range(1 + numbers.below(2)):
+            grid = (1 + numbers.below(40), 1 + numbers.below(40))
+            rows, cols = 1 + numbers.below(4), 1 + numbers.below(4)
+            slices = (
+                [(row, col) for row in range(1, rows + 1) for col in range(1, cols + 1)] if numbers.below(4) else []
+            )
+            size = (1 + numbers.below(12), 1 + numbers.below(12))
+            for place in [None, *slices]:
+                spans.append(Span(at, size if place else grid, place=place, behind=2 + numbers.below(2)))
+                at = spans[-1].start + spans[-1].tokens + spans[-1].behind + 1
+        found.append(lay.positions(Layout(at + numbers.below(5), tuple(spans)), 3, places="canvas"))
+    return sha(*found)
+
+
 def _random_layout(numbers: Numbers, places: str) -> Layout:
     at, spans = 1 + numbers.below(4), list[Span]()
     for _ in range(numbers.below(4)):
@@ -201,9 +220,8 @@ def _random_layout(numbers: Numbers, places: str) -> Layout:
 def text() -> str:
     with tempfile.TemporaryDirectory() as folder:
         families = [family(name, options, Path(folder) / name) for name, options in FAMILIES.items()]
-    return to_json(
-        {"packings": packings()}, {"ropes": ropes(), "towers": towers(), "prompts": prompts(), "families": families}
-    )
+    values = {"packings": packings(), "canvases": canvases()}
+    return to_json(values, {"ropes": ropes(), "towers": towers(), "prompts": prompts(), "families": families})
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ internal object Vectors {
         return out.array()
     }
 
+    fun bytes(values: DoubleArray): ByteArray = bytes(LongArray(values.size) { values[it].toRawBits() })
+
     fun bytes(values: LongArray): ByteArray {
         val out = ByteBuffer.allocate(values.size * 8).order(ByteOrder.LITTLE_ENDIAN)
         out.asLongBuffer().put(values)

@@ -56,6 +56,13 @@ class PlanTest {
     }
 
     @Test
+    fun `logarithms are Python's`() {
+        val grids = (1..257).flatMap { columns -> (1..257 / columns).map { columns / it.toDouble() } }
+        val shapes = grids + listOf(3.0, 1e-5, 65535.0, 4 / 3.0, 0.999)
+        assertEquals(vectors["logarithms"], Vectors.sha(Vectors.bytes(shapes.map(Logarithm::of).toDoubleArray())))
+    }
+
+    @Test
     fun `transparency is composited as by Pillow`() {
         val rgba = ByteArray(256 * 256 * 4)
         for (i in 0 until 256 * 256) {

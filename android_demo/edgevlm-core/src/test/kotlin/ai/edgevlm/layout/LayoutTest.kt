@@ -156,6 +156,30 @@ class LayoutTest {
         }
     }
 
+    @Test
+    fun `positions on canvases are Python's`() {
+        val numbers = Numbers(91)
+        val d = Positions(mapOf("main" to Rope(1e4, 12, sections = listOf(2, 2, 2))), places = Positions.Places.CANVAS)
+        val found = List(150) {
+            var at = 1 + numbers.below(4)
+            val spans = ArrayList<Span>()
+            repeat(1 + numbers.below(2)) {
+                val grid = Side(1 + numbers.below(40), 1 + numbers.below(40))
+                val rows = 1 + numbers.below(4)
+                val columns = 1 + numbers.below(4)
+                val slices = if (numbers.below(4) > 0) rows * columns else 0
+                val size = Side(1 + numbers.below(12), 1 + numbers.below(12))
+                for (i in -1 until slices) {
+                    val place = if (i < 0) null else Place(i / columns + 1, i % columns + 1)
+                    spans += Span(at, if (i < 0) grid else size, place = place, behind = 2 + numbers.below(2))
+                    at = spans.last().run { start + tokens + behind } + 1
+                }
+            }
+            d.of(Layout(at + numbers.below(5), spans))
+        }
+        assertEquals(vectors["canvases"], Vectors.sha(found.flatMap { it.map(Vectors::bytes) }))
+    }
+
     @TestFactory
     fun `RoPE rows are Python's to the last bit`(): List<DynamicTest> = vectors["ropes"].objects().map { case ->
         val rope = Rope.read(case["rope"], "rope")
