@@ -93,8 +93,10 @@ def _shown(width: int, height: int, side: int, rows: int, cols: int) -> float:
     heights = [height // rows] * (rows - 1) + [height - height // rows * (rows - 1)]
     widths = [width // cols] * (cols - 1) + [width - width // cols * (cols - 1)]
     parts = ((max(w, h), min(w, h)) for h in heights for w in widths)
-    kept = (side * (short / long * side) if long > side else long * short for long, short in parts)
-    return sum(kept) / (width * height)
+    total = 0.0
+    for long, short in parts:  # not sum(), which since Python 3.12 adds otherwise, and of near grids chooses another
+        total += side * (short / long * side) if long > side else long * short
+    return total / (width * height)
 
 
 def overlapping_grid(width: int, height: int, step: int, most: int) -> tuple[int, int]:

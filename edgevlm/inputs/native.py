@@ -113,7 +113,8 @@ class Filled(CheckedRule):
     kind: str = "filled"
 
     def bounds(self) -> dict[str, int]:
-        return {"tokens": min(limits.VIEW_SIDE // self.unit, limits.NATIVE_PIXELS // self.unit**2)}
+        unit = max(1, self.unit)  # its own bound refuses others
+        return {"tokens": min(limits.VIEW_SIDE // unit, limits.NATIVE_PIXELS // unit**2)}
 
     def views(self, width: int, height: int, budget: int | None = None) -> list[View]:
         factor = math.sqrt(self.tokens * self.unit**2 / (width * height))

@@ -56,6 +56,8 @@ class Packing:
         """
         newline, begin, end = (np.array(row, np.float32) for row in (self.newline, self.begin, self.end))
         side = sides[0]
+        if min(least := min(sides, key=min)) < 1:
+            raise EdgeVLMError(f"A view of {least[0]} x {least[1]} image tokens is none: give a larger picture.")
         if self.framed:
             return Framed(side, newline, begin, end)
         if self.whole_last:
