@@ -1,6 +1,6 @@
 """The graph by which a session finds out whether its processor multiplies exactly: Python's own, for Kotlin.
 
-    python android_demo/tools/make_products.py [--check]
+python android_demo/tools/make_products.py [--check]
 """
 
 from __future__ import annotations

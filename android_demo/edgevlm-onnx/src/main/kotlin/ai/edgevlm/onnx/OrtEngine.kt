@@ -16,8 +16,11 @@ internal object OrtEngine {
     /** Older ones lack what some graphs are of, or compute it wrong. */
     private const val OLDEST = 27
 
-    /** Attention whose pictures or prompts see later positions is right from 1.30 on. */
-    private const val MASKED = 30
+    /**
+     * From 1.30 on, attention whose pictures or prompts see later positions is right, and states that are overwritten have
+     * the operators that bundles use.
+     */
+    private const val WHOLE = 30
 
     private val environment: OrtEnvironment by lazy {
         try {
@@ -33,11 +36,11 @@ internal object OrtEngine {
             "The bundle '${bundle.folder}' has no ONNX graphs, which this SDK runs: export it again with the target onnx.",
         )
         val spec = bundle.manifest.spec
-        val standard = portable ?: (release() < MASKED && spec.positions.mask != Positions.Mask.CAUSAL)
+        val lacking = release() < WHOLE && (spec.positions.mask != Positions.Mask.CAUSAL || spec.replaces)
+        val standard = portable ?: lacking
         check(release() >= OLDEST) { "is too old, this SDK takes 1.$OLDEST or later" }
-        check(standard || spec.positions.mask == Positions.Mask.CAUSAL || release() >= MASKED) {
-            "is too old for this model's own graphs, whose pictures or prompts see later positions: it computes them right " +
-                "from 1.$MASKED on; take the portable ones"
+        check(standard || !lacking) {
+            "is too old for this model's own graphs, which it computes right from 1.$WHOLE on: take the portable ones"
         }
         val opened = ArrayList<AutoCloseable>()
         try {

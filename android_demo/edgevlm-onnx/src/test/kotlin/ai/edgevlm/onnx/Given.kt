@@ -24,7 +24,7 @@ internal object Given {
         return AskOptions(
             maxTokens = whole("max_tokens").toInt(), temperature = real("temperature"), topP = real("top_p"),
             topK = whole("top_k").toInt(), repetitionPenalty = real("repetition_penalty"), seed = whole("seed"),
-            ignoreStop = given["ignore_stop"] as Boolean,
+            ignoreStop = given["ignore_stop"] as Boolean, maxTiles = (given["max_tiles"] as Long?)?.toInt(),
         )
     }
 
