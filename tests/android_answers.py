@@ -28,7 +28,7 @@ from edgevlm.bundle.manifest import open_bundle  # noqa: E402
 from edgevlm.errors import EdgeVLMError  # noqa: E402
 from edgevlm.export.pipeline import ExportOptions, export_model  # noqa: E402
 from edgevlm.generate.answer import Answer  # noqa: E402
-from edgevlm.generate.chat import AskOptions, Chat  # noqa: E402
+from edgevlm.generate.chat import AskOptions, Chat, put  # noqa: E402
 from edgevlm.generate.loop import Pipeline  # noqa: E402
 from edgevlm.generate.sampling import Sampler  # noqa: E402
 from edgevlm.runtimes import open_runtime  # noqa: E402
@@ -117,7 +117,7 @@ def _asked(
 ) -> list[dict[str, Any]]:
     with _margins() as margins:
         try:
-            answer = pipeline.answer([pictures[place] for place in places], question, options)
+            answer = put(pipeline, question, [pictures[place] for place in places], options).answer
         except EdgeVLMError:  # a model of one picture, or a context that is too short
             return []
     return [_row(places, question, options, answer, margins)]
