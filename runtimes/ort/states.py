@@ -214,7 +214,7 @@ class PassedCache:
         found = {}
         for state, past in zip(self._states, self._past, strict=True):
             if state.kind in kinds:
-                value = past.numpy()[0]
+                value = past.numpy()[0].copy()  # the engine's own memory, which the next call frees
                 found[state.name] = value if state.kind == "replace" else value[:, : self.position]
         return found
 

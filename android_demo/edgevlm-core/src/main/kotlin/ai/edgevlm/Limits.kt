@@ -53,6 +53,8 @@ internal object Limits {
     const val ROLES = 16
     const val MARKERS = 64
     const val STOP_TOKENS = 256
+    const val STOPS = 16
+    const val STOP = 256
     const val COUNT = Int.MAX_VALUE
 
     // Numbers.
