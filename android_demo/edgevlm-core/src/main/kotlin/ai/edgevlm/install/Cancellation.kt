@@ -2,36 +2,22 @@ package ai.edgevlm.install
 
 import java.io.Closeable
 import java.io.IOException
+import java.util.concurrent.Callable
 import java.util.concurrent.CancellationException
+import java.util.concurrent.ExecutionException
+import java.util.concurrent.Executors
+import java.util.concurrent.TimeUnit
+import java.util.concurrent.TimeoutException
 import kotlin.concurrent.thread
 
-/** Stops an installation from another thread: [cancel] makes it throw `CancellationException` soon, in the middle of a read too. */
+/** Stops an installation from another thread: [cancel] makes it throw `CancellationException` at once, in the middle of a read too. */
 public class Cancellation {
-    private var open: Closeable? = null
-
     @Volatile
     public var isCancelled: Boolean = false
         private set
 
-    @Synchronized
     public fun cancel() {
-        if (isCancelled) return
         isCancelled = true
-        open?.let { thread(isDaemon = true) { close(it) } } // a stream that is read may wait for its reader
-    }
-
-    /** What [use] makes of [resource], which is closed when it returns, or is cancelled. */
-    internal inline fun <C : Closeable, T> during(resource: C, use: (C) -> T): T {
-        try {
-            attach(resource)
-            return use(resource)
-        } catch (error: IOException) {
-            check() // what a closed stream throws is no fault of the network's
-            throw error
-        } finally {
-            detach()
-            close(resource)
-        }
     }
 
     internal fun check() {
@@ -47,23 +33,49 @@ public class Cancellation {
         }
         check()
     }
+}
 
-    @Synchronized
-    internal fun attach(resource: Closeable) {
-        check()
-        open = resource
+/**
+ * A thread that waits for a source in an installation's place: a connection that is read cannot be closed by another thread
+ * everywhere, since closing waits for the reader.
+ */
+internal class Reader(private val cancellation: Cancellation) : Closeable {
+    private val reader = Executors.newSingleThreadExecutor { Thread(it, "edgevlm-install").apply { isDaemon = true } }
+
+    /** What [act] gives; a cancelled one is left to itself. */
+    fun <T> call(act: () -> T): T {
+        cancellation.check()
+        val future = reader.submit(Callable(act))
+        while (true) {
+            try {
+                return future.get(50, TimeUnit.MILLISECONDS)
+            } catch (_: TimeoutException) {
+                cancellation.check()
+            } catch (error: ExecutionException) {
+                throw error.cause ?: error
+            }
+        }
     }
 
-    @Synchronized
-    internal fun detach() {
-        open = null
+    /** What [use] makes of the [Part] that [open] gives. */
+    inline fun <T> during(crossinline open: () -> Part, use: (Part) -> T): T {
+        val part = call { open().also { if (cancellation.isCancelled) release(it) } }
+        try {
+            return use(part)
+        } finally {
+            if (cancellation.isCancelled) thread(isDaemon = true) { release(part) } else release(part)
+        }
     }
 
-    internal fun close(resource: Closeable) {
+    fun release(resource: Closeable) {
         try {
             resource.close()
         } catch (_: IOException) {
             // What was read is compared with its hash.
         }
+    }
+
+    override fun close() {
+        reader.shutdownNow()
     }
 }

@@ -3,6 +3,7 @@ package ai.edgevlm.install
 import ai.edgevlm.EdgeVLMException
 import ai.edgevlm.bundle.FileInfo
 import java.io.ByteArrayOutputStream
+import java.io.Closeable
 import java.io.File
 import java.io.FileInputStream
 import java.io.FileOutputStream
@@ -16,7 +17,8 @@ internal class Fetch(
     private val options: InstallOptions,
     private val cancellation: Cancellation,
     private val moved: (Long) -> Unit,
-) {
+) : Closeable {
+    private val reader = Reader(cancellation)
     private val buffer = ByteArray(1 shl 16)
 
     /** The most bytes that a file had. */
@@ -25,7 +27,7 @@ internal class Fetch(
     /** A small file, whole. */
     fun small(name: String, largest: Int): ByteArray = trying(name, { 0 }) {
         val out = ByteArrayOutputStream()
-        cancellation.during(source.open(name, 0, cancellation)) { part ->
+        reader.during({ source.open(name, 0, cancellation) }) { part ->
             if ((part.left ?: 0) > largest) throw tooLong(name, largest.toLong())
             each(part) { count ->
                 if (out.size() + count > largest) throw tooLong(name, largest.toLong())
@@ -62,14 +64,13 @@ internal class Fetch(
         reached = file.length()
         trying(name, { reached }) {
             val from = file.length()
-            val part = try {
-                source.open(name, from, cancellation)
+            try {
+                reader.during({ source.open(name, from, cancellation) }) { append(name, info, file, from, it) }
             } catch (error: RangeRefused) {
                 moved(-from)
                 remove(file)
                 throw error
             }
-            cancellation.during(part) { append(name, info, file, from, it) }
             if (file.length() < info.size) throw IOException("the connection was cut after ${file.length()} of ${info.size} bytes")
         }
     }
@@ -101,8 +102,7 @@ internal class Fetch(
         var began = System.nanoTime()
         var got = 0L
         while (true) {
-            cancellation.check()
-            val count = part.stream.read(buffer)
+            val count = reader.call { part.stream.read(buffer) }
             if (count < 0) return
             use(count)
             got += count
@@ -153,6 +153,8 @@ internal class Fetch(
     } catch (error: IOException) {
         throw EdgeVLMException("'$file' cannot be written (${reason(error)}): make room or choose another folder; what was fetched is kept.", error)
     }
+
+    override fun close(): Unit = reader.close()
 
     private fun remove(file: File) {
         if (!file.delete() && file.exists()) throw EdgeVLMException("'$file' cannot be removed: remove it.")

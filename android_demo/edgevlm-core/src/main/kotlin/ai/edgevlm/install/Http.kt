@@ -81,16 +81,15 @@ public class HttpSource(base: String, private val options: HttpOptions = HttpOpt
             val range = if (from > 0) mapOf("Range" to "bytes=$from-") else emptyMap()
             val own = if (origin(at) == origin(first)) options.headers else emptyMap()
             val response = transport.get(at, own + common + range)
+            var part: Part? = null
             try {
-                val next = redirect(response, at) ?: return part(response, name, from)
+                val next = redirect(response, at) ?: return part(response, name, from).also { part = it }
                 check(next)
                 if (at.protocol == "https" && next.protocol != "https") throw refused("it leads from https to ${next.protocol}")
                 at = next
-            } catch (error: Exception) {
-                cancellation.close(response)
-                throw error
+            } finally {
+                if (part == null) response.close()
             }
-            cancellation.close(response)
         }
         throw refused("it leads on more than $MOST_REDIRECTS times")
     }

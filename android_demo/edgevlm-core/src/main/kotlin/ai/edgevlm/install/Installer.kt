@@ -94,30 +94,31 @@ public class Installer(private val target: File, private val options: InstallOpt
         var told = 0L
         var file = Manifest.NAME
         val tell = { progress(Progress(file, done, total)).also { told = done } }
-        val fetch = Fetch(source, options, cancellation) { count ->
+        val moved = { count: Long ->
             done += count
             if (count < 0 || done - told >= STEP) tell()
         }
-        val written = fetch.small(Manifest.NAME, Limits.MANIFEST_FILE)
-        val manifest = manifest(written, source)
-        total = size(manifest)
-        if (Files.exists(target.toPath(), LinkOption.NOFOLLOW_LINKS)) there(written, replace)?.let { return it }
-        prepare(manifest)
-        checkSpace(manifest, total)
-        for ((name, info) in manifest.files) {
+        Fetch(source, options, cancellation, moved).use { fetch ->
+            val written = fetch.small(Manifest.NAME, Limits.MANIFEST_FILE)
+            val manifest = manifest(written, source)
+            total = size(manifest)
+            if (Files.exists(target.toPath(), LinkOption.NOFOLLOW_LINKS)) there(written, replace)?.let { return it }
+            prepare(manifest)
+            checkSpace(manifest, total)
+            for ((name, info) in manifest.files) {
+                cancellation.check()
+                file = name
+                tell()
+                val place = File(work, name)
+                Files.createDirectories(place.parentFile.toPath())
+                fetch.large(name, info, place)
+                tell()
+            }
             cancellation.check()
-            file = name
-            tell()
-            val place = File(work, name)
-            Files.createDirectories(place.parentFile.toPath())
-            fetch.large(name, info, place)
-            tell()
+            File(work, Manifest.NAME).writeBytes(written)
         }
-        val last = File(work, Manifest.NAME)
-        last.writeBytes(written)
         for (each in work.walkTopDown()) settle(each)
         Bundle.open(work)
-        cancellation.check()
         publish()
         return Bundle.open(target)
     }
