@@ -72,20 +72,28 @@ def _segments() -> list[bytes]:
             value = _value(order, kind, 6) if kind in UNITS else b"\6\0\0\0"
             found.append(_exif(_tiff([(0x112, kind, value, max(1, len(value) // UNITS.get(kind, 1)))], order)))
             value = _value(order, kind, 3) if kind in UNITS else b"\3\0\0\0"
-            found.append(_exif(_tiff([(0x112, kind, value, max(1, len(value) // UNITS.get(kind, 1)))], order)) + _xmp(8))
+            found.append(
+                _exif(_tiff([(0x112, kind, value, max(1, len(value) // UNITS.get(kind, 1)))], order)) + _xmp(8)
+            )
         six = (0x112, 3, struct.pack(order + "H", 6), 1)
         make = (0x10F, 2, b"a camera's maker\0", 17)
         whole = _tiff([make, six, (0x112, 3, struct.pack(order + "H", 3), 1)], order)
         found += [_exif(whole[:cut]) for cut in range(len(whole))]
         found += [_exif(whole[:cut]) + _xmp(5) for cut in range(0, len(whole), 5)]
         found += [
-            _exif(b"Exif\0\0" + whole), _exif(b"Exif\0\0Exif\0\0" + whole), _exif(whole[:20]) + _exif(whole[20:]),
-            _exif(whole) + _xmp(8), _xmp(8) + _exif(whole), _exif(_tiff([make], order)) + _xmp(7),
+            _exif(b"Exif\0\0" + whole),
+            _exif(b"Exif\0\0Exif\0\0" + whole),
+            _exif(whole[:20]) + _exif(whole[20:]),
+            _exif(whole) + _xmp(8),
+            _xmp(8) + _exif(whole),
+            _exif(_tiff([make], order)) + _xmp(7),
             _exif(_tiff([(0x112, 3, struct.pack(order + "HHH", 6, 3, 8), 3)], order)),
-            _exif(_tiff([(0x112, 3, b"\0\0\0\0", 0), six], order)), _exif(_tiff([(0x10F, 2, b"x" * 17, 1 << 30), six], order)),
-            _exif(_tiff([(0x10F, 2, b"x" * 17, 40), six], order)), _exif(_tiff([(0x10F, 99, b"x", 1), six], order)),
+            _exif(_tiff([(0x112, 3, b"\0\0\0\0", 0), six], order)),
+            _exif(_tiff([(0x10F, 2, b"x" * 17, 1 << 30), six], order)),
+            _exif(_tiff([(0x10F, 2, b"x" * 17, 40), six], order)),
+            _exif(_tiff([(0x10F, 99, b"x", 1), six], order)),
             _exif(_tiff([(0x112, 99, b"x", 1), six], order)),
-        ]  # fmt: skip
+        ]
         for head in (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0", b"XX*\0", b"II**"):
             found += [_exif(_tiff([six], order, head)), _exif(_tiff([six], order, head)) + _xmp(4)]
         for number in range(60):
@@ -93,9 +101,24 @@ def _segments() -> list[bytes]:
             for _ in range(1 + number % 3):
                 noisy[rng.randrange(len(noisy))] = rng.choice([0, 1, 2, 3, 4, 6, 8, 9, 255, rng.randrange(256)])
             found.append(_exif(bytes(noisy)) + (_xmp(2) if number % 2 else b""))
-    found += [_xmp(value) for value in range(10)] + [_xmp(6, "<tiff:Orientation>{}</tiff:Orientation>"), _xmp(6, "Orientation={}")]
-    found += [_xmp(6) + _xmp(8), _segment(XMP[:-1]), _segment(b"Exif\0"), _segment(b"Exif\0\0"), _segment(b"Exif\0\0") + _xmp(6)]
-    found += [b"\xff\xff\xff" + _xmp(6), b"\xff\xfe\0\4hi" + _xmp(6), b"junk" + _xmp(6), b"\xff\xd0" + _xmp(6), b"\xff\0" + _xmp(6)]
+    found += [_xmp(value) for value in range(10)] + [
+        _xmp(6, "<tiff:Orientation>{}</tiff:Orientation>"),
+        _xmp(6, "Orientation={}"),
+    ]
+    found += [
+        _xmp(6) + _xmp(8),
+        _segment(XMP[:-1]),
+        _segment(b"Exif\0"),
+        _segment(b"Exif\0\0"),
+        _segment(b"Exif\0\0") + _xmp(6),
+    ]
+    found += [
+        b"\xff\xff\xff" + _xmp(6),
+        b"\xff\xfe\0\4hi" + _xmp(6),
+        b"junk" + _xmp(6),
+        b"\xff\xd0" + _xmp(6),
+        b"\xff\0" + _xmp(6),
+    ]
     return found
 
 
@@ -123,7 +146,11 @@ def vectors() -> str:
     files = []
     for order in "<>":
         tiff = _tiff([(0x112, 3, struct.pack(order + "H", 6), 1)], order)
-        files += [_saved("PNG", exif=tiff), _saved("WEBP", exif=b"Exif\0\0" + tiff), _saved("WEBP", exif=tiff, lossless=True)]
+        files += [
+            _saved("PNG", exif=tiff),
+            _saved("WEBP", exif=b"Exif\0\0" + tiff),
+            _saved("WEBP", exif=tiff, lossless=True),
+        ]
         files.append(_saved("WEBP", xmp=b'<a tiff:Orientation="8"/>'))
     files += [_saved("PNG"), _saved("WEBP"), _saved("GIF"), b"", b"\xff\xd8\xff", b"RIFF"]
     data = {
