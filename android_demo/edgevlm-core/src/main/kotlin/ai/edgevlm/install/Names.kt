@@ -44,7 +44,7 @@ internal object Names {
         return false
     }
 
-    private fun folded(name: String): String = normal(normal(name).uppercase(Locale.ROOT).lowercase(Locale.ROOT))
+    private fun folded(name: String): String = normal(normal(name).lowercase(Locale.ROOT).uppercase(Locale.ROOT).lowercase(Locale.ROOT))
 
     private fun normal(text: String): String = Normalizer.normalize(text, Normalizer.Form.NFC)
 }
