@@ -10,6 +10,7 @@ whether the file still holds what they give.
     tokenizers   by name, each a tokenizer.json; "default" is edgevlm/assets/default/tokenizer.json
     texts
     encode       by tokenizer: ids, or hash, of each text
+    cuts         by tokenizer of bytes: the lengths of each text's words, before merges
     decode       by tokenizer: [ids, text, text with special tokens, pieces of a stream, what ends it]
     questions    tokenizer, spec, pictures, ids: those of each text behind the pictures as a question
     prompts      of a family: tokenizer, spec (prompt.json), image (preprocess.json), model (spec of manifest.json) and
@@ -24,6 +25,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import itertools
 import json
 import random
 import sys
@@ -55,11 +57,15 @@ OUT = ROOT / "android_demo/edgevlm-core/src/test/resources/ai/edgevlm/text/text.
 UNICODE = ROOT / "android_demo/edgevlm-core/src/main/resources/ai/edgevlm/text/unicode.bin"
 LONGEST = 24  # ids that are written out
 CHATS = ("smol", "qwen2", "llama3", "gemma", "llama2")  # one of each kind: each gets all texts as prompts, too
+CUTS = (
+    "smol", "default", "qwen2", "qwen3_5", "llama3", "tekken", "deepseek", "o200k", "cl100k", "gpt2", "digits",
+    "merged-previous", "merged-next", "contiguous", "removed",
+)  # fmt: skip
 
 WRITTEN = (
     "", " ", "  ", "\n", "\r\n", "\t", " \n", "\n ", "a", " a", "a ", "  a", "a  b", "a   ",
     "What is in the picture?", "How many shapes are there?\n\nAnswer with a number.",
-    "it's we've I'll they'd don't can'T IT'S WE'VE I'LL it'ſ 'ſ", "1", "12", "123", "1234", "12345678901",
+    "it's we've I'll they'd don't can'T IT'S WE'VE I'LL it'ſ 'ſa it'Sa 'LLama", "1", "12", "123", "1234", "12345678901",
     "3.14159, -2e10 and 1/2", "a1b2c3", "½ ² Ⅷ ٣٤٥ 〇一二三", "\U00011de0\U00011de1 x \U00016ff4", "😀",
     "👩‍👩‍👧‍👦 family", "🇩🇪🇫🇷", "👍🏽👍🏿", "text 😀text😀 text", "مرحبا بالعالم", "שלום עולם",
     "abc‏مرحبا‎ def", "你好，世界！这是什么？", "これは何ですか。カタカナ ｶﾅ", "안녕하세요 세계", "각각 각",
@@ -92,7 +98,7 @@ def texts() -> list[str]:
     made = list(WRITTEN)
     while len(made) < 430:
         made.append("".join(lots.choice(SCRAPS) for _ in range(lots.randint(1, 16))))
-    return made
+    return [*made, *("".join(lots.choice("abcd") for _ in range(lots.randint(5, 50))) for _ in range(60))]
 
 
 def _numbers(packed: bytes) -> Iterator[int]:
@@ -161,16 +167,38 @@ CL100K = (
 )
 
 
+def _whole_words() -> Tokenizer:
+    """Llama 3's, with words that are tokens and that no merges make."""
+    made = tiny.byte_level((), (), [*tiny.isolated(tiny.LFM2_PATTERN), tiny.bytes_alone()])
+    model = json.loads(made.to_str())["model"]
+    vocab = {**model["vocab"]}
+    for word in ("Ġsquares", "ĠPictures", "What", "Ġjumps", "123", "Ñģ", "abab", "ðŁĺĢ"):
+        vocab.setdefault(word, len(vocab))
+    merges = [(first, second) for first, second in model["merges"]]
+    made.model = models.BPE(vocab, merges, ignore_merges=True)
+    made.add_special_tokens([AddedToken(name, normalized=False) for name in ("<|begin_of_text|>", "<|eot_id|>")])
+    return made
+
+
+def _conflicts() -> Tokenizer:
+    """Nearly all merges of up to four of four letters, in any order: most take a letter away from others."""
+    lots = random.Random(3)
+    tokens = ["".join(letters) for size in range(1, 5) for letters in itertools.product("abcd", repeat=size)]
+    merges = [(token[:cut], token[cut:]) for token in tokens for cut in range(1, len(token))]
+    lots.shuffle(merges)
+    vocab = {token: number for number, token in enumerate(["<unk>", " ", *tokens])}
+    made = Tokenizer(models.BPE(vocab, merges[:700], unk_token="<unk>"))
+    made.decoder = decoders.Fuse()
+    return made
+
+
 def tokenizers() -> dict[str, Tokenizer]:
-    words = [*tiny.isolated(tiny.LFM2_PATTERN), tiny.bytes_alone()]
-    llama3 = tiny.byte_level((), ("<|begin_of_text|>", "<|eot_id|>"), words)
-    llama3.model.ignore_merges = True
     return {
         "smol": Tokenizer.from_file(str(ROOT / "tests/vectors/tokenizer.json")),
         "default": Tokenizer.from_file(str(ROOT / "edgevlm/assets/default/tokenizer.json")),
         "qwen2": tiny.qwen(),
         "qwen3_5": tiny.qwen(pattern=tiny.QWEN3_5_PATTERN),
-        "llama3": llama3,
+        "llama3": _whole_words(),
         "tekken": tiny.tekken(("<s>", "</s>", "[INST]")),
         "deepseek": tiny.deepseek(("<image>",), "<image>"),
         "o200k": _bpe([*tiny.isolated(O200K), tiny.bytes_alone()]),
@@ -182,6 +210,7 @@ def tokenizers() -> dict[str, Tokenizer]:
         "llama2": tiny.llama(("<image>",)),
         "llama2-metaspace": tiny.llama(("<image>",), form="metaspace"),
         "metaspace-always": _spread(),
+        "conflicts": _conflicts(),
         "added": _added(),
         "merged-previous": _split("merged_with_previous", False),
         "merged-next": _split("merged_with_next", False),
@@ -202,6 +231,12 @@ def short(ids: Sequence[int]) -> list[int] | str:
 
 def encoded(rules: Tokenizer, wanted: Sequence[str]) -> list[Any]:
     return [short(rules.encode(text, add_special_tokens=False).ids) for text in wanted]
+
+
+def cuts(rules: Tokenizer, wanted: Sequence[str]) -> list[Any]:
+    """How many characters each word of a text has, before its bytes are merged."""
+    normalize = rules.normalizer.normalize_str if rules.normalizer else str
+    return [short([e - s for _, (s, e) in rules.pre_tokenizer.pre_tokenize_str(normalize(text))]) for text in wanted]
 
 
 def decoded(path: Path, wanted: Sequence[str]) -> Iterator[list[Any]]:
@@ -373,6 +408,7 @@ def vectors() -> dict[str, Any]:
             "tokenizers": {name: None if name == "default" else read(folder / f"{name}.json") for name in kinds},
             "texts": [*wanted, *edges],
             "encode": {name: encoded(rules, [*wanted, *edges]) for name, rules in kinds.items()},
+            "cuts": {name: cuts(kinds[name], [*wanted, *edges]) for name in CUTS},
             "decode": {name: list(decoded(folder / f"{name}.json", wanted[:120])) for name in kinds},
             "questions": list(chats(folder, [*wanted, *edges])),
             "prompts": list(families(folder)),

@@ -1,6 +1,8 @@
 package ai.edgevlm.text
 
 import ai.edgevlm.EdgeVLMException
+import ai.edgevlm.Limits
+import ai.edgevlm.Vectors
 import org.junit.jupiter.api.Assertions.assertEquals
 import org.junit.jupiter.api.Assertions.assertTrue
 import org.junit.jupiter.api.Test
@@ -10,6 +12,9 @@ import org.junit.jupiter.params.provider.MethodSource
 
 class TokenizerTest {
     companion object {
+        @JvmStatic
+        fun cutters(): List<String> = (TextVectors.root["cuts"] as Map<*, *>).keys.map { it as String }
+
         @JvmStatic
         fun names(): List<String> = (TextVectors.root["tokenizers"] as Map<*, *>).keys.map { it as String }
     }
@@ -25,6 +30,23 @@ class TokenizerTest {
         if (wrong.isEmpty()) return
         val text = texts[wrong[0]] as String
         assertEquals(wanted[wrong[0]], TextVectors.short(rules.encode(text)), "${wrong.size} of ${texts.size}, such as '$text'")
+    }
+
+    @ParameterizedTest
+    @MethodSource("cutters")
+    fun `words are the library's`(name: String) {
+        val data = (TextVectors.root["tokenizers"] as Map<*, *>)[name]
+        val bytes = if (data == null) Vectors.file("edgevlm/assets/default/tokenizer.json").readBytes() else TextVectors.written(data)
+        val rules = TokenizerFile.parse(bytes, name, Limits.VOCABULARY)
+        val texts = TextVectors.root["texts"] as List<*>
+        val wanted = (TextVectors.root["cuts"] as Map<*, *>)[name] as List<*>
+        assertEquals(texts.size, wanted.size)
+        texts.forEachIndexed { number, text ->
+            val codes = rules.normalize(text as String).codePointArray()
+            val lengths = Ints()
+            if (codes.isNotEmpty()) rules.cuts.cut(Piece(codes, 0, codes.size, true)) { lengths.add(it.end - it.start) }
+            assertEquals(wanted[number], TextVectors.short(lengths.toArray()), "'$text'")
+        }
     }
 
     @ParameterizedTest
