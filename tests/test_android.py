@@ -44,9 +44,16 @@ def test_errors_are_pythons() -> None:
     assert set(kinds) == python - {"GateError"}
 
 
-@pytest.mark.parametrize("tool", ["make_records.py", "make_input_vectors.py", "make_products.py"])
+@pytest.mark.parametrize(
+    "tool", ["make_records.py", "make_input_vectors.py", "make_products.py", "make_exif_vectors.py"]
+)
 def test_records_and_inputs_are_pythons(tool: str) -> None:
     _check(tool)
+
+
+def test_names_are_pythons() -> None:
+    pytest.importorskip("edgevlm.io.names", reason="comes with the rules for names")
+    _check("make_name_vectors.py")
 
 
 @pytest.mark.heavy

@@ -9,6 +9,7 @@ internal object Limits {
     const val TOKENIZER_FILE = 64 shl 20
     const val SPEC_FILE = 1 shl 20
     const val MANIFEST_FILE = 16 shl 20
+    const val BUNDLE_FILES = 4096
 
     // JSON.
     const val JSON_DEPTH = 64
