@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ from edgevlm.generate.loop import GenerateOptions, Pipeline
 from edgevlm.inputs.layout import Layout, Span, behind, merge, positions, unchanged, visible
 from edgevlm.models.spec import Attention, Block, Decoder, Mlp, Rope
 from edgevlm.runtimes import open_runtime
+from edgevlm.runtimes.base import ForkDecoder
 from edgevlm.types import F32
 
 SHORT = GenerateOptions(max_tokens=6, lookup=False)
@@ -272,6 +273,15 @@ def test_overwritten_states_go_back_to_where_they_were_copied(engine: str, tmp_p
         each.answer("And when?", (), long)
     assert chat.turns[-1].answer.ids == other.turns[-1].answer.ids
     assert chat.turns[-1].answer.timings.reused_tokens >= place
+    copied = cast(ForkDecoder, runtime.decoder).copied()
+    kept = {name: np.array(value) for name, value in copied.items()}
+    pipeline.answer([OTHER], SECOND, GenerateOptions(max_tokens=30, ignore_stop=True))
+    for name, value in copied.items():  # a copy, and no view of what the engine goes on to use
+        whole = value
+        while isinstance(whole.base, np.ndarray):
+            whole = whole.base
+        assert whole.flags.owndata
+        np.testing.assert_array_equal(value, kept[name])
     for each in (pipeline, plain):
         each.runtime.close()
 
