@@ -28,7 +28,7 @@ test-heavy: .venv/heavy.done .venv/coreai.done
 
 # Damaged files by the thousand, kills and full disks by the hundred: an hour or so, weekly rather than at each change.
 campaigns: .venv/heavy.done
-	$(PYTEST) -m campaign tests/fuzz
+	$(PYTEST) -m campaign tests/fuzz tests/serve
 
 lint: .venv/test.done
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from edgevlm.export.pipeline import ExportOptions, export_model
 from edgevlm.inputs.layout import Layout, decoder_inputs, visible
 from edgevlm.models.spec import Decoder
 from edgevlm.runtimes.coreml import runtime as coreml
-from edgevlm.runtimes.llama import runtime as llama
+from edgevlm.runtimes.llama import decoder as llama
 from edgevlm.runtimes.ort import states
 from edgevlm.verify.gate import run_gate
 
