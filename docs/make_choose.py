@@ -218,13 +218,7 @@ def blocks(results: dict[str, Any]) -> dict[str, str]:
 
 def page(text: str, results: dict[str, Any]) -> str:
     """The page with its tables written anew; what stands around them stays."""
-    for name, block in blocks(results).items():
-        begin, end = BEGIN.format(name), END.format(name)
-        before, found, rest = text.partition(begin)
-        if not found or end not in rest:
-            sys.exit(f"docs/choose.md lacks the lines around its table {name}.")
-        text = f"{before}{begin}\n{block}\n\n{end}{rest.partition(end)[2]}"
-    return text
+    return str(performance.filled(text, blocks(results), (BEGIN, END), PAGE.name))
 
 
 def main() -> None:

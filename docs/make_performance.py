@@ -307,12 +307,16 @@ def blocks(results: dict[str, Any]) -> dict[str, str]:
 
 
 def page(text: str, results: dict[str, Any]) -> str:
-    """The page with every block written anew; what stands around them stays."""
-    for name, block in blocks(results).items():
-        begin, end = BEGIN.format(name), END.format(name)
+    return filled(text, blocks(results), (BEGIN, END), PAGE.name)
+
+
+def filled(text: str, blocks: dict[str, str], marks: tuple[str, str], where: str) -> str:
+    """The page `where` with every block written anew; what stands around them stays."""
+    for name, block in blocks.items():
+        begin, end = (mark.format(name) for mark in marks)
         before, found, rest = text.partition(begin)
         if not found or end not in rest:
-            sys.exit(f"docs/performance.md lacks the lines around its block {name}.")
+            sys.exit(f"docs/{where} lacks the lines around its block {name}.")
         text = f"{before}{begin}\n{block}\n\n{end}{rest.partition(end)[2]}"
     return text
 

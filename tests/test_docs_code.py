@@ -148,31 +148,24 @@ def has_heavy(page: Path) -> bool:
     return any(block.note == "heavy" for block in blocks(page))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if runs(page, heavy=False)], ids=name)
-def test_blocks_run(
-    page: Path,
-    shipped_bundle: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def reader(
+    shipped_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Reader:
+    """In a folder with the files that pages speak of."""
     prepare(tmp_path, shipped_bundle)
-    reader = Reader(tmp_path, capsys, monkeypatch)
+    return Reader(tmp_path, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runs(page, heavy=False)], ids=name)
+def test_blocks_run(page: Path, reader: Reader) -> None:
     for block in runs(page, heavy=False):
         reader.do(block)
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("page", [page for page in PAGES if has_heavy(page)], ids=name)
-def test_heavy_blocks_run(
-    page: Path,
-    shipped_bundle: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    prepare(tmp_path, shipped_bundle)
-    reader = Reader(tmp_path, capsys, monkeypatch)
+def test_heavy_blocks_run(page: Path, reader: Reader) -> None:
     for block in runs(page, heavy=True):
         reader.do(block)
 

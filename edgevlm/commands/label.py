@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from edgevlm.commands.arguments import bundle_folder, warn_if_failed
-from edgevlm.commands.sampling import sampling_options
+from edgevlm.commands.sampling import ask_options, form_options, sampling_options
 from edgevlm.io.console import meter, note
 from edgevlm.io.signals import Stopped
 
@@ -18,11 +17,7 @@ from edgevlm.io.signals import Stopped
 @click.argument("pictures")
 @click.option("-q", "--question", required=True, metavar="TEXT", help="What is asked about every picture.")
 @click.option("-o", "--out", required=True, metavar="FILE", help="The table: .parquet or .jsonl.")
-@click.option("--schema", metavar="FILE", help="Answer in JSON that this JSON Schema allows.")
-@click.option("--choice", "choices", multiple=True, metavar="TEXT", help="Answer with this text, or another --choice.")
-@click.option("--scores", is_flag=True, help="Also say how probable each --choice is.")
-@click.option("--regex", metavar="R", help="Answer with a text that this regular expression matches as a whole.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. May be repeated.")
+@form_options
 @sampling_options(max_tokens=128)
 @click.option("--tiles", type=int, metavar="N", help="Most tiles per picture; 1 is fastest.  [default: the model's]")
 @click.option("--thinking/--no-thinking", default=None, help="Think before the answer, where the model has a switch.")
@@ -43,11 +38,6 @@ def label(
     pictures: str,
     question: str,
     out: str,
-    schema: str | None,
-    choices: tuple[str, ...],
-    scores: bool,
-    regex: str | None,
-    stop: tuple[str, ...],
     tiles: int | None,
     thinking: bool | None,
     column: str | None,
@@ -58,7 +48,7 @@ def label(
     ray: str | None,
     retry_errors: bool,
     force: bool,
-    **sampling: Any,
+    **chosen: Any,
 ) -> None:
     """Ask the model in BUNDLE one question about each of many PICTURES.
 
@@ -71,18 +61,9 @@ def label(
     folder = bundle_folder(bundle)
 
     from edgevlm.bundle.manifest import open_bundle
-    from edgevlm.generate.chat import AskOptions
-    from edgevlm.io import limits
-    from edgevlm.io.json import read_object
     from edgevlm.label import label as run
 
-    form = None
-    if schema is not None:
-        form = read_object(Path(schema), "name the file of a JSON Schema", largest=limits.SCHEMA)
-    options = AskOptions(
-        schema=form, choices=choices or None, regex=regex, scores=scores, stop=stop, max_tiles=tiles,
-        thinking=thinking, **sampling,
-    )  # fmt: skip
+    options = ask_options(max_tiles=tiles, thinking=thinking, **chosen)
     warn_if_failed(open_bundle(folder))
     begun = False
     with meter("pictures") as show:

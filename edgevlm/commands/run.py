@@ -12,7 +12,7 @@ import click
 from edgevlm.commands.arguments import bundle_folder, given, pictures_and_question
 from edgevlm.commands.engine import EngineChoice, show
 from edgevlm.commands.requests import answer_lines, check_input, figures
-from edgevlm.commands.sampling import sampling_options
+from edgevlm.commands.sampling import ask_options, form_options, sampling_options
 from edgevlm.errors import EdgeVLMError
 from edgevlm.io.console import note, seconds, size, table, write_json
 from edgevlm.io.files import check_new, writing
@@ -37,11 +37,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: all cores]")
 @sampling_options(max_tokens=128)
 @click.option("--lookup/--no-lookup", default=None, help="Repeat known words faster.  [default: if exact]")
-@click.option("--schema", metavar="FILE", help="Answer in JSON that this JSON Schema allows.")
-@click.option("--choice", "choices", multiple=True, metavar="TEXT", help="Answer with this text, or another --choice.")
-@click.option("--scores", is_flag=True, help="Also say how probable each --choice is.")
-@click.option("--regex", metavar="R", help="Answer with a text that this regular expression matches as a whole.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. May be repeated.")
+@form_options
 @click.option("--tiles", type=int, metavar="N", help="Most tiles per picture; 1 is fastest.  [default: the model's]")
 @click.option("--video", metavar="FILE", help="A video to ask about, after the pictures: MP4, MOV, MKV, WebM, AVI.")
 @click.option("--fps", type=float, metavar="F", help="Frames per second of a video.  [default: the model's]")
@@ -62,11 +58,6 @@ def run(
     device: str,
     threads: int | None,
     lookup: bool | None,
-    schema: str | None,
-    choices: tuple[str, ...],
-    scores: bool,
-    regex: str | None,
-    stop: tuple[str, ...],
     tiles: int | None,
     video: str | None,
     fps: float | None,
@@ -79,7 +70,7 @@ def run(
     force: bool,
     timings: bool,
     as_json: bool,
-    **sampling: Any,
+    **chosen: Any,
 ) -> None:
     """Ask the model in BUNDLE a QUESTION about pictures.
 
@@ -107,24 +98,7 @@ def run(
     if video is None and (extra := given("fps", "max_frames")):
         raise EdgeVLMError(f"{extra[0]} is of a video: add --video FILE, or leave it out.")
 
-    from edgevlm.generate.chat import AskOptions
-    from edgevlm.io import limits
-    from edgevlm.io.json import read_object
-
-    form = None
-    if schema is not None:
-        form = read_object(Path(schema), "name the file of a JSON Schema", largest=limits.SCHEMA)
-    options = AskOptions(
-        lookup=lookup,
-        schema=form,
-        choices=choices or None,
-        regex=regex,
-        scores=scores,
-        stop=stop,
-        max_tiles=tiles,
-        thinking=thinking,
-        **sampling,
-    )
+    options = ask_options(lookup=lookup, max_tiles=tiles, thinking=thinking, **chosen)
     engine = EngineChoice(runtime, device, threads, storage, cache)
     if place is not None:
         with engine.open(folder) as pipeline:

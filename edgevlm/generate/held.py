@@ -47,8 +47,11 @@ class Held:
     def begin(self, prompt: Prompt) -> int:
         """Positions of `prompt` that need not be read: all but one at most. They are taken from disk where more of
         them are there."""
-        length, place = self._length(prompt), self._behind_pictures(prompt)
-        if self._stored is None or place <= length or (saved := self._stored.read(prompt, place)) is None:
+        length = self._length(prompt)
+        if self._stored is None:
+            return length
+        place = self._behind_pictures(prompt)
+        if place <= length or (saved := self._stored.read(prompt, place)) is None:
             return length
         assert isinstance(self._decoder, SavedDecoder)
         self.forget()
